@@ -1,0 +1,79 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, then renamed over it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from patholib.errors import PathoError
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes `content` so that `path` holds either the old or the new bytes, whenever the power goes."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(part).chmod(0o666 & ~umask)  # mkstemp makes it private; the file is to be as any other
+        Path(part).replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return path
+
+
+def _unwritable(path: Path, error: OSError) -> PathoError:
+    code = "no_space" if error.errno in (28, 122) else "output_unwritable"  # ENOSPC, EDQUOT
+    return PathoError(code, str(path), f"cannot be written ({error.strerror or error})",
+                      f"Free some space in {path.parent}, or choose another output folder")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8 with \\n line ends on every system."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value) -> Path:
+    """Writes indented JSON with its keys in the given order; NaN is refused, because JSON has none."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path):
+    """Reads JSON, or says which file is not JSON and where it breaks."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PathoError("missing_file", str(path), "does not exist",
+                         "Run the step that writes it, or name another run folder") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PathoError("bad_json", str(path), f"is not valid JSON ({error})", "Restore it or run again") from error
+
+
+def write_table(path: Path, table) -> Path:
+    """Writes a DataFrame as CSV without its index; floats keep the 17 digits that read back exactly."""
+    return write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(value) -> str:
+    """The hexadecimal SHA-256 of any JSON value, the same on every system."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
