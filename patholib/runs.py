@@ -1,0 +1,209 @@
+"""The run folder: what data, recipe, code, versions and seed made it, and whether the images were demo images."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from patholib import __version__, files, manifest, recipes
+from patholib.errors import PathoError
+from patholib.images import Checked
+from patholib.recipes import Recipe
+
+DEMO_NOTE = "Demo images: not a result"
+LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless", "scikit-learn",
+             "matplotlib", "seaborn", "safetensors")
+RESUMABLE = ("epochs", "patience", "precision", "fast")  # a change of these does not make another run
+
+
+@dataclass
+class Run:
+    """An open run folder; it is locked until `close`, or until its process ends in whatever way."""
+
+    dir: Path
+    recipe: Recipe
+    demo: bool
+    fingerprint: str  # digest of the recipe, the data and the split
+    lock: object = None
+
+    @property
+    def note(self) -> str:
+        """What every figure says on its face: nothing for real data, a warning for demo images or a leaky split."""
+        notes = [DEMO_NOTE] * self.demo + ["Split by image: patients leak"] * (self.recipe.group_by == "image")
+        return " - ".join(notes)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every file of the run was written; metrics.json is written last."""
+        return (self.dir / "metrics.json").exists()
+
+    def update(self, **facts) -> None:
+        """Adds facts to run.json."""
+        path = self.dir / "run.json"
+        files.write_json(path, files.read_json(path) | facts)
+
+    def close(self) -> None:
+        """Gives the folder free for another process."""
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+
+def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, resume: str = "auto",
+          name: str | None = None) -> Run:
+    """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
+
+    output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
+    resume: "auto" goes on with such an unfinished run, "must" refuses to start a new one, "never" always does.
+    Errors: output_unwritable, run_locked, nothing_to_resume.
+    """
+    if resume not in ("auto", "must", "never"):
+        raise PathoError("bad_parameter", "resume", f"is {resume!r}", "Use auto, must or never")
+    output = Path(output or os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs").resolve()
+    root = Path(checked.manifest.root).resolve()
+    if output == root or root in output.parents:
+        raise PathoError("output_in_data", str(output), "lies inside the data folder", "Choose an output folder outside")
+    mark = fingerprint(recipe, checked, split)
+    if resume != "never":
+        for folder in _unfinished(output, mark):
+            lock = _lock(folder)
+            if lock is not None:
+                run = Run(folder, recipe, checked.manifest.demo, mark, lock)
+                run.update(recipe=recipe.to_json())
+                return run
+        if resume == "must":
+            raise PathoError("nothing_to_resume", str(output), "holds no unfinished run of this recipe, data and split",
+                             'Pass resume="auto" to start one')
+    return _new(recipe, checked, split, output, mark, name)
+
+
+def fingerprint(recipe: Recipe, checked: Checked, split) -> str:
+    """A digest that changes with anything that decides what is learnt: recipe, image bytes, split."""
+    decisive = {k: v for k, v in recipe.to_json().items() if k not in RESUMABLE}
+    return files.digest([decisive, checked.report["images_sha256"], split[["path", "split"]].to_numpy().tolist()])
+
+
+def open_run(folder: Path) -> Run:
+    """A run folder for reading: explorer, comparison, export."""
+    facts = files.read_json(Path(folder) / "run.json")
+    return Run(Path(folder), recipes.from_json(facts["recipe"]), facts["demo"], facts["fingerprint"])
+
+
+def _new(recipe, checked, split, output, mark, name) -> Run:
+    now = datetime.now(timezone.utc)
+    stem = name or f"{recipe.name}{'-demo' * checked.manifest.demo}-{now:%Y%m%d-%H%M%S}"
+    folder = output / stem
+    number = 2
+    while True:  # mkdir decides who has the name, also between two processes
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = output / f"{stem}-{number}"
+            number += 1
+        except OSError as error:
+            raise PathoError("output_unwritable", str(folder), f"cannot be made ({error.strerror})",
+                             "Choose another output folder") from error
+    lock = _lock(folder)
+    files.write_json(folder / "data_report.json", checked.report)
+    manifest.write_split(split, folder / "split.csv")
+    counts = split.groupby(["split", "label"]).size().unstack(fill_value=0)
+    files.write_json(folder / "run.json", {
+        "name": folder.name, "created": now.isoformat(timespec="seconds"), "status": "started",
+        "demo": checked.manifest.demo, "fingerprint": mark, "seed": recipe.seed, "published": recipe.published,
+        "recipe": recipe.to_json(),
+        "data": {
+            "source": checked.manifest.source, "root_name": root_name(checked.manifest.root),
+            "images": len(split), "groups": int(split["group"].nunique()), "group_by": recipe.group_by,
+            "classes": list(recipe.classes), "images_sha256": checked.report["images_sha256"],
+            "found": checked.manifest.found,
+        },
+        "split": {"path": "split.csv", "sha256": files.sha256(folder / "split.csv"),
+                  "counts": {part: {k: int(v) for k, v in row.items()} for part, row in counts.iterrows()}},
+        "versions": {"python": platform.python_version()} | {n: _version(n) for n in LIBRARIES},
+        "code": {"version": __version__, "commit": _commit()},
+        "machine": machine(),
+    })
+    return Run(folder, recipe, checked.manifest.demo, mark, lock)
+
+
+def root_name(root: Path) -> str:
+    """The last part of the data folder: enough to recognise it, and no path of anybody's machine."""
+    return Path(root).resolve().name
+
+
+def machine() -> dict:
+    """What a timing depends on: system, processor, cores, threads, GPU."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"system": f"{platform.system()} {platform.release()}", "processor": _processor(), "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The git commit of the library's own checkout, with a + where files differ from it; None outside of one."""
+    here = Path(__file__).resolve().parent
+    try:
+        shown = [subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, timeout=10, check=True)
+                 for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return shown[0].stdout.strip() + ("+" if shown[1].stdout.strip() else "")
+
+
+def _unfinished(output: Path, mark: str) -> list[Path]:
+    """Run folders of that fingerprint without metrics.json, the newest first."""
+    found = []
+    for path in output.glob("*/run.json"):
+        if not (path.parent / "metrics.json").exists():
+            facts = files.read_json(path)
+            if facts.get("fingerprint") == mark:
+                found.append((facts["created"], path.parent))
+    return [folder for _, folder in sorted(found, reverse=True)]
+
+
+def _lock(folder: Path):
+    """A lock that vanishes with its process; None where another process holds it."""
+    handle = (folder / "run.lock").open("a+")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        return None
+    return handle
+
+
+def with_classes(recipe: Recipe, source: manifest.Manifest) -> Recipe:
+    """The recipe for the classes and the grouping that the data have."""
+    return replace(recipe, classes=source.classes, positive=source.positive,
+                   group_by=recipe.group_by if recipe.group_by == "image" else source.group_by)

@@ -1,0 +1,418 @@
+"""Training: one path for CPU, GPU and mixed precision, with randomness that is a function of where the run stands.
+
+The order of the images depends on (seed, epoch), a view on (seed, epoch, position, row) and dropout on
+(seed, epoch, step); the learning rate on the epoch and the history. So a checkpoint needs no generator state, and a
+run that was interrupted at any step ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from patholib import augment, checkpoints, evaluation, files, losses, metrics, schedules
+from patholib.errors import PathoError
+from patholib.images import ImageSet, batches
+from patholib.models import Classifier
+from patholib.recipes import Recipe
+from patholib.runs import Run
+
+ORDER, DROPOUT = 1, 2  # purposes of a draw, so that two of them never share a stream
+SAVE_SECONDS = 300.0  # a killed process loses at most this much work
+SAVE_SHARE = 0.01  # and saving costs at most this share of the time
+
+
+@dataclass
+class Progress:
+    """Where a run stands; everything but the tensors that a checkpoint holds."""
+
+    epoch: int  # epochs completed
+    step: int  # steps done in the epoch after them
+    sums: dict[str, float]  # of the epoch in progress: loss, weight, right, images, seconds
+    history: list[dict]  # one row per completed epoch
+    reason: str = ""  # why training ended: "all epochs", "no improvement"; empty while it goes on
+
+    def scores(self, monitor: str) -> list[float]:
+        """The monitored validation metric of every completed epoch."""
+        return [row[f"val_{monitor}"] for row in self.history]
+
+
+NO_SUMS = {"loss": 0.0, "weight": 0.0, "right": 0.0, "images": 0.0, "seconds": 0.0}
+
+
+def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", workers: int = 2,
+        max_hours: float | None = None) -> pd.DataFrame:
+    """Trains `model` on the train part of `images` and leaves the best epoch's weights in it.
+
+    Goes on where the run folder's newest checkpoint stands, whole or in the middle of an epoch; a finished training
+    is not repeated. Writes `checkpoints/`, `history.csv` and `history.json`. Returns the history, one row per epoch.
+    max_hours: stop cleanly after that time, saved. Errors: nonfinite_loss (with the files of the batch), time_is_up,
+    interrupted, single_class.
+    """
+    with torch.random.fork_rng(), _backend(run.recipe.fast):  # the caller's generators and switches stay as they were
+        learner = Learner(model, images, run, choose_device(device), workers)
+        learner.resume()
+        with _Stop(max_hours) as stop:
+            learner.run_epochs(stop)
+    return pd.DataFrame(learner.progress.history)
+
+
+class Learner:
+    """The state of a training and its one step."""
+
+    def __init__(self, model: Classifier, images: ImageSet, run: Run, device: torch.device, workers: int):
+        self.run, self.recipe, self.device, self.workers = run, run.recipe, device, workers
+        self.train, self.val = images.part("train"), images.part("val")
+        self.precision, self.precision_reason = choose_precision(self.recipe.precision, device)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        counts = np.bincount(self.train.labels, minlength=len(images.classes))
+        self._refuse_what_cannot_be_learnt(counts)
+        self.loss = losses.build(self.recipe, counts).to(device)
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.recipe.optimizer]
+        # Every parameter is in the optimizer from the start; what is frozen has no gradient and is passed over.
+        self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.progress = Progress(0, 0, dict(NO_SUMS), [])
+        self.best = copy.deepcopy(model.state_dict())  # replaced by the first epoch's
+        self.saving = Saving(run.dir / "checkpoints")
+
+    def _refuse_what_cannot_be_learnt(self, counts: np.ndarray) -> None:
+        if len(np.unique(self.val.labels)) < 2 and self.recipe.monitor == "auc":
+            raise PathoError("single_class", "validation split", "holds one class only, so its AUC is undefined",
+                             'Split again, or monitor "balanced_accuracy"')
+        steps = self.steps_per_epoch()
+        if steps == 0:
+            raise PathoError("bad_parameter", "batch_size", f"{self.recipe.batch_size} is more than the "
+                             f"{len(self.train)} training images, and drop_last would leave none", "Use a smaller one")
+        last = len(self.train) - (steps - 1) * self.recipe.batch_size
+        if last == 1 and not self.recipe.drop_last:
+            raise PathoError("bad_parameter", "batch_size", "leaves one image for the last batch, which BatchNorm "
+                             "cannot normalise", "Change batch_size, or set drop_last")
+        if not counts.all():
+            raise PathoError("empty_class", "training split", "lacks a class", "Split again or drop the class")
+
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass, without the incomplete last one where the recipe drops it."""
+        share = len(self.train) / self.recipe.batch_size
+        return math.floor(share) if self.recipe.drop_last else math.ceil(share)
+
+    def run_epochs(self, stop: _Stop) -> None:
+        """Trains until the recipe's end, an early stop or a request to stop."""
+        total = self.steps_per_epoch()
+        with tqdm(total=self.recipe.epochs * total, initial=self.progress.epoch * total + self.progress.step,
+                  unit="step", desc="training") as bar:
+            while not self.progress.reason:
+                self.run_epoch(bar, stop)
+                self.progress.reason = self._end_reason()
+                self.saving.due(self, must=bool(self.progress.reason))
+        self.model.load_state_dict(self.best)
+        self.run.update(status="trained", training=self.facts())
+
+    def _end_reason(self) -> str:
+        if self.progress.epoch >= self.recipe.epochs:
+            return "all epochs"
+        scores = self.progress.scores(self.recipe.monitor)
+        return "no improvement" if schedules.should_stop(self.recipe, scores) else ""
+
+    def run_epoch(self, bar, stop: _Stop) -> None:
+        """One pass over the training images from where it stands, one validation, one row of history."""
+        recipe, progress, epoch = self.recipe, self.progress, self.progress.epoch
+        stage = recipe.stage_at(epoch)
+        lr = schedules.rate(recipe, epoch, progress.scores(recipe.monitor))
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.model.freeze(stage.frozen, recipe.batchnorm)
+        self.model.train()
+        order = image_order(self.train.labels, recipe, epoch)
+        done = progress.step * recipe.batch_size
+        started = time.perf_counter()
+        before = progress.sums["seconds"]
+        for batch in batches(self.train, order, recipe.batch_size, self._views(epoch), self.workers,
+                             drop_last=recipe.drop_last, start=done):
+            self.step(batch, epoch)
+            progress.sums["seconds"] = before + time.perf_counter() - started
+            bar.update()
+            if stop.requested:
+                self.saving.write(self)
+                raise stop.error(self.run.dir)
+            self.saving.due(self)
+        self._finish_epoch(stage, lr, bar)
+
+    def _views(self, epoch: int):
+        recipe = self.recipe
+
+        def views(images, rows, positions):
+            return augment.training_views(images, recipe.image_size, recipe.augmentation, recipe.seed, epoch,
+                                          positions, rows)
+
+        return views
+
+    def step(self, batch, epoch: int) -> None:
+        """Forward, backward, clip, update: the same lines for every precision and device."""
+        torch.manual_seed(_seed(self.recipe.seed, DROPOUT, epoch, self.progress.step))
+        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)  # (N, 3, H, W)
+        labels = batch.labels.to(self.device, non_blocking=True)  # (N,)
+        with autocast(self.device, self.precision):
+            logits = self.model(images)  # (N, C)
+        total, weight = self.loss.total(logits.float(), labels)
+        loss = total / weight
+        if not torch.isfinite(loss):
+            raise self._nonfinite(batch, epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)  # clipping is about the true gradient
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        sums = self.progress.sums
+        sums["loss"] += float(total)
+        sums["weight"] += float(weight)
+        sums["right"] += int((logits.argmax(1) == labels).sum())
+        sums["images"] += len(labels)
+        self.progress.step += 1
+
+    def _nonfinite(self, batch, epoch: int) -> PathoError:
+        names = ", ".join(self.train.table["path"].iloc[batch.rows[:8]])
+        lr = self.optimizer.param_groups[0]["lr"]
+        return PathoError("nonfinite_loss", f"epoch {epoch + 1}, step {self.progress.step + 1}",
+                          f"the loss is not finite at learning rate {lr:.3g}; the batch begins with {names}",
+                          "Lower lr, set clip_norm, or look at these images; the last checkpoint is intact")
+
+    def _finish_epoch(self, stage, lr: float, bar) -> None:
+        progress, sums = self.progress, self.progress.sums
+        val = self.validate()
+        row = {
+            "epoch": progress.epoch + 1, "lr": lr, "frozen": stage.frozen,
+            "trainable_share": self.model.trainable_share(), "train_loss": sums["loss"] / sums["weight"],
+            "train_accuracy": sums["right"] / sums["images"], **val,
+            "gap": sums["right"] / sums["images"] - val["val_accuracy"], "seconds": sums["seconds"],
+            "images_per_second": sums["images"] / sums["seconds"], "gpu_memory_mb": gpu_memory_mb(self.device),
+        }
+        progress.history.append(row)
+        scores = progress.scores(self.recipe.monitor)
+        improved = schedules.best_epoch(self.recipe, scores) == progress.epoch
+        if improved:
+            self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            self.saving.best_is_new = True
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, dict(NO_SUMS)
+        files.write_table(self.run.dir / "history.csv", pd.DataFrame(progress.history))
+        files.write_json(self.run.dir / "history.json", progress.history)
+        bar.write(line(row, self.recipe, improved))
+
+    def validate(self) -> dict[str, float]:
+        """Loss and metrics on the validation images as they are; an undefined metric is None."""
+        logits = evaluation.logits(self.model, self.val, self.recipe, self.device, self.precision)  # (N, C)
+        labels = torch.as_tensor(self.val.labels)
+        total, weight = self.loss.total(logits.to(self.device), labels.to(self.device))
+        probs = torch.softmax(logits.double(), 1).numpy()
+        guess, truth = probs.argmax(1), self.val.labels
+        return {
+            "val_loss": float(total / weight), "val_accuracy": float((guess == truth).mean()),
+            "val_balanced_accuracy": metrics.balanced_accuracy(truth, guess),
+            "val_auc": metrics.auc(truth, probs),
+        }
+
+    def state(self) -> dict:
+        """All that a later process needs to go on, in values that weights_only loading admits."""
+        progress = self.progress
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "epoch": progress.epoch, "step": progress.step,
+                "sums": dict(progress.sums), "history": [dict(row) for row in progress.history],
+                "reason": progress.reason, "fingerprint": self.run.fingerprint, "precision": self.precision}
+
+    def resume(self) -> None:
+        """Takes up the newest whole checkpoint of the run folder, if there is one."""
+        state = checkpoints.load(self.saving.folder, "last")
+        if state is None:
+            return
+        if state["fingerprint"] != self.run.fingerprint:
+            raise PathoError("resume_changed", str(self.saving.folder), "was written by another recipe, data or split",
+                             'Start a new run with resume="never"')
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        history = state["history"]
+        reason = "" if state["reason"] == "all epochs" and state["epoch"] < self.recipe.epochs else state["reason"]
+        self.progress = Progress(state["epoch"], state["step"], state["sums"], history, reason)
+        if history:
+            best = schedules.best_epoch(self.recipe, self.progress.scores(self.recipe.monitor)) + 1
+            kept = checkpoints.load(self.saving.folder, "best", best)
+            if kept is None:
+                raise PathoError("checkpoint_damaged", str(self.saving.folder), f"lacks the best epoch's weights ({best})",
+                                 "Restore the folder from a copy, or start a new run")
+            self.best = kept["model"]
+        tqdm.write(f"resumed after epoch {state['epoch']}, step {state['step']} of {self.steps_per_epoch()}")
+
+    def facts(self) -> dict:
+        """What run.json keeps of a training."""
+        scores = self.progress.scores(self.recipe.monitor)
+        best = schedules.best_epoch(self.recipe, scores)
+        return {"ended": self.progress.reason, "epochs": self.progress.epoch, "best_epoch": best + 1,
+                f"best_val_{self.recipe.monitor}": scores[best], "device": str(self.device),
+                "precision": self.precision, "precision_reason": self.precision_reason,
+                "seconds": sum(row["seconds"] for row in self.progress.history)}
+
+
+class Saving:
+    """When a checkpoint is written: often enough to lose little, seldom enough to cost little."""
+
+    def __init__(self, folder):
+        self.folder, self.best_is_new = folder, False
+        self.last, self.cost, self.failures = time.monotonic(), 0.0, 0
+
+    def due(self, learner: Learner, must: bool = False) -> None:
+        """Saves where it must, after SAVE_SECONDS, and at an epoch's end if that costs at most SAVE_SHARE."""
+        waited = time.monotonic() - self.last
+        at_epoch_end = learner.progress.step == 0 and waited * SAVE_SHARE >= self.cost
+        if must or at_epoch_end or waited >= SAVE_SECONDS:
+            self.write(learner, must)
+
+    def write(self, learner: Learner, must: bool = True) -> None:
+        """Writes the best weights if they are new, then the state that refers to them."""
+        started, progress = time.monotonic(), learner.progress
+        try:
+            if self.best_is_new:
+                best = schedules.best_epoch(learner.recipe, progress.scores(learner.recipe.monitor)) + 1
+                checkpoints.save(self.folder, "best", best, {"model": learner.best, "row": progress.history[best - 1]})
+                self.best_is_new = False
+            steps = progress.epoch * learner.steps_per_epoch() + progress.step
+            checkpoints.save(self.folder, "last", steps, learner.state())
+            self.failures = 0
+        except PathoError as error:
+            self.failures += 1
+            if must or self.failures == 3:
+                raise
+            tqdm.write(f"checkpoint not written, training goes on: {error}")
+        self.last = time.monotonic()
+        self.cost = self.last - started
+
+
+class _Stop:
+    """Turns SIGTERM, SIGINT and the end of the allowed time into a request that the step in progress may finish."""
+
+    def __init__(self, max_hours: float | None):
+        self.deadline = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
+        self.signal: int | None = None
+        self.previous = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame) -> None:
+        if self.signal is not None:  # asked twice: leave at once, the files are whole at any moment
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None or time.monotonic() >= self.deadline
+
+    def error(self, folder) -> BaseException:
+        how = 'Run the same cell or command again with resume="auto" to go on'
+        if self.signal == signal.SIGTERM:
+            return SystemExit(143)
+        if self.signal is not None:
+            return KeyboardInterrupt(f"training is saved in {folder.name}. {how}")
+        return PathoError("time_is_up", "max_hours", "the time allowed is over; training is saved", how)
+
+
+def image_order(labels: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
+    """The order of the training images in an epoch, a function of (seed, epoch) alone.
+
+    A permutation, or, with a sampler, as many draws with replacement with every class equally likely.
+    """
+    rng = np.random.default_rng([recipe.seed, ORDER, epoch])
+    if recipe.balance.startswith("sampler"):
+        share = 1.0 / np.bincount(labels)[labels]
+        return rng.choice(len(labels), len(labels), p=share / share.sum())
+    return rng.permutation(len(labels))
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """"auto": a GPU that this torch has kernels for, otherwise the CPU."""
+    usable = torch.cuda.is_available() and _has_kernels()
+    if name == "auto":
+        return torch.device("cuda" if usable else "cpu")
+    if name.startswith("cuda") and not usable:
+        reason = "this torch has no kernels for the GPU" if torch.cuda.is_available() else "there is no CUDA GPU"
+        raise PathoError("no_gpu", "device", f"is {name!r}, but {reason}", 'Use device="auto"; on Kaggle choose T4 x2')
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise PathoError("bad_parameter", "device", f"is {name!r}", 'Use "auto", "cpu" or "cuda"') from None
+
+
+def _has_kernels() -> bool:
+    major, minor = torch.cuda.get_device_capability()
+    built = [a.split("_")[1] for a in torch.cuda.get_arch_list() if a.startswith("sm_")]
+    return any(int(a[:-1]) == major and int(a[-1]) <= minor for a in built if a.isdigit())
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """The arithmetic of the forward pass and why: bf16 where a GPU computes it itself, fp16 with scaling before."""
+    if wanted != "auto":
+        return wanted, "as the recipe says"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU computes bf16 natively"
+        return "fp16", "this GPU only emulates bf16"
+    return "fp32", "on a CPU it gives the same numbers everywhere"
+
+
+def autocast(device: torch.device, precision: str):
+    """The mixed-precision context; fp32 is the same context, switched off."""
+    dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+@contextlib.contextmanager
+def _backend(fast: bool):
+    """cudnn autotuning and TF32 products where speed is asked for, deterministic kernels otherwise; put back after."""
+    before = (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(),
+              torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it
+    torch.backends.cudnn.benchmark = fast
+    torch.set_float32_matmul_precision("high" if fast else "highest")
+    torch.use_deterministic_algorithms(not fast, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.set_float32_matmul_precision(before[1])
+        torch.use_deterministic_algorithms(before[2], warn_only=before[3])
+
+
+def gpu_memory_mb(device: torch.device) -> float | None:
+    """The most memory the process has held on the GPU, in MB; None without one."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+
+
+def line(row: dict, recipe: Recipe, improved: bool) -> str:
+    """One plain line per epoch, for logs."""
+    score = row[f"val_{recipe.monitor}"]
+    shown = "undefined" if score is None else f"{score:.4f}"
+    return (f"epoch {row['epoch']:>3}/{recipe.epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
+            f"val loss {row['val_loss']:.4f}  val {recipe.monitor.replace('_', ' ')} {shown}{' *' * improved}  "
+            f"{row['images_per_second']:.0f} images/s")
+
+
+def _seed(*parts: int) -> int:
+    """One 63-bit seed from several whole numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(2, np.uint32).astype(np.uint64) @ np.array(
+        [1, 1 << 31], dtype=np.uint64)) & (2**63 - 1)

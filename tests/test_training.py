@@ -1,0 +1,289 @@
+"""Training learns what is there, does not learn what is not, and an interruption changes nothing."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from patholib import checkpoints, recipes, training
+from patholib.errors import PathoError
+from patholib.images import ImageSet
+from patholib.models import build
+from patholib.recipes import BREAKHIS, Stage
+from patholib.runs import Run
+
+TINY = replace(recipes.from_scratch(BREAKHIS), arch="resnet18", image_size=32, batch_size=8, epochs=2, head_width=16,
+               lr=1e-3, patience=0)
+
+
+def image_set(train=32, val=16, seed=0, cue=60):
+    """Images of noise whose first class is darker; cue=0 leaves nothing to learn."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(train + val) % 2
+    pixels = rng.integers(0, 120, (train + val, 37, 37, 3)) + cue * labels[:, None, None, None]
+    table = pd.DataFrame({
+        "path": [f"image{i:03}.png" for i in range(train + val)], "label": np.array(BREAKHIS.classes)[labels],
+        "case": [f"case{i}" for i in range(train + val)], "group": [f"case{i}" for i in range(train + val)],
+        "row": np.arange(train + val), "split": ["train"] * train + ["val"] * val,
+    })
+    return ImageSet(pixels.astype(np.uint8), table, BREAKHIS.classes)
+
+
+def open_run(folder, recipe=TINY):
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "run.json").exists():
+        (folder / "run.json").write_text("{}")
+    return Run(folder, recipe, demo=False, fingerprint="same")
+
+
+def train(folder, recipe=TINY, images=None, **options):
+    model = build(recipe)
+    history = training.fit(model, images if images is not None else image_set(), open_run(folder, recipe), "cpu",
+                           **options)
+    return model, history
+
+
+def same_bits(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def without_time(history):
+    return history.drop(columns=["seconds", "images_per_second"])
+
+
+def test_a_planted_cue_is_learnt_and_the_history_is_kept(tmp_path):
+    model, history = train(tmp_path, replace(TINY, epochs=4))
+    assert history["val_auc"].iloc[-1] > 0.95
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    stored = pd.read_csv(tmp_path / "history.csv")
+    assert np.allclose(stored["val_loss"], history["val_loss"], rtol=0, atol=0)
+    assert json.loads((tmp_path / "history.json").read_text())[3]["train_loss"] == history["train_loss"].iloc[3]
+    assert {"lr", "frozen", "trainable_share", "train_accuracy", "val_balanced_accuracy", "gap", "seconds",
+            "images_per_second", "gpu_memory_mb"} < set(history)
+
+
+def test_shuffled_labels_are_not_learnt(tmp_path):
+    images = image_set(train=64, val=64, cue=60)
+    rng = np.random.default_rng(1)
+    table = images.table.assign(label=rng.permutation(images.table["label"].to_numpy()))
+    _, history = train(tmp_path, replace(TINY, epochs=3), replace(images, table=table))
+    assert history["val_auc"].between(0.3, 0.7).all()  # three standard errors of an AUC of 0.5 at 32 against 32
+
+
+def test_the_weights_of_the_best_epoch_are_returned(tmp_path):
+    recipe = replace(TINY, epochs=4)
+    model, history = train(tmp_path, recipe)
+    best = int(history["val_auc"].to_numpy().argmax()) + 1
+    kept = checkpoints.load(tmp_path / "checkpoints", "best", best)["model"]
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+
+
+class Killed(Exception):
+    """Stands for a process that ends without a word."""
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_resuming_after_any_step_changes_nothing(tmp_path, monkeypatch, step):
+    straight, expected = train(tmp_path / "straight")
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)  # a checkpoint after every step
+    original = training.Learner.step
+    seen = []
+
+    def dying(self, batch, epoch):
+        if len(seen) == step:
+            raise Killed
+        seen.append(epoch)
+        original(self, batch, epoch)
+
+    monkeypatch.setattr(training.Learner, "step", dying)
+    if step < 8:
+        with pytest.raises(Killed):
+            train(tmp_path / "broken")
+    monkeypatch.setattr(training.Learner, "step", original)
+    resumed, history = train(tmp_path / "broken", workers=1 + step % 3)
+    assert same_bits(straight, resumed)
+    pd.testing.assert_frame_equal(without_time(expected), without_time(history))
+
+
+def test_resuming_through_stages_plateau_and_best_changes_nothing(tmp_path, monkeypatch):
+    recipe = replace(TINY, epochs=4, stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)), schedule="plateau",
+                     plateau_patience=0, balance="sampler", optimizer="adamw", batchnorm="adapt", clip_norm=0.5)
+    straight, expected = train(tmp_path / "straight", recipe)
+    original = training.Learner._finish_epoch
+    for epochs in (1, 3):
+        def dying(self, *args, epochs=epochs):
+            original(self, *args)
+            if self.progress.epoch == epochs:
+                self.saving.write(self)
+                raise Killed
+
+        monkeypatch.setattr(training.Learner, "_finish_epoch", dying)
+        with pytest.raises(Killed):
+            train(tmp_path / "broken", recipe)
+    monkeypatch.setattr(training.Learner, "_finish_epoch", original)
+    resumed, history = train(tmp_path / "broken", recipe)
+    assert same_bits(straight, resumed)
+    pd.testing.assert_frame_equal(without_time(expected), without_time(history))
+    assert list(history["frozen"]) == [5, 5, 0, 0]
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "step", "sums", "history", "epoch"])
+def test_every_part_of_a_checkpoint_is_needed(tmp_path, monkeypatch, part):
+    """Forgetting any one part when resuming must change the result, or the tests above would prove nothing."""
+    recipe = replace(TINY, schedule="plateau", plateau_patience=0)
+    straight, expected = train(tmp_path / "straight", recipe)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    original, load = training.Learner.step, checkpoints.load
+    seen = []
+
+    def dying(self, batch, epoch):
+        if len(seen) == 6:
+            raise Killed
+        seen.append(epoch)
+        original(self, batch, epoch)
+
+    monkeypatch.setattr(training.Learner, "step", dying)
+    with pytest.raises(Killed):
+        train(tmp_path / "broken", recipe)
+    monkeypatch.setattr(training.Learner, "step", original)
+    blank = {"model": build(replace(recipe, seed=9)).state_dict(), "step": 0, "sums": dict(training.NO_SUMS),
+             "epoch": 0, "history": []}
+    blank["optimizer"] = torch.optim.Adam(build(recipe).parameters(), lr=recipe.lr,
+                                          weight_decay=recipe.weight_decay).state_dict()
+
+    def forgetful(folder, kind, step=None):
+        state = load(folder, kind, step)
+        return state | {part: blank[part]} if kind == "last" else state
+
+    monkeypatch.setattr(checkpoints, "load", forgetful)
+    resumed, history = train(tmp_path / "broken", recipe)
+    same = without_time(expected).equals(without_time(history)) and same_bits(straight, resumed)
+    assert not same
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    model, history = train(tmp_path)
+    monkeypatch.setattr(training.Learner, "step", lambda *_: pytest.fail("trained again"))
+    again, same = train(tmp_path)
+    assert same_bits(model, again)
+    pd.testing.assert_frame_equal(history, same)
+
+
+def test_more_epochs_go_on_where_a_finished_run_ended(tmp_path):
+    recipe = replace(TINY, schedule="constant")
+    train(tmp_path, replace(recipe, epochs=1))
+    longer, history = train(tmp_path, replace(recipe, epochs=2))
+    straight, expected = train(tmp_path / "straight", replace(recipe, epochs=2))
+    assert same_bits(longer, straight)
+    pd.testing.assert_frame_equal(without_time(expected), without_time(history))
+
+
+def test_another_recipe_does_not_take_up_the_checkpoint(tmp_path):
+    train(tmp_path)
+    run = replace(open_run(tmp_path), fingerprint="other")
+    with pytest.raises(PathoError) as stopped:
+        training.fit(build(TINY), image_set(), run, "cpu")
+    assert stopped.value.code == "resume_changed"
+
+
+def test_the_time_limit_saves_and_says_how_to_go_on(tmp_path):
+    with pytest.raises(PathoError, match="resume") as stopped:
+        train(tmp_path, max_hours=0.0)
+    assert stopped.value.code == "time_is_up"
+    resumed, _ = train(tmp_path)
+    straight, _ = train(tmp_path / "straight")
+    assert same_bits(resumed, straight)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_finishes_the_step_and_saves(tmp_path, monkeypatch, number, error):
+    original, seen = training.Learner.step, []
+
+    def signalled(self, batch, epoch):
+        seen.append(epoch)
+        if len(seen) == 3:
+            os.kill(os.getpid(), number)
+        original(self, batch, epoch)
+
+    handler = signal.getsignal(number)
+    monkeypatch.setattr(training.Learner, "step", signalled)
+    with pytest.raises(error):
+        train(tmp_path)
+    assert signal.getsignal(number) is handler
+    assert checkpoints.load(tmp_path / "checkpoints", "last")["step"] == 3
+    monkeypatch.setattr(training.Learner, "step", original)
+    resumed, _ = train(tmp_path)
+    straight, _ = train(tmp_path / "straight")
+    assert same_bits(resumed, straight)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_files_of_the_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.losses, "build", lambda *_: NotFinite())
+    with pytest.raises(PathoError, match=r"image\d{3}\.png") as stopped:
+        train(tmp_path)
+    assert stopped.value.code == "nonfinite_loss" and "epoch 1, step 1" in stopped.value.subject
+
+
+class NotFinite(torch.nn.Module):
+    def total(self, logits, labels):
+        return logits.sum() * float("nan"), torch.tensor(1.0)
+
+
+def test_a_failed_checkpoint_does_not_end_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    original, calls = checkpoints.save, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) in (2, 5):
+            raise PathoError("no_space", "checkpoints", "the disk is full", "Free some")
+        return original(*args)
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    _, history = train(tmp_path)
+    assert len(history) == 2
+
+
+def test_the_callers_generators_and_switches_are_left_alone(tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    train(tmp_path, replace(TINY, epochs=1))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_alone():
+    labels = np.array([0] * 90 + [1] * 10)
+    a = training.image_order(labels, TINY, 3)
+    assert (a == training.image_order(labels, TINY, 3)).all() and sorted(a) == list(range(100))
+    assert (a != training.image_order(labels, TINY, 4)).any()
+    assert (a != training.image_order(labels, replace(TINY, seed=1), 3)).any()
+
+
+def test_a_sampler_draws_every_class_equally_often():
+    labels = np.array([0] * 900 + [1] * 100)
+    drawn = labels[training.image_order(labels, replace(TINY, balance="sampler"), 0)]
+    assert len(drawn) == 1000 and abs(drawn.mean() - 0.5) < 0.05  # three standard errors
+
+
+def test_what_cannot_be_learnt_is_refused_at_once(tmp_path):
+    images = image_set()
+    with pytest.raises(PathoError, match="batch_size"):
+        train(tmp_path / "a", replace(TINY, batch_size=64), images)
+    one_class = images.table.assign(label=np.where(images.table["split"] == "val", "benign", images.table["label"]))
+    with pytest.raises(PathoError, match="one class"):
+        train(tmp_path / "b", TINY, replace(images, table=one_class))
+    with pytest.raises(PathoError, match="device"):
+        training.choose_device("cuda:7")
+
+
+def test_precision_is_off_or_on_in_the_same_lines(tmp_path):
+    _, history = train(tmp_path, replace(TINY, precision="bf16", epochs=3))
+    assert history["val_auc"].iloc[-1] > 0.9
+    assert training.choose_precision("auto", torch.device("cpu"))[0] == "fp32"
