@@ -91,6 +91,12 @@ def _refuse_collisions(paths: Iterable[str]) -> None:
     stop_on(twins, "Rename or remove one of each pair")
 
 
+def in_several(table: pd.DataFrame, ids: str, column: str) -> list[str]:
+    """The ids that occur with more than one value of `column`, in order: patients in two classes, say."""
+    different = table[[ids, column]].drop_duplicates()[ids]
+    return sorted(set(different[different.duplicated()]))
+
+
 # --- problems, all at once --------------------------------------------------------------------------------------------
 
 def shown(text: str) -> str:
