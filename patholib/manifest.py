@@ -10,6 +10,7 @@ import csv
 import functools
 import hashlib
 import io
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ from patholib.files import sha256, write_table, write_text
 
 SPLITS = ("train", "val", "test")
 UNIT = 1 << 24  # one whole class in the integers `_improve` counts with: no rounding, so every machine agrees
+UNWRITABLE = re.compile("[\r\ud800-\udfff]")  # a lone \\r ends a CSV line; surrogates stand for bytes of no text
 SWAPS_UP_TO = 1000  # groups; above that single groups are so small that moving them one by one is exact enough
 
 
@@ -31,7 +33,8 @@ SWAPS_UP_TO = 1000  # groups; above that single groups are so small that moving 
 class Manifest:
     """One row per image, sorted by path, with every id that must be kept out of a second split.
 
-    Raises PathoError: `bad_manifest` (columns, classes), `name_collision` (two paths that are one file on some system).
+    Raises PathoError: `bad_manifest` (columns, classes), `name_collision` (two paths that are one file on some system),
+    `unwritable_name`.
     """
 
     table: pd.DataFrame  # path (posix, relative to root), label, then text columns; a missing text is ""
@@ -55,6 +58,9 @@ class Manifest:
             if not all(isinstance(value, str) for value in self.table[name]):
                 raise PathoError("bad_manifest", name, "holds values that are not text",
                                  'Write a missing value as "" and numbers as text')
+            stop_on([("unwritable_name", text, f"in column {name} holds a carriage return or bytes that are not UTF-8")
+                     for text in self.table[name] if UNWRITABLE.search(text)],
+                    "Rename it: no CSV file could hold it")
         for name in ("path", *self.levels):
             if (self.table[name] == "").any():
                 raise PathoError("bad_manifest", name, "is empty in some rows", "Give every image an id of its own")
@@ -85,9 +91,10 @@ def _refuse_collisions(paths: Iterable[str]) -> None:
     """Windows and macOS see one file in `A.png` and `a.png`, and in the two ways Unicode writes an accent."""
     seen, twins = {}, []
     for path in paths:
-        other = seen.setdefault(unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold()), path)
-        if other is not path:
-            twins.append(("name_collision", path, f"cannot be told from {shown(other)} on every system"))
+        plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+        if plain in seen:
+            twins.append(("name_collision", path, f"cannot be told from {shown(seen[plain])} on every system"))
+        seen[plain] = path
     stop_on(twins, "Rename or remove one of each pair")
 
 

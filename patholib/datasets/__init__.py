@@ -68,18 +68,19 @@ def read(where: str | Path, missing: str = "error") -> Manifest:
     """
     from patholib.datasets import breakhis, isic2019, table
 
-    if where in KINDS:
-        found = find(where)
+    kind = where if where in KINDS else None
+    if kind:
+        found = find(kind)
         if found.demo:
-            raise PathoError("data_root", str(where), f"was not found; tried {', '.join(found.tried) or 'nothing'}",
+            raise PathoError("data_root", kind, f"was not found; tried {', '.join(found.tried) or 'nothing'}",
                              "Give its path, or set PATHOLIB_DATA to it")
         where = found.path
     path = Path(where).expanduser()
     if path.is_file():
         return isic2019.read(path, missing) if path.name == isic2019.TRUTH else table.read(path, missing=missing)
-    if isic2019.locate(path):
+    if kind == "isic2019" or (kind is None and isic2019.locate(path)):
         return isic2019.read(path, missing)
-    if breakhis.locate(path):
+    if kind == "breakhis" or breakhis.locate(path):
         return breakhis.read(path)
     raise not_there(None, path, "path")
 
