@@ -1,0 +1,110 @@
+"""Your own images: a CSV with the columns path, label and group (the patient), one row per image."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import Path, PureWindowsPath
+
+import pandas as pd
+
+from patholib.datasets import demo_folder
+from patholib.errors import PathoError, nearest
+from patholib.manifest import Manifest, first, in_several, read_csv, stop_on
+
+ALIASES = {"path": ("file", "image"), "group": ("patient", "case", "lesion")}  # the coarsest id first
+SUBGROUP_VALUES = (2, 12)  # a further column with so many different values is reported apart
+
+
+def read(path: Path, positive: str | None = None, missing: str = "error") -> Manifest:
+    """The manifest of a CSV `path,label,group[,...]`; classes in alphabetical order, further columns kept as text.
+
+    Image paths count from the folder of the CSV and do not leave it, unless they are absolute; \\ is read as /.
+    Also accepted, and said in `found`: file or image for path; patient, case or lesion for group. A column `split`
+    is kept as `given_split` but never used. A row without a group is a group of its own.
+    positive: the class whose sensitivity is reported. No class is singled out unless it is named: what counts as
+    a finding cannot be read off a label. missing: "error", or "skip" to leave out rows without a file.
+    Raises PathoError: `missing_file`, `csv_format`, `bad_label`, `path_outside_root`, `rows_without_files`,
+    `single_class`, `unknown_class`, `name_collision`.
+    """
+    if missing not in ("error", "skip"):
+        raise PathoError("bad_parameter", f"missing={missing!r}", "is not known", "Use 'error' or 'skip'")
+    path = Path(path)
+    table = read_csv(path)
+    root = path.absolute().parent
+    renamed = _standard_names(path.name, table)
+    table = table.rename(columns=renamed)
+    table["path"] = _paths(path.name, table, root)
+    empty = table.index[table["label"].str.strip() == ""]
+    stop_on([("bad_label", f"{path.name} line {line}", "has no label") for line in empty], "Write a class in every row")
+    there = table["path"].map(lambda name: os.path.lexists(root / name))  # what it is, the image check will say
+    without = table.loc[~there, "path"].tolist()
+    if without and (missing == "error" or not there.any()):
+        raise PathoError("rows_without_files", path.name,
+                         f"{len(without)} of {len(table)} rows have no file ({', '.join(first(without)['first'])})",
+                         f"Paths count from {root}; correct them, or pass missing=\"skip\" to leave these rows out")
+    table = table[there]
+    alone = table["group"] == ""
+    table["group"] = table["group"].mask(alone, table["path"])
+    classes = tuple(sorted(set(table["label"])))
+    if len(classes) < 2:
+        raise PathoError("single_class", path.name, f"holds {len(classes)} classes, and one cannot be learnt",
+                         "Add images of another class")
+    if positive is not None and positive not in classes:
+        raise PathoError("unknown_class", f"positive={positive!r}", "is no label", nearest(positive, classes))
+    order = ["path", "label", "group"]
+    further = [name for name in table.columns if name not in order]
+    found = {
+        "images": len(table), "groups": table["group"].nunique(), "columns": renamed,
+        "rows_without_file": first(without), "rows_without_group": int(alone.sum()),
+        "groups_in_two_classes": first(in_several(table, "group", "label")),
+    }
+    if "given_split" in further:
+        counts = table["given_split"].value_counts().sort_index()
+        found["given_split"] = {**{name: int(n) for name, n in counts.items()},
+                                "groups_in_two": len(in_several(table, "group", "given_split"))}
+    low, high = SUBGROUP_VALUES
+    subgroups = tuple(n for n in further if n != "given_split" and low <= table[n].nunique() <= high)
+    return Manifest(table=table[order + further], root=root, classes=classes, positive=positive, group_by="group",
+                    levels=("group",), subgroups=subgroups, source="table", demo=demo_folder(root) is not None,
+                    found=found)
+
+
+def _standard_names(name: str, table: pd.DataFrame) -> dict[str, str]:
+    """How columns are to be renamed; refuses a table without path, label or group, or with names that are ours."""
+    names = list(table.columns)
+    renamed, problems = {}, []
+    for column in ("path", "label", "group"):
+        other = next((alias for alias in (column, *ALIASES.get(column, ())) if alias in names), None)
+        if other is None:
+            also = f" (or {', '.join(ALIASES[column])})" if column in ALIASES else ""
+            problems.append(("csv_format", f"{name} column {column}{also}", f"is missing; {nearest(column, names)}"))
+        elif other != column:
+            renamed[other] = column
+    if "split" in names:
+        renamed["split"] = "given_split"
+    labels = set(table["label"]) if "label" in names else set()
+    ours = {"row", "given_split", "given_group", *(f"p_{label}" for label in labels)} & set(names)
+    problems += [("csv_format", f"{name} column {column}", "is a name kept for results") for column in sorted(ours)]
+    stop_on(problems, "Rename or add the columns. group is the patient or lesion an image is of: images of one group "
+            "are never shared between splits; if every image is of another patient, number the rows in that column")
+    return renamed
+
+
+def _paths(name: str, table: pd.DataFrame, root: Path) -> list[str]:
+    """Posix paths, relative to `root` where they lie in it."""
+    paths, problems = [], []
+    for line, text in table["path"].items():
+        where = f"{name} line {line}"
+        path = posixpath.normpath(text.replace("\\", "/")) if text.strip() else ""
+        if Path(path).is_absolute():
+            path = Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
+        elif not path:
+            problems.append(("csv_format", where, "has no path"))
+        elif path.split("/")[0] == "..":
+            problems.append(("path_outside_root", where, f"{text!r} leaves the folder of the CSV"))
+        elif PureWindowsPath(path).drive:
+            problems.append(("path_outside_root", where, f"{text!r} is on a drive of another system"))
+        paths.append(path)
+    stop_on(problems, "Write paths that count from the folder of the CSV, or absolute ones")
+    return paths

@@ -1,0 +1,477 @@
+"""Finding the data and reading them: BreakHis, ISIC 2019 and tables of one's own."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from patholib import datasets
+from patholib.datasets import breakhis, isic2019, table
+from patholib.errors import PathoError
+
+
+def real(part: str) -> Path:
+    folder = os.environ.get("PATHOLIB_REAL_DATA")
+    if not folder:
+        pytest.skip("PATHOLIB_REAL_DATA is unset: no real data to read")
+    return Path(folder) / part
+
+
+def refusal(code, call, *args, **kwargs):
+    with pytest.raises(PathoError) as caught:
+        call(*args, **kwargs)
+    assert caught.value.code == code, caught.value
+    return caught.value
+
+
+def put(folder, *paths):
+    """Empty files: the readers look at names, the image check at pixels."""
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+    return folder
+
+
+BENIGN = "benign/SOB/adenosis/SOB_B_A_14-22549AB/40X/SOB_B_A-14-22549AB-40-001.png"
+MALIGNANT = "malignant/SOB/ductal_carcinoma/SOB_M_DC_14-2523/100X/SOB_M_DC-14-2523-100-010.png"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """The official tree, as it is unpacked."""
+    return put(tmp_path, *(f"BreaKHis_v1/histology_slides/breast/{path}" for path in (BENIGN, MALIGNANT)))
+
+
+# --- BreakHis ---------------------------------------------------------------------------------------------------------
+
+def test_a_name_is_read_by_hand():
+    assert breakhis.parse("SOB_B_TA-14-16184CD-40-021.png") == (
+        "benign", "tubular_adenoma", "14-16184CD", "14-16184", "40", "021")
+    assert breakhis.parse("SOB_M_PC-15-190EF-400-003") == (
+        "malignant", "papillary_carcinoma", "15-190EF", "15-190", "400", "003")
+
+
+@pytest.mark.parametrize("name", ["SOB_B_DC-14-2523-40-001.png", "SOB_B_A-14-22549AB-50-001.png", "x.png", "",
+                                  "SOB_B_A-14-22549ab-40-001.png", "SOB_B_A-14-22549AB-40-001 (1).png",
+                                  "SOB_B_A-14-22549AB-40-001.png.png", "SOB_B_A-١٤-22549AB-40-001.png"])
+def test_d28_other_names_say_nothing(name):
+    assert breakhis.parse(name) is None
+
+
+def test_all_names_of_the_real_40x_set_are_read():
+    names = pd.read_csv(real("breakhis/names_40x.csv"))
+    data = breakhis.from_names(names["image"])
+    assert len(data.table) == 1995
+    assert data.table["label"].value_counts().to_dict() == {"malignant": 1370, "benign": 625}
+    assert (data.found["slides"], data.found["cases"]) == (81, 70)
+    assert data.found["slides_in_two_subtypes"] == {"count": 1, "first": ["14-13412"]}
+    assert data.found["cases_in_two_classes"]["count"] == 0
+    truth = names.set_index("image")["label"].map({0: "benign", 1: "malignant"})
+    assert (data.table.set_index("path")["label"] == truth.sort_index()).all()
+    assert (data.group_by, data.levels, data.positive) == ("case", ("slide", "case"), "malignant")
+
+
+@pytest.mark.parametrize("level", ["", "BreaKHis_v1", "BreaKHis_v1/histology_slides",
+                                   "BreaKHis_v1/histology_slides/breast"])
+def test_the_tree_is_read_the_same_from_any_level_above_the_classes(tree, level):
+    data = breakhis.read(tree / level)
+    assert data.table["path"].tolist() == [BENIGN, MALIGNANT]
+    assert data.root == tree / "BreaKHis_v1/histology_slides/breast"
+    assert data.table["magnification"].tolist() == ["40", "100"]
+    assert all((data.root / path).is_file() for path in data.table["path"])
+
+
+def test_the_real_tree_is_read():
+    data = breakhis.read(real("breakhis"))
+    assert data.found["images"] == 10 and data.classes == ("benign", "malignant") and not data.demo
+
+
+@pytest.mark.parametrize("doubled", ["BreaKHis_v1/BreaKHis_v1/histology_slides/breast",
+                                     "breakhis/BreaKHis_v1/histology_slides/breast"])
+def test_kaggles_doubled_folder_is_read(tmp_path, doubled):
+    put(tmp_path, f"{doubled}/{BENIGN}", f"{doubled}/{MALIGNANT}")
+    assert breakhis.read(tmp_path).table["path"].tolist() == [BENIGN, MALIGNANT]
+
+
+def test_given_train_and_test_folders_are_counted_but_not_used(tmp_path):
+    name = "SOB_B_A-14-22549AB-40-00{}.png"
+    put(tmp_path, "BreaKHis 400X/train/benign/" + name.format(1), "BreaKHis 400X/test/benign/" + name.format(2),
+        "BreaKHis 400X/train/malignant/SOB_M_DC-14-2523-40-001.png",
+        "BreaKHis 400X/test/malignant/SOB_M_DC-14-2773-40-001.png")
+    data = breakhis.read(tmp_path)
+    assert data.found["given_split"] == {"test": 2, "train": 2, "cases_in_two": 1}
+    assert set(data.table["given_split"]) == {"train", "test"} and "split" not in data.table
+
+
+def test_d41_a_level_too_low_names_the_right_path(tree):
+    error = refusal("data_root", breakhis.read, tree / "BreaKHis_v1/histology_slides/breast/benign/SOB")
+    assert str(tree / "BreaKHis_v1/histology_slides/breast") in error.remedy
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "other"])
+def test_d41_a_root_without_data_is_refused(tmp_path, kind):
+    put(tmp_path, "file", "other/cat.png")
+    (tmp_path / "empty").mkdir()
+    for read in (breakhis.read, isic2019.read, datasets.read):
+        if not (kind == "file" and read is datasets.read):  # there a file is a table
+            refusal("data_root", read, tmp_path / kind)
+
+
+def test_two_trees_side_by_side_are_refused(tmp_path):
+    for copy in "ab":
+        put(tmp_path / copy, BENIGN, MALIGNANT)
+    assert "side by side" in refusal("data_root", breakhis.read, tmp_path).reason
+
+
+def test_d28_d29_every_bad_name_and_folder_is_told_at_once(tree):
+    breast = tree / "BreaKHis_v1/histology_slides/breast"
+    put(breast, "benign/SOB/adenosis/photo.png",
+        "malignant/SOB_B_A-14-22549AB-40-002.png",
+        BENIGN.replace("/40X/", "/200X/"),
+        MALIGNANT.replace("14-2523/", "14-2524/"),
+        MALIGNANT.replace("ductal", "lobular"))
+    error = refusal("label_mismatch", breakhis.read, tree)
+    assert "4 label_mismatch, 1 name_pattern" in error.reason
+    for told in ("photo.png", "SOB_<B|M>_", "lies in 200X, its name says 40X", "its name says slide 14-2523",
+                 "lies in malignant, its name says benign", "lies in lobular_carcinoma, its name says ductal"):
+        assert told in error.reason
+
+
+def test_d30_a_folder_that_is_no_class_is_named(tree):
+    put(tree, "BreaKHis_v1/histology_slides/breast/bening/SOB_B_A-14-22549AB-40-002.png")
+    error = refusal("unknown_class", breakhis.read, tree)
+    assert error.subject == "bening" and "did you mean 'benign'?" in error.reason
+
+
+def test_d30_an_empty_or_absent_class_is_refused(tmp_path):
+    put(tmp_path, BENIGN)
+    assert refusal("single_class", breakhis.read, tmp_path).subject == "malignant"
+    (tmp_path / "malignant/SOB").mkdir(parents=True)
+    assert refusal("empty_class", breakhis.read, tmp_path).subject == "malignant"
+
+
+def test_d19_litter_is_ignored_and_counted(tree):
+    breast = "BreaKHis_v1/histology_slides/breast"
+    put(tree, f"{breast}/benign/Thumbs.db", f"{breast}/benign/._x.png", f"{breast}/.DS_Store",
+        f"{breast}/__MACOSX/a.png", f"{breast}/malignant/.ipynb_checkpoints/a.png", f"{breast}/.hidden/a.png",
+        f"{breast}/benign/notes.txt", f"{breast}/benign/SOB_B_A-14-22549AB-40-009")
+    data = breakhis.read(tree)
+    assert data.found["images"] == 2 and data.found["ignored"]["count"] == 6
+    assert data.found["unknown_extension"]["count"] == 2  # D08: not ignored silently
+    json.dumps(data.found)
+
+
+def test_d22_folder_links_are_not_followed(tree):
+    breast = tree / "BreaKHis_v1/histology_slides/breast"
+    (breast / "benign/again").symlink_to(breast / "benign", target_is_directory=True)
+    data = breakhis.read(tree)
+    assert data.found["images"] == 2 and data.found["links_not_followed"]["first"] == ["benign/again"]
+
+
+def test_d26_a_case_in_two_classes_is_counted_and_kept_together():
+    data = breakhis.from_names(["SOB_B_A-14-2523AB-40-001.png", "SOB_M_DC-14-2523-40-001.png"])
+    assert data.found["cases_in_two_classes"] == {"count": 1, "first": ["14-2523"]}
+    assert set(data.table["case"]) == {"14-2523"}  # D27: the letters name a slide, not a patient
+    assert data.table["slide"].tolist() == ["14-2523AB", "14-2523"]
+
+
+def test_demo_images_are_known_by_their_mark_and_count_paths_from_it(tree):
+    put(tree, "DEMO.json")
+    data = breakhis.read(tree / "BreaKHis_v1")
+    assert data.demo and data.root == tree
+    assert data.table["path"].tolist()[0] == f"BreaKHis_v1/histology_slides/breast/{BENIGN}"
+
+
+# --- ISIC 2019 --------------------------------------------------------------------------------------------------------
+
+HEAD = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"
+
+
+def one_hot(image, label):
+    return f"{image}," + ",".join("1.0" if c == label else "0.0" for c in (*isic2019.CLASSES, "UNK")) + "\n"
+
+
+def isic(folder, rows, truth=None, files=None, ending=".jpg"):
+    """rows: (image, label, age, site, lesion, sex)."""
+    folder.mkdir(exist_ok=True)
+    (folder / isic2019.TRUTH).write_text(truth or HEAD + "".join(one_hot(row[0], row[1]) for row in rows))
+    (folder / isic2019.METADATA).write_text("image,age_approx,anatom_site_general,lesion_id,sex\n"
+                                            + "".join(f"{i},{a},{s},{le},{x}\n" for i, _, a, s, le, x in rows))
+    put(folder, *(f"{isic2019.INPUT}/{name}{ending}" for name in (files or [row[0] for row in rows])))
+    return folder
+
+
+ROWS = [("ISIC_1", "NV", "55.0", "head/neck", "L1", "male"), ("ISIC_2_downsampled", "NV", "", "", "", ""),
+        ("ISIC_2", "NV", "25", "palms/soles", "L2", "female"), ("ISIC_3", "MEL", "85", "", "L1", "male"),
+        ("ISIC_4", "MEL", "0", "", "", "female"), ("ISIC_5_downsampled", "MEL", "5", "", "", "female")]
+
+
+def test_isic_rows_are_read_by_hand(tmp_path):
+    data = isic2019.read(isic(tmp_path, ROWS, ending=".JPG"))
+    rows = data.table.set_index("path").rename(lambda path: Path(path).stem)
+    assert data.classes == ("MEL", "NV")
+    assert rows.loc["ISIC_1"].tolist() == ["NV", "L1", "head/neck", "55", "male", "50-59"]
+    assert rows["lesion"].to_dict() == {"ISIC_1": "L1", "ISIC_2": "L2", "ISIC_2_downsampled": "L2", "ISIC_3": "L1",
+                                        "ISIC_4": "ISIC_4", "ISIC_5_downsampled": "ISIC_5"}  # D31, D36
+    assert rows["age_band"].to_dict() == {"ISIC_1": "50-59", "ISIC_2": "<30", "ISIC_2_downsampled": "",
+                                          "ISIC_3": "80+", "ISIC_4": "<30", "ISIC_5_downsampled": "<30"}
+    assert data.found["rows_without_lesion"] == 3 and data.found["downsampled"] == 2
+    assert data.found["lesions_in_two_classes"] == {"count": 1, "first": ["L1"]}  # D37
+    json.dumps(data.found, allow_nan=False)
+
+
+def test_the_complete_official_tables_are_read():
+    rows = isic2019.list_rows(real("isic2019"))
+    assert len(rows) == 25_331
+    assert rows.loc[rows["lesion_known"], "lesion"].nunique() == 11_847
+    assert (~rows["lesion_known"]).sum() == 2_084
+    assert rows["image"].str.endswith("_downsampled").sum() == 2_074
+    assert rows["label"].value_counts().to_dict() == {
+        "NV": 12_875, "MEL": 4_522, "BCC": 3_323, "BKL": 2_624, "AK": 867, "SCC": 628, "VASC": 253, "DF": 239}
+
+
+def test_d32_rows_without_files_stop_unless_they_are_to_be_skipped():
+    root = real("isic2019")
+    error = refusal("rows_without_files", isic2019.read, root)
+    assert "22387 rows" in error.reason and 'missing="skip"' in error.remedy
+    data = isic2019.read(root, missing="skip")
+    assert len(data.table) == 2_944 and data.classes == isic2019.CLASSES
+    assert data.found["rows_without_file"]["count"] == 22_387
+    assert data.found["rows_without_file"]["first"][0] == "ISIC_0000000"
+
+
+def test_d32_files_without_a_row_are_told_too(tmp_path):
+    root = isic(tmp_path, ROWS, files=["ISIC_1", "ISIC_3", "ISIC_99"])
+    error = refusal("rows_without_files", isic2019.read, root)
+    assert "4 rows" in error.reason and "1 image files are in no row (ISIC_99)" in error.reason
+    assert isic2019.read(root, missing="skip").found["files_without_row"] == {"count": 1, "first": ["ISIC_99"]}
+    root = isic(tmp_path / "b", ROWS, files=[row[0] for row in ROWS] + ["ISIC_99"])
+    refusal("files_without_rows", isic2019.read, root)
+    refusal("bad_parameter", isic2019.read, root, missing="ignore")
+
+
+@pytest.mark.parametrize("place", [".", "ISIC_2019_Training_Input/ISIC_2019_Training_Input", "MEL"])
+def test_images_are_found_in_subfolders_and_beside_the_table(tmp_path, place):
+    isic(tmp_path, ROWS, files=["ISIC_1"])
+    (tmp_path / isic2019.INPUT / "ISIC_1.jpg").unlink()
+    (tmp_path / isic2019.INPUT).rmdir()
+    put(tmp_path, *(f"{place}/{row[0]}.jpg" for row in ROWS))
+    data = isic2019.read(tmp_path)
+    assert len(data.table) == 6 and all((tmp_path / path).is_file() for path in data.table["path"])
+
+
+def test_one_image_in_two_folders_is_refused(tmp_path):
+    isic(tmp_path, ROWS)
+    put(tmp_path, f"{isic2019.INPUT}/copy/ISIC_1.jpg")
+    refusal("name_collision", isic2019.read, tmp_path)
+
+
+def test_d34_every_row_that_is_not_one_hot_is_told(tmp_path):
+    truth = (HEAD + one_hot("ISIC_1", "NV") + "ISIC_2,1,1,0,0,0,0,0,0,0\n" + "ISIC_3,0,0,0,0,0,0,0,0,0\n"
+             + "ISIC_4,0.7,0.3,0,0,0,0,0,0,0\n" + "ISIC_5,nan,1,0,0,0,0,0,0,0\n" + "ISIC_6,,1,0,0,0,0,0,0,0\n")
+    error = refusal("bad_label", isic2019.read, isic(tmp_path, ROWS, truth))
+    assert "5 bad_label" in error.reason and "row 3: is 1 for MEL and NV" in error.reason
+    assert "row 4: is 1 for no class" in error.reason
+    assert "row 5: holds MEL='0.7', NV='0.3'" in error.reason and "MEL='nan'" in error.reason
+
+
+def test_d35_class_unk_is_refused(tmp_path):
+    error = refusal("unknown_class_in_training", isic2019.read, isic(tmp_path, [*ROWS, ("ISIC_9", "UNK", *[""] * 4)]))
+    assert "row 8" in error.subject
+
+
+def test_a_picture_and_its_copy_in_two_lesions_are_refused(tmp_path):
+    rows = [*ROWS, ("ISIC_1_downsampled", "NV", "", "", "L7", "")]
+    refusal("label_conflict", isic2019.read, isic(tmp_path, rows))
+
+
+@pytest.mark.parametrize(("old", "new", "told"), [
+    ("MEL,", "MLE,", "did you mean 'MLE'?"), ("image,", "name,", "column image"), ("ISIC_3,", "ISIC_1,", "second time"),
+])
+def test_d33_a_bad_ground_truth_is_named(tmp_path, old, new, told):
+    truth = HEAD + "".join(one_hot(row[0], row[1]) for row in ROWS)
+    assert told in str(refusal("csv_format", isic2019.read, isic(tmp_path, ROWS, truth.replace(old, new, 1))))
+
+
+def test_an_age_that_is_no_number_is_refused(tmp_path):
+    rows = [*ROWS, ("ISIC_9", "NV", "old", "", "", "")]
+    assert "'old'" in refusal("csv_format", isic2019.read, isic(tmp_path, rows)).reason
+
+
+def test_metadata_are_needed_because_they_hold_the_lesions(tmp_path):
+    (isic(tmp_path, ROWS) / isic2019.METADATA).unlink()
+    refusal("missing_file", isic2019.read, tmp_path)
+
+
+def test_d41_isic_one_level_off_names_the_right_path(tmp_path):
+    isic(tmp_path / "isic", ROWS)
+    for wrong in (tmp_path, tmp_path / "isic" / isic2019.INPUT):
+        assert str(tmp_path / "isic") in refusal("data_root", isic2019.read, wrong).remedy
+
+
+# --- your own table ---------------------------------------------------------------------------------------------------
+
+def own(folder, text, files=("a.png", "b.png", "c/d.png"), encoding="utf-8"):
+    put(folder, *files)
+    (folder / "my.csv").write_bytes(text.encode(encoding))
+    return folder / "my.csv"
+
+
+def test_the_idc_patches_are_read():
+    data = table.read(real("idc/labels.csv"), positive="idc")
+    assert len(data.table) == 616 and data.found["groups"] == 150 and data.found["groups_in_two_classes"]["count"] == 73
+    assert data.classes == ("idc", "normal") and data.positive == "idc"
+    assert data.found["columns"] == {"file": "path", "patient": "group"}
+
+
+def test_labels_and_ids_survive_as_text(tmp_path):
+    data = table.read(own(tmp_path, "path,label,group,site\na.png,NA,0012,null\nb.png,0012,12,\nc/d.png,NA,,x\n"))
+    assert data.table.to_numpy().tolist() == [["a.png", "NA", "0012", "null"], ["b.png", "0012", "12", ""],
+                                              ["c/d.png", "NA", "c/d.png", "x"]]  # no group: one of its own
+    assert data.classes == ("0012", "NA") and data.positive is None and data.found["rows_without_group"] == 1
+    assert data.subgroups == ("site",)
+
+
+def test_paths_may_have_backslashes_and_be_absolute(tmp_path):
+    far = put(tmp_path / "far", "x.png") / "x.png"
+    text = f"image,label,lesion\nc\\d.png,a,1\n{tmp_path}/own/a.png,b,2\n{far},b,3\n./c/../b.png,a,4\n"
+    data = table.read(own(tmp_path / "own", text))
+    assert set(data.table["path"]) == {"c/d.png", "a.png", far.as_posix(), "b.png"}
+    assert all((data.root / path).is_file() for path in data.table["path"])
+
+
+@pytest.mark.parametrize("path", ["../a.png", "c/../../a.png", "C:\\images\\a.png"])
+def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
+    error = refusal("path_outside_root", table.read, own(tmp_path, f"path,label,group\n{path},a,1\nb.png,b,2\n"))
+    assert "line 2" in error.subject
+
+
+def test_a_table_without_group_says_what_a_group_is(tmp_path):
+    error = refusal("csv_format", table.read, own(tmp_path, "path,label\na.png,a\nb.png,b\n"))
+    assert "column group (or patient, case, lesion)" in error.subject
+    assert "number the rows" in error.remedy
+
+
+def test_a_given_split_is_kept_counted_and_not_used(tmp_path):
+    data = table.read(own(tmp_path, "path,label,patient,split\na.png,a,1,train\nb.png,b,1,test\nc/d.png,a,2,test\n"))
+    assert data.found["given_split"] == {"test": 2, "train": 1, "groups_in_two": 1}
+    assert data.table["given_split"].tolist() == ["train", "test", "test"] and "split" not in data.table
+    assert data.subgroups == ()
+
+
+@pytest.mark.parametrize(("code", "text"), [
+    ("csv_format", "path,lable,group\na.png,a,1\n"), ("csv_format", "path,label,group,p_a\na.png,a,1,0\nb.png,b,2,0\n"),
+    ("csv_format", "path,label,group\n,a,1\nb.png,b,2\n"), ("bad_label", "path,label,group\na.png,,1\nb.png,b,2\n"),
+    ("rows_without_files", "path,label,group\nno.png,a,1\nb.png,b,2\n"), ("csv_format", ""),
+    ("single_class", "path,label,group\na.png,a,1\nb.png,a,2\n"),
+    ("name_collision", "path,label,group\na.png,a,1\n./a.png,b,2\n"), ("csv_format", "path;label;group\na.png;a;1\n"),
+])
+def test_d33_bad_tables_are_refused(tmp_path, code, text):
+    refusal(code, table.read, own(tmp_path, text))
+
+
+def test_rows_without_files_can_be_left_out_and_are_counted(tmp_path):
+    path = own(tmp_path, "path,label,group\nno.png,a,1\nb.png,b,2\na.png,a,3\n")
+    assert table.read(path, missing="skip").found["rows_without_file"] == {"count": 1, "first": ["no.png"]}
+
+
+def test_the_positive_class_must_be_a_label(tmp_path):
+    path = own(tmp_path, "path,label,group\na.png,tumour,1\nb.png,normal,2\n")
+    assert "'tumour'" in refusal("unknown_class", table.read, path, positive="tumor").remedy
+
+
+# --- finding and reading ----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder that is the current one from a subfolder, and no PATHOLIB_DATA."""
+    folder = tmp_path / "project"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text('[project]\nname = "patholib"\n')
+    monkeypatch.chdir(folder / "notebooks")
+    monkeypatch.delenv("PATHOLIB_DATA", raising=False)
+    return folder
+
+
+def test_the_project_is_found_from_a_subfolder(project):
+    assert datasets.project_root() == project
+
+
+@pytest.mark.parametrize("place", ["data/breakhis", "data", "data/breakhis/archive"])
+def test_breakhis_is_found_in_the_projects_data_folder(project, place):
+    put(project / place / "BreaKHis_v1/histology_slides/breast", BENIGN, MALIGNANT)
+    found = datasets.find("breakhis", mounts=())
+    assert not found.demo and breakhis.read(found.path).found["images"] == 2
+    assert datasets.read("breakhis").found["images"] == 2
+
+
+@pytest.mark.parametrize("mount", ["breakhis-set", "datasets/somebody/breakhis-set"])
+@pytest.mark.parametrize("kind", ["breakhis", "isic2019"])
+def test_both_forms_of_kaggles_mount_are_searched(project, tmp_path, mount, kind):
+    kaggle = tmp_path / "input"
+    put(kaggle / "cats", "train/benign/cat.png", "test/malignant/dog.png")  # like it, but not called BreakHis
+    put(kaggle / mount / "BreaKHis_v1/BreaKHis_v1/histology_slides/breast", BENIGN, MALIGNANT)
+    isic(kaggle / mount, ROWS)
+    found = datasets.find(kind, mounts=(tmp_path / "none", kaggle))
+    assert found.path.is_relative_to(kaggle / mount) and found.tried[-1] == str(kaggle)
+    reader = {"breakhis": breakhis, "isic2019": isic2019}[kind]
+    assert len(reader.read(found.path).table) == {"breakhis": 2, "isic2019": 6}[kind]
+
+
+def test_nothing_found_says_demo_and_every_place_tried(project, tmp_path):
+    found = datasets.find("isic2019", mounts=(tmp_path / "a", tmp_path / "b"))
+    assert found == datasets.Found(None, True, tuple(map(str, (
+        project / "data/isic2019", project / "data", tmp_path / "a", tmp_path / "b"))))
+
+
+def test_demo_images_lying_about_are_never_found_as_data(project):
+    put(project / "data/demo/breakhis", "DEMO.json", f"BreaKHis_v1/{BENIGN}", f"BreaKHis_v1/{MALIGNANT}")
+    assert datasets.find("breakhis", mounts=()).demo
+    assert not datasets.find("breakhis", project / "data/demo/breakhis").demo  # but used where they are named
+
+
+def test_a_path_rules_over_the_variable_and_the_variable_over_the_search(project, tmp_path, monkeypatch):
+    for place in ("named", "variable", "project/data/breakhis"):
+        put(tmp_path / place / "BreaKHis_v1", BENIGN, MALIGNANT)
+    assert datasets.find("breakhis", mounts=()).path == project / "data/breakhis"
+    monkeypatch.setenv("PATHOLIB_DATA", str(tmp_path / "variable"))
+    assert datasets.find("breakhis", mounts=()).path == tmp_path / "variable"
+    assert datasets.find("breakhis", tmp_path / "named").path == tmp_path / "named"
+    assert datasets.find("breakhis", "data/breakhis").path == project / "data/breakhis"  # from the project
+    monkeypatch.setenv("PATHOLIB_DATA", "demo")
+    assert datasets.find("breakhis", mounts=()).demo and datasets.find("breakhis", "demo").demo
+
+
+def test_a_named_path_without_data_is_an_error_even_if_data_lie_elsewhere(project, tmp_path, monkeypatch):
+    put(project / "data/breakhis", BENIGN, MALIGNANT)
+    isic(tmp_path / "set", ROWS)
+    refusal("data_root", datasets.find, "breakhis", tmp_path / "nowhere")
+    monkeypatch.setenv("PATHOLIB_DATA", str(tmp_path / "set" / isic2019.INPUT))
+    error = refusal("data_root", datasets.find, "isic2019")
+    assert error.subject.startswith("PATHOLIB_DATA=") and str(tmp_path / "set") in error.remedy
+    error = refusal("data_root", datasets.find, "isic2019", "no/such")
+    assert str(project / "no/such") in error.reason and str(project / "notebooks/no/such") in error.reason
+    assert "did you mean 'breakhis'?" in refusal("unknown_source", datasets.find, "breakhs").remedy
+
+
+def test_the_reader_is_chosen_by_what_lies_there(tmp_path, tree):
+    assert datasets.read(tree / "BreaKHis_v1").source == "breakhis"
+    assert datasets.read(isic(tmp_path / "isic", ROWS)).source == "isic2019"
+    assert datasets.read(tmp_path / "isic" / isic2019.TRUTH).source == "isic2019"
+    path = own(tmp_path / "own", "path,label,group\na.png,a,1\nb.png,b,2\n")
+    assert datasets.read(path).source == "table"
+    assert str(path) in refusal("data_root", datasets.read, path.parent).remedy
+
+
+def test_two_data_sets_in_one_folder_are_told_apart_by_kind(project):
+    isic(put(project / "data", f"breakhis/{BENIGN}", f"breakhis/{MALIGNANT}"), ROWS)
+    assert datasets.read("breakhis").source == "breakhis" and datasets.read("isic2019").source == "isic2019"
+
+
+def test_no_table_holds_anything_but_text(tmp_path, tree):
+    for data in (breakhis.read(tree), isic2019.read(isic(tmp_path / "isic", ROWS))):
+        assert all(isinstance(value, str) for value in np.ravel(data.table.to_numpy(object)))
+        assert set(data.subgroups) | set(data.levels) <= set(data.table.columns)

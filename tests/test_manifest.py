@@ -1,0 +1,353 @@
+"""The manifest, and splits that no group crosses."""
+
+import itertools
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from patholib import manifest as m
+from patholib.datasets import breakhis, isic2019
+from patholib.errors import PathoError
+
+FRACTIONS = np.array([0.70, 0.15, 0.15])
+
+
+def real(part: str) -> Path:
+    folder = os.environ.get("PATHOLIB_REAL_DATA")
+    if not folder:
+        pytest.skip("PATHOLIB_REAL_DATA is unset: no real data to read")
+    return Path(folder) / part
+
+
+def make(labels, groups, classes=None, **columns):
+    paths = columns.pop("paths", [f"{i:05d}.png" for i in range(len(labels))])
+    table = pd.DataFrame({"path": paths, "label": labels, "group": groups, **columns}, dtype=str)
+    return m.Manifest(table=table, root=Path("data"), classes=classes or tuple(sorted(set(labels))), positive=None,
+                      group_by="group", levels=("group",), subgroups=(), source="table", demo=False, found={})
+
+
+def shares(table):
+    """Share of each class's images (rows, `all` last) in train, val and test."""
+    images = m.split_counts(table)[[f"{s} images" for s in m.SPLITS]]
+    return images.div(images.sum(axis=1), axis=0)
+
+
+def refusal(code, call, *args, **kwargs):
+    with pytest.raises(PathoError) as caught:
+        call(*args, **kwargs)
+    assert caught.value.code == code, caught.value
+    return caught.value
+
+
+# --- split: what holds for every manifest -----------------------------------------------------------------------------
+
+@st.composite
+def manifests(draw):
+    """Up to 5 classes, groups of one class and of several, one image or many."""
+    classes = "ABCDE"[:draw(st.integers(2, 5))]
+    groups = draw(st.lists(st.lists(st.sampled_from(classes), min_size=1, max_size=6), min_size=6, max_size=40))
+    rows = [(label, f"g{i}") for i, labels in enumerate(groups) for label in labels]
+    assume(len({label for label, _ in rows}) > 1)
+    return make([label for label, _ in rows], [group for _, group in rows])
+
+
+@settings(max_examples=60, deadline=None)
+@given(manifests(), st.integers(0, 99), st.randoms(use_true_random=False))
+def test_no_group_is_in_two_splits_and_every_class_is_in_each(data, seed, random):
+    try:
+        table = m.split(data, seed=seed)
+    except PathoError as error:
+        assert error.code == "split_infeasible"
+        return
+    assert table["path"].tolist() == data.table["path"].tolist()  # every row exactly once
+    assert m.in_several(table, "group", "split") == []
+    assert set(table["split"]) == set(m.SPLITS)
+    assert (table.groupby("label")["split"].nunique() == 3).all()
+    assert (m.split_counts(table)[[f"{s} groups" for s in m.SPLITS]] > 0).all(axis=None)
+    shuffled = data.table.sample(frac=1, random_state=random.randrange(2**31))
+    again = m.split(make(shuffled["label"].tolist(), shuffled["group"].tolist(), paths=shuffled["path"].tolist()),
+                    seed=seed)
+    pd.testing.assert_frame_equal(table, again)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sets(st.sampled_from("ABC"), min_size=1), min_size=3, max_size=7), st.integers(0, 9))
+def test_a_split_is_refused_exactly_if_none_exists(groups, seed):
+    rows = [(label, f"g{i}") for i, labels in enumerate(groups) for label in sorted(labels)]
+    classes = sorted({label for label, _ in rows})
+    assume(len(classes) > 1)
+
+    def complete(places):
+        return all({s for s, labels in zip(places, groups, strict=True) if c in labels} == {0, 1, 2} for c in classes)
+
+    exists = any(complete(places) for places in itertools.product(range(3), repeat=len(groups)))
+    data = make([label for label, _ in rows], [group for _, group in rows])
+    if exists:
+        assert (m.split(data, seed=seed).groupby("label")["split"].nunique() == 3).all()
+    else:
+        refusal("split_infeasible", m.split, data, seed=seed)
+
+
+def test_another_seed_gives_another_split():
+    data = make(["a", "b"] * 60, [f"g{i // 2}" for i in range(120)])
+    splits = {tuple(m.split(data, seed=seed)["split"]) for seed in range(10)}
+    assert len(splits) == 10
+
+
+def test_the_split_is_the_same_on_every_machine():
+    data = make(["a", "a", "b", "b", "b", "a"] * 6, [f"g{i // 3}" for i in range(36)])
+    table = m.split(data, seed=3).drop_duplicates("group")
+    test = table.loc[table["split"] == "test", "group"].tolist()
+    assert test == ["g5", "g8"]  # recorded once: another answer would change everybody's splits
+
+
+def test_a_large_group_is_as_likely_to_be_tested_as_a_small_one():
+    sizes = [12] * 20 + [4] * 20
+    groups = [f"g{g}" for g, size in enumerate(sizes) for _ in range(size)]
+    labels = ["ab"[int(g[1:]) % 2] for g in groups]
+    data = make(labels, groups)
+    large = [m.split(data, seed=seed).drop_duplicates("group").query("split == 'test'")["group"].str[1:].astype(int)
+             .lt(20).mean() for seed in range(40)]
+    assert 0.4 < np.mean(large) < 0.6
+
+
+def test_by_image_the_classes_are_stratified_and_groups_are_torn():
+    data = make(["a"] * 100 + ["b"] * 20, [f"g{i // 5}" for i in range(120)])
+    table = m.split(data, group_by="image")
+    assert m.split_counts(table).loc["a"].tolist()[:3] == [70, 15, 15]
+    assert m.split_counts(table).loc["b"].tolist()[:3] == [14, 3, 3]
+    assert (table["group"] == table["path"]).all()
+    assert table.groupby("given_group")["split"].nunique().max() > 1
+
+
+def test_fractions_are_met_whatever_they_are():
+    data = make(["a", "b"] * 200, [f"g{i}" for i in range(400)])
+    assert np.abs(shares(m.split(data, (0.5, 0.2, 0.3))) - [0.5, 0.2, 0.3]).max(axis=None) < 0.01
+
+
+def test_a_patient_in_two_classes_stays_together():
+    data = make(["a", "b"] + ["a", "a", "b", "b"] * 10, ["both", "both"] + [f"g{i // 2}" for i in range(40)])
+    table = m.split(data)
+    assert len(set(table.loc[table["group"] == "both", "split"])) == 1
+
+
+def test_one_group_with_all_images_of_a_class_is_refused_with_the_table():
+    error = refusal("split_infeasible", m.split, make(["rare"] * 9 + ["b"] * 9, ["one"] * 9 + list("123456789")))
+    assert "rare: 1 groups, 9 images" in error.reason
+    assert "b: 9 groups, 9 images" in error.reason
+    assert "at least 3 groups per class" in error.reason
+
+
+def test_three_groups_per_class_that_cannot_be_shared_out_are_refused():
+    # Any three of four groups hold a class of their own, so all four would have to be in different splits.
+    rows = [(f"{p}{q}{r}", g) for p, q, r in itertools.combinations("wxyz", 3) for g in (p, q, r)]
+    error = refusal("split_infeasible", m.split, make([label for label, _ in rows], [group for _, group in rows]))
+    assert "cannot be shared out" in error.reason
+
+
+@pytest.mark.parametrize(("code", "arguments"), [
+    ("bad_fractions", {"fractions": (0.7, 0.2, 0.2)}), ("bad_fractions", {"fractions": (0.8, 0.2)}),
+    ("bad_fractions", {"fractions": (1.1, -0.2, 0.1)}), ("bad_seed", {"seed": 1.0}), ("bad_seed", {"seed": -1}),
+    ("bad_seed", {"seed": True}), ("unknown_group", {"group_by": "label"}), ("unknown_group", {"group_by": "grup"}),
+])
+def test_wrong_arguments_are_named(code, arguments):
+    refusal(code, m.split, make(list("abab" * 5), list("abcdefghijklmnopqrst")), **arguments)
+
+
+# --- split: the real data ---------------------------------------------------------------------------------------------
+
+def test_breakhis_is_split_by_case_close_to_the_fractions():
+    names = pd.read_csv(real("breakhis/names_40x.csv"))["image"]
+    data = breakhis.from_names(names)
+    worst, overall = [], []
+    for seed in range(20):
+        table = m.split(data, FRACTIONS, seed)
+        off = np.abs(shares(table) - FRACTIONS)
+        overall.append(off.loc["all"].max())
+        worst.append(off.max(axis=None))
+        groups = m.split_counts(table).loc["benign", ["val groups", "test groups"]]
+        assert groups.min() >= 2  # one patient would not be enough to test a class on
+        assert m.in_several(table, "case", "split") == []
+        assert m.in_several(table, "slide", "split") == []
+    assert max(overall) < 0.01
+    assert np.median(worst) < 0.01
+    assert max(worst) < 0.04
+
+
+def test_breakhis_split_by_label_alone_shows_the_model_every_slide():
+    table = m.split(breakhis.from_names(pd.read_csv(real("breakhis/names_40x.csv"))["image"]), group_by="image")
+    training = set(table.loc[table["split"] == "train", "slide"])
+    assert set(table.loc[table["split"] == "test", "slide"]) <= training
+
+
+@pytest.mark.parametrize("group_by", ["lesion", "image"])
+def test_isic_is_split_close_to_the_fractions_within_five_seconds(group_by):
+    rows = isic2019.list_rows(real("isic2019"))
+    table = pd.DataFrame({"path": rows["image"], "label": rows["label"], "lesion": rows["lesion"]})
+    data = m.Manifest(table=table, root=Path(), classes=isic2019.CLASSES, positive=None, group_by="lesion",
+                      levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={})
+    start = time.perf_counter()
+    table = m.split(data, FRACTIONS, 0, group_by)
+    assert time.perf_counter() - start < 5
+    off = np.abs(shares(table) - FRACTIONS)
+    assert off.loc["all"].max() < 0.002
+    assert off.max(axis=None) < 0.02
+    assert bool(m.in_several(table, "lesion", "split")) == (group_by == "image")
+
+
+# --- keeping a split --------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def data():
+    odd = ["NA", "0012", "häßlich, \"quoted\".png", "line\nbreak.png", "-dash.png"]
+    paths = odd + [f"{i}.png" for i in range(55)]
+    return make(["NA", "b"] * 30, [f"0{i // 2}" for i in range(60)], paths=paths, site=[""] * 60)
+
+
+def rewrite(path, table):
+    """What somebody does who edits the file and its digest."""
+    m.write_split(table, path)
+
+
+def test_a_split_is_read_as_it_was_written(tmp_path, data):
+    table = m.split(data)
+    path = m.write_split(table, tmp_path / "run" / "split.csv")
+    pd.testing.assert_frame_equal(m.read_split(path, data), table, check_dtype=False)
+    assert all(isinstance(value, str) for value in m.read_split(path).to_numpy().ravel())
+
+
+def test_the_digest_is_in_the_form_of_sha256sum(tmp_path, data):
+    path = m.write_split(m.split(data), tmp_path / "split.csv")
+    assert re.fullmatch(r"[0-9a-f]{64}  split\.csv\n", (tmp_path / "split.csv.sha256").read_text())
+    assert path == tmp_path / "split.csv"
+
+
+def test_a_changed_split_is_refused(tmp_path, data):
+    path = m.write_split(m.split(data), tmp_path / "split.csv")
+    path.write_bytes(path.read_bytes().replace(b",train", b",test", 1))
+    refusal("split_changed", m.read_split, path)
+    path.with_name("split.csv.sha256").unlink()
+    refusal("split_changed", m.read_split, path)
+    path.unlink()
+    refusal("missing_file", m.read_split, path)
+
+
+def test_a_leaky_split_is_refused_though_its_digest_is_right(tmp_path, data):
+    table = m.split(data)
+    table.loc[0, "split"] = "test" if table.loc[0, "split"] != "test" else "train"
+    rewrite(tmp_path / "split.csv", table)
+    error = refusal("split_leakage", m.read_split, tmp_path / "split.csv")
+    assert table.loc[0, "group"] in error.subject
+
+
+def test_a_split_of_other_images_is_refused(tmp_path, data):
+    table = m.split(data)
+    path = m.write_split(table, tmp_path / "split.csv")
+    fewer = data.only(label="b")
+    error = refusal("split_changed", m.read_split, path, fewer)
+    assert "30 problems" in error.subject and "not among the data" in error.reason
+    relabelled = make(["b", "NA"] * 30, data.table["group"].tolist(), paths=data.table["path"].tolist())
+    assert "labelled" in refusal("split_changed", m.read_split, path, relabelled).reason
+
+
+def test_unknown_split_names_and_doubled_rows_are_refused(tmp_path, data):
+    table = m.split(data)
+    rewrite(tmp_path / "a.csv", table.assign(split="valid"))
+    assert "'valid'" in refusal("csv_format", m.read_split, tmp_path / "a.csv").reason
+    rewrite(tmp_path / "b.csv", pd.concat([table, table[:1]]))
+    assert "twice" in refusal("csv_format", m.read_split, tmp_path / "b.csv").reason
+
+
+def test_split_counts_are_counted_by_hand():
+    table = pd.DataFrame({"label": list("aaabb"), "group": list("xxyyz"),
+                          "split": ["train", "train", "val", "val", "test"]})
+    counts = m.split_counts(table)
+    assert counts.loc["a"].tolist() == [2, 1, 0, 1, 1, 0]
+    assert counts.loc["b"].tolist() == [0, 1, 1, 0, 1, 1]
+    assert counts.loc["all"].tolist() == [2, 2, 1, 1, 1, 1]
+    assert list(counts.columns) == ["train images", "val images", "test images",
+                                    "train groups", "val groups", "test groups"]
+
+
+# --- the manifest itself ----------------------------------------------------------------------------------------------
+
+def test_a_manifest_is_sorted_by_path():
+    assert make(list("ab"), list("xy"), paths=["2.png", "1.png"]).table["path"].tolist() == ["1.png", "2.png"]
+
+
+def test_d20_names_that_are_one_file_on_some_system_are_refused():
+    for twins in (["\u00e9.png", "e\u0301.png"], ["A.png", "a.PNG"], ["same.png", "same.png"]):
+        refusal("name_collision", make, list("ab"), list("xy"), paths=twins)
+
+
+def test_names_no_csv_could_hold_are_refused():
+    refusal("unwritable_name", make, list("ab"), list("xy"), paths=["a\r.png", "b.png"])
+    refusal("unwritable_name", make, list("ab"), list("xy"), paths=["a\udcff.png", "b.png"])
+
+
+def test_a_manifest_never_holds_nan_an_unknown_class_or_an_empty_id():
+    refusal("bad_manifest", make, list("ab"), ["x", ""])
+    refusal("bad_manifest", make, list("ab"), list("xy"), classes=("a", "c"))
+    table = pd.DataFrame({"path": ["1", "2"], "label": ["a", "b"], "group": ["x", "y"], "age": [1.0, np.nan]})
+    refusal("bad_manifest", m.Manifest, table, Path(), ("a", "b"), None, "group", ("group",), (), "table", False, {})
+    refusal("bad_manifest", m.Manifest, table[["path", "label", "group"]], Path(), ("a", "b"), None, "case", ("group",),
+            (), "table", False, {})
+
+
+def test_a_part_of_a_manifest_is_chosen_by_its_columns():
+    data = make(list("abab"), list("wxyz"), scanner=["s1", "s1", "s2", "s2"])
+    assert data.only(scanner="s2").table["group"].tolist() == ["y", "z"]
+    assert data.only(scanner="s2").found["images"] == 2
+    refusal("unknown_column", data.only, scaner="s2")
+    refusal("unknown_value", data.only, scanner="s3")
+
+
+def test_all_problems_are_reported_at_once_and_do_not_break_the_line():
+    problems = [("a", f"x{i}\n.png", "is bad") for i in range(25)]
+    error = refusal("a", m.stop_on, problems, "Mend it")
+    assert "x0\\n.png" in error.reason and "and 5 more" in error.reason and "25 a" in error.reason
+    m.stop_on([], "nothing to mend")
+
+
+# --- CSV (D33) --------------------------------------------------------------------------------------------------------
+
+D33 = {
+    "empty": (b"", "is empty"),
+    "separator": (b"path;label;group\na;b;c\n", "';'"),
+    "tab": (b"path\tlabel\tgroup\na\tb\tc\n", r"'\t'"),
+    "nul": (b"path,label,group\na,b,c\nd,\0,f\n", "line 3"),
+    "cp1252": ("path,label,group\nä,b,c\n".encode("cp1252"), "0xe4"),
+    "utf16": ("path,label,group\n".encode("utf-16"), "UTF-16"),
+    "short row": (b"path,label,group\na,b,c\na,b\n", "line 3"),
+    "long row": (b"path,label,group\na,0,9,1\n", "has 4 fields"),
+    "duplicate column": (b"path,label,group,label\na,b,c,d\n", "twice"),
+    "nameless column": (b"path,label,group,\na,b,c,d\n", "no name"),
+    "misspelt column": (b"path,lable,group\na,b,c\n", "did you mean 'lable'?"),
+    "open quote": (b'path,label,group\n"a,b,c\n', "is not CSV"),
+}
+
+
+@pytest.mark.parametrize("name", D33)
+def test_d33_a_malformed_csv_is_named(tmp_path, name):
+    content, told = D33[name]
+    (tmp_path / "t.csv").write_bytes(content)
+    assert told in str(refusal("csv_format", m.read_csv, tmp_path / "t.csv", ("path", "label", "group")))
+
+
+def test_d33_text_stays_as_it_is_written(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfpath,label,group\r\n0012,NA,\r\n\r\nnull,None,1e3\r\n")
+    table = m.read_csv(tmp_path / "t.csv", ("path", "label", "group"))
+    assert table.to_numpy().tolist() == [["0012", "NA", ""], ["null", "None", "1e3"]]
+    assert table.index.tolist() == [2, 4]  # lines of the file
+
+
+def test_found_is_json():
+    assert json.loads(json.dumps(m.first(["a\nb"] * 8, limit=2))) == {"count": 8, "first": ["a\\nb", "a\\nb"]}
