@@ -1,4 +1,4 @@
-"""Generated demo images in the exact BreakHis and ISIC 2019 layouts, with a planted cue whose best possible AUC is known.
+"""Generated demo images in the BreakHis and ISIC 2019 layouts, with a planted cue whose best possible AUC is known.
 
 BreakHis: one latent z per image, z ~ N(-d/2, 1) if benign and N(+d/2, 1) if malignant, is all that tells the classes
 apart; it sets how crowded, large and dark the nuclei of one cell nest are. Hence AUC <= Phi(d / sqrt(2)) and
@@ -32,14 +32,14 @@ FAULTS = ("truncated", "duplicate", "conflict", "leak")
 DEFAULTS = {"breakhis": {"groups": 40, "images_per_group": 10, "size": (350, 230)},
             "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225)}}
 
-# Subtype code: (class, folder, number of slides at 40X in the real BreakHis, which sets its share here).
+# Subtype code: (class, folder, number of slides at 40X in the real BreakHis, whose root sets its share here).
 SUBTYPES = {
     "A": ("benign", "adenosis", 4), "DC": ("malignant", "ductal_carcinoma", 38),
     "F": ("benign", "fibroadenoma", 10), "LC": ("malignant", "lobular_carcinoma", 5),
     "TA": ("benign", "tubular_adenoma", 7), "MC": ("malignant", "mucinous_carcinoma", 9),
     "PT": ("benign", "phyllodes_tumor", 3), "PC": ("malignant", "papillary_carcinoma", 6),
 }
-MAGNIFICATIONS = {40: 1.0, 100: 1.4, 200: 1.9, 400: 2.6}  # size of a nucleus; far below the true ratio, so that a nest fits
+MAGNIFICATIONS = {40: 1.0, 100: 1.4, 200: 1.9, 400: 2.6}  # size of a nucleus: far below the true ratio, so a nest fits
 # Images per class in the real ISIC 2019 training set, in the order of its columns.
 LESIONS = {"MEL": 4522, "NV": 12875, "BCC": 3323, "AK": 867, "BKL": 2624, "DF": 239, "VASC": 253, "SCC": 628}
 SITES = ("anterior torso", "head/neck", "lower extremity", "upper extremity", "posterior torso", "palms/soles")
@@ -55,9 +55,9 @@ def write(folder: Path, layout: str = "breakhis", *, groups: int | None = None, 
 
     layout: "breakhis" (groups are cases, 350 x 230 PNG) or "isic2019" (groups are lesions, 300 x 225 JPEG).
     images_per_group: exact per BreakHis case; the mean per ISIC lesion, which has one fewer, as many or one more.
-    size: (width, height) in pixels, wider than high. best_auc: what no classifier can exceed in expectation, in (0.5, 1).
+    size: (width, height) in pixels. best_auc: what no classifier can exceed in expectation, in (0.5, 1).
     patient_effect: strength of what patients differ in (stain; skin and light), 0 none, 1 as real laboratories do.
-    magnifications: BreakHis only, dealt out in turn to the images of a case. faults: any of FAULTS, listed in DEMO.json.
+    magnifications: BreakHis only, dealt out in turn to the images of a case. faults: any of FAULTS.
     Raises PathoError: `bad_demo_setting`, `unknown_layout`, `unknown_fault`, `folder_not_demo`.
     """
     folder = Path(folder)
@@ -85,17 +85,21 @@ def truth(folder: Path) -> pd.DataFrame:
     Columns: path and mask (posix, relative to `folder`), label, group (case; lesion, or the image where it has none),
     latent (z, or the class whose cue is shown), best_p_<class> (the exact posterior, which no classifier can beat).
     """
-    text = dict.fromkeys(("path", "label", "group", "mask"), str)
-    return pd.read_csv(Path(folder) / TRUTH, dtype=text, keep_default_na=False, float_precision="round_trip")
+    table = pd.read_csv(Path(folder) / TRUTH, dtype=str, keep_default_na=False)
+    numbers = [name for name in table if name.startswith("best_p_")]
+    numbers += ["latent"] if "best_p_malignant" in numbers else []
+    for name in numbers:
+        table[name] = table[name].map(float)  # exact on every pandas, which its fast parser is not
+    return table
 
 
 def stain(seed: int, case: str, patient_effect: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """A patient's stain: optical density per unit of haematoxylin and eosin (2, 3), RGB; and of the empty slide (3,)."""
+    """A patient's stain: optical density (RGB) per unit of each dye (2, 3), and of the empty slide (3,)."""
     rng = _rng(seed, _STAIN, *case.encode())
     # Directions after Ruifrok & Johnston (2001), haematoxylin a little bluer as BreakHis shows it.
     vectors = np.array([[0.63, 0.71, 0.32], [0.17, 0.86, 0.46]])
     vectors = vectors + patient_effect * rng.normal(0, [[0.06, 0.05, 0.06], [0.05, 0.05, 0.09]])
-    strength = np.exp(patient_effect * rng.normal(0, [0.24, 0.28])) * [1.0, 0.68]
+    strength = np.exp(patient_effect * rng.normal(0, [0.27, 0.28])) * [1.0, 0.68]
     vectors = np.clip(vectors, 0.02, None)
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * strength[:, None]
     empty = 0.08 + patient_effect * np.abs(rng.normal(0, 0.045)) + patient_effect * rng.normal(0, 0.022, 3)
@@ -235,19 +239,20 @@ def _confusion(settings: dict) -> float:
     return 2 * (1 - settings["best_auc"])
 
 
-def _in_turn(weights: dict[str, int], count: int) -> list[str]:
+def _in_turn(weights: dict[str, float], count: int) -> list[str]:
     """`count` names, each at least once, then always the one furthest below its share (Sainte-Lague)."""
     names = list(weights)[:count]
+    seen = Counter(names)
     while len(names) < count:
-        seen = Counter(names)
         names.append(max(weights, key=lambda name: weights[name] / (2 * seen[name] + 1)))
+        seen[names[-1]] += 1
     return names
 
 
 def _plan_breakhis(settings: dict):
     """One row per image, the tables beside them (none), the painter, and the class prior."""
     seed, d = settings["seed"], _separation(settings)
-    weights = {code: slides for code, (_, _, slides) in SUBTYPES.items()}
+    weights = {code: slides**0.5 for code, (_, _, slides) in SUBTYPES.items()}  # the root, so that rare ones are seen
     codes = _in_turn(weights, settings["groups"])
     numbers = _rng(seed, _CASE).choice(np.arange(1000, 30000), settings["groups"], replace=False)
     cases = [f"14-{number}" for number in numbers]
@@ -385,11 +390,13 @@ def _grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
 
 
-def _field(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, long: float, short: float | None = None) -> np.ndarray:
+def _field(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, long: float,
+           short: float | None = None) -> np.ndarray:
     """Smooth noise in [-1, 1] over coordinates x and y, with features `long` by `short` (default: the same) units."""
     lattice = rng.integers(0, 256, (64, 64), dtype=np.uint8)
-    at = [((c / length) % 64).astype(np.float32) for c, length in ((x, long), (y, short or long))]
-    return cv2.remap(lattice, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP).astype(np.float32) / 127.5 - 1
+    lattice = cv2.resize(lattice, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)  # so that a linear look-up is smooth
+    at = (x * np.float32(4 / long)).astype(np.float32), (y * np.float32(4 / (short or long))).astype(np.float32)
+    return cv2.remap(lattice, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP).astype(np.float32) / 127.5 - 1
 
 
 def _outline(rng: np.random.Generator, irregular: float, points: int = 64) -> np.ndarray:
@@ -431,14 +438,15 @@ def _soft(value: np.ndarray, low: float, high: float) -> np.ndarray:
 
 # --- drawing: tissue --------------------------------------------------------------------------------------------------
 
-def tissue(rng: np.random.Generator, size: tuple[int, int], z: float, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts of haematoxylin and eosin (height, width, 2) float32, and the mask of the nest that shows z, uint8 0 / 255."""
+def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
+           scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Haematoxylin and eosin (height, width, 2) float32, and the mask of the nest that shows z, uint8 0 / 255."""
     width, height = size
     unit = height / 230 * scale  # the length that is one pixel at 350 x 230 and 40X
     x, y = _grid(size)
 
     # The nest lies anywhere inside the centre square.
-    radius = 0.18 * height * scale**0.4 * rng.uniform(0.95, 1.05)
+    radius = 0.18 * height * scale**0.4 * rng.uniform(0.88, 1.10)
     outline = _curve((0, 0), radius * _outline(rng, 0.16))
     room = np.maximum(height / 2 - np.abs(outline).max(0) - 2, 0)
     nest = np.array([width / 2, height / 2]) + rng.uniform(-1, 1, 2) * room
@@ -464,11 +472,12 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float, scale: flo
     for _ in range(int(rng.integers(70, 190) / scale**2 * width / height / 1.52)):
         at = rng.uniform((0, 0), (width - 2, height - 2))
         lean = turn + 0.5 * slope[int(at[1]), int(at[0])] + rng.normal(0, 0.25)
-        _ellipse(nuclei, at, np.array([rng.uniform(2, 3.6), rng.uniform(0.7, 1.1)]) * unit, lean, int(rng.integers(60, 105)))
+        axes = rng.uniform([2, 0.7], [3.6, 1.1]) * unit
+        _ellipse(nuclei, at, axes, lean, int(rng.integers(60, 105)))
     taken = [(*nest, 1.25 * radius)]
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(rng.integers(0, 4)):
         _lymphocytes(rng, nuclei, size, unit, taken)
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(rng.integers(0, 7)):
         _lobule(rng, (nuclei, cells, lumina), size, unit, taken)
     cleft = np.zeros((height, width), np.uint8)  # the tissue shrinks away from the nest here and there
     _fill_curve(cleft, (outline - nest) * 1.09 + nest, 255)
@@ -477,7 +486,7 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float, scale: flo
     mask = np.zeros((height, width), np.uint8)
     cv2.fillPoly(mask, [np.rint(outline).astype(np.int32)], 255)
     nest_nuclei = np.zeros_like(nuclei)
-    _nest(rng, nest_nuclei, outline, nest, radius, unit, z)
+    _nest(rng.spawn(1)[0], nest_nuclei, outline, nest, radius, unit, z)  # own stream: z changes nothing else
 
     inside = cv2.GaussianBlur(mask, (0, 0), 1.2 * unit).astype(np.float32) / 255
     epithelium = np.maximum(cells.astype(np.float32) / 255, inside)
@@ -493,7 +502,7 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float, scale: flo
     eosin = eosin * (1 - 0.35 * np.minimum(dots, 1))
     dye = np.stack([haematoxylin, eosin], -1)
     dye += rng.integers(-24, 25, dye.shape, dtype=np.int8).astype(np.float32) / 800
-    return cv2.GaussianBlur(dye, (0, 0), 0.55 * height / 230), mask
+    return np.maximum(dye, 0), mask
 
 
 def _nest(rng, canvas, outline, centre, radius, unit, z) -> None:
@@ -572,12 +581,11 @@ def _free(rng, size, reach, taken) -> np.ndarray | None:
 
 
 def develop(dye: np.ndarray, vectors: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """The RGB picture of dye amounts by Beer-Lambert's law: intensity = 255 exp(-(dye @ vectors + empty)), uint8."""
-    levels = 64  # steps per unit of dye: the exponential is then a table, and the same on every processor
-    steps = np.clip(np.rint(dye * levels), 0, 4 * levels - 1).astype(np.intp)
-    amounts = np.stack(np.meshgrid(np.arange(4 * levels), np.arange(4 * levels), indexing="ij"), -1) / levels
-    table = np.rint(255 * np.exp(-(amounts @ vectors + empty))).astype(np.uint8)  # (256, 256, 3)
-    return table[steps[..., 0], steps[..., 1]]
+    """The RGB picture of dye amounts by Beer-Lambert's law, intensity = 255 exp(-(dye @ vectors + empty)), uint8."""
+    density = dye[..., :1] * vectors[0] + dye[..., 1:] * vectors[1] + empty  # (height, width, 3)
+    picture = np.rint(255 * np.exp(-density)).astype(np.uint8)
+    # Blurred as bytes, as a lens does it to light: OpenCV's blur of uint8 is the same to the bit on every processor.
+    return cv2.GaussianBlur(picture, (0, 0), 0.55 * len(picture) / 230)
 
 
 # --- drawing: skin ----------------------------------------------------------------------------------------------------
@@ -598,15 +606,15 @@ CUES = {
 
 def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, int], cue: str,
          patient_effect: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """A dermoscopy picture (height, width, 3) uint8 of the lesion `form` seen in one `view`, and its mask, uint8 0 / 255."""
+    """A dermoscopy picture (height, width, 3) uint8 of lesion `form` in one `view`, and its mask, uint8 0 / 255."""
     width, height = size
     light, dark, irregular, border, structures = CUES[cue]
 
     # Where this view puts the lesion: u, v are its own coordinates, 1 at the mean radius.
-    radius = height * form.uniform(0.20, 0.29) * view.uniform(0.93, 1.07)
+    radius = height * form.uniform(0.23, 0.32) * view.uniform(0.93, 1.07)
     turn = form.uniform(0, 2 * np.pi) + view.normal(0, 0.25)
     stretch = np.exp(form.normal(0, 0.10))
-    room = max(height / 2 - 1.35 * radius, 0)
+    room = max(height / 2 - 1.2 * radius, 0)
     centre = np.array([width / 2, height / 2]) + (0.6 * form.uniform(-1, 1, 2) + 0.4 * view.uniform(-1, 1, 2)) * room
     x, y = _grid(size)
     u = (((x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)) / (radius * stretch)).astype(np.float32)
@@ -619,14 +627,14 @@ def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, 
     inside = _soft(depth, -border / 2, border / 2)
 
     # Skin: tone and light belong to the lesion (its patient and camera), mottling and creases to the place.
-    tone = np.array([0.86, 0.67, 0.60]) + patient_effect * form.normal(0, [0.035, 0.05, 0.06])
-    tone = tone * np.exp(patient_effect * form.normal(0, 0.10))
-    cast = np.exp(patient_effect * form.normal(0, [0.06, 0.07, 0.09]))
+    tone = np.array([0.87, 0.69, 0.64]) * np.exp(patient_effect * form.normal(0, 0.09))
+    redness, warmth = patient_effect * form.uniform([-0.03, -0.14], [0.17, 0.14])
+    cast = np.exp([0.2 * redness, -redness, -0.4 * redness - warmth])
     picture = np.ones((height, width, 3), np.float32) * tone.astype(np.float32)
     picture *= (1 + 0.05 * _field(form, u, v, 0.9) + 0.025 * _field(form, u, v, 0.25))[..., None]
     pink = _soft(_field(form, u, v, 0.5), 0.1, 1.0)
     picture = _blend(picture, (0.85, 0.52, 0.50), 0.30 * pink)
-    creases = _cells(form, u, v, 0.11)
+    creases = _cells(form, u, v, 0.11, reach=5.5)
     picture *= (1 - 0.05 * _soft(creases, 0.5, 0.8))[..., None]
 
     share = form.uniform()
@@ -638,7 +646,11 @@ def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, 
     for structure in structures:
         picture = _STRUCTURES[structure](form, picture, u, v, depth, inside, np.array(colour))
 
-    picture = cv2.GaussianBlur(picture, (0, 0), 0.5 * height / 225)
+    # Nothing in skin is straight: one smooth displacement bends skin, lesion and structures together.
+    bent = [c + radius * (0.07 * _field(form, u, v, 0.45) + 0.02 * _field(form, u, v, 0.13)) for c in (x, y)]
+    picture, depth = (cv2.remap(a.astype(np.float32), *bent, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+                      for a in (picture, depth))
+    picture = cv2.GaussianBlur(picture, (0, 0), 0.8 * height / 225)
     _hairs(form, view, picture)
     _bubbles(view, picture)
     corner = np.hypot((x - width / 2) / width, (y - height / 2) / height)
@@ -654,12 +666,12 @@ def _blend(picture: np.ndarray, colour, alpha: np.ndarray) -> np.ndarray:
     return picture + (np.asarray(colour, np.float32) - picture) * alpha[..., None].astype(np.float32)
 
 
-def _cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, step: float) -> np.ndarray:
-    """Distance to the nearest point of a jittered lattice, in steps: 0 on a point, about 0.6 on the walls between cells."""
-    count = int(2.2 / step)
+def _cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, step: float, reach: float = 2.2) -> np.ndarray:
+    """Distance to the nearest point of a jittered lattice, in steps: 0 on it, about 0.6 on the walls of its cell."""
+    count = int(reach / step)
     column, row = np.meshgrid(np.arange(-count, count + 1), np.arange(-count, count + 1))
     points = np.stack([column + 0.5 * (row % 2), row * 0.866], -1).reshape(-1, 2).astype(np.float64)
-    points = (points + rng.normal(0, 0.16, points.shape)) * step
+    points = (points + rng.normal(0, 0.2, points.shape)) * step
     at = np.rint(_to_pixels(points, u, v)).astype(int)
     height, width = u.shape
     at = at[(at[:, 0] >= 0) & (at[:, 0] < width) & (at[:, 1] >= 0) & (at[:, 1] < height)]
@@ -695,7 +707,7 @@ def _spots(rng, u, v, count: int, reach: float, low: float, high: float) -> np.n
 def _network(rng, picture, u, v, depth, inside, colour):
     """Pigment network: a brown mesh, thinning out towards the border."""
     mesh = _soft(_cells(rng, u, v, 0.19), 0.30, 0.52)
-    return _blend(picture, 0.5 * colour, 0.62 * mesh * _soft(depth, 0.0, 0.25))
+    return _blend(picture, 0.5 * colour, 0.5 * mesh * _soft(depth, 0.0, 0.25))
 
 
 def _globules(rng, picture, u, v, depth, inside, colour):
@@ -708,20 +720,20 @@ def _blotches(rng, picture, u, v, depth, inside, colour):
     side = rng.uniform(0, 2 * np.pi)
     lean = u * np.cos(side) + v * np.sin(side)
     area = _soft(_field(rng, u, v, 0.5) + 0.9 * lean, 0.05, 0.45)
-    return _blend(picture, (0.13, 0.08, 0.08), 0.85 * area * inside)
+    return _blend(picture, (0.16, 0.10, 0.09), 0.75 * area * inside)
 
 
 def _veil(rng, picture, u, v, depth, inside, colour):
     """A blue-white veil over a part of the lesion."""
     side, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.4)
     near = np.hypot(u - away * np.cos(side), v - away * np.sin(side)) + 0.25 * _field(rng, u, v, 0.35)
-    return _blend(picture, (0.47, 0.50, 0.62), 0.75 * (1 - _soft(near, 0.15, 0.55)) * inside)
+    return _blend(picture, (0.50, 0.51, 0.58), 0.65 * (1 - _soft(near, 0.15, 0.55)) * inside)
 
 
 def _nests(rng, picture, u, v, depth, inside, colour):
     """Blue-grey ovoid nests."""
     spots = cv2.GaussianBlur(_spots(rng, u, v, int(rng.integers(4, 9)), 0.75, 0.08, 0.17), (0, 0), 1.2)
-    return _blend(picture, (0.36, 0.34, 0.43), 0.7 * spots * inside)
+    return _blend(picture, (0.42, 0.37, 0.42), 0.65 * spots * inside)
 
 
 def _vessels(rng, picture, u, v, depth, inside, colour):
@@ -729,7 +741,7 @@ def _vessels(rng, picture, u, v, depth, inside, colour):
     layer, unit = np.zeros(u.shape, np.uint8), _pixels_per_unit(u, v)
     for trunk in rng.uniform(0, 2 * np.pi, int(rng.integers(4, 7))):
         start = np.array([np.cos(trunk), np.sin(trunk)]) * 0.95
-        branches = [(start, trunk + np.pi + rng.normal(0, 0.3), 0.05)]
+        branches = [(start, trunk + np.pi + rng.normal(0, 0.5), 0.04)]
         while branches:
             at, heading, thick = branches.pop()
             line = [at]
@@ -738,9 +750,9 @@ def _vessels(rng, picture, u, v, depth, inside, colour):
                 line.append(line[-1] + 0.09 * np.array([np.cos(heading), np.sin(heading)]))
             cv2.polylines(layer, [_fixed(_to_pixels(np.array(line), u, v)).astype(np.int32)], False, 255,
                           max(1, round(thick * unit)), cv2.LINE_AA, 4)
-            if thick > 0.02:
-                branches += [(line[-1], heading + turn, 0.6 * thick) for turn in (-0.55, 0.55)]
-    return _blend(picture, (0.66, 0.12, 0.16), 0.8 * layer.astype(np.float32) / 255 * _soft(depth, -0.05, 0.1))
+            if thick > 0.018:
+                branches += [(line[-1], heading + turn * rng.uniform(0.4, 0.9), 0.65 * thick) for turn in (-1, 1)]
+    return _blend(picture, (0.68, 0.20, 0.22), 0.75 * layer.astype(np.float32) / 255 * _soft(depth, -0.05, 0.1))
 
 
 def _strawberry(rng, picture, u, v, depth, inside, colour):
@@ -760,8 +772,10 @@ def _ridges(rng, picture, u, v, depth, inside, colour):
 
 def _milia(rng, picture, u, v, depth, inside, colour):
     """Bright milia-like cysts and dark comedo-like openings."""
-    picture = _blend(picture, (0.97, 0.92, 0.80), 0.9 * _spots(rng, u, v, int(rng.integers(9, 17)), 0.8, 0.04, 0.085) * inside)
-    return _blend(picture, (0.20, 0.12, 0.08), 0.85 * _spots(rng, u, v, int(rng.integers(5, 10)), 0.8, 0.035, 0.075) * inside)
+    cysts = _spots(rng, u, v, int(rng.integers(9, 17)), 0.8, 0.04, 0.085)
+    openings = _spots(rng, u, v, int(rng.integers(5, 10)), 0.8, 0.035, 0.075)
+    picture = _blend(picture, (0.97, 0.92, 0.80), 0.9 * cysts * inside)
+    return _blend(picture, (0.20, 0.12, 0.08), 0.85 * openings * inside)
 
 
 def _scar(rng, picture, u, v, depth, inside, colour):
@@ -773,28 +787,28 @@ def _scar(rng, picture, u, v, depth, inside, colour):
 def _lacunae(rng, picture, u, v, depth, inside, colour):
     """Sharply bounded red to purple lagoons."""
     hue = np.array([0.62, 0.10, 0.18]) * (1 - (t := rng.uniform())) + np.array([0.36, 0.08, 0.26]) * t
-    lagoons = 1 - _soft(_cells(rng, u, v, 0.42), 0.36, 0.46)
-    return _blend(picture, hue, 0.9 * lagoons * _soft(depth, 0.0, 0.12))
+    lagoons = 1 - _soft(_cells(rng, u, v, rng.uniform(0.32, 0.5)) + 0.12 * _field(rng, u, v, 0.2), 0.36, 0.5)
+    return _blend(picture, hue, 0.8 * lagoons * _soft(depth, 0.0, 0.12))
 
 
 def _hairpins(rng, picture, u, v, depth, inside, colour):
     """Short looped vessels, radial, all along the border."""
     layer, unit = np.zeros(u.shape, np.uint8), _pixels_per_unit(u, v)
-    for angle in np.linspace(0, 2 * np.pi, 22, endpoint=False) + rng.normal(0, 0.08, 22):
+    for angle in np.linspace(0, 2 * np.pi, 20, endpoint=False) + rng.normal(0, 0.13, 20):
         ray, side = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
-        inner, outer = rng.uniform(0.55, 0.65), rng.uniform(0.8, 0.95)
+        inner, outer = rng.uniform(0.52, 0.7), rng.uniform(0.75, 0.92)
         line = np.array([ray * inner - side * 0.025, ray * outer - side * 0.03, ray * (outer + 0.03),
                          ray * outer + side * 0.03, ray * inner + side * 0.025])
         cv2.polylines(layer, [_fixed(_to_pixels(line, u, v)).astype(np.int32)], False, 255,
                       max(1, round(0.02 * unit)), cv2.LINE_AA, 4)
-    return _blend(picture, (0.66, 0.10, 0.13), 0.85 * layer.astype(np.float32) / 255)
+    return _blend(picture, (0.66, 0.16, 0.18), 0.7 * layer.astype(np.float32) / 255)
 
 
 def _crust(rng, picture, u, v, depth, inside, colour):
     """A yellow keratin mass in the middle, with blood spots."""
     near = np.hypot(u, v) + 0.22 * _field(rng, u, v, 0.22)
     mass = 1 - _soft(near, 0.38, 0.50)
-    picture = _blend(picture, (0.88, 0.74, 0.46), 0.9 * mass)
+    picture = _blend(picture, (0.84, 0.70, 0.50), 0.85 * mass)
     picture = _blend(picture, (0.97, 0.92, 0.78), 0.8 * mass * _soft(_field(rng, u, v, 0.14), 0.1, 0.5))
     return _blend(picture, (0.36, 0.08, 0.06), 0.9 * _spots(rng, u, v, int(rng.integers(4, 9)), 0.4, 0.04, 0.09))
 
@@ -817,7 +831,7 @@ def _hairs(form, view, picture: np.ndarray) -> None:
         ends = view.uniform((0, 0), (width, height), (2, 2))
         bend = view.normal(0, 0.15 * height, 2)
         line = ends[0] * (1 - t) + ends[1] * t + 4 * t * (1 - t) * bend
-        cv2.polylines(layer, [_fixed(line).astype(np.int32)], False, int(view.integers(140, 230)),
+        cv2.polylines(layer, [_fixed(line).astype(np.int32)], False, int(view.integers(110, 210)),
                       max(1, round(height / 225)), cv2.LINE_AA, 4)
     picture[:] = _blend(picture, (0.16, 0.11, 0.09), layer.astype(np.float32) / 255)
 
@@ -827,5 +841,6 @@ def _bubbles(view, picture: np.ndarray) -> None:
     height, width = picture.shape[:2]
     layer = np.zeros((height, width), np.uint8)
     for at in view.uniform((0, 0), (width, height), (int(view.integers(0, 7)), 2)):
-        _ellipse(layer, at, view.uniform(0.4, 1.6, 2) * height / 225, view.uniform(0, np.pi), int(view.integers(120, 240)))
+        axes = view.uniform(0.4, 1.6, 2) * height / 225
+        _ellipse(layer, at, axes, view.uniform(0, np.pi), int(view.integers(120, 240)))
     picture[:] = _blend(picture, (1, 1, 1), layer.astype(np.float32) / 255)
