@@ -256,7 +256,7 @@ def _state_dict(content: bytes, name: str) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own errors for damaged bytes
-        raise PathoError("weights_unreadable", name, f"is no state dict ({str(error).splitlines()[0][:200]})",
+        raise PathoError("weights_unreadable", name, f"is no state dict ({type(error).__name__})",
                          "Give a file of tensors, saved by torch.save(net.state_dict(), ...) or safetensors") from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise PathoError("weights_unreadable", name, "holds something other than named tensors",
