@@ -40,7 +40,7 @@ def recipe(request):
 
 @pytest.fixture
 def images():
-    return torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 
 def _step(model, images):
@@ -182,7 +182,7 @@ def test_adapt_moves_batchnorm_and_nothing_else(recipe, images):
 
 def test_a_frozen_block_computes_the_same_in_training():
     model = _fresh(SMALL["efficientnet_b0"]).freeze(6, "frozen")
-    images = torch.rand(4, 3, 64, 64)
+    images = torch.rand(4, 3, 32, 32)
     in_training = model.train().features(images, "features[5]")
     assert torch.equal(in_training, model.train().features(images, "features[5]"))  # no stochastic depth
     assert torch.equal(in_training, model.eval().features(images, "features[5]"))
@@ -264,7 +264,7 @@ def test_random_weights_follow_the_seed_and_leave_the_generator_alone(recipe):
 
 @functools.cache
 def _given():
-    return networks.resnet18(weights=None).state_dict()
+    return networks.efficientnet_b0(weights=None).state_dict()
 
 
 @pytest.fixture
@@ -292,19 +292,19 @@ def _official(weights, monkeypatch, tmp_path):
     """Makes random weights pass for torchvision's: a file whose name ends as its digest begins."""
     made = tmp_path / "made.pth"
     torch.save(weights, made)
-    name = f"resnet18-{files.sha256(made)[:8]}.pth"
+    name = f"efficientnet_b0-{files.sha256(made)[:8]}.pth"
 
     class Weights:
         url = f"https://example.org/models/{name}"
 
-    network, _, head, channels = models.NETWORKS["resnet18"]
-    monkeypatch.setitem(models.NETWORKS, "resnet18", (network, Weights, head, channels))
+    network, _, head, channels = models.NETWORKS["efficientnet_b0"]
+    monkeypatch.setitem(models.NETWORKS, "efficientnet_b0", (network, Weights, head, channels))
     return made.rename(tmp_path / name)
 
 
 def _holds(model, weights):
     state = model.net.state_dict()
-    return all(torch.equal(state[name], value) for name, value in weights.items() if not name.startswith("fc."))
+    return all(torch.equal(state[name], value) for name, value in weights.items() if not name.startswith("classifier."))
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -313,11 +313,11 @@ def test_a_given_file_becomes_the_backbone_and_is_recorded(tmp_path, weights, en
 
     path = tmp_path / f"mine.{ending}"
     (torch.save if ending == "pth" else safetensors.torch.save_file)(weights, path)
-    model = models.build(replace(SMALL["resnet18"], weights=str(path)))
+    model = models.build(replace(SMALL["efficientnet_b0"], weights=str(path)))
     assert _holds(model, weights)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert model.weights_source == {"kind": "file", "file": path.name, "sha256": digest}
-    scratch = models.build(SMALL["resnet18"])
+    scratch = models.build(SMALL["efficientnet_b0"])
     assert torch.equal(model.head[1].weight, scratch.head[1].weight)  # the head is the seed's either way
     assert scratch.weights_source == {"kind": "none", "file": None, "sha256": None}
 
@@ -326,16 +326,17 @@ def test_a_relative_path_counts_from_the_project_too(places, weights):
     path = places[0] / "project" / "data" / "mine.pth"
     path.parent.mkdir(parents=True)
     torch.save(weights, path)
-    assert _holds(models.build(replace(SMALL["resnet18"], weights="data/mine.pth")), weights)
+    assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="data/mine.pth")), weights)
 
 
 def test_a_missing_file_names_every_place_that_was_tried(places):
     with pytest.raises(PathoError, match=r"data/mine\.pth") as refusal:
-        models.build(replace(SMALL["resnet18"], weights="data/mine.pth"))
+        models.build(replace(SMALL["efficientnet_b0"], weights="data/mine.pth"))
     assert refusal.value.code == "weights_missing" and str(places[0] / "project") in refusal.value.reason
 
 
-def test_weights_of_another_network_are_refused_with_the_differences(tmp_path, weights):
+def test_weights_of_another_network_are_refused_with_the_differences(tmp_path):
+    weights = networks.resnet18(weights=None).state_dict()
     weights["conv1.weight"] = torch.zeros(64, 1, 7, 7)
     weights["bn1.weight"][3] = torch.nan
     weights["extra.weight"] = weights.pop("layer1.0.conv1.weight")
@@ -346,7 +347,7 @@ def test_weights_of_another_network_are_refused_with_the_differences(tmp_path, w
     for part in ("conv1.weight is (64, 1, 7, 7) instead of (64, 3, 7, 7)", "bn1.weight holds values that are not",
                  "extra.weight is unknown", "layer1.0.conv1.weight is missing"):
         assert part in refusal.value.reason
-    torch.save(networks.efficientnet_b0(weights=None).state_dict(), tmp_path / "other.pth")
+    torch.save(_given(), tmp_path / "other.pth")
     with pytest.raises(PathoError, match=r"and [0-9]+ more"):
         models.build(replace(SMALL["resnet18"], weights=str(tmp_path / "other.pth")))
 
@@ -361,7 +362,7 @@ def test_what_is_no_state_dict_is_refused_unexecuted(tmp_path, content, capsys):
     path = tmp_path / "bad.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(PathoError) as refusal:
-        models.build(replace(SMALL["resnet18"], weights=str(path)))
+        models.build(replace(SMALL["efficientnet_b0"], weights=str(path)))
     assert refusal.value.code == "weights_unreadable" and "executed" not in capsys.readouterr().out
 
 
@@ -374,7 +375,7 @@ def test_imagenet_weights_are_found_where_they_may_lie(places, weights, monkeypa
     path = made.rename(folder / ("renamed.pth" if place == "variable: file" else made.name))
     if place.startswith("variable"):
         monkeypatch.setenv("PATHOLIB_WEIGHTS", str(path if place == "variable: file" else folder))
-    model = models.build(replace(SMALL["resnet18"], weights="imagenet"))
+    model = models.build(replace(SMALL["efficientnet_b0"], weights="imagenet"))
     assert _holds(model, weights) and not asked
     assert model.weights_source == {"kind": "imagenet", "file": path.name, "sha256": files.sha256(path)}
 
@@ -386,7 +387,7 @@ def test_a_damaged_imagenet_file_is_refused(places, weights, monkeypatch):
     made.write_bytes(content)
     monkeypatch.setenv("PATHOLIB_WEIGHTS", str(places[0]))
     with pytest.raises(PathoError) as refusal:
-        models.build(replace(SMALL["resnet18"], weights="imagenet"))
+        models.build(replace(SMALL["efficientnet_b0"], weights="imagenet"))
     assert refusal.value.code == "weights_damaged"
 
 
@@ -401,9 +402,9 @@ def test_a_download_is_announced_and_checked(places, weights, monkeypatch, capsy
         made.rename(target)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    assert _holds(models.build(replace(SMALL["resnet18"], weights="imagenet")), weights)
-    assert prefixes == [made.stem.removeprefix("resnet18-")]
-    assert _holds(models.build(replace(SMALL["resnet18"], weights="imagenet")), weights) and len(prefixes) == 1
+    assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="imagenet")), weights)
+    assert prefixes == [made.stem.removeprefix("efficientnet_b0-")]
+    assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="imagenet")), weights) and len(prefixes) == 1
 
 
 @pytest.mark.parametrize(("arch", "name"), [
