@@ -1,0 +1,301 @@
+"""The classifier: a torchvision network with the recipe's head, split into `features` and `classify` over named blocks.
+
+Freezing counts blocks, Grad-CAM stops between two of them, and the state dict is torchvision's own behind "net.".
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from torchvision import models as networks
+
+from patholib import files
+from patholib.errors import PathoError, nearest
+from patholib.recipes import CHOICES, Recipe
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of RGB in [0, 1]
+
+# name: torchvision's network, the weights meant by "imagenet", the name of its head, channels of the last maps.
+# ResNet50 takes V2: the same network after a longer training, 80.9 % instead of 76.1 % top-1 on ImageNet.
+NETWORKS = {
+    "resnet50": (networks.resnet50, networks.ResNet50_Weights.IMAGENET1K_V2, "fc", 2048),
+    "resnet18": (networks.resnet18, networks.ResNet18_Weights.IMAGENET1K_V1, "fc", 512),
+    "efficientnet_b0": (networks.efficientnet_b0, networks.EfficientNet_B0_Weights.IMAGENET1K_V1, "classifier", 1280),
+}
+
+Block = tuple[nn.Module, ...]
+
+
+class Classifier(nn.Module):
+    """Images (N, 3, H, W) in [0, 1] to logits (N, C); it normalises with ImageNet's mean and deviation itself.
+
+    arch, classes (in the order of the logits) and image_size are the recipe's. frozen and batchnorm are what `freeze`
+    was last told. weights_source says where the backbone came from: kind ("none", "file", "imagenet"), file, sha256.
+    """
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.arch, self.classes, self.image_size = recipe.arch, tuple(recipe.classes), recipe.image_size
+        network, _, self.head_name, channels = NETWORKS[recipe.arch]
+        self.net = network(weights=None)
+        setattr(self.net, self.head_name, _head(recipe, channels))
+        # Constants, not state: outside the state dict, so that it stays torchvision's.
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.frozen, self.batchnorm = 0, "frozen"
+        self.weights_source = {"kind": "none", "file": None, "sha256": None}
+
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """The backbone from the image on, name: modules to run in turn; looked up, so that no module has two names."""
+        net = self.net
+        if self.arch == "efficientnet_b0":
+            return {f"features[{i}]": (block,) for i, block in enumerate(net.features)}
+        blocks: dict[str, Block] = {"stem": (net.conv1, net.bn1, net.relu, net.maxpool)}
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            blocks |= {f"{layer}[{i}]": (block,) for i, block in enumerate(getattr(net, layer))}
+        return blocks
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The blocks in order: resnet50 "stem", "layer1[0]" ... "layer4[2]"; efficientnet_b0 "features[0]" ..."""
+        return tuple(self.blocks)
+
+    @property
+    def head(self) -> nn.Sequential:
+        """The recipe's layers after the global average."""
+        return getattr(self.net, self.head_name)
+
+    def features(self, images: torch.Tensor, until: str | None = None) -> torch.Tensor:
+        """The maps (N, K, h, w) after block `until`, the last one by default. Errors: bad_images, unknown_block."""
+        _refuse_other_than_images(images)
+        maps = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W)
+        for block in self._blocks(stop=self._position(until) + 1):
+            for module in block:
+                maps = module(maps)
+        return maps
+
+    def classify(self, maps: torch.Tensor, after: str | None = None) -> torch.Tensor:
+        """Logits (N, C) from the maps of block `after`, the last one by default. Errors: unknown_block."""
+        for block in self._blocks(start=self._position(after) + 1):
+            for module in block:
+                maps = module(maps)
+        return self.head(self.net.avgpool(maps).flatten(1))  # (N, K, 1, 1) -> (N, K) -> (N, C)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(images))
+
+    def freeze(self, frozen: int, batchnorm: str) -> Classifier:
+        """Lets the first `frozen` blocks not learn; everything after them, and the head, does.
+
+        batchnorm, in frozen blocks: "frozen": `train()` leaves them in eval mode whole, so neither statistics nor
+        stochastic depth change what they compute. "drift": in train mode with fixed parameters, so the statistics
+        follow the batches. "adapt": in train mode, and BatchNorm's weight and bias learn. Errors: bad_freeze.
+        """
+        if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen <= len(self.blocks):
+            raise PathoError("bad_freeze", "frozen", f"is {frozen!r}", f"Give 0 to {len(self.blocks)} blocks")
+        if batchnorm not in CHOICES["batchnorm"]:
+            raise PathoError("bad_freeze", "batchnorm", f"is {batchnorm!r}", nearest(batchnorm, CHOICES["batchnorm"]))
+        self.frozen, self.batchnorm = frozen, batchnorm
+        self.requires_grad_(True)
+        for module in self._frozen_modules():
+            learns = batchnorm == "adapt" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(learns)
+                parameter.grad = parameter.grad if learns else None  # an optimizer passes over what has no gradient
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Train or eval mode as in any module, except that whole frozen blocks stay in eval mode."""
+        super().train(mode)
+        if self.batchnorm == "frozen":
+            for module in self._frozen_modules():
+                module.training = False
+        return self
+
+    def trainable_share(self) -> float:
+        """Parameters that learn, as a share in [0, 1] of all, head included."""
+        learning, total = _count(self.parameters())
+        return learning / total
+
+    def _blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        return itertools.islice(self.blocks.values(), start, stop)
+
+    def _frozen_modules(self) -> Iterator[nn.Module]:
+        return (inner for block in self._blocks(stop=self.frozen) for outer in block for inner in outer.modules())
+
+    def _position(self, block: str | None) -> int:
+        names = self.block_names
+        if block is None:
+            return len(names) - 1
+        if block not in names:
+            raise PathoError("unknown_block", block, f"is no block of {self.arch}", nearest(block, names))
+        return names.index(block)
+
+
+def _head(recipe: Recipe, channels: int) -> nn.Sequential:
+    first, second = recipe.head_dropout
+    norm, relu = nn.BatchNorm1d(recipe.head_width), nn.ReLU()
+    middle = (norm, relu) if recipe.head_order == "batchnorm_relu" else (relu, norm)
+    return nn.Sequential(nn.Dropout(first), nn.Linear(channels, recipe.head_width), *middle,
+                         nn.Dropout(second), nn.Linear(recipe.head_width, len(recipe.classes)))
+
+
+def _refuse_other_than_images(images: torch.Tensor) -> None:
+    # Type and shape only: a look at the values would make a GPU wait.
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+        raise PathoError("bad_images", "images", f"are {kind}, not floats in [0, 1] of shape (N, 3, H, W)",
+                         "Make them with augment.plain_views or training_views")
+
+
+def _count(parameters) -> tuple[int, int]:
+    """(those that learn, all)"""
+    sizes = [(p.numel() * p.requires_grad, p.numel()) for p in parameters]
+    return sum(learning for learning, _ in sizes), sum(total for _, total in sizes)
+
+
+def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
+    """The recipe's classifier in train mode, frozen as its first stage says, on the CPU.
+
+    What has no given weights (the head; with weights="none" everything) is drawn from `generator_seed`, by default
+    recipe.seed, and the global generators stay as they were. recipe.weights: "none"; the path of a torchvision state
+    dict (.pth or .safetensors; its head is passed over); or "imagenet": torchvision's file, looked for in
+    PATHOLIB_WEIGHTS (the file or its folder), `data/weights` of the project and torch.hub's folder, then downloaded
+    with one line printed. Its SHA-256 must begin as its name says.
+    Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # The CPU generator alone: torch.manual_seed would seed the GPUs too, which fork_rng does not restore here.
+        torch.default_generator.manual_seed(recipe.seed if generator_seed is None else generator_seed)
+        model = Classifier(recipe)
+    if recipe.weights == "imagenet":
+        _load_backbone(model, "imagenet", *_imagenet_file(recipe.arch))
+    elif recipe.weights != "none":
+        _load_backbone(model, "file", _given_file(recipe.weights))
+    return model.freeze(recipe.stages[0].frozen, recipe.batchnorm)
+
+
+def _given_file(weights: str) -> Path:
+    # A notebook may run in its own folder or in its caller's: a relative path counts from either or from the project.
+    tried = [Path(weights).expanduser().absolute()]
+    if not tried[0].is_file() and not Path(weights).expanduser().is_absolute():
+        tried.append(files.project_root() / weights)
+    for path in tried:
+        if path.is_file():
+            return path
+    raise PathoError("weights_missing", weights, f"is no file (tried {', '.join(map(str, tried))})",
+                     'Correct the path, or set weights="none" to train from scratch')
+
+
+def _imagenet_file(arch: str) -> tuple[Path, str]:
+    """torchvision's file of ImageNet weights, and how its SHA-256 must begin."""
+    url = NETWORKS[arch][1].url
+    name = url.rsplit("/", 1)[-1]
+    digest = re.search(r"-([0-9a-f]{8,})\.", name)[1]
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    places = [files.project_root() / "data" / "weights" / name, hub / name]
+    if chosen := os.environ.get("PATHOLIB_WEIGHTS"):
+        chosen = Path(chosen).expanduser()
+        places.insert(0, chosen if chosen.is_file() else chosen / name)
+    for path in places:
+        if path.is_file():
+            return path, digest
+    print(f"downloading {url} to {hub}", flush=True)
+    try:
+        hub.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(hub / name), hash_prefix=digest, progress=False)
+    except (OSError, RuntimeError) as error:  # no network, no space; a digest that does not match
+        raise PathoError("weights_missing", name,
+                         f"is not at {', '.join(map(str, places))}, and the download failed ({error})",
+                         f'Put {name} into {places[-2].parent}, or set weights="none" to train from scratch') from error
+    return hub / name, digest
+
+
+def _load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") -> None:
+    """Copies the backbone of a state dict into the model; all differences are told at once."""
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not sha256.startswith(digest):
+        raise PathoError("weights_damaged", path.name, f"has SHA-256 {sha256[:12]}..., which must begin with {digest}",
+                         f'Delete {path} to have it fetched again; other weights are given as weights="<path>"')
+    head = f"{model.head_name}."
+    given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(head)}
+    wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(head)}
+    differences = [f"{k} is missing" for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")]
+    differences += [f"{k} is unknown" for k in given.keys() - wanted.keys()]
+    for k in sorted(wanted.keys() & given.keys()):
+        if wanted[k].shape != given[k].shape:
+            differences.append(f"{k} is {tuple(given[k].shape)} instead of {tuple(wanted[k].shape)}")
+        elif not torch.isfinite(given[k]).all():
+            differences.append(f"{k} holds values that are not finite")
+    if differences:
+        more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
+        raise PathoError("weights_mismatch", path.name, f"does not fit {model.arch}: "
+                         + "; ".join(sorted(differences)[:8]) + more, "Give torchvision's state dict of this network")
+    model.net.load_state_dict(model.net.state_dict() | given)
+    model.weights_source = {"kind": kind, "file": path.name, "sha256": sha256}
+
+
+def _state_dict(content: bytes, name: str) -> dict[str, torch.Tensor]:
+    try:
+        if name.endswith(".safetensors"):
+            import safetensors.torch
+
+            state = safetensors.torch.load(content)
+        else:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own errors for damaged bytes
+        raise PathoError("weights_unreadable", name, f"is no state dict ({type(error).__name__})",
+                         "Give a file of tensors, saved by torch.save(net.state_dict(), ...) or safetensors") from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise PathoError("weights_unreadable", name, "holds something other than named tensors",
+                         "Save net.state_dict() alone")
+    return state
+
+
+def evaluating(model: nn.Module) -> nn.Module:
+    """The model in eval mode: itself where it already is, else a twin that shares every tensor.
+
+    So looking at a model never switches it, not even for a moment in which another thread trains it.
+    """
+    if not any(module.training for module in model.modules()):
+        return model
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(t): t for t in tensors}).eval()  # "already copied": the tensors stay the same
+
+
+def describe(model: Classifier) -> pd.DataFrame:
+    """One row per block, then backbone, head and model: parameters, trainable (of them), share, output.
+
+    output is the shape for one image of model.image_size, as "256 x 14 x 14". The model is left as it is.
+    """
+    rows = []
+
+    def add(name: str, parameters, output: torch.Tensor) -> None:
+        trainable, total = _count(parameters)
+        rows.append({"block": name, "parameters": total, "trainable": trainable, "share": trainable / total,
+                     "output": " x ".join(map(str, output.shape[1:]))})
+
+    still = evaluating(model)
+    with torch.no_grad():
+        maps = still.mean.new_zeros(1, 3, model.image_size, model.image_size)
+        for name, block in still.blocks.items():
+            for module in block:
+                maps = module(maps)
+            add(name, itertools.chain(*(module.parameters() for module in block)), maps)
+        logits = still.classify(maps)
+    add("backbone", [p for k, p in still.net.named_parameters() if not k.startswith(still.head_name)], maps)
+    add("head", still.head.parameters(), logits)
+    add("model", still.parameters(), logits)
+    return pd.DataFrame(rows)

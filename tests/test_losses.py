@@ -1,0 +1,121 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from patholib import losses, recipes
+from patholib.errors import PathoError
+
+COUNTS = (10, 30, 5, 100, 1, 2, 7, 50)
+ISIC = replace(recipes.ISIC2019, loss="cross_entropy")
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(64, 8, generator=generator)
+    return logits, torch.randint(0, 8, (64,), generator=generator)
+
+
+def test_class_weights_are_inverse_to_the_counts_and_sum_to_the_classes():
+    weights = losses.class_weights([25, 75])
+    assert weights.tolist() == [1.5, 0.5]  # the published 1 / n, over their sum, times 2
+    assert losses.class_weights(np.array(COUNTS)).sum() == pytest.approx(8)
+
+
+@pytest.mark.parametrize("empty", [0, -1, float("nan")])
+def test_a_class_without_images_has_no_weight(empty):
+    with pytest.raises(PathoError, match="class number 1") as refusal:
+        losses.class_weights([3, empty])
+    assert refusal.value.code == "empty_class"
+
+
+def test_a_class_without_images_matters_only_to_weights():
+    losses.build(replace(recipes.BREAKHIS, balance="sampler"), [3, 0])
+    with pytest.raises(PathoError):
+        losses.build(recipes.BREAKHIS, [3, 0])
+
+
+def test_counts_of_another_number_of_classes_are_refused():
+    with pytest.raises(PathoError, match="3 for 2 classes"):
+        losses.build(recipes.BREAKHIS, [1, 2, 3])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("balance", ["none", "weights"])
+def test_cross_entropy_is_torchs(batch, balance, smoothing):
+    loss = losses.build(replace(ISIC, balance=balance, label_smoothing=smoothing), COUNTS)
+    weight = losses.class_weights(COUNTS) if balance == "weights" else None
+    truth = torch.nn.CrossEntropyLoss(weight, label_smoothing=smoothing)(*batch)
+    torch.testing.assert_close(loss(*batch), truth)
+
+
+@pytest.mark.parametrize(("balance", "weighted"), [("none", False), ("sampler", False), ("weights", True)])
+def test_only_balance_by_weights_weighs(balance, weighted):
+    weights = losses.build(replace(recipes.BREAKHIS, balance=balance), [25, 75]).weights.tolist()
+    assert weights == ([1.5, 0.5] if weighted else [1, 1])
+
+
+def test_the_published_double_correction_weighs_too():
+    assert losses.build(recipes.as_published("breakhis"), [25, 75]).weights.tolist() == [1.5, 0.5]
+
+
+def test_focal_loss_worked_by_hand():
+    # Probabilities 0.8 and 0.4 of the labels, weights 1.5 and 0.5, gamma 2:
+    # (1.5 * 0.2^2 * -ln 0.8 + 0.5 * 0.6^2 * -ln 0.4) / 2 = (0.0133886 + 0.1649323) / 2
+    logits = torch.log(torch.tensor([[0.8, 0.2], [0.6, 0.4]]))
+    loss = losses.Loss("focal", torch.tensor([1.5, 0.5]))
+    assert float(loss(logits, torch.tensor([0, 1]))) == pytest.approx(0.0891605, abs=1e-6)
+
+
+def test_focal_loss_as_published_takes_the_weight_for_a_probability(batch):
+    weights = losses.class_weights(COUNTS)
+    entropy = functional.cross_entropy(*batch, weight=weights, reduction="none")
+    literal = ((1 - torch.exp(-entropy)) ** 2 * entropy).mean()
+    loss = losses.build(recipes.as_published("isic2019"), COUNTS)
+    torch.testing.assert_close(loss(*batch), literal)
+    assert abs(losses.build(recipes.ISIC2019, COUNTS)(*batch) - literal) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["focal", "focal_weighted_pt"])
+def test_focal_loss_without_focus_is_weighted_cross_entropy_per_image(batch, kind):
+    weights = losses.class_weights(COUNTS)
+    truth = functional.cross_entropy(*batch, weight=weights, reduction="none").mean()
+    torch.testing.assert_close(losses.Loss(kind, weights, gamma=0.0)(*batch), truth)
+    plain = losses.Loss(kind, torch.ones(8), gamma=0.0)
+    torch.testing.assert_close(plain(*batch), functional.cross_entropy(*batch))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_loss_of_a_certain_image_has_a_finite_gradient(gamma):
+    logits = torch.tensor([[300.0, 0.0], [0.0, 300.0]], requires_grad=True)
+    losses.Loss("focal", torch.ones(2), gamma=gamma)(logits, torch.tensor([0, 0])).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[1].abs().max() == pytest.approx(0.5)  # wrong and certain: full cross-entropy slope, over N
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "focal_weighted_pt"])
+def test_parts_of_a_batch_add_up_to_the_whole(batch, kind):
+    logits, labels = batch[0].double().requires_grad_(), batch[1]
+    loss = losses.Loss(kind, losses.class_weights(COUNTS), 0.1 if kind == "cross_entropy" else 0.0)
+    parts = [loss.total(logits[rows], labels[rows]) for rows in torch.arange(64).split([1, 30, 7, 26])]
+    whole = loss(logits, labels)
+    pieced = sum(total for total, _ in parts) / sum(weight for _, weight in parts)
+    torch.testing.assert_close(pieced, whole, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (pieced, whole)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "focal_weighted_pt"])
+def test_half_precision_logits_are_promoted(batch, kind, half):
+    loss = losses.Loss(kind, losses.class_weights(COUNTS))
+    logits, labels = batch[0].to(half), batch[1]
+    assert loss(logits, labels).dtype == torch.float32
+    assert loss(logits, labels) == loss(logits.float(), labels)
+
+
+def test_the_weights_are_no_state_of_the_training():
+    assert not losses.build(recipes.BREAKHIS, [1, 2]).state_dict()
