@@ -11,6 +11,21 @@ from pathlib import Path
 from patholib.errors import PathoError
 
 
+def project_root() -> Path:
+    """The nearest folder, from the working one upwards, whose pyproject.toml names patholib; else the working one.
+
+    Jupyter and nbval run a notebook in its own folder, papermill in the caller's: both find the same data and outputs.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        try:
+            if 'name = "patholib"' in (folder / "pyproject.toml").read_text(encoding="utf-8"):
+                return folder
+        except (OSError, UnicodeDecodeError):
+            continue  # no such file here, or none of ours
+    return here
+
+
 def write_bytes(path: Path, content: bytes) -> Path:
     """Writes `content` so that `path` holds either the old or the new bytes, whenever the power goes."""
     path = Path(path)
