@@ -748,7 +748,7 @@ def batches(images: ImageSet, order: np.ndarray, size: int, transform: Callable 
     order = np.asarray(order, dtype=np.int64)
     if order.size and not (0 <= order.min() and order.max() < len(images)):
         raise PathoError("bad_order", "order", f"names image {order.max()} of {len(images)}", "Draw it for this set")
-    labels, rows = torch.from_numpy(images.labels), images.table["row"].to_numpy()
+    labels, rows = torch.tensor(images.labels), images.table["row"].to_numpy()
     stop = len(order) - len(order) % size if drop_last else len(order)
 
     def prepare(first: int) -> Batch:
