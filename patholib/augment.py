@@ -1,0 +1,388 @@
+"""Training views: every random number drawn from where the image stands, all geometry in one warp, colour in one map.
+
+A view depends on (seed, epoch, position in the epoch, row) and on nothing else: not on the batch, the number of
+workers or what was drawn before. So an interrupted run resumes exactly, and an image drawn twice looks different twice.
+
+Coordinates: a homography acts on (x, y) in pixels, y down, measured from the centre of the view; a forward matrix says
+where image content goes. Images are uint8 (B, S, S, 3): numpy arrays are warped by OpenCV, one after another; torch
+tensors, on whatever device they lie, by one batched `grid_sample` with the same matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from patholib.errors import PathoError, nearest
+from patholib.recipes import Augmentation
+
+IMAGENET_STD = (0.229, 0.224, 0.225)  # the unit of noise as published: after normalisation
+GREY = (0.2989, 0.587, 0.114)  # grey value of RGB (ITU-R BT.601), as torchvision weights it
+
+# One uniform number each, always in this place: turning one augmentation off leaves the draws of all others alone.
+DRAWS = (
+    "affine_degrees", "shift_x", "shift_y", "zoom", "shear", "rotation", "flip_horizontal", "flip_vertical",
+    "perspective_p", "corner_0x", "corner_0y", "corner_1x", "corner_1y", "corner_2x", "corner_2y", "corner_3x",
+    "corner_3y", "crop_area", "crop_aspect", "crop_x", "crop_y", "brightness", "contrast", "saturation", "hue", "noise",
+)
+TTA_EPOCH = -1  # an epoch that training never reaches: test-time draws are no training draws
+PROBES = 8  # hue is fitted on PROBES x PROBES pixels of each view
+
+
+def plain_views(images, size: int) -> torch.Tensor:
+    """The central window of each image, unchanged: (B, S, S, 3) uint8 to (B, 3, size, size) float32 in [0, 1]."""
+    window = _window(images, size)
+    if isinstance(window, np.ndarray):
+        window = torch.from_numpy(np.ascontiguousarray(window))
+    return window.permute(0, 3, 1, 2).to(torch.float32).div_(255)  # (B, 3, size, size), stored channels last
+
+
+def training_views(images, size: int, augmentation: Augmentation, seed: int, epoch: int, positions,
+                   rows) -> torch.Tensor:
+    """One random view of each image, (B, S, S, 3) uint8 to (B, 3, size, size) float32 in [0, 1].
+
+    positions (B,): places in the epoch; rows (B,): which images. S >= size: what lies around the central window is
+    drawn in by rotation and shift before any border is. As published, noise in units of the normalised image may
+    leave [0, 1], because nothing cuts it off after the normalisation.
+    """
+    draws = uniform(seed, epoch, positions, rows)
+    steps = geometry(draws, augmentation, size)
+    views = _warped(images, steps, size, augmentation)  # (B, size, size, 3), grey levels 0 to 255
+    views = _recoloured(views, draws, augmentation)
+    if augmentation.noise:
+        _add_noise(views, draws["noise"], augmentation)
+    return views.permute(0, 3, 1, 2)
+
+
+def tta_views(images, size: int, kind: str, views: int, seed: int, rows, augmentation: Augmentation) -> torch.Tensor:
+    """Several views of each image to average over, (views, B, 3, size, size) float32; view 0 is the plain one.
+
+    kind "dihedral": the first of: plain, mirrored left-right, mirrored up-down, turned by 180, 90, -90 degrees (counter
+    clockwise), mirrored at the main diagonal, mirrored at the other. They move pixels and change none.
+    kind "random": the recipe's augmentation at half strength and without noise, drawn from (seed, view, row).
+    """
+    plain = plain_views(images, size)  # (B, 3, size, size)
+    if kind == "dihedral":
+        if not 1 <= views <= 8:
+            raise PathoError("bad_parameter", f"views={views}", "but a square has eight symmetries", "Choose 1 to 8")
+        symmetries = (
+            lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3),
+            lambda x: x.rot90(1, (2, 3)), lambda x: x.rot90(-1, (2, 3)), lambda x: x.transpose(2, 3),
+            lambda x: x.transpose(2, 3).flip(2, 3),
+        )
+        return torch.stack([symmetry(plain) for symmetry in symmetries[:views]])
+    if kind != "random":
+        raise PathoError("bad_parameter", f"kind={kind!r}", "is no kind of views",
+                         nearest(kind, ("dihedral", "random")))
+    light = half_strength(augmentation)
+    drawn = [training_views(images, size, light, seed, TTA_EPOCH, np.full(len(rows), view), rows)
+             for view in range(1, views)]
+    return torch.stack([plain, *drawn])
+
+
+def half_strength(a: Augmentation) -> Augmentation:
+    """The same augmentation with every range halved, probabilities kept, and no noise."""
+    names = ("affine_degrees", "rotation", "shift", "shear", "perspective",
+             "brightness", "contrast", "saturation", "hue")
+    towards_one = {name: tuple((1 + end) / 2 for end in pair)
+                   for name in ("zoom", "crop_scale") if (pair := getattr(a, name)) is not None}
+    return replace(a, **{name: getattr(a, name) / 2 for name in names}, **towards_one, noise=0.0)
+
+
+# ------------------------------------------------------------------------------------------------------- drawing
+
+
+def uniform(seed: int, epoch: int, positions, rows) -> dict[str, np.ndarray]:
+    """For each name in DRAWS a (B,) array in [0, 1), a pure function of the four keys.
+
+    The keys are folded one after another through the mixing function of SplitMix64 (Steele, Lea & Flood 2014), whose
+    generator then runs from each sample's own state: a few integer operations, vectorised over the batch, the same on
+    every system.
+    """
+    state = np.zeros(len(rows), np.uint64)
+    for key in (seed, epoch, positions, rows):
+        state = splitmix64(state ^ np.asarray(key).astype(np.int64).astype(np.uint64))
+    steps = np.arange(len(DRAWS), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits = splitmix64(state[:, None] + steps)  # (B, DRAWS)
+    values = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return dict(zip(DRAWS, values.T, strict=True))
+
+
+def splitmix64(state: np.ndarray) -> np.ndarray:
+    """The output that follows each 64-bit state; the next state is this one plus the golden ratio."""
+    mixed = np.asarray(state, np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # arrays wrap around, as is meant
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _between(draw: np.ndarray, low, high) -> np.ndarray:
+    return low + (high - low) * draw
+
+
+# ------------------------------------------------------------------------------------------------------ geometry
+
+
+def geometry(draws: dict, a: Augmentation, size: int) -> list[tuple[str, np.ndarray]]:
+    """The steps in the published order, each (name, (B, 3, 3) forward matrix); steps that are off are left out."""
+    steps = []
+    if a.affine_degrees or a.shift or a.shear or tuple(a.zoom) != (1.0, 1.0):
+        steps.append(("affine", _affine(draws, a, size)))
+    if a.rotation:
+        angle = np.radians(_between(draws["rotation"], -a.rotation, a.rotation))
+        steps.append(("rotation", _linear(np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle))))
+    if a.flip_horizontal or a.flip_vertical:
+        across = np.where(draws["flip_horizontal"] < a.flip_horizontal, -1.0, 1.0)
+        down = np.where(draws["flip_vertical"] < a.flip_vertical, -1.0, 1.0)
+        steps.append(("flip", _linear(across, 0, 0, down)))
+    if a.perspective and a.perspective_p:
+        steps.append(("perspective", _perspective(draws, a, size)))
+    if a.crop_scale:
+        steps.append(("crop", _crop(draws, a, size)))
+    return steps
+
+
+def _linear(xx, xy, yx, yy, dx=0.0, dy=0.0) -> np.ndarray:
+    """(B, 3, 3) from the entries of the matrix and the shift, each (B,) or a number."""
+    entries = np.broadcast_arrays(xx, xy, dx, yx, yy, dy, 0.0, 0.0, 1.0)
+    return np.stack(entries, axis=-1).astype(np.float64).reshape(-1, 3, 3)
+
+
+def _affine(draws: dict, a: Augmentation, size: int) -> np.ndarray:
+    """Shear along x, then rotation (clockwise as seen), zoom and shift, as torchvision's RandomAffine defines them."""
+    angle = np.radians(_between(draws["affine_degrees"], -a.affine_degrees, a.affine_degrees))
+    slope = np.tan(np.radians(_between(draws["shear"], -a.shear, a.shear)))
+    zoom = _between(draws["zoom"], *a.zoom)
+    cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
+    dx, dy = (_between(draws[name], -a.shift, a.shift) * size for name in ("shift_x", "shift_y"))
+    return _linear(cos, -cos * slope - sin, sin, -sin * slope + cos, dx, dy)
+
+
+def _perspective(draws: dict, a: Augmentation, size: int) -> np.ndarray:
+    """Each corner moves inwards by up to `perspective` of half the side, as in torchvision's RandomPerspective."""
+    corner = (size - 1) / 2
+    start = corner * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])  # clockwise from the top left
+    moves = np.stack([draws[f"corner_{i}{axis}"] for i in range(4) for axis in "xy"], axis=1).reshape(-1, 4, 2)
+    end = start - np.sign(start) * moves * a.perspective * size / 2  # (B, 4, 2)
+    matrices = homography(start / corner, end / corner)  # solved on the unit square, where it is well conditioned
+    scale = np.diag([corner, corner, 1.0])
+    matrices = scale @ matrices @ np.linalg.inv(scale)
+    return np.where((draws["perspective_p"] < a.perspective_p)[:, None, None], matrices, np.eye(3))
+
+
+def homography(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The (B, 3, 3) homographies that take the four points `start` (4, 2) to `end` (B, 4, 2); entry [2, 2] is 1."""
+    x, y = start[:, 0], start[:, 1]
+    one, zero = np.ones(4), np.zeros(4)
+    system = np.empty((len(end), 8, 8))
+    for axis, block in ((0, (x, y, one, zero, zero, zero)), (1, (zero, zero, zero, x, y, one))):
+        target = end[:, :, axis]  # (B, 4)
+        rows = system[:, axis::2]  # (B, 4, 8)
+        rows[:, :, :6] = np.stack(block, axis=-1)
+        rows[:, :, 6], rows[:, :, 7] = -x * target, -y * target
+    solved = np.linalg.solve(system, end.reshape(len(end), 8, 1))[:, :, 0]
+    return np.concatenate([solved, np.ones((len(end), 1))], axis=1).reshape(-1, 3, 3)
+
+
+def _crop(draws: dict, a: Augmentation, size: int) -> np.ndarray:
+    """A rectangle of `crop_scale` of the area and aspect 3/4 to 4/3 inside the view, stretched to the whole view.
+
+    torchvision's RandomResizedCrop draws until a rectangle fits and gives up after ten times; here the aspect is drawn,
+    evenly in its logarithm, only among those that fit, so that the area stays evenly distributed.
+    """
+    area = _between(draws["crop_area"], *a.crop_scale)
+    narrowest, widest = np.log(np.maximum(3 / 4, area)), np.log(np.minimum(4 / 3, 1 / area))
+    aspect = np.exp(_between(draws["crop_aspect"], narrowest, widest))
+    width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)  # shares of the side
+    centre_x = (draws["crop_x"] - 0.5) * (1 - width) * size
+    centre_y = (draws["crop_y"] - 0.5) * (1 - height) * size
+    return _linear(1 / width, 0, 0, 1 / height, -centre_x / width, -centre_y / height)
+
+
+def _warped(images, steps: list[tuple[str, np.ndarray]], size: int, a: Augmentation):
+    """All steps applied: in one interpolation out of the whole image, or as published one after the other."""
+    warp = warp_with_opencv if isinstance(images, np.ndarray) else warp_on_device
+    side = images.shape[1]
+    if a.warps == "one":
+        forward = functools.reduce(lambda before, step: step[1] @ before, steps, np.eye(3)[None])
+        if not steps:
+            return _window(images, size)
+        return warp(images, sampling(forward, side, size), size, a.border, a.interpolation)
+    views = _window(images, size)
+    for name, forward in steps:
+        kind = "bilinear" if name == "crop" else a.interpolation  # torchvision's default for a crop and for no other
+        views = warp(views, sampling(forward, size, size), size, a.border, kind)
+    return views
+
+
+def sampling(forward: np.ndarray, side: int, size: int) -> np.ndarray:
+    """(B, 3, 3) from a pixel (x, y) of the view to the point of the image it is taken from; both wide as given."""
+    margin, centre = _margin(side, size), (size - 1) / 2
+    into, back = np.eye(3), np.eye(3)
+    into[:2, 2], back[:2, 2] = -centre, centre + margin
+    return back @ np.linalg.inv(forward) @ into
+
+
+def _margin(side: int, size: int) -> int:
+    if side < size:
+        raise PathoError("bad_parameter", f"size={size}", f"is larger than the images, {side} pixels wide",
+                         "Check the images again with the recipe's cache_size")
+    return (side - size) // 2
+
+
+def _window(images, size: int):
+    margin = _margin(images.shape[1], size)
+    return images[:, margin:margin + size, margin:margin + size]
+
+
+def warp_with_opencv(images: np.ndarray, matrices: np.ndarray, size: int, border: str = "reflect",
+                     interpolation: str = "bilinear") -> np.ndarray:
+    """Each image (S, S, 3) uint8 sampled at matrix @ (x, y, 1) of every view pixel; (B, size, size, 3) uint8."""
+    cv2.setNumThreads(1)  # the threads are ours: one per batch, none inside an image
+    flags = cv2.WARP_INVERSE_MAP | {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}[interpolation]
+    mode = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[border]
+    views = np.empty((len(images), size, size, 3), np.uint8)
+    for image, matrix, view in zip(images, np.broadcast_to(matrices, (len(images), 3, 3)), views, strict=True):
+        cv2.warpPerspective(image, matrix, (size, size), dst=view, flags=flags, borderMode=mode)
+    return views
+
+
+def warp_on_device(images: torch.Tensor, matrices: np.ndarray, size: int, border: str = "reflect",
+                   interpolation: str = "bilinear") -> torch.Tensor:
+    """The same for a tensor (B, S, S, 3) on any device, as one batch; (B, size, size, 3) float32, not rounded.
+
+    Differs from `warp_with_opencv` by its rounding to whole grey levels and, before OpenCV 5, to 1/32 pixel.
+    """
+    side, device = images.shape[1], images.device
+    matrices = torch.as_tensor(matrices, device=device).expand(len(images), 3, 3)
+    axis = torch.arange(size, device=device, dtype=torch.float64)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3)  # (size * size, 3)
+    points = points @ matrices.transpose(1, 2)  # (B, size * size, 3), float64: float32 would blur the identity
+    grid = points[..., :2] / points[..., 2:] * (2 / (side - 1)) - 1  # -1 and 1: centres of the outermost pixels
+    views = F.grid_sample(
+        images.permute(0, 3, 1, 2).to(torch.float32), grid.to(torch.float32).reshape(-1, size, size, 2),
+        mode=interpolation, padding_mode={"reflect": "reflection", "black": "zeros"}[border], align_corners=True)
+    return views.permute(0, 2, 3, 1)
+
+
+# -------------------------------------------------------------------------------------------------------- colour
+
+
+def _recoloured(views, draws: dict, a: Augmentation) -> torch.Tensor:
+    """Brightness, contrast, saturation and hue as one map of each view; (B, size, size, 3) float32 in [0, 1]."""
+    size = views.shape[1]
+    places = (2 * np.arange(PROBES) + 1) * size // (2 * PROBES)
+    matrices = None
+    if a.brightness or a.contrast or a.saturation or a.hue:
+        probes = torch.as_tensor(views[:, places][:, :, places]).reshape(len(views), -1, 3).double() / 255
+        if isinstance(views, np.ndarray):
+            means = torch.tensor([cv2.mean(view)[:3] for view in views], dtype=torch.float64) / 255
+        else:
+            means = views.mean(dim=(1, 2), dtype=torch.float64) / 255
+        matrices = colour_matrices(draws, a, means, probes)  # (B, 3, 4), for values in [0, 1]
+    if isinstance(views, torch.Tensor):
+        views = views.to(torch.float32) / 255
+        if matrices is not None:
+            linear, shift = matrices[..., :3].float(), matrices[..., 3].float()
+            views = torch.baddbmm(shift[:, None], views.reshape(len(views), -1, 3), linear.transpose(1, 2))
+            views = views.clamp_(0, 1).reshape(-1, size, size, 3)
+        return views
+    out = np.empty(views.shape, np.float32)
+    scale = None if matrices is None else matrices.numpy() * np.array([1, 1, 1, 255])  # for grey levels 0 to 255
+    for i, view in enumerate(views):
+        if scale is None:
+            np.divide(view, np.float32(255), out=out[i])
+        else:
+            cv2.transform(view.astype(np.float32), scale[i], dst=out[i])
+            np.clip(np.divide(out[i], np.float32(255), out=out[i]), 0, 1, out=out[i])
+    return torch.from_numpy(out)
+
+
+def colour_matrices(draws: dict, a: Augmentation, means: torch.Tensor, probes: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 4): one affine map of RGB in [0, 1] for each view, as torchvision's ColorJitter defines its four steps.
+
+    means (B, 3): average colour; probes (B, P, 3): some of its pixels. The order is always brightness, contrast,
+    saturation, hue (ColorJitter shuffles it), and values are cut to [0, 1] once, at the end. The first three are
+    exactly affine; a turn of the hue is not, so the affine map nearest to it on the probes takes its place.
+    """
+    def factor(name):
+        width = getattr(a, name)
+        values = _between(draws[name], max(0.0, 1 - width), 1 + width)
+        return torch.as_tensor(values, device=means.device)[:, None, None]  # (B, 1, 1)
+
+    grey = torch.tensor(GREY, dtype=means.dtype, device=means.device)
+    one = torch.eye(3, dtype=means.dtype, device=means.device)
+    bright, contrast, saturation = factor("brightness"), factor("contrast"), factor("saturation")
+    shift = (1 - contrast) * bright * (means @ grey)[:, None, None]  # (B, 1, 1): pulls towards the mean grey
+    desaturated = saturation * one + (1 - saturation) * grey  # (B, 3, 3): each row mixes in the pixel's grey
+    linear = desaturated * (bright * contrast)
+    offset = desaturated.sum(dim=2, keepdim=True) * shift  # (B, 3, 1)
+    matrices = torch.cat([linear, offset], dim=2)  # (B, 3, 4)
+    if not a.hue:
+        return matrices
+    seen = (probes @ linear.transpose(1, 2) + offset.transpose(1, 2)).clamp(0, 1)  # (B, P, 3)
+    turn = torch.as_tensor(_between(draws["hue"], -a.hue, a.hue), device=means.device)[:, None]
+    hue = _nearest_map(seen, turn_hue(seen, turn))  # (B, 3, 4)
+    last = torch.tensor([[[0.0, 0.0, 0.0, 1.0]]], dtype=means.dtype, device=means.device).expand(len(means), 1, 4)
+    return hue @ torch.cat([matrices, last], dim=1)
+
+
+def _nearest_map(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """The affine map (B, 3, 4) that takes `before` nearest to `after`, both (B, P, 3): least squares.
+
+    A small pull towards the identity decides where the pixels leave it open, as in a picture of one colour.
+    """
+    design = torch.cat([before, torch.ones_like(before[..., :1])], dim=2)  # (B, P, 4)
+    pull = 1e-5 * before.shape[1] * torch.eye(4, dtype=before.dtype, device=before.device)
+    gram = design.transpose(1, 2) @ design + pull
+    change = torch.linalg.solve(gram, design.transpose(1, 2) @ (after - before))  # (B, 4, 3)
+    return change.transpose(1, 2) + torch.eye(3, 4, dtype=before.dtype, device=before.device)
+
+
+def turn_hue(pixels: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """RGB in [0, 1] with the HSV hue turned by `turn` of the circle; saturation and value stay (Smith 1978)."""
+    value, least = pixels.amax(dim=-1), pixels.amin(dim=-1)
+    chroma = value - least
+    red, green, blue = pixels.unbind(-1)
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sector = torch.where(
+        value == red, (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))  # in sixths of the circle
+    sector = sector + 6 * turn
+    # Each channel is a trapezoid of the hue: f(n) = value - chroma * max(0, min(k, 4 - k, 1)), k = (n + hue) mod 6
+    phase = torch.stack([(n + sector) % 6 for n in (5, 3, 1)], dim=-1)
+    dip = torch.minimum(torch.minimum(phase, 4 - phase), torch.ones_like(phase)).clamp(min=0)
+    return value[..., None] - chroma[..., None] * dip
+
+
+# --------------------------------------------------------------------------------------------------------- noise
+
+
+def _add_noise(views: torch.Tensor, draw: np.ndarray, a: Augmentation) -> None:
+    """Adds Gaussian noise in place to (B, size, size, 3) in [0, 1].
+
+    "grey": `noise` is the standard deviation as share of the grey range, and a sensor cuts off at black and white.
+    "normalised", as published: it is added after normalisation, so one unit is the channel's ImageNet deviation.
+    Each view takes its own stretch of one long row of numbers: drawing afresh would take longer than all else together.
+    """
+    stock = _normals(str(views.device))
+    count = views[0].numel()
+    unit = torch.ones(3) if a.noise_unit == "grey" else torch.tensor(IMAGENET_STD)
+    unit = (a.noise * unit).to(views)
+    for view, start in zip(views, (draw * (len(stock) - count)).astype(np.int64), strict=True):
+        view += stock[start:start + count].view(view.shape) * unit
+        if a.noise_unit == "grey":
+            view.clamp_(0, 1)
+
+
+@functools.cache
+def _normals(device: str) -> torch.Tensor:
+    """Four million independent standard normal numbers, the same in every process."""
+    generator = np.random.Generator(np.random.Philox(key=0))
+    return torch.from_numpy(generator.standard_normal(2**22, dtype=np.float32)).to(device)
