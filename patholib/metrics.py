@@ -1,0 +1,402 @@
+"""How good predictions are and how sure that is: every number comes with an interval that resamples whole groups.
+
+A table of predictions has one row per image: `label` (text), `group` (the patient, case or lesion that is drawn as one)
+and one column `p_<class>` per class. The images of a patient are alike, so drawing them one by one gives intervals
+several times too narrow; here a resample draws groups, with all their images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from patholib.errors import PathoError, nearest
+
+LEVEL = 0.95  # of every interval
+FEWEST_GROUPS = 10  # below this a percentile bootstrap over groups is too narrow to lean on, and that is said
+LOST = (1 - LEVEL) / 2  # share of resamples that may leave a number undefined before its interval is given up
+CHUNK = 100  # resamples worked on at once; larger ones leave the processor's cache and are slower
+
+MEANS = ("balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "auc")
+ONE_CLASS = "only one class among the labels"
+WHY = {  # what leaves a number of one class without a value
+    "precision": "no image is predicted as this class",
+    "sensitivity": "no image is of this class",
+    "specificity": "every image is of this class",
+    "f1": "no image is of this class or predicted as it",
+    "auc": "needs images of this class and of another",
+}
+
+
+def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float = 0.5,
+            resamples: int = 1000, seed: int = 0) -> dict:
+    """All numbers of a table of predictions as JSON values, each `{"value", "low", "high"}` with a 95 % interval.
+
+    Two classes and a `positive` one: an image is called positive where p_positive >= threshold. Otherwise the largest
+    probability decides and the threshold is not used. A number without a value is None beside `"undefined"`, the
+    reason; one without an interval has `"no_interval"`; a mean that leaves classes out says so in `"note"`.
+    Intervals: percentile bootstrap over groups (Efron & Tibshirani 1993, chapter 13). `resamples=0` gives none.
+    """
+    judged = _judge(predictions, classes, positive, threshold)
+    overall, of_classes = _values(judged, np.ones((1, judged.groups)))
+    drawn_overall, drawn_of_classes = _resample(judged, resamples, seed)
+    support = judged.confusion.sum(axis=1)
+    absent = [name for name, n in zip(judged.classes, support, strict=True) if n == 0]
+
+    metrics = {name: _number(values[0], drawn_overall[name], ONE_CLASS) for name, values in overall.items()}
+    for name in MEANS:
+        if absent and metrics[name]["value"] is not None:
+            metrics[name]["note"] = f"mean over the classes that occur; absent: {', '.join(absent)}"
+    per_class = {}
+    for k, name in enumerate(judged.classes):
+        numbers = {m: _number(v[0, k], drawn_of_classes[m][:, k], WHY[m]) for m, v in of_classes.items()}
+        per_class[name] = {"support": int(support[k]), "groups": int(judged.groups_with[k]), **numbers}
+    if judged.by_threshold:
+        metrics |= {m: per_class[positive][m] for m in ("sensitivity", "specificity", "precision", "f1")}
+
+    notes = []
+    if judged.groups < FEWEST_GROUPS:
+        notes.append(f"only {judged.groups} groups: intervals from fewer than {FEWEST_GROUPS} are too narrow")
+    return {
+        "images": len(predictions),
+        "groups": judged.groups,
+        "classes": list(judged.classes),
+        "positive": positive,
+        "threshold": float(threshold) if judged.by_threshold else None,
+        "decision": f"p_{positive} >= {threshold:g}" if judged.by_threshold else "largest probability",
+        "level": LEVEL,
+        "resamples": resamples,
+        "seed": seed,
+        "prior": {c: float(n / len(predictions)) for c, n in zip(judged.classes, support, strict=True)},
+        "metrics": metrics,
+        "per_class": per_class,
+        "confusion": judged.confusion.tolist(),  # rows: true class, columns: predicted, in class order
+        "notes": notes,
+    }
+
+
+def decide(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+           threshold: float = 0.5) -> np.ndarray:
+    """The class each image is called, (N,) text; equal largest probabilities go to the class named first."""
+    judged = _judge(predictions, classes, positive, threshold)
+    return np.array(judged.classes, dtype=object)[judged.decisions]
+
+
+def classification_report(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+                          threshold: float = 0.5) -> pd.DataFrame:
+    """Precision, sensitivity (recall), F1 and support per class, with scikit-learn's numbers and row names.
+
+    As there, 0/0 counts as 0; `summary` tells an undefined number from a zero.
+    """
+    judged = _judge(predictions, classes, positive, threshold)
+    overall, of_classes = _values(judged, np.ones((1, judged.groups)))
+    columns = ["precision", "sensitivity", "f1"]
+    table = pd.DataFrame({name: np.nan_to_num(of_classes[name][0]) for name in columns}, index=list(judged.classes))
+    support = judged.confusion.sum(axis=1)
+    below = pd.DataFrame(
+        [[overall["accuracy"][0]] * 3, table.mean().tolist(), np.average(table, axis=0, weights=support).tolist()],
+        columns=columns, index=["accuracy", "macro avg", "weighted avg"])
+    table = pd.concat([table, below])
+    table["support"] = [*support, *[support.sum()] * 3]
+    return table
+
+
+def by_subgroup(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, columns: Iterable[str],
+                threshold: float = 0.5, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """The headline numbers in every value of every column: one row per `column`, `value`.
+
+    `few` marks the rows with fewer than 10 groups. An undefined number is NaN, and `note` says why.
+    """
+    classes = tuple(classes)
+    names = ["accuracy", "balanced_accuracy", "auc"]
+    if positive is not None and len(classes) == 2:
+        names += ["sensitivity", "specificity"]
+    rows = []
+    for column in columns:
+        _need(predictions, [column])
+        for value, part in predictions.groupby(column, sort=True):
+            found = summary(part, classes, positive, threshold, resamples, seed)
+            row = {"column": column, "value": str(value) or "(not stated)", "images": found["images"],
+                   "groups": found["groups"], "few": found["groups"] < FEWEST_GROUPS}
+            notes = []
+            for name in names:
+                number = found["metrics"][name]
+                row |= {name: number["value"], f"{name}_low": number["low"], f"{name}_high": number["high"]}
+                notes += [f"{name}: {number[k]}" for k in ("undefined", "no_interval", "note") if k in number]
+            rows.append({**row, "note": "; ".join(found["notes"] + notes)})
+    numbers = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    table = pd.DataFrame(rows, columns=["column", "value", "images", "groups", "few", *numbers, "note"])
+    return table.astype(dict.fromkeys(numbers, float))
+
+
+def two_labels(predictions: pd.DataFrame, column: str = "case") -> list[str]:
+    """The patients whose images do not all have the same label, sorted."""
+    labels = predictions.groupby(_patients(predictions, column))["label"].nunique()
+    return [str(name) for name in labels.index[labels > 1]]
+
+
+def by_patient(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, column: str = "case",
+               threshold: float = 0.5) -> pd.DataFrame:
+    """One row per patient, sorted: images, true label, patient score, mean probabilities and what these decide.
+
+    `score` is the share of the patient's images that are right (Spanhol et al. 2016: N_rec / N_P). Patients with two
+    labels (`two_labels`) have no true label and are left out. The table has `label`, `group` and the `p_` columns, so
+    it is itself a table of predictions, with patients for images.
+    """
+    columns = [f"p_{c}" for c in classes]
+    right = decide(predictions, classes, positive, threshold) == predictions["label"].to_numpy()
+    table = predictions.assign(patient=_patients(predictions, column), right=right)
+    parts = table[~table["patient"].isin(two_labels(predictions, column))].groupby("patient", sort=True)
+    patients = parts.agg(group=("group", "first"), groups=("group", "nunique"), label=("label", "first"),
+                         images=("label", "size"), right=("right", "sum")).reset_index()
+    # A slide stays in its case; where the split was by image, the images of a patient are still drawn as one.
+    patients["group"] = patients["group"].astype(str).where(patients.pop("groups") == 1, patients["patient"])
+    patients["score"] = patients["right"] / patients["images"]
+    patients[columns] = parts[columns].mean().to_numpy()
+    patients["decision"] = decide(patients, classes, positive, threshold) if len(patients) else ""
+    return patients
+
+
+def patient_recognition_rate(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+                             column: str = "case", threshold: float = 0.5) -> float | None:
+    """The mean of the patient scores (Spanhol et al. 2016): every patient counts once, however many images there are.
+
+    None where no patient has a single label.
+    """
+    patients = by_patient(predictions, classes, positive, column, threshold)
+    return float(patients["score"].mean()) if len(patients) else None
+
+
+def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+                    column: str = "case", threshold: float = 0.5, resamples: int = 1000, seed: int = 0) -> dict:
+    """`summary` with patients for images, decided by mean probability, and the patient recognition rate."""
+    both = two_labels(predictions, column)
+    patients = by_patient(predictions, classes, positive, column, threshold)
+    found = {"column": column, "patients": len(patients), "two_labels": {"patients": len(both), "names": both}}
+    if not len(patients):
+        undefined = {"value": None, "low": None, "high": None, "undefined": "every patient has two labels"}
+        return {**found, "recognition_rate": undefined, "summary": None}
+    groups, names = pd.factorize(patients["group"], sort=True)
+    sums = np.stack([np.bincount(groups, patients["score"]), np.bincount(groups)], axis=1)  # (G, 2)
+    drawn = [counts @ sums for counts in _draws(len(names), resamples, seed)]
+    drawn = np.concatenate([s[:, 0] / s[:, 1] for s in drawn]) if drawn else np.empty(0)
+    rate = _number(patients["score"].mean(), drawn, "")
+    return {**found, "recognition_rate": rate,
+            "summary": summary(patients, classes, positive, threshold, resamples, seed)}
+
+
+def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(1 - specificity, sensitivity, thresholds) from the highest threshold, which nothing reaches, down.
+
+    labels (N,): True where positive. One point per distinct score, so ties are one straight step.
+    """
+    true, false, thresholds = _above(labels, scores)
+    if true[-1] == 0 or false[-1] == 0:
+        raise PathoError("one_class", "ROC curve", "needs positive and negative labels", "Leave this curve out")
+    start = np.zeros(1)
+    return (np.concatenate([start, false / false[-1]]), np.concatenate([start, true / true[-1]]),
+            np.concatenate([[np.inf], thresholds]))
+
+
+def pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(precision, sensitivity, thresholds) from the lowest threshold up; a last point (1, 0) has no threshold.
+
+    labels (N,): True where positive.
+    """
+    true, false, thresholds = _above(labels, scores)
+    if true[-1] == 0:
+        raise PathoError("one_class", "precision curve", "needs a positive label", "Leave this curve out")
+    precision, sensitivity = true / (true + false), true / true[-1]
+    return np.append(precision[::-1], 1.0), np.append(sensitivity[::-1], 0.0), thresholds[::-1]
+
+
+def auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The chance that a positive scores above a negative, ties counting half; NaN with one class only.
+
+    labels (N,): True where positive. weights (N,): how often each row counts.
+    """
+    labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
+    return float(_auc(weights[None], _ranking(labels, scores, np.arange(len(labels))))[0])
+
+
+def _above(labels, scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positives and negatives at or above each distinct score, highest score first."""
+    labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
+    if not len(scores) or len(labels) != len(scores) or not np.isfinite(scores).all():
+        raise PathoError("bad_scores", "curve", "needs as many finite scores as labels, and at least one",
+                         "Pass one label and one score per image")
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of each run of equal scores
+    true = np.cumsum(labels[order])[last].astype(float)
+    return true, last + 1 - true, scores[order][last]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A table of predictions, checked and reduced to what every resample needs."""
+
+    classes: tuple[str, ...]
+    by_threshold: bool
+    decisions: np.ndarray  # (N,) index of the predicted class
+    confusion: np.ndarray  # (C, C) images by true and predicted class
+    groups: int  # G
+    groups_with: np.ndarray  # (C,) groups that have an image of each class
+    sums: np.ndarray  # (G, C * C + 2) per group: images by true and predicted class, sum of log loss, of Brier score
+    rankings: list  # of each class; for two classes one of the positive, as the other has the same AUC
+
+
+def _judge(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, threshold: float) -> _Judged:
+    classes = tuple(classes)
+    columns = [f"p_{c}" for c in classes]
+    _need(predictions, ["label", "group", *columns])
+    if positive is not None and positive not in classes:
+        raise PathoError("unknown_class", str(positive), "is no class", nearest(positive, classes))
+    if not 0 <= threshold <= 1:
+        raise PathoError("bad_threshold", f"threshold={threshold}", "is outside [0, 1]", "Give a probability")
+    if not len(predictions):
+        raise PathoError("no_predictions", "predictions", "the table has no rows", "Choose a split that has images")
+    labels = pd.Index(classes).get_indexer(predictions["label"])
+    if (labels < 0).any():
+        name = predictions["label"].to_numpy()[labels < 0][0]
+        raise PathoError("unknown_class", str(name), "is a label but no class", nearest(name, classes))
+    probs = predictions[columns].to_numpy(dtype=float)  # (N, C)
+    wrong = np.flatnonzero(~(np.abs(probs.sum(axis=1) - 1) < 1e-6) | (probs < 0).any(axis=1))  # not <: NaN is wrong
+    if len(wrong):
+        raise PathoError("bad_probabilities", f"row {wrong[0]} of the predictions",
+                         f"has {probs[wrong[0]].tolist()}, no probabilities that sum to 1 ({len(wrong)} such rows)",
+                         "Predict again")
+
+    by_threshold = positive is not None and len(classes) == 2
+    if by_threshold:
+        k = classes.index(positive)
+        decisions = np.where(probs[:, k] >= threshold, k, 1 - k)
+    else:
+        decisions = probs.argmax(axis=1)
+    groups, names = pd.factorize(predictions["group"].astype(str), sort=True)  # sorted: row order changes no draw
+    n, n_classes = len(labels), len(classes)
+    own = probs[np.arange(n), labels]
+    log_loss = -np.log(np.maximum(own, np.finfo(float).eps))  # one rounding error from 0 must not cost infinity
+    squares = ((probs - np.eye(n_classes)[labels]) ** 2).sum(axis=1)
+    brier = squares / 2 if n_classes == 2 else squares  # two classes: (p - y)^2 of one of them; more: Brier 1950
+    sums = np.zeros((len(names), n_classes**2 + 2))
+    np.add.at(sums, (groups, labels * n_classes + decisions), 1)
+    sums[:, -2], sums[:, -1] = np.bincount(groups, log_loss), np.bincount(groups, brier)
+    ranked = [classes.index(positive) if positive is not None else 1] if n_classes == 2 else range(n_classes)
+    return _Judged(
+        classes=classes, by_threshold=by_threshold, decisions=decisions, groups=len(names),
+        confusion=sums[:, :-2].sum(axis=0).astype(int).reshape(n_classes, n_classes),
+        groups_with=np.array([len(np.unique(groups[labels == k])) for k in range(n_classes)]), sums=sums,
+        rankings=[_ranking(labels == k, probs[:, k], groups) for k in ranked])
+
+
+def _need(table: pd.DataFrame, columns: list[str]) -> None:
+    for column in columns:
+        if column not in table:
+            raise PathoError("missing_column", str(column), "is no column of the predictions",
+                             nearest(column, table.columns))
+
+
+def _patients(predictions: pd.DataFrame, column: str) -> pd.Series:
+    """The patient of each image, text; an image whose patient is not known stands for itself, by its group."""
+    _need(predictions, [column, "group", "label"])
+    known = predictions[column].astype(str)
+    return known.where(known != "", predictions["group"].astype(str))
+
+
+def _draws(groups: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
+    """How often each group is drawn: chunks (up to 100, G) of as many draws with replacement as there are groups."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, CHUNK):
+        rows = min(CHUNK, resamples - start)
+        drawn = rng.integers(0, groups, (rows, groups)) + groups * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(float)
+
+
+def _resample(judged: _Judged, resamples: int, seed: int) -> tuple[dict, dict]:
+    """`_values` in every resample."""
+    none = np.empty((0, judged.groups))
+    chunks = [_values(judged, counts) for counts in (none, *_draws(judged.groups, resamples, seed))]
+    return tuple({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                 for parts in zip(*chunks, strict=True))
+
+
+def _values(judged: _Judged, counts: np.ndarray) -> tuple[dict, dict]:
+    """Every number if group g is there counts[r, g] times: overall (R,) and of the classes (R, C).
+
+    counts (R, G). NaN where a number is undefined.
+    """
+    n_classes = len(judged.classes)
+    sums = counts @ judged.sums  # (R, C * C + 2)
+    confusion = sums[:, :-2].reshape(-1, n_classes, n_classes)  # (R, true, predicted)
+    right = confusion.diagonal(axis1=1, axis2=2)  # (R, C)
+    support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+    images = support.sum(axis=1, keepdims=True)
+    aucs = [_auc(counts, ranking) for ranking in judged.rankings]
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 is NaN on purpose: undefined
+        of_classes = {
+            "precision": right / predicted,
+            "sensitivity": right / support,
+            "specificity": (images - support - predicted + right) / (images - support),
+            "f1": 2 * right / (support + predicted),
+            "auc": np.stack(aucs * 2 if n_classes == 2 else aucs, axis=1),
+        }
+    present = judged.confusion.sum(axis=1) > 0
+
+    def mean(values):  # undefined where a resample lost a class: a mean over fewer would be another quantity
+        values = np.where(support > 0, values, np.nan)[:, present]
+        return values.mean(axis=1) if present.sum() > 1 else np.full(len(values), np.nan)
+
+    overall = {
+        "accuracy": right.sum(axis=1) / images[:, 0],
+        "balanced_accuracy": mean(of_classes["sensitivity"]),
+        # A class that is never predicted has no precision; in the mean it counts 0, else to ignore it would pay.
+        "macro_precision": mean(np.where(predicted > 0, of_classes["precision"], 0.0)),
+        "macro_sensitivity": mean(of_classes["sensitivity"]),
+        "macro_specificity": mean(of_classes["specificity"]),
+        "macro_f1": mean(of_classes["f1"]),
+        "auc": mean(of_classes["auc"]),
+        "log_loss": sums[:, -2] / images[:, 0],
+        "brier": sums[:, -1] / images[:, 0],
+    }
+    return overall, of_classes
+
+
+def _ranking(positive: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> tuple:
+    """What AUC needs of one class: groups of the negatives by rising score, of the positives, and where these rank."""
+    order = np.argsort(scores[~positive], kind="stable")
+    negatives = scores[~positive][order]
+    below, upto = (np.searchsorted(negatives, scores[positive], side) for side in ("left", "right"))
+    return groups[~positive][order], groups[positive], below, upto
+
+
+def _auc(counts: np.ndarray, ranking: tuple) -> np.ndarray:
+    """(R,) AUC with each group counted counts[r, g] times: the Mann-Whitney statistic over sorted, weighted counts."""
+    negatives, positives, below, upto = ranking
+    beaten = np.zeros((len(counts), len(negatives) + 1))
+    np.cumsum(counts.take(negatives, axis=1), axis=1, out=beaten[:, 1:])
+    weights = counts.take(positives, axis=1)
+    won = (weights * (beaten.take(below, axis=1) + beaten.take(upto, axis=1))).sum(axis=1) / 2  # a tie counts half
+    with np.errstate(invalid="ignore"):
+        return won / (weights.sum(axis=1) * beaten[:, -1])
+
+
+def _number(value: float, drawn: np.ndarray, reason: str) -> dict:
+    """`{"value", "low", "high"}`; None with the reason beside it where there is none to give."""
+    number = {"value": None, "low": None, "high": None}
+    if np.isnan(value):
+        return {**number, "undefined": reason}
+    number["value"] = float(value)
+    known = drawn[~np.isnan(drawn)]
+    lost = len(drawn) - len(known)
+    if not len(drawn):
+        return {**number, "no_interval": "no resamples were asked for"}
+    if lost > LOST * len(drawn):
+        return {**number, "no_interval": f"undefined in {lost} of {len(drawn)} resamples: too few groups"}
+    if np.ptp(known) < 1e-12:  # all right, all wrong or one group: a width of zero would read as certainty
+        return {**number, "no_interval": "every resample gives the same value, which says nothing about its spread"}
+    low, high = np.quantile(known, [LOST, 1 - LOST])
+    return {**number, "low": float(low), "high": float(high)}

@@ -1,0 +1,475 @@
+"""Numbers against scikit-learn and by hand; intervals against what is known about clustered data."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as reference
+
+from patholib import metrics
+from patholib.errors import PathoError
+
+BINARY = ("benign", "malignant")
+THREE = ("MEL", "NV", "BCC")
+
+
+def table(labels, probs, classes, groups=None, **columns):
+    labels, probs = list(labels), np.asarray(probs, dtype=float)
+    groups = range(len(labels)) if groups is None else groups
+    made = pd.DataFrame({"path": [f"{i:05}.png" for i in range(len(labels))], "group": [f"g{g}" for g in groups],
+                         "label": labels, **columns})
+    made[[f"p_{c}" for c in classes]] = probs
+    return made
+
+
+def binary(labels, scores, **columns):
+    """labels: 1 is malignant; scores: p_malignant."""
+    scores = np.asarray(scores, dtype=float)
+    return table([BINARY[k] for k in labels], np.stack([1 - scores, scores], axis=1), BINARY, **columns)
+
+
+def random_table(seed, n=300, classes=THREE, n_groups=40, decimals=None, skill=1.0):
+    """Random predictions with some skill; `decimals` rounds the scores, which makes ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(classes), n)
+    logits = rng.normal(size=(n, len(classes)))
+    logits[np.arange(n), labels] += skill
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    if decimals is not None:
+        probs = np.round(probs, decimals)
+        probs[:, -1] = 1 - probs[:, :-1].sum(axis=1)
+    return table([classes[k] for k in labels], np.abs(probs), classes, rng.integers(0, n_groups, n))
+
+
+def values(found):
+    return {name: number["value"] for name, number in found["metrics"].items()}
+
+
+# ---- against scikit-learn -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_binary_numbers_equal_scikit_learn(threshold, decimals):
+    predictions = random_table(1, classes=BINARY, decimals=decimals)
+    true = predictions["label"] == "malignant"
+    scores = predictions["p_malignant"]
+    called = scores >= threshold
+    found = metrics.summary(predictions, BINARY, "malignant", threshold, resamples=0)
+    macro = {"average": "macro", "zero_division": 0}
+    assert values(found) == pytest.approx({
+        "accuracy": reference.accuracy_score(true, called),
+        "balanced_accuracy": reference.balanced_accuracy_score(true, called),
+        "macro_precision": reference.precision_score(true, called, **macro),
+        "macro_sensitivity": reference.recall_score(true, called, **macro),
+        "macro_specificity": reference.recall_score(true, called, **macro),  # of two classes each is the other's
+        "macro_f1": reference.f1_score(true, called, **macro),
+        "auc": reference.roc_auc_score(true, scores),
+        "log_loss": reference.log_loss(true, predictions[["p_benign", "p_malignant"]].to_numpy()),
+        "brier": reference.brier_score_loss(true, scores),
+        "sensitivity": reference.recall_score(true, called),
+        "specificity": reference.recall_score(~true, ~called),
+        "precision": reference.precision_score(true, called),
+        "f1": reference.f1_score(true, called),
+    }, rel=1e-12)
+    assert found["confusion"] == reference.confusion_matrix(true, called).tolist()
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_multiclass_numbers_equal_scikit_learn(decimals):
+    predictions = random_table(2, decimals=decimals)
+    probs = predictions[[f"p_{c}" for c in THREE]].to_numpy()
+    true = np.array([THREE.index(name) for name in predictions["label"]])
+    called = probs.argmax(axis=1)
+    found = metrics.summary(predictions, THREE, resamples=0)
+    macro = {"average": "macro", "zero_division": 0}
+    specificity = [reference.recall_score(true != k, called != k) for k in range(3)]
+    aucs = [reference.roc_auc_score(true == k, probs[:, k]) for k in range(3)]
+    assert values(found) == pytest.approx({
+        "accuracy": reference.accuracy_score(true, called),
+        "balanced_accuracy": reference.balanced_accuracy_score(true, called),
+        "macro_precision": reference.precision_score(true, called, **macro),
+        "macro_sensitivity": reference.recall_score(true, called, **macro),
+        "macro_specificity": np.mean(specificity),
+        "macro_f1": reference.f1_score(true, called, **macro),
+        "auc": reference.roc_auc_score(true, probs, multi_class="ovr", average="macro"),
+        "log_loss": reference.log_loss(true, probs),
+        "brier": ((probs - np.eye(3)[true]) ** 2).sum(axis=1).mean(),
+    }, rel=1e-12)
+    assert found["confusion"] == reference.confusion_matrix(true, called).tolist()
+    for k, name in enumerate(THREE):
+        row = found["per_class"][name]
+        assert row["support"] == (true == k).sum()
+        assert row["groups"] == predictions.loc[true == k, "group"].nunique()
+        assert row["specificity"]["value"] == pytest.approx(specificity[k])
+        assert row["auc"]["value"] == pytest.approx(aucs[k])
+        assert row["sensitivity"]["value"] == pytest.approx(reference.recall_score(true == k, called == k))
+        assert row["precision"]["value"] == pytest.approx(reference.precision_score(true == k, called == k))
+        assert row["f1"]["value"] == pytest.approx(reference.f1_score(true == k, called == k))
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_weighted_auc_equals_scikit_learn_on_repeated_rows(decimals):
+    predictions = random_table(3, classes=BINARY, decimals=decimals)
+    true, scores = (predictions["label"] == "malignant").to_numpy(), predictions["p_malignant"].to_numpy()
+    weights = np.random.default_rng(0).integers(0, 4, len(true))
+    repeated = np.repeat(np.arange(len(true)), weights)
+    assert metrics.auc(true, scores, weights) == pytest.approx(
+        reference.roc_auc_score(true[repeated], scores[repeated]), abs=1e-14)
+
+
+@pytest.mark.parametrize("classes", [BINARY, THREE])
+def test_a_resample_is_the_summary_of_the_drawn_rows(classes):
+    predictions = random_table(4, n=120, classes=classes, n_groups=12, decimals=1)
+    positive = "malignant" if classes is BINARY else None
+    judged = metrics._judge(predictions, classes, positive, 0.4)
+    counts = next(iter(metrics._draws(judged.groups, 5, seed=7)))
+    assert (counts.sum(axis=1) == judged.groups).all()
+    overall, of_classes = metrics._values(judged, counts)
+    names = sorted(predictions["group"].unique())
+    for r, row in enumerate(counts.astype(int)):
+        drawn = pd.concat([predictions[predictions["group"] == name] for name, n in zip(names, row, strict=True)
+                           for _ in range(n)], ignore_index=True)
+        found = metrics.summary(drawn, classes, positive, 0.4, resamples=0)
+        for name, numbers in overall.items():
+            assert numbers[r] == pytest.approx(found["metrics"][name]["value"], rel=1e-12), name
+        for name, numbers in of_classes.items():
+            assert numbers[r].tolist() == pytest.approx([found["per_class"][c][name]["value"] for c in classes]), name
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_curves_equal_scikit_learn(decimals):
+    predictions = random_table(5, classes=BINARY, decimals=decimals)
+    true, scores = predictions["label"] == "malignant", predictions["p_malignant"]
+    for ours, theirs in zip(metrics.roc_curve(true, scores),
+                            reference.roc_curve(true, scores, drop_intermediate=False), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    for ours, theirs in zip(metrics.pr_curve(true, scores),
+                            reference.precision_recall_curve(true, scores), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    false_rate, sensitivity, _ = metrics.roc_curve(true, scores)
+    assert np.trapezoid(sensitivity, false_rate) == pytest.approx(metrics.auc(true, scores), abs=1e-14)
+
+
+@pytest.mark.parametrize(("classes", "unused"), [(BINARY, None), (THREE, None), (THREE, "NV")])
+def test_classification_report_equals_scikit_learn(classes, unused):
+    predictions = random_table(6, classes=classes)
+    if unused:  # a class that is never predicted
+        predictions["p_MEL"] += predictions["p_NV"]
+        predictions["p_NV"] = 0.0
+    called = metrics.decide(predictions, classes)
+    theirs = reference.classification_report(predictions["label"], called, zero_division=0, output_dict=True)
+    ours = metrics.classification_report(predictions, classes)
+    assert ours.index.tolist() == [*classes, "accuracy", "macro avg", "weighted avg"]
+    assert ours.loc["accuracy"].tolist() == pytest.approx([*[theirs.pop("accuracy")] * 3, len(predictions)])
+    for name, row in theirs.items():
+        assert ours.loc[name].tolist() == pytest.approx(
+            [row["precision"], row["recall"], row["f1-score"], row["support"]], abs=1e-14), name
+
+
+# ---- by hand --------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_case_worked_by_hand():
+    # malignant: 0.9 0.6 0.4; benign: 0.7 0.2. At 0.5: TP 2, FN 1, FP 1, TN 1. Pairs won: 2 + 1 + 1 of 6.
+    found = metrics.summary(binary([1, 1, 1, 0, 0], [0.9, 0.6, 0.4, 0.7, 0.2]), BINARY, "malignant", resamples=0)
+    got = values(found)
+    assert found["confusion"] == [[1, 1], [1, 2]]
+    assert found["prior"] == {"benign": 0.4, "malignant": 0.6}
+    assert (found["images"], found["groups"], found["decision"]) == (5, 5, "p_malignant >= 0.5")
+    assert got["accuracy"] == pytest.approx(3 / 5)
+    assert got["sensitivity"] == pytest.approx(2 / 3)
+    assert got["specificity"] == pytest.approx(1 / 2)
+    assert got["precision"] == pytest.approx(2 / 3)
+    assert got["f1"] == pytest.approx(2 / 3)
+    assert got["balanced_accuracy"] == pytest.approx(7 / 12)
+    assert got["auc"] == pytest.approx(4 / 6)
+    assert got["log_loss"] == pytest.approx(-np.log([0.9, 0.6, 0.4, 0.3, 0.8]).mean())
+    assert got["brier"] == pytest.approx((0.01 + 0.16 + 0.36 + 0.49 + 0.04) / 5)
+
+
+def test_a_tie_counts_half():
+    assert metrics.auc([1, 0], [0.5, 0.5]) == 0.5
+    assert metrics.auc([1, 1, 0, 0], [0.5, 0.9, 0.5, 0.1]) == pytest.approx(3.5 / 4)
+    assert metrics.auc([1, 1, 0], [0.3, 0.3, 0.3]) == 0.5
+
+
+def test_an_image_at_the_threshold_is_called_positive():
+    predictions = binary([1, 0], [0.3, 0.29])
+    assert metrics.decide(predictions, BINARY, "malignant", 0.3).tolist() == ["malignant", "benign"]
+    assert metrics.decide(binary([1], [0.5]), BINARY).tolist() == ["benign"]  # without a positive class: named first
+
+
+def test_the_threshold_is_of_the_positive_class_wherever_it_stands():
+    predictions = binary([1, 0, 0], [0.8, 0.65, 0.1])
+    found = metrics.summary(predictions, BINARY, "benign", 0.3, resamples=0)
+    assert found["confusion"] == [[2, 0], [0, 1]]
+    assert values(found)["auc"] == 1.0
+    assert metrics.summary(predictions, BINARY, "malignant", 0.3, resamples=0)["confusion"] == [[1, 1], [0, 1]]
+
+
+def test_more_than_two_classes_use_no_threshold():
+    found = metrics.summary(random_table(7), THREE, "MEL", threshold=0.9, resamples=0)
+    assert found["threshold"] is None
+    assert found["decision"] == "largest probability"
+    assert "sensitivity" not in found["metrics"]
+
+
+def test_a_certain_mistake_costs_a_finite_log_loss():
+    found = metrics.summary(binary([1, 0], [0.0, 0.0]), BINARY, "malignant", resamples=0)
+    assert found["metrics"]["log_loss"]["value"] == pytest.approx(-np.log(np.finfo(float).eps) / 2)
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+
+def alike(seed, patients=16, per_patient=30, spread=1.0, within=0.1):
+    """Images of a patient that hardly differ: the patient decides the score, as in histology."""
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(patients), per_patient)
+    label = (np.arange(patients) % 2)[group]
+    logit = label - 0.5 + rng.normal(0, spread, patients)[group] + rng.normal(0, within, len(group))
+    return binary(label, 1 / (1 + np.exp(-logit)), groups=group)
+
+
+def width(number):
+    return number["high"] - number["low"]
+
+
+@pytest.mark.parametrize("name", ["auc", "accuracy", "balanced_accuracy", "log_loss"])
+def test_the_interval_is_wider_than_a_row_bootstrap_where_the_images_of_a_patient_are_alike(name):
+    predictions = alike(0)
+    clustered = metrics.summary(predictions, BINARY, "malignant")["metrics"][name]
+    rows = predictions.assign(group=predictions["path"])
+    assert width(clustered) > 3 * width(metrics.summary(rows, BINARY, "malignant")["metrics"][name])
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    # P(patient score of a malignant > of a benign) for logits N(+-0.5, 1.01): Phi(1 / sqrt(2.02)) = 0.759.
+    inside = 0
+    for seed in range(100):
+        number = metrics.summary(alike(seed, patients=40, per_patient=5), BINARY, "malignant",
+                                 resamples=300)["metrics"]["auc"]
+        inside += number["low"] <= 0.759 <= number["high"]
+    assert 87 <= inside <= 99  # 94 here; a bootstrap of rows covers 57
+
+
+def test_where_every_image_is_its_own_group_the_width_is_the_textbook_one():
+    rng = np.random.default_rng(0)
+    predictions = binary(np.ones(400, dtype=int), np.where(rng.random(400) < 0.8, 0.9, 0.1))
+    number = metrics.summary(predictions, BINARY, "malignant", resamples=4000)["metrics"]["accuracy"]
+    p = number["value"]
+    assert width(number) == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 400), rel=0.06)
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    predictions = random_table(8, classes=THREE, decimals=2)
+    shuffled = predictions.sample(frac=1, random_state=0)
+    a, b = (metrics.summary(t, THREE, resamples=200) for t in (predictions, shuffled))
+    assert a["confusion"] == b["confusion"]
+    for name, number in a["metrics"].items():
+        assert b["metrics"][name] == pytest.approx(number, rel=1e-12), name
+
+
+def test_the_seed_alone_decides_the_interval():
+    predictions = random_table(9, classes=BINARY)
+    a, b, c = (metrics.summary(predictions, BINARY, "malignant", seed=s) for s in (3, 3, 4))
+    assert a == b
+    assert a["metrics"]["auc"]["value"] == c["metrics"]["auc"]["value"]
+    assert a["metrics"]["auc"]["low"] != c["metrics"]["auc"]["low"]
+
+
+def test_a_chunk_border_leaves_no_resample_out():
+    assert [len(c) for c in metrics._draws(7, 250, seed=0)] == [100, 100, 50]
+    assert sum(c.sum() for c in metrics._draws(7, 250, seed=0)) == 7 * 250
+
+
+def test_every_value_lies_in_its_interval_and_all_is_json():
+    found = metrics.summary(random_table(10, n=400), THREE)
+    numbers = [*found["metrics"].values(), *(row[m] for row in found["per_class"].values() for m in metrics.WHY)]
+    assert all(n["low"] < n["value"] < n["high"] for n in numbers)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_no_resamples_give_values_without_intervals():
+    number = metrics.summary(random_table(11), THREE, resamples=0)["metrics"]["auc"]
+    assert number["low"] is None
+    assert number["no_interval"] == "no resamples were asked for"
+
+
+# ---- what is undefined is said --------------------------------------------------------------------------------------
+
+
+def test_one_class_leaves_auc_undefined_and_says_so():
+    found = metrics.summary(binary([1, 1, 1], [0.9, 0.2, 0.6]), BINARY, "malignant")
+    for name in ("auc", "balanced_accuracy", "macro_f1"):
+        assert found["metrics"][name] == {"value": None, "low": None, "high": None,
+                                          "undefined": "only one class among the labels"}
+    assert found["metrics"]["specificity"]["undefined"] == "every image is of this class"
+    assert found["metrics"]["sensitivity"]["value"] == pytest.approx(2 / 3)
+    assert found["per_class"]["benign"]["sensitivity"]["undefined"] == "no image is of this class"
+    assert np.isnan(metrics.auc([1, 1], [0.1, 0.2]))
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_absent_class_is_named_where_a_mean_leaves_it_out():
+    predictions = random_table(12)
+    predictions = predictions[predictions["label"] != "BCC"]
+    found = metrics.summary(predictions, THREE)
+    assert found["metrics"]["balanced_accuracy"]["note"] == "mean over the classes that occur; absent: BCC"
+    assert "note" not in found["metrics"]["accuracy"]
+    called = metrics.decide(predictions, THREE)
+    assert values(found)["balanced_accuracy"] == pytest.approx(
+        np.mean([(called[predictions["label"] == c] == c).mean() for c in ("MEL", "NV")]))
+
+
+def test_a_class_never_predicted_has_no_precision_but_counts_zero_in_the_mean():
+    predictions = binary([0, 0, 1], [0.1, 0.2, 0.3])
+    found = metrics.summary(predictions, BINARY, "malignant", resamples=0)
+    assert found["metrics"]["precision"]["undefined"] == "no image is predicted as this class"
+    assert found["metrics"]["macro_precision"]["value"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_too_few_groups_of_a_class_give_no_interval():
+    label = np.repeat([1, 1, 1, 1, 1, 1, 1, 0], 10)
+    predictions = binary(label, np.random.default_rng(0).random(80), groups=np.repeat(np.arange(8), 10))
+    found = metrics.summary(predictions, BINARY, "malignant")
+    assert "too few groups" in found["metrics"]["auc"]["no_interval"]
+    assert found["metrics"]["auc"]["value"] is not None
+    assert found["notes"] == ["only 8 groups: intervals from fewer than 10 are too narrow"]
+
+
+def test_all_right_is_not_printed_as_certain():
+    found = metrics.summary(binary([0, 1] * 10, [0.1, 0.9] * 10), BINARY, "malignant")
+    number = found["metrics"]["accuracy"]
+    assert (number["value"], number["low"], number["high"]) == (1.0, None, None)
+    assert "same value" in number["no_interval"]
+
+
+@pytest.mark.parametrize(("change", "code"), [
+    ({"label": "bengin"}, "unknown_class"),
+    ({"p_benign": 0.9, "p_malignant": 0.9}, "bad_probabilities"),
+    ({"p_benign": float("nan")}, "bad_probabilities"),
+    ({"p_benign": -0.5, "p_malignant": 1.5}, "bad_probabilities"),
+])
+def test_a_table_that_holds_no_predictions_is_refused(change, code):
+    with pytest.raises(PathoError) as refusal:
+        metrics.summary(binary([1, 0], [0.9, 0.1]).assign(**change), BINARY)
+    assert refusal.value.code == code
+
+
+def test_what_cannot_be_judged_is_refused_by_name():
+    predictions = binary([1, 0], [0.9, 0.1])
+    for arguments, code in [((predictions.drop(columns="p_benign"), BINARY), "missing_column"),
+                            ((predictions.drop(columns="group"), BINARY), "missing_column"),
+                            ((predictions[:0], BINARY), "no_predictions"),
+                            ((predictions, BINARY, "malign"), "unknown_class"),
+                            ((predictions, BINARY, "malignant", 1.5), "bad_threshold")]:
+        with pytest.raises(PathoError) as refusal:
+            metrics.summary(*arguments)
+        assert refusal.value.code == code
+    for curve in (metrics.roc_curve, metrics.pr_curve):
+        with pytest.raises(PathoError, match="label"):
+            curve(np.array([False, False]), np.array([0.1, 0.2]))
+        with pytest.raises(PathoError, match="finite"):
+            curve(np.array([True, False]), np.array([np.nan, 0.2]))
+
+
+# ---- subgroups ------------------------------------------------------------------------------------------------------
+
+
+def test_a_subgroup_has_the_numbers_of_its_rows():
+    predictions = random_table(13, classes=BINARY).assign(site=["", "arm", "leg"] * 100, sex=["f", "m"] * 150)
+    found = metrics.by_subgroup(predictions, BINARY, "malignant", ("site", "sex"), resamples=100)
+    assert found[["column", "value"]].to_numpy().tolist() == [
+        ["site", "(not stated)"], ["site", "arm"], ["site", "leg"], ["sex", "f"], ["sex", "m"]]
+    part = metrics.summary(predictions[predictions["site"] == "arm"], BINARY, "malignant", resamples=100)
+    row = found.set_index("value").loc["arm"]
+    assert (row["images"], row["groups"]) == (100, part["groups"])
+    for name in ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity"):
+        assert [row[name], row[f"{name}_low"], row[f"{name}_high"]] == list(part["metrics"][name].values())
+    assert not found["few"].any()
+
+
+def test_a_subgroup_with_one_class_or_few_groups_says_so():
+    predictions = binary([1, 1, 1, 0, 1, 0], [0.9, 0.8, 0.2, 0.4, 0.6, 0.1], groups=[0, 0, 1, 2, 3, 4],
+                         subtype=["PC", "PC", "PC", "A", "DC", "A"])
+    found = metrics.by_subgroup(predictions, BINARY, "malignant", ["subtype"]).set_index("value")
+    assert found["few"].all()
+    assert np.isnan(found.loc["PC", "auc"])
+    assert "auc: only one class among the labels" in found.loc["PC", "note"]
+    assert "only 2 groups" in found.loc["PC", "note"]
+    assert found.loc["PC", "sensitivity"] == pytest.approx(2 / 3)
+
+
+def test_no_columns_give_an_empty_table():
+    found = metrics.by_subgroup(binary([1, 0], [0.9, 0.1]), BINARY, "malignant", ())
+    assert len(found) == 0
+    assert "auc_low" in found
+
+
+# ---- patients -------------------------------------------------------------------------------------------------------
+
+
+def patients():
+    # a: 1 of 2 right, mean 0.65; b: 3 of 4 right, mean 0.25; c: both labels.
+    return binary([1, 1, 0, 0, 0, 0, 1, 0], [0.9, 0.4, 0.1, 0.1, 0.2, 0.6, 0.9, 0.1], groups="aabbbbcc",
+                  case=list("aabbbbcc"))
+
+
+def test_the_patient_score_is_the_share_of_images_that_are_right():
+    found = metrics.by_patient(patients(), BINARY, "malignant")
+    assert found["patient"].tolist() == ["a", "b"]
+    assert found["label"].tolist() == ["malignant", "benign"]
+    assert found["images"].tolist() == [2, 4]
+    assert found["right"].tolist() == [1, 3]
+    assert found["score"].tolist() == [0.5, 0.75]
+    assert found["p_malignant"].tolist() == pytest.approx([0.65, 0.25])
+    assert found["decision"].tolist() == ["malignant", "benign"]
+
+
+def test_the_recognition_rate_is_the_mean_of_the_patient_scores():
+    assert metrics.patient_recognition_rate(patients(), BINARY, "malignant") == pytest.approx((0.5 + 0.75) / 2)
+    at_high = metrics.patient_recognition_rate(patients(), BINARY, "malignant", threshold=0.7)
+    assert at_high == pytest.approx((0.5 + 1) / 2)
+
+
+def test_a_patient_with_two_labels_is_counted_and_left_out():
+    assert metrics.two_labels(patients()) == ["c"]
+    found = metrics.patient_summary(patients(), BINARY, "malignant")
+    assert found["patients"] == 2
+    assert found["two_labels"] == {"patients": 1, "names": ["c"]}
+    only = patients()[-2:]
+    assert metrics.patient_recognition_rate(only, BINARY, "malignant") is None
+    found = metrics.patient_summary(only, BINARY, "malignant")
+    assert found["recognition_rate"]["undefined"] == "every patient has two labels"
+    assert found["summary"] is None
+
+
+def test_patients_are_judged_by_their_mean_probability():
+    predictions = random_table(14, n=400, classes=BINARY, n_groups=30).assign(label="benign")
+    malignant = predictions["group"] < "g2"
+    predictions.loc[malignant, "label"] = "malignant"
+    predictions["case"] = predictions["group"]
+    found = metrics.patient_summary(predictions, BINARY, "malignant")
+    means = predictions.groupby("group")["p_malignant"].mean()
+    assert found["summary"]["images"] == found["patients"] == 30
+    assert found["summary"]["metrics"]["auc"]["value"] == pytest.approx(
+        reference.roc_auc_score(means.index < "g2", means))
+    rate = found["recognition_rate"]
+    assert rate["value"] == metrics.patient_recognition_rate(predictions, BINARY, "malignant")
+    assert rate["low"] < rate["value"] < rate["high"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_slides_of_a_case_are_drawn_with_it_and_images_of_a_split_by_image_by_patient():
+    rows = binary([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1], groups=["case1", "case1", "case2", "case3"],
+                  case=["A", "B", "C", "C"])
+    assert metrics.by_patient(rows, BINARY, "malignant")["group"].tolist() == ["gcase1", "gcase1", "C"]
+
+
+def test_images_of_unknown_patients_are_not_one_patient():
+    rows = binary([1, 0, 0], [0.9, 0.2, 0.1], case=["", "", "C"])
+    assert metrics.by_patient(rows, BINARY, "malignant")["patient"].tolist() == ["C", "g0", "g1"]
+    assert metrics.two_labels(rows) == []
