@@ -92,7 +92,7 @@ def test_every_figure_is_closed_and_says_above_its_title_that_demo_images_are_no
 
 def test_no_text_leaves_the_figure_and_no_label_touches_its_neighbour():
     for figure in every_figure(EIGHT, NOTE):
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         drawn = figure.get_tightbbox()  # inches
         assert drawn.x0 > -0.02 and drawn.y0 > -0.02
         assert drawn.x1 < figure.get_figwidth() + 0.02 and drawn.y1 < figure.get_figheight() + 0.02
@@ -105,7 +105,7 @@ def test_odd_class_names_are_shown_as_they_are_and_never_parsed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for figure in every_figure(ODD):
-            figure.canvas.draw()
+            figure.draw_without_rendering()
     shown = texts(figures.confusion(np.eye(8), ODD))
     assert "$x_1$" in shown and "a\\nb" in shown and "<script>" in shown
 
@@ -124,9 +124,9 @@ def test_the_first_of_several_equally_good_epochs_is_marked():
 def test_one_epoch_and_a_broken_loss_are_drawn_and_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.training_metrics(history(1), summary(), np.eye(2), TWO).canvas.draw()
+        figures.training_metrics(history(1), summary(), np.eye(2), TWO).draw_without_rendering()
         figure = figures.curves(history(val_loss=[1, 0.9, np.nan, np.inf, 1, 1]))
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     assert "not finite from epoch 3" in texts(figure)
     with pytest.raises(PathoError, match="empty_history"):
         figures.curves([])
