@@ -1,0 +1,645 @@
+"""Every figure of the project: plain data in, one closed matplotlib Figure out, the same calm style throughout.
+
+A figure is closed so that a notebook cell that ends in it shows it once. Colours are Okabe and Ito's, which people with
+colour-blindness tell apart; where several lines share a plot the dash pattern differs too. `note` stands above the
+title of every figure; demo runs say there that they are no result.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from patholib import files
+from patholib.errors import PathoError
+
+INK, FAINT, PAPER, WARNING = "#2b3440", "#8a94a0", "#ffffff", "#a83a00"
+BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56b4e9", "#e69f00", "#4d4d4d", "#7a5195")  # Okabe & Ito, yellow left out
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+SPLITS = {"train": BLUE, "val": ORANGE, "test": GREEN}
+SCREEN_DPI, FILE_DPI = 100, 160
+
+STYLE = {
+    "figure.dpi": SCREEN_DPI, "figure.facecolor": PAPER, "savefig.facecolor": PAPER,
+    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$x_1$"
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlecolor": INK,
+    "axes.labelsize": 9.5, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": "#e8ebee", "grid.linewidth": 0.8,
+    "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "xtick.major.size": 3, "ytick.major.size": 3,
+    "legend.framealpha": 0.8, "legend.edgecolor": "none", "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8, "lines.markersize": 4,
+}
+
+
+def _styled(draw):
+    """Draws with the project's style and leaves the caller's settings as they were."""
+
+    @functools.wraps(draw)
+    def figure(*args, **kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return figure
+
+
+def _open(width: float, height: float, title: str, note: str) -> Figure:
+    """An empty closed figure, `height` inches below the title and the note, which stand in a strip of their own."""
+    letters = int(width * 13)  # of the title's size in one line
+    lines = textwrap.wrap(_plain(title, 400), letters) if title else []
+    notes = textwrap.wrap(_plain(note, 400), int(letters * 1.15)) if note else []
+    strip = 0.10 + 0.20 * len(lines) + 0.19 * len(notes) if lines or notes else 0
+    height += strip
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(figure)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.06, h_pad=0.06)
+    top = 1 - 0.05 / height
+    for text, step, look in [(t, 0.19, {"size": 8.5, "color": WARNING, "weight": "bold"}) for t in notes] + \
+                            [(t, 0.20, {"size": 11, "weight": "bold"}) for t in lines]:
+        figure.text(0.08 / width, top, text, va="top", ha="left", **look)
+        top -= step / height
+    return figure
+
+
+def _plain(text, width: int = 60) -> str:
+    """`text` on one line with control characters made visible, cut in the middle to `width` characters."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return text if len(text) <= width else f"{text[:width - width // 3 - 1]}…{text[-(width // 3):]}"
+
+
+def _wrapped(text, width: int, lines: int = 2) -> str:
+    """`text` in at most `lines` lines of `width` characters."""
+    text = _plain(text, max(int(width * lines * 0.85), 6))  # lines break before they are full
+    return "\n".join(textwrap.wrap(text, max(width, 4), max_lines=lines, placeholder="…"))
+
+
+def _frame(history) -> pd.DataFrame:
+    """A history, given as DataFrame or as list of dicts, with numbers for columns (text becomes NaN)."""
+    table = pd.DataFrame(history)
+    if table.empty or "epoch" not in table:
+        raise PathoError("empty_history", "history", "has no epoch to draw", "Train at least one epoch first")
+    return table.apply(pd.to_numeric, errors="coerce")
+
+
+def _picture(image) -> np.ndarray:
+    """(H, W, 3) uint8 from uint8 (H, W, 3) or float in [0, 1], with the channels first or last."""
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = image.transpose(1, 2, 0)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise PathoError("not_a_picture", "image", f"has shape {image.shape}", "Give (H, W, 3) or (3, H, W)")
+    return image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def _show(axes, image, caption: str = "", width: int = 24, **look) -> None:
+    """One picture without ticks, its caption below in at most two lines."""
+    axes.imshow(image, interpolation="nearest", **look)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    if caption:
+        axes.set_xlabel(_wrapped(caption, width), fontsize=8, labelpad=3)
+
+
+def _by_epoch(axes, epochs) -> None:
+    """An x axis of whole epochs, with room for a single one."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    low, high = float(np.min(epochs)), float(np.max(epochs))
+    margin = 0.03 * (high - low) or 0.5
+    axes.set_xlim(low - margin, high + margin)
+
+
+def _class_ticks(axis, classes, width: int = 22, rotate: bool = False) -> None:
+    names = [_wrapped(name, width) for name in classes]
+    if rotate:
+        axis.set_ticks(axis.get_ticklocs(), names, rotation=40, ha="right", rotation_mode="anchor")
+    else:
+        axis.set_ticks(axis.get_ticklocs(), names)
+
+
+def _checked_classes(classes, size: int, subject: str) -> list[str]:
+    if len(classes) != size:
+        raise PathoError("shape_mismatch", subject, f"has {size} classes, but {len(classes)} names are given",
+                         "Give one name per class, in the order of the model's outputs")
+    return [str(c) for c in classes]
+
+
+# ----------------------------------------------------------------------------------------------------------- the data
+
+
+@_styled
+def contact_sheet(images, captions: Sequence[str], columns: int = 6, title: str = "Images", note: str = "") -> Figure:
+    """Images in rows of `columns`, each with its caption; sizes may differ."""
+    if len(images) == 0 or len(images) != len(captions):
+        raise PathoError("shape_mismatch", "contact sheet", f"has {len(images)} images and {len(captions)} captions",
+                         "Give at least one image and one caption each")
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    side = min(1.75, 10.5 / columns)
+    figure = _open(max(side * columns, 3.5), (side + 0.35) * rows, title, note)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, image, caption in zip(grid, images, captions, strict=False):
+        _show(axes, _picture(image), caption, width=int(side * 13))
+    for axes in grid[len(images):]:
+        axes.set_axis_off()
+    return figure
+
+
+@_styled
+def class_counts(table: pd.DataFrame, classes: Sequence[str] | None = None, group_name: str = "group",
+                 title: str = "Images and groups per class", note: str = "") -> Figure:
+    """Images and groups of each class in each split, from a split table (columns label, split, group)."""
+    classes = list(classes) if classes is not None else sorted(table["label"].unique())
+    splits = [s for s in SPLITS if s in set(table["split"])]
+    counts = [("images", table.groupby(["label", "split"]).size())]
+    if "group" in table:
+        counts.append((f"{group_name}s", table.groupby(["label", "split"])["group"].nunique()))
+    figure = _open(4.6 * len(counts) + 0.8, 0.75 + 0.17 * (len(splits) + 1) * len(classes), title, note)
+    panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    places = np.arange(len(classes)) * (len(splits) + 1.0)
+    for axes, (what, count) in zip(panels, counts, strict=True):
+        largest = max(count.max(), 1)
+        for i, name in enumerate(splits):
+            values = [int(count.get((c, name), 0)) for c in classes]
+            axes.barh(places + i, values, height=0.86, color=SPLITS[name], label=name)
+            for place, value in zip(places + i, values, strict=True):
+                axes.text(value + 0.012 * largest, place, f"{value:,}", va="center", fontsize=7.5,
+                          color=INK if value else WARNING)
+        axes.set(xlabel=f"number of {what}", xlim=(0, 1.16 * largest))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(places + (len(splits) - 1) / 2)
+    _class_ticks(panels[0].yaxis, classes, 26)
+    panels[0].set_ylim(places[-1] + len(splits), -1)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    return figure
+
+
+@_styled
+def augmented(images, views, captions: Sequence[str] = (), title: str = "What the model sees in training",
+              note: str = "") -> Figure:
+    """Each image beside its views, one image per row.
+
+    images: N pictures; views: (V, N, ...) as `augment.tta_views` gives them, or a list of V batches of N.
+    """
+    if not len(images) or not len(views) or any(len(batch) != len(images) for batch in views):
+        raise PathoError("shape_mismatch", "views", f"do not match {len(images)} images",
+                         "Give a list of batches, each with one view per image")
+    columns = 1 + len(views)
+    side = min(1.7, 11 / columns)
+    figure = _open(max(side * columns, 4), (side + 0.1) * len(images) + 0.25, title, note)
+    grid = figure.subplots(len(images), columns, squeeze=False)
+    for i, row in enumerate(grid):
+        _show(row[0], _picture(images[i]))
+        for axes, batch in zip(row[1:], views, strict=True):
+            _show(axes, _picture(batch[i]))
+        if captions:
+            row[0].set_ylabel(_wrapped(captions[i], int(side * 11)), fontsize=8)
+    grid[0][0].set_title("original", fontsize=9)
+    grid[0][1].set_title("views" if len(views) > 1 else "view", fontsize=9)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------- the training
+
+
+@_styled
+def schedule(table, blocks: int | None = None, title: str = "The plan: learning rate and frozen blocks",
+             note: str = "") -> Figure:
+    """Learning rate and frozen blocks by epoch, from a table with columns epoch, lr, frozen (and trainable_share)."""
+    table = _frame(table)
+    figure = _open(8, 4.2, title, note)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    _draw_rate(upper, table)
+    upper.set_xlabel("")
+    _draw_frozen(lower, table, blocks)
+    return figure
+
+
+@_styled
+def learning_rate(history, title: str = "Learning rate", note: str = "") -> Figure:
+    """The learning rate of each epoch on a logarithmic axis."""
+    figure = _open(7, 2.8, title, note)
+    _draw_rate(figure.subplots(), _frame(history))
+    return figure
+
+
+@_styled
+def unfreezing(history, blocks: int | None = None, title: str = "What was allowed to learn", note: str = "") -> Figure:
+    """Frozen blocks and the share of the weights that learn, as steps over the epochs."""
+    table = _frame(history)
+    figure = _open(8, 2.9, title, note)
+    left, right = figure.subplots(1, 2)
+    _draw_frozen(left, table, blocks)
+    right.step(*_stairs(table["epoch"], 100 * table["trainable_share"]), where="post", color=GREEN)
+    right.set(ylabel="weights that learn (%)", ylim=(-3, 108))
+    _by_epoch(right, _edges(table["epoch"]))
+    return figure
+
+
+@_styled
+def curves(history, best: int | None = None, monitor: str = "auc", title: str = "Training", note: str = "") -> Figure:
+    """Loss and metrics of training and validation by epoch, the best epoch marked.
+
+    best: its number, from 1; otherwise the first epoch with the highest validation `monitor`.
+    """
+    table = _frame(history)
+    figure = _open(9.5, 3.5, title, note)
+    left, right = figure.subplots(1, 2)
+    best = best if best is not None else _best_epoch(table, monitor)
+    _draw_losses(left, table, best)
+    _draw_scores(right, table, best, monitor)
+    return figure
+
+
+def _best_epoch(table: pd.DataFrame, monitor: str) -> int | None:
+    scores = table.get(f"val_{monitor}")
+    return None if scores is None or not scores.notna().any() else int(table["epoch"][scores.idxmax()])
+
+
+def _edges(epochs) -> np.ndarray:
+    """Epoch n lasts from n - 0.5 to n + 0.5 in a plot of steps."""
+    return np.append(np.asarray(epochs, float) - 0.5, float(np.max(epochs)) + 0.5)
+
+
+def _stairs(epochs, values) -> tuple[np.ndarray, np.ndarray]:
+    return _edges(epochs), np.append(values, np.asarray(values)[-1])
+
+
+def _draw_rate(axes, table) -> None:
+    marker = "o" if len(table) < 3 else None
+    axes.plot(table["epoch"], table["lr"].where(table["lr"] > 0), color=BLUE, marker=marker)
+    axes.set_yscale("log")
+    low, high = table["lr"].where(table["lr"] > 0).min(), table["lr"].max()
+    if high / low < 10:
+        axes.set_ylim(low / 3, high * 3)
+    if high / low < 100:  # decades alone would label one tick
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("learning rate (log)")
+    _by_epoch(axes, table["epoch"])
+
+
+def _draw_frozen(axes, table, blocks: int | None) -> None:
+    frozen = table["frozen"].to_numpy(float)
+    edges, values = _stairs(table["epoch"], frozen)
+    axes.fill_between(edges, values, step="post", color=BLUE, alpha=0.15, linewidth=0)
+    axes.step(edges, values, where="post", color=BLUE)
+    highest = max(blocks or 0, np.nanmax(frozen), 1)
+    axes.set(ylim=(0, highest * 1.12), ylabel=f"frozen blocks (of {blocks})" if blocks else "frozen blocks")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    _by_epoch(axes, edges)
+
+
+def _mark_best(axes, best) -> None:
+    if best is not None:
+        axes.axvline(best, color=FAINT, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+        axes.text(best, 1.01, f"best: epoch {best}", transform=axes.get_xaxis_transform(), ha="center", va="bottom",
+                  fontsize=8, color=INK)
+
+
+def _draw_lines(axes, table, lines, best) -> None:
+    """lines: (column, label, colour, dash); a column that is absent or empty is not drawn."""
+    marker = "o" if len(table) < 3 else None
+    for column, label, colour, dash in lines:
+        if column in table and table[column].notna().any():
+            values = table[column].replace([np.inf, -np.inf], np.nan)
+            axes.plot(table["epoch"], values, label=label, color=colour, linestyle=dash, marker=marker)
+    _mark_best(axes, best)
+    _by_epoch(axes, table["epoch"])
+
+
+def _draw_losses(axes, table, best) -> None:
+    _draw_lines(axes, table, [("train_loss", "training", BLUE, "-"), ("val_loss", "validation", ORANGE, "-")], best)
+    axes.set_ylabel("loss")
+    axes.set_ylim(min(0, axes.get_ylim()[0]), axes.get_ylim()[1] * 1.03)
+    axes.legend(loc="best")
+    broken = table[~np.isfinite(table[["train_loss", "val_loss"]]).all(axis=1)]["epoch"]
+    if len(broken):
+        axes.text(0.5, 0.5, f"not finite from epoch {int(broken.iloc[0])}", transform=axes.transAxes, ha="center",
+                  color=WARNING, fontsize=9, weight="bold")
+
+
+def _draw_scores(axes, table, best, monitor: str) -> None:
+    names = [("train_accuracy", "training accuracy", BLUE, DASHES[1]),
+             ("val_accuracy", "validation accuracy", ORANGE, DASHES[1]),
+             ("val_balanced_accuracy", "validation balanced accuracy", GREEN, DASHES[3]),
+             ("val_auc", "validation AUC", PINK, "-")]
+    lines = [(c, f"{label} (monitored)" if c == f"val_{monitor}" else label, *look) for c, label, *look in names]
+    _draw_lines(axes, table, lines, best)
+    axes.set_ylabel("share (0 to 1)")
+    low = table[[c for c, *_ in names if c in table]].min().min()
+    axes.set_ylim(0.4 if low > 0.45 else 0, 1.02)
+    axes.legend(loc="best", fontsize=8)
+
+
+# -------------------------------------------------------------------------------------------------------- the judging
+
+
+@_styled
+def confusion(matrix, classes: Sequence[str], title: str = "Confusion matrix", note: str = "") -> Figure:
+    """Counts of true (rows) against predicted (columns) classes, coloured by the share of the row."""
+    matrix = _square(matrix)
+    size = 1.4 + 0.78 * len(matrix)
+    figure = _open(max(size + 1.5, 4.6), max(size, 3), title, note)
+    _draw_confusion(figure.subplots(), matrix, classes)
+    return figure
+
+
+def _square(matrix) -> np.ndarray:
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise PathoError("shape_mismatch", "confusion matrix", f"has shape {matrix.shape}", "Give one row per class")
+    return matrix
+
+
+def _draw_confusion(axes, matrix, classes, small: bool = False) -> None:
+    import seaborn
+
+    classes = _checked_classes(classes, len(matrix), "confusion matrix")
+    total = matrix.sum(axis=1, keepdims=True)
+    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
+    texts = [[f"{int(n):,}\n{100 * s:.0f} %" if t[0] else "–" for n, s in zip(ns, ss, strict=True)]
+             for ns, ss, t in zip(matrix, share, total, strict=True)]
+    seaborn.heatmap(share, annot=np.array(texts), fmt="", vmin=0, vmax=1, cmap="Blues", square=True, linewidths=1.5,
+                    linecolor=PAPER, ax=axes, annot_kws={"fontsize": 7 if small and len(classes) > 4 else 8.5},
+                    cbar_kws={"label": "share of the true class", "shrink": 0.8, "ticks": [0, 0.25, 0.5, 0.75, 1]})
+    axes.grid(False)
+    axes.tick_params(length=0)
+    longest = max(len(c) for c in classes)
+    _class_ticks(axes.xaxis, classes, 18, rotate=longest > 9 or (len(classes) > 4 and longest > 5))
+    _class_ticks(axes.yaxis, classes, 18)
+    axes.tick_params(axis="y", rotation=0)
+    axes.set(xlabel="predicted", ylabel="true")
+
+
+@_styled
+def roc_pr(labels, probs, classes: Sequence[str], positive: str | None = None, threshold: float | None = None,
+           title: str = "How well the classes are ranked", note: str = "") -> Figure:
+    """ROC and precision-recall curves: of `positive` alone, or of each class against the rest.
+
+    labels: (N,) class indices; probs: (N, C). threshold: marks that working point of `positive`.
+    """
+    ranked = _ranked(labels, probs, classes, positive)
+    figure = _open(9.2 if len(ranked) < 3 else 11.5, 4.3, title, note)
+    left, right = figure.subplots(1, 2)
+    _draw_roc(left, ranked, threshold)
+    _draw_pr(right, ranked, threshold)
+    return figure
+
+
+def _ranked(labels, probs, classes, positive) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(class, truth (N,) bool, score (N,)) of every class to draw."""
+    labels, probs = np.asarray(labels), np.asarray(probs, float)
+    classes = _checked_classes(classes, probs.shape[1], "probabilities")
+    drawn = [positive] if positive is not None else classes[1:] if len(classes) == 2 else classes
+    return [(c, labels == classes.index(c), probs[:, classes.index(c)]) for c in drawn]
+
+
+def _counts_above(truth, score) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True and false positives when everything from each distinct score upwards is called positive; the scores."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # ties are called together
+    true = np.cumsum(truth[order])[last]
+    return true, last + 1 - true, score[order][last]
+
+
+def _draw_roc(axes, ranked, threshold=None) -> None:
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 2)))
+    for i, (name, truth, score) in enumerate(ranked):
+        label, look = _plain(name, 28), {"color": COLOURS[i % 8], "linestyle": DASHES[i % 4]}
+        if truth.all() or not truth.any():
+            axes.plot([], [], label=f"undefined  {label}", **look)
+            continue
+        true, false, scores = _counts_above(truth, score)
+        sensitivity, alarm = np.append(0, true / truth.sum()), np.append(0, false / (~truth).sum())
+        axes.plot(alarm, sensitivity, label=f"AUC {np.trapezoid(sensitivity, alarm):.3f}  {label}", **look)
+        if threshold is not None:
+            at = np.searchsorted(-scores, -threshold, side="right")  # rows with score >= threshold
+            axes.plot(alarm[at], sensitivity[at], "o", color=INK, markersize=6, label=f"threshold {threshold:.3g}")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), title="ROC")
+    axes.set_box_aspect(1)
+    axes.legend(loc="lower right", fontsize=7.5)
+
+
+def _draw_pr(axes, ranked, threshold=None) -> None:
+    for i, (name, truth, score) in enumerate(ranked):
+        label, look = _plain(name, 28), {"color": COLOURS[i % 8], "linestyle": DASHES[i % 4]}
+        if not truth.any():
+            axes.plot([], [], label=f"undefined  {label}", **look)
+            continue
+        true, false, scores = _counts_above(truth, score)
+        recall, precision = true / truth.sum(), true / (true + false)
+        average = np.sum(np.diff(recall, prepend=0) * precision)  # step-wise, no interpolation
+        axes.step(np.append(0, recall), np.append(precision[0], precision), where="pre",
+                  label=f"AP {average:.3f}  {label}", **look)
+        axes.axhline(truth.mean(), color=look["color"], linewidth=0.8, linestyle=(0, (1, 3)))
+        if threshold is not None and (score >= threshold).any():
+            at = np.searchsorted(-scores, -threshold, side="right") - 1
+            axes.plot(recall[at], precision[at], "o", color=INK, markersize=6, label=f"threshold {threshold:.3g}")
+    axes.plot([], [], color=FAINT, linewidth=0.8, linestyle=(0, (1, 3)), label="share of the class: chance")
+    axes.set(xlabel="sensitivity (recall)", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02),
+             title="Precision and recall")
+    axes.set_box_aspect(1)
+    if len(ranked) < 3:
+        axes.legend(loc="lower left", fontsize=7.5)
+    else:  # the curves of many classes fill the plot
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7.5)
+
+
+@_styled
+def intervals(summary: Mapping, title: str = "Results with 95 % intervals", note: str = "") -> Figure:
+    """Each headline number of a `metrics.summary` as a dot with its interval."""
+    shown = _headline(summary)
+    figure = _open(6.5, 0.8 + 0.3 * max(len(shown), 1), title, note)
+    _draw_intervals(figure.subplots(), shown)
+    return figure
+
+
+def _headline(summary) -> list[tuple[str, float | None, float | None, float | None]]:
+    """(name, value, low, high) of the numbers that a person asks for first, larger is better."""
+    names = ["accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_f1"]
+    return [(k.replace("_", " ").replace("auc", "AUC").replace("f1", "F1"), v["value"], v["low"], v["high"])
+            for k in names if (v := summary["metrics"].get(k))]
+
+
+def _draw_intervals(axes, shown) -> None:
+    for i, (_, value, low, high) in enumerate(shown):
+        if low is not None and high is not None:
+            axes.plot([low, high], [i, i], color=BLUE, linewidth=3, alpha=0.35, solid_capstyle="round")
+        if value is not None:
+            axes.plot(value, i, "o", color=BLUE, markersize=6)
+        axes.annotate("undefined" if value is None else f"{value:.3f}", (1.02, i), va="center", fontsize=8.5,
+                      xycoords=axes.get_yaxis_transform())
+    axes.set(xlim=(-0.01, 1.02), ylim=(len(shown) - 0.5, -0.5), xlabel="value (0 to 1) and 95 % interval")
+    axes.set_yticks(range(len(shown)), [_plain(name, 30) for name, *_ in shown])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+
+
+@_styled
+def patients(table: pd.DataFrame, score: str = "score", score_label: str = "share of images recognised",
+             threshold: float | None = None, title: str = "One dot per patient", note: str = "") -> Figure:
+    """Scores of the patients in [0, 1] by class, worst first, larger dots for more images.
+
+    table: columns group, label, `score`, and images if known.
+    """
+    table = table.sort_values(["label", score, "group"], kind="stable").reset_index(drop=True)
+    classes = sorted(table["label"].unique())
+    named = len(table) <= 60
+    figure = _open(7, 0.9 + (0.185 * len(table) if named else 5.5) + 0.15 * len(classes), title, note)
+    axes = figure.subplots()
+    gaps = {c: i for i, c in enumerate(classes)}
+    places = np.arange(len(table)) + 1.2 * table["label"].map(gaps).to_numpy(float)
+    images = table["images"].to_numpy(float) if "images" in table else np.ones(len(table))
+    sizes = 18 + 70 * images / max(images.max(initial=1), 1)
+    for i, name in enumerate(classes):
+        here = (table["label"] == name).to_numpy()
+        axes.hlines(places[here], 0, table[score][here], color="#dfe4e8", linewidth=1, zorder=1)
+        axes.scatter(table[score][here], places[here], s=sizes[here], color=COLOURS[i % 8], zorder=2, linewidth=0,
+                     label=f"{here.sum()} patients: {_plain(name, 28)}", marker="osD^v<>P"[i % 8], clip_on=False)
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+        axes.text(threshold, 1.01, f"threshold {threshold:.3g}", transform=axes.get_xaxis_transform(), ha="center",
+                  va="bottom", fontsize=8)
+    axes.set(xlim=(-0.02, 1.03), ylim=(places[-1] + 0.8, -0.8), xlabel=score_label)
+    axes.set_yticks(places if named else [], [_plain(g, 24) for g in table["group"]] if named else [])
+    axes.tick_params(axis="y", labelsize=7.5, length=0)
+    axes.grid(False, axis="y")
+    if not named:
+        axes.set_ylabel(f"{len(table)} patients")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return figure
+
+
+@_styled
+def training_metrics(history, summary: Mapping, matrix, classes: Sequence[str], labels=None, probs=None,
+                     positive: str | None = None, best: int | None = None, monitor: str = "auc",
+                     title: str = "Training and results", note: str = "") -> Figure:
+    """The whole run on one page: losses, metrics, rate and freezing; intervals, confusion matrix, ROC curves.
+
+    summary: of `metrics.summary`. labels (N,), probs (N, C): of the images the matrix counts; without
+    them the page has no ROC curve.
+    """
+    table, matrix = _frame(history), _square(matrix)
+    best = best if best is not None else _best_epoch(table, monitor)
+    grow = 0.34 * max(len(matrix) - 4, 0)
+    figure = _open(15, 8.2 + grow, title, note)
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3.4, 4.4 + grow))
+    losses, scores, middle = upper.subplots(1, 3)
+    _draw_losses(losses, table, best)
+    _draw_scores(scores, table, best, monitor)
+    _draw_rate(middle, table)
+    if table["frozen"].min() < table["frozen"].max():
+        other = middle.twinx()
+        other.step(*_stairs(table["epoch"], table["frozen"]), where="post", color=ORANGE, linewidth=1.2)
+        other.set_ylabel("frozen blocks", color=ORANGE)
+        other.set_ylim(0, table["frozen"].max() * 1.12)
+        other.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        other.grid(False)
+        middle.yaxis.label.set_color(BLUE)
+    bars, heat, roc = lower.subplots(1, 3, width_ratios=(1, 1.25, 1.05))
+    _draw_intervals(bars, _headline(summary))
+    _draw_confusion(heat, matrix, classes, small=True)
+    if labels is None:
+        roc.set_axis_off()
+        roc.text(0.5, 0.5, "no predictions given: no ROC curve", ha="center", color=FAINT)
+    else:
+        _draw_roc(roc, _ranked(labels, probs, classes, positive))
+    for axes, text in ((losses, "Loss"), (scores, "Metrics"), (middle, "Learning rate"), (bars, "Results"),
+                       (heat, "Confusion matrix"), (roc, "ROC")):
+        axes.set_title(text, pad=16 if axes in (losses, scores, middle) else 8)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------- the heatmaps
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.45, cmap: str = "jet") -> np.ndarray:
+    """The picture seen through its heat: uint8 (H, W, 3) from uint8 (H, W, 3) and heat in [0, 1] (H, W).
+
+    A blank map (zero everywhere) leaves the picture as it is: a tint would look like an explanation.
+    """
+    image, heat = _picture(image), np.asarray(heat, float)
+    if heat.shape != image.shape[:2]:
+        raise PathoError("shape_mismatch", "heat", f"is {heat.shape} on a picture of {image.shape[:2]}",
+                         "Bring the map to the size of the picture first (gradcam.upsample)")
+    if not np.isfinite(heat).all() or heat.min() < 0 or heat.max() > 1:
+        raise PathoError("bad_heat", "heat", "has values outside [0, 1] or not finite", "Divide by the scale first")
+    if not heat.any():
+        return image.copy()
+    colour = matplotlib.colormaps[cmap](heat)[..., :3] * 255  # (H, W, 3)
+    return np.rint((1 - opacity) * image + opacity * colour).astype(np.uint8)
+
+
+@_styled
+def gallery(images, heat, captions: Sequence[str], vmax: float | None = None, columns: int = 2,
+            opacity: float = 0.45, title: str = "Where the evidence lies (Grad-CAM)", note: str = "") -> Figure:
+    """Original, heat and overlay of each image, all on one scale with one colour bar.
+
+    heat: (N, H, W) >= 0 in the size of the images. vmax: the value shown red; None: each map's own maximum, which hides
+    that some maps are faint. A map that is zero everywhere says "blank map" and leaves its picture plain.
+    """
+    if len(images) == 0 or not len(images) == len(heat) == len(captions):
+        raise PathoError("shape_mismatch", "gallery",
+                         f"has {len(images)} images, {len(heat)} maps and {len(captions)} captions",
+                         "Give one map and one caption per image")
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    side = 1.6
+    figure = _open(3 * side * columns + 0.9, (side + 0.36) * rows + 0.25, title, note)
+    width_ratios = ([1, 1, 1, 0.1] * columns)[:-1]  # a narrow gap after each three
+    cells = figure.subplots(rows, len(width_ratios), width_ratios=width_ratios, squeeze=False)
+    for axes in cells.ravel():
+        axes.set_axis_off()
+    for i, (image, raw, caption) in enumerate(zip(images, heat, captions, strict=True)):
+        row = cells[i // columns][4 * (i % columns):][:3]
+        _draw_explained(row, _picture(image), np.asarray(raw, float), caption, vmax, opacity, side)
+        if i < columns:
+            for axes, text in zip(row, ("original", "heat", "overlay"), strict=True):
+                axes.set_title(text, fontsize=9, weight="normal", loc="center")
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1 if vmax is None else vmax), "jet")
+    bar = figure.colorbar(scale, ax=list(cells.ravel()), shrink=max(0.3, 0.9 / rows), aspect=18, pad=0.015)
+    bar.set_label("share of the map's\nown maximum" if vmax is None else "raw Grad-CAM,\none scale for all")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _draw_explained(row, image, raw, caption: str, vmax, opacity: float, side: float) -> None:
+    top = vmax if vmax is not None else raw.max()
+    blank = not raw.any()
+    share = raw if blank else np.clip(raw / top, 0, 1)
+    for axes in row:
+        axes.set_axis_on()
+    _show(row[0], image)
+    _show(row[1], share, cmap="jet", vmin=0, vmax=1) if not blank else _show(row[1], np.full_like(image, 240))
+    _show(row[2], overlay(image, share, opacity))
+    row[1].set_xlabel(_wrapped(caption, int(3 * side * 12)), fontsize=8, labelpad=3)
+    if blank:
+        row[1].text(0.5, 0.5, "blank map", transform=row[1].transAxes, ha="center", va="center", fontsize=9,
+                    color=WARNING)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes the figure as PNG, the same bytes for the same figure."""
+    content = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(content, format="png", dpi=FILE_DPI, metadata={"Software": None})
+    return files.write_bytes(path, content.getvalue())

@@ -1,0 +1,204 @@
+import re
+import warnings
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from patholib import figures
+from patholib.errors import PathoError
+
+NOTE = "Demo images: not a result"
+TWO = ["benign", "malignant"]
+EIGHT = ["melanoma", "melanocytic naevus", "basal cell carcinoma", "actinic keratosis", "benign keratosis-like lesion",
+         "dermatofibroma", "vascular lesion", "squamous cell carcinoma of the skin"]
+ODD = ["$x_1$", "_hidden", "a\nb", "<script>", "50 %", "|", "\\alpha", "ÄÖÜ" * 40]
+
+
+def history(epochs=6, **columns):
+    epoch = np.arange(1, epochs + 1)
+    table = pd.DataFrame({
+        "epoch": epoch, "lr": 10.0 ** -(3 + epoch % 3), "frozen": 13 - epoch // 2,
+        "trainable_share": 0.2 + 0.05 * epoch,
+        "train_loss": 1 / epoch, "train_accuracy": 1 - 0.4 / epoch, "val_loss": 1.1 / epoch,
+        "val_accuracy": 0.9 - 0.3 / epoch, "val_balanced_accuracy": 0.88 - 0.3 / epoch,
+        "val_auc": [0.6, 0.9, 0.8, 0.9, 0.7, 0.65][:epochs], "gap": 0.1, "seconds": 2.0})
+    return table.assign(**columns)
+
+
+def summary():
+    names = ["accuracy", "balanced_accuracy", "auc", "sensitivity"]
+    return {"metrics": {n: {"value": 0.9, "low": 0.8, "high": 0.95} for n in names}
+            | {"f1": {"value": None, "low": None, "high": None}}}
+
+
+def pictures(n, size=24):
+    return np.random.default_rng(1).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def predictions(classes, n=80):
+    rng = np.random.default_rng(2)
+    labels = np.arange(n) % len(classes)
+    logits = rng.normal(size=(n, len(classes))) + 2 * np.eye(len(classes))[labels]
+    return labels, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+def split_table(classes):
+    return pd.DataFrame([(c, f"{c}{i % 7}", s) for c in classes for i, s in enumerate(["train"] * 7 + ["val", "test"])],
+                        columns=["label", "group", "split"])
+
+
+def every_figure(classes, note=""):
+    labels, probs = predictions(classes)
+    matrix = np.diag(np.arange(len(classes)) * 100)
+    patients = pd.DataFrame({"group": [f"p{i}" for i in range(2 * len(classes))], "label": classes * 2,
+                             "score": np.linspace(0, 1, 2 * len(classes)), "images": 3})
+    heat = np.stack([np.zeros((24, 24)), *np.random.default_rng(0).random((2, 24, 24))])
+    yield figures.contact_sheet(pictures(len(classes)), classes, note=note)
+    yield figures.class_counts(split_table(classes), classes, note=note)
+    yield figures.augmented(pictures(2), [pictures(2), np.ones((2, 3, 24, 24)) / 2], classes[:2], note=note)
+    yield figures.schedule(history()[["epoch", "lr", "frozen"]], blocks=17, note=note)
+    yield figures.curves(history(), note=note)
+    yield figures.learning_rate(history().to_dict("records"), note=note)
+    yield figures.unfreezing(history(), blocks=17, note=note)
+    yield figures.confusion(matrix, classes, note=note)
+    yield figures.roc_pr(labels, probs, classes, classes[-1] if len(classes) == 2 else None, note=note)
+    yield figures.intervals(summary(), note=note)
+    yield figures.patients(patients, threshold=0.5, note=note)
+    yield figures.gallery(pictures(3), heat, classes[:3] if len(classes) > 2 else [*classes, "x"], note=note)
+    yield figures.training_metrics(history(), summary(), matrix, classes, labels, probs, note=note)
+
+
+def texts(figure):
+    return [t.get_text() for t in figure.findobj(Text)]
+
+
+def test_every_figure_is_closed_and_says_above_its_title_that_demo_images_are_no_result():
+    before = plt.get_fignums()
+    for figure in every_figure(TWO, NOTE):
+        assert isinstance(figure, Figure)
+        note, title = figure.texts[0], figure.texts[1]
+        assert note.get_text() == NOTE
+        assert note.get_position()[1] > title.get_position()[1]
+    assert plt.get_fignums() == before
+
+
+def test_no_text_leaves_the_figure_and_no_label_touches_its_neighbour():
+    for figure in every_figure(EIGHT, NOTE):
+        figure.draw_without_rendering()
+        drawn = figure.get_tightbbox()  # inches
+        assert drawn.x0 > -0.02 and drawn.y0 > -0.02
+        assert drawn.x1 < figure.get_figwidth() + 0.02 and drawn.y1 < figure.get_figheight() + 0.02
+        for axes in figure.axes:
+            labels = [t.get_window_extent() for t in axes.get_yticklabels() if t.get_text()]
+            assert not any(a.overlaps(b) for i, a in enumerate(labels) for b in labels[i + 1:])
+
+
+def test_odd_class_names_are_shown_as_they_are_and_never_parsed():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in every_figure(ODD):
+            figure.draw_without_rendering()
+    shown = texts(figures.confusion(np.eye(8), ODD))
+    assert "$x_1$" in shown and "a\\nb" in shown and "<script>" in shown
+
+
+def test_drawing_leaves_the_callers_style_alone():
+    before = dict(matplotlib.rcParams)
+    figures.curves(history())
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_first_of_several_equally_good_epochs_is_marked():
+    assert "best: epoch 2" in texts(figures.curves(history()))
+    assert "best: epoch 5" in texts(figures.curves(history(), best=5))
+
+
+def test_one_epoch_and_a_broken_loss_are_drawn_and_said():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.training_metrics(history(1), summary(), np.eye(2), TWO).draw_without_rendering()
+        figure = figures.curves(history(val_loss=[1, 0.9, np.nan, np.inf, 1, 1]))
+        figure.draw_without_rendering()
+    assert "not finite from epoch 3" in texts(figure)
+    with pytest.raises(PathoError, match="empty_history"):
+        figures.curves([])
+
+
+def test_the_confusion_matrix_shows_counts_and_shares_of_its_rows():
+    shown = texts(figures.confusion([[3, 1], [0, 0]], TWO))
+    assert "3\n75 %" in shown and "1\n25 %" in shown
+    assert shown.count("–") == 2  # a class without images has no shares
+    with pytest.raises(PathoError, match="2 classes, but 3 names"):
+        figures.confusion(np.eye(2), ["a", "b", "c"])
+
+
+def auc_in(figure):
+    return [re.search(r"(AUC|AP) ([\d.]+)", t).group(2) for t in texts(figure) if re.match("(AUC|AP) ", t)]
+
+
+def test_areas_in_the_legend_are_scikit_learns():
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    labels, probs = predictions(EIGHT, 300)
+    probs = probs.round(1)  # many ties
+    aucs = [f"{roc_auc_score(labels == k, probs[:, k]):.3f}" for k in range(8)]
+    aps = [f"{average_precision_score(labels == k, probs[:, k]):.3f}" for k in range(8)]
+    assert auc_in(figures.roc_pr(labels, probs, EIGHT)) == aucs + aps
+
+
+def test_the_working_point_lies_where_the_threshold_puts_it():
+    labels = np.array([0, 0, 1, 1, 1])
+    scores = np.array([0.1, 0.6, 0.4, 0.6, 0.9])
+    figure = figures.roc_pr(labels, np.stack([1 - scores, scores], 1), TWO, "malignant", threshold=0.6)
+    roc, precision = [next(line for line in axes.get_lines() if line.get_marker() == "o") for axes in figure.axes]
+    assert [roc.get_xdata()[0], roc.get_ydata()[0]] == [0.5, 2 / 3]
+    assert [precision.get_xdata()[0], precision.get_ydata()[0]] == [2 / 3, 2 / 3]
+
+
+def test_a_class_without_images_has_no_curve_but_says_so():
+    labels, probs = predictions(TWO)
+    shown = texts(figures.roc_pr(np.zeros_like(labels), probs, TWO, "malignant"))
+    assert shown.count("undefined  malignant") == 2
+
+
+def test_an_overlay_mixes_picture_and_colour_and_a_blank_map_leaves_the_picture():
+    image = np.full((2, 2, 3), 100, np.uint8)
+    heat = np.array([[0, 1], [0.5, 0.5]])
+    shown = figures.overlay(image, heat, opacity=0.5)
+    np.testing.assert_array_equal(shown[0, 0], [50, 50, 114])  # jet(0) is (0, 0, 0.5)
+    np.testing.assert_array_equal(shown[0, 1], [114, 50, 50])  # jet(1) is (0.5, 0, 0)
+    np.testing.assert_array_equal(figures.overlay(image, np.zeros((2, 2))), image)
+    for wrong in (np.zeros((3, 2)), np.full((2, 2), np.nan), np.full((2, 2), 1.1)):
+        with pytest.raises(PathoError):
+            figures.overlay(image, wrong)
+
+
+def test_a_gallery_has_one_colour_bar_and_names_blank_maps():
+    heat = np.stack([np.zeros((24, 24)), np.full((24, 24), 2.0), np.full((24, 24), 4.0)])
+    figure = figures.gallery(pictures(3), heat, ["a", "b", "c"], vmax=4)
+    assert texts(figure).count("blank map") == 1
+    bars = [a for a in figure.axes if a.get_label() == "<colorbar>"]
+    assert len(bars) == 1 and bars[0].get_ylim() == (0, 4)
+    own = figures.gallery(pictures(3), heat, ["a", "b", "c"])
+    assert any("own maximum" in t for t in texts(own))
+
+
+def test_floats_with_channels_first_and_bytes_with_channels_last_give_the_same_picture():
+    image = pictures(1)[0]
+    np.testing.assert_array_equal(figures._picture(image.transpose(2, 0, 1) / 255), image)
+    with pytest.raises(PathoError, match="not_a_picture"):
+        figures._picture(np.zeros((4, 4)))
+
+
+def test_a_saved_figure_has_the_same_bytes_each_time(tmp_path):
+    first, second = (figures.save(figures.learning_rate(history()), tmp_path / n) for n in ("a.png", "b/c.png"))
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes().startswith(b"\x89PNG")
