@@ -194,9 +194,9 @@ def test_isic_is_split_close_to_the_fractions_within_five_seconds(group_by):
     table = pd.DataFrame({"path": rows["image"], "label": rows["label"], "lesion": rows["lesion"]})
     data = m.Manifest(table=table, root=Path(), classes=isic2019.CLASSES, positive=None, group_by="lesion",
                       levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={})
-    start = time.perf_counter()
+    start = time.process_time()
     table = m.split(data, FRACTIONS, 0, group_by)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     off = np.abs(shares(table) - FRACTIONS)
     assert off.loc["all"].max() < 0.002
     assert off.max(axis=None) < 0.02
