@@ -85,6 +85,18 @@ def tta_views(images, size: int, kind: str, views: int, seed: int, rows, augment
     return torch.stack([plain, *drawn])
 
 
+def preview(images, recipe, count: int = 3, views: int = 6) -> tuple[np.ndarray, torch.Tensor]:
+    """`count` images of the train part as they are and as training shows them in its first epochs.
+
+    Returns (count, H, W, 3) uint8 and (views, count, 3, H, W).
+    """
+    part = images.part("train").examples(-(-count // len(images.classes)), "group")
+    pixels, rows = part.pictures[:count], np.arange(count)
+    drawn = [training_views(pixels, recipe.image_size, recipe.augmentation, recipe.seed, epoch, rows, rows)
+             for epoch in range(views)]
+    return pixels, torch.stack(drawn)
+
+
 def half_strength(a: Augmentation) -> Augmentation:
     """The same augmentation with every range halved, probabilities kept, and no noise."""
     names = ("affine_degrees", "rotation", "shift", "shear", "perspective",

@@ -1,4 +1,4 @@
-"""From a model and images to a table of predictions, which is all that judging needs; and a rival that sees only colour.
+"""From a model and images to a table of predictions, all that judging needs; and a rival that sees only colour.
 
 A table of predictions has the columns of the images' table but `row`, in its order, and one `p_<class>` per class.
 """
@@ -121,7 +121,8 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
             raise PathoError("csv_format", f"{path}, column {column}", "is missing", nearest(column, table.columns))
     other = [c for c in table if c.startswith("p_") and c not in columns]
     if other:
-        raise PathoError("unknown_class", f"{path}, column {other[0]}", "belongs to no class", nearest(other[0], columns))
+        raise PathoError("unknown_class", f"{path}, column {other[0]}", "belongs to no class",
+                         nearest(other[0], columns))
     try:
         table[columns] = table[columns].astype(float)  # Python's own parsing: exact, unlike pandas' fast one
     except ValueError as error:
@@ -206,8 +207,9 @@ class Judged:
     def table(self) -> pd.DataFrame:
         """The headline numbers side by side, each with its 95 % interval over groups."""
         shown = {"validation": "val", "test": "test", "test, TTA": "test_tta", "colour baseline": "baseline"}
-        return pd.DataFrame({title: {name: _with_interval(number) for name, number in self.metrics[key]["metrics"].items()}
-                             for title, key in shown.items() if self.metrics.get(key)})
+        columns = {title: self.metrics[key]["metrics"] for title, key in shown.items() if key in self.metrics}
+        return pd.DataFrame({title: {name: _with_interval(number) for name, number in numbers.items()}
+                             for title, numbers in columns.items()})
 
     @property
     def report(self) -> pd.DataFrame:

@@ -18,14 +18,14 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from patholib import __version__, files, recipes
+from patholib import __version__, checkpoints, files, recipes
 from patholib.errors import PathoError, nearest
 from patholib.recipes import Recipe
 
 FORMAT = 1
 NOTICE = "For research use only. Not a medical device: not for diagnosis or for decisions about any patient."
 DEMO_NOTICE = "Trained on generated demo images: it knows nothing about tissue or skin."
-WEIGHTS, MANIFEST = "model.safetensors", "model.json"
+WEIGHTS, MANIFEST, PUBLISHED = "model.safetensors", "model.json", "published.pt"
 NORMALIZATION = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # ImageNet, of RGB in [0, 1]
 
 
@@ -109,6 +109,26 @@ def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Re
     _check_classes(state, manifest, folder / WEIGHTS)
     files.write_bytes(folder / WEIGHTS, weights)  # first: a manifest without its weights would promise a model
     return files.write_json(folder / MANIFEST, manifest)
+
+
+def write(run_dir: Path) -> list[Path]:
+    """Exports the best epoch of a finished training: model.safetensors, model.json and published.pt; returns them.
+
+    Everything is read from the run folder. Errors: missing_file, checkpoint_damaged, nothing_trained.
+    """
+    run_dir = Path(run_dir)
+    facts = files.read_json(run_dir / "run.json")
+    if "training" not in facts:
+        raise PathoError("nothing_trained", str(run_dir), "has no finished training", "Train first")
+    recipe, best = recipes.from_json(facts["recipe"]), facts["training"]["best_epoch"]
+    kept = checkpoints.load(run_dir / "checkpoints", "best", best)
+    row = kept["row"]
+    save_model(run_dir, kept["model"], recipe, run=facts["name"], data_sha256=facts["data"]["images_sha256"],
+               demo=facts["demo"], epoch=best)
+    published(run_dir / PUBLISHED, kept["model"], best, row["val_auc"], recipe.classes, recipe.image_size,
+              optimizer_state=kept["optimizer"], frozen_blocks=row["frozen"], recipe=recipe,
+              validation={name: value for name, value in row.items() if name.startswith("val_")})
+    return [run_dir / WEIGHTS, run_dir / MANIFEST, run_dir / PUBLISHED]
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

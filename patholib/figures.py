@@ -637,9 +637,26 @@ def _draw_explained(row, image, raw, caption: str, vmax, opacity: float, side: f
                     color=WARNING)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Writes the figure as PNG, the same bytes for the same figure."""
+def explained(shown, note: str = "") -> Figure:
+    """The gallery of `gradcam.explain`."""
+    return gallery(shown.pictures, shown.heat, shown.captions, note=note)
+
+
+def save_heatmaps(shown, folder: Path, note: str = "") -> Figure:
+    """Writes each picture of `gradcam.explain` with its heat as PNG, and all as gallery.png; returns the gallery."""
+    for i, caption in enumerate(shown.captions):
+        row = shown.table.iloc[i]
+        name = f"{i + 1:02}-{row['outcome']}-{Path(row['path']).stem}.png"
+        save(gallery(shown.pictures[i:i + 1], shown.heat[i:i + 1], [caption], title=Path(row["path"]).name, note=note),
+             Path(folder) / name)
+    files.write_table(Path(folder) / "heatmaps.csv", shown.table)
+    return save(explained(shown, note=note), Path(folder) / "gallery.png")
+
+
+def save(figure: Figure, path: Path) -> Figure:
+    """Writes the figure as PNG, the same bytes for the same figure, and returns it, so that a cell can end with it."""
     content = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(content, format="png", dpi=FILE_DPI, metadata={"Software": None})
-    return files.write_bytes(path, content.getvalue())
+    files.write_bytes(path, content.getvalue())
+    return figure

@@ -6,13 +6,17 @@ rest for all of them. Maps are raw evidence: relative to one image, not comparab
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 from torch.nn import functional
 
+from patholib import augment, metrics
 from patholib.errors import PathoError
+from patholib.images import ImageSet
 from patholib.models import Classifier, evaluating
 
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -90,3 +94,55 @@ def normalise(maps: torch.Tensor, scale: str = "image") -> torch.Tensor:
         raise PathoError("bad_parameter", "scale", f"is {scale!r}", 'Use "image" or "gallery"')
     peak = maps.amax(dim=(1, 2), keepdim=True) if scale == "image" else maps.amax()
     return maps / torch.where(peak > 0, peak, torch.ones_like(peak))
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Chosen images with their heat; `table` has one row per image: outcome, path, label, decision, p."""
+
+    pictures: np.ndarray  # (N, H, W, 3) uint8, what the model saw
+    heat: np.ndarray  # (N, H, W) float32 >= 0, raw
+    table: pd.DataFrame
+    block: str
+
+    @property
+    def captions(self) -> list[str]:
+        """Outcome, true and predicted class and probability, for under each picture."""
+        return [f"{row.outcome}: is {row.label}, called {row.decision} ({row.p:.0%})" for row in self.table.itertuples()]
+
+
+def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float = 0.5,
+         each: int = 4) -> pd.DataFrame:
+    """The images worth a look: `each` surest right and wrong ones and least certain ones, every image once.
+
+    Returns the rows with `outcome` ("right", "wrong", "uncertain"), `decision` and `p`, the decision's probability.
+    """
+    decision = metrics.decide(predictions, classes, positive, threshold)
+    probs = predictions[[f"p_{c}" for c in classes]].to_numpy()
+    place = {name: i for i, name in enumerate(classes)}
+    p = probs[np.arange(len(probs)), [place[name] for name in decision]]
+    table = predictions.assign(decision=decision, p=p, outcome="uncertain").sort_values("p", kind="stable")
+    right = (table["decision"] == table["label"]).to_numpy()
+    doubt = table.head(each)
+    rest = ~table.index.isin(doubt.index)
+    parts = [table[right & rest].tail(each).iloc[::-1].assign(outcome="right"),
+             table[~right & rest].tail(each).iloc[::-1].assign(outcome="wrong"), doubt]
+    return pd.concat(parts)
+
+
+def explain(model: Classifier, images: ImageSet, predictions: pd.DataFrame, positive: str | None = None,
+            threshold: float = 0.5, each: int = 4, block: str | None = None) -> Explained:
+    """Grad-CAM of what `pick` chooses, for the class each image was called.
+
+    images and predictions: the same images in the same order, as `evaluation.predict` gives them.
+    """
+    if list(images.table["path"]) != list(predictions["path"]):
+        raise PathoError("bad_order", "predictions", "are not of these images in this order", "Predict these images")
+    chosen = pick(predictions.reset_index(drop=True), model.classes, positive, threshold, each)
+    pictures = images.pixels[images.table["row"].to_numpy()[chosen.index]]
+    views = augment.plain_views(pictures, model.image_size)  # (N, 3, H, W)
+    targets = [model.classes.index(name) for name in chosen["decision"]]
+    found = gradcam(model, views.to(model.mean.device), targets, block)
+    seen = views.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
+    return Explained(seen, upsample(found.maps, model.image_size).numpy(), chosen.reset_index(drop=True),
+                     block or model.block_names[-1])

@@ -427,6 +427,18 @@ class ImageSet:
         chosen = self.table[self.table["split"] == split].reset_index(drop=True)
         return dataclasses.replace(self, table=chosen)
 
+    @property
+    def pictures(self) -> np.ndarray:
+        """The pixels of every image of this set, (N, S, S, 3) uint8, in memory: for a few."""
+        return self.pixels[self.table["row"].to_numpy()]
+
+    def examples(self, each: int, by: str) -> ImageSet:
+        """`each` images of every class, of as many different groups (column `by`) as there are; in class order."""
+        turn = self.table.groupby(["label", by]).cumcount()  # 0 for the first image of every group
+        spread = self.table.assign(turn=turn).sort_values(["turn", "path"], kind="stable")
+        parts = [spread[spread["label"] == name].head(each) for name in self.classes]
+        return dataclasses.replace(self, table=pd.concat(parts, ignore_index=True).drop(columns="turn"))
+
     def with_split(self, table: pd.DataFrame) -> ImageSet:
         """The same images under a split table, matched by path; both must name exactly the same images."""
         rows = pd.Series(self.table["row"].to_numpy(), index=self.table["path"])
@@ -736,10 +748,11 @@ class Batch:
 
 
 def batches(images: ImageSet, order: np.ndarray, size: int, transform: Callable | None = None, workers: int = 1,
-            drop_last: bool = False) -> Iterator[Batch]:
+            drop_last: bool = False, start: int = 0) -> Iterator[Batch]:
     """Batches of `size` images in the given order, prepared ahead of use by `workers` threads.
 
     order: (N,) indices into `images`, repeats allowed. transform(images (B, S, S, 3) uint8, rows, positions).
+    start: the position to begin at, a multiple of `size`: what a resumed epoch has already seen is not prepared again.
     The batches are the same for any number of workers. An error in a thread is raised here; leaving the loop early
     ends the threads. At most `workers` + 1 batches wait in memory.
     """
@@ -758,7 +771,7 @@ def batches(images: ImageSet, order: np.ndarray, size: int, transform: Callable 
         made = gathered if transform is None else transform(gathered, chosen, positions)
         return Batch(made, labels[torch.from_numpy(chosen)], chosen, positions)
 
-    return in_order(prepare, range(0, stop, size), max(1, workers), ahead=max(1, workers) + 1)
+    return in_order(prepare, range(start, stop, size), max(1, workers), ahead=max(1, workers) + 1)
 
 
 def in_order(work: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:

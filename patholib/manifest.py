@@ -24,12 +24,13 @@ from patholib.errors import PathoError, nearest
 from patholib.files import sha256, write_table, write_text
 
 SPLITS = ("train", "val", "test")
+DEMO_NOTE = "Demo images: not a result"
 UNIT = 1 << 24  # one whole class in the integers `_improve` counts with: no rounding, so every machine agrees
 UNWRITABLE = re.compile("[\r\ud800-\udfff]")  # a lone \\r ends a CSV line; surrogates stand for bytes of no text
 SWAPS_UP_TO = 1000  # groups; above that single groups are so small that moving them one by one is exact enough
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Manifest:
     """One row per image, sorted by path, with every id that must be kept out of a second split.
 
@@ -69,6 +70,19 @@ class Manifest:
             raise PathoError("bad_manifest", unknown[0], "is no class", nearest(unknown[0], self.classes))
         _refuse_collisions(self.table["path"])
         object.__setattr__(self, "table", self.table.sort_values("path", ignore_index=True))
+
+    @property
+    def note(self) -> str:
+        """What every figure of these images says on its face; empty for real ones."""
+        return DEMO_NOTE if self.demo else ""
+
+    def __repr__(self) -> str:
+        ids = ", ".join(f"{self.table[level].nunique():,} {level}s" for level in self.levels)
+        lines = [f"{self.source}: {len(self.table):,} images, {ids}; never split apart: {self.group_by}"]
+        for name in self.classes:
+            of_class = self.table[self.table["label"] == name]
+            lines.append(f"  {name}: {len(of_class):,} images, {of_class[self.group_by].nunique():,} {self.group_by}s")
+        return "\n".join([self.note] * self.demo + lines)
 
     def only(self, **values: str) -> Manifest:
         """The images whose columns have these values, as in `only(magnification="40")`; the classes stay as they are.
@@ -387,6 +401,12 @@ def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
                  for name, label in zip(table["path"], table["label"], strict=True) if known.get(name) != label],
                 "Split again, or use the data the split was made of")
     return table
+
+
+def leaked_share(table: pd.DataFrame, column: str) -> float:
+    """The share of test images whose patient, case or lesion (`column`) also has images in train; 0 in a safe split."""
+    known = set(table.loc[table["split"] == "train", column])
+    return float(table.loc[table["split"] == "test", column].isin(known).mean())
 
 
 def split_counts(table: pd.DataFrame) -> pd.DataFrame:

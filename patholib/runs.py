@@ -7,22 +7,23 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+
+import pandas as pd
 
 from patholib import __version__, files, manifest, recipes
 from patholib.errors import PathoError
 from patholib.images import Checked
 from patholib.recipes import Recipe
 
-DEMO_NOTE = "Demo images: not a result"
 LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless", "scikit-learn",
              "matplotlib", "seaborn", "safetensors")
 RESUMABLE = ("epochs", "patience", "precision", "fast")  # a change of these does not make another run
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """An open run folder; it is locked until `close`, or until its process ends in whatever way."""
 
@@ -35,18 +36,21 @@ class Run:
     @property
     def note(self) -> str:
         """What every figure says on its face: nothing for real data, a warning for demo images or a leaky split."""
-        notes = [DEMO_NOTE] * self.demo + ["Split by image: patients leak"] * (self.recipe.group_by == "image")
+        notes = [manifest.DEMO_NOTE] * self.demo + ["Split by image: patients leak"] * (self.recipe.group_by == "image")
         return " - ".join(notes)
 
-    @property
-    def finished(self) -> bool:
-        """Whether every file of the run was written; metrics.json is written last."""
-        return (self.dir / "metrics.json").exists()
+    def __repr__(self) -> str:
+        return f"run {self.dir.name}{' - ' * bool(self.note)}{self.note}"
 
     def update(self, **facts) -> None:
         """Adds facts to run.json."""
         path = self.dir / "run.json"
         files.write_json(path, files.read_json(path) | facts)
+
+    def finish(self) -> None:
+        """Marks the run as complete, the last thing that is written, and gives the folder free."""
+        self.update(status="finished", finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        self.close()
 
     def close(self) -> None:
         """Gives the folder free for another process."""
@@ -68,7 +72,8 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
     output = Path(output or os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs").resolve()
     root = Path(checked.manifest.root).resolve()
     if output == root or root in output.parents:
-        raise PathoError("output_in_data", str(output), "lies inside the data folder", "Choose an output folder outside")
+        raise PathoError("output_in_data", str(output), "lies inside the data folder",
+                         "Choose an output folder outside")
     mark = fingerprint(recipe, checked, split)
     if resume != "never":
         for folder in _unfinished(output, mark):
@@ -86,7 +91,12 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
 def fingerprint(recipe: Recipe, checked: Checked, split) -> str:
     """A digest that changes with anything that decides what is learnt: recipe, image bytes, split."""
     decisive = {k: v for k, v in recipe.to_json().items() if k not in RESUMABLE}
-    return files.digest([decisive, checked.report["images_sha256"], split[["path", "split"]].to_numpy().tolist()])
+    return files.digest([decisive, images_sha256(checked), split[["path", "split"]].to_numpy().tolist()])
+
+
+def images_sha256(checked: Checked) -> str:
+    """One digest of the bytes of every image that was checked."""
+    return files.digest(checked.facts[["path", "sha256"]].to_numpy().tolist())
 
 
 def open_run(folder: Path) -> Run:
@@ -96,7 +106,7 @@ def open_run(folder: Path) -> Run:
 
 
 def _new(recipe, checked, split, output, mark, name) -> Run:
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     stem = name or f"{recipe.name}{'-demo' * checked.manifest.demo}-{now:%Y%m%d-%H%M%S}"
     folder = output / stem
     number = 2
@@ -121,7 +131,7 @@ def _new(recipe, checked, split, output, mark, name) -> Run:
         "data": {
             "source": checked.manifest.source, "root_name": root_name(checked.manifest.root),
             "images": len(split), "groups": int(split["group"].nunique()), "group_by": recipe.group_by,
-            "classes": list(recipe.classes), "images_sha256": checked.report["images_sha256"],
+            "classes": list(recipe.classes), "images_sha256": images_sha256(checked),
             "found": checked.manifest.found,
         },
         "split": {"path": "split.csv", "sha256": files.sha256(folder / "split.csv"),
@@ -175,13 +185,12 @@ def _commit() -> str | None:
 
 
 def _unfinished(output: Path, mark: str) -> list[Path]:
-    """Run folders of that fingerprint without metrics.json, the newest first."""
+    """Run folders of that fingerprint that were not finished, the newest first."""
     found = []
     for path in output.glob("*/run.json"):
-        if not (path.parent / "metrics.json").exists():
-            facts = files.read_json(path)
-            if facts.get("fingerprint") == mark:
-                found.append((facts["created"], path.parent))
+        facts = files.read_json(path)
+        if facts.get("fingerprint") == mark and facts["status"] != "finished":
+            found.append((facts["created"], path.parent))
     return [folder for _, folder in sorted(found, reverse=True)]
 
 
@@ -203,7 +212,33 @@ def _lock(folder: Path):
     return handle
 
 
-def with_classes(recipe: Recipe, source: manifest.Manifest) -> Recipe:
-    """The recipe for the classes and the grouping that the data have."""
-    return replace(recipe, classes=source.classes, positive=source.positive,
-                   group_by=recipe.group_by if recipe.group_by == "image" else source.group_by)
+def recipe_for(name: str, source: manifest.Manifest, published: bool = False, weights: str | None = None,
+               **overrides) -> Recipe:
+    """The recipe `name` for these data: their classes and grouping, cut down for demo images, then the overrides.
+
+    published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
+    file; None: what the recipe says, and none on demo images. overrides: fields of the recipe; None leaves a field.
+    """
+    recipe = recipes.as_published(name) if published else recipes.get(name)
+    recipe = replace(recipe, classes=source.classes, positive=source.positive,
+                     group_by="image" if published else source.group_by)
+    if source.demo and weights is None:
+        recipe = recipes.for_demo(recipe)
+    elif weights == "none":
+        recipe = recipes.from_scratch(recipe)
+    else:
+        recipe = replace(recipe, weights=weights or recipe.weights)
+    return replace(recipe, **{field: value for field, value in overrides.items() if value is not None})
+
+
+def differences(a: Recipe, b: Recipe) -> pd.DataFrame:
+    """The fields in which two recipes differ, one row each."""
+    rows = recipes.diff(a, b)
+    return pd.DataFrame([(field, _readable(x), _readable(y)) for field, (x, y) in rows.items()],
+                        columns=["field", "the recipe", "here"])
+
+
+def _readable(value) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], recipes.Stage):
+        return "; ".join(f"from {s.start:g}: {s.frozen} frozen, x{s.lr_scale:g}" for s in value)
+    return str(value)

@@ -84,7 +84,7 @@ class Learner:
         self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.progress = Progress(0, 0, dict(NO_SUMS), [])
-        self.best = copy.deepcopy(model.state_dict())  # replaced by the first epoch's
+        self.best = {}  # of the best epoch: model, optimizer, row of history
         self.saving = Saving(run.dir / "checkpoints")
 
     def _refuse_what_cannot_be_learnt(self, counts: np.ndarray) -> None:
@@ -116,7 +116,7 @@ class Learner:
                 self.run_epoch(bar, stop)
                 self.progress.reason = self._end_reason()
                 self.saving.due(self, must=bool(self.progress.reason))
-        self.model.load_state_dict(self.best)
+        self.model.load_state_dict(self.best["model"])
         self.run.update(status="trained", training=self.facts())
 
     def _end_reason(self) -> str:
@@ -175,7 +175,7 @@ class Learner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         sums = self.progress.sums
-        sums["loss"] += float(total)
+        sums["loss"] += total.item()
         sums["weight"] += float(weight)
         sums["right"] += int((logits.argmax(1) == labels).sum())
         sums["images"] += len(labels)
@@ -202,25 +202,26 @@ class Learner:
         scores = progress.scores(self.recipe.monitor)
         improved = schedules.best_epoch(self.recipe, scores) == progress.epoch
         if improved:
-            self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            self.best = self._weights(row)
             self.saving.best_is_new = True
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, dict(NO_SUMS)
         files.write_table(self.run.dir / "history.csv", pd.DataFrame(progress.history))
         files.write_json(self.run.dir / "history.json", progress.history)
         bar.write(line(row, self.recipe, improved))
 
+    def _weights(self, row: dict) -> dict:
+        """A copy of what the best epoch learnt, apart from what goes on learning."""
+        model = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        return {"model": model, "optimizer": copy.deepcopy(self.optimizer.state_dict()), "row": dict(row)}
+
     def validate(self) -> dict[str, float]:
         """Loss and metrics on the validation images as they are; an undefined metric is None."""
         logits = evaluation.logits(self.model, self.val, self.recipe, self.device, self.precision)  # (N, C)
-        labels = torch.as_tensor(self.val.labels)
-        total, weight = self.loss.total(logits.to(self.device), labels.to(self.device))
-        probs = torch.softmax(logits.double(), 1).numpy()
-        guess, truth = probs.argmax(1), self.val.labels
-        return {
-            "val_loss": float(total / weight), "val_accuracy": float((guess == truth).mean()),
-            "val_balanced_accuracy": metrics.balanced_accuracy(truth, guess),
-            "val_auc": metrics.auc(truth, probs),
-        }
+        total, weight = self.loss.total(logits.to(self.device), torch.tensor(self.val.labels, device=self.device))
+        found = evaluation.as_predictions(self.val, torch.softmax(logits.double(), 1).numpy())
+        numbers = metrics.summary(found, self.recipe.classes, self.recipe.positive, resamples=0)["metrics"]
+        monitored = ("accuracy", "balanced_accuracy", "auc")
+        return {"val_loss": float(total / weight)} | {f"val_{name}": numbers[name]["value"] for name in monitored}
 
     def state(self) -> dict:
         """All that a later process needs to go on, in values that weights_only loading admits."""
@@ -248,9 +249,9 @@ class Learner:
             best = schedules.best_epoch(self.recipe, self.progress.scores(self.recipe.monitor)) + 1
             kept = checkpoints.load(self.saving.folder, "best", best)
             if kept is None:
-                raise PathoError("checkpoint_damaged", str(self.saving.folder), f"lacks the best epoch's weights ({best})",
-                                 "Restore the folder from a copy, or start a new run")
-            self.best = kept["model"]
+                raise PathoError("checkpoint_damaged", str(self.saving.folder),
+                                 f"lacks the best epoch's weights ({best})", "Restore the folder from a copy, or start a new run")
+            self.best = kept
         tqdm.write(f"resumed after epoch {state['epoch']}, step {state['step']} of {self.steps_per_epoch()}")
 
     def facts(self) -> dict:
@@ -283,7 +284,7 @@ class Saving:
         try:
             if self.best_is_new:
                 best = schedules.best_epoch(learner.recipe, progress.scores(learner.recipe.monitor)) + 1
-                checkpoints.save(self.folder, "best", best, {"model": learner.best, "row": progress.history[best - 1]})
+                checkpoints.save(self.folder, "best", best, learner.best)
                 self.best_is_new = False
             steps = progress.epoch * learner.steps_per_epoch() + progress.step
             checkpoints.save(self.folder, "last", steps, learner.state())

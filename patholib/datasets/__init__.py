@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
+from patholib import files
 from patholib.errors import PathoError, nearest
 from patholib.manifest import Manifest
 
@@ -45,12 +47,12 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] = 
         return Found(None, True, ())
     if data != "auto":
         path = Path(data).expanduser()
-        places = [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, project_root() / path)))
+        places = [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
         right = next((place for place in places if _usable(kind, place)), None)
         if right is None:
             raise not_there(kind, next((place for place in places if place.exists()), places[0]), named, places)
         return Found(right, False, tuple(map(str, places)))
-    home, tried = project_root() / "data", []
+    home, tried = files.project_root() / "data", []
     for place in (home / kind, home, *map(Path, mounts)):
         tried.append(str(place))
         for folder in folders(place, skip=("drive",)):  # MyDrive is a mount of its own, with its own depth
@@ -58,6 +60,31 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] = 
             if named_so and not is_demo(folder) and _usable(kind, folder):
                 return Found(folder, False, tuple(tried))
     return Found(None, True, tuple(tried))
+
+
+def load(kind: str, data: str | Path = "auto", missing: str = "error") -> Manifest:
+    """The manifest of a data set, wherever it lies; of demo images, with a line that says so, where there is none.
+
+    data: see `find`; or a CSV of one's own. Demo images are written to data/demo/<kind> of the project once.
+    """
+    if str(data).lower().endswith(".csv"):
+        return read(data, missing)
+    found = find(kind, data)
+    if not found.demo:
+        return read(found.path, missing)
+    from patholib.datasets import demo
+
+    if found.tried:
+        print(f"No {kind} images were found in {', '.join(found.tried)}: demo images are used instead")
+    return read(demo.write(files.project_root() / "data" / "demo" / kind, kind), missing)
+
+
+def best_possible(source: Manifest, predictions: pd.DataFrame) -> pd.DataFrame:
+    """For demo images: the same rows with the exact posterior of each class, which no classifier can beat on average."""
+    from patholib.datasets import demo
+
+    known = demo.truth(demo_folder(source.root)).set_index("path").loc[predictions["path"]]
+    return predictions.assign(**{f"p_{c}": known[f"best_p_{c}"].to_numpy() for c in source.classes})
 
 
 def read(where: str | Path, missing: str = "error") -> Manifest:
@@ -121,19 +148,6 @@ def _holds(kind: str, folder: Path) -> bool:
     from patholib.datasets import breakhis, isic2019
 
     return breakhis.holds_classes(folder) if kind == "breakhis" else bool(isic2019.locate(folder))
-
-
-def project_root() -> Path:
-    """The nearest folder from the current one upwards whose pyproject.toml is this project's; else the current one."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        try:
-            project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
-        except (OSError, ValueError):  # none here, or not ours to judge
-            continue
-        if project.get("name") == "patholib":
-            return folder
-    return here
 
 
 def demo_folder(folder: Path) -> Path | None:
