@@ -31,9 +31,9 @@ NOTEBOOKS = ROOT / "notebooks"
 VENV = ROOT / ".venv"
 EXTRAS = "notebooks,test,dev"
 
-# What papermill logs around the notebook's own output, and objects that have no text.
-NOISE = re.compile(r"(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with kernel"
-                   r"|Passed unknown parameter|<[\w. ]+[^<>]*>$")
+# What papermill and the kernel log around the notebook's own output, progress bars, and objects that have no text.
+NOISE = re.compile(r"\s*$|(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with "
+                   r"|Passed unknown parameter|\[IPKernelApp\]|\s*\d+%\||<[\w. ]+[^<>]*>$")
 COUNTS = re.compile(r"(\d+) (passed|failed|error|skipped|xfailed|xpassed|deselected)")
 
 
@@ -64,25 +64,40 @@ def environment():
     stamp = VENV / "patholib.stamp"
     # The folder counts too: a copied .venv would run the code of the place it was copied from.
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
-    found = stamp.read_text() if stamp.exists() else ""
-    if found == wanted and python.exists():
+    if VENV.exists() and not stamp.exists() and any(VENV.iterdir()):
+        sys.exit(f"{VENV} was not made by run.py, which leaves it alone. Move it away, or set PATHOLIB_PYTHON to an "
+                 "interpreter that has the packages of pyproject.toml.")
+    found = stamp.read_text() if stamp.exists() else "installing"
+    whole = python.exists() and (VENV / "pyvenv.cfg").exists()
+    if found == wanted and whole:
         return str(python)
     print(f"Installing into {VENV}; the first time it fetches several GB.", flush=True)
-    if found == "installing" or not python.exists():
-        shutil.rmtree(VENV, ignore_errors=True)
-        VENV.mkdir()
-        stamp.write_text("installing")
+    VENV.mkdir(exist_ok=True)
+    stamp.write_text("installing")  # an interrupted installation starts over
+    if found == "installing" or not whole:
+        clear(VENV, but=stamp)
         if call([sys.executable, "-m", "venv", VENV]):
             sys.exit("This Python cannot make a virtual environment; on Debian: apt install python3-venv")
-    stamp.write_text("installing")  # an interrupted installation starts over
+    # Without its pyvenv.cfg the link in bin is the system's interpreter, which is not ours to install into.
+    if call([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]):
+        sys.exit(f"{python} is not the interpreter of a virtual environment; delete {VENV} and call again")
     what = ["-e", f"{ROOT}[{EXTRAS}]"]
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [python, "-m", "pip", "--require-virtualenv", "install", "--quiet", "--disable-pip-version-check"]
     with_uv = not call([*pip, "uv"]) and not call([python, "-m", "uv", "pip", "install", "--python", python, *what])
     if not with_uv and call([*pip, *what]):  # uv is five times quicker, but knows nothing of pip's configuration
         sys.exit("The installation failed: see above. Without a network, set PATHOLIB_PYTHON to an interpreter that "
                  "has the packages of pyproject.toml.")
     stamp.write_text(wanted)
     return str(python)
+
+
+def clear(folder, but):
+    """Empties a folder of ours; the stamp stays, so that an interruption in between is known as one."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != but:
+            path.unlink()
 
 
 def call(command, **options):
@@ -111,21 +126,21 @@ class Transcript:
     """Prints what a notebook prints, and of an error only what a person can use."""
 
     def __init__(self, quiet=False):
-        self.quiet, self.tail, self.blank = quiet, [], True
+        self.quiet, self.tail = quiet, []
 
     def __call__(self, line):
         if self.tail or line == "Traceback (most recent call last):":
             self.tail.append(line)
-        elif not self.quiet and not NOISE.match(line) and not (self.blank and not line):
+        elif not self.quiet and not NOISE.match(line):
             print(line, flush=True)
-            self.blank = not line
 
     def error(self):
         """One line for a refusal of the library, the notebook's traceback for anything else."""
         text = "\n".join(self.tail)
-        in_notebook = text.partition("Exception encountered at ")[2]
-        refusal = in_notebook.partition("\n")[2]
-        return refusal.strip() if refusal.startswith("PathoError") else (in_notebook or text).strip()
+        where, _, what = text.partition("Exception encountered at ")[2].partition("\n")
+        if what.startswith("PathoError"):
+            return what.strip()
+        return f"Stopped at {where}\n{what.strip()}" if what else text
 
 
 def train(arguments):

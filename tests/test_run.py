@@ -1,0 +1,210 @@
+"""run.py installs into its own environment or not at all, tells an error in one line, and counts what was tested."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run.py as a module, in an empty project folder, with its commands noted instead of run."""
+    spec = importlib.util.spec_from_file_location("run", ROOT / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "pyproject.toml").write_text("a requirement")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(module, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.delenv("PATHOLIB_PYTHON", raising=False)
+    module.commands, module.fails = [], lambda line: False
+
+    def call(command, **_):
+        line = " ".join(map(str, command))
+        module.commands.append(line)
+        if "-m venv" in line:
+            python = module.VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+            python.parent.mkdir(exist_ok=True)
+            python.touch()
+            (module.VENV / "pyvenv.cfg").touch()
+        return int(module.fails(line))
+
+    monkeypatch.setattr(module, "call", call)
+    return module
+
+
+def installed(run) -> bool:
+    """Whether `environment` installs; forgets the commands."""
+    run.commands.clear()
+    run.environment()
+    return any(" -e " in line for line in run.commands)
+
+
+def test_it_installs_once_and_again_when_a_requirement_changes(run):
+    assert installed(run)
+    assert not installed(run)
+    (run.ROOT / "pyproject.toml").write_text("another requirement")
+    assert installed(run) and not any("-m venv" in line for line in run.commands)
+
+
+def test_an_interrupted_installation_starts_over(run):
+    run.fails = lambda line: " install " in line
+    with pytest.raises(SystemExit, match="failed"):
+        run.environment()
+    run.fails = lambda line: False
+    (run.VENV / "half").mkdir()
+    assert installed(run) and any("-m venv" in line for line in run.commands)
+    assert not (run.VENV / "half").exists()
+
+
+@pytest.mark.parametrize("gone", ["pyvenv.cfg", "bin/python"])
+@pytest.mark.skipif(os.name == "nt", reason="the folder is called Scripts there")
+def test_a_half_deleted_environment_is_made_anew(run, gone):
+    run.environment()
+    (run.VENV / gone).unlink()
+    assert installed(run) and any("-m venv" in line for line in run.commands)
+
+
+def test_clearing_keeps_the_stamp_whatever_interrupts_it(run, monkeypatch):
+    run.environment()
+    (run.VENV / "patholib.stamp").write_text("installing")
+    monkeypatch.setattr(run.shutil, "rmtree", lambda path: sys.exit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        run.environment()
+    assert (run.VENV / "patholib.stamp").read_text() == "installing"
+
+
+def test_a_foreign_environment_is_left_alone(run):
+    (run.VENV / "bin").mkdir(parents=True)
+    (run.VENV / "bin" / "python").touch()
+    with pytest.raises(SystemExit, match="not made by run"):
+        run.environment()
+    assert run.commands == []
+
+
+def test_nothing_is_installed_into_an_interpreter_outside_of_an_environment(run):
+    run.fails = lambda line: "sys.base_prefix" in line
+    with pytest.raises(SystemExit, match="not the interpreter of a virtual environment"):
+        run.environment()
+    assert not any(" install " in line for line in run.commands)
+
+
+def test_pip_takes_over_where_uv_fails(run):
+    run.fails = lambda line: "-m uv" in line
+    assert installed(run)
+    assert "-m pip" in run.commands[-1] and "--require-virtualenv" in run.commands[-1] and " -e " in run.commands[-1]
+
+
+def test_a_named_interpreter_is_taken_as_it_is(run, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("PATHOLIB_PYTHON", sys.executable)
+    assert run.environment() == sys.executable and run.commands == []
+
+
+def test_an_old_python_is_told_which_one_is_needed(run, monkeypatch, capsys):
+    monkeypatch.setattr(run.sys, "version_info", (3, 10, 4))
+    assert run.main(["train"]) == 1
+    assert "needs Python 3.11 or newer" in capsys.readouterr().err
+
+
+def test_an_unknown_command_shows_the_known_ones(run, capsys):
+    assert run.main(["trian"]) == 2
+    assert "run.py train" in capsys.readouterr().out
+
+
+PAPERMILL = '''Input Notebook:  a.ipynb
+[IPKernelApp] WARNING | something about the kernel
+Executing Cell 1---------------------------------------
+epoch 1/2  loss 0.6
+
+  0%|          | 0/2 [00:00<?, ?it/s]
+<Figure size 640x480 with 1 Axes>
+Ending Cell 1------------------------------------------
+Traceback (most recent call last):
+  File "papermill/cli.py", line 1, in papermill
+papermill.exceptions.PapermillExecutionError:
+---------------------------------------------------------------------------
+Exception encountered at "In [3]":
+'''
+
+
+def transcript(run, text):
+    shown = run.Transcript()
+    for line in text.splitlines():
+        shown(line)
+    return shown
+
+
+def test_only_the_notebooks_own_lines_are_shown(run, capsys):
+    transcript(run, PAPERMILL)
+    assert capsys.readouterr().out == "epoch 1/2  loss 0.6\n"
+
+
+def test_a_refusal_is_one_line_and_any_other_error_is_whole(run):
+    line = "PathoError [unknown_parameter] epoch: epoch is no parameter. The parameters are epochs"
+    assert transcript(run, PAPERMILL + line + "\n\n").error() == line
+    other = "ZeroDivisionError   Traceback (most recent call last)\n----> 1 1 / 0\nZeroDivisionError: division by zero"
+    assert transcript(run, PAPERMILL + other).error() == f'Stopped at "In [3]":\n{other}'
+    dead = "Traceback (most recent call last):\nnbclient.exceptions.DeadKernelError: Kernel died"
+    assert transcript(run, dead).error() == dead
+
+
+@pytest.mark.parametrize(("line", "code", "counts"), [
+    ("12 passed, 1 skipped in 3.21s", 0, {"passed": 12, "skipped": 1}),
+    ("1 failed, 2 passed, 1 error in 3s", 1, {"failed": 2, "passed": 2}),
+    ("3 skipped in 0.1s", 0, {"skipped": 3, "failed": 1}),
+    ("no tests ran in 0.00s", 5, {"failed": 1}),
+    ("", 139, {"failed": 1}),
+    ("5 passed in 2.0s", 1, {"passed": 5, "failed": 1}),
+])
+def test_a_step_that_tested_nothing_has_failed(run, line, code, counts):
+    program = f"import sys; print({line!r}); sys.exit({code})"
+    assert run.pytest_step([sys.executable, "-c", program], dict(os.environ)) == counts
+
+
+def test_notebooks_are_found_by_name_and_path(run, tmp_path):
+    for name in ("breakhis/train", "quickstart"):
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert run.label(run.find("breakhis")) == "breakhis-train"
+    assert run.find(str(path)) == run.find("quickstart") == path
+    with pytest.raises(SystemExit, match="did you mean breakhis"):
+        run.find("breakhs")
+
+
+def test_a_cleaned_notebook_keeps_its_outputs_and_tags_and_nothing_of_the_machine(run):
+    def stream(text):
+        return {"output_type": "stream", "name": "stdout", "text": text}
+
+    picture = {"output_type": "display_data", "data": {"text/plain": "x"}, "metadata": {"needs_background": "light"}}
+    cells = [{"cell_type": "code", "id": "a", "source": "1", "execution_count": 1,
+              "metadata": {"tags": ["parameters"], "execution": {"iopub.status.busy": "2026"}, "papermill": {}},
+              "outputs": [stream(["a\n", "b"]), stream("c\n"), picture, stream("d\n")]},
+             {"cell_type": "markdown", "id": "b", "metadata": {}, "source": "text"}]
+    text = json.dumps({"cells": cells, "metadata": {"widgets": {}, "language_info": {"version": "3.11.7"}},
+                       "nbformat": 4, "nbformat_minor": 5})
+    notebook = json.loads(run.cleaned(text))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3" and "widgets" not in notebook["metadata"]
+    assert "version" not in notebook["metadata"]["language_info"]
+    first = notebook["cells"][0]
+    assert first["metadata"] == {"tags": ["parameters"]}
+    assert [o.get("text") for o in first["outputs"]] == [["a\n", "bc\n"], None, ["d\n"]]
+    assert run.cleaned(run.cleaned(text)) == run.cleaned(text)
+
+
+def test_the_exit_code_of_a_program_is_passed_on(run):
+    assert run.follow([sys.executable, "-c", "import sys; sys.exit(7)"], print) == 7
+
+
+def test_its_help_needs_no_environment():
+    result = subprocess.run([sys.executable, ROOT / "run.py", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "run.py test" in result.stdout
