@@ -204,6 +204,16 @@ class Judged:
     recipe: Recipe
 
     @property
+    def summary(self) -> dict:
+        """`metrics.summary` of the plain test views."""
+        return self.metrics["test"]
+
+    @property
+    def auc(self) -> float:
+        """AUC on the plain test views; macro one-vs-rest for more than two classes."""
+        return self.summary["metrics"]["auc"]["value"]
+
+    @property
     def table(self) -> pd.DataFrame:
         """The headline numbers side by side, each with its 95 % interval over groups."""
         shown = {"validation": "val", "test": "test", "test, TTA": "test_tta", "colour baseline": "baseline"}

@@ -108,7 +108,8 @@ class Explained:
     @property
     def captions(self) -> list[str]:
         """Outcome, true and predicted class and probability, for under each picture."""
-        return [f"{row.outcome}: is {row.label}, called {row.decision} ({row.p:.0%})" for row in self.table.itertuples()]
+        return [f"{row.outcome}: is {row.label}, called {row.decision} ({row.p:.0%})"
+                for row in self.table.itertuples()]
 
 
 def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float = 0.5,

@@ -49,7 +49,7 @@ class Run:
 
     def finish(self) -> None:
         """Marks the run as complete, the last thing that is written, and gives the folder free."""
-        self.update(status="finished", finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        self.update(status="finished", finished=datetime.now(UTC).isoformat(timespec="seconds"))
         self.close()
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ def _new(recipe, checked, split, output, mark, name) -> Run:
     lock = _lock(folder)
     files.write_json(folder / "data_report.json", checked.report)
     manifest.write_split(split, folder / "split.csv")
-    counts = split.groupby(["split", "label"]).size().unstack(fill_value=0)
+    counts = pd.crosstab(split["split"], split["label"])
     files.write_json(folder / "run.json", {
         "name": folder.name, "created": now.isoformat(timespec="seconds"), "status": "started",
         "demo": checked.manifest.demo, "fingerprint": mark, "seed": recipe.seed, "published": recipe.published,

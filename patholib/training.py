@@ -250,7 +250,8 @@ class Learner:
             kept = checkpoints.load(self.saving.folder, "best", best)
             if kept is None:
                 raise PathoError("checkpoint_damaged", str(self.saving.folder),
-                                 f"lacks the best epoch's weights ({best})", "Restore the folder from a copy, or start a new run")
+                                 f"lacks the best epoch's weights ({best})",
+                                 "Restore the folder from a copy, or start a new run")
             self.best = kept
         tqdm.write(f"resumed after epoch {state['epoch']}, step {state['step']} of {self.steps_per_epoch()}")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patholib import datasets
+from patholib import datasets, files
 from patholib.datasets import breakhis, isic2019, table
 from patholib.errors import PathoError
 
@@ -397,7 +397,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_project_is_found_from_a_subfolder(project):
-    assert datasets.project_root() == project
+    assert files.project_root() == project
 
 
 @pytest.mark.parametrize("place", ["data/breakhis", "data", "data/breakhis/archive"])

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from patholib import files
+from patholib.datasets import breakhis, demo, isic2019, table
+from patholib.datasets.folders import demo_folder, folders, is_demo, not_there
 from patholib.errors import PathoError, nearest
 from patholib.manifest import Manifest
 
 # Where Kaggle and Colab put data sets; Kaggle's own are one folder (slug) or three (datasets/owner/slug) further down.
 MOUNTS = ("/kaggle/input", "/content", "/content/drive/MyDrive")
-KINDS = ("breakhis", "isic2019")
-DEPTH = 5  # levels of folders searched: a data set doubled by its archive, below datasets/owner/slug
-DEMO = "DEMO.json"  # marks a folder of generated images
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # and all that is hidden; never an image, never a class
+READERS = {"breakhis": breakhis, "isic2019": isic2019}
+KINDS = tuple(READERS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,8 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] = 
         places = [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
         right = next((place for place in places if _usable(kind, place)), None)
         if right is None:
-            raise not_there(kind, next((place for place in places if place.exists()), places[0]), named, places)
+            reader, place = READERS[kind], next((place for place in places if place.exists()), places[0])
+            raise not_there(reader.WHAT, reader.holds, place, named, places)
         return Found(right, False, tuple(map(str, places)))
     home, tried = files.project_root() / "data", []
     for place in (home / kind, home, *map(Path, mounts)):
@@ -72,17 +71,13 @@ def load(kind: str, data: str | Path = "auto", missing: str = "error") -> Manife
     found = find(kind, data)
     if not found.demo:
         return read(found.path, missing)
-    from patholib.datasets import demo
-
     if found.tried:
         print(f"No {kind} images were found in {', '.join(found.tried)}: demo images are used instead")
     return read(demo.write(files.project_root() / "data" / "demo" / kind, kind), missing)
 
 
 def best_possible(source: Manifest, predictions: pd.DataFrame) -> pd.DataFrame:
-    """For demo images: the same rows with the exact posterior of each class, which no classifier can beat on average."""
-    from patholib.datasets import demo
-
+    """For demo images: the same rows with each class's exact posterior, which no classifier beats on average."""
     known = demo.truth(demo_folder(source.root)).set_index("path").loc[predictions["path"]]
     return predictions.assign(**{f"p_{c}": known[f"best_p_{c}"].to_numpy() for c in source.classes})
 
@@ -93,8 +88,6 @@ def read(where: str | Path, missing: str = "error") -> Manifest:
     missing: for tables that list images ("error", or "skip" to go on without the files that are not there).
     Raises PathoError: `data_root`, and what the readers raise.
     """
-    from patholib.datasets import breakhis, isic2019, table
-
     kind = where if where in KINDS else None
     if kind:
         found = find(kind)
@@ -109,105 +102,10 @@ def read(where: str | Path, missing: str = "error") -> Manifest:
         return isic2019.read(path, missing)
     if kind == "breakhis" or breakhis.locate(path):
         return breakhis.read(path)
-    raise not_there(None, path, "path")
-
-
-def not_there(kind: str | None, path: Path, subject: str = "root", places: Iterable[Path] = ()) -> PathoError:
-    """The refusal of a path that does not hold the data (`kind` None: any); names the right one if it is near."""
-    what = {"breakhis": "BreakHis (folders benign and malignant)",
-            "isic2019": "ISIC 2019 (ISIC_2019_Training_GroundTruth.csv)", None: "BreakHis, ISIC 2019 or a CSV"}[kind]
-    if not path.exists():
-        reason = "does not exist"
-    elif not path.is_dir():
-        reason = f"is a file, not the folder of {what}"
-    else:
-        reason = f"does not hold {what}" if any(path.iterdir()) else "is empty"
-    above = [folder for folder in path.absolute().parents[:DEPTH] if os.access(folder, os.R_OK | os.X_OK)]
-    right = next((folder for folder in (*folders(path), *above)
-                  if any(_holds(k, folder) for k in (KINDS if kind is None else (kind,)))), None)
-    tables = sorted(path.glob("*.csv")) if kind is None and path.is_dir() else []
-    if right is not None:
-        remedy = f"It was found at {right}: use that path"
-    elif tables:
-        remedy = f"To read a table of your own, name the file: {tables[0]}"
-    else:
-        remedy = "Give the folder the data set was unpacked to, or use data='demo'"
-    tried = ", ".join(str(place) for place in places) or path.absolute()
-    return PathoError("data_root", f"{subject}={path}", f"{reason}; tried {tried}, and {DEPTH} levels below", remedy)
+    raise not_there("BreakHis, ISIC 2019 or a CSV", lambda folder: any(r.holds(folder) for r in READERS.values()), path,
+                    "path")
 
 
 def _usable(kind: str, path: Path) -> bool:
     """Whether the reader of this kind takes `path` as its root."""
-    from patholib.datasets import breakhis, isic2019
-
-    return bool({"breakhis": breakhis, "isic2019": isic2019}[kind].locate(path))
-
-
-def _holds(kind: str, folder: Path) -> bool:
-    """Whether the data set begins in this very folder."""
-    from patholib.datasets import breakhis, isic2019
-
-    return breakhis.holds_classes(folder) if kind == "breakhis" else bool(isic2019.locate(folder))
-
-
-def demo_folder(folder: Path) -> Path | None:
-    """The folder holding the mark of generated images, at or above `folder`; None for other images."""
-    near = (Path(folder).absolute(), *Path(folder).absolute().parents[:DEPTH])
-    return next((place for place in near if (place / DEMO).is_file()), None)
-
-
-def is_demo(folder: Path) -> bool:
-    """Whether the images in `folder` are generated ones."""
-    return demo_folder(folder) is not None
-
-
-def litter(name: str) -> bool:
-    """Whether a file or folder is one that systems and editors leave behind."""
-    return name.startswith(".") or name.lower() in LITTER
-
-
-def folders(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
-    """`root` and the folders below it to DEPTH levels, nearest first and by name; links are not followed."""
-    level = [Path(root)] if Path(root).is_dir() else []
-    for _ in range(DEPTH + 1):
-        yield from level
-        level = [below for folder in level for below in subfolders(folder) if below.name not in skip]
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in `folder`, by name, without links and litter."""
-    return [Path(entry.path) for entry in _entries(folder)
-            if entry.is_dir(follow_symlinks=False) and not litter(entry.name)]
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise PathoError("io_error", str(folder), f"cannot be listed ({error.strerror or error})",
-                         "Check the permissions and the disk") from error
-
-
-def walk(root: Path) -> tuple[list[str], dict]:
-    """The image files below `root` (posix paths relative to it, sorted), and lists of what was left out.
-
-    Left out and listed: `ignored` (litter and hidden entries), `unknown_extension`, `links_not_followed` (folders).
-    """
-    images, left = [], {"ignored": [], "unknown_extension": [], "links_not_followed": []}
-    waiting = [(Path(root), "")]
-    while waiting:
-        folder, prefix = waiting.pop()
-        for entry in _entries(folder):
-            path = prefix + entry.name
-            if litter(entry.name):
-                left["ignored"].append(path)
-            elif entry.is_dir(follow_symlinks=False):
-                waiting.append((Path(entry.path), path + "/"))
-            elif entry.is_symlink() and entry.is_dir():
-                left["links_not_followed"].append(path)
-            elif Path(entry.name).suffix.lower() in IMAGES:
-                images.append(path)
-            else:
-                left["unknown_extension"].append(path)
-    return sorted(images), {name: sorted(paths) for name, paths in left.items()}
+    return bool(READERS[kind].locate(path))

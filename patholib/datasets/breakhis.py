@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from patholib.datasets import IMAGES, demo_folder, folders, not_there, subfolders, walk
+from patholib.datasets.folders import IMAGES, demo_folder, folders, not_there, subfolders, walk
 from patholib.errors import nearest
 from patholib.manifest import Manifest, first, in_several, stop_on
 
@@ -56,7 +56,7 @@ def parse(name: str) -> Facts | None:
     return Facts(label, subtype, case + slide_letters, case, magnification, sequence)
 
 
-def holds_classes(folder: Path) -> bool:
+def holds(folder: Path) -> bool:
     """Whether the class folders, or train and test folders with the class folders, lie in `folder`."""
     below = subfolders(folder)
     given = [deeper for one in below if one.name.lower() in GIVEN for deeper in subfolders(one)]
@@ -69,7 +69,7 @@ def locate(path: Path) -> list[Path]:
     for folder in folders(path):
         if hits and len(folder.parts) > len(hits[0].parts):
             break
-        if holds_classes(folder):
+        if holds(folder):
             hits.append(folder)
     return hits
 
@@ -83,7 +83,7 @@ def read(root: Path) -> Manifest:
     """
     hits = locate(Path(root))
     if not hits:
-        raise not_there("breakhis", Path(root))
+        raise not_there(WHAT, holds, Path(root))
     stop_on([("data_root", str(hit), "is one of several trees side by side") for hit in hits if len(hits) > 1],
             "Name one of them")
     images, left = walk(hits[0])

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from patholib.datasets import demo_folder, not_there, walk
+from patholib.datasets.folders import demo_folder, not_there, walk
 from patholib.errors import PathoError
 from patholib.manifest import Manifest, first, in_several, read_csv, stop_on
 
@@ -23,6 +23,11 @@ COPY = "_downsampled"  # ends the name of the archive's smaller copy of a pictur
 def locate(path: Path) -> Path | None:
     """`path` itself if the official GroundTruth file is in it, else None."""
     return Path(path) if (Path(path) / TRUTH).is_file() else None
+
+
+def holds(folder: Path) -> bool:
+    """Whether the data set begins in `folder`."""
+    return locate(folder) is not None
 
 
 def read(root: Path, missing: str = "error") -> Manifest:
@@ -39,7 +44,7 @@ def read(root: Path, missing: str = "error") -> Manifest:
         raise PathoError("bad_parameter", f"missing={missing!r}", "is not known", "Use 'error' or 'skip'")
     root = Path(root).parent if Path(root).name == TRUTH else Path(root)
     if not locate(root):
-        raise not_there("isic2019", root)
+        raise not_there(WHAT, holds, root)
     rows = list_rows(root)
     images, left = walk(root / INPUT if (root / INPUT).is_dir() else root)
     prefix = f"{INPUT}/" if (root / INPUT).is_dir() else ""

@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 
-from patholib.datasets import demo_folder
+from patholib.datasets.folders import demo_folder
 from patholib.errors import PathoError, nearest
 from patholib.manifest import Manifest, first, in_several, read_csv, stop_on
 
