@@ -1,0 +1,191 @@
+"""From a model and images to a table of predictions, all that judging needs; and a rival that sees only colour.
+
+A table of predictions has the columns of the images' table but `row`, in its order, and one `p_<class>` per class.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from patholib import files
+from patholib.errors import PathoError, nearest
+from patholib.recipes import Recipe
+
+if TYPE_CHECKING:  # torch is imported where a model is run: to read predictions back none is needed
+    import torch
+
+    from patholib.images import ImageSet
+
+
+def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool = False,
+            device: str | torch.device | None = None, batch_size: int = 64, precision: str = "fp32",
+            progress: bool = True) -> pd.DataFrame:
+    """The probabilities of every image, in the order of the set; of its plain view, or with `tta` the mean of several.
+
+    Softmax in float64. device: None leaves the model where it is. batch_size: views the model sees at once.
+    The model's modes are put back. Errors: model_output.
+    """
+    import torch
+
+    found = _forward(model, images, recipe, tta, device, batch_size, precision, progress)  # (views, N, C)
+    return _as_predictions(images.table, images.classes, torch.softmax(found.double(), dim=2).mean(dim=0).numpy())
+
+
+def logits(model: torch.nn.Module, images: ImageSet, recipe: Recipe, device: str | torch.device | None = None,
+           precision: str = "fp32", batch_size: int = 64) -> torch.Tensor:
+    """The logits of every image's plain view, (N, C) float32 on the CPU, in the order of the set."""
+    return _forward(model, images, recipe, False, device, batch_size, precision, False)[0]
+
+
+def _forward(model, images, recipe, tta, device, batch_size, precision, progress) -> torch.Tensor:
+    """Logits (views, N, C), float32 on the CPU."""
+    import torch
+
+    from patholib import augment
+    from patholib.images import batches
+
+    if not len(images):
+        raise PathoError("no_images", "images", "the set is empty", "Choose a split that has images")
+    device = torch.device(device or next(model.parameters()).device)
+    number = recipe.tta_views if tta else 1
+
+    def views(pixels, rows, positions):  # (B, S, S, 3) uint8 to (views, B, 3, size, size)
+        if tta:
+            return augment.tta_views(pixels, recipe.image_size, recipe.tta, recipe.tta_views, recipe.seed, rows,
+                                     recipe.augmentation)
+        return augment.plain_views(pixels, recipe.image_size)[None]
+
+    modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
+    model.to(device).eval()
+    parts = []
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    bar = tqdm(total=len(images), unit="image", desc="predicting", leave=False, disable=not progress)
+    try:
+        with bar, torch.inference_mode(), torch.autocast(device.type, dtype=half, enabled=precision != "fp32"):
+            for batch in batches(images, np.arange(len(images)), max(1, batch_size // number), views):
+                stack = batch.images.flatten(0, 1)  # (views * B, 3, size, size): all views in one pass
+                stack = stack.to(device, memory_format=torch.channels_last, non_blocking=True)
+                found = model(stack).float().cpu().unflatten(0, (number, -1))  # (views, B, C)
+                finite = found.isfinite().all(dim=2).all(dim=0).numpy()
+                if not finite.all():
+                    name = images.table["path"].iloc[batch.rows[~finite][0]]
+                    raise PathoError("model_output", name, f"the model's output is not finite ({precision})",
+                                     "Load the best checkpoint again, or predict with fp32")
+                parts.append(found)
+                bar.update(len(batch.rows))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return torch.cat(parts, dim=1)  # out here it is an ordinary tensor, which a temperature can be fitted on
+
+
+def _as_predictions(table: pd.DataFrame, classes: Sequence[str], probs: np.ndarray) -> pd.DataFrame:
+    named = pd.DataFrame(probs, columns=[f"p_{c}" for c in classes], dtype=float)
+    return pd.concat([table.drop(columns="row").reset_index(drop=True), named], axis=1)
+
+
+def write_predictions(table: pd.DataFrame, path: Path) -> Path:
+    """Writes a table of predictions as CSV; the probabilities read back to the last bit."""
+    return files.write_table(path, table)
+
+
+def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
+    """Reads what `write_predictions` wrote: `p_` columns as numbers that sum to 1, all others as the text they are.
+
+    Errors: missing_file, csv_format, unknown_class, bad_probabilities.
+    """
+    path, columns = Path(path), [f"p_{c}" for c in classes]
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise PathoError("missing_file", str(path), "does not exist", "Predict first, or name another run") from None
+    except UnicodeDecodeError as error:
+        raise PathoError("csv_format", str(path), f"is not UTF-8 ({error})", "Restore it or predict again") from error
+    try:  # index_col=False: else a row with one value too many shifts all columns
+        table = pd.read_csv(io.StringIO(text, newline=""), dtype=str, keep_default_na=False, index_col=False,
+                            lineterminator="\n")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise PathoError("csv_format", str(path), str(error).strip(), "Restore it or predict again") from error
+    for column in ("label", "group", *columns):
+        if column not in table:
+            raise PathoError("csv_format", f"{path}, column {column}", "is missing", nearest(column, table.columns))
+    other = [c for c in table if c.startswith("p_") and c not in columns]
+    if other:
+        raise PathoError("unknown_class", f"{path}, column {other[0]}", "belongs to no class",
+                         nearest(other[0], columns))
+    try:
+        table[columns] = table[columns].astype(float)  # Python's own parsing: exact, unlike pandas' fast one
+    except ValueError as error:
+        raise PathoError("csv_format", str(path), str(error), "Restore it or predict again") from error
+    wrong = np.flatnonzero(~(np.abs(table[columns].sum(axis=1) - 1) < 1e-6))
+    if len(wrong):
+        raise PathoError("bad_probabilities", f"{path}, line {wrong[0] + 2}",
+                         f"has probabilities that do not sum to 1 ({len(wrong)} such rows)", "Predict again")
+    return table
+
+
+PERCENTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
+
+
+def colour_baseline(images: ImageSet) -> pd.DataFrame:
+    """What colour alone tells: predictions of a logistic regression on `colours`, for the val and the test rows.
+
+    Fitted on the train rows of a set with `split`, each class weighing the same. A network that does not beat it has
+    learnt no shapes. A class without train rows gets probability 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if "split" not in images.table:
+        raise PathoError("no_split", "images", "are not split yet", "Call with_split with the table of the split")
+    learn = (images.table["split"] == "train").to_numpy()
+    judge = images.table["split"].isin(["val", "test"]).to_numpy()
+    known = np.unique(images.labels[learn])
+    if len(known) < 2 or not judge.any():
+        raise PathoError("single_class", "training split", "needs two classes, and some images elsewhere",
+                         "Split again")
+    features = np.stack([colours(images.pixels[row]) for row in images.table["row"]])  # (N, F)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
+    model.fit(features[learn], images.labels[learn])
+    probs = np.zeros((judge.sum(), len(images.classes)))
+    probs[:, known] = model.predict_proba(features[judge])
+    return _as_predictions(images.table[judge], images.classes, probs)
+
+
+def colours(pixels: np.ndarray) -> np.ndarray:
+    """57 numbers of one image (S, S, 3) uint8 that know colour, but of place only the centre.
+
+    Of red, green, blue, hue, saturation and value: mean, deviation, skewness, five percentiles, and centre minus
+    border; then the three correlations of the RGB channels. Hue is turned by half a circle, as both skin and stained
+    tissue lie around its seam at red.
+    """
+    import cv2
+
+    hsv = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2HSV)  # hue 0 to 179
+    hsv[..., 0] = (hsv[..., 0].astype(np.uint16) + 90) % 180
+    channels = np.concatenate([pixels, hsv], axis=2)  # (S, S, 6)
+    shares = np.stack([np.bincount(channels[..., k].ravel(), minlength=256) for k in range(6)]) / pixels[..., 0].size
+    grey = np.arange(256)
+    mean = shares @ grey  # (6,)
+    away = grey - mean[:, None]  # (6, 256)
+    deviation = np.sqrt((shares * away**2).sum(axis=1))
+    skewness = (shares * away**3).sum(axis=1) / np.maximum(deviation, 1) ** 3  # below 1 grey level there is no shape
+    percentiles = np.array([np.searchsorted(np.cumsum(share), np.array(PERCENTILES) - 1e-9) for share in shares])
+    quarter = len(pixels) // 4
+    centre = channels[quarter:len(pixels) - quarter, quarter:len(pixels) - quarter]
+    inside = centre.mean(axis=(0, 1))
+    border = (mean * pixels[..., 0].size - inside * centre[..., 0].size) / (pixels[..., 0].size - centre[..., 0].size)
+    rgb = pixels.reshape(-1, 3).astype(np.float32)
+    rgb -= mean[:3].astype(np.float32)
+    covariance = (rgb.T @ rgb / len(rgb)).astype(float)  # (3, 3)
+    scale = np.maximum(deviation[:3], 1)
+    correlations = (covariance / np.outer(scale, scale))[np.triu_indices(3, 1)]
+    return np.concatenate([mean, deviation, skewness, percentiles.ravel(), inside - border, correlations])
