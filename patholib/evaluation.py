@@ -6,8 +6,7 @@ A table of predictions has the columns of the images' table but `row`, in its or
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,21 +34,18 @@ def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool 
     """
     import torch
 
-    logits = _forward(model, images, recipe, tta, device, batch_size, precision, progress)
-    probs = [torch.softmax(part.double(), dim=-1).mean(dim=0).numpy() for part in logits]  # (views, B, C) to (B, C)
-    return as_predictions(images, np.concatenate(probs))
+    found = _forward(model, images, recipe, tta, device, batch_size, precision, progress)  # (views, N, C)
+    return as_predictions(images, torch.softmax(found.double(), dim=2).mean(dim=0).numpy())
 
 
 def logits(model: torch.nn.Module, images: ImageSet, recipe: Recipe, device: str | torch.device | None = None,
            precision: str = "fp32", batch_size: int = 64) -> torch.Tensor:
     """The logits of every image's plain view, (N, C) float32 on the CPU, in the order of the set."""
-    import torch
-
-    return torch.cat([part[0] for part in _forward(model, images, recipe, False, device, batch_size, precision, False)])
+    return _forward(model, images, recipe, False, device, batch_size, precision, False)[0]
 
 
-def _forward(model, images, recipe, tta, device, batch_size, precision, progress) -> Iterator[torch.Tensor]:
-    """Logits (views, B, C), float32 on the CPU, batch by batch."""
+def _forward(model, images, recipe, tta, device, batch_size, precision, progress) -> torch.Tensor:
+    """Logits (views, N, C), float32 on the CPU."""
     import torch
 
     from patholib import augment
@@ -68,6 +64,7 @@ def _forward(model, images, recipe, tta, device, batch_size, precision, progress
 
     modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
     model.to(device).eval()
+    parts = []
     half = torch.float16 if precision == "fp16" else torch.bfloat16
     bar = tqdm(total=len(images), unit="image", desc="predicting", leave=False, disable=not progress)
     try:
@@ -81,11 +78,12 @@ def _forward(model, images, recipe, tta, device, batch_size, precision, progress
                     name = images.table["path"].iloc[batch.rows[~finite][0]]
                     raise PathoError("model_output", name, f"the model's output is not finite ({precision})",
                                      "Load the best checkpoint again, or predict with fp32")
-                yield found
+                parts.append(found)
                 bar.update(len(batch.rows))
     finally:
         for module, mode in modes:
             module.training = mode
+    return torch.cat(parts, dim=1)  # out here it is an ordinary tensor, which a temperature can be fitted on
 
 
 def as_predictions(images: ImageSet, probs: np.ndarray) -> pd.DataFrame:
@@ -137,7 +135,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
 PERCENTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 
 
-def colour_baseline(images: ImageSet, seed: int = 0) -> pd.DataFrame:
+def colour_baseline(images: ImageSet) -> pd.DataFrame:
     """What colour alone tells: predictions of a logistic regression on `colours`, for the val and the test rows.
 
     Fitted on the train rows of a set with `split`, each class weighing the same. A network that does not beat it has
@@ -156,8 +154,7 @@ def colour_baseline(images: ImageSet, seed: int = 0) -> pd.DataFrame:
         raise PathoError("single_class", "training split", "needs two classes, and some images elsewhere",
                          "Split again")
     features = np.stack([colours(images.pixels[row]) for row in images.table["row"]])  # (N, F)
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000,
-                                                               random_state=seed))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
     model.fit(features[learn], images.labels[learn])
     probs = np.zeros((judge.sum(), len(images.classes)))
     probs[:, known] = model.predict_proba(features[judge])

@@ -17,7 +17,7 @@ from patholib.errors import PathoError, nearest
 
 LEVEL = 0.95  # of every interval
 FEWEST_GROUPS = 10  # below this a percentile bootstrap over groups is too narrow to lean on, and that is said
-LOST = (1 - LEVEL) / 2  # share of resamples that may leave a number undefined before its interval is given up
+LOST = 0.05  # share of resamples that may lack a class before an interval is given up: e^-3, three groups of a class
 CHUNK = 100  # resamples worked on at once; larger ones leave the processor's cache and are slower
 
 MEANS = ("balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "auc")
@@ -213,14 +213,26 @@ def pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.append(precision[::-1], 1.0), np.append(sensitivity[::-1], 0.0), thresholds[::-1]
 
 
-def auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The chance that a positive scores above a negative, ties counting half; NaN with one class only.
+def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    """The chance that a positive scores above a negative, ties counting half; None with one class only.
 
-    labels (N,): True where positive. weights (N,): how often each row counts.
+    labels (N,): class indices. scores: of class 1 (N,), or probabilities (N, C); of more than two classes the mean of
+    one class against the rest, over the classes that occur.
     """
-    labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
-    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
-    return float(_auc(weights[None], _ranking(labels, scores, np.arange(len(labels))))[0])
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
+    of_class = dict(enumerate(scores.T if scores.ndim == 2 else np.stack([-scores, scores])))
+    if len(of_class) == 2:
+        of_class = {1: of_class[1]}  # class 0 against the rest is the same number
+    found = [_auc(np.ones((1, len(labels))), _ranking(labels == k, column, np.arange(len(labels))))[0]
+             for k, column in of_class.items() if (labels == k).any()]
+    return float(np.mean(found)) if len(np.unique(labels)) > 1 else None
+
+
+def balanced_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float | None:
+    """The mean sensitivity of the classes that occur, from class indices (N,); None with one class only."""
+    labels, decisions = np.asarray(labels), np.asarray(decisions)
+    found = [(decisions[labels == k] == k).mean() for k in np.unique(labels)]
+    return float(np.mean(found)) if len(found) > 1 else None
 
 
 def _above(labels, scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -398,5 +410,5 @@ def _number(value: float, drawn: np.ndarray, reason: str) -> dict:
         return {**number, "no_interval": f"undefined in {lost} of {len(drawn)} resamples: too few groups"}
     if np.ptp(known) < 1e-12:  # all right, all wrong or one group: a width of zero would read as certainty
         return {**number, "no_interval": "every resample gives the same value, which says nothing about its spread"}
-    low, high = np.quantile(known, [LOST, 1 - LOST])
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {**number, "low": float(low), "high": float(high)}

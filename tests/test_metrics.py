@@ -110,13 +110,25 @@ def test_multiclass_numbers_equal_scikit_learn(decimals):
 
 
 @pytest.mark.parametrize("decimals", [None, 1])
-def test_weighted_auc_equals_scikit_learn_on_repeated_rows(decimals):
+@pytest.mark.parametrize("classes", [BINARY, THREE])
+def test_the_numbers_of_bare_arrays_are_those_of_the_summary(classes, decimals):
+    predictions = random_table(3, classes=classes, decimals=decimals)
+    labels = np.array([classes.index(name) for name in predictions["label"]])
+    probs = predictions[[f"p_{c}" for c in classes]].to_numpy()
+    found = values(metrics.summary(predictions, classes, resamples=0))
+    assert metrics.auc(labels, probs) == pytest.approx(found["auc"], abs=1e-15)
+    assert metrics.balanced_accuracy(labels, probs.argmax(axis=1)) == pytest.approx(found["balanced_accuracy"])
+    assert metrics.auc(labels, probs[:, 1]) == pytest.approx(reference.roc_auc_score(labels == 1, probs[:, 1]))
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_auc_under_weights_equals_scikit_learn_on_repeated_rows(decimals):
     predictions = random_table(3, classes=BINARY, decimals=decimals)
     true, scores = (predictions["label"] == "malignant").to_numpy(), predictions["p_malignant"].to_numpy()
     weights = np.random.default_rng(0).integers(0, 4, len(true))
     repeated = np.repeat(np.arange(len(true)), weights)
-    assert metrics.auc(true, scores, weights) == pytest.approx(
-        reference.roc_auc_score(true[repeated], scores[repeated]), abs=1e-14)
+    ours = metrics._auc(weights[None].astype(float), metrics._ranking(true, scores, np.arange(len(true))))
+    assert ours[0] == pytest.approx(reference.roc_auc_score(true[repeated], scores[repeated]), abs=1e-14)
 
 
 @pytest.mark.parametrize("classes", [BINARY, THREE])
@@ -309,7 +321,8 @@ def test_one_class_leaves_auc_undefined_and_says_so():
     assert found["metrics"]["specificity"]["undefined"] == "every image is of this class"
     assert found["metrics"]["sensitivity"]["value"] == pytest.approx(2 / 3)
     assert found["per_class"]["benign"]["sensitivity"]["undefined"] == "no image is of this class"
-    assert np.isnan(metrics.auc([1, 1], [0.1, 0.2]))
+    assert metrics.auc([1, 1], [0.1, 0.2]) is None
+    assert metrics.balanced_accuracy([1, 1], [0, 1]) is None
     json.dumps(found, allow_nan=False)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from patholib import files
+from patholib import files, metrics
 from patholib.datasets import breakhis, demo, isic2019, table
 from patholib.datasets.folders import demo_folder, folders, is_demo, not_there
 from patholib.errors import PathoError, nearest
@@ -102,10 +102,26 @@ def read(where: str | Path, missing: str = "error") -> Manifest:
         return isic2019.read(path, missing)
     if kind == "breakhis" or breakhis.locate(path):
         return breakhis.read(path)
-    raise not_there("BreakHis, ISIC 2019 or a CSV", lambda folder: any(r.holds(folder) for r in READERS.values()), path,
-                    "path")
+    raise not_there("BreakHis, ISIC 2019 or a CSV", lambda folder: any(r.holds(folder) for r in READERS.values()),
+                    path, "path")
 
 
 def _usable(kind: str, path: Path) -> bool:
     """Whether the reader of this kind takes `path` as its root."""
     return bool(READERS[kind].locate(path))
+
+
+def check_against_best(source: Manifest, predictions: pd.DataFrame, tol: float = 0.05) -> None:
+    """For demo images: prints the AUC beside the best possible on the same images, and stops where it falls short.
+
+    On real images it says that no best possible is known. tol: how far below is accepted. Errors: short_of_best.
+    """
+    if not source.demo:
+        print("real images: the best possible AUC is not known")
+        return
+    ours, best = (metrics.summary(table, source.classes, source.positive, resamples=0)["metrics"]["auc"]["value"]
+                  for table in (predictions, best_possible(source, predictions)))
+    print(f"test AUC {ours:.3f}, best possible on these images {best:.3f}")
+    if best - ours > tol:
+        raise PathoError("short_of_best", "test AUC", f"is {ours:.3f}, more than {tol:g} below the best possible "
+                         f"{best:.3f}", "Look at the history: a change has made the training worse")

@@ -16,6 +16,7 @@ from patholib.datasets.folders import IMAGES, demo_folder, folders, not_there, s
 from patholib.errors import nearest
 from patholib.manifest import Manifest, first, in_several, stop_on
 
+WHAT = "BreakHis (folders benign and malignant)"
 CLASSES = ("benign", "malignant")
 SUBTYPES = {  # code in the name: (class, subtype as its folder is called)
     "A": ("benign", "adenosis"), "F": ("benign", "fibroadenoma"),

@@ -14,6 +14,7 @@ from patholib.errors import PathoError
 from patholib.manifest import Manifest, first, in_several, read_csv, stop_on
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")  # in the order of the official columns
+WHAT = "ISIC 2019 (ISIC_2019_Training_GroundTruth.csv)"
 TRUTH, METADATA = "ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"
 FACTS = {"lesion_id": "lesion", "anatom_site_general": "site", "age_approx": "age", "sex": "sex"}  # official name: ours
 INPUT = "ISIC_2019_Training_Input"

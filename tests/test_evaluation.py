@@ -1,0 +1,301 @@
+"""Predictions: what the model says of every image, in order, untouched by how it was asked; and the colour baseline."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from patholib import evaluation, metrics
+from patholib.errors import PathoError
+from patholib.recipes import BREAKHIS
+
+CLASSES = ("benign", "malignant")
+RECIPE = replace(BREAKHIS, image_size=32)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The part of images.ImageSet that the colour baseline reads."""
+
+    pixels: np.ndarray
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+
+    @property
+    def labels(self):
+        return np.array([self.classes.index(name) for name in self.table["label"]])
+
+    def __len__(self):
+        return len(self.table)
+
+
+def image_set(n=13, size=36, seed=0, kind=Images):
+    """Noise, but reddish where malignant; the rows lie in the cache backwards."""
+    rng = np.random.default_rng(seed)
+    malignant = rng.integers(0, 2, n)
+    pixels = rng.integers(0, 200, (n, size, size, 3), dtype=np.uint8)
+    pixels[..., 0] += (malignant * 40).astype(np.uint8)[:, None, None]
+    split = np.array(["train"] * 6 + ["val", "test"] * 2)[np.arange(n) % 10]
+    table = pd.DataFrame({
+        "path": [f"images/{i:03}.png" for i in range(n)], "label": [CLASSES[k] for k in malignant],
+        "case": [f"{i // 2:04}" for i in range(n)], "group": [f"{i // 2:04}" for i in range(n)], "split": split,
+        "row": np.arange(n)[::-1],
+    })
+    return kind(pixels[::-1].copy(), table, CLASSES)
+
+
+class Lopsided(nn.Module):
+    """Not invariant to flips, with dropout and BatchNorm, so that modes and views matter."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                                 nn.Dropout(0.5), nn.Linear(400, 2))
+
+    def forward(self, images):
+        return self.net(images)
+
+
+@pytest.fixture
+def images():
+    return image_set(kind=pytest.importorskip("patholib.images").ImageSet)
+
+
+def by_hand(model, images, views):
+    """One image and one view after another, softmax in numpy."""
+    model = model.eval()
+    rows = []
+    for row in images.table["row"]:
+        pixels = images.pixels[row][2:34, 2:34].astype(np.float32) / 255  # the central 32 of 36
+        found = []
+        for view in views:
+            with torch.no_grad():
+                logits = model(torch.tensor(view(pixels).copy()).permute(2, 0, 1)[None]).numpy().astype(float)[0]
+            found.append(np.exp(logits) / np.exp(logits).sum())
+        rows.append(np.mean(found, axis=0))
+    return np.stack(rows)
+
+
+SYMMETRIES = (lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x[::-1, ::-1],
+              lambda x: np.rot90(x, 1))
+
+
+# ---- predict --------------------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_the_softmax_of_the_plain_view_in_the_order_of_the_set(images):
+    found = evaluation.predict(Lopsided(), images, RECIPE, batch_size=4, progress=False)
+    assert found.columns.tolist() == ["path", "label", "case", "group", "split", "p_benign", "p_malignant"]
+    pd.testing.assert_frame_equal(found[found.columns[:5]], images.table.drop(columns="row"))
+    probs = found[["p_benign", "p_malignant"]].to_numpy()
+    np.testing.assert_allclose(probs, by_hand(Lopsided(), images, SYMMETRIES[:1]), atol=1e-6)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-15)
+    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["images"] == 13
+
+
+def test_tta_is_the_mean_probability_of_the_symmetries(images):
+    found = evaluation.predict(Lopsided(), images, RECIPE, tta=True, progress=False)
+    np.testing.assert_allclose(found[["p_benign", "p_malignant"]], by_hand(Lopsided(), images, SYMMETRIES), atol=1e-6)
+
+
+@pytest.mark.parametrize("tta", ["dihedral", "random"])
+def test_the_batch_size_changes_no_prediction(images, tta):
+    recipe = replace(RECIPE, tta=tta)
+    a, b = (evaluation.predict(Lopsided(), images, recipe, tta=True, batch_size=size, progress=False)
+            for size in (1, 64))
+    np.testing.assert_allclose(a["p_malignant"], b["p_malignant"], atol=1e-6)
+
+
+def test_predicting_twice_gives_the_same_bits(images):
+    a, b = (evaluation.predict(Lopsided(), images, replace(RECIPE, tta="random"), tta=True, progress=False)
+            for _ in range(2))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+def test_the_modes_of_every_module_are_put_back(images):
+    model = Lopsided().train()
+    model.net[1].eval()  # a frozen BatchNorm inside a model that trains
+    before = [module.training for module in model.modules()]
+    statistics = model.net[1].running_mean.clone()
+    evaluation.predict(model, images, RECIPE, progress=False)
+    assert [module.training for module in model.modules()] == before
+    assert torch.equal(model.net[1].running_mean, statistics)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_the_caller_may_differentiate_after_predicting(images):
+    model = Lopsided()
+    evaluation.logits(model, images, RECIPE)
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert model.net[0].weight.grad is not None
+
+
+def test_a_temperature_can_be_fitted_on_the_logits(images):
+    temperature = torch.ones((), requires_grad=True)
+    nn.functional.cross_entropy(evaluation.logits(Lopsided(), images, RECIPE) * temperature,
+                                torch.as_tensor(images.labels)).backward()
+    assert temperature.grad is not None
+
+
+def test_logits_are_those_behind_the_predictions(images):
+    logits = evaluation.logits(Lopsided(), images, RECIPE, batch_size=5)
+    assert logits.shape == (13, 2)
+    assert logits.dtype == torch.float32
+    found = evaluation.predict(Lopsided(), images, RECIPE, batch_size=5, progress=False)
+    np.testing.assert_array_equal(torch.softmax(logits.double(), 1).numpy(), found[["p_benign", "p_malignant"]])
+
+
+def test_bf16_stays_close_to_fp32(images):
+    a, b = (evaluation.predict(Lopsided(), images, RECIPE, precision=p, progress=False) for p in ("fp32", "bf16"))
+    assert not a.equals(b)
+    np.testing.assert_allclose(a["p_malignant"], b["p_malignant"], atol=0.02)
+
+
+def test_an_output_that_is_not_finite_names_its_image_and_the_modes_come_back(images):
+    class OneBad(Lopsided):
+        def forward(self, pixels):
+            logits = super().forward(pixels)
+            logits[pixels.mean(dim=(1, 2, 3)) == means[5]] = float("nan")
+            return logits
+
+    from patholib import augment
+    means = augment.plain_views(images.pixels[images.table["row"]], 32).mean(dim=(1, 2, 3))
+    model = OneBad().train()
+    with pytest.raises(PathoError, match=r"images/005\.png") as refusal:
+        evaluation.predict(model, images, RECIPE, batch_size=4, progress=False)
+    assert refusal.value.code == "model_output"
+    assert model.training
+
+
+def test_an_empty_set_is_refused(images):
+    with pytest.raises(PathoError) as refusal:
+        evaluation.predict(Lopsided(), replace(images, table=images.table[:0]), RECIPE, progress=False)
+    assert refusal.value.code == "no_images"
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def some_predictions(n=20):
+    rng = np.random.default_rng(0)
+    p = rng.random(n) ** 20  # tiny ones, too
+    return pd.DataFrame({"path": [f"a, b/{i}\n.png" for i in range(n)], "label": [CLASSES[i % 2] for i in range(n)],
+                         "group": [f"{i:04}" for i in range(n)], "sex": ["", "NA", "None", "1e3"] * (n // 4),
+                         "p_benign": 1 - p, "p_malignant": p})
+
+
+def test_predictions_read_back_to_the_last_bit(tmp_path):
+    table = some_predictions()
+    path = evaluation.write_predictions(table, tmp_path / "predictions_test.csv")
+    pd.testing.assert_frame_equal(evaluation.read_predictions(path, CLASSES), table, check_exact=True)
+
+
+@pytest.mark.parametrize(("before", "after", "code"), [
+    ("label", "lable", "csv_format"),
+    ("p_benign", "p_bengin", "csv_format"),
+    (",sex,", ",p_other,", "unknown_class"),
+    ("0.9999", "0.4999", "bad_probabilities"),
+    ("0.9999", "nan0.9", "csv_format"),
+])
+def test_a_damaged_file_is_refused(tmp_path, before, after, code):
+    path = evaluation.write_predictions(some_predictions(), tmp_path / "predictions_test.csv")
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(PathoError) as refusal:
+        evaluation.read_predictions(path, CLASSES)
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize(("content", "code"), [(None, "missing_file"), (b"", "csv_format"), (b"\xff\xfe", "csv_format"),
+                                               (b'label,group,"p_', "csv_format")])
+def test_what_is_no_table_is_refused(tmp_path, content, code):
+    path = tmp_path / "predictions_test.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PathoError) as refusal:
+        evaluation.read_predictions(path, CLASSES)
+    assert refusal.value.code == code
+
+
+# ---- colour ---------------------------------------------------------------------------------------------------------
+
+
+def test_colours_are_the_plain_statistics():
+    from scipy import stats
+
+    pixels = np.random.default_rng(0).gamma(2, 30, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+    pixels[..., 1] //= 2
+    found = evaluation.colours(pixels)
+    flat = pixels.reshape(-1, 3).astype(float)
+    assert found.shape == (57,)
+    np.testing.assert_allclose(found[:3], flat.mean(axis=0))
+    np.testing.assert_allclose(found[6:9], flat.std(axis=0))
+    np.testing.assert_allclose(found[12:15], stats.skew(flat))
+    np.testing.assert_array_equal(found[18:48].reshape(6, 5)[:3],
+                                  np.quantile(flat, evaluation.PERCENTILES, axis=0, method="inverted_cdf").T)
+    border = np.ones((40, 40), dtype=bool)
+    border[10:30, 10:30] = False
+    np.testing.assert_allclose(found[48:51], pixels[~border].mean(axis=0) - pixels[border].mean(axis=0))
+    np.testing.assert_allclose(found[54:], np.corrcoef(flat.T)[np.triu_indices(3, 1)], rtol=1e-4)
+
+
+def test_colours_do_not_see_mirrors_and_turns():
+    pixels = np.random.default_rng(1).integers(0, 256, (36, 36, 3), dtype=np.uint8)
+    for view in SYMMETRIES:
+        np.testing.assert_allclose(evaluation.colours(view(pixels)), evaluation.colours(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_colours_of_a_blank_image_are_finite():
+    assert np.isfinite(evaluation.colours(np.full((8, 8, 3), 255, dtype=np.uint8))).all()
+
+
+def test_two_reds_on_either_side_of_the_hue_seam_are_alike():
+    orange, crimson = (np.full((8, 8, 3), c, dtype=np.uint8) for c in ((255, 8, 0), (255, 0, 8)))
+    assert abs(evaluation.colours(orange)[3] - evaluation.colours(crimson)[3]) < 5
+
+
+def test_the_colour_baseline_learns_colour_and_predicts_what_is_not_train():
+    images = image_set(n=200)
+    found = evaluation.colour_baseline(images)
+    chosen = images.table["split"] != "train"
+    assert found.columns.tolist() == ["path", "label", "case", "group", "split", "p_benign", "p_malignant"]
+    assert found["path"].tolist() == images.table.loc[chosen, "path"].tolist()
+    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["metrics"]["auc"]["value"] > 0.99
+
+
+def test_the_colour_baseline_is_at_chance_on_shuffled_labels():
+    images = image_set(n=600)
+    table = images.table.assign(label=np.random.default_rng(3).permutation(images.table["label"]))
+    found = metrics.summary(evaluation.colour_baseline(replace(images, table=table)), CLASSES, "malignant")
+    assert found["metrics"]["auc"]["low"] < 0.5 < found["metrics"]["auc"]["high"]
+
+
+def test_the_colour_baseline_is_fitted_on_train_rows_only():
+    images = image_set(n=100)
+    swapped = images.table.assign(label=images.table["label"].where(
+        images.table["split"] == "train", images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))))
+    a, b = (evaluation.colour_baseline(replace(images, table=t)) for t in (images.table, swapped))
+    np.testing.assert_array_equal(a["p_malignant"], b["p_malignant"])
+
+
+def test_a_class_without_train_rows_gets_no_probability():
+    images = replace(image_set(n=60), classes=("benign", "absent", "malignant"))
+    found = evaluation.colour_baseline(images)
+    assert (found["p_absent"] == 0).all()
+    np.testing.assert_allclose(found[["p_benign", "p_malignant"]].sum(axis=1), 1)
+
+
+def test_a_baseline_that_cannot_be_fitted_is_refused():
+    images = image_set(n=40)
+    for table, code in ((images.table.drop(columns="split"), "no_split"),
+                        (images.table.assign(split="train"), "single_class"),
+                        (images.table.assign(label="benign"), "single_class")):
+        with pytest.raises(PathoError) as refusal:
+            evaluation.colour_baseline(replace(images, table=table))
+        assert refusal.value.code == code
