@@ -405,7 +405,8 @@ def _field(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, long: float,
            short: float | None = None) -> np.ndarray:
     """Smooth noise in [-1, 1] over coordinates x and y, with features `long` by `short` (default: the same) units."""
     lattice = rng.integers(0, 256, (40, 40), dtype=np.uint8)
-    lattice = cv2.resize(lattice, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)  # so that a linear look-up is smooth
+    # Eight times finer, so that a linear look-up is smooth; two points of margin, so that it has no seam where it wraps.
+    lattice = cv2.resize(np.pad(lattice, 2, "wrap"), None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)[16:-16, 16:-16]
     at = (x * np.float32(8 / long)).astype(np.float32), (y * np.float32(8 / (short or long))).astype(np.float32)
     return cv2.remap(lattice, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP).astype(np.float32) / 127.5 - 1
 
@@ -639,7 +640,7 @@ def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, 
 
     # Skin: tone and light belong to the lesion (its patient and camera), mottling and creases to the place.
     tone = np.array([0.87, 0.69, 0.64]) * np.exp(patient_effect * form.normal(0, 0.09))
-    redness, warmth = patient_effect * form.uniform([-0.03, -0.14], [0.17, 0.14])
+    redness, warmth = patient_effect * form.uniform([-0.03, -0.14], [0.13, 0.14])
     cast = np.exp([0.2 * redness, -redness, -0.4 * redness - warmth])
     picture = np.ones((height, width, 3), np.float32) * tone.astype(np.float32)
     picture *= (1 + 0.05 * _field(form, u, v, 0.9) + 0.025 * _field(form, u, v, 0.25))[..., None]
