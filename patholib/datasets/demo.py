@@ -405,7 +405,7 @@ def _field(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, long: float,
            short: float | None = None) -> np.ndarray:
     """Smooth noise in [-1, 1] over coordinates x and y, with features `long` by `short` (default: the same) units."""
     lattice = rng.integers(0, 256, (40, 40), dtype=np.uint8)
-    # Eight times finer, so that a linear look-up is smooth; two points of margin, so that it has no seam where it wraps.
+    # Eight times finer, so that a linear look-up is smooth; two points of margin, so that it wraps without a seam.
     lattice = cv2.resize(np.pad(lattice, 2, "wrap"), None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)[16:-16, 16:-16]
     at = (x * np.float32(8 / long)).astype(np.float32), (y * np.float32(8 / (short or long))).astype(np.float32)
     return cv2.remap(lattice, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP).astype(np.float32) / 127.5 - 1
