@@ -135,6 +135,20 @@ def test_the_marker_says_that_nothing_here_is_a_result(breakhis):
     assert marker["version"] == demo.VERSION
 
 
+def test_the_best_auc_of_the_images_written_is_that_of_the_truth_table(breakhis, isic):
+    for folder in (breakhis, isic):
+        table = demo.truth(folder)
+        areas = [roc_auc_score(table["label"] == name, table[f"best_p_{name}"]) for name in table["label"].unique()]
+        assert read_json(folder / demo.MARKER)["best_auc_of_these_images"] == pytest.approx(np.mean(areas))
+
+
+def test_the_noise_has_no_seam_where_its_lattice_wraps():
+    x, y = demo._grid((160, 160))
+    field = demo._field(np.random.default_rng(0), x - 80, y - 80, 24.0)
+    steps = np.abs(np.diff(field, axis=0)).max(1), np.abs(np.diff(field, axis=1)).max(0)
+    assert max(step[78:82].max() for step in steps) < 1.5 * np.median(np.concatenate(steps))
+
+
 def test_the_nest_lies_in_the_centre_square_at_many_places():
     centres = []
     for index in range(12):
