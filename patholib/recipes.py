@@ -257,8 +257,11 @@ class Recipe:
 
     @property
     def cache_size(self) -> int:
-        """Side in pixels of the cached images: 8/7 of what the model sees, so that a warp has a margin to draw on."""
-        return math.ceil(self.image_size * 8 / 7)
+        """Side in pixels of the cached images: 8/7 of what the model sees, so that a warp has a margin to draw on.
+
+        As published there is none: pictures are brought to the model's size first, and what lies outside is black.
+        """
+        return self.image_size if self.augmentation.warps == "each" else math.ceil(self.image_size * 8 / 7)
 
     def to_json(self) -> dict:
         """Plain JSON values; `from_json` gives back an equal recipe."""
