@@ -423,11 +423,15 @@ def test_a_second_check_decodes_nothing(data, cache, monkeypatch):
     assert all(first.report[name] == second.report[name] for name in same)
 
 
-def test_a_changed_file_builds_the_cache_anew(data, cache):
-    manifest = folder_of(data, sound())
+@pytest.mark.parametrize("kind", ["PNG", "BMP"])
+def test_a_changed_file_builds_the_cache_anew(data, cache, kind):
+    manifest = folder_of(data, {f"b{i}.bmp": encoded(picture(i), "BMP") for i in range(4)})
     checked(manifest, cache)
     path = data / manifest.table["path"][3]
-    path.write_bytes(encoded(picture(77)))
+    earlier = path.stat()
+    path.write_bytes(encoded(picture(77), kind))
+    os.utime(path, ns=(0, earlier.st_mtime_ns + 1_000_000_000))
+    assert (path.stat().st_size == earlier.st_size) == (kind == "BMP")  # then the time alone tells
     made = checked(manifest, cache)
     assert not made.report["cache"]["reused"]
     assert np.array_equal(made.images.pixels[3], images.to_square(picture(77), 48))
