@@ -294,10 +294,6 @@ def test_a_tensor_gets_the_same_view_as_an_array(a):
 # -------------------------------------------------------------------------------------------------------- colour
 
 
-def colour_only(**values):
-    return Augmentation(**values)
-
-
 def by_torchvision(images, a, rows):
     """ColorJitter's four steps in our order with our factors, in float and without a cut before the end of each."""
     draws = augment.uniform(1, 2, rows, rows)
@@ -326,17 +322,18 @@ def tissue(count=12):
     return smooth.permute(0, 2, 3, 1).clamp(0, 255).round().numpy().astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_brightness_contrast_and_saturation_are_torchvisions_exactly(name):
-    images, a = tissue(), colour_only(**{name: 0.15})
+@pytest.mark.parametrize("names", [("brightness",), ("contrast",), ("saturation",),
+                                   ("brightness", "contrast", "saturation")], ids="-".join)
+def test_brightness_contrast_and_saturation_are_torchvisions_exactly(names):
+    images, a = tissue(), Augmentation(**dict.fromkeys(names, 0.1))
     ours, theirs = views_of(images, a), by_torchvision(images, a, np.arange(12))
     assert (ours - theirs).abs().max() < 0.02 / 255
-    assert (ours - augment.plain_views(images, SIZE)).abs().max() > 5 / 255
+    assert (ours - augment.plain_views(images, SIZE)).abs().max() > 3 / 255
 
 
 def test_the_one_colour_map_stays_within_a_grey_level_of_torchvisions_four_steps():
     images = tissue()  # rougher than tissue is: on real images the difference is half as large, see below
-    a = colour_only(brightness=0.1, contrast=0.1, saturation=0.15, hue=0.05)
+    a = Augmentation(brightness=0.1, contrast=0.1, saturation=0.15, hue=0.05)
     ours, theirs = views_of(images, a), by_torchvision(images, a, np.arange(12))
     assert (ours - theirs).abs().mean() < 1 / 255
     assert (ours - theirs).abs().mean() < 0.1 * (ours - augment.plain_views(images, SIZE)).abs().mean()
@@ -350,7 +347,7 @@ def test_on_real_images_the_colour_map_is_half_a_grey_level_from_torchvision(pat
         pytest.skip("PATHOLIB_REAL_DATA names no folder of real images")
     found = sorted(Path(root).glob(pattern))[:30]
     images = np.stack([to_square(read(path), SIDE) for path in found])
-    a = colour_only(brightness=a.brightness, contrast=a.contrast, saturation=a.saturation, hue=a.hue)
+    a = Augmentation(brightness=a.brightness, contrast=a.contrast, saturation=a.saturation, hue=a.hue)
     difference = views_of(images, a) - by_torchvision(images, a, np.arange(len(images)))
     assert difference.abs().mean() < 0.65 / 255
 
@@ -365,7 +362,7 @@ def test_the_hue_of_single_pixels_turns_as_torchvisions():
 
 def test_a_picture_of_one_colour_keeps_to_its_turned_hue():
     images = np.tile(np.array([200, 120, 160], np.uint8), (6, SIDE, SIDE, 1))
-    a = colour_only(hue=0.05)
+    a = Augmentation(hue=0.05)
     ours, theirs = views_of(images, a), by_torchvision(images, a, ROWS)
     assert (ours - theirs).abs().max() < 1 / 255
 
@@ -374,7 +371,7 @@ def test_grey_pictures_stay_grey_and_views_stay_in_range():
     grey = np.repeat(np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 1), dtype=np.uint8), 3, axis=3)
     views = views_of(grey, replace(BREAKHIS.augmentation, noise=0.0))
     assert (views.amax(dim=1) - views.amin(dim=1)).max() < 1 / 255
-    strong = views_of(noise_pictures(), colour_only(brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5, noise=0.3))
+    strong = views_of(noise_pictures(), Augmentation(brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5, noise=0.3))
     assert strong.min() >= 0 and strong.max() <= 1
 
 
