@@ -1,0 +1,694 @@
+"""The report of a run, written from the files in its folder and from nothing else.
+
+What a file does not say, the report does not say; what is absent is named as absent. `write` gives report.md and
+report.html, `model_card` the short form, `hints` what a history and its metrics suggest to change.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+import pandas as pd
+
+from patholib import files, recipes
+from patholib.errors import PathoError
+from patholib.recipes import Recipe
+
+NOTICE = ("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
+          "patient.")
+DEMO = ("**DEMO IMAGES: NOT A RESULT.** This run was made with generated pictures, to show that the pipeline works. "
+        "No number below says anything about tissue, skin or people.")
+PUBLISHED = ("**Recipe as published, mistakes included.** This run measures what those mistakes cost; its numbers are "
+             "not to be quoted as performance.")
+SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)"}
+ORDER = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_precision",
+         "macro_specificity", "macro_f1", "log_loss", "brier")
+HEATMAPS_SHOWN = 12
+
+
+# ---------------------------------------------------------------------------------------------------------- the hints
+
+
+def hints(history, metrics: Mapping, recipe: Recipe) -> list[str]:
+    """What the numbers suggest to look at: what was seen, why it may be so, which recipe field to change.
+
+    history: DataFrame or list of dicts, one row per epoch; metrics: as in metrics.json. A hint is no proof.
+    """
+    table = pd.DataFrame(history)
+    found = []
+    if len(table):
+        table = table.apply(pd.to_numeric, errors="coerce")
+        found += _learning_hints(table, recipe)
+    return found + _judging_hints(metrics, recipe)
+
+
+def _learning_hints(table: pd.DataFrame, recipe: Recipe) -> list[str]:
+    epochs, monitor = table["epoch"].astype(int), f"val_{recipe.monitor}"
+    broken = epochs[~np.isfinite(table[["train_loss", "val_loss"]]).all(axis=1)]
+    if len(broken):
+        return [f"The loss was not finite in epoch {broken.iloc[0]}: training diverged. The learning rate "
+                f"({table['lr'].max():.2g}) was too high or half precision overflowed. Lower `lr`, set `clip_norm` "
+                f"(now {recipe.clip_norm}), or `precision='fp32'`; nothing after that epoch counts."]
+    if monitor not in table or not table[monitor].notna().any():
+        return [f"The validation {_words(recipe.monitor)} was undefined in every epoch, so no epoch could be called "
+                "the best. One class is missing from the validation images: change `fractions` or `seed`."]
+    found, n, scores = [], len(table), table[monitor]
+    at = int(scores.idxmax())
+    best, last = int(epochs[at]), int(epochs.iloc[-1])
+
+    gap = float(table["train_accuracy"][at] - table["val_accuracy"][at])
+    if gap > 0.08:
+        found.append(f"Overfitting: in epoch {best} the training accuracy ({table['train_accuracy'][at]:.3f}) was "
+                     f"{gap:.3f} above the validation accuracy ({table['val_accuracy'][at]:.3f}), and augmented "
+                     "training images make that gap look smaller than it is. Raise `head_dropout`, `weight_decay` or "
+                     "`augmentation`, or freeze more blocks (`stages`).")
+    low = int(table["val_loss"].idxmin())
+    rise = float(table["val_loss"].iloc[-1] / table["val_loss"][low] - 1)
+    if rise > 0.15 and table["train_loss"].iloc[-1] < table["train_loss"][low]:
+        found.append(f"The validation loss was lowest in epoch {epochs[low]} ({table['val_loss'][low]:.3f}) and then "
+                     f"rose by {100 * rise:.0f} % while the training loss fell: the model grows too sure of itself. "
+                     "Probabilities need calibrating; try `label_smoothing`, more `weight_decay` or fewer `epochs`.")
+    if n >= 8 and best <= epochs.iloc[0] + 0.15 * n:
+        found.append(f"The best epoch was {best} of {last}: nothing was gained afterwards. The rate may be too high "
+                     f"for pretrained weights or the backbone too free. Lower `lr` (now {recipe.lr:g}) or freeze more "
+                     "blocks at first (`stages`).")
+    tail = max(n // 4, 1)
+    before = scores.iloc[:-tail].max() if n > tail else math.nan
+    if n >= 4 and best == last:
+        found.append(f"The last epoch ({last}) was the best, so training may have ended too soon. Raise `epochs` "
+                     f"(now {recipe.epochs})" + (" or `patience`." if last < recipe.epochs else "."))
+    elif n >= 8 and scores.iloc[-tail:].max() > before + max(recipe.min_delta, 0.005):
+        found.append(f"Slow convergence: the validation {_words(recipe.monitor)} still rose from {before:.3f} to "
+                     f"{scores.iloc[-tail:].max():.3f} in the last {tail} epochs. Raise `epochs` (now "
+                     f"{recipe.epochs}) or `lr` (now {recipe.lr:g}).")
+    # A restart of the rate shakes the loss on purpose, and an unfreezing may: neither is a sign of trouble.
+    calm = table["lr"] <= table["lr"].shift() * 1.01
+    if "frozen" in table:
+        calm &= table["frozen"] == table["frozen"].shift()
+    jumps = epochs[calm & (table["train_loss"] > 1.3 * table["train_loss"].shift())]
+    if len(jumps):
+        found.append(f"Unstable loss: the training loss jumped by more than 30 % in epoch "
+                     f"{', '.join(map(str, jumps.iloc[:5]))} without a restart of the rate. Gradients may explode: "
+                     f"set `clip_norm` (now {recipe.clip_norm}), lower `lr` (now {recipe.lr:g}) or raise `batch_size` "
+                     f"(now {recipe.batch_size}).")
+    return found
+
+
+def _judging_hints(metrics: Mapping, recipe: Recipe) -> list[str]:
+    found = []
+    val, test, tta, base = (metrics.get(key) for key in ("val", "test", "test_tta", "baseline"))
+    name = recipe.monitor
+    if test is not None:
+        found += _sensitivity_hints(test, recipe)
+        here = _value(test, name)
+        if (there := _value(val, name)) is not None and here is not None and there - here > 0.05:
+            found.append(f"The validation {_words(name)} ({there:.3f}) is {there - here:.3f} above the test one "
+                         f"({here:.3f}). The best epoch was chosen on the validation images, which flatters them, and "
+                         f"few groups ({val.get('groups', '?')} there, {test.get('groups', '?')} in the test set) "
+                         "differ by chance. Quote the test number; more groups (`fractions`) would steady both.")
+        if (floor := _value(base, name)) is not None and here is not None:
+            low = test["metrics"][name].get("low")
+            if here <= floor:
+                found.append(f"The network ({_words(name)} {here:.3f} on the test images) is not better than a "
+                             f"logistic regression on colour statistics ({floor:.3f}): it has learnt nothing "
+                             "that colour does not tell. Check the labels, use pretrained `weights`, or train longer "
+                             "(`epochs`).")
+            elif low is not None and low <= floor:
+                found.append(f"That the network beats colour statistics is not shown: the interval of its test "
+                             f"{_words(name)} begins at {low:.3f}, the baseline has {floor:.3f}. More test groups "
+                             "(`fractions`) or a better model would settle it.")
+        if (many := _value(tta, name)) is not None and here is not None and many - here < 0.002:
+            found.append(f"Averaging {recipe.tta_views} views changed the test {_words(name)} by {many - here:+.3f} "
+                         "and costs as many passes as views. Lower `tta_views`, or judge without it.")
+        width = test["metrics"].get(name, {})
+        if width.get("low") is not None and width["high"] - width["low"] > 0.2:
+            found.append(f"The interval of the test {_words(name)} is {width['high'] - width['low']:.2f} wide "
+                         f"({width['low']:.3f} to {width['high']:.3f}) from {test.get('groups', '?')} groups: too wide "
+                         "to compare models by. Only more patients help; `fractions` moves some to the test set.")
+    if recipe.group_by == "image":
+        found.append("The split is by image: pictures of one patient stand in training and in test, and every number "
+                     "is too high by an unknown amount. Set `group_by` to the patient, case or lesion.")
+    return found
+
+
+def _sensitivity_hints(test: Mapping, recipe: Recipe) -> list[str]:
+    per_class, found = test.get("per_class", {}), []
+    support = {c: row["support"] for c, row in per_class.items()}
+    if recipe.positive in per_class and (value := per_class[recipe.positive]["sensitivity"]["value"]) is not None:
+        if value < 0.9:
+            more = 2 * support[recipe.positive] > sum(support.values())
+            why = (f"The class {recipe.positive} is the more frequent one, so balancing (`balance={recipe.balance!r}`) "
+                   "moves decisions away from it: try `balance='none'`. Rather than that,"
+                   if more and recipe.balance != "none" else "Class weights move this only indirectly:")
+            n = support[recipe.positive]
+            found.append(f"Sensitivity for {recipe.positive} is {value:.3f}: {round((1 - value) * n)} of {n} images "
+                         f"were missed at threshold {test.get('threshold')}. {why} choose the threshold on the "
+                         "validation images for the sensitivity you need, and accept the specificity that goes with "
+                         "it.")
+    elif recipe.positive is None:
+        known = {c: row["sensitivity"]["value"] for c, row in per_class.items()
+                 if row["sensitivity"]["value"] is not None}
+        weak = sorted((c for c in known if known[c] < 0.5), key=known.get)
+        if weak:
+            listed = ", ".join(f"{c} {known[c]:.2f} (of {support[c]} images)" for c in weak)
+            found.append(f"Less than half of the images of these classes are found: {listed}. Rare classes need more "
+                         f"weight (`balance`, now {recipe.balance!r}; `focal_gamma`) or more images; see in the "
+                         "confusion matrix what they are taken for.")
+    return found
+
+
+def _value(summary: Mapping | None, name: str) -> float | None:
+    return None if summary is None else summary.get("metrics", {}).get(name, {}).get("value")
+
+
+# -------------------------------------------------------------------------------------------------- text for Markdown
+
+
+def _visible(value) -> str:
+    """Anything on one line, control characters made visible."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+def _text(value) -> str:
+    """Anything as Markdown that shows it literally, on one line: no HTML, no link, no formula, no new table cell."""
+    text = _visible(value).replace("&", "&amp;").replace("<", "&lt;").replace("://", ":&#47;/").replace("$", "&#36;")
+    text = re.sub(r"[`*_\[\]|~]", r"\\\g<0>", text.replace("\\", "&#92;"))  # nbconvert takes \\( for a formula
+    return re.sub(r"^([-+=#>]|\d+(?=[.)](\s|$)))", lambda m: f"&#{ord(m[0][0])};{m[0][1:]}", text)  # a list, a quote
+
+
+def _words(name: str) -> str:
+    return {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1"}.get(name, name.replace("_", " "))
+
+
+def _count(number) -> str:
+    return f"{number:,}" if isinstance(number, int) else _text(number)
+
+
+def _number(found: Mapping | None) -> str:
+    """`0.912 (0.880 to 0.940)`; `_why` tells why a number or an interval is not there."""
+    if not found:
+        return "absent"
+    if found.get("value") is None:
+        return "undefined"
+    if found.get("low") is None or found.get("high") is None:
+        return f"{found['value']:.3f} (no interval)"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _why(numbers: Iterable[tuple[str, Mapping | None]]) -> list[str]:
+    """One line for each reason why numbers are undefined, have no interval or leave classes out, with their names."""
+    reasons: dict[str, dict] = {}
+    for name, found in numbers:
+        for key, what in (("undefined", "Undefined"), ("no_interval", "No interval"), ("note", "Note")):
+            if found and found.get(key):
+                reasons.setdefault(f"{what}, {_text(found[key])}", {})[name] = True
+    return [f"- {reason}: {', '.join(names)}." for reason, names in reasons.items()] + [""] * bool(reasons)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table of cells that are Markdown already."""
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    return [*lines, *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows), ""]
+
+
+def _pairs(values: Mapping) -> list[str]:
+    """A two-column table of a flat or nested mapping; long values are cut."""
+    rows = []
+    for key, value in values.items():
+        rows.append((_text(str(key).replace("_", " ")), _text(_short(_spoken(value)))))
+    return _table(("field", "value"), rows)
+
+
+def _spoken(value) -> str:
+    """A JSON value in words: `files 1,995, by code (corrupt 2)`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(k).replace('_', ' ')} ({_spoken(v)})" if isinstance(v, (Mapping, list)) else
+                         f"{str(k).replace('_', ' ')} {_spoken(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_spoken, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _short(value, width: int = 300) -> str:
+    text = str(value)
+    return text if len(text) <= width else text[:width] + "…"
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+class _Run:
+    """What lies in a run folder; `absent` collects what does not."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.run = files.read_json(self.folder / "run.json")
+        self.recipe = recipes.from_json(self.run["recipe"])
+        self.absent: list[str] = []
+        self.metrics = self._json("metrics.json", "no results") or {}
+        self.data_report = self._json("data_report.json", "what the data check found is not known")
+        self.history = self._history()
+        self.figures = sorted((self.folder / "figures").glob("*.png"), key=lambda p: (p.stem != "training_metrics", p))
+        self.heatmaps = sorted((self.folder / "heatmaps").glob("*.png"))
+        for name, missing in (("split.csv", "the images of each split are not listed"),
+                              ("predictions_val.csv", "the validation numbers cannot be recomputed"),
+                              ("predictions_test.csv", "the test numbers cannot be recomputed")):
+            if not (self.folder / name).is_file():
+                self.absent.append(f"`{name}`: {missing}")
+        if not self.figures:
+            self.absent.append("`figures/`: no figures")
+        if not self.heatmaps:
+            self.absent.append("`heatmaps/`: no heatmaps")
+        for key, name in SETS.items():
+            if self.metrics and key not in self.metrics:
+                self.absent.append(f"`{key}` in `metrics.json`: no {name} numbers")
+
+    @property
+    def demo(self) -> bool:
+        return bool(self.run.get("demo"))
+
+    @property
+    def sets(self) -> dict[str, dict]:
+        """The summaries there are, in the order of `SETS`."""
+        return {key: self.metrics[key] for key in SETS if key in self.metrics}
+
+    def _json(self, name: str, missing: str):
+        if (self.folder / name).is_file():
+            return files.read_json(self.folder / name)
+        self.absent.append(f"`{name}`: {missing}")
+        return None
+
+    def _history(self) -> pd.DataFrame:
+        if (self.folder / "history.csv").is_file():
+            return pd.read_csv(self.folder / "history.csv")
+        if (self.folder / "history.json").is_file():
+            return pd.DataFrame(files.read_json(self.folder / "history.json"))
+        self.absent.append("`history.csv`: how training went is not known")
+        return pd.DataFrame()
+
+    def banners(self) -> list[str]:
+        """The warnings that stand above everything else."""
+        found = [DEMO] * self.demo + [PUBLISHED] * bool(self.run.get("published", self.recipe.published))
+        if self.run.get("status") not in (None, "finished", "complete", "done"):
+            found.append(f"**This run is not finished:** its status is {_text(self.run['status'])}.")
+        return [line for text in found for line in (f"> {text}", "")]
+
+
+# ----------------------------------------------------------------------------------------------------------- sections
+
+
+def _in_short(run: _Run) -> list[str]:
+    recipe, test = run.recipe, run.metrics.get("test")
+    lines = ["## In short", ""]
+    if test is None:
+        return [*lines, "There are no test numbers: `metrics.json` has none.", ""]
+    names = [recipe.monitor, "balanced_accuracy"] + ["sensitivity", "specificity"] * bool(recipe.positive)
+    names = list(dict.fromkeys(names))
+    rows = [(_words(n), *(_number(run.metrics[k]["metrics"].get(n)) if k in run.metrics else "absent"
+                          for k in ("test", "baseline"))) for n in names]
+    lines += _table(("test images", "this model (95 % interval)", "colour statistics alone"), rows)
+    lines += _why((_words(n), test["metrics"].get(n)) for n in names)
+    unit = "image" if recipe.group_by == "image" else recipe.group_by
+    lines += [f"{_count(test.get('images', '?'))} test images of {_count(test.get('groups', '?'))} groups; no "
+              f"{_text(unit)} stands in two of training, validation and test. Decision: "
+              f"{_text(test.get('decision', 'not recorded'))}. Intervals resample whole groups."]
+    if recipe.group_by == "image":
+        lines[-1] = lines[-1].replace("no image stands in two of training, validation and test",
+                                      "**one patient may stand in training and in test**")
+    return [*lines, "", *[f"- {_text(note)}" for note in test.get("notes", [])], ""]
+
+
+def _data(run: _Run) -> list[str]:
+    data, lines = run.run.get("data", {}), ["## Data", ""]
+    lines += _pairs(data) if data else ["Not recorded.", ""]
+    report = run.data_report
+    if report is None:
+        return [*lines, "What the data check found is not known: `data_report.json` is absent.", ""]
+    excluded = report.get("excluded", report.get("problems", []))
+    if excluded:
+        rows = [[_text(entry.get(key, "")) for key in ("path", "code", "reason")] for entry in excluded[:20]]
+        lines += [f"Left out: {len(excluded):,}.", "", *_table(("file", "code", "reason"), rows)]
+        if len(excluded) > 20:
+            lines += [f"… and {len(excluded) - 20:,} more in `data_report.json`.", ""]
+    else:
+        lines += ["Nothing was left out.", ""]
+    for key, what in (("label_conflicts", "the same picture has two labels"),
+                      ("groups_sharing_pixels", "the same picture stands in two groups")):
+        if report.get(key):
+            lines += [f"> **Cases in which {what}: {len(report[key]):,}.** They are listed in `data_report.json`.", ""]
+    names = ("counts", "per_class", "sizes", "modes", "kinds", "size", "fit")
+    shown = {name: report[name] for name in names if name in report}
+    return lines + (_pairs(shown) if shown else [])
+
+
+def _split(run: _Run) -> list[str]:
+    split, recipe = run.run.get("split", {}), run.recipe
+    lines = ["## Split", "", f"By **{_text(recipe.group_by)}**, fractions {_text(recipe.fractions)}, seed "
+             f"{recipe.seed}. SHA-256 of the split file: {_text(split.get('sha256', 'not recorded'))}.", ""]
+    path = run.folder / "split.csv"
+    if not path.is_file():
+        return [*lines, "`split.csv` is absent.", ""]
+    if split.get("sha256") and files.sha256(path) != split["sha256"]:
+        lines += ["> **The split file is not the one this run was made with:** its SHA-256 differs.", ""]
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    counted = table.groupby(["label", "split"])["group"].agg(["size", "nunique"])
+    names = [s for s in ("train", "val", "test") if s in set(table["split"])]
+    cell = {key: f"{row['size']:,} ({row['nunique']:,})" for key, row in counted.iterrows()}
+    rows = [(_text(c), *(cell.get((c, s), "0") for s in names)) for c in recipe.classes]
+    total = table.groupby("split")["group"].agg(["size", "nunique"])
+    rows.append(("all", *(f"{total['size'][s]:,} ({total['nunique'][s]:,})" for s in names)))
+    lines += _table(("images (groups)", *names), rows)
+    shared = int(table[["group", "split"]].drop_duplicates()["group"].duplicated().sum())
+    lines += [f"Groups in more than one split: {shared}." if not shared else
+              f"> **{shared} groups stand in more than one split.** The test numbers are not to be trusted.", ""]
+    return lines
+
+
+def _recipe(run: _Run) -> list[str]:
+    recipe, lines = run.recipe, ["## Recipe", ""]
+    lines += [f"**{_text(recipe.name)}**: {_text(recipe.arch)}, weights {_text(_weights(run))}, "
+              f"{recipe.image_size} pixels, {recipe.epochs} epochs at most, batches of {recipe.batch_size}, "
+              f"{_text(recipe.optimizer)} at {recipe.lr:g}, {_text(recipe.schedule)}, loss {_text(recipe.loss)}, "
+              f"balance {_text(recipe.balance)}; best epoch by validation {_words(recipe.monitor)}.", ""]
+    if recipe.name not in recipes.RECIPES:
+        return [*lines, "No recipe of that name ships with patholib, so there is none to compare it with; `run.json` "
+                "has every field.", ""]
+    changed = recipes.diff(recipes.get(recipe.name), recipe)
+    if not changed:
+        return [*lines, "It is the recipe as shipped.", ""]
+    rows = [(f"`{key}`", _text(_short(a, 120)), _text(_short(b, 120))) for key, (a, b) in changed.items()]
+    return [*lines, "What differs from the recipe as shipped:", "", *_table(("field", "shipped", "this run"), rows)]
+
+
+def _weights(run: _Run) -> str:
+    found = run.run.get("weights") or {}
+    digest = f" (SHA-256 {found['sha256'][:12]}…)" if found.get("sha256") else ""
+    return f"{found.get('kind', run.recipe.weights)}{digest}"
+
+
+def _training(run: _Run) -> list[str]:
+    table, lines = run.history, ["## Training", ""]
+    if table.empty:
+        return [*lines, "There is no history.", ""]
+    monitor = f"val_{run.recipe.monitor}"
+    best = table[monitor].idxmax() if monitor in table and table[monitor].notna().any() else table.index[-1]
+    minutes = f"{table['seconds'].sum() / 60:.1f} minutes" if "seconds" in table else "an unknown time"
+    lines += [f"{len(table)} epochs in {minutes}; the best was epoch {int(table['epoch'][best])}.", ""]
+    columns = ["epoch", "lr", "frozen", "trainable_share", "train_loss", "val_loss", "train_accuracy", "val_accuracy",
+               "val_balanced_accuracy", "val_auc", "gap", "seconds", "images_per_second", "gpu_memory_mb"]
+    columns = [c for c in columns if c in table and table[c].notna().any()]
+    chosen = {"first": table.index[0], "best": best, "last": table.index[-1]}
+    rows = [(_words(c), *(_cell(table[c][i]) for i in chosen.values())) for c in columns]
+    lines += _table(("", *chosen), rows)
+    found = hints(table, run.metrics, run.recipe)
+    lines += ["### What the numbers suggest", ""]
+    lines += [f"- {_hint(hint)}" for hint in found] or ["Nothing stands out in the history or in the results."]
+    return [*lines, ""]
+
+
+def _hint(hint: str) -> str:
+    """A hint as Markdown: its `field` marks stay, everything else is literal."""
+    parts = _visible(hint).split("`")
+    return "".join(f"`{part}`" if i % 2 else _text(part) for i, part in enumerate(parts))
+
+
+def _cell(value) -> str:
+    if not np.isfinite(value):
+        return "not finite"
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _results(run: _Run) -> list[str]:
+    lines, sets = ["## Results", ""], run.sets
+    if not sets:
+        return [*lines, "There are no results: `metrics.json` is absent or empty.", ""]
+    head = ("value (95 % interval)", *(SETS[key] for key in sets))
+    rows = [("images / groups", *(f"{_count(s.get('images', '?'))} / {_count(s.get('groups', '?'))}"
+                                  for s in sets.values()))]
+    rows += [(_words(name), *(_number(s["metrics"].get(name)) for s in sets.values())) for name in ORDER
+             if any(name in s["metrics"] for s in sets.values())]
+    rows.append(("decision", *(_text(s.get("decision", "?")) for s in sets.values())))
+    lines += _table(head, rows)
+    for key, s in sets.items():
+        lines += [line.replace("- ", f"- {SETS[key]}: ", 1) for line in _why((_words(n), s["metrics"].get(n))
+                                                                            for n in ORDER) if line]
+    lines.append("")
+    lines += ["Log loss and Brier score: lower is better. The validation images chose the best epoch, so their numbers "
+              "flatter; the test images were looked at once.", ""]
+    for key, s in sets.items():
+        lines += [f"- {SETS[key]}: {_text(note)}" for note in s.get("notes", [])]
+    lines += ["", *_per_class(run), *_subgroups(run), *_patients(run)]
+    return lines
+
+
+def _judged(run: _Run) -> tuple[str, dict]:
+    """The set that details are shown of: test, else validation."""
+    key = "test" if "test" in run.metrics else next(iter(run.sets))
+    return key, run.metrics[key]
+
+
+def _per_class(run: _Run) -> list[str]:
+    key, found = _judged(run)
+    lines = [f"### Per class ({SETS[key]})", ""]
+    names = ("sensitivity", "specificity", "precision", "f1", "auc")
+    rows = [(_text(c), _count(row.get("support", "?")), _count(row.get("groups", "?")),
+             *(_number(row.get(n)) for n in names)) for c, row in found.get("per_class", {}).items()]
+    lines += _table(("class", "images", "groups", *map(_words, names)), rows) if rows else ["Not recorded.", ""]
+    lines += _why((f"{_words(n)} of {_text(c)}", row.get(n)) for c, row in found.get("per_class", {}).items()
+                  for n in names)
+    matrix = found.get("confusion")
+    if matrix:
+        classes = [_text(c) for c in found.get("classes", run.recipe.classes)]
+        lines += _table(("true \\ predicted", *classes),
+                        [(c, *(f"{int(n):,}" for n in row)) for c, row in zip(classes, matrix, strict=True)])
+    return lines
+
+
+def _subgroups(run: _Run) -> list[str]:
+    key, found = _judged(run)
+    rows = found.get("subgroups") or []
+    lines = [f"### Subgroups ({SETS[key]})", ""]
+    if not rows:
+        return [*lines, "No subgroups are recorded.", ""]
+    names = [n for n in ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity") if n in rows[0]]
+    cells = []
+    for row in rows:
+        numbers = [_number({"value": row[n], "low": row.get(f"{n}_low"), "high": row.get(f"{n}_high")}) for n in names]
+        name = f"{_text(row['column'])}: {_text(row['value'])}{' &#42;' if row.get('few') else ''}"
+        cells.append((name, _count(row["images"]), _count(row["groups"]), *numbers))
+    lines += _table(("subgroup", "images", "groups", *map(_words, names)), cells)
+    if any(row.get("few") for row in rows):
+        lines += ["&#42; Fewer than ten groups: the interval is too narrow to lean on.", ""]
+    return lines
+
+
+def _patients(run: _Run) -> list[str]:
+    key, found = _judged(run)
+    patients, lines = found.get("patients"), [f"### Patients ({SETS[key]})", ""]
+    if not patients:
+        return [*lines, "No numbers per patient are recorded.", ""]
+    both = (patients.get("two_labels") or {}).get("patients", 0)
+    lines += [f"{_count(patients['patients'])} patients (column {_text(patients.get('column', '?'))})"
+              + (f"; {both} more have two labels and are left out" if both else "")
+              + f". Patient recognition rate: **{_number(patients.get('recognition_rate'))}**, the mean share of a "
+              "patient's images that are right.", ""]
+    inner = patients.get("summary")
+    if inner:
+        rows = [(_words(n), _number(inner["metrics"][n])) for n in ORDER if n in inner["metrics"]]
+        lines += ["Deciding each patient once, by the mean probability of the images:", "",
+                  *_table(("", "value (95 % interval)"), rows),
+                  *_why((_words(n), inner["metrics"].get(n)) for n in ORDER)]
+    return lines
+
+
+def _pictures(run: _Run) -> list[str]:
+    lines = ["## Figures", ""]
+    for path in run.figures:
+        lines += [f"### {_text(path.stem.replace('_', ' '))}", "", _image(path, "figures"), ""]
+    lines += [] if run.figures else ["There are no figures in `figures/`.", ""]
+    lines += ["## Heatmaps", ""]
+    if not run.heatmaps:
+        return [*lines, "There are no heatmaps in `heatmaps/`.", ""]
+    lines += ["A heatmap shows where the evidence for a class lies (Grad-CAM). It does not show that the evidence is "
+              "medically sound, and a model can be right for a wrong reason.", ""]
+    for path in run.heatmaps[:HEATMAPS_SHOWN]:
+        lines += [_image(path, "heatmaps"), ""]
+    more = len(run.heatmaps) - HEATMAPS_SHOWN
+    return [*lines, f"… and {more} more in `heatmaps/`.", ""] if more > 0 else lines
+
+
+def _image(path: Path, folder: str) -> str:
+    return f"![{_text(path.stem.replace('_', ' '))}]({folder}/{quote(path.name)})"
+
+
+def _origin(run: _Run) -> list[str]:
+    record, lines = run.run, ["## Versions and machine", ""]
+    parts = {"run": record.get("name", run.folder.name), "created": record.get("created", "not recorded"),
+             "code": record.get("code", "not recorded"), "machine": record.get("machine", "not recorded"),
+             "seed": record.get("seed", run.recipe.seed), **(record.get("versions") or {"versions": "not recorded"})}
+    lines += _pairs(parts)
+    lines += ["## How to repeat this run", "",
+              "1. Install the versions above (the same code version and commit).",
+              f"2. Take the same images: the SHA-256 of their manifest is {_text(_manifest(record))}.",
+              "3. Give the notebook this folder's `split.csv` and the recipe in `run.json` "
+              "(`recipes.from_json`), with the same seed.",
+              "4. Compare `metrics.json`. Everything after the predictions can be repeated without the model, from "
+              "`predictions_val.csv` and `predictions_test.csv`; on another machine the last digits may differ.", ""]
+    if run.absent:
+        lines += ["## What is absent", "", *[f"- {line}" for line in run.absent], ""]
+    return lines
+
+
+def _manifest(record: Mapping) -> str:
+    return (record.get("data") or {}).get("manifest_sha256") or "not recorded"
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def write(run_dir: Path) -> Path:
+    """Writes report.md and report.html into the run folder, from its files alone; returns the path of report.html.
+
+    report.html is one file: pictures inside, no script, nothing fetched. Errors: missing_file (run.json), bad_json,
+    bad_recipe, extra_missing.
+    """
+    run = _Run(run_dir)
+    lines = [*run.banners(), f"# {_title(run)}", "", NOTICE, ""]
+    for section in (_in_short, _data, _split, _recipe, _training, _results, _pictures, _origin):
+        lines += section(run)
+    text = _joined(lines)
+    files.write_text(run.folder / "report.md", text)
+    return files.write_text(run.folder / "report.html", _page(text, run))
+
+
+def model_card(run_dir: Path) -> Path:
+    """Writes model_card.md: intended use, data, numbers and limits in brief, from the files of the run alone."""
+    run = _Run(run_dir)
+    recipe, test, data = run.recipe, run.metrics.get("test"), run.run.get("data", {})
+    classes = ", ".join(_text(c) for c in recipe.classes)
+    lines = [*run.banners(), f"# Model card: {_text(run.run.get('name', run.folder.name))}", "", NOTICE, "",
+             "## What it is", "",
+             f"A {_text(recipe.arch)} that sorts images of {recipe.image_size} pixels into {len(recipe.classes)} "
+             f"classes: {classes}. Weights at the start: {_text(_weights(run))}. Made with patholib "
+             f"{_text((run.run.get('code') or {}).get('version', '(version not recorded)'))}.", "",
+             "## Intended use", "",
+             "Research on image classification, by people who can judge the images themselves. Not for patients; not "
+             "for images from another scanner, stain, camera or population without a new test on them.", "",
+             "## Data", "",
+             f"Source {_text(data.get('source', 'not recorded'))}: {_count(data.get('images', '?'))} images of "
+             f"{_count(data.get('groups', '?'))} groups. Split by {_text(recipe.group_by)}.", "",
+             "## Numbers", ""]
+    if test is None:
+        lines += ["There are no test numbers.", ""]
+    else:
+        names = [n for n in ORDER if n in test["metrics"] and n not in ("macro_precision", "macro_specificity")]
+        sets = {"this model": test}
+        if "baseline" in run.metrics:
+            sets["colour statistics alone"] = run.metrics["baseline"]
+        rows = [(_words(n), *(_number(s["metrics"].get(n)) for s in sets.values())) for n in names]
+        lines += _table(("test images (95 % interval)", *sets), rows)
+        weak = sorted((row["sensitivity"]["value"], c) for c, row in test.get("per_class", {}).items()
+                      if row["sensitivity"]["value"] is not None)
+        if weak:
+            lines += [f"Weakest class: {_text(weak[0][1])}, of which {100 * weak[0][0]:.0f} % are found.", ""]
+    lines += ["## Limits", "",
+              "- It always names one of its classes, also for an image that shows none of them.",
+              "- The intervals tell how much the numbers vary by chance between such patients, not how they change in "
+              "another hospital.",
+              "- Heatmaps show where evidence lies, not whether it is sound."]
+    rows = (test or {}).get("subgroups") or []
+    if len(rows) > 1:
+        known = [row for row in rows if row.get("accuracy") is not None]
+        low = min(known, key=lambda row: row["accuracy"], default=None)
+        if low:
+            lines += [f"- Lowest accuracy of a subgroup: {low['accuracy']:.3f} ({_text(low['column'])} "
+                      f"{_text(low['value'])}, {low['images']} images)."]
+    lines += ["", "## Origin", "",
+              f"Manifest SHA-256 {_text(_manifest(run.run))}, commit "
+              f"{_text((run.run.get('code') or {}).get('commit', 'not recorded'))}, seed {recipe.seed}. The whole "
+              "account is in `report.md`.", ""]
+    if run.absent:
+        lines += ["Absent: " + "; ".join(run.absent) + ".", ""]
+    return files.write_text(run.folder / "model_card.md", _joined(lines))
+
+
+def _title(run: _Run) -> str:
+    return f"Report: {_text(run.run.get('name', run.folder.name))}"
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+# --------------------------------------------------------------------------------------------------------------- HTML
+
+
+def _page(markdown: str, run: _Run) -> str:
+    """The report as one HTML file: nbconvert turns the Markdown cells into HTML, the page around them is ours."""
+    try:
+        import nbformat
+        from nbconvert import HTMLExporter
+    except ImportError as error:
+        raise PathoError("extra_missing", "report.html", f"needs nbconvert ({error})",
+                         'Install it: pip install "patholib[notebooks]"') from error
+    parts = re.split(r"(?m)^(?=## )", markdown)
+    cells = [nbformat.v4.new_markdown_cell(part, id=f"part-{i}") for i, part in enumerate(parts)]  # ids are random else
+    body, _ = HTMLExporter(template_name="basic").from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+    body = re.sub(r"<(script|style)\b.*?</\1>", "", body, flags=re.S)  # the page has its own look and needs no script
+    body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
+    body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(run.folder, m[2]), body)
+    body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
+    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    parts = {"title": html.escape(f"Report: {_visible(run.run.get('name', run.folder.name))}"), "body": body}
+    return re.sub(r"\{(title|body)\}", lambda m: parts[m[1]], PAGE)
+
+
+def _embedded(folder: Path, source: str) -> str:
+    content = (folder / unquote(html.unescape(source))).read_bytes()
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root { color-scheme: light; }
+body { margin: 0; background: #f4f6f8; color: #2b3440; font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem; background: #fff; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 1.2rem 0 .6rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.25rem; margin: 2.6rem 0 .7rem; padding-top: .8rem; border-top: 1px solid #dfe4e8; }
+h3 { font-size: 1.02rem; margin: 1.8rem 0 .5rem; }
+p, li { overflow-wrap: anywhere; }
+li { margin: .45rem 0; }
+blockquote { margin: 1rem 0; padding: .7rem 1rem; border-left: .35rem solid #d55e00; background: #fdf1e8; }
+blockquote p { margin: 0; }
+code { font: .88em ui-monospace, "DejaVu Sans Mono", monospace; background: #eef1f4; padding: .1em .3em;
+       border-radius: .2em; }
+.scroll { overflow-x: auto; margin: .8rem 0 1.2rem; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e8ebee; text-align: left; vertical-align: top;
+         min-width: 4.5rem; }
+th { font-weight: 600; border-bottom: 2px solid #cfd6dc; }
+td:first-child { font-weight: 500; }
+img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; }
+@media print { body { background: #fff; } main { max-width: none; padding: 0; } .scroll { overflow: visible; } }
+</style>
+</head>
+<body><main>
+{body}
+</main></body>
+</html>
+"""
