@@ -184,7 +184,7 @@ def _text(value) -> str:
 
 
 def _words(name: str) -> str:
-    return {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1"}.get(name, name.replace("_", " "))
+    return {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1", "brier": "Brier score"}.get(name, name.replace("_", " "))
 
 
 def _count(number) -> str:
@@ -295,6 +295,14 @@ class _Run:
         self.absent.append("`history.csv`: how training went is not known")
         return pd.DataFrame()
 
+    def groups_in_two_splits(self) -> int | None:
+        """Counted in split.csv; None without it."""
+        path = self.folder / "split.csv"
+        if not path.is_file():
+            return None
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)[["group", "split"]].drop_duplicates()
+        return int((table["group"].value_counts() > 1).sum())
+
     def banners(self) -> list[str]:
         """The warnings that stand above everything else."""
         found = [DEMO] * self.demo + [PUBLISHED] * bool(self.run.get("published", self.recipe.published))
@@ -317,13 +325,16 @@ def _in_short(run: _Run) -> list[str]:
                           for k in ("test", "baseline"))) for n in names]
     lines += _table(("test images", "this model (95 % interval)", "colour statistics alone"), rows)
     lines += _why((_words(n), test["metrics"].get(n)) for n in names)
-    unit = "image" if recipe.group_by == "image" else recipe.group_by
-    lines += [f"{_count(test.get('images', '?'))} test images of {_count(test.get('groups', '?'))} groups; no "
-              f"{_text(unit)} stands in two of training, validation and test. Decision: "
-              f"{_text(test.get('decision', 'not recorded'))}. Intervals resample whole groups."]
     if recipe.group_by == "image":
-        lines[-1] = lines[-1].replace("no image stands in two of training, validation and test",
-                                      "**one patient may stand in training and in test**")
+        split = "**The split is by image: one patient may stand in training and in test.**"
+    elif (shared := run.groups_in_two_splits()) is None:
+        split = f"The split is by {_text(recipe.group_by)}, which cannot be verified without `split.csv`."
+    elif shared:
+        split = f"**{shared} groups stand in more than one split: do not trust these numbers.**"
+    else:
+        split = f"No {_text(recipe.group_by)} stands in two of training, validation and test."
+    lines += [f"{_count(test.get('images', '?'))} test images of {_count(test.get('groups', '?'))} groups. {split} "
+              f"Decision: {_text(test.get('decision', 'not recorded'))}. Intervals resample whole groups."]
     return [*lines, "", *[f"- {_text(note)}" for note in test.get("notes", [])], ""]
 
 
@@ -367,7 +378,7 @@ def _split(run: _Run) -> list[str]:
     total = table.groupby("split")["group"].agg(["size", "nunique"])
     rows.append(("all", *(f"{total['size'][s]:,} ({total['nunique'][s]:,})" for s in names)))
     lines += _table(("images (groups)", *names), rows)
-    shared = int(table[["group", "split"]].drop_duplicates()["group"].duplicated().sum())
+    shared = run.groups_in_two_splits()
     lines += [f"Groups in more than one split: {shared}." if not shared else
               f"> **{shared} groups stand in more than one split.** The test numbers are not to be trusted.", ""]
     return lines
@@ -443,7 +454,7 @@ def _results(run: _Run) -> list[str]:
                                                                             for n in ORDER) if line]
     lines.append("")
     lines += ["Log loss and Brier score: lower is better. The validation images chose the best epoch, so their numbers "
-              "flatter; the test images were looked at once.", ""]
+              "flatter.", ""]
     for key, s in sets.items():
         lines += [f"- {SETS[key]}: {_text(note)}" for note in s.get("notes", [])]
     lines += ["", *_per_class(run), *_subgroups(run), *_patients(run)]
