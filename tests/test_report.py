@@ -1,0 +1,274 @@
+import builtins
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from patholib import files, recipes, report
+from patholib.errors import PathoError
+
+RECIPE = recipes.BREAKHIS
+PNG = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f"
+                    "0005fe02fe0def46b80000000049454e44ae426082")
+
+
+def number(value, low=None, high=None):
+    return {"value": value, "low": value - 0.02 if low is None else low, "high": value + 0.02 if high is None else high}
+
+
+def summary(auc=0.95, sensitivity=0.95, support=(100, 200), classes=RECIPE.classes, width=0.02):
+    def near(value):
+        return number(value, value - width, value + width)
+
+    names = ["accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "brier"]
+    metrics = {n: near(0.9) for n in names} | {"auc": near(auc), "sensitivity": near(sensitivity)}
+    per_class = {c: {"support": n, "groups": 9, **{m: near(0.9) for m in ("sensitivity", "specificity", "precision",
+                                                                         "f1", "auc")}}
+                 for c, n in zip(classes, support, strict=True)}
+    per_class[classes[-1]]["sensitivity"] = near(sensitivity)
+    return {"images": sum(support), "groups": 21, "classes": list(classes), "positive": RECIPE.positive,
+            "threshold": 0.5, "decision": "p_malignant >= 0.5", "metrics": metrics, "per_class": per_class,
+            "confusion": [[90, 10], [12, 188]], "notes": [],
+            "subgroups": [{"column": "magnification", "value": "40", "images": 70, "groups": 8, "few": True,
+                           "accuracy": 0.871, "accuracy_low": 0.8, "accuracy_high": 0.9, "auc": None}],
+            "patients": {"column": "case", "patients": 21, "two_labels": {"patients": 1, "names": ["14-13412"]},
+                         "recognition_rate": number(0.876), "summary": None}}
+
+
+def history(epochs=20, **columns):
+    epoch = np.arange(1, epochs + 1)
+    table = pd.DataFrame({"epoch": epoch, "lr": 1e-3, "frozen": 13, "trainable_share": 0.7,
+                          "train_loss": 1 / (1 + epoch), "train_accuracy": 0.9, "val_loss": 1 / (1 + epoch),
+                          "val_accuracy": 0.88, "val_balanced_accuracy": 0.87, "val_auc": 0.9, "seconds": 3.0})
+    table["val_auc"] += 0.002 * np.minimum(epoch, epochs - 3)  # the best is neither early nor last
+    return table.assign(**columns)
+
+
+def record(**changes):
+    return {"name": "a run", "created": "2026-11-22", "status": "finished", "recipe": RECIPE.to_json(),
+            "published": False, "demo": False, "data": {"images": 300, "manifest_sha256": "ab" * 32},
+            "split": {"path": "split.csv"}, "versions": {"python": "3.12.3", "torch": "2.15.0"},
+            "code": {"version": "0.1.0", "commit": "3dfe567"}, "machine": {"system": "Linux"}, "seed": 0,
+            "weights": {"kind": "imagenet", "sha256": "cd" * 32}} | changes
+
+
+def full_run(folder, recipe=RECIPE, **changes):
+    split = pd.DataFrame({"path": [f"{i}.png" for i in range(30)], "group": [f"g{i}" for i in range(30)],
+                          "label": [recipe.classes[i % len(recipe.classes)] for i in range(30)],
+                          "split": ["train", "val", "test"] * 10})
+    files.write_table(folder / "split.csv", split)
+    values = {"recipe": recipe.to_json(), "split": {"sha256": files.sha256(folder / "split.csv")}} | changes
+    files.write_json(folder / "run.json", record(**values))
+    classes = recipe.classes[:2]
+    aucs = {"val": 0.96, "test": 0.951, "test_tta": 0.957, "baseline": 0.812}
+    files.write_json(folder / "metrics.json", {k: summary(auc=auc, classes=classes) for k, auc in aucs.items()})
+    files.write_json(folder / "data_report.json", {
+        "counts": {"files": 301, "kept": 300, "by_code": {"corrupt": 1}}, "warnings": [],
+        "excluded": [{"path": "benign/x.png", "code": "corrupt", "reason": "ends in the middle"}]})
+    files.write_table(folder / "history.csv", history())
+    for name in ("figures/roc curve.png", "figures/training_metrics.png", "heatmaps/a.png"):
+        files.write_bytes(folder / name, PNG)
+    for name in ("predictions_val.csv", "predictions_test.csv"):
+        files.write_text(folder / name, "path\n")
+    return folder
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for key, value in attributes if key in ("src", "href", "srcset", "style")]
+        assert not any(key.startswith("on") for key, _ in attributes)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def written(folder):
+    page = report.write(folder)
+    assert page == folder / "report.html"
+    return (folder / "report.md").read_text(), page.read_text()
+
+
+def test_a_report_tells_the_whole_run_with_intervals(tmp_path):
+    text, _ = written(full_run(tmp_path, replace(RECIPE, lr=5e-4)))
+    for part in ("0.951 (0.931 to 0.971)", "0.812 (0.792 to 0.832)", "0.957", "0.96",
+                 "| `lr` | 0.001 | 0.0005 |", "ends in the middle", "magnification: 40 &#42;", "0.876 (0.856 to 0.896)",
+                 "| benign | 90 | 10 |", "2.15.0", "3dfe567", "ab" * 32, "Groups in more than one split: 0.",
+                 "research use only", "20 epochs", "![roc curve](figures/roc%20curve.png)", "1 more have two labels"):
+        assert part in text, part
+    assert "What is absent" not in text and "DEMO" not in text
+
+
+def test_the_report_is_written_from_files_alone_and_is_the_same_each_time(tmp_path):
+    first = written(full_run(tmp_path))
+    assert written(tmp_path) == first
+
+
+def test_the_page_is_one_file_without_scripts_or_anything_from_outside(tmp_path):
+    _, page = written(full_run(tmp_path))
+    found = Elements(page)
+    assert "script" not in found.tags and "link" not in found.tags and "iframe" not in found.tags
+    images = [link for link in found.links if link.startswith("data:image/png;base64,")]
+    assert len(images) == 3
+    assert all(link.startswith(("data:", "#")) for link in found.links)
+    assert found.tags.count("html") == 1 and "url(" not in page and "@import" not in page
+    assert page.count('<div class="scroll"><table') == page.count("<table") > 5
+
+
+def test_a_demo_run_says_so_before_everything_else(tmp_path):
+    text, page = written(full_run(tmp_path, demo=True))
+    card = report.model_card(tmp_path).read_text()
+    assert text.startswith("> **DEMO IMAGES: NOT A RESULT.**") and card.startswith("> **DEMO IMAGES: NOT A RESULT.**")
+    shown = Elements(page.split("<main>")[1]).text.strip()
+    assert shown.startswith("DEMO IMAGES: NOT A RESULT.")
+
+
+def test_a_published_and_an_unfinished_run_are_marked(tmp_path):
+    text, _ = written(full_run(tmp_path, recipes.as_published("breakhis"), published=True, status="stopped"))
+    assert "mistakes included" in text and "its status is stopped" in text
+    assert "stands in two" not in text and "one patient may stand in training and in test" in text
+
+
+def test_a_run_of_one_file_gives_a_report_of_what_is_absent(tmp_path):
+    files.write_json(tmp_path / "run.json", record())
+    text, _ = written(tmp_path)
+    for name in ("metrics.json", "data_report.json", "history.csv", "split.csv", "predictions_test.csv", "figures/",
+                 "heatmaps/"):
+        assert f"- `{name}`" in text
+    assert "There are no test numbers" in text
+    assert "no test numbers" in report.model_card(tmp_path).read_text()
+
+
+def test_absent_sets_of_numbers_are_named(tmp_path):
+    full_run(tmp_path)
+    files.write_json(tmp_path / "metrics.json", {"test": summary()})
+    text, _ = written(tmp_path)
+    assert "`baseline` in `metrics.json`" in text and "`test_tta` in `metrics.json`" in text
+    assert "| AUC | 0.950 (0.930 to 0.970) | absent |" in text
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(PathoError, match="missing_file"):
+        report.write(tmp_path)
+
+
+def test_a_changed_split_and_a_group_in_two_splits_are_shouted(tmp_path):
+    full_run(tmp_path)
+    table = pd.read_csv(tmp_path / "split.csv")
+    table.loc[1, "group"] = "g0"
+    files.write_table(tmp_path / "split.csv", table)
+    text, _ = written(tmp_path)
+    assert "not the one this run was made with" in text and text.count("1 groups stand in more than one split") == 2
+
+
+EVIL = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "[x](javascript:alert(1))", "`a`|b",
+        "$x$ \\(y\\)", "a\n\n<b>b</b>", "**bold** _it_", "![p](http://outside.example/p.png)", "1. # - > &lt;",
+        "{body}{title}", "\\"]
+
+
+def test_names_are_shown_and_never_run(tmp_path):
+    recipe = replace(RECIPE, classes=tuple(EVIL), positive=None, name=EVIL[0])
+    full_run(tmp_path, recipe, name=EVIL[-2], created=EVIL[1], data={name: [name] for name in EVIL})
+    excluded = [{"path": name, "code": name, "reason": name} for name in EVIL]
+    files.write_json(tmp_path / "data_report.json", {"excluded": excluded})
+    test = summary(classes=EVIL, support=[10] * len(EVIL)) | {"confusion": np.eye(len(EVIL), dtype=int).tolist()}
+    for row in test["per_class"].values():
+        row["sensitivity"] = number(0.2)  # so that a hint names every class
+    files.write_json(tmp_path / "metrics.json", {"test": test | {"decision": EVIL[3], "notes": EVIL}})
+    text, page = written(tmp_path)
+    found = Elements(page)
+    allowed = {"html", "head", "meta", "title", "style", "body", "main", "div", "h1", "h2", "h3", "p", "strong", "code",
+               "table", "thead", "tbody", "tr", "th", "td", "ul", "ol", "li", "img", "blockquote"}
+    assert set(found.tags) <= allowed, set(found.tags) - allowed
+    assert found.tags.count("img") == 3 and found.tags.count("main") == 1
+    assert all(link.startswith("data:") for link in found.links)
+    for name in EVIL:
+        assert found.text.count(report._visible(name)) >= 8, name
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+    report.model_card(tmp_path)
+
+
+def test_without_nbconvert_the_install_line_is_given(tmp_path, monkeypatch):
+    original = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name.startswith("nb"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    full_run(tmp_path)
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(PathoError, match=re.escape('pip install "patholib[notebooks]"')):
+        report.write(tmp_path)
+    assert (tmp_path / "report.md").is_file()
+
+
+def test_a_sound_run_gives_no_hint():
+    metrics = {"val": summary(0.955), "test": summary(0.95), "test_tta": summary(0.96), "baseline": summary(0.8)}
+    assert report.hints(history(), metrics, RECIPE) == []
+
+
+TROUBLE = {
+    "not finite in epoch 5": {"history": {"train_loss": [1.0] * 4 + [np.nan] * 16}},
+    "Overfitting: in epoch 17": {"history": {"train_accuracy": 0.99}},
+    "rose by 20 %": {"history": {"val_loss": [1.0] * 10 + [1.2] * 10}},
+    "The best epoch was 2 of 20": {"history": {"val_auc": [0.8, 0.9] + [0.85] * 18}},
+    "The last epoch (20) was the best": {"history": {"val_auc": np.linspace(0.6, 0.9, 20)}},
+    "Slow convergence": {"history": {"val_auc": [*np.linspace(0.6, 0.9, 19), 0.89]}},
+    "jumped by more than 30 % in epoch 8": {"history": {"train_loss": [0.5] * 7 + [0.9] * 13}},
+    "undefined in every epoch": {"history": {"val_auc": np.nan}},
+    "Sensitivity for malignant is 0.700: 60 of 200": {"test": summary(sensitivity=0.7)},
+    "0.100 above the test one": {"val": summary(0.99), "test": summary(0.89)},
+    "is not better than a logistic regression": {"baseline": summary(0.95)},
+    "is not shown": {"baseline": summary(0.94)},
+    "changed the test AUC by +0.001": {"test_tta": summary(0.951)},
+    "is 0.24 wide": {"test": summary(0.95, width=0.12)},
+    "The split is by image": {"recipe": recipes.as_published("breakhis")},
+}
+
+
+@pytest.mark.parametrize("words", TROUBLE)
+def test_each_trouble_is_named_with_its_numbers_and_a_field_to_change(words):
+    case = TROUBLE[words]
+    metrics = {"val": summary(0.955), "test": summary(0.95), "test_tta": summary(0.96), "baseline": summary(0.8)}
+    metrics |= {k: v for k, v in case.items() if k in metrics}
+    found = report.hints(history(**case.get("history", {})), metrics, case.get("recipe", RECIPE))
+    hint = next(h for h in found if words in h)
+    fields = {f.split("=")[0] for f in re.findall(r"`([^`]+)`", hint)}
+    assert fields and fields <= set(RECIPE.to_json())
+
+
+def test_a_restart_of_the_rate_is_no_instability():
+    loss = [0.5] * 7 + [0.9] * 13
+    found = report.hints(history(train_loss=loss, lr=[1e-6] * 7 + [1e-3] * 13), {}, RECIPE)
+    assert not any("Unstable" in h for h in found)
+
+
+def test_balancing_is_not_advised_where_it_lowers_the_sensitivity():
+    frequent = report.hints([], {"test": summary(sensitivity=0.7, support=(100, 200))}, RECIPE)
+    rare = report.hints([], {"test": summary(sensitivity=0.7, support=(200, 100))}, RECIPE)
+    assert "`balance='none'`" in frequent[0] and "choose the threshold" in frequent[0]
+    assert "balance" not in rare[0] and "choose the threshold" in rare[0]
+
+
+def test_the_published_overview_figures_come_first(tmp_path):
+    text, _ = written(full_run(tmp_path))
+    assert text.index("figures/training_metrics.png") < text.index("figures/roc%20curve.png")
+
+
+def test_json_nan_never_reaches_the_report(tmp_path):
+    full_run(tmp_path)
+    files.write_table(tmp_path / "history.csv", history(train_loss=[1.0] * 19 + [np.inf]))
+    text, page = written(tmp_path)
+    assert "not finite" in text and not re.search(r"\bnan\b|\binf\b", text + Elements(page).text)
+    assert json.loads((tmp_path / "run.json").read_text())["name"] == "a run"
