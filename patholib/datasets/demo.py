@@ -25,7 +25,7 @@ import pandas as pd
 from patholib.errors import PathoError, nearest
 from patholib.files import read_json, write_json, write_table
 
-VERSION = 1  # of the pictures: raise it whenever the same settings give other files
+VERSION = 2  # of the pictures: raise it whenever the same settings give other files
 MARKER, TRUTH, MASKS = "DEMO.json", "truth.csv", "truth"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 FAULTS = ("truncated", "duplicate", "conflict", "leak")
@@ -457,8 +457,8 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
     unit = height / 230 * scale  # the length that is one pixel at 350 x 230 and 40X
     x, y = _grid(size)
 
-    # The nest lies anywhere inside the centre square.
-    radius = 0.18 * height * scale**0.4 * rng.uniform(0.88, 1.10)
+    # The nest lies anywhere inside the centre square. It grows with z, so that the cue survives any stain.
+    radius = 0.17 * height * scale**0.4 * rng.uniform(0.94, 1.06) * np.exp(0.15 * np.clip(z, -4, 4))
     outline = _curve((0, 0), radius * _outline(rng, 0.16))
     room = np.maximum(height / 2 - np.abs(outline).max(0) - 2, 0)
     nest = np.array([width / 2, height / 2]) + rng.uniform(-1, 1, 2) * room
@@ -520,7 +520,7 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
 def _nest(rng, canvas, outline, centre, radius, unit, z) -> None:
     """The cue: from few, small, pale, even nuclei (z = -4) to crowded, large, dark, uneven ones (z = +4)."""
     z = float(np.clip(z, -5.5, 5.5))
-    covered = 0.40 + 0.065 * z  # share of the nest that is nucleus
+    covered = max(0.40 + 0.09 * z, 0.03)  # share of the nest that is nucleus
     step = (7.0 + 0.55 * z) * unit
     count = int(1.6 * radius / step) + 2
     column, row = np.meshgrid(np.arange(-count, count + 1), np.arange(-count, count + 1))
@@ -534,7 +534,7 @@ def _nest(rng, canvas, outline, centre, radius, unit, z) -> None:
             continue
         longer = np.exp(abs(rng.normal(0, uneven)))
         size = np.sqrt(area / np.pi) * np.array([longer, 1 / longer])
-        _ellipse(canvas, at, size, rng.uniform(0, np.pi), int(np.clip(96 + 4.5 * z + rng.normal(0, 6), 40, 150)))
+        _ellipse(canvas, at, size, rng.uniform(0, np.pi), int(np.clip(100 + 9 * z + rng.normal(0, 6), 40, 160)))
 
 
 def _lymphocytes(rng, canvas, size, unit, taken) -> None:
