@@ -181,7 +181,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         f"- Code: version {code['version']}, commit {(code['commit'] or 'unknown')[:12]}; torch "
         f"{record['versions']['torch']}; {record['finished'][:10]}",
         f"- Time: {duration(facts['seconds'])} for the whole notebook, {duration(history['seconds'].sum())} of it "
-        f"training ({len(history)} epochs on {training['device']}, {training['precision']}, "
+        f"training (epochs: {len(history)}, on {training["device"]}, {training['precision']}, "
         f"{history['images_per_second'].median():.0f} images per second)",
         f"- Model: {recipe['arch']}, weights {recipe['weights']}, {recipe['image_size']} pixels, batches of "
         f"{recipe['batch_size']}, lr {recipe['lr']:g}, seed {record['seed']}; the epoch kept is "
@@ -258,7 +258,7 @@ def history_table(history: pd.DataFrame, best: int) -> list[str]:
     epochs = history["epoch"]
     chosen = history[(epochs % every == 1 % every) | (epochs == best) | (epochs == epochs.max())]
     columns = [name for name in HISTORY if name in history]
-    rows = [[f"{row[name]:.0f}{' (kept)' * (row[name] == best)}" if name == "epoch" else f"{row[name]:.3g}"
+    rows = [[f"{row[name]:.0f}{' (kept)' * int(row[name] == best)}" if name == "epoch" else f"{row[name]:.3g}"
              for name in columns] for _, row in chosen.iterrows()]
     return markdown([name.replace("_", " ") for name in columns], rows)
 
