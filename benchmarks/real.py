@@ -22,14 +22,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an installation
 
 import pandas as pd
 
 from patholib import files, manifest, runs
 from patholib.errors import PathoError
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEAD = """# Benchmarks
 
@@ -181,7 +181,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         f"- Code: version {code['version']}, commit {(code['commit'] or 'unknown')[:12]}; torch "
         f"{record['versions']['torch']}; {record['finished'][:10]}",
         f"- Time: {duration(facts['seconds'])} for the whole notebook, {duration(history['seconds'].sum())} of it "
-        f"training (epochs: {len(history)}, on {training["device"]}, {training['precision']}, "
+        f"training (epochs: {len(history)}, on {training['device']}, {training['precision']}, "
         f"{history['images_per_second'].median():.0f} images per second)",
         f"- Model: {recipe['arch']}, weights {recipe['weights']}, {recipe['image_size']} pixels, batches of "
         f"{recipe['batch_size']}, lr {recipe['lr']:g}, seed {record['seed']}; the epoch kept is "

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an installation
 
-import numpy as np
 import torch
 from PIL import Image
 
-from patholib import augment, datasets, figures, files, images, manifest, recipes, runs
+from patholib import augment, datasets, figures, files, images, manifest, recipes
 from patholib.errors import PathoError
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 WIDTH, LIMIT = 1200, 300_000  # pixels, bytes
 
@@ -153,8 +151,11 @@ def either(by_recipe: dict, side: int) -> str:
 def spoken(value) -> str:
     if isinstance(value, tuple):  # stages
         return "from " + ", ".join(f"{stage.start:g}" for stage in value)
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, (bool, np.bool_)) else f"`{value}`"
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"`{value}`"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except PathoError as error:
+        sys.exit(f"PathoError {error}")
