@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         raise PathoError("real_images", run_dir.name, "was made from real images, which are not ours to publish",
                          "Name a run on demo images: python3 run.py train breakhis -p data demo")
     keep("training_metrics", Image.open(run_dir / "training_metrics.png"))
-    keep("gradcam", stacked([heatmap(run_dir, chosen) for chosen in ("right", "wrong", "uncertain")]))
+    keep("gradcam", beside([heatmap(run_dir, chosen) for chosen in ("right", "wrong", "uncertain")]))
     keep("augmentation", drawn(augmentation()))
     readme = ROOT / "README.md"
     files.write_text(readme, with_table(readme.read_text(encoding="utf-8")))
@@ -68,13 +68,13 @@ def heatmap(run_dir: Path, chosen: str) -> Image.Image | None:
     return Image.open(found[0]) if found else None
 
 
-def stacked(pictures: list[Image.Image | None]) -> Image.Image:
+def beside(pictures: list[Image.Image | None]) -> Image.Image:
     pictures = [picture.convert("RGB") for picture in pictures if picture]
-    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
-    top = 0
+    sheet = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+    left = 0
     for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height
+        sheet.paste(picture, (left, 0))
+        left += picture.width
     return sheet
 
 
