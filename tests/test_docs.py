@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from dataclasses import replace
@@ -42,8 +43,20 @@ def test_every_test_that_the_readme_names_exists():
 
 def test_every_module_stands_in_the_readme():
     modules = {p.stem for p in (ROOT / "patholib").rglob("*.py")} - {"__init__"}
-    table = README.partition("## How it is built")[2].partition("Importing `patholib`")[0]
-    assert set(re.findall(r"`(\w+)`", table)) >= modules
+    built = README.partition("## How it is built")[2]
+    assert set(re.findall(r"`(\w+)`", built.partition("A module imports")[0])) >= modules
+
+
+def test_the_order_of_imports_in_the_readme_is_the_one_that_is_tested():
+    lines = README.partition("## How it is built")[2].partition("```\n")[2].partition("```")[0].splitlines()
+    there = {p.stem for p in (ROOT / "patholib").iterdir() if p.suffix == ".py" or p.name == "datasets"}
+    levels = [level & there for level in architecture_levels()]
+    assert [set(line.split()) for line in lines] == [level for level in levels if level]
+
+
+def architecture_levels() -> tuple[set[str], ...]:
+    text = (ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8")
+    return ast.literal_eval(re.search(r"^LEVELS = (\(.*?^\))", text, re.M | re.S)[1])
 
 
 def test_the_pictures_are_small():
