@@ -404,7 +404,11 @@ def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
 
 
 def leaked_share(table: pd.DataFrame, column: str) -> float:
-    """The share of test images whose patient, case or lesion (`column`) also has images in train; 0 in a safe split."""
+    """The share of test images whose patient, case or lesion (`column`) also has images in train; 0 in a safe split.
+
+    Where a split by image has put its own ids into the column `group`, those that were given count.
+    """
+    column = f"given_{column}" if f"given_{column}" in table.columns else column
     known = set(table.loc[table["split"] == "train", column])
     return float(table.loc[table["split"] == "test", column].isin(known).mean())
 

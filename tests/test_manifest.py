@@ -126,6 +126,7 @@ def test_by_image_the_classes_are_stratified_and_groups_are_torn():
     assert m.split_counts(table).loc["b"].tolist()[:3] == [14, 3, 3]
     assert (table["group"] == table["path"]).all()
     assert table.groupby("given_group")["split"].nunique().max() > 1
+    assert m.leaked_share(table, "group") > 0.9 and m.leaked_share(m.split(data), "group") == 0
 
 
 def test_fractions_are_met_whatever_they_are():

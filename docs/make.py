@@ -1,0 +1,161 @@
+"""Makes what README.md shows: its pictures from a run on demo images, its table of recipes from the recipes.
+
+  python docs/make.py [RUN_FOLDER]     without a folder: the newest run
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an installation
+
+import torch
+from PIL import Image
+
+from patholib import augment, datasets, figures, files, images, manifest, recipes
+from patholib.errors import PathoError
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+WIDTH, LIMIT = 1200, 300_000  # pixels, bytes
+
+# Why the corrected recipes differ from the published ones, by the field in which they do.
+REASONS = {
+    "group_by": "images of one patient or lesion are never in two splits",
+    "fit": "aspect kept: squeezing 700 x 460 into a square stretches nuclei 1.52 times",
+    "augmentation.warps": "one interpolation instead of one per transform",
+    "augmentation.border": "mirrored: black corners mean nothing in tissue",
+    "augmentation.interpolation": "nearest-neighbour rotation breaks fine structure",
+    "augmentation.noise_unit": "noise of a sensor is a share of the grey range, not of the normalised one",
+    "balance": "drawing evenly *and* weighting corrects the class prior twice",
+    "stop": "inside a warm restart the rate is high and the score low: not the place to stop",
+    "fast": "bit-exact by default; speed is a choice",
+    "tta": "fixed flips and quarter turns give the same number every time",
+    "stages": "as shares of the run, so that a shorter run goes through all of them",
+    "batchnorm": "frozen means the running statistics too",
+    "loss": "the class weight is no part of the probability (Lin et al. 2017, eq. 5)",
+    "monitor": "calling everything a naevus is right half of the time; balanced accuracy is the challenge's metric",
+}
+
+
+def main(arguments: list[str]) -> None:
+    run_dir = Path(arguments[0]) if arguments else newest()
+    facts = files.read_json(run_dir / "run.json")
+    if not facts["demo"]:
+        raise PathoError("real_images", run_dir.name, "was made from real images, which are not ours to publish",
+                         "Name a run on demo images: python3 run.py train breakhis -p data demo")
+    keep("training_metrics", Image.open(run_dir / "training_metrics.png"))
+    keep("gradcam", beside([heatmap(run_dir, chosen) for chosen in ("right", "wrong", "uncertain")]))
+    keep("augmentation", drawn(augmentation()))
+    readme = ROOT / "README.md"
+    files.write_text(readme, with_table(readme.read_text(encoding="utf-8")))
+
+
+def newest() -> Path:
+    outputs = Path(os.environ.get("PATHOLIB_OUTPUTS") or ROOT / "outputs")
+    return Path(files.read_json(outputs / "latest.json")["run_dir"])
+
+
+# --- pictures ---
+
+
+def heatmap(run_dir: Path, chosen: str) -> Image.Image | None:
+    """The first heatmap of the right, wrong or uncertain images; None where a run has none of them."""
+    found = sorted((run_dir / "heatmaps").glob(f"*-{chosen}-*.png"))
+    return Image.open(found[0]) if found else None
+
+
+def beside(pictures: list[Image.Image | None]) -> Image.Image:
+    pictures = [picture.convert("RGB") for picture in pictures if picture]
+    sheet = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    return sheet
+
+
+def augmentation():
+    """The same random draws as corrected and as published, on a demo image."""
+    source = datasets.load("breakhis", "demo")
+    shown = {}
+    for title, recipe in (("as published", recipes.as_published("breakhis")), ("corrected", recipes.BREAKHIS)):
+        checked = images.check(source, recipe.cache_size, recipe.fit, progress=False)
+        split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, source.group_by)
+        shown[title] = augment.preview(checked.images.with_split(split), recipe, count=1, views=5)
+    pixels = [pixels[0] for pixels, _ in shown.values()]
+    views = torch.cat([views for _, views in shown.values()], dim=1)  # (5, 2, 3, H, W)
+    return figures.augmented(pixels, views, list(shown), "The same random draws, as published and corrected",
+                             note=manifest.DEMO_NOTE)
+
+
+def drawn(figure) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer)
+
+
+def keep(name: str, picture: Image.Image) -> None:
+    """Writes a picture of at most LIMIT bytes: in full colour if that fits, else in 256 colours, else smaller."""
+    picture, width, full = picture.convert("RGB"), min(WIDTH, picture.width), True
+    while len(content := encoded(picture, width, full)) > LIMIT:
+        width, full = (width, False) if full else (width * 9 // 10, False)
+    path = files.write_bytes(IMAGES / f"{name}.png", content)
+    print(f"{path.relative_to(ROOT)}: {width} pixels wide, {len(content) // 1000} kB")
+
+
+def encoded(picture: Image.Image, width: int, full: bool) -> bytes:
+    small = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    (small if full else small.quantize(256, dither=Image.Dither.NONE)).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+# --- the table of recipes ---
+
+
+def with_table(readme: str) -> str:
+    """The README with the table between its two marks written anew."""
+    begin, end = "<!-- recipes: begin -->\n", "<!-- recipes: end -->"
+    if readme.count(begin) != 1 or readme.count(end) != 1:
+        raise PathoError("no_marks", "README.md", "lacks the marks of the table of recipes", f"Restore {begin}{end}")
+    before, _, rest = readme.partition(begin)
+    return before + begin + table() + end + rest.partition(end)[2]
+
+
+def table() -> str:
+    """Markdown: one row per field in which a published recipe and its corrected form differ."""
+    rows = {}
+    for name in recipes.RECIPES:
+        for field, values in recipes.diff(recipes.as_published(name), recipes.get(name)).items():
+            if field != "published":
+                rows.setdefault(field, {})[name] = tuple(map(spoken, values))
+    lines = ["| field | as published | corrected (the default) | why |", "|---|---|---|---|"]
+    for field, by_recipe in rows.items():
+        published, corrected = (either(by_recipe, side) for side in (0, 1))
+        lines.append(f"| `{field}` | {published} | {corrected} | {REASONS[field]} |")
+    return "\n".join(lines) + "\n"
+
+
+def either(by_recipe: dict, side: int) -> str:
+    """One value where the recipes agree or only one has it, else each with its recipe's name."""
+    values = {name: pair[side] for name, pair in by_recipe.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values())) + ("" if len(values) > 1 else f" ({next(iter(values))})")
+    return ", ".join(f"{value} ({name})" for name, value in values.items())
+
+
+def spoken(value) -> str:
+    if isinstance(value, tuple):  # stages
+        return "from " + ", ".join(f"{stage.start:g}" for stage in value)
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"`{value}`"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except PathoError as error:
+        sys.exit(f"PathoError {error}")
