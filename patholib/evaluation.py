@@ -133,6 +133,19 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
     return table
 
 
+def constant_baseline(images: ImageSet) -> pd.DataFrame:
+    """What never looking gives: every val and test image is called the commonest class of the train rows.
+
+    Its accuracy is the share of that class, its balanced accuracy 1 / C, its AUC 0.5. Errors: no_split.
+    """
+    if "split" not in images.table:
+        raise PathoError("no_split", "images", "are not split yet", "Call with_split with the table of the split")
+    train = images.table["split"] == "train"
+    commonest = np.bincount(images.labels[train], minlength=len(images.classes)).argmax()
+    others = images.table[~train]
+    return as_predictions(replace(images, table=others), np.eye(len(images.classes))[[commonest] * len(others)])
+
+
 PERCENTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 
 
