@@ -239,8 +239,11 @@ class Judged:
 
     @property
     def subgroups(self) -> pd.DataFrame:
-        """The headline numbers in every subgroup."""
-        return pd.DataFrame(self.metrics["subgroups"])
+        """The headline numbers in every subgroup, each with its interval; why one is missing is in metrics.json."""
+        return pd.DataFrame([
+            {"column": row["column"], "value": row["value"], "images": row["images"], "groups": row["groups"]}
+            | {name: _with_interval({"value": value, "low": row[f"{name}_low"], "high": row[f"{name}_high"]})
+               for name, value in row.items() if f"{name}_low" in row} for row in self.metrics["subgroups"]])
 
     @property
     def patients(self) -> pd.DataFrame:
@@ -260,7 +263,7 @@ class Judged:
 
 def _with_interval(number: dict) -> str:
     if number["value"] is None:
-        return f"undefined: {number['undefined']}"
+        return f"undefined: {number['undefined']}" if "undefined" in number else "undefined"
     if number["low"] is None:
         return f"{number['value']:.3f}"
     return f"{number['value']:.3f} ({number['low']:.3f} to {number['high']:.3f})"

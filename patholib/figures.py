@@ -496,13 +496,18 @@ def _draw_intervals(axes, shown) -> None:
 
 @_styled
 def patients(table: pd.DataFrame, score: str = "score", score_label: str = "share of images recognised",
-             threshold: float | None = None, title: str = "One dot per patient", note: str = "") -> Figure:
+             threshold: float | None = None, classes: Sequence[str] | None = None, group_name: str = "patient",
+             title: str = "", note: str = "") -> Figure:
     """Scores of the patients in [0, 1] by class, worst first, larger dots for more images.
 
-    table: columns group, label, `score`, and images if known.
+    table: columns group, label, `score`, and images if known. classes: their order, which also decides the colours.
+    group_name: what a dot is ("lesion").
     """
-    table = table.sort_values(["label", score, "group"], kind="stable").reset_index(drop=True)
-    classes = sorted(table["label"].unique())
+    title = title or f"One dot per {group_name}"
+    every = list(classes) if classes is not None else sorted(set(table["label"]))
+    classes = [c for c in every if c in set(table["label"])]
+    table = table.sort_values(["label", score, "group"], kind="stable", ignore_index=True,
+                              key=lambda column: column.map(classes.index) if column.name == "label" else column)
     named = len(table) <= 60
     figure = _open(7, 0.9 + (0.185 * len(table) if named else 5.5) + 0.15 * len(classes), title, note)
     axes = figure.subplots()
@@ -510,11 +515,11 @@ def patients(table: pd.DataFrame, score: str = "score", score_label: str = "shar
     places = np.arange(len(table)) + 1.2 * table["label"].map(gaps).to_numpy(float)
     images = table["images"].to_numpy(float) if "images" in table else np.ones(len(table))
     sizes = 18 + 70 * images / max(images.max(initial=1), 1)
-    for i, name in enumerate(classes):
-        here = (table["label"] == name).to_numpy()
+    for name in classes:
+        i, here = every.index(name), (table["label"] == name).to_numpy()
         axes.hlines(places[here], 0, table[score][here], color="#dfe4e8", linewidth=1, zorder=1)
         axes.scatter(table[score][here], places[here], s=sizes[here], color=COLOURS[i % 8], zorder=2, linewidth=0,
-                     label=f"{here.sum()} patients: {_plain(name, 28)}", marker="osD^v<>P"[i % 8], clip_on=False)
+                     label=f"{here.sum()} {group_name}s: {_plain(name, 28)}", marker="osD^v<>P"[i % 8], clip_on=False)
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         axes.text(threshold, 1.01, f"threshold {threshold:.3g}", transform=axes.get_xaxis_transform(), ha="center",
@@ -524,7 +529,7 @@ def patients(table: pd.DataFrame, score: str = "score", score_label: str = "shar
     axes.tick_params(axis="y", labelsize=7.5, length=0)
     axes.grid(False, axis="y")
     if not named:
-        axes.set_ylabel(f"{len(table)} patients")
+        axes.set_ylabel(f"{len(table)} {group_name}s")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 

@@ -81,7 +81,8 @@ def focal_table(counts: Mapping[str, int], gamma: float = 2.0,
     """
     counts = dict(counts)
     rare, common = min(counts, key=counts.get), max(counts, key=counts.get)
-    weights = class_weights([counts[rare], counts[common]]).double()
+    weights = dict(zip(counts, class_weights(counts.values()).double(), strict=True))
+    weights = torch.stack([weights[rare], weights[common]])  # (2,)
     entropy = -torch.tensor(probs, dtype=torch.float64).log()[:, None]  # (P, 1)
     table = pd.DataFrame(index=pd.Index(probs, name="p of the label"))
     for title, weighted_pt in (("focal", False), ("published", True)):

@@ -315,3 +315,11 @@ def test_a_baseline_that_cannot_be_fitted_is_refused():
         with pytest.raises(PathoError) as refusal:
             evaluation.colour_baseline(replace(images, table=table))
         assert refusal.value.code == code
+
+
+def test_subgroups_are_shown_with_intervals_and_without_numbers_that_are_none():
+    row = {"column": "site", "value": "nose", "images": 3, "groups": 2, "few": True, "accuracy": 0.5,
+           "accuracy_low": 0.25, "accuracy_high": 1.0, "auc": None, "auc_low": None, "auc_high": None, "note": "few"}
+    shown = evaluation.Judged({"subgroups": [row]}, pd.DataFrame(), RECIPE).subgroups
+    assert shown.to_dict("records") == [{"column": "site", "value": "nose", "images": 3, "groups": 2,
+                                         "accuracy": "0.500 (0.250 to 1.000)", "auc": "undefined"}]

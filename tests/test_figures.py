@@ -202,3 +202,13 @@ def test_a_saved_figure_has_the_same_bytes_each_time(tmp_path):
     first, second = (figures.save(figures.learning_rate(history()), tmp_path / n) for n in ("a.png", "b/c.png"))
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().startswith(b"\x89PNG")
+
+
+def test_classes_keep_their_order_and_colour_where_some_have_no_patient():
+    table = pd.DataFrame({"group": ["a", "b"], "label": ["AK", "MEL"], "score": [0.5, 1.0]})
+    found = texts(figures.patients(table, classes=("MEL", "NV", "AK"), group_name="lesion"))
+    legend = [t for t in found if " lesions: " in t]
+    assert legend == ["1 lesions: MEL", "1 lesions: AK"] and "One dot per lesion" in found
+    dots = figures.patients(table, classes=("MEL", "NV", "AK")).axes[0].collections
+    third = matplotlib.colors.to_rgba(figures.COLOURS[2])
+    assert any(np.allclose(dot.get_facecolor(), third) for dot in dots if len(dot.get_facecolor()))
