@@ -133,6 +133,19 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
     return table
 
 
+def constant_baseline(images: ImageSet) -> pd.DataFrame:
+    """What never looking gives: every val and test image is called the commonest class of the train rows.
+
+    Its accuracy is the share of that class, its balanced accuracy 1 / C, its AUC 0.5. Errors: no_split.
+    """
+    if "split" not in images.table:
+        raise PathoError("no_split", "images", "are not split yet", "Call with_split with the table of the split")
+    train = images.table["split"] == "train"
+    commonest = np.bincount(images.labels[train], minlength=len(images.classes)).argmax()
+    others = images.table[~train]
+    return as_predictions(replace(images, table=others), np.eye(len(images.classes))[[commonest] * len(others)])
+
+
 PERCENTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 
 
@@ -226,8 +239,11 @@ class Judged:
 
     @property
     def subgroups(self) -> pd.DataFrame:
-        """The headline numbers in every subgroup."""
-        return pd.DataFrame(self.metrics["subgroups"])
+        """The headline numbers in every subgroup, each with its interval; why one is missing is in metrics.json."""
+        return pd.DataFrame([
+            {"column": row["column"], "value": row["value"], "images": row["images"], "groups": row["groups"]}
+            | {name: _with_interval({"value": value, "low": row[f"{name}_low"], "high": row[f"{name}_high"]})
+               for name, value in row.items() if f"{name}_low" in row} for row in self.metrics["subgroups"]])
 
     @property
     def patients(self) -> pd.DataFrame:
@@ -247,7 +263,7 @@ class Judged:
 
 def _with_interval(number: dict) -> str:
     if number["value"] is None:
-        return f"undefined: {number['undefined']}"
+        return f"undefined: {number['undefined']}" if "undefined" in number else "undefined"
     if number["low"] is None:
         return f"{number['value']:.3f}"
     return f"{number['value']:.3f} ({number['low']:.3f} to {number['high']:.3f})"

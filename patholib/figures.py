@@ -496,37 +496,68 @@ def _draw_intervals(axes, shown) -> None:
 
 @_styled
 def patients(table: pd.DataFrame, score: str = "score", score_label: str = "share of images recognised",
-             threshold: float | None = None, title: str = "One dot per patient", note: str = "") -> Figure:
-    """Scores of the patients in [0, 1] by class, worst first, larger dots for more images.
+             threshold: float | None = None, classes: Sequence[str] | None = None, group_name: str = "patient",
+             title: str = "", note: str = "") -> Figure:
+    """Scores of the patients in [0, 1] by class, worst first, larger dots for more images; over 60 are counted instead.
 
-    table: columns group, label, `score`, and images if known.
+    table: columns group, label, `score`, and images if known. classes: their order, which also decides the colours.
+    group_name: what a dot is ("lesion").
     """
-    table = table.sort_values(["label", score, "group"], kind="stable").reset_index(drop=True)
-    classes = sorted(table["label"].unique())
-    named = len(table) <= 60
-    figure = _open(7, 0.9 + (0.185 * len(table) if named else 5.5) + 0.15 * len(classes), title, note)
+    title = title or f"One dot per {group_name}"
+    every = list(classes) if classes is not None else sorted(set(table["label"]))
+    classes = [c for c in every if c in set(table["label"])]
+    table = table.sort_values(["label", score, "group"], kind="stable", ignore_index=True,
+                              key=lambda column: column.map(classes.index) if column.name == "label" else column)
+    if len(table) > 60:
+        return _many_patients(table, score, score_label, threshold, classes, every, group_name, title, note)
+    figure = _open(7, 0.9 + 0.185 * len(table) + 0.15 * len(classes), title, note)
     axes = figure.subplots()
     gaps = {c: i for i, c in enumerate(classes)}
     places = np.arange(len(table)) + 1.2 * table["label"].map(gaps).to_numpy(float)
     images = table["images"].to_numpy(float) if "images" in table else np.ones(len(table))
     sizes = 18 + 70 * images / max(images.max(initial=1), 1)
-    for i, name in enumerate(classes):
-        here = (table["label"] == name).to_numpy()
+    for name in classes:
+        i, here = every.index(name), (table["label"] == name).to_numpy()
         axes.hlines(places[here], 0, table[score][here], color="#dfe4e8", linewidth=1, zorder=1)
         axes.scatter(table[score][here], places[here], s=sizes[here], color=COLOURS[i % 8], zorder=2, linewidth=0,
-                     label=f"{here.sum()} patients: {_plain(name, 28)}", marker="osD^v<>P"[i % 8], clip_on=False)
+                     label=f"{here.sum()} {group_name}s: {_plain(name, 28)}", marker="osD^v<>P"[i % 8], clip_on=False)
+    _mark_threshold(axes, threshold)
+    axes.set(xlim=(-0.02, 1.03), ylim=(places[-1] + 0.8, -0.8), xlabel=score_label)
+    axes.set_yticks(places, [_plain(g, 24) for g in table["group"]])
+    axes.tick_params(axis="y", labelsize=7.5, length=0)
+    axes.grid(False, axis="y")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return figure
+
+
+def _many_patients(table, score, score_label, threshold, classes, every, group_name, title, note) -> Figure:
+    """Too many for a dot each: a row per class, a disc per score whose area is the share of the class, with its count.
+
+    Scores are gathered in steps of 0.05.
+    """
+    title = title if title != f"One dot per {group_name}" else f"Scores of {len(table):,} {group_name}s"
+    figure = _open(8, 0.8 + 0.62 * len(classes), title, note)
+    axes = figure.subplots()
+    for row, name in enumerate(classes):
+        scores, counts = np.unique((table.loc[table["label"] == name, score] * 20).round() / 20, return_counts=True)
+        axes.scatter(scores, np.full(len(scores), row), s=900 * counts / counts.sum(), alpha=0.75, linewidth=0,
+                     color=COLOURS[every.index(name) % 8], zorder=2, clip_on=False)
+        for at, count in zip(scores, counts, strict=True):
+            axes.text(at, row + 0.46, f"{count:,}", ha="center", va="center", fontsize=7.5)
+    _mark_threshold(axes, threshold)
+    axes.set(xlim=(-0.05, 1.05), ylim=(len(classes) - 0.3, -0.7), xlabel=score_label)
+    sizes = table["label"].value_counts()
+    axes.set_yticks(range(len(classes)), [f"{_plain(c, 24)}: {sizes[c]:,}" for c in classes])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    return figure
+
+
+def _mark_threshold(axes, threshold: float | None) -> None:
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         axes.text(threshold, 1.01, f"threshold {threshold:.3g}", transform=axes.get_xaxis_transform(), ha="center",
                   va="bottom", fontsize=8)
-    axes.set(xlim=(-0.02, 1.03), ylim=(places[-1] + 0.8, -0.8), xlabel=score_label)
-    axes.set_yticks(places if named else [], [_plain(g, 24) for g in table["group"]] if named else [])
-    axes.tick_params(axis="y", labelsize=7.5, length=0)
-    axes.grid(False, axis="y")
-    if not named:
-        axes.set_ylabel(f"{len(table)} patients")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2)
-    return figure
 
 
 @_styled

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional
@@ -47,11 +50,16 @@ class Loss(nn.Module):
                                              label_smoothing=self.label_smoothing)
             return total, weights[labels].sum()
         entropy = functional.cross_entropy(logits, labels, reduction="none")  # (N,) = -log pt
-        weighted = weights[labels] * entropy  # (N,)
-        miss = -torch.expm1(-(weighted if self.kind == "focal_weighted_pt" else entropy))  # 1 - pt
-        # Away from 0, where a power below 1 has an infinite slope.
-        focus = miss.clamp_min(torch.finfo(miss.dtype).tiny) ** self.gamma
-        return (focus * weighted).sum(), logits.new_tensor(float(len(labels)))
+        total = focal(entropy, weights[labels], self.gamma, self.kind == "focal_weighted_pt").sum()
+        return total, logits.new_tensor(float(len(labels)))
+
+
+def focal(entropy: torch.Tensor, weights: torch.Tensor, gamma: float, weighted_pt: bool) -> torch.Tensor:
+    """The focal loss of each image from its cross-entropy -log pt and its class's weight, shapes that broadcast."""
+    weighted = weights * entropy
+    miss = -torch.expm1(-(weighted if weighted_pt else entropy))  # 1 - pt
+    # Away from 0, where a power below 1 has an infinite slope.
+    return miss.clamp_min(torch.finfo(miss.dtype).tiny) ** gamma * weighted
 
 
 def build(recipe, counts) -> Loss:
@@ -62,3 +70,22 @@ def build(recipe, counts) -> Loss:
     corrected = recipe.balance in ("weights", "sampler_and_weights")
     weights = class_weights(counts) if corrected else torch.ones(len(counts))
     return Loss(recipe.loss, weights, recipe.label_smoothing, recipe.focal_gamma)
+
+
+def focal_table(counts: Mapping[str, int], gamma: float = 2.0,
+                probs: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
+    """The two focal losses of an image of the rarest and of the commonest class, at the same probability of its label.
+
+    counts: training images by class. Rows: probs. With pt from the probability, the ratio of the two losses is that of
+    the class weights at every probability; with pt from the weighted entropy, as published, it is another at each.
+    """
+    counts = dict(counts)
+    rare, common = min(counts, key=counts.get), max(counts, key=counts.get)
+    weights = dict(zip(counts, class_weights(counts.values()).double(), strict=True))
+    weights = torch.stack([weights[rare], weights[common]])  # (2,)
+    entropy = -torch.tensor(probs, dtype=torch.float64).log()[:, None]  # (P, 1)
+    table = pd.DataFrame(index=pd.Index(probs, name="p of the label"))
+    for title, weighted_pt in (("focal", False), ("published", True)):
+        table[[f"{title}: {rare}", f"{title}: {common}"]] = focal(entropy, weights, gamma, weighted_pt).numpy()
+        table[f"{title}: ratio"] = table[f"{title}: {rare}"] / table[f"{title}: {common}"]
+    return table

@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -299,3 +300,39 @@ def describe(model: Classifier) -> pd.DataFrame:
     add("head", still.head.parameters(), logits)
     add("model", still.parameters(), logits)
     return pd.DataFrame(rows)
+
+
+def describe_stages(recipe: Recipe) -> pd.DataFrame:
+    """One row per stage of unfreezing: first epoch (from 1), frozen blocks, first block that learns, lr factor, shares.
+
+    The shares are of the weights that learn, in the backbone and in the whole model, head included.
+    """
+    model = build(replace(recipe, weights="none"))
+    rows = []
+    for stage in recipe.stages:
+        model.freeze(stage.frozen, recipe.batchnorm)
+        shares = describe(model).set_index("block")["share"]
+        rows.append({"from epoch": stage.first_epoch(recipe.epochs) + 1, "frozen": stage.frozen,
+                     "learns from": (*model.block_names, "head")[stage.frozen], "lr factor": stage.lr_scale,
+                     "backbone share": shares["backbone"], "model share": shares["model"]})
+    return pd.DataFrame(rows)
+
+
+def drift(model: Classifier, images: torch.Tensor, others: torch.Tensor, passes: int = 20) -> float:
+    """How much the frozen blocks change their maps of `images` (N, 3, H, W) by looking at `others`, without any step.
+
+    Both are shown in train mode, first `images` until the statistics have settled on them, then `others`; between the
+    two the maps are compared: norm of the change / norm. 0 where frozen blocks stay in eval mode, or none is frozen.
+    A copy of the model is used, and the random generators stay as they were.
+    """
+    if not model.frozen:
+        return 0.0
+    model, last = copy.deepcopy(model).train(), model.block_names[model.frozen - 1]
+    maps = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # of stochastic depth, which train mode wakes as well
+        for shown in (images, others):
+            for _ in range(passes):
+                model.features(shown, last)
+            maps.append(evaluating(model).features(images, last))
+    return float((maps[1] - maps[0]).norm() / maps[0].norm())

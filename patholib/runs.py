@@ -213,16 +213,17 @@ def _lock(folder: Path):
 
 
 def recipe_for(name: str, source: manifest.Manifest, published: bool = False, weights: str | None = None,
-               **overrides) -> Recipe:
+               small: bool = False, **overrides) -> Recipe:
     """The recipe `name` for these data: their classes and grouping, cut down for demo images, then the overrides.
 
     published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
-    file; None: what the recipe says, and none on demo images. overrides: fields of the recipe; None leaves a field.
+    file; None: what the recipe says, and none on demo images. small: cut real images down as well, for a first
+    look. overrides: fields of the recipe; None leaves a field.
     """
     recipe = recipes.as_published(name) if published else recipes.get(name)
     recipe = replace(recipe, classes=source.classes, positive=source.positive,
                      group_by="image" if published else source.group_by)
-    if source.demo and weights is None:
+    if small or (source.demo and weights is None):
         recipe = recipes.for_demo(recipe)
     elif weights == "none":
         recipe = recipes.from_scratch(recipe)

@@ -3,6 +3,7 @@
 import re
 import shutil
 import statistics
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from patholib import datasets
 from patholib.datasets import demo
 from patholib.errors import PathoError
 from patholib.files import read_json, sha256
@@ -323,3 +325,19 @@ def test_an_impossible_setting_is_refused_before_anything_is_written(tmp_path, c
 def test_the_demo_folder_can_be_moved(breakhis, tmp_path):
     moved = shutil.copytree(breakhis, tmp_path / "elsewhere")
     assert demo._complete(moved, read_json(moved / demo.MARKER)["settings"])
+
+
+def test_a_model_is_measured_against_the_best_possible_on_demo_images_only(isic, capsys):
+    source = datasets.read(isic)
+    best = datasets.best_possible(source, source.table)
+    best = best.assign(group=best["lesion"])
+    datasets.check_against_best(source, best, tol=0.0)
+    columns = [f"p_{c}" for c in source.classes]
+    worse = best.assign(**{c: best[columns[::-1]].to_numpy()[:, i] for i, c in enumerate(columns)})
+    with pytest.raises(PathoError) as refusal:
+        datasets.check_against_best(source, worse)
+    assert refusal.value.code == "short_of_best"
+    datasets.check_against_best(source, worse, stop=False)
+    assert capsys.readouterr().out.count("best possible on these images") == 3
+    datasets.check_against_best(replace(source, demo=False), worse)
+    assert "not known" in capsys.readouterr().out

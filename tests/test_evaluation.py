@@ -260,6 +260,22 @@ def test_two_reds_on_either_side_of_the_hue_seam_are_alike():
     assert abs(evaluation.colours(orange)[3] - evaluation.colours(crimson)[3]) < 5
 
 
+def test_never_looking_has_the_accuracy_of_the_commonest_training_class():
+    images = replace(image_set(n=60), classes=("benign", "absent", "malignant"))
+    train = images.table["split"] == "train"
+    table = images.table.assign(label=images.table["label"].mask(train & (images.table.index > 9), "malignant"))
+    found = evaluation.constant_baseline(replace(images, table=table))
+    assert found["path"].tolist() == images.table.loc[~train, "path"].tolist() and "row" not in found
+    assert (found["p_malignant"] == 1).all() and (found[["p_benign", "p_absent"]] == 0).all(axis=None)
+    numbers = metrics.summary(found, images.classes, resamples=0)["metrics"]
+    assert numbers["accuracy"]["value"] == (found["label"] == "malignant").mean()
+    assert numbers["balanced_accuracy"]["value"] == 0.5  # of the two classes that occur
+    assert numbers["auc"]["value"] == 0.5
+    with pytest.raises(PathoError) as refusal:
+        evaluation.constant_baseline(replace(images, table=images.table.drop(columns="split")))
+    assert refusal.value.code == "no_split"
+
+
 def test_the_colour_baseline_learns_colour_and_predicts_what_is_not_train():
     images = image_set(n=200)
     found = evaluation.colour_baseline(images)
@@ -299,3 +315,11 @@ def test_a_baseline_that_cannot_be_fitted_is_refused():
         with pytest.raises(PathoError) as refusal:
             evaluation.colour_baseline(replace(images, table=table))
         assert refusal.value.code == code
+
+
+def test_subgroups_are_shown_with_intervals_and_without_numbers_that_are_none():
+    row = {"column": "site", "value": "nose", "images": 3, "groups": 2, "few": True, "accuracy": 0.5,
+           "accuracy_low": 0.25, "accuracy_high": 1.0, "auc": None, "auc_low": None, "auc_high": None, "note": "few"}
+    shown = evaluation.Judged({"subgroups": [row]}, pd.DataFrame(), RECIPE).subgroups
+    assert shown.to_dict("records") == [{"column": "site", "value": "nose", "images": 3, "groups": 2,
+                                         "accuracy": "0.500 (0.250 to 1.000)", "auc": "undefined"}]

@@ -199,6 +199,26 @@ def test_floats_with_channels_first_and_bytes_with_channels_last_give_the_same_p
 
 
 def test_a_saved_figure_has_the_same_bytes_each_time(tmp_path):
-    first, second = (figures.save(figures.learning_rate(history()), tmp_path / n) for n in ("a.png", "b/c.png"))
+    first, second = tmp_path / "a.png", tmp_path / "b/c.png"
+    for path in (first, second):
+        assert isinstance(figures.save(figures.learning_rate(history()), path), Figure)  # for a cell to end with
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().startswith(b"\x89PNG")
+
+
+def test_classes_keep_their_order_and_colour_where_some_have_no_patient():
+    table = pd.DataFrame({"group": ["a", "b"], "label": ["AK", "MEL"], "score": [0.5, 1.0]})
+    found = texts(figures.patients(table, classes=("MEL", "NV", "AK"), group_name="lesion"))
+    legend = [t for t in found if " lesions: " in t]
+    assert legend == ["1 lesions: MEL", "1 lesions: AK"] and "One dot per lesion" in found
+    dots = figures.patients(table, classes=("MEL", "NV", "AK")).axes[0].collections
+    third = matplotlib.colors.to_rgba(figures.COLOURS[2])
+    assert any(np.allclose(dot.get_facecolor(), third) for dot in dots if len(dot.get_facecolor()))
+
+
+def test_more_patients_than_dots_can_show_are_counted_by_score():
+    table = pd.DataFrame({"group": [f"p{i}" for i in range(100)], "label": ["AK"] * 60 + ["NV"] * 40,
+                          "score": [0.0] * 20 + [1.0] * 40 + [1 / 3] * 40})
+    found = texts(figures.patients(table, group_name="lesion"))
+    assert {"20", "AK: 60", "NV: 40", "Scores of 100 lesions"} <= set(found)
+    assert found.count("40") == 2  # AK at 1, NV at a third

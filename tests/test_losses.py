@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -119,3 +120,16 @@ def test_half_precision_logits_are_promoted(batch, kind, half):
 
 def test_the_weights_are_no_state_of_the_training():
     assert not losses.build(recipes.BREAKHIS, [1, 2]).state_dict()
+
+
+def test_only_the_corrected_focal_loss_weighs_a_rare_class_the_same_at_every_probability():
+    table = losses.focal_table({"NV": 90, "DF": 10, "MEL": 40}, gamma=2.0)
+    assert table["focal: ratio"].tolist() == pytest.approx([9.0] * 3)  # 90 / 10
+    ratios = table["published: ratio"].tolist()
+    assert 9 < ratios[0] < ratios[1] < ratios[2]  # the surer both are, the less the common class counts
+    # By hand: 1/90, 1/10 and 1/40 times 3 over their sum; p = 0.5, (1 - pt)^2 w CE.
+    entropy, nv, df = math.log(2), 3 * (1 / 90) / (49 / 360), 3 * (1 / 10) / (49 / 360)
+    assert table.loc[0.5, "focal: DF"] == pytest.approx(0.25 * df * entropy)
+    assert table.loc[0.5, "focal: NV"] == pytest.approx(0.25 * nv * entropy)
+    assert table.loc[0.5, "published: DF"] == pytest.approx((1 - 0.5**df) ** 2 * df * entropy)
+    assert table.loc[0.5, "published: NV"] == pytest.approx((1 - 0.5**nv) ** 2 * nv * entropy)

@@ -241,6 +241,30 @@ def test_describing_changes_no_state(recipe):
     assert not _moved(model, before) and [module.training for module in model.modules()] == modes
 
 
+def test_the_stages_are_listed_with_what_learns_in_each():
+    table = models.describe_stages(recipes.as_published("isic2019"))
+    assert table["from epoch"].tolist() == [1, 21, 41, 61, 81]
+    assert table["learns from"].tolist() == [f"features[{i}]" for i in (7, 5, 3, 1, 0)]
+    assert table["backbone share"].iloc[0] == pytest.approx(1_129_392 / 4_007_548)
+    assert table["backbone share"].is_monotonic_increasing and table["backbone share"].iloc[-1] == 1
+    assert (table["model share"] >= table["backbone share"]).all()  # the head always learns
+
+
+def test_frozen_blocks_drift_in_train_mode_and_only_there(recipe, images):
+    for batchnorm in ("drift", "adapt"):
+        model = _fresh(recipe).freeze(2, batchnorm).eval()
+        state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        assert models.drift(model, images, images**3) > 0.05
+        assert not _moved(model, state) and torch.equal(torch.get_rng_state(), random) and not model.training
+    assert models.drift(_fresh(recipe).freeze(2, "frozen"), images, images**3) == 0
+    assert models.drift(_fresh(recipe).freeze(0, "drift"), images, images**3) == 0
+
+
+def test_statistics_that_have_settled_on_the_same_images_stay(images):
+    model = _fresh(SMALL["resnet18"]).freeze(1, "drift")
+    assert models.drift(model, images, images, passes=100) < 1e-3 < models.drift(model, images, images / 2, passes=100)
+
+
 def test_an_evaluating_twin_shares_tensors_but_not_the_mode(recipe):
     model = _fresh(recipe)
     twin = models.evaluating(model)
