@@ -756,3 +756,21 @@ def test_reading_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+
+
+def examples_set():
+    """Class b: patients x (3 images), y (1); class m: patient z (2). Sorted by path as a manifest is."""
+    table = pd.DataFrame({"path": ["b0", "b1", "b2", "b3", "m0", "m1"], "label": ["b"] * 4 + ["m"] * 2,
+                          "case": ["x", "x", "x", "y", "z", "z"], "row": [5, 4, 3, 2, 1, 0]})
+    return images.ImageSet(np.arange(6, dtype=np.uint8)[:, None, None, None], table, ("m", "b"))
+
+
+@pytest.mark.parametrize(("each", "expected"), [
+    (1, ["m0", "b0"]), (2, ["m0", "m1", "b0", "b3"]), (3, ["m0", "m1", "b0", "b3", "b1"]),
+])
+def test_examples_come_from_as_many_patients_as_there_are_in_class_order(each, expected):
+    found = examples_set().examples(each, "case")
+    assert list(found.table["path"]) == expected
+    place = ["b0", "b1", "b2", "b3", "m0", "m1"]
+    assert found.pictures.ravel().tolist() == [5 - place.index(path) for path in expected]
+    assert set(found.table) == {"path", "label", "case", "row"}
