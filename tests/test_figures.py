@@ -205,3 +205,9 @@ def test_a_saved_figure_has_the_same_bytes_each_time(tmp_path):
         assert figures.save(figure, path) is figure  # so that a notebook's cell can end with it
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().startswith(b"\x89PNG")
+
+
+def test_patients_are_called_by_their_own_name_where_it_is_not_the_group():
+    table = pd.DataFrame({"patient": ["14-1", "14-2"], "group": ["g1", "g2"], "label": TWO, "score": [0.5, 1.0]})
+    assert {"14-1", "14-2"} <= set(texts(figures.patients(table))) and "g1" not in texts(figures.patients(table))
+    assert {"g1", "g2"} <= set(texts(figures.patients(table.drop(columns="patient"))))

@@ -261,7 +261,9 @@ def tiles():
 
 def test_an_explanation_is_of_the_picture_the_class_and_the_block_it_names(resnet18, tiles):
     table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
-    found = explain(resnet18, tiles, table, "malignant", each=3)
+    threshold = float(table["p_malignant"].median())  # so that half of the images are called what is less probable
+    found = explain(resnet18, tiles, table, "malignant", threshold, each=3)
+    assert set(found.table["decision"]) == set(CLASSES)
     assert found.table["path"].is_unique and len(found.table) == len(found.heat) == len(found.pictures)
     assert found.block == default_block(resnet18) == "layer2[1]"
     for i, row in found.table.iterrows():

@@ -92,7 +92,9 @@ def finish(root, kind):
 
 @pytest.fixture(scope="module", params=["breakhis", "isic2019", "table"])
 def done(request, tmp_path_factory):
-    return finish(tmp_path_factory.mktemp(request.param), request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "FILE_DPI", 40)  # what the figures show is not looked at here
+        return finish(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_the_run_folder_is_complete_and_holds_nothing_else(done):
