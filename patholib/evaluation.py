@@ -49,7 +49,7 @@ def _forward(model, images, recipe, tta, device, batch_size, precision, progress
     """Logits (views, N, C), float32 on the CPU."""
     import torch
 
-    from patholib import augment
+    from patholib import augment, models
     from patholib.images import batches
 
     if not len(images):
@@ -66,10 +66,10 @@ def _forward(model, images, recipe, tta, device, batch_size, precision, progress
     modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
     model.to(device).eval()
     parts = []
-    half = torch.float16 if precision == "fp16" else torch.bfloat16
-    bar = tqdm(total=len(images), unit="image", desc="predicting", leave=False, disable=not progress)
+    quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
+    bar = tqdm(total=len(images), unit="image", desc="predicting", leave=False, **quiet)
     try:
-        with bar, torch.inference_mode(), torch.autocast(device.type, dtype=half, enabled=precision != "fp32"):
+        with bar, torch.inference_mode(), models.autocast(device, precision):
             for batch in batches(images, np.arange(len(images)), max(1, batch_size // number), views):
                 stack = batch.images.flatten(0, 1)  # (views * B, 3, size, size): all views in one pass
                 stack = stack.to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -229,7 +229,7 @@ class Judged:
         """The headline numbers side by side, each with its 95 % interval over groups."""
         shown = {"validation": "val", "test": "test", "test, TTA": "test_tta", "colour baseline": "baseline"}
         columns = {title: self.metrics[key]["metrics"] for title, key in shown.items() if key in self.metrics}
-        return pd.DataFrame({title: {name: _with_interval(number) for name, number in numbers.items()}
+        return pd.DataFrame({title: {name: metrics.readable(number) for name, number in numbers.items()}
                              for title, numbers in columns.items()})
 
     @property
@@ -239,16 +239,21 @@ class Judged:
 
     @property
     def subgroups(self) -> pd.DataFrame:
-        """The headline numbers in every subgroup, each with its interval; why one is missing is in metrics.json."""
-        return pd.DataFrame([
-            {"column": row["column"], "value": row["value"], "images": row["images"], "groups": row["groups"]}
-            | {name: _with_interval({"value": value, "low": row[f"{name}_low"], "high": row[f"{name}_high"]})
-               for name, value in row.items() if f"{name}_low" in row} for row in self.metrics["subgroups"]])
+        """The headline numbers in every subgroup of the test images, as text with their 95 % intervals.
+
+        `note` says which rows have too few groups, and why a number is undefined.
+        """
+        rows = self.summary["subgroups"]
+        table = pd.DataFrame(rows)
+        ends = [name for name in table if name.endswith(("_low", "_high"))]
+        names = dict.fromkeys(name.rsplit("_", 1)[0] for name in ends)
+        text = {name: [metrics.readable(metrics.of_subgroup(row, name), digits=2) for row in rows] for name in names}
+        return table.assign(**text).drop(columns=["few", *ends], errors="ignore")
 
     @property
     def patients(self) -> pd.DataFrame:
         """One row per patient (case, lesion or group) of the test images."""
-        return metrics.by_patient(self.test, self.recipe.classes, self.recipe.positive, "group")
+        return metrics.by_patient(self.test, self.recipe.classes, self.recipe.positive, patient_column(self.test))
 
     @property
     def labels(self) -> np.ndarray:
@@ -261,12 +266,9 @@ class Judged:
         return self.test[[f"p_{c}" for c in self.recipe.classes]].to_numpy()
 
 
-def _with_interval(number: dict) -> str:
-    if number["value"] is None:
-        return f"undefined: {number['undefined']}" if "undefined" in number else "undefined"
-    if number["low"] is None:
-        return f"{number['value']:.3f}"
-    return f"{number['value']:.3f} ({number['low']:.3f} to {number['high']:.3f})"
+def patient_column(table: pd.DataFrame) -> str:
+    """The column that tells patients apart, also where the split was by image: case, lesion or the given group."""
+    return next(name for name in ("case", "lesion", "given_group", "group") if name in table)
 
 
 def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe, baseline: pd.DataFrame | None = None,
@@ -274,8 +276,8 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recip
     """Applies the model to the validation and test images and writes predictions_*.csv and metrics.json.
 
     Test images are predicted plainly and, if the recipe has more than one view, with test-time augmentation.
-    baseline: predictions of `colour_baseline`. subgroups: columns to report apart. All numbers have intervals over
-    groups, drawn with the same seed.
+    baseline: predictions of `colour_baseline`. subgroups: columns to report apart, of the test images, as are the
+    patients. All numbers have intervals over groups, drawn with the same seed.
     """
     run_dir, val, test = Path(run_dir), images.part("val"), images.part("test")
     tables = {"val": predict(model, val, recipe), "test": predict(model, test, recipe)}
@@ -288,7 +290,8 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recip
     classes, positive = recipe.classes, recipe.positive
     found = {name: metrics.summary(table, classes, positive, seed=recipe.seed) for name, table in tables.items()}
     apart = metrics.by_subgroup(tables["test"], classes, positive, subgroups, seed=recipe.seed)
-    found["subgroups"] = apart.astype(object).where(apart.notna(), None).to_dict("records")
-    found["patients"] = metrics.patient_summary(tables["test"], classes, positive, "group", seed=recipe.seed)
+    found["test"]["subgroups"] = apart.astype(object).where(apart.notna(), None).to_dict("records")
+    found["test"]["patients"] = metrics.patient_summary(tables["test"], classes, positive,
+                                                        patient_column(tables["test"]), seed=recipe.seed)
     files.write_json(run_dir / "metrics.json", found)
     return Judged(found, tables["test"], recipe)

@@ -59,7 +59,7 @@ def published(path: Path, model_state: Mapping[str, torch.Tensor], epoch: int, b
         "optimizer_state": optimizer_state,
         "validation": dict(validation) if validation is not None else None,
         "frozen_blocks": frozen_blocks,
-        "recipe": recipe.to_json() if recipe is not None else None,
+        "recipe": recipes.without_folders(recipe).to_json() if recipe is not None else None,
     }
     stream = io.BytesIO()
     torch.save(content, stream)
@@ -79,9 +79,7 @@ def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Re
     run: the run's name; data_sha256: of its manifest of images; epoch from 1. threshold and temperature: chosen on the
     validation images, None where they were not. Errors: nonfinite_weights, class_mismatch, bad_manifest.
     """
-    folder, state = Path(folder), plain_state(model_state)
-    if recipe.weights not in ("none", "imagenet"):
-        recipe = replace(recipe, weights=Path(recipe.weights).name)  # where it lay is nobody else's business
+    folder, state, recipe = Path(folder), plain_state(model_state), recipes.without_folders(recipe)
     weights = safetensors.torch.save(state, metadata={"format": "pt"})
     manifest = {
         "format": FORMAT,

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from patholib import files
-from patholib.errors import PathoError
+from patholib.errors import PathoError, shown
 
 INK, FAINT, PAPER, WARNING = "#2b3440", "#8a94a0", "#ffffff", "#a83a00"
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
@@ -77,7 +77,7 @@ def _open(width: float, height: float, title: str, note: str) -> Figure:
 
 def _plain(text, width: int = 60) -> str:
     """`text` on one line with control characters made visible, cut in the middle to `width` characters."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    text = shown(text)
     return text if len(text) <= width else f"{text[:width - width // 3 - 1]}…{text[-(width // 3):]}"
 
 
@@ -467,9 +467,9 @@ def _draw_pr(axes, ranked, threshold=None) -> None:
 @_styled
 def intervals(summary: Mapping, title: str = "Results with 95 % intervals", note: str = "") -> Figure:
     """Each headline number of a `metrics.summary` as a dot with its interval."""
-    shown = _headline(summary)
-    figure = _open(6.5, 0.8 + 0.3 * max(len(shown), 1), title, note)
-    _draw_intervals(figure.subplots(), shown)
+    numbers = _headline(summary)
+    figure = _open(6.5, 0.8 + 0.3 * max(len(numbers), 1), title, note)
+    _draw_intervals(figure.subplots(), numbers)
     return figure
 
 
@@ -480,16 +480,16 @@ def _headline(summary) -> list[tuple[str, float | None, float | None, float | No
             for k in names if (v := summary["metrics"].get(k))]
 
 
-def _draw_intervals(axes, shown) -> None:
-    for i, (_, value, low, high) in enumerate(shown):
+def _draw_intervals(axes, numbers) -> None:
+    for i, (_, value, low, high) in enumerate(numbers):
         if low is not None and high is not None:
             axes.plot([low, high], [i, i], color=BLUE, linewidth=3, alpha=0.35, solid_capstyle="round")
         if value is not None:
             axes.plot(value, i, "o", color=BLUE, markersize=6)
         axes.annotate("undefined" if value is None else f"{value:.3f}", (1.02, i), va="center", fontsize=8.5,
                       xycoords=axes.get_yaxis_transform())
-    axes.set(xlim=(-0.01, 1.02), ylim=(len(shown) - 0.5, -0.5), xlabel="value (0 to 1) and 95 % interval")
-    axes.set_yticks(range(len(shown)), [_plain(name, 30) for name, *_ in shown])
+    axes.set(xlim=(-0.01, 1.02), ylim=(len(numbers) - 0.5, -0.5), xlabel="value (0 to 1) and 95 % interval")
+    axes.set_yticks(range(len(numbers)), [_plain(name, 30) for name, *_ in numbers])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
 
@@ -500,13 +500,14 @@ def patients(table: pd.DataFrame, score: str = "score", score_label: str = "shar
              title: str = "", note: str = "") -> Figure:
     """Scores of the patients in [0, 1] by class, worst first, larger dots for more images; over 60 are counted instead.
 
-    table: columns group, label, `score`, and images if known. classes: their order, which also decides the colours.
-    group_name: what a dot is ("lesion").
+    table: as of `metrics.by_patient`: columns label, `score`, patient (else group), and images if known.
+    classes: their order, which also decides the colours. group_name: what a dot is ("lesion").
     """
+    who = "patient" if "patient" in table else "group"
     title = title or f"One dot per {group_name}"
     every = list(classes) if classes is not None else sorted(set(table["label"]))
     classes = [c for c in every if c in set(table["label"])]
-    table = table.sort_values(["label", score, "group"], kind="stable", ignore_index=True,
+    table = table.sort_values(["label", score, who], kind="stable", ignore_index=True,
                               key=lambda column: column.map(classes.index) if column.name == "label" else column)
     if len(table) > 60:
         return _many_patients(table, score, score_label, threshold, classes, every, group_name, title, note)
@@ -523,7 +524,7 @@ def patients(table: pd.DataFrame, score: str = "score", score_label: str = "shar
                      label=f"{here.sum()} {group_name}s: {_plain(name, 28)}", marker="osD^v<>P"[i % 8], clip_on=False)
     _mark_threshold(axes, threshold)
     axes.set(xlim=(-0.02, 1.03), ylim=(places[-1] + 0.8, -0.8), xlabel=score_label)
-    axes.set_yticks(places, [_plain(g, 24) for g in table["group"]])
+    axes.set_yticks(places, [_plain(name, 24) for name in table[who]])
     axes.tick_params(axis="y", labelsize=7.5, length=0)
     axes.grid(False, axis="y")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2)
@@ -668,20 +669,22 @@ def _draw_explained(row, image, raw, caption: str, vmax, opacity: float, side: f
                     color=WARNING)
 
 
-def explained(shown, note: str = "") -> Figure:
-    """The gallery of `gradcam.explain`."""
-    return gallery(shown.pictures, shown.heat, shown.captions, note=note)
+def explained(found, note: str = "") -> Figure:
+    """The gallery of `gradcam.explain`; its title names the block that was looked at."""
+    return gallery(found.pictures, found.heat, found.captions, note=note,
+                   title=f"Where the evidence lies (Grad-CAM after {found.block})")
 
 
-def save_heatmaps(shown, folder: Path, note: str = "") -> Figure:
+def save_heatmaps(found, folder: Path, note: str = "") -> Figure:
     """Writes each picture of `gradcam.explain` with its heat as PNG, and all as gallery.png; returns the gallery."""
-    for i, caption in enumerate(shown.captions):
-        row = shown.table.iloc[i]
-        name = f"{i + 1:02}-{row['outcome']}-{Path(row['path']).stem}.png"
-        save(gallery(shown.pictures[i:i + 1], shown.heat[i:i + 1], [caption], title=Path(row["path"]).name, note=note),
-             Path(folder) / name)
-    files.write_table(Path(folder) / "heatmaps.csv", shown.table)
-    return save(explained(shown, note=note), Path(folder) / "gallery.png")
+    for i, caption in enumerate(found.captions):
+        row = found.table.iloc[i]
+        path = Path(row["path"])
+        save(gallery(found.pictures[i:i + 1], found.heat[i:i + 1], [caption], note=note,
+                     title=f"{path.name} (Grad-CAM after {found.block})"),
+             Path(folder) / f"{i + 1:02}-{row['outcome']}-{path.stem}.png")
+    files.write_table(Path(folder) / "heatmaps.csv", found.table)
+    return save(explained(found, note=note), Path(folder) / "gallery.png")
 
 
 def save(figure: Figure, path: Path) -> Figure:

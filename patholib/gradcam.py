@@ -19,6 +19,7 @@ from patholib.errors import PathoError
 from patholib.images import ImageSet
 from patholib.models import Classifier, evaluating
 
+CELLS = 6  # fewest cells on a side of a map that is shown as a place
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -96,6 +97,23 @@ def normalise(maps: torch.Tensor, scale: str = "image") -> torch.Tensor:
     return maps / torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
+def default_block(model: Classifier) -> str:
+    """The last block whose maps have at least 6 x 6 cells: the deepest that can still tell where.
+
+    At 224 pixels that is the last block, as usual; at 64 its maps would be 2 x 2.
+    """
+    still = evaluating(model)
+    with torch.no_grad():
+        maps = still.mean.new_zeros(1, 3, model.image_size, model.image_size)
+        for name, block in still.blocks.items():
+            for module in block:
+                maps = module(maps)
+            if min(maps.shape[2:]) < CELLS:
+                break
+            found = name  # set at least once: first blocks leave 8 cells of 32 pixels, the smallest images there are
+    return found
+
+
 @dataclass(frozen=True)
 class Explained:
     """Chosen images with their heat; `table` has one row per image: outcome, path, label, decision, p."""
@@ -135,7 +153,8 @@ def explain(model: Classifier, images: ImageSet, predictions: pd.DataFrame, posi
             threshold: float = 0.5, each: int = 4, block: str | None = None) -> Explained:
     """Grad-CAM of what `pick` chooses, for the class each image was called.
 
-    images and predictions: the same images in the same order, as `evaluation.predict` gives them.
+    images and predictions: the same images in the same order, as `evaluation.predict` gives them. block: None takes
+    `default_block`. Errors: bad_order, unknown_block.
     """
     if list(images.table["path"]) != list(predictions["path"]):
         raise PathoError("bad_order", "predictions", "are not of these images in this order", "Predict these images")
@@ -143,7 +162,7 @@ def explain(model: Classifier, images: ImageSet, predictions: pd.DataFrame, posi
     pictures = images.pixels[images.table["row"].to_numpy()[chosen.index]]
     views = augment.plain_views(pictures, model.image_size)  # (N, 3, H, W)
     targets = [model.classes.index(name) for name in chosen["decision"]]
+    block = block or default_block(model)
     found = gradcam(model, views.to(model.mean.device), targets, block)
     seen = views.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
-    return Explained(seen, upsample(found.maps, model.image_size).numpy(), chosen.reset_index(drop=True),
-                     block or model.block_names[-1])
+    return Explained(seen, upsample(found.maps, model.image_size).numpy(), chosen.reset_index(drop=True), block)

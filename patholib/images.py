@@ -31,7 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from patholib import files
-from patholib.errors import PathoError, nearest
+from patholib.errors import PathoError, nearest, shown
 
 MAX_PIXELS = 24_000_000  # decoding takes up to 8 bytes a pixel, and a legal PNG of 145 kB may hold 50 megapixels
 MIN_SIDE = 32  # pixels; below it there is nothing to learn from
@@ -176,12 +176,12 @@ def _stat(path: Path, name: str) -> os.stat_result:
         facts = path.stat()
     except OSError as error:
         if error.errno == errno.ELOOP or path.is_symlink():
-            raise PathoError("broken_link", _shown(name), "is a link that leads nowhere",
+            raise PathoError("broken_link", name, "is a link that leads nowhere",
                              "Restore its target or remove the link") from error
         raise _unread(name, error) from error
     if not stat.S_ISREG(facts.st_mode):
         what = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, a socket or a device"
-        raise PathoError("unreadable", _shown(name), f"is {what}, not a file", "Remove it from the data folder")
+        raise PathoError("unreadable", name, f"is {what}, not a file", "Remove it from the data folder")
     return facts
 
 
@@ -196,49 +196,43 @@ def _content(path: Path, facts: os.stat_result, name: str, limit: int) -> bytes:
     except OSError as error:
         raise _unread(name, error) from error
     if (len(content), now.st_mtime_ns) != (facts.st_size, facts.st_mtime_ns):
-        raise PathoError("changed_file", _shown(name), "changed while it was being read",
+        raise PathoError("changed_file", name, "changed while it was being read",
                          "Wait until copying has ended and check again")
     return content
 
 
 def _unread(name: str, error: OSError) -> PathoError:
     if error.errno == errno.ENOENT:
-        return PathoError("missing_file", _shown(name), "is listed but not on disk",
+        return PathoError("missing_file", name, "is listed but not on disk",
                           "Restore the file, or list it in the exclusions")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EISDIR):
-        return PathoError("unreadable", _shown(name), f"cannot be opened ({error.strerror})", "Correct its permissions")
-    return PathoError("io_error", _shown(name), f"cannot be read ({error.strerror or error})",
+        return PathoError("unreadable", name, f"cannot be opened ({error.strerror})", "Correct its permissions")
+    return PathoError("io_error", name, f"cannot be read ({error.strerror or error})",
                       "Check that the disk or network drive is still there")
 
 
 def _too_many_bytes(name: str, count: int, limit: int) -> PathoError:
-    return PathoError("too_many_bytes", _shown(name), f"has {count:,} bytes, more than the {limit:,} that are read",
+    return PathoError("too_many_bytes", name, f"has {count:,} bytes, more than the {limit:,} that are read",
                       "Export a smaller picture, or cut the slide into tiles")
-
-
-def _shown(name: str) -> str:
-    """A file name safe to print: a newline or a terminal code in it is shown, not obeyed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dict]:
     """The upright RGB picture, and what was seen: kind, mode, width, height (as stored), warnings [(code, reason)]."""
-    subject = _shown(name)
     if len(content) > 8 * max_pixels + 2**20:
         raise _too_many_bytes(name, len(content), 8 * max_pixels + 2**20)
-    kind = _kind(content, subject)
-    image = _header(content, kind, subject)
+    kind = _kind(content, name)
+    image = _header(content, kind, name)
     width, height = image.size
     if width * height > max_pixels:
-        raise _too_many_pixels(subject, f"{width} x {height}", max_pixels)
+        raise _too_many_pixels(name, f"{width} x {height}", max_pixels)
     if min(width, height) < MIN_SIDE:
-        raise PathoError("too_small", subject, f"is {width} x {height} pixels, below {MIN_SIDE} on a side",
+        raise PathoError("too_small", name, f"is {width} x {height} pixels, below {MIN_SIDE} on a side",
                          "Remove it, or export it at its full size")
     mode = image.mode
     if mode not in MODES:
-        raise PathoError("unsupported_mode", subject, f"stores its pixels as {mode!r} (more than 8 bits, or no RGB)",
+        raise PathoError("unsupported_mode", name, f"stores its pixels as {mode!r} (more than 8 bits, or no RGB)",
                          "Export it as 8-bit RGB, choosing the range of values yourself")
-    notes = _load(image, content, kind, subject)
+    notes = _load(image, content, kind, name)
 
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in FORMATS[kind][1] and any(suffix in endings for _, endings in FORMATS.values()):
@@ -256,50 +250,50 @@ def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, di
     return image, {"kind": kind, "mode": mode, "width": width, "height": height, "warnings": notes}
 
 
-def _kind(content: bytes, subject: str) -> str:
+def _kind(content: bytes, name: str) -> str:
     """The format by the first bytes, whatever the name says."""
     if not content:
-        raise PathoError("empty", subject, "has no bytes", AGAIN)
+        raise PathoError("empty", name, "has no bytes", AGAIN)
     start = content[:2048]
     for kind, (magic, _) in FORMATS.items():
         if re.match(magic, start, re.DOTALL):
             return kind
     for magic, what, remedy in STRANGERS:
         if re.match(magic, start, re.DOTALL | re.IGNORECASE):
-            raise PathoError("not_an_image", subject, f"is {what}", remedy)
+            raise PathoError("not_an_image", name, f"is {what}", remedy)
     for magic, what in FOREIGN:
         if re.match(magic, start, re.DOTALL):
-            raise PathoError("unsupported_format", subject, f"is a picture in {what} format", EXPORT)
-    raise PathoError("not_an_image", subject, f"starts with the bytes {start[:8].hex(' ')}, as no known picture does",
+            raise PathoError("unsupported_format", name, f"is a picture in {what} format", EXPORT)
+    raise PathoError("not_an_image", name, f"starts with the bytes {start[:8].hex(' ')}, as no known picture does",
                      "Remove it, or export it as PNG")
 
 
-def _header(content: bytes, kind: str, subject: str) -> Image.Image:
+def _header(content: bytes, kind: str, name: str) -> Image.Image:
     """The picture with its header read and no pixel decoded."""
     try:
         image = Image.open(io.BytesIO(content), formats=[kind])
         frames = getattr(image, "n_frames", 1)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels(subject, re.sub(r"\D*(\d+ pixels).*", r"\1", str(error)), MAX_PIXELS) from error
+        raise _too_many_pixels(name, re.sub(r"\D*(\d+ pixels).*", r"\1", str(error)), MAX_PIXELS) from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers let any exception through on a damaged header
         unknown = isinstance(error, UnidentifiedImageError)  # its text holds a memory address
-        raise PathoError("not_an_image", subject, f"starts like a {kind} file, but its header cannot be read "
+        raise PathoError("not_an_image", name, f"starts like a {kind} file, but its header cannot be read "
                          f"({'no known variant' if unknown else error})", AGAIN) from error
     if frames > 1 and "mp" not in image.info:  # a JPEG with further pictures is what phones write: its first counts
-        raise PathoError("multi_frame", subject, f"holds {frames} pictures", "Export each picture to a file of its own")
+        raise PathoError("multi_frame", name, f"holds {frames} pictures", "Export each picture to a file of its own")
     if kind == "GIF":
-        raise PathoError("unsupported_format", subject, "is a GIF, which keeps 256 colours at most", EXPORT)
+        raise PathoError("unsupported_format", name, "is a GIF, which keeps 256 colours at most", EXPORT)
     return image
 
 
-def _too_many_pixels(subject: str, found: str, limit: int) -> PathoError:
-    return PathoError("too_many_pixels", subject, f"announces {found}, more than {limit / 1e6:g} megapixels",
+def _too_many_pixels(name: str, found: str, limit: int) -> PathoError:
+    return PathoError("too_many_pixels", name, f"announces {found}, more than {limit / 1e6:g} megapixels",
                       "Cut it into tiles or export it smaller")
 
 
-def _load(image: Image.Image, content: bytes, kind: str, subject: str) -> list[tuple[str, str]]:
+def _load(image: Image.Image, content: bytes, kind: str, name: str) -> list[tuple[str, str]]:
     """Decodes every pixel, or raises `corrupt`; returns notes on what stands around the pixels.
 
     Pillow accepts a JPEG that has lost its end, and a PNG whose damage lies behind the last pixel: so the file's own
@@ -311,7 +305,7 @@ def _load(image: Image.Image, content: bytes, kind: str, subject: str) -> list[t
     except MemoryError:
         raise
     except Exception as error:  # OSError, SyntaxError, ValueError, TypeError, struct.error, KeyError ...
-        raise PathoError("corrupt", subject, f"is a damaged {kind} file ({error})", AGAIN) from error
+        raise PathoError("corrupt", name, f"is a damaged {kind} file ({error})", AGAIN) from error
     if "mp" in image.info:
         return [("multi_frame", "holds several pictures; the first is taken")]
     if end < len(content):
@@ -445,7 +439,7 @@ class ImageSet:
         for missing, reason in ((set(table["path"]) - set(rows.index), "is in the split but not among the images"),
                                 (set(rows.index) - set(table["path"]), "is among the images but not in the split")):
             if missing:
-                raise PathoError("split_mismatch", _shown(min(missing)), f"{reason} (so are {len(missing) - 1} more)",
+                raise PathoError("split_mismatch", min(missing), f"{reason} (so are {len(missing) - 1} more)",
                                  "Split the checked manifest again")
         table = table.drop(columns="row", errors="ignore").reset_index(drop=True)
         return dataclasses.replace(self, table=table.assign(row=table["path"].map(rows).astype(np.int64)))
@@ -495,7 +489,7 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
     report, keep = _judge(manifest, facts)
     seconds = time.perf_counter() - start
     report = {"on_bad": on_bad, "size": size, "fit": fit} | report
-    report["cache"] = {"file": str(cache), "bytes": cache.stat().st_size, "reused": known is not None}
+    report["cache"] = {"file": cache.name, "bytes": cache.stat().st_size, "reused": known is not None}
     report["seconds"] = round(seconds, 3)
     say(_closing_line(report, seconds))
     _stop_on_problems(report, on_bad)
@@ -542,7 +536,7 @@ def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndar
         found = _stat(path, name)
         content = _content(path, found, name, 8 * MAX_PIXELS + 2**20)
         if (found.st_size, found.st_mtime_ns) != (fact["bytes"], fact["mtime_ns"]):
-            raise PathoError("changed_file", _shown(name), "changed during the check", "Check again")
+            raise PathoError("changed_file", name, "changed during the check", "Check again")
         fact = fact | {"sha256": hashlib.sha256(content).hexdigest()}
         image, seen = _decode(content, name, MAX_PIXELS)
     except PathoError as error:
@@ -650,12 +644,12 @@ def _judge(manifest, facts: list[dict]) -> tuple[dict, np.ndarray]:
         if len(set(labels[same])) > 1:
             conflicts.append({"paths": paths, "labels": list(labels[same])})
             for i in same:
-                others = ", ".join(f"{_shown(facts[j]['path'])} ({labels[j]})" for j in same if j != i)
+                others = ", ".join(f"{shown(facts[j]['path'])} ({labels[j]})" for j in same if j != i)
                 problems[i] = {"code": "label_conflict", "reason": f"is labelled {labels[i]}, but equals {others}",
                                "remedy": "Correct the label, or let on_bad='skip' exclude them all"}
             continue
         duplicates.append({"kept": paths[0], "dropped": paths[1:]})
-        dropped |= {i: f"has the same pixels as {_shown(paths[0])}" for i in same[1:]}
+        dropped |= {i: f"has the same pixels as {shown(paths[0])}" for i in same[1:]}
         for column in (c for c in dict.fromkeys((*manifest.levels, manifest.group_by)) if c in table):
             values = sorted(set(table[column].to_numpy()[same]))
             if len(values) > 1:
@@ -713,7 +707,7 @@ def _closing_line(report: dict, seconds: float) -> str:
     if report["groups_sharing_pixels"]:
         text += f"; {len(report['groups_sharing_pixels'])} pictures belong to two groups, see groups_sharing_pixels"
     rate = "" if cache["reused"] else f", {counts['files'] / seconds:,.0f} images/s"
-    return f"{text}. {done} {Path(cache['file']).name} ({cache['bytes'] / 1e9:.2f} GB) in {seconds:.1f} s{rate}."
+    return f"{text}. {done} {cache['file']} ({cache['bytes'] / 1e9:.2f} GB) in {seconds:.1f} s{rate}."
 
 
 def _stop_on_problems(report: dict, on_bad: str) -> None:
@@ -721,7 +715,7 @@ def _stop_on_problems(report: dict, on_bad: str) -> None:
     problems, stop = report["problems"], None
     if problems and on_bad == "error":
         counts = ", ".join(f"{n:,} {code}" for code, n in Counter(p["code"] for p in problems).most_common())
-        first = "; ".join(f"{_shown(p['path'])} {p['reason']}" for p in problems[:5])
+        first = "; ".join(f"{shown(p['path'])} {p['reason']}" for p in problems[:5])
         more = f"; and {len(problems) - 5:,} more" if len(problems) > 5 else ""
         stop = PathoError("bad_images", f"{len(problems):,} of {report['counts']['files']:,} files",
                           f"{counts} ({first}{more})", "Correct them (.report lists all), or set on_bad='skip'")

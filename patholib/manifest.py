@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from patholib.errors import PathoError, nearest
+from patholib.errors import PathoError, nearest, shown
 from patholib.files import sha256, write_table, write_text
 
 SPLITS = ("train", "val", "test")
@@ -120,11 +120,6 @@ def in_several(table: pd.DataFrame, ids: str, column: str) -> list[str]:
 
 # --- problems, all at once --------------------------------------------------------------------------------------------
 
-def shown(text: str) -> str:
-    """The text with what does not print (newlines, control characters) escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
-
-
 def first(names: Iterable[str], limit: int = 5) -> dict:
     """How many, and the first few by name: the form in which a reader reports a list."""
     names = list(names)
@@ -137,7 +132,7 @@ def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) 
         return
     code, subject, reason = problems[0]
     if len(problems) == 1:
-        raise PathoError(code, shown(subject), reason, remedy)
+        raise PathoError(code, subject, reason, remedy)
     counts = ", ".join(f"{n} {name}" for name, n in Counter(problem[0] for problem in problems).items())
     lines = [f"\n  [{name}] {shown(what)}: {why}" for name, what, why in problems[:limit]]
     if len(problems) > limit:

@@ -7,7 +7,7 @@ several times too narrow; here a resample draws groups, with all their images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,22 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
         "confusion": judged.confusion.tolist(),  # rows: true class, columns: predicted, in class order
         "notes": notes,
     }
+
+
+def readable(number: Mapping | None, digits: int = 3) -> str:
+    """`0.912 (0.880 to 0.940)`; "undefined", "(no interval)" and "absent" where there is none of it."""
+    if not number:
+        return "absent"
+    if number.get("value") is None:
+        return "undefined"
+    value, low, high = (number.get(name) for name in ("value", "low", "high"))
+    interval = "no interval" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+    return f"{value:.{digits}f} ({interval})"
+
+
+def of_subgroup(row: Mapping, name: str) -> dict:
+    """One number of a row of `by_subgroup` in the form `summary` gives it."""
+    return {"value": row[name], "low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")}
 
 
 def decide(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,

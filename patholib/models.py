@@ -276,6 +276,12 @@ def evaluating(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in tensors}).eval()  # "already copied": the tensors stay the same
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The mixed-precision context; fp32 is the same context, switched off."""
+    dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
 def describe(model: Classifier) -> pd.DataFrame:
     """One row per block, then backbone, head and model: parameters, trainable (of them), share, output.
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from patholib.errors import PathoError, nearest
 
@@ -344,6 +345,11 @@ def from_scratch(recipe: Recipe) -> Recipe:
 def for_demo(recipe: Recipe) -> Recipe:
     """The recipe cut down to demo images: small pictures, few epochs, random weights; a minute on two cores."""
     return replace(from_scratch(recipe), image_size=64, epochs=12, batch_size=16)
+
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """The recipe with the name alone of a weights file: where it lay is nobody else's business."""
+    return recipe if recipe.weights in ("none", "imagenet") else replace(recipe, weights=Path(recipe.weights).name)
 
 
 def diff(a: Recipe, b: Recipe) -> dict[str, tuple]:

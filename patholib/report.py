@@ -1,7 +1,7 @@
 """The report of a run, written from the files in its folder and from nothing else.
 
-What a file does not say, the report does not say; what is absent is named as absent. `write` gives report.md and
-report.html, `model_card` the short form, `hints` what a history and its metrics suggest to change.
+What a file does not say, the report does not say; what is absent is named as absent. `write` gives report.md,
+report.html and the short form, `model_card`; `hints` what a history and its metrics suggest to change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from patholib import files, recipes
-from patholib.errors import PathoError
+from patholib.errors import PathoError, shown
+from patholib.metrics import of_subgroup, readable
 from patholib.recipes import Recipe
 
 NOTICE = ("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
@@ -171,14 +172,9 @@ def _value(summary: Mapping | None, name: str) -> float | None:
 # -------------------------------------------------------------------------------------------------- text for Markdown
 
 
-def _visible(value) -> str:
-    """Anything on one line, control characters made visible."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
-
-
 def _text(value) -> str:
     """Anything as Markdown that shows it literally, on one line: no HTML, no link, no formula, no new table cell."""
-    text = _visible(value).replace("&", "&amp;").replace("<", "&lt;").replace("://", ":&#47;/").replace("$", "&#36;")
+    text = shown(value).replace("&", "&amp;").replace("<", "&lt;").replace("://", ":&#47;/").replace("$", "&#36;")
     text = re.sub(r"[`*_\[\]|~]", r"\\\g<0>", text.replace("\\", "&#92;"))  # nbconvert takes \\( for a formula
     return re.sub(r"^([-+=#>]|\d+(?=[.)](\s|$)))", lambda m: f"&#{ord(m[0][0])};{m[0][1:]}", text)  # a list, a quote
 
@@ -189,17 +185,6 @@ def _words(name: str) -> str:
 
 def _count(number) -> str:
     return f"{number:,}" if isinstance(number, int) else _text(number)
-
-
-def _number(found: Mapping | None) -> str:
-    """`0.912 (0.880 to 0.940)`; `_why` tells why a number or an interval is not there."""
-    if not found:
-        return "absent"
-    if found.get("value") is None:
-        return "undefined"
-    if found.get("low") is None or found.get("high") is None:
-        return f"{found['value']:.3f} (no interval)"
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
 def _why(numbers: Iterable[tuple[str, Mapping | None]]) -> list[str]:
@@ -257,8 +242,9 @@ class _Run:
         self.metrics = self._json("metrics.json", "no results") or {}
         self.data_report = self._json("data_report.json", "what the data check found is not known")
         self.history = self._history()
-        self.figures = sorted((self.folder / "figures").glob("*.png"), key=lambda p: (p.stem != "training_metrics", p))
-        self.heatmaps = sorted((self.folder / "heatmaps").glob("*.png"))
+        self.figures = [*sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
+                        *sorted((self.folder / "figures").glob("*.png"))]
+        self.heatmaps = sorted((self.folder / "heatmaps").glob("*.png"), key=lambda p: (p.stem != "gallery", p))
         for name, missing in (("split.csv", "the images of each split are not listed"),
                               ("predictions_val.csv", "the validation numbers cannot be recomputed"),
                               ("predictions_test.csv", "the test numbers cannot be recomputed")):
@@ -306,8 +292,11 @@ class _Run:
     def banners(self) -> list[str]:
         """The warnings that stand above everything else."""
         found = [DEMO] * self.demo + [PUBLISHED] * bool(self.run.get("published", self.recipe.published))
-        if self.run.get("status") not in (None, "finished", "complete", "done"):
-            found.append(f"**This run is not finished:** its status is {_text(self.run['status'])}.")
+        if self.run.get("status") not in ("trained", "finished"):  # "finished" is written after the report
+            found.append(f"**This run is not finished:** training has not ended (its status is "
+                         f"{_text(self.run.get('status', 'not recorded'))}).")
+        elif "test" not in self.metrics:
+            found.append("**This run is not finished:** the test images have not been judged.")
         return [line for text in found for line in (f"> {text}", "")]
 
 
@@ -321,7 +310,7 @@ def _in_short(run: _Run) -> list[str]:
         return [*lines, "There are no test numbers: `metrics.json` has none.", ""]
     names = [recipe.monitor, "balanced_accuracy"] + ["sensitivity", "specificity"] * bool(recipe.positive)
     names = list(dict.fromkeys(names))
-    rows = [(_words(n), *(_number(run.metrics[k]["metrics"].get(n)) if k in run.metrics else "absent"
+    rows = [(_words(n), *(readable(run.metrics[k]["metrics"].get(n)) if k in run.metrics else "absent"
                           for k in ("test", "baseline"))) for n in names]
     lines += _table(("test images", "this model (95 % interval)", "colour statistics alone"), rows)
     lines += _why((_words(n), test["metrics"].get(n)) for n in names)
@@ -357,8 +346,8 @@ def _data(run: _Run) -> list[str]:
         if report.get(key):
             lines += [f"> **Cases in which {what}: {len(report[key]):,}.** They are listed in `data_report.json`.", ""]
     names = ("counts", "per_class", "sizes", "modes", "kinds", "size", "fit")
-    shown = {name: report[name] for name in names if name in report}
-    return lines + (_pairs(shown) if shown else [])
+    facts = {name: report[name] for name in names if name in report}
+    return lines + (_pairs(facts) if facts else [])
 
 
 def _split(run: _Run) -> list[str]:
@@ -428,7 +417,7 @@ def _training(run: _Run) -> list[str]:
 
 def _hint(hint: str) -> str:
     """A hint as Markdown: its `field` marks stay, everything else is literal."""
-    parts = _visible(hint).split("`")
+    parts = shown(hint).split("`")
     return "".join(f"`{part}`" if i % 2 else _text(part) for i, part in enumerate(parts))
 
 
@@ -445,7 +434,7 @@ def _results(run: _Run) -> list[str]:
     head = ("value (95 % interval)", *(SETS[key] for key in sets))
     rows = [("images / groups", *(f"{_count(s.get('images', '?'))} / {_count(s.get('groups', '?'))}"
                                   for s in sets.values()))]
-    rows += [(_words(name), *(_number(s["metrics"].get(name)) for s in sets.values())) for name in ORDER
+    rows += [(_words(name), *(readable(s["metrics"].get(name)) for s in sets.values())) for name in ORDER
              if any(name in s["metrics"] for s in sets.values())]
     rows.append(("decision", *(_text(s.get("decision", "?")) for s in sets.values())))
     lines += _table(head, rows)
@@ -472,7 +461,7 @@ def _per_class(run: _Run) -> list[str]:
     lines = [f"### Per class ({SETS[key]})", ""]
     names = ("sensitivity", "specificity", "precision", "f1", "auc")
     rows = [(_text(c), _count(row.get("support", "?")), _count(row.get("groups", "?")),
-             *(_number(row.get(n)) for n in names)) for c, row in found.get("per_class", {}).items()]
+             *(readable(row.get(n)) for n in names)) for c, row in found.get("per_class", {}).items()]
     lines += _table(("class", "images", "groups", *map(_words, names)), rows) if rows else ["Not recorded.", ""]
     lines += _why((f"{_words(n)} of {_text(c)}", row.get(n)) for c, row in found.get("per_class", {}).items()
                   for n in names)
@@ -493,7 +482,7 @@ def _subgroups(run: _Run) -> list[str]:
     names = [n for n in ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity") if n in rows[0]]
     cells = []
     for row in rows:
-        numbers = [_number({"value": row[n], "low": row.get(f"{n}_low"), "high": row.get(f"{n}_high")}) for n in names]
+        numbers = [readable(of_subgroup(row, n)) for n in names]
         name = f"{_text(row['column'])}: {_text(row['value'])}{' &#42;' if row.get('few') else ''}"
         cells.append((name, _count(row["images"]), _count(row["groups"]), *numbers))
     lines += _table(("subgroup", "images", "groups", *map(_words, names)), cells)
@@ -510,11 +499,11 @@ def _patients(run: _Run) -> list[str]:
     both = (patients.get("two_labels") or {}).get("patients", 0)
     lines += [f"{_count(patients['patients'])} patients (column {_text(patients.get('column', '?'))})"
               + (f"; {both} more have two labels and are left out" if both else "")
-              + f". Patient recognition rate: **{_number(patients.get('recognition_rate'))}**, the mean share of a "
+              + f". Patient recognition rate: **{readable(patients.get('recognition_rate'))}**, the mean share of a "
               "patient's images that are right.", ""]
     inner = patients.get("summary")
     if inner:
-        rows = [(_words(n), _number(inner["metrics"][n])) for n in ORDER if n in inner["metrics"]]
+        rows = [(_words(n), readable(inner["metrics"][n])) for n in ORDER if n in inner["metrics"]]
         lines += ["Deciding each patient once, by the mean probability of the images:", "",
                   *_table(("", "value (95 % interval)"), rows),
                   *_why((_words(n), inner["metrics"].get(n)) for n in ORDER)]
@@ -524,21 +513,22 @@ def _patients(run: _Run) -> list[str]:
 def _pictures(run: _Run) -> list[str]:
     lines = ["## Figures", ""]
     for path in run.figures:
-        lines += [f"### {_text(path.stem.replace('_', ' '))}", "", _image(path, "figures"), ""]
+        lines += [f"### {_text(path.stem.replace('_', ' '))}", "", _image(run, path), ""]
     lines += [] if run.figures else ["There are no figures in `figures/`.", ""]
     lines += ["## Heatmaps", ""]
     if not run.heatmaps:
         return [*lines, "There are no heatmaps in `heatmaps/`.", ""]
     lines += ["A heatmap shows where the evidence for a class lies (Grad-CAM). It does not show that the evidence is "
               "medically sound, and a model can be right for a wrong reason.", ""]
-    for path in run.heatmaps[:HEATMAPS_SHOWN]:
-        lines += [_image(path, "heatmaps"), ""]
-    more = len(run.heatmaps) - HEATMAPS_SHOWN
+    limit = 1 if run.heatmaps[0].stem == "gallery" else HEATMAPS_SHOWN  # the gallery has all the others in it
+    for path in run.heatmaps[:limit]:
+        lines += [_image(run, path), ""]
+    more = len(run.heatmaps) - limit
     return [*lines, f"… and {more} more in `heatmaps/`.", ""] if more > 0 else lines
 
 
-def _image(path: Path, folder: str) -> str:
-    return f"![{_text(path.stem.replace('_', ' '))}]({folder}/{quote(path.name)})"
+def _image(run: _Run, path: Path) -> str:
+    return f"![{_text(path.stem.replace('_', ' '))}]({quote(path.relative_to(run.folder).as_posix())})"
 
 
 def _origin(run: _Run) -> list[str]:
@@ -549,7 +539,7 @@ def _origin(run: _Run) -> list[str]:
     lines += _pairs(parts)
     lines += ["## How to repeat this run", "",
               "1. Install the versions above (the same code version and commit).",
-              f"2. Take the same images: the SHA-256 of their manifest is {_text(_manifest(record))}.",
+              f"2. Take the same images: the SHA-256 of all their bytes is {_text(_images_digest(record))}.",
               "3. Give the notebook this folder's `split.csv` and the recipe in `run.json` "
               "(`recipes.from_json`), with the same seed.",
               "4. Compare `metrics.json`. Everything after the predictions can be repeated without the model, from "
@@ -559,15 +549,15 @@ def _origin(run: _Run) -> list[str]:
     return lines
 
 
-def _manifest(record: Mapping) -> str:
-    return (record.get("data") or {}).get("manifest_sha256") or "not recorded"
+def _images_digest(record: Mapping) -> str:
+    return (record.get("data") or {}).get("images_sha256") or "not recorded"
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
 def write(run_dir: Path) -> Path:
-    """Writes report.md and report.html into the run folder, from its files alone; returns the path of report.html.
+    """Writes report.md, report.html and model_card.md into the run folder, from its files alone; returns report.html.
 
     report.html is one file: pictures inside, no script, nothing fetched. Errors: missing_file (run.json), bad_json,
     bad_recipe, extra_missing.
@@ -578,6 +568,7 @@ def write(run_dir: Path) -> Path:
         lines += section(run)
     text = _joined(lines)
     files.write_text(run.folder / "report.md", text)
+    model_card(run_dir)
     return files.write_text(run.folder / "report.html", _page(text, run))
 
 
@@ -605,7 +596,7 @@ def model_card(run_dir: Path) -> Path:
         sets = {"this model": test}
         if "baseline" in run.metrics:
             sets["colour statistics alone"] = run.metrics["baseline"]
-        rows = [(_words(n), *(_number(s["metrics"].get(n)) for s in sets.values())) for n in names]
+        rows = [(_words(n), *(readable(s["metrics"].get(n)) for s in sets.values())) for n in names]
         lines += _table(("test images (95 % interval)", *sets), rows)
         weak = sorted((row["sensitivity"]["value"], c) for c, row in test.get("per_class", {}).items()
                       if row["sensitivity"]["value"] is not None)
@@ -624,7 +615,7 @@ def model_card(run_dir: Path) -> Path:
             lines += [f"- Lowest accuracy of a subgroup: {low['accuracy']:.3f} ({_text(low['column'])} "
                       f"{_text(low['value'])}, {low['images']} images)."]
     lines += ["", "## Origin", "",
-              f"Manifest SHA-256 {_text(_manifest(run.run))}, commit "
+              f"Images SHA-256 {_text(_images_digest(run.run))}, commit "
               f"{_text((run.run.get('code') or {}).get('commit', 'not recorded'))}, seed {recipe.seed}. The whole "
               "account is in `report.md`.", ""]
     if run.absent:
@@ -659,7 +650,7 @@ def _page(markdown: str, run: _Run) -> str:
     body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(run.folder, m[2]), body)
     body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
-    parts = {"title": html.escape(f"Report: {_visible(run.run.get('name', run.folder.name))}"), "body": body}
+    parts = {"title": html.escape(f"Report: {shown(run.run.get('name', run.folder.name))}"), "body": body}
     return re.sub(r"\{(title|body)\}", lambda m: parts[m[1]], PAGE)
 
 

@@ -65,7 +65,7 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
 
     output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
     resume: "auto" goes on with such an unfinished run, "must" refuses to start a new one, "never" always does.
-    Errors: output_unwritable, run_locked, nothing_to_resume.
+    Errors: output_unwritable, output_in_data, run_locked, nothing_to_resume.
     """
     if resume not in ("auto", "must", "never"):
         raise PathoError("bad_parameter", "resume", f"is {resume!r}", "Use auto, must or never")
@@ -76,12 +76,16 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
                          "Choose an output folder outside")
     mark = fingerprint(recipe, checked, split)
     if resume != "never":
-        for folder in _unfinished(output, mark):
+        unfinished = _unfinished(output, mark)
+        for folder in unfinished:
             lock = _lock(folder)
             if lock is not None:
                 run = Run(folder, recipe, checked.manifest.demo, mark, lock)
-                run.update(recipe=recipe.to_json())
+                run.update(recipe=recipes.without_folders(recipe).to_json())
                 return run
+        if resume == "must" and unfinished:
+            raise PathoError("run_locked", unfinished[0].name, "is in use by another process",
+                             "Wait until it ends, or end it")
         if resume == "must":
             raise PathoError("nothing_to_resume", str(output), "holds no unfinished run of this recipe, data and split",
                              'Pass resume="auto" to start one')
@@ -118,8 +122,7 @@ def _new(recipe, checked, split, output, mark, name) -> Run:
             folder = output / f"{stem}-{number}"
             number += 1
         except OSError as error:
-            raise PathoError("output_unwritable", str(folder), f"cannot be made ({error.strerror})",
-                             "Choose another output folder") from error
+            raise _unwritable(folder, error) from error
     lock = _lock(folder)
     files.write_json(folder / "data_report.json", checked.report)
     manifest.write_split(split, folder / "split.csv")
@@ -127,7 +130,7 @@ def _new(recipe, checked, split, output, mark, name) -> Run:
     files.write_json(folder / "run.json", {
         "name": folder.name, "created": now.isoformat(timespec="seconds"), "status": "started",
         "demo": checked.manifest.demo, "fingerprint": mark, "seed": recipe.seed, "published": recipe.published,
-        "recipe": recipe.to_json(),
+        "recipe": recipes.without_folders(recipe).to_json(),
         "data": {
             "source": checked.manifest.source, "root_name": root_name(checked.manifest.root),
             "images": len(split), "groups": int(split["group"].nunique()), "group_by": recipe.group_by,
@@ -184,19 +187,27 @@ def _commit() -> str | None:
     return shown[0].stdout.strip() + ("+" if shown[1].stdout.strip() else "")
 
 
+def _unwritable(folder: Path, error: OSError) -> PathoError:
+    return PathoError("output_unwritable", str(folder), f"cannot be written ({error.strerror})",
+                      "Choose another output folder")
+
+
 def _unfinished(output: Path, mark: str) -> list[Path]:
     """Run folders of that fingerprint that were not finished, the newest first."""
     found = []
     for path in output.glob("*/run.json"):
         facts = files.read_json(path)
-        if facts.get("fingerprint") == mark and facts["status"] != "finished":
+        if facts.get("fingerprint") == mark and facts.get("status") != "finished":
             found.append((facts["created"], path.parent))
     return [folder for _, folder in sorted(found, reverse=True)]
 
 
 def _lock(folder: Path):
-    """A lock that vanishes with its process; None where another process holds it."""
-    handle = (folder / "run.lock").open("a+")
+    """A lock that vanishes with its process; None where another process holds it. Errors: output_unwritable."""
+    try:
+        handle = (folder / "run.lock").open("a+")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -214,16 +225,16 @@ def _lock(folder: Path):
 
 def recipe_for(name: str, source: manifest.Manifest, published: bool = False, weights: str | None = None,
                small: bool = False, **overrides) -> Recipe:
-    """The recipe `name` for these data: their classes and grouping, cut down for demo images, then the overrides.
+    """The recipe `name` for these data: their classes and grouping, then the overrides.
 
     published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
-    file; None: what the recipe says, and none on demo images. small: cut real images down as well, for a first
-    look. overrides: fields of the recipe; None leaves a field.
+    file; None: what the recipe says. Demo images without other weights get the recipe cut down (`recipes.for_demo`),
+    and so do others with `small`, for a first look. overrides: fields of the recipe; None leaves a field.
     """
     recipe = recipes.as_published(name) if published else recipes.get(name)
     recipe = replace(recipe, classes=source.classes, positive=source.positive,
                      group_by="image" if published else source.group_by)
-    if small or (source.demo and weights is None):
+    if small or (source.demo and weights in (None, "none")):
         recipe = recipes.for_demo(recipe)
     elif weights == "none":
         recipe = recipes.from_scratch(recipe)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from patholib import augment, checkpoints, evaluation, files, losses, metrics, schedules
 from patholib.errors import PathoError
 from patholib.images import ImageSet, batches
-from patholib.models import Classifier
+from patholib.models import Classifier, autocast
 from patholib.recipes import Recipe
 from patholib.runs import Run
 
@@ -117,7 +117,7 @@ class Learner:
                 self.progress.reason = self._end_reason()
                 self.saving.due(self, must=bool(self.progress.reason))
         self.model.load_state_dict(self.best["model"])
-        self.run.update(status="trained", training=self.facts())
+        self.run.update(status="trained", training=self.facts(), weights=self.model.weights_source)
 
     def _end_reason(self) -> str:
         if self.progress.epoch >= self.recipe.epochs:
@@ -375,12 +375,6 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
             return "bf16", "this GPU computes bf16 natively"
         return "fp16", "this GPU only emulates bf16"
     return "fp32", "on a CPU it gives the same numbers everywhere"
-
-
-def autocast(device: torch.device, precision: str):
-    """The mixed-precision context; fp32 is the same context, switched off."""
-    dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 @contextlib.contextmanager

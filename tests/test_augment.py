@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode
@@ -14,7 +15,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from patholib import augment
 from patholib.errors import PathoError
-from patholib.images import read, to_square
+from patholib.images import ImageSet, read, to_square
 from patholib.recipes import BREAKHIS, ISIC2019, Augmentation, as_published
 
 SIZE, SIDE = 56, 64
@@ -443,3 +444,18 @@ def test_what_cannot_be_done_is_refused(call):
     with pytest.raises(PathoError) as caught:
         call()
     assert caught.value.code == "bad_parameter"
+
+
+def test_a_preview_shows_train_images_and_the_very_views_training_draws():
+    rng = np.random.default_rng(4)
+    table = pd.DataFrame({"path": [f"{i:02}.png" for i in range(12)], "label": list(BREAKHIS.classes) * 6,
+                          "group": [f"p{i // 2}" for i in range(12)], "split": ["test", "val"] * 2 + ["train"] * 8,
+                          "row": np.arange(12)})
+    tiles = ImageSet(rng.integers(0, 256, (12, 37, 37, 3), dtype=np.uint8), table, BREAKHIS.classes)
+    recipe = replace(BREAKHIS, image_size=32)
+    pictures, views = augment.preview(tiles, recipe, count=3, views=4)
+    assert pictures.shape == (3, 37, 37, 3) and views.shape == (4, 3, 3, 32, 32)
+    assert np.array_equal(pictures, tiles.pixels[[4, 6, 5]])  # two benign patients, one malignant; none of val or test
+    again = augment.training_views(pictures, 32, recipe.augmentation, recipe.seed, 2, np.arange(3), np.arange(3))
+    assert torch.equal(views[2], again)
+    assert not torch.equal(views[0], views[1])

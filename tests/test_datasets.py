@@ -475,3 +475,64 @@ def test_no_table_holds_anything_but_text(tmp_path, tree):
     for data in (breakhis.read(tree), isic2019.read(isic(tmp_path / "isic", ROWS))):
         assert all(isinstance(value, str) for value in np.ravel(data.table.to_numpy(object)))
         assert set(data.subgroups) | set(data.levels) <= set(data.table.columns)
+
+
+# --- loading, and what demo images know of themselves -----------------------------------------------------------------
+
+@pytest.fixture
+def small_demo(monkeypatch):
+    """Demo sets of a few small images, wherever they are written."""
+    write = datasets.demo.write
+    monkeypatch.setattr(datasets.demo, "write",
+                        lambda folder, layout: write(folder, layout, groups=24, images_per_group=1, size=(64, 64)))
+
+
+@pytest.mark.parametrize("kind", ["breakhis", "isic2019"])
+def test_demo_images_are_written_into_the_project_once_and_loaded(project, small_demo, kind, capsys):
+    source = datasets.load(kind, "demo")
+    assert source.demo and source.source == kind and source.note and capsys.readouterr().out == ""
+    where = project / "data" / "demo" / kind
+    before = {path: path.stat().st_mtime_ns for path in where.rglob("*")}
+    assert datasets.load(kind, "demo").table.equals(source.table)
+    assert {path: path.stat().st_mtime_ns for path in where.rglob("*")} == before
+
+
+def test_demo_images_in_place_of_absent_data_are_announced(project, small_demo, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "find", lambda kind, data: datasets.Found(None, True, ("here", "there")))
+    assert datasets.load("breakhis").demo
+    assert capsys.readouterr().out == "No breakhis images were found in here, there: demo images are used instead\n"
+
+
+def test_a_path_or_a_csv_is_loaded_as_what_it_is(project, tmp_path, tree):
+    assert datasets.load("breakhis", tree).source == "breakhis"
+    path = own(tmp_path / "own", "path,label,group\na.png,a,1\nb.png,b,2\n")
+    source = datasets.load("breakhis", path)
+    assert source.source == "table" and not source.demo
+    refusal("data_root", datasets.load, "breakhis", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["breakhis", "isic2019"])
+def test_the_best_possible_predictions_are_the_planted_posteriors(project, small_demo, kind, capsys):
+    source = datasets.load(kind, "demo")
+    truth = datasets.demo.truth(project / "data" / "demo" / kind).set_index("path")
+    table = source.table.sample(frac=1, random_state=1).assign(group=source.table[source.group_by])
+    guess = table.assign(**{f"p_{c}": 1 / len(source.classes) for c in source.classes})
+    best = datasets.best_possible(source, guess)
+    assert list(best["path"]) == list(guess["path"])
+    for c in source.classes:
+        assert best[f"p_{c}"].tolist() == truth.loc[best["path"], f"best_p_{c}"].tolist()
+    assert best[[f"p_{c}" for c in source.classes]].sum(axis=1).to_numpy() == pytest.approx(1)
+
+    datasets.check_against_best(source, best, tol=0)
+    line = capsys.readouterr().out
+    ours, theirs = (float(word.strip(",")) for word in line.split() if word[0].isdigit())
+    assert ours == theirs > 0.6
+    assert "best possible" in refusal("short_of_best", datasets.check_against_best, source, guess).reason
+    datasets.check_against_best(source, guess, tol=0.5)
+
+
+def test_of_real_images_no_best_possible_is_claimed(tree, capsys):
+    source = breakhis.read(tree)
+    datasets.check_against_best(source, pd.DataFrame())
+    assert "not known" in capsys.readouterr().out
+    refusal("no_truth", datasets.best_possible, source, pd.DataFrame())

@@ -1,5 +1,6 @@
 """Predictions: what the model says of every image, in order, untouched by how it was asked; and the colour baseline."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from patholib import evaluation, metrics
+from patholib import evaluation, files, metrics
 from patholib.errors import PathoError
 from patholib.recipes import BREAKHIS
 
@@ -317,9 +318,66 @@ def test_a_baseline_that_cannot_be_fitted_is_refused():
         assert refusal.value.code == code
 
 
-def test_subgroups_are_shown_with_intervals_and_without_numbers_that_are_none():
-    row = {"column": "site", "value": "nose", "images": 3, "groups": 2, "few": True, "accuracy": 0.5,
-           "accuracy_low": 0.25, "accuracy_high": 1.0, "auc": None, "auc_low": None, "auc_high": None, "note": "few"}
-    shown = evaluation.Judged({"subgroups": [row]}, pd.DataFrame(), RECIPE).subgroups
-    assert shown.to_dict("records") == [{"column": "site", "value": "nose", "images": 3, "groups": 2,
-                                         "accuracy": "0.500 (0.250 to 1.000)", "auc": "undefined"}]
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A judged set of 240 images of 120 patients, at three sites of which the last has one patient and one class."""
+    from patholib.images import ImageSet
+
+    images = image_set(n=240, kind=ImageSet)
+    site = np.where(np.arange(240) % 3 == 0, "north", "south")
+    last = images.table.index[images.table["split"] == "test"][-1]
+    site[last] = "islet"
+    images = replace(images, table=images.table.assign(site=site))
+    folder = tmp_path_factory.mktemp("judged")
+    recipe = replace(RECIPE, tta_views=3)
+    found = evaluation.judge(Lopsided(), images, folder, recipe, evaluation.colour_baseline(images), ("site",))
+    return folder, images, found
+
+
+def test_judging_writes_every_table_and_all_numbers_of_it(judged):
+    folder, images, found = judged
+    assert {path.name for path in folder.iterdir()} == {
+        "metrics.json", *(f"predictions_{name}.csv" for name in ("val", "test", "test_tta", "baseline"))}
+    stored = files.read_json(folder / "metrics.json")
+    assert stored == json.loads(json.dumps(found.metrics)) and set(stored) == {"val", "test", "test_tta", "baseline"}
+    for name, part in (("val", "val"), ("test", "test"), ("test_tta", "test"), ("baseline", "test")):
+        table = evaluation.read_predictions(folder / f"predictions_{name}.csv", CLASSES)
+        assert list(table["path"]) == list(images.part(part).table["path"])
+        numbers = metrics.summary(table, CLASSES, "malignant", seed=RECIPE.seed)
+        assert {key: stored[name][key] for key in numbers} == json.loads(json.dumps(numbers))
+
+
+def test_what_a_notebook_shows_of_it_are_the_numbers_of_the_file(judged):
+    _, images, found = judged
+    assert found.auc == found.summary["metrics"]["auc"]["value"] == metrics.auc(found.labels, found.probs)
+    assert list(found.table) == ["validation", "test", "test, TTA", "colour baseline"]
+    assert found.table.loc["auc", "test"] == metrics.readable(found.summary["metrics"]["auc"])
+    assert found.labels.tolist() == images.part("test").labels.tolist()
+    assert found.probs.shape == (len(found.test), 2) and found.report.loc["malignant", "support"] == found.labels.sum()
+    assert found.patients["images"].sum() <= len(found.test) and set(found.patients["patient"]) <= set(
+        images.part("test").table["case"])
+
+
+def test_subgroups_are_text_with_intervals_that_says_what_is_too_small_or_undefined(judged):
+    _, _, found = judged
+    table = found.subgroups.set_index("value")
+    assert list(table) == ["column", "images", "groups", "accuracy", "balanced_accuracy", "auc", "sensitivity",
+                           "specificity", "note"]
+    numbers = {row["value"]: row for row in found.summary["subgroups"]}
+    assert isinstance(numbers["north"]["accuracy"], float) and numbers["islet"]["few"] and not numbers["north"]["few"]
+    row = numbers["north"]
+    assert table.loc["north", "accuracy"] == (
+        f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f} to {row['accuracy_high']:.2f})")
+    assert table.loc["islet", "auc"] == "undefined" and table.loc["islet", "accuracy"].endswith("(no interval)")
+    assert "only 1 groups" in table.loc["islet", "note"] and "auc: only one class" in table.loc["islet", "note"]
+    assert "groups" not in table.loc["north", "note"]
+
+
+def test_without_subgroups_baseline_and_views_there_is_less_and_nothing_breaks(tmp_path):
+    from patholib.images import ImageSet
+
+    found = evaluation.judge(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, replace(RECIPE, tta_views=1))
+    assert set(found.metrics) == {"val", "test"} and list(found.table) == ["validation", "test"]
+    assert found.subgroups.empty and found.summary["subgroups"] == []

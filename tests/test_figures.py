@@ -199,9 +199,10 @@ def test_floats_with_channels_first_and_bytes_with_channels_last_give_the_same_p
 
 
 def test_a_saved_figure_has_the_same_bytes_each_time(tmp_path):
-    first, second = tmp_path / "a.png", tmp_path / "b/c.png"
+    first, second = tmp_path / "a.png", tmp_path / "b" / "c.png"
     for path in (first, second):
-        assert isinstance(figures.save(figures.learning_rate(history()), path), Figure)  # for a cell to end with
+        figure = figures.learning_rate(history())
+        assert figures.save(figure, path) is figure  # so that a notebook's cell can end with it
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().startswith(b"\x89PNG")
 
@@ -222,3 +223,9 @@ def test_more_patients_than_dots_can_show_are_counted_by_score():
     found = texts(figures.patients(table, group_name="lesion"))
     assert {"20", "AK: 60", "NV: 40", "Scores of 100 lesions"} <= set(found)
     assert found.count("40") == 2  # AK at 1, NV at a third
+
+
+def test_patients_are_called_by_their_own_name_where_it_is_not_the_group():
+    table = pd.DataFrame({"patient": ["14-1", "14-2"], "group": ["g1", "g2"], "label": TWO, "score": [0.5, 1.0]})
+    assert {"14-1", "14-2"} <= set(texts(figures.patients(table))) and "g1" not in texts(figures.patients(table))
+    assert {"g1", "g2"} <= set(texts(figures.patients(table.drop(columns="patient"))))

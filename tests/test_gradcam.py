@@ -3,13 +3,21 @@ import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from captum.attr import LayerGradCam
+from matplotlib.text import Text
 
-from patholib import models, recipes
+from patholib import evaluation, figures, models, recipes
 from patholib.errors import PathoError
-from patholib.gradcam import gradcam, normalise, upsample
+from patholib.gradcam import default_block, explain, gradcam, normalise, pick, upsample
+from patholib.images import ImageSet
 from patholib.recipes import Stage
 
 SCRATCH = replace(recipes.BREAKHIS, weights="none", image_size=64, stages=(Stage(0, 0, 1.0),))
@@ -189,3 +197,117 @@ def test_a_gallery_is_scaled_by_its_highest_peak():
     assert normalise(maps * 1e-38)[0].tolist() == [[0, 1]]
     with pytest.raises(PathoError):
         normalise(maps, "batch")
+
+
+# --- which images, which block ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("arch", "size", "block"), [
+    ("resnet50", 224, "layer4[2]"), ("resnet18", 224, "layer4[1]"), ("efficientnet_b0", 224, "features[8]"),
+    ("resnet50", 64, "layer2[3]"), ("efficientnet_b0", 64, "features[3]"), ("resnet18", 32, "layer1[1]"),
+    ("efficientnet_b0", 32, "features[2]"),
+])
+def test_the_default_block_is_the_last_one_that_can_tell_a_place(arch, size, block):
+    model = copy.copy(_model(arch))
+    model.image_size = size
+    assert default_block(model) == block
+    maps, sides = torch.zeros(1, 3, size, size), {}
+    with torch.no_grad():
+        for name, modules in model.blocks.items():
+            for module in modules:
+                maps = module(maps)
+            sides[name] = maps.shape[-1]
+    later = model.block_names[model.block_names.index(block) + 1:]
+    assert sides[block] >= 6 and all(sides[name] < 6 for name in later)
+
+
+CLASSES = ("benign", "malignant")
+
+
+def predictions(p_malignant, labels):
+    return pd.DataFrame({"path": [f"{i}.png" for i in range(len(labels))], "label": labels,
+                         "group": [f"p{i}" for i in range(len(labels))],
+                         "p_benign": [1 - p for p in p_malignant], "p_malignant": p_malignant})
+
+
+def test_the_surest_the_wrong_and_the_least_certain_are_picked_and_each_image_once():
+    labels = ["malignant"] * 4 + ["benign", "benign", "malignant"]
+    table = predictions([0.99, 0.95, 0.9, 0.52, 0.04, 0.97, 0.45], labels)
+    chosen = pick(table, CLASSES, "malignant", each=2)
+    assert list(chosen.index) == [0, 4, 5, 3, 6]  # by hand: right, right, the one sure mistake, the doubtful
+    assert list(chosen["outcome"]) == ["right"] * 2 + ["wrong"] + ["uncertain"] * 2
+    assert list(chosen["decision"]) == ["malignant", "benign", "malignant", "malignant", "benign"]
+    assert chosen["p"].tolist() == pytest.approx([0.99, 0.96, 0.97, 0.52, 0.55])
+
+
+def test_a_handful_of_images_is_picked_without_repetition():
+    chosen = pick(predictions([0.9, 0.2], ["malignant", "malignant"]), CLASSES, "malignant", each=4)
+    assert sorted(chosen.index) == [0, 1]
+
+
+def test_the_threshold_decides_what_an_image_is_called():
+    table = predictions([0.3], ["malignant"])
+    assert pick(table, CLASSES, "malignant", threshold=0.25)["decision"].tolist() == ["malignant"]
+    assert pick(table, CLASSES, "malignant", threshold=0.25)["p"].tolist() == [0.3]
+
+
+@pytest.fixture
+def tiles():
+    """Twelve pictures that lie in the cache backwards."""
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(12)], "label": [CLASSES[i % 2] for i in range(12)],
+                          "group": [f"p{i}" for i in range(12)], "row": np.arange(12)[::-1]})
+    return ImageSet(rng.integers(0, 256, (12, 64, 64, 3), dtype=np.uint8), table, CLASSES)
+
+
+def test_an_explanation_is_of_the_picture_the_class_and_the_block_it_names(resnet18, tiles):
+    table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
+    threshold = float(table["p_malignant"].median())  # so that half of the images are called what is less probable
+    found = explain(resnet18, tiles, table, "malignant", threshold, each=3)
+    assert set(found.table["decision"]) == set(CLASSES)
+    assert found.table["path"].is_unique and len(found.table) == len(found.heat) == len(found.pictures)
+    assert found.block == default_block(resnet18) == "layer2[1]"
+    for i, row in found.table.iterrows():
+        place = int(row["path"].removesuffix(".png"))
+        assert np.array_equal(found.pictures[i], tiles.pixels[11 - place])
+        views = torch.from_numpy(tiles.pixels[11 - place]).permute(2, 0, 1)[None] / 255
+        alone = gradcam(resnet18, views, [CLASSES.index(row["decision"])], found.block)
+        expected = upsample(alone.maps, 64)[0].numpy()
+        assert np.allclose(found.heat[i], expected, atol=1e-5 * max(expected.max(), 1))
+        assert row["p"] == pytest.approx(table.loc[place, f"p_{row['decision']}"])
+        assert found.captions[i] == f"{row['outcome']}: is {row['label']}, called {row['decision']} ({row['p']:.0%})"
+
+
+def test_predictions_in_another_order_are_refused(resnet18, tiles):
+    table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
+    for other in (table.iloc[::-1], table.iloc[:-1], table.assign(path=table["path"].to_numpy()[::-1])):
+        with pytest.raises(PathoError, match="bad_order"):
+            explain(resnet18, tiles, other, "malignant")
+
+
+def test_a_chosen_block_is_used_and_an_unknown_one_refused(resnet18, tiles):
+    table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
+    assert explain(resnet18, tiles, table, each=1, block="layer4[1]").block == "layer4[1]"
+    with pytest.raises(PathoError, match="unknown_block"):
+        explain(resnet18, tiles, table, each=1, block="layer9")
+
+
+def test_an_image_without_evidence_is_explained_by_a_blank_map(resnet18, tiles):
+    silent = copy.deepcopy(resnet18)
+    with torch.no_grad():
+        silent.head[-1].weight.zero_()  # no map argues for any class
+    found = explain(silent, tiles, evaluation.predict(silent, tiles, RECIPES["resnet18"], progress=False), each=1)
+    assert (found.heat == 0).all()
+    texts = [text.get_text() for text in figures.explained(found).findobj(Text)]
+    assert texts.count("blank map") == len(found.table)
+
+
+def test_the_figure_names_the_block_and_every_heatmap_is_saved(resnet18, tiles, tmp_path):
+    table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
+    found = explain(resnet18, tiles, table, each=1)
+    gallery = figures.save_heatmaps(found, tmp_path, note="Demo images: not a result")
+    texts = [text.get_text() for text in gallery.findobj(Text)]
+    assert any("layer2[1]" in text for text in texts) and "Demo images: not a result" in texts
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {"gallery.png"} | {f"{i + 1:02}-{row.outcome}-{row.path[:-4]}.png"
+                                       for i, row in enumerate(found.table.itertuples())}
+    assert list(pd.read_csv(tmp_path / "heatmaps.csv")["path"]) == list(found.table["path"])

@@ -398,7 +398,7 @@ def test_the_cache_holds_exactly_what_read_and_to_square_give(data, cache, worke
     for path, row in zip(made.images.table["path"], made.images.table["row"], strict=True):
         assert np.array_equal(made.images.pixels[row], images.to_square(images.read(data / path), 48, fit))
     assert list(made.manifest.table["path"]) == list(manifest.table["path"]) and "row" not in made.manifest.table
-    assert np.array_equal(np.load(made.report["cache"]["file"]), made.images.pixels)  # a plain .npy
+    assert np.array_equal(np.load(cache / made.report["cache"]["file"]), made.images.pixels)  # a plain .npy
 
 
 def test_the_facts_hold_digest_and_size_of_every_file(data, cache):
@@ -448,7 +448,7 @@ def test_another_size_or_fit_has_a_cache_of_its_own(data, cache):
 def test_a_damaged_cache_is_built_anew(data, cache, damage):
     manifest = folder_of(data, sound())
     first = checked(manifest, cache)
-    pixels, file = np.array(first.images.pixels), Path(first.report["cache"]["file"])
+    pixels, file = np.array(first.images.pixels), cache / first.report["cache"]["file"]
     if damage == "facts cut":
         file.with_suffix(".json").write_text('{"files": [')
     elif damage == "facts gone":
@@ -515,7 +515,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(data, tmp_path):
 def test_the_cache_stands_where_the_environment_says(data, cache, monkeypatch):
     monkeypatch.setenv("PATHOLIB_CACHE", str(cache))
     made = images.check(folder_of(data, sound(2)), 48, progress=False)
-    assert Path(made.report["cache"]["file"]).parent == cache
+    assert [path.name for path in cache.glob("*.npy")] == [made.report["cache"]["file"]]  # a name, no path of a machine
 
 
 def test_a_person_is_told_the_size_beforehand_and_the_result_afterwards(data, cache, capsys):
@@ -756,3 +756,21 @@ def test_reading_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+
+
+def examples_set():
+    """Class b: patients x (3 images), y (1); class m: patient z (2). Sorted by path as a manifest is."""
+    table = pd.DataFrame({"path": ["b0", "b1", "b2", "b3", "m0", "m1"], "label": ["b"] * 4 + ["m"] * 2,
+                          "case": ["x", "x", "x", "y", "z", "z"], "row": [5, 4, 3, 2, 1, 0]})
+    return images.ImageSet(np.arange(6, dtype=np.uint8)[:, None, None, None], table, ("m", "b"))
+
+
+@pytest.mark.parametrize(("each", "expected"), [
+    (1, ["m0", "b0"]), (2, ["m0", "m1", "b0", "b3"]), (3, ["m0", "m1", "b0", "b3", "b1"]),
+])
+def test_examples_come_from_as_many_patients_as_there_are_in_class_order(each, expected):
+    found = examples_set().examples(each, "case")
+    assert list(found.table["path"]) == expected
+    place = ["b0", "b1", "b2", "b3", "m0", "m1"]
+    assert found.pictures.ravel().tolist() == [5 - place.index(path) for path in expected]
+    assert set(found.table) == {"path", "label", "case", "row"}

@@ -189,6 +189,34 @@ def test_breakhis_split_by_label_alone_shows_the_model_every_slide():
     assert set(table.loc[table["split"] == "test", "slide"]) <= training
 
 
+def test_the_leaked_share_worked_by_hand():
+    table = pd.DataFrame({"case": ["a", "a", "b", "b", "c", "d"],
+                          "split": ["train", "test", "test", "val", "test", "train"]})
+    assert m.leaked_share(table, "case") == pytest.approx(1 / 3)  # a leaks; b was only validated on, c is new
+    assert m.leaked_share(table[table["case"] != "a"], "case") == 0
+
+
+def test_a_split_by_image_leaks_nearly_every_slide_of_breakhis_and_one_by_case_none():
+    data = breakhis.from_names(pd.read_csv(real("breakhis/names_40x.csv"))["image"])
+    assert m.leaked_share(m.split(data, group_by="image"), "slide") >= 0.995
+    assert m.leaked_share(m.split(data), "case") == m.leaked_share(m.split(data), "slide") == 0
+
+
+def isic_rows(group_by):
+    rows = isic2019.list_rows(real("isic2019"))
+    table = rows.rename(columns={"image": "path"})[["path", "label", "lesion"]]
+    return m.split(m.Manifest(table=table, root=Path(), classes=isic2019.CLASSES, positive=None, group_by="lesion",
+                              levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={}),
+                   FRACTIONS, 0, group_by)
+
+
+def test_a_split_by_image_leaks_most_lesions_of_isic_and_melanomas_above_all():
+    table = isic_rows("image")
+    assert m.leaked_share(table, "lesion") == pytest.approx(0.57, abs=0.015)
+    assert m.leaked_share(table[table["label"] == "MEL"], "lesion") == pytest.approx(0.76, abs=0.02)
+    assert m.leaked_share(isic_rows("lesion"), "lesion") == 0
+
+
 @pytest.mark.parametrize("group_by", ["lesion", "image"])
 def test_isic_is_split_close_to_the_fractions_within_five_seconds(group_by):
     rows = isic2019.list_rows(real("isic2019"))

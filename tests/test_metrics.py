@@ -486,3 +486,15 @@ def test_images_of_unknown_patients_are_not_one_patient():
     rows = binary([1, 0, 0], [0.9, 0.2, 0.1], case=["", "", "C"])
     assert metrics.by_patient(rows, BINARY, "malignant")["patient"].tolist() == ["C", "g0", "g1"]
     assert metrics.two_labels(rows) == []
+
+
+@pytest.mark.parametrize(("number", "digits", "text"), [
+    ({"value": 0.93, "low": 0.88, "high": 0.97}, 2, "0.93 (0.88 to 0.97)"),
+    ({"value": 0.93, "low": 0.88, "high": 0.97}, 3, "0.930 (0.880 to 0.970)"),
+    ({"value": 1.0, "low": None, "high": None, "no_interval": "too few"}, 3, "1.000 (no interval)"),
+    ({"value": None, "low": None, "high": None, "undefined": "one class"}, 3, "undefined"),
+    ({"value": 0.0, "low": 0.0, "high": 0.1}, 2, "0.00 (0.00 to 0.10)"),
+    (None, 3, "absent"),
+])
+def test_a_number_is_written_with_its_interval_or_says_what_is_missing(number, digits, text):
+    assert metrics.readable(number, digits) == text

@@ -1,35 +1,273 @@
-"""The recipe for given data: what the data decide, what is asked for, and nothing else."""
+"""A run folder says what made it, is taken up where it stands, and belongs to one process at a time."""
 
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from patholib import recipes, runs
+from patholib import files, images, manifest, recipes, runs
+from patholib.datasets import demo, table
 from patholib.errors import PathoError
-from patholib.manifest import Manifest
+from patholib.recipes import BREAKHIS, Stage
+
+RECIPE = replace(recipes.for_demo(BREAKHIS), arch="resnet18", image_size=32, group_by="group")
+KEYS = {"name", "created", "status", "demo", "fingerprint", "seed", "published", "recipe", "data", "split", "versions",
+        "code", "machine"}
 
 
-def source(demo=False, classes=("calm", "inflamed", "other")):
-    table = pd.DataFrame({"path": [f"{i}.png" for i in range(3)], "label": list(classes), "group": ["a", "b", "c"]})
-    return Manifest(table, Path(), classes, None, "group", ("group",), (), "table", demo, {})
+def prepare(folder):
+    """(checked, split) of the images in `folder`: the same in any process."""
+    source = table.read(folder / "mine.csv")
+    checked = images.check(source, 37, cache_dir=folder.parent / "cache", progress=False)
+    return checked, manifest.split(checked.manifest, seed=0)
 
 
-def test_the_data_decide_classes_and_grouping():
-    recipe = runs.recipe_for("breakhis", source())
-    assert (recipe.classes, recipe.positive, recipe.group_by) == (("calm", "inflamed", "other"), None, "group")
-    assert recipe.weights == "imagenet" and recipe.stages == recipes.BREAKHIS.stages
-    assert runs.recipe_for("breakhis", source(), published=True).group_by == "image"
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight patients of two classes, two small pictures each."""
+    folder = tmp_path_factory.mktemp("set") / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
+        rows.append({"path": f"{i:02}.png", "label": BREAKHIS.classes[i % 4 // 2], "group": f"p{i // 2}"})
+    files.write_table(folder / "mine.csv", pd.DataFrame(rows))
+    return folder
 
 
-def test_real_images_are_cut_down_only_where_that_is_asked():
-    demo = runs.recipe_for("breakhis", source(demo=True))
-    assert runs.recipe_for("breakhis", source(), small=True) == demo != runs.recipe_for("breakhis", source())
-    assert runs.recipe_for("breakhis", source(), small=True, arch="resnet18").arch == "resnet18"
-    assert runs.recipe_for("breakhis", source(), weights="none").image_size == 224
+@pytest.fixture(scope="module")
+def prepared(data):
+    return prepare(data)
 
 
-def test_an_override_of_none_leaves_the_field():
-    assert runs.recipe_for("breakhis", source(), epochs=None, lr=0.01).epochs == recipes.BREAKHIS.epochs
-    with pytest.raises(PathoError, match="epochs"):
-        runs.recipe_for("breakhis", source(), epoch=3)
+def start(prepared, output, recipe=RECIPE, **options):
+    return runs.start(recipe, *prepared, output=output, **options)
+
+
+def refusal(*args, **options):
+    with pytest.raises(PathoError) as error:
+        start(*args, **options)
+    return error.value
+
+
+def test_a_new_folder_says_what_made_it(prepared, tmp_path):
+    run = start(prepared, tmp_path)
+    facts = files.read_json(run.dir / "run.json")
+    assert {path.name for path in run.dir.iterdir()} == {"run.json", "run.lock", "data_report.json", "split.csv",
+                                                         "split.csv.sha256"}
+    assert set(facts) == KEYS and facts["status"] == "started" and facts["name"] == run.dir.name
+    assert recipes.from_json(facts["recipe"]) == RECIPE and facts["seed"] == 0 and facts["demo"] is False
+    assert facts["data"]["images"] == 16 and facts["data"]["groups"] == 8 and facts["data"]["root_name"] == "pictures"
+    assert facts["data"]["images_sha256"] == runs.images_sha256(prepared[0])
+    assert {split: sum(counts.values()) for split, counts in facts["split"]["counts"].items()} == \
+        prepared[1]["split"].value_counts().to_dict()
+    assert facts["versions"]["torch"].startswith("2.") and len(facts["versions"]) == 1 + len(runs.LIBRARIES)
+    pd.testing.assert_frame_equal(manifest.read_split(run.dir / "split.csv", prepared[0].manifest), prepared[1])
+    assert files.read_json(run.dir / "data_report.json") == prepared[0].report
+
+
+def test_no_file_of_a_new_run_holds_a_path_of_the_machine(prepared, data, tmp_path):
+    run = start(prepared, tmp_path / "out", replace(RECIPE, weights=str(tmp_path / "private" / "backbone.pth")))
+    for path in run.dir.iterdir():
+        for place in (tmp_path, data, data.parent, Path.home(), files.project_root()):
+            assert str(place).encode() not in path.read_bytes(), path.name
+    assert runs.open_run(run.dir).recipe.weights == "backbone.pth"
+    run.close()
+    again = start(prepared, tmp_path / "out", replace(RECIPE, weights=str(tmp_path / "private" / "backbone.pth")))
+    assert again.dir == run.dir
+    assert str(tmp_path).encode() not in (run.dir / "run.json").read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"lr": 5e-4}, {"seed": 1}, {"image_size": 40}, {"weights": "imagenet"},
+                                    {"stages": (Stage(0, 1, 1.0),)},
+                                    {"augmentation": replace(RECIPE.augmentation, noise=0.1)}])
+def test_what_decides_the_learning_changes_the_fingerprint(prepared, change):
+    assert runs.fingerprint(replace(RECIPE, **change), *prepared) != runs.fingerprint(RECIPE, *prepared)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 99}, {"patience": 3}, {"precision": "fp32"}, {"fast": True}])
+def test_what_only_prolongs_or_hastens_the_learning_does_not(prepared, change):
+    assert runs.fingerprint(replace(RECIPE, **change), *prepared) == runs.fingerprint(RECIPE, *prepared)
+
+
+def test_one_changed_byte_and_one_moved_image_change_the_fingerprint(prepared):
+    checked, split = prepared
+    facts = checked.facts.copy()
+    facts.loc[3, "sha256"] = facts.loc[3, "sha256"][::-1]
+    moved = split.copy()
+    moved.loc[0, "split"] = "val" if moved.loc[0, "split"] != "val" else "test"
+    marks = {runs.fingerprint(RECIPE, checked, split), runs.fingerprint(RECIPE, replace(checked, facts=facts), split),
+             runs.fingerprint(RECIPE, checked, moved)}
+    assert len(marks) == 3
+
+
+def test_an_unfinished_run_is_taken_up_and_a_finished_one_is_not(prepared, tmp_path):
+    first = start(prepared, tmp_path)
+    first.update(status="trained")
+    first.close()
+    again = start(prepared, tmp_path, replace(RECIPE, epochs=30), resume="must")
+    assert again.dir == first.dir and runs.open_run(again.dir).recipe.epochs == 30
+    again.finish()
+    assert files.read_json(again.dir / "run.json")["status"] == "finished"
+    assert start(prepared, tmp_path).dir != first.dir
+    assert refusal(prepared, tmp_path / "elsewhere", resume="must").code == "nothing_to_resume"
+
+
+def test_the_newest_unfinished_run_is_taken_up(prepared, tmp_path):
+    older, newer = start(prepared, tmp_path), start(prepared, tmp_path, resume="never")
+    assert older.dir != newer.dir
+    older.close()
+    newer.close()
+    assert start(prepared, tmp_path).dir == newer.dir
+
+
+def test_another_recipe_data_or_split_gets_a_folder_of_its_own(prepared, tmp_path):
+    first = start(prepared, tmp_path)
+    first.close()
+    other = start(prepared, tmp_path, replace(RECIPE, lr=5e-4))
+    assert other.dir != first.dir
+    other.close()
+    assert refusal(prepared, tmp_path, replace(RECIPE, lr=1e-4), resume="must").code == "nothing_to_resume"
+
+
+def test_never_starts_anew_and_auto_leaves_a_busy_folder_alone(prepared, tmp_path):
+    first = start(prepared, tmp_path)
+    assert start(prepared, tmp_path).dir != first.dir  # the first is open
+    first.close()
+    assert start(prepared, tmp_path, resume="never").dir != first.dir
+
+
+def test_an_unknown_way_to_resume_is_refused(prepared, tmp_path):
+    assert refusal(prepared, tmp_path, resume="yes").code == "bad_parameter"
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.test_runs import RECIPE, prepare, runs
+run = runs.start(RECIPE, *prepare(Path(sys.argv[1])), output=Path(sys.argv[2]))
+print(run.dir.name, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_cannot_hold_one_folder_and_a_killed_one_lets_go(prepared, data, tmp_path):
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", CHILD, data, tmp_path], cwd=root, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    try:
+        held = process.stdout.readline().strip()
+        assert (tmp_path / held / "run.json").is_file()
+        error = refusal(prepared, tmp_path, resume="must")
+        assert error.code == "run_locked" and error.subject == held
+        other = start(prepared, tmp_path)
+        assert other.dir.name != held
+        other.finish()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert start(prepared, tmp_path, resume="must").dir.name == held
+
+
+def test_results_are_never_written_into_the_data_folder(prepared, data, tmp_path):
+    (tmp_path / "link").symlink_to(data)
+    for output in (data, data / "runs", tmp_path / "link" / "runs", data / "x" / ".." / "runs"):
+        assert refusal(prepared, output).code == "output_in_data"
+    assert {path.suffix for path in data.iterdir()} == {".png", ".csv"}
+    start(prepared, data.parent / "pictures-runs").finish()  # a name that merely begins alike
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output_folder_is_refused_with_its_name(prepared, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o555)
+    assert refusal(prepared, tmp_path / "out").code == "output_unwritable"
+
+
+def test_an_output_that_cannot_be_written_is_refused_with_its_name(prepared, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = refusal(prepared, tmp_path / "file")
+    assert error.code == "output_unwritable" and str(tmp_path / "file") in error.subject
+    run = start(prepared, tmp_path)
+    run.close()
+    (run.dir / "run.lock").unlink()
+    (run.dir / "run.lock").mkdir()  # stands for a folder that may only be read
+    assert refusal(prepared, tmp_path).code == "output_unwritable"
+
+
+def test_the_environment_says_where_runs_lie(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHOLIB_OUTPUTS", str(tmp_path / "there"))
+    assert start(prepared, None, name="mine").dir == tmp_path / "there" / "mine"
+
+
+def test_a_split_by_image_is_noted_on_every_figure(prepared, tmp_path):
+    leaky = replace(RECIPE, group_by="image", published=True)
+    assert start(prepared, tmp_path, leaky).note == "Split by image: patients leak"
+    assert start(prepared, tmp_path).note == ""
+
+
+# --- the recipe for the data ------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def sources(data, tmp_path_factory):
+    from patholib import datasets
+
+    small = demo.write(tmp_path_factory.mktemp("demo"), size=(64, 64), groups=8, images_per_group=1)
+    return {"real": table.read(data / "mine.csv"), "demo": datasets.read(small)}
+
+
+def test_real_data_get_the_recipe_with_their_own_classes_and_groups(sources):
+    recipe = runs.recipe_for("isic2019", sources["real"])
+    assert recipe == replace(recipes.ISIC2019, classes=("benign", "malignant"), positive=sources["real"].positive,
+                             group_by="group")
+
+
+def test_demo_images_get_it_cut_down_unless_weights_are_named(sources):
+    small = runs.recipe_for("breakhis", sources["demo"])
+    assert small == recipes.for_demo(BREAKHIS) == runs.recipe_for("breakhis", sources["demo"], weights="none")
+    whole = runs.recipe_for("breakhis", sources["demo"], weights="imagenet")
+    assert whole == BREAKHIS
+
+
+def test_without_weights_nothing_is_frozen(sources):
+    recipe = runs.recipe_for("breakhis", sources["real"], weights="none")
+    assert [stage.frozen for stage in recipe.stages] == [0] and recipe.weights == "none" and recipe.image_size == 224
+    assert runs.recipe_for("breakhis", sources["real"], weights="my.pth").stages == BREAKHIS.stages
+
+
+@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
+def test_the_published_form_is_the_literal_one_on_these_data(sources, name):
+    recipe = runs.recipe_for(name, sources["real"], published=True)
+    assert recipe == replace(recipes.as_published(name), classes=("benign", "malignant"),
+                             positive=sources["real"].positive)
+    assert recipe.group_by == "image" and recipe.published
+
+
+def test_overrides_of_none_leave_the_recipe_and_others_change_it(sources):
+    plain = runs.recipe_for("breakhis", sources["demo"])
+    assert runs.recipe_for("breakhis", sources["demo"], epochs=None, lr=None, seed=None) == plain
+    assert runs.recipe_for("breakhis", sources["demo"], epochs=3, seed=0) == replace(plain, epochs=3)
+    with pytest.raises(PathoError, match="did you mean 'epochs'"):
+        runs.recipe_for("breakhis", sources["demo"], epoch=3)
+
+
+def test_differences_are_shown_field_by_field(sources):
+    shown = runs.differences(BREAKHIS, runs.recipe_for("breakhis", sources["demo"], lr=5e-4)).set_index("field")
+    assert tuple(shown.loc["lr"]) == ("0.001", "0.0005")
+    assert tuple(shown.loc["stages"]) == ("from 0: 13 frozen, x1", "from 0: 0 frozen, x1")
+    assert runs.differences(BREAKHIS, BREAKHIS).empty
+
+
+def test_real_images_are_cut_down_only_where_that_is_asked(prepared):
+    real = prepared[0].manifest
+    demo_images = replace(real, demo=True)
+    assert runs.recipe_for("breakhis", real, small=True) == runs.recipe_for("breakhis", demo_images)
+    assert runs.recipe_for("breakhis", real, small=True, arch="resnet18").arch == "resnet18"
+    assert runs.recipe_for("breakhis", real, weights="none").image_size == 224

@@ -77,7 +77,13 @@ def load(kind: str, data: str | Path = "auto", missing: str = "error") -> Manife
 
 
 def best_possible(source: Manifest, predictions: pd.DataFrame) -> pd.DataFrame:
-    """For demo images: the same rows with each class's exact posterior, which no classifier beats on average."""
+    """For demo images: the same rows with each class's exact posterior, which no classifier beats on average.
+
+    Raises PathoError: `no_truth` for other images.
+    """
+    if not source.demo:
+        raise PathoError("no_truth", source.root.name, "holds real images, of which no posterior is known",
+                         "Compare with the colour baseline instead")
     known = demo.truth(demo_folder(source.root)).set_index("path").loc[predictions["path"]]
     return predictions.assign(**{f"p_{c}": known[f"best_p_{c}"].to_numpy() for c in source.classes})
 

@@ -1,0 +1,223 @@
+"""From a folder of images to the report, by the calls a notebook makes: every file is there and tells the truth."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from torchvision import models as networks
+
+from patholib import (
+    augment,
+    datasets,
+    evaluation,
+    export,
+    figures,
+    files,
+    gradcam,
+    images,
+    manifest,
+    metrics,
+    models,
+    recipes,
+    report,
+    runs,
+    training,
+)
+from patholib.datasets import demo
+
+SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups": 60, "images_per_group": 1}}
+FILES = {"run.json", "run.lock", "data_report.json", "split.csv", "split.csv.sha256", "history.csv", "history.json",
+         "predictions_val.csv", "predictions_test.csv", "predictions_test_tta.csv", "predictions_baseline.csv",
+         "metrics.json", "training_metrics.png", "report.md", "report.html", "model_card.md", "model.safetensors",
+         "model.json", "published.pt", "figures/confusion.png", "figures/patients.png", "heatmaps/gallery.png",
+         "heatmaps/heatmaps.csv"}
+
+
+@dataclass
+class Finished:
+    """A run and what its calls returned."""
+
+    kind: str
+    root: Path  # of the images, the cache and the run folder
+    run: runs.Run
+    model: models.Classifier
+    tiles: images.ImageSet
+    judged: evaluation.Judged
+    shown: gradcam.Explained
+
+
+def own_table(folder):
+    """A CSV of one's own over images whose folders say nothing: label, patient and a site."""
+    truth = demo.truth(folder)
+    table = pd.DataFrame({"path": truth["path"], "label": truth["label"], "group": truth["group"],
+                          "site": np.where(np.arange(len(truth)) % 2, "north", "south")})
+    files.write_table(folder / "mine.csv", table)
+    return folder / "mine.csv"
+
+
+def finish(root, kind):
+    """The whole pipeline on a few small images, one epoch."""
+    layout = "isic2019" if kind == "isic2019" else "breakhis"
+    where = demo.write(root / "data", layout, size=(64, 64), **SMALL[layout])
+    source = datasets.load(layout, own_table(where) if kind == "table" else where)
+    recipe = runs.recipe_for(layout, source, arch="resnet18", image_size=32, epochs=1, batch_size=8, head_width=16,
+                             tta_views=2)
+    checked = images.check(source, recipe.cache_size, recipe.fit, cache_dir=root / "cache", progress=False)
+    split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+    run = runs.start(recipe, checked, split, output=root / "runs")
+    tiles = checked.images.with_split(split)
+    model = models.build(recipe)
+    history = training.fit(model, tiles, run, device="cpu", workers=1)
+    judged = evaluation.judge(model, tiles, run.dir, recipe, evaluation.colour_baseline(tiles), source.subgroups)
+    confusion = judged.summary["confusion"]
+    figures.save(figures.confusion(confusion, recipe.classes, note=run.note), run.dir / "figures" / "confusion.png")
+    figures.save(figures.patients(judged.patients, note=run.note), run.dir / "figures" / "patients.png")
+    shown = gradcam.explain(model, tiles.part("test"), judged.test, recipe.positive, each=1)
+    figures.save_heatmaps(shown, run.dir / "heatmaps", note=run.note)
+    export.write(run.dir)
+    figures.save(figures.training_metrics(history, judged.summary, confusion, recipe.classes, judged.labels,
+                                          judged.probs, recipe.positive, note=run.note),
+                 run.dir / "training_metrics.png")
+    report.write(run.dir)
+    run.finish()
+    return Finished(kind, root, run, model, tiles, judged, shown)
+
+
+@pytest.fixture(scope="module", params=["breakhis", "isic2019", "table"])
+def done(request, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "FILE_DPI", 40)  # what the figures show is not looked at here
+        return finish(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_the_run_folder_is_complete_and_holds_nothing_else(done):
+    found = {p.relative_to(done.run.dir).as_posix() for p in done.run.dir.rglob("*") if p.is_file()}
+    checkpoints = {name for name in found if re.fullmatch(r"checkpoints/(best|last)-\d{9}-[0-9a-f]{16}\.pt", name)}
+    heatmaps = {name for name in found if re.fullmatch(r"heatmaps/\d\d-(right|wrong|uncertain)-.+\.png", name)}
+    assert {name[12:16] for name in checkpoints} == {"best", "last"}
+    assert len(heatmaps) == len(done.shown.table)
+    assert found - checkpoints - heatmaps == FILES
+
+
+def test_no_file_of_a_run_says_where_on_a_machine_it_was_made(done):
+    for path in done.run.dir.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for place in (done.root, Path.home(), files.project_root()):
+                assert str(place).encode() not in content, (path.name, place)
+
+
+def test_the_numbers_are_those_of_the_predictions_on_disk(done):
+    stored = files.read_json(done.run.dir / "metrics.json")
+    classes, positive = done.run.recipe.classes, done.run.recipe.positive
+    for name in ("val", "test", "test_tta", "baseline"):
+        table = evaluation.read_predictions(done.run.dir / f"predictions_{name}.csv", classes)
+        again = json.loads(json.dumps(metrics.summary(table, classes, positive, seed=done.run.recipe.seed)))
+        assert {key: stored[name][key] for key in again} == again, name
+        assert set(table["split"]) == {"val" if name == "val" else "test"}
+    table = evaluation.read_predictions(done.run.dir / "predictions_test.csv", classes)
+    who = evaluation.patient_column(table)
+    rate = metrics.patient_recognition_rate(table, classes, positive, who)
+    assert stored["test"]["patients"]["recognition_rate"]["value"] == rate
+    assert sum(row["images"] for row in stored["test"]["subgroups"]) == len(table) * len(
+        {row["column"] for row in stored["test"]["subgroups"]})
+
+
+def test_the_report_says_demo_on_its_face_and_nothing_is_absent(done):
+    text = (done.run.dir / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("> **DEMO IMAGES: NOT A RESULT.**")
+    assert (done.run.dir / "model_card.md").read_text(encoding="utf-8").startswith("> **DEMO IMAGES: NOT A RESULT.**")
+    assert "not finished" not in text and "What is absent" not in text and "not recorded" not in text
+    assert "No subgroups" not in text and "No numbers per patient" not in text
+    auc = metrics.readable(done.judged.summary["metrics"]["auc"])
+    assert auc in text and "](training_metrics.png)" in text and "](heatmaps/gallery.png)" in text
+    assert files.read_json(done.run.dir / "run.json")["data"]["images_sha256"] in text
+    assert done.run.note == manifest.DEMO_NOTE and done.run.dir.name.startswith(f"{done.run.recipe.name}-demo-")
+
+
+def test_the_run_says_that_it_is_finished_and_what_made_it(done):
+    facts = files.read_json(done.run.dir / "run.json")
+    assert facts["status"] == "finished" and facts["demo"] and facts["training"]["best_epoch"] == 1
+    assert facts["weights"] == {"kind": "none", "file": None, "sha256": None}
+    assert recipes.from_json(facts["recipe"]) == done.run.recipe
+    split = manifest.read_split(done.run.dir / "split.csv")
+    assert facts["split"]["sha256"] == files.sha256(done.run.dir / "split.csv")
+    assert facts["data"]["images"] == len(split) == len(done.tiles)
+
+
+def test_a_report_before_judging_or_training_has_ended_says_so(done, tmp_path):
+    for status, written, words in (("started", True, "training has not ended"),
+                                   ("trained", False, "have not been judged"), ("trained", True, None)):
+        folder = tmp_path / f"{status}{written}"
+        facts = files.read_json(done.run.dir / "run.json")
+        files.write_json(folder / "run.json", facts | {"status": status})
+        if written:
+            files.write_json(folder / "metrics.json", files.read_json(done.run.dir / "metrics.json"))
+        report.write(folder)
+        for name in ("report.md", "model_card.md"):
+            text = (folder / name).read_text(encoding="utf-8")
+            assert words in text if words else "not finished" not in text
+
+
+def plain_torchvision(recipe):
+    """The network without this library: torchvision's, its head replaced as the recipe describes it."""
+    net = networks.resnet18(weights=None)
+    norm, relu = nn.BatchNorm1d(recipe.head_width), nn.ReLU()
+    middle = (norm, relu) if recipe.head_order == "batchnorm_relu" else (relu, norm)
+    net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, recipe.head_width), *middle, nn.Dropout(0.5),
+                           nn.Linear(recipe.head_width, len(recipe.classes)))
+    return net.eval()
+
+
+def test_the_published_checkpoint_answers_the_same_in_plain_torchvision(done):
+    found = torch.load(done.run.dir / "published.pt", weights_only=True)
+    net = plain_torchvision(done.run.recipe)
+    net.load_state_dict(found["model_state"])
+    assert list(found["class_names"].values()) == list(done.run.recipe.classes)
+    views = augment.plain_views(done.tiles.part("test").pictures, found["image_size"])
+    mean, std = (torch.tensor(found["normalization"][key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        ours = done.model.eval()(views)
+        theirs = net((views - mean) / std)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+    assert found["epoch"] == 1 and found["best_auc"] == found["validation"]["val_auc"]
+
+
+def test_the_exported_model_is_the_trained_one_bit_by_bit(done):
+    again, facts = export.classifier(done.run.dir)
+    state = safetensors.torch.load_file(done.run.dir / "model.safetensors")
+    trained = done.model.net.state_dict()
+    assert state.keys() == trained.keys() and all(torch.equal(state[name], trained[name]) for name in trained)
+    assert facts["demo"] and facts["run"] == done.run.dir.name and facts["epoch"] == 1
+    views = augment.plain_views(done.tiles.part("test").pictures, 32)
+    with torch.no_grad():  # training left the tensors channels last, which other kernels sum in another order
+        assert torch.allclose(again(views), done.model.eval()(views), rtol=0, atol=1e-6)
+
+
+def test_predictions_of_the_run_are_those_of_the_exported_model(done):
+    again, _ = export.classifier(done.run.dir)
+    table = evaluation.predict(again, done.tiles.part("test"), done.run.recipe, progress=False)
+    pd.testing.assert_frame_equal(table, done.judged.test, rtol=0, atol=1e-6)
+
+
+def test_an_untrained_run_cannot_be_exported(done, tmp_path):
+    facts = {k: v for k, v in files.read_json(done.run.dir / "run.json").items() if k != "training"}
+    files.write_json(tmp_path / "run.json", facts)
+    with pytest.raises(export.PathoError, match="nothing_trained"):
+        export.write(tmp_path)
+
+
+def test_one_patient_counts_as_one_also_where_the_split_was_by_image(done):
+    who = {"breakhis": "case", "isic2019": "lesion", "table": "group"}[done.kind]
+    assert evaluation.patient_column(done.judged.test) == who
+    leaky = done.judged.test.rename(columns={"group": "given_group"} if who == "group" else {})
+    leaky = replace(done.judged, test=leaky.assign(group=leaky["path"]))
+    assert list(leaky.patients["patient"]) == list(done.judged.patients["patient"])
+    assert list(leaky.patients["score"]) == list(done.judged.patients["score"])
