@@ -555,7 +555,7 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
         cache.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(cache.parent)
         free = shutil.disk_usage(cache.parent).free
-    say(f"Cache: {shape[0]:,} images of {size} x {size} pixels take {need / 1e9:.2f} GB in {cache.parent} "
+    say(f"Cache: {shape[0]:,} images of {size} x {size} pixels take {need / 1e9:.2f} GB in {_short(cache.parent)} "
         f"({free / 1e9:.1f} GB free)")
     if need + 2**20 > free:
         raise PathoError("no_space", str(cache.parent), f"has {free / 1e9:.2f} GB free, but the cache takes "
@@ -569,6 +569,12 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
         part.unlink(missing_ok=True)
     files.write_json(cache.with_suffix(".json"), {"files": facts})
     return facts
+
+
+def _short(folder: Path) -> str:
+    """A folder of the project relative to it, any other in full."""
+    root = files.project_root()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
 
 
 def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int,

@@ -180,11 +180,25 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
         # The CPU generator alone: torch.manual_seed would seed the GPUs too, which fork_rng does not restore here.
         torch.default_generator.manual_seed(recipe.seed if generator_seed is None else generator_seed)
         model = Classifier(recipe)
+        if recipe.weights == "none":
+            _begin_as_identity(model)
     if recipe.weights == "imagenet":
         _load_backbone(model, "imagenet", *_imagenet_file(recipe.arch))
     elif recipe.weights != "none":
         _load_backbone(model, "file", _given_file(recipe.weights))
     return model.freeze(recipe.stages[0].frozen, recipe.batchnorm)
+
+
+def _begin_as_identity(model: Classifier) -> None:
+    """Lets every residual block begin as the identity: its last BatchNorm starts at 0 (Goyal et al. 2017, section 5.1).
+
+    A deep random network then learns from the first steps on instead of the hundredth.
+    """
+    for module in model.modules():
+        if isinstance(module, networks.resnet.Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+        elif isinstance(module, networks.resnet.BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
 
 
 def _given_file(weights: str) -> Path:

@@ -81,7 +81,8 @@ class Learner:
         self.loss = losses.build(self.recipe, counts).to(device)
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.recipe.optimizer]
         # Every parameter is in the optimizer from the start; what is frozen has no gradient and is passed over.
-        self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay)
+        self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay,
+                                   fused=True)  # one pass over the weights instead of a dozen
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.progress = Progress(0, 0, dict(NO_SUMS), [])
         self.best = {}  # of the best epoch: model, optimizer, row of history
@@ -381,17 +382,20 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
 def _backend(fast: bool):
     """cudnn autotuning and TF32 products where speed is asked for, deterministic kernels otherwise; put back after."""
     before = (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(),
-              torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+              torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+              torch.utils.deterministic.fill_uninitialized_memory)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it
     torch.backends.cudnn.benchmark = fast
     torch.set_float32_matmul_precision("high" if fast else "highest")
     torch.use_deterministic_algorithms(not fast, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard against reading garbage, at a price per tensor
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before[0]
         torch.set_float32_matmul_precision(before[1])
         torch.use_deterministic_algorithms(before[2], warn_only=before[3])
+        torch.utils.deterministic.fill_uninitialized_memory = before[4]
 
 
 def gpu_memory_mb(device: torch.device) -> float | None:

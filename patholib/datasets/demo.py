@@ -29,7 +29,7 @@ VERSION = 2  # of the pictures: raise it whenever the same settings give other f
 MARKER, TRUTH, MASKS = "DEMO.json", "truth.csv", "truth"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 FAULTS = ("truncated", "duplicate", "conflict", "leak")
-DEFAULTS = {"breakhis": {"groups": 40, "images_per_group": 10, "size": (350, 230)},
+DEFAULTS = {"breakhis": {"groups": 80, "images_per_group": 6, "size": (350, 230)},
             "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225)}}
 
 # Subtype code: (class, folder, number of slides at 40X in the real BreakHis, whose root sets its share here).
@@ -49,7 +49,7 @@ _CASE, _LATENT, _STAIN, _TISSUE, _LESION, _CUE, _FORM, _VIEW = range(8)
 
 
 def write(folder: Path, layout: str = "breakhis", *, groups: int | None = None, images_per_group: int | None = None,
-          size: tuple[int, int] | None = None, seed: int = 0, best_auc: float = 0.97, patient_effect: float = 1.0,
+          size: tuple[int, int] | None = None, seed: int = 0, best_auc: float = 0.97, patient_effect: float = 0.5,
           magnifications: Iterable[int] = (40,), faults: Iterable[str] = ()) -> Path:
     """Writes demo images into `folder`, or keeps the complete set of the same settings already there; returns `folder`.
 
