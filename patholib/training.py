@@ -388,7 +388,7 @@ def _backend(fast: bool):
     torch.backends.cudnn.benchmark = fast
     torch.set_float32_matmul_precision("high" if fast else "highest")
     torch.use_deterministic_algorithms(not fast, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard against reading garbage, at a price per tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass per tensor
     try:
         yield
     finally:
