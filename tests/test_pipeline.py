@@ -106,6 +106,12 @@ def test_the_run_folder_is_complete_and_holds_nothing_else(done):
     assert found - checkpoints - heatmaps == FILES
 
 
+def test_the_readme_of_outputs_names_what_a_run_folder_holds():
+    text = (Path(__file__).parents[1] / "outputs" / "README.md").read_text(encoding="utf-8")
+    for name in FILES:
+        assert f"`{name.split('/')[0]}{'/' * ('/' in name)}`" in text, name
+
+
 def test_no_file_of_a_run_says_where_on_a_machine_it_was_made(done):
     for path in done.run.dir.rglob("*"):
         if path.is_file():
