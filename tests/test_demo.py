@@ -165,9 +165,10 @@ def test_the_nest_lies_in_the_centre_square_at_many_places():
 
 
 def test_the_latent_changes_the_picture_under_the_mask_and_nowhere_else():
-    (low, mask), (high, same) = (demo.tissue(np.random.default_rng(5), (176, 116), z) for z in (-2.0, 2.0))
-    assert np.array_equal(mask, same)
-    assert np.abs(low - high)[mask == 0].max() == 0
+    (low, mask), (high, larger) = (demo.tissue(np.random.default_rng(5), (176, 116), z) for z in (-2.0, 2.0))
+    assert (mask <= larger).all() and larger.sum() > 1.5 * mask.sum()  # one place, one shape, another size
+    around = cv2.dilate(larger, np.ones((3, 3)), iterations=4)  # the rim where the tissue shrinks away
+    assert np.abs(low - high)[around == 0].max() == 0
     assert high[mask > 0][:, 0].mean() > low[mask > 0][:, 0].mean() + 0.1
 
 

@@ -25,7 +25,12 @@ _built = functools.cache(models.build)
 
 
 def _fresh(recipe):
-    return copy.deepcopy(_built(recipe))
+    """A copy with the BatchNorm weights of a trained network, none of which is 0; random ones begin as the identity."""
+    model = copy.deepcopy(_built(recipe))
+    for module in model.modules():
+        if isinstance(module, BATCHNORM):
+            nn.init.ones_(module.weight)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,13 @@ def test_what_is_no_batch_of_images_is_refused(wrong):
 def test_an_unknown_block_is_refused_with_the_nearest():
     with pytest.raises(PathoError, match=r"did you mean 'layer4\[1\]'"):
         _fresh(SMALL["resnet18"]).features(torch.zeros(1, 3, 64, 64), "layer4.1")
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_residual_blocks_of_a_random_network_begin_as_the_identity(arch):
+    model = models.build(replace(SMALL["resnet18"], arch=arch)).eval()
+    maps = torch.rand(2, model.net.layer2[1].conv1.in_channels, 4, 4)
+    assert torch.equal(model.net.layer2[1](maps), maps)  # no negative values, which the last ReLU would cut
 
 
 # Freezing

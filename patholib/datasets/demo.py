@@ -25,7 +25,7 @@ import pandas as pd
 from patholib.errors import PathoError, nearest
 from patholib.files import read_json, write_json, write_table
 
-VERSION = 2  # of the pictures: raise it whenever the same settings give other files
+VERSION = 3  # of the pictures: raise it whenever the same settings give other files
 MARKER, TRUTH, MASKS = "DEMO.json", "truth.csv", "truth"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 FAULTS = ("truncated", "duplicate", "conflict", "leak")
@@ -457,12 +457,14 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
     unit = height / 230 * scale  # the length that is one pixel at 350 x 230 and 40X
     x, y = _grid(size)
 
-    # The nest lies anywhere inside the centre square. It grows with z, so that the cue survives any stain.
-    radius = 0.17 * height * scale**0.4 * rng.uniform(0.94, 1.06) * np.exp(0.15 * np.clip(z, -4, 4))
-    outline = _curve((0, 0), radius * _outline(rng, 0.16))
+    # The nest lies anywhere inside the centre square. It grows with z, so that the cue survives any stain; room is
+    # kept for the largest one, so that z changes nothing else in the picture.
+    largest = 0.26 * height * scale**0.4 * rng.uniform(0.94, 1.06)
+    outline = _curve((0, 0), largest * _outline(rng, 0.16))
     room = np.maximum(height / 2 - np.abs(outline).max(0) - 2, 0)
     nest = np.array([width / 2, height / 2]) + rng.uniform(-1, 1, 2) * room
-    outline = outline + nest
+    grown = np.exp(0.15 * (np.clip(z, -3, 3) - 3))  # 0.41 to 1
+    radius, outline = largest * grown, outline * grown + nest
 
     # Stroma: wavy collagen along one direction, with pale clefts and pinker bands.
     turn = rng.uniform(0, np.pi)
@@ -486,7 +488,7 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
         lean = turn + 0.5 * slope[int(at[1]), int(at[0])] + rng.normal(0, 0.25)
         axes = rng.uniform([2, 0.7], [3.6, 1.1]) * unit
         _ellipse(nuclei, at, axes, lean, int(rng.integers(60, 105)))
-    taken = [(*nest, 1.25 * radius)]
+    taken = [(*nest, 1.15 * largest)]
     for _ in range(rng.integers(0, 4)):
         _lymphocytes(rng, nuclei, size, unit, taken)
     for _ in range(rng.integers(0, 7)):
