@@ -245,10 +245,13 @@ def mark(benchmark: Benchmark, found: dict) -> list[str]:
     verdict = "met" if auc["value"] >= benchmark.mark else "**not met**"
     lines = [f"Declared mark: test {macro}AUC of at least {benchmark.mark:.2f}. It was {verdict}: {number(auc)}."]
     if "baseline" in found:
-        floor = found["baseline"]["metrics"]["auc"]["value"]
-        how = "above" if auc["value"] > floor else "**not above**"
-        lines.append(f"The network is {how} the colour baseline, a logistic regression that sees no shapes: "
-                     f"{floor:.3f}.")
+        floor = found["baseline"]["metrics"]["auc"]
+        how = "above" if auc["value"] > floor["value"] else "**not above**"
+        lines.append(f"The network's AUC is {how} that of the colour baseline, a logistic regression that sees no "
+                     f"shapes: {number(floor)}.")
+        if auc["low"] is not None and floor["low"] is not None and auc["low"] <= floor["high"] and \
+                floor["low"] <= auc["high"]:
+            lines.append("Their intervals overlap: on these images neither is shown to be the better one.")
     return lines
 
 

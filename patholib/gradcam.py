@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from patholib import augment, metrics
+from patholib import augment, metrics, models
 from patholib.errors import PathoError
 from patholib.images import ImageSet
 from patholib.models import Classifier, evaluating
@@ -102,16 +102,8 @@ def default_block(model: Classifier) -> str:
 
     At 224 pixels that is the last block, as usual; at 64 its maps would be 2 x 2.
     """
-    still = evaluating(model)
-    with torch.no_grad():
-        maps = still.mean.new_zeros(1, 3, model.image_size, model.image_size)
-        for name, block in still.blocks.items():
-            for module in block:
-                maps = module(maps)
-            if min(maps.shape[2:]) < CELLS:
-                break
-            found = name  # set at least once: first blocks leave 8 cells of 32 pixels, the smallest images there are
-    return found
+    # Never empty: first blocks leave 8 cells of 32 pixels, the smallest images there are.
+    return [name for name, maps in models.block_maps(model) if min(maps.shape[2:]) >= CELLS][-1]
 
 
 @dataclass(frozen=True)

@@ -296,6 +296,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
+def block_maps(model: Classifier) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each block's name and its maps (1, K, h, w) of one black image of model.image_size; the model stays as it is."""
+    still = evaluating(model)
+    maps = still.mean.new_zeros(1, 3, model.image_size, model.image_size)
+    for name, block in still.blocks.items():
+        with torch.no_grad():
+            for module in block:
+                maps = module(maps)
+        yield name, maps
+
+
 def describe(model: Classifier) -> pd.DataFrame:
     """One row per block, then backbone, head and model: parameters, trainable (of them), share, output.
 
@@ -309,12 +320,9 @@ def describe(model: Classifier) -> pd.DataFrame:
                      "output": " x ".join(map(str, output.shape[1:]))})
 
     still = evaluating(model)
+    for name, maps in block_maps(still):
+        add(name, itertools.chain(*(module.parameters() for module in still.blocks[name])), maps)
     with torch.no_grad():
-        maps = still.mean.new_zeros(1, 3, model.image_size, model.image_size)
-        for name, block in still.blocks.items():
-            for module in block:
-                maps = module(maps)
-            add(name, itertools.chain(*(module.parameters() for module in block)), maps)
         logits = still.classify(maps)
     add("backbone", [p for k, p in still.net.named_parameters() if not k.startswith(still.head_name)], maps)
     add("head", still.head.parameters(), logits)

@@ -340,7 +340,11 @@ def _data(run: _Run) -> list[str]:
         if len(excluded) > 20:
             lines += [f"… and {len(excluded) - 20:,} more in `data_report.json`.", ""]
     else:
-        lines += ["Nothing was left out.", ""]
+        lines += ["No file was left out.", ""]
+    for name, what in (("rows_without_file", "table rows have no file and were left out"),
+                       ("files_without_row", "files are in no row of the table and were left out")):
+        count = data.get("found", {}).get(name, {}).get("count", 0)
+        lines += [f"**{count:,} {what}.**", ""] * bool(count)
     for key, what in (("label_conflicts", "the same picture has two labels"),
                       ("groups_sharing_pixels", "the same picture stands in two groups")):
         if report.get(key):

@@ -148,6 +148,12 @@ def test_a_run_of_one_file_gives_a_report_of_what_is_absent(tmp_path):
     assert "no test numbers" in report.model_card(tmp_path).read_text()
 
 
+def test_table_rows_without_a_file_are_said_to_be_left_out(tmp_path):
+    found = {"rows_without_file": {"count": 22387, "first": ["ISIC_0000000"]}, "files_without_row": {"count": 0}}
+    text, _ = written(full_run(tmp_path, data={"images": 300, "found": found}))
+    assert "22,387 table rows have no file and were left out" in text and "in no row of the table" not in text
+
+
 def test_absent_sets_of_numbers_are_named(tmp_path):
     full_run(tmp_path)
     files.write_json(tmp_path / "metrics.json", {"test": summary()})
