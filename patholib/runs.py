@@ -243,11 +243,11 @@ def recipe_for(name: str, source: manifest.Manifest, published: bool = False, we
     return replace(recipe, **{field: value for field, value in overrides.items() if value is not None})
 
 
-def differences(a: Recipe, b: Recipe) -> pd.DataFrame:
-    """The fields in which two recipes differ, one row each."""
+def differences(a: Recipe, b: Recipe, names: tuple[str, str] = ("the recipe", "here")) -> pd.DataFrame:
+    """The fields in which two recipes differ, one row each; names: what to call the two."""
     rows = recipes.diff(a, b)
     return pd.DataFrame([(field, _readable(x), _readable(y)) for field, (x, y) in rows.items()],
-                        columns=["field", "the recipe", "here"])
+                        columns=["field", *names])
 
 
 def _readable(value) -> str:
