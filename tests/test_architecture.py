@@ -273,10 +273,10 @@ def test_the_problems_of_a_bad_notebook_are_found():
            cell("def f(): return 1", 4),
            cell("g = lambda x: x", 4, outputs=[{"output_type": "error", "ename": "E"}]),
            cell("for epoch in range(3): fit()", 5, "nbval-check-output"),
-           cell("open('/root/data.csv')", 6, outputs=[{"output_type": "stream", "text": "read", "name": "stdout"}])]
+           cell("open('/home/me/data.csv')", 6, outputs=[{"output_type": "stream", "text": "read", "name": "stdout"}])]
     found = "\n".join(notebook_problems({"metadata": {}, "cells": bad}, 3_000_000))
     for what in ("not python3", "3.0 MB", "13 lines", "FunctionDef", "Lambda", "execution count 4", "a stored error",
                  "loop over epochs", "nothing is stored", "parameter line 'a: int", "parameter line 'c: float",
-                 "parameter line 'd = 4", "/root/data.csv", "no_parameters"):
+                 "parameter line 'd = 4", "/home/me/data.csv", "no_parameters"):
         assert what in found, what
     assert "no outputs are stored" in "\n".join(notebook_problems({"metadata": kernel, "cells": [good[0]]}, 1))
