@@ -17,20 +17,27 @@ KEPT = 2  # per kind: the newest and the one to fall back to
 NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<step>\d{9})-(?P<digest>[0-9a-f]{16})\.pt")
 
 
-def save(folder: Path, kind: str, step: int, state: dict) -> Path:
-    """Writes `<kind>-<step>-<digest>.pt` atomically, then removes all of that kind but the newest two.
+def save(folder: Path, kind: str, step: int, state: dict, prune: bool = True) -> Path:
+    """Writes `<kind>-<step>-<digest>.pt` atomically, then removes all of that kind but the newest two (`prune_old`).
 
     state: tensors, dicts, lists, and plain int, float, str, bool, None; anything else would not load with
-    weights_only=True and is refused here, while the run still lives. Errors: no_space, output_unwritable.
+    weights_only=True and is refused here, while the run still lives. prune: False keeps the older ones for now.
+    Errors: no_space, output_unwritable.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
     name = f"{kind}-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     path = files.write_bytes(Path(folder) / name, content)
+    if prune:
+        prune_old(folder, kind)
+    return path
+
+
+def prune_old(folder: Path, kind: str) -> None:
+    """Removes all checkpoints of a kind but the newest two."""
     for old in list_of(folder, kind)[KEPT:]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def list_of(folder: Path, kind: str) -> list[Path]:

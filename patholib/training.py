@@ -58,7 +58,7 @@ def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", wor
     Goes on where the run folder's newest checkpoint stands, whole or in the middle of an epoch; a finished training
     is not repeated. Writes `checkpoints/`, `history.csv` and `history.json`. Returns the history, one row per epoch.
     max_hours: stop cleanly after that time, saved. Errors: nonfinite_loss (with the files of the batch), time_is_up,
-    interrupted, single_class.
+    single_class, resume_changed, checkpoint_damaged; SystemExit(143) on SIGTERM, KeyboardInterrupt on SIGINT.
     """
     with torch.random.fork_rng(), _backend(run.recipe.fast):  # the caller's generators and switches stay as they were
         learner = Learner(model, images, run, choose_device(device), workers)
@@ -286,10 +286,11 @@ class Saving:
         try:
             if self.best_is_new:
                 best = schedules.best_epoch(learner.recipe, progress.scores(learner.recipe.monitor)) + 1
-                checkpoints.save(self.folder, "best", best, learner.best)
+                checkpoints.save(self.folder, "best", best, learner.best, prune=False)
                 self.best_is_new = False
             steps = progress.epoch * learner.steps_per_epoch() + progress.step
             checkpoints.save(self.folder, "last", steps, learner.state())
+            checkpoints.prune_old(self.folder, "best")  # only now: the state before this one referred to an older best
             self.failures = 0
         except PathoError as error:
             self.failures += 1

@@ -1,5 +1,6 @@
 """Training learns what is there, does not learn what is not, and an interruption changes nothing."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -256,15 +257,50 @@ def test_a_failed_checkpoint_does_not_end_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     original, calls = checkpoints.save, []
 
-    def full(*args):
+    def full(*args, **options):
         calls.append(args)
         if len(calls) in (2, 5):
             raise PathoError("no_space", "checkpoints", "the disk is full", "Free some")
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(checkpoints, "save", full)
     _, history = train(tmp_path)
     assert len(history) == 2
+
+
+def test_the_best_weights_that_the_last_state_refers_to_outlive_writes_that_fail(tmp_path, monkeypatch):
+    """The disk holds the best weights of every epoch, but after the first not the state that would refer to them."""
+    original, seen = checkpoints.save, []
+    recipe = replace(TINY, epochs=4, schedule="constant")
+
+    def full(folder, kind, step, state, **options):
+        seen.append(kind)
+        if kind == "last" and seen.count("last") > 1:
+            raise PathoError("no_space", "checkpoints", "the disk is full", "Free some")
+        return original(folder, kind, step, state, **options)
+
+    finish = training.Learner._finish_epoch
+
+    def improving(self, *args):
+        finish(self, *args)
+        self.best, self.saving.best_is_new = self._weights(self.progress.history[-1]), True
+        self.progress.history[-1]["val_auc"] = self.progress.epoch / 100  # every epoch is the best so far
+        if self.progress.epoch < 4:
+            with contextlib.suppress(PathoError):
+                self.saving.write(self)
+            self.saving.failures = 0
+            return
+        raise Killed
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    monkeypatch.setattr(training.Learner, "_finish_epoch", improving)
+    monkeypatch.setattr(training.Saving, "due", lambda *_, **__: None)
+    with pytest.raises(Killed):
+        train(tmp_path, recipe)
+    assert seen.count("best") == 3 and seen.count("last") == 3
+    learner = training.Learner(build(recipe), image_set(), open_run(tmp_path, recipe), torch.device("cpu"), 1)
+    learner.resume()
+    assert learner.progress.epoch == 1 and learner.best["row"]["epoch"] == 1
 
 
 def test_the_callers_generators_and_switches_are_left_alone(tmp_path):
