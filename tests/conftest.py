@@ -1,0 +1,60 @@
+"""The catalogue of bad input and faults: what each test saw is compared with docs/robustness.md, or recorded there.
+
+A test calls `catalogue("D03", "PNG cut off in the middle", answer)`; the row must stand in the table as it is.
+With PATHOLIB_RECORD=1 the rows of every id that was seen are written anew, so that a change is a diff to be read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from patholib.errors import PathoError
+
+TABLE = Path(__file__).parents[1] / "docs" / "robustness.md"
+RECORDING = os.environ.get("PATHOLIB_RECORD") == "1"
+ROW = re.compile(r"\| ([A-Z]\d\d) \| (.*?) \| (.*) \|")
+recorded: dict[tuple[str, str], str] = {}
+
+
+def known_rows() -> dict[tuple[str, str], str]:
+    """(id, input): answer, as the table has them."""
+    if not TABLE.exists():
+        return {}
+    found = (ROW.fullmatch(line) for line in TABLE.read_text(encoding="utf-8").splitlines())
+    return {(row[1], row[2]): row[3] for row in found if row}
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    """`catalogue(id, input, answer)`: holds what happened against the table.
+
+    answer: a PathoError, shown as its code and remedy; or a text: "accepted, with the note `alpha`".
+    """
+    def hold(name: str, given: str, answer: PathoError | str) -> None:
+        assert re.fullmatch(r"[A-Z]\d\d", name), name
+        if isinstance(answer, PathoError):
+            assert answer.reason and answer.subject, "an error has to say what is wrong with what"
+            answer = f"refused: `{answer.code}`. {answer.remedy}"
+        shown = " ".join(answer.replace(str(tmp_path.resolve()), "...").replace(str(tmp_path), "...").split())
+        row = (name, " ".join(given.split()).replace("|", "/"))
+        shown = shown.replace("|", "/")
+        assert recorded.setdefault(row, shown) == shown, f"{row} was answered in two ways"
+        if not RECORDING:
+            assert known_rows().get(row) == shown, "not as in docs/robustness.md; record with PATHOLIB_RECORD=1"
+
+    return hold
+
+
+def pytest_sessionfinish():
+    """Writes the table: the rows of this session, and those of ids that this session did not touch."""
+    if RECORDING and recorded:
+        seen = {name for name, _ in recorded}
+        rows = {key: answer for key, answer in known_rows().items() if key[0] not in seen} | recorded
+        lines = TABLE.read_text(encoding="utf-8").splitlines()
+        head = lines[:next(i for i, line in enumerate(lines) if line.startswith("|")) + 2]
+        body = [f"| {name} | {given} | {answer} |" for (name, given), answer in sorted(rows.items())]
+        TABLE.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8", newline="\n")
