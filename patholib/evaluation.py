@@ -6,7 +6,7 @@ A table of predictions has the columns of the images' table but `row`, in its or
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,12 +40,16 @@ def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool 
 
 
 def logits(model: torch.nn.Module, images: ImageSet, recipe: Recipe, device: str | torch.device | None = None,
-           precision: str = "fp32", batch_size: int = 64) -> torch.Tensor:
-    """The logits of every image's plain view, (N, C) float32 on the CPU, in the order of the set."""
-    return _forward(model, images, recipe, False, device, batch_size, precision, False)[0]
+           precision: str = "fp32", batch_size: int = 64, after_batch: Callable[[], None] | None = None
+           ) -> torch.Tensor:
+    """The logits of every image's plain view, (N, C) float32 on the CPU, in the order of the set.
+
+    after_batch: called after each batch; what it raises ends the pass.
+    """
+    return _forward(model, images, recipe, False, device, batch_size, precision, False, after_batch)[0]
 
 
-def _forward(model, images, recipe, tta, device, batch_size, precision, progress) -> torch.Tensor:
+def _forward(model, images, recipe, tta, device, batch_size, precision, progress, after_batch=None) -> torch.Tensor:
     """Logits (views, N, C), float32 on the CPU."""
     import torch
 
@@ -81,6 +85,8 @@ def _forward(model, images, recipe, tta, device, batch_size, precision, progress
                                      "Load the best checkpoint again, or predict with fp32")
                 parts.append(found)
                 bar.update(len(batch.rows))
+                if after_batch is not None:
+                    after_batch()
     finally:
         for module, mode in modes:
             module.training = mode

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 from patholib.errors import PathoError
@@ -64,6 +66,13 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value) -> Path:
     """Writes indented JSON with its keys in the given order; NaN is refused, because JSON has none."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_json(path: Path, value: dict) -> None:
+    """Adds a line with the time (UTC) and the values to a log; a log that cannot be written stops nobody."""
+    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds")} | value, ensure_ascii=False)
+    with contextlib.suppress(OSError), Path(path).open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
 
 
 def read_json(path: Path):

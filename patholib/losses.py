@@ -48,10 +48,16 @@ class Loss(nn.Module):
         if self.kind == "cross_entropy":
             total = functional.cross_entropy(logits, labels, weights, reduction="sum",
                                              label_smoothing=self.label_smoothing)
-            return total, weights[labels].sum()
+            return total, self.weight(labels, logits.dtype)
         entropy = functional.cross_entropy(logits, labels, reduction="none")  # (N,) = -log pt
         total = focal(entropy, weights[labels], self.gamma, self.kind == "focal_weighted_pt").sum()
-        return total, logits.new_tensor(float(len(labels)))
+        return total, self.weight(labels, logits.dtype)
+
+    def weight(self, labels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """What the sum over these images is divided by: known before any part of their batch is computed."""
+        if self.kind == "cross_entropy":
+            return self.weights.to(dtype)[labels].sum()
+        return self.weights.new_tensor(float(len(labels)), dtype=dtype)
 
 
 def focal(entropy: torch.Tensor, weights: torch.Tensor, gamma: float, weighted_pt: bool) -> torch.Tensor:

@@ -29,6 +29,8 @@ CHOICES = {
     "monitor": ("auc", "balanced_accuracy", "accuracy"),
     "stop": ("cycle_end", "any_epoch"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+    "micro_batches": ("exact", "always"),
+    "on_nonfinite": ("stop", "rollback"),
     "tta": ("dihedral", "random"),
     "warps": ("one", "each"),
     "border": ("reflect", "black"),
@@ -191,6 +193,8 @@ class Recipe:
     stop: str = "cycle_end"  # stop only where a learning-rate cycle ends, or at any epoch as published
     precision: str = "auto"
     fast: bool = False  # cudnn autotuning and TF32 matrix products: quicker on a GPU, not bit-exact
+    micro_batches: str = "exact"  # too little GPU memory: compute a batch in parts if that is the same, or "always"
+    on_nonfinite: str = "stop"  # a loss that is no number: "stop", or "rollback": go back, halve the rate, thrice
 
     # Judging
     tta: str = "dihedral"  # fixed flips and quarter turns, or seeded light augmentation as published

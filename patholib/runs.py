@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
+import warnings
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from patholib import __version__, files, manifest, recipes
+from patholib import __version__, files, locks, manifest, recipes
 from patholib.errors import PathoError
 from patholib.images import Checked
 from patholib.recipes import Recipe
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless", "scikit-learn",
              "matplotlib", "seaborn", "safetensors")
-RESUMABLE = ("epochs", "patience", "precision", "fast")  # a change of these does not make another run
+# A change of these does not make another run; of the epochs only upwards.
+RESUMABLE = ("epochs", "patience", "precision", "fast", "micro_batches", "on_nonfinite")
 
 
 @dataclass(repr=False)
@@ -31,7 +32,7 @@ class Run:
     recipe: Recipe
     demo: bool
     fingerprint: str  # digest of the recipe, the data and the split
-    lock: object = None
+    lock: locks.Lock | None = None
 
     @property
     def note(self) -> str:
@@ -46,6 +47,10 @@ class Run:
         """Adds facts to run.json."""
         path = self.dir / "run.json"
         files.write_json(path, files.read_json(path) | facts)
+
+    def log(self, event: str, **facts) -> None:
+        """Adds a line to run.jsonl: the time, what happened, and JSON values."""
+        files.append_json(self.dir / "run.jsonl", {"event": event} | facts)
 
     def finish(self) -> None:
         """Marks the run as complete, the last thing that is written, and gives the folder free."""
@@ -64,8 +69,9 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
 
     output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
-    resume: "auto" goes on with such an unfinished run, "must" refuses to start a new one, "never" always does.
-    Errors: output_unwritable, output_in_data, run_locked, nothing_to_resume.
+    resume: "auto" goes on with such an unfinished run, and says so where another one is like it but for some changes;
+    "must" refuses to start a new one, and opens a finished run of the same kind too; "never" always starts anew.
+    Errors: output_unwritable, output_in_data, run_locked, nothing_to_resume, resume_changed (with the differences).
     """
     if resume not in ("auto", "must", "never"):
         raise PathoError("bad_parameter", "resume", f"is {resume!r}", "Use auto, must or never")
@@ -76,25 +82,75 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
                          "Choose an output folder outside")
     mark = fingerprint(recipe, checked, split)
     if resume != "never":
-        unfinished = _unfinished(output, mark)
-        for folder in unfinished:
-            lock = _lock(folder)
-            if lock is not None:
-                run = Run(folder, recipe, checked.manifest.demo, mark, lock)
-                run.update(recipe=recipes.without_folders(recipe).to_json())
-                return run
-        if resume == "must" and unfinished:
-            raise PathoError("run_locked", unfinished[0].name, "is in use by another process",
-                             "Wait until it ends, or end it")
-        if resume == "must":
-            raise PathoError("nothing_to_resume", str(output), "holds no unfinished run of this recipe, data and split",
-                             'Pass resume="auto" to start one')
+        run = _taken_up(recipe, checked, split, output, mark, resume == "must")
+        if run is not None:
+            return run
     return _new(recipe, checked, split, output, mark, name)
+
+
+def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool) -> Run | None:
+    """The run to go on with; None where a new one is to be started."""
+    earlier = [(folder, facts) for folder, facts in _runs_in(output)
+               if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")]
+    earlier.sort(key=lambda run: run[1].get("status") == "finished")  # what is unfinished comes first
+    same = [folder for folder, facts in earlier
+            if facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs]
+    for folder in same:
+        lock = _lock(folder)
+        if lock is not None:
+            run = Run(folder, recipe, checked.manifest.demo, mark, lock)
+            run.update(recipe=recipes.without_folders(recipe).to_json())
+            return run
+    if same:
+        held = f"is in use by {locks.holder(same[0] / 'run.lock')}"
+        if must:
+            raise PathoError("run_locked", same[0].name, held, "Wait until it ends, or end it")
+        print(f"{same[0].name} {held}; a run of the same kind is started beside it")
+    elif must and not earlier:
+        raise PathoError("nothing_to_resume", str(output), f"holds no run of the recipe {recipe.name}",
+                         'Pass resume="auto" to start one')
+    elif earlier:
+        folder, facts = earlier[0]
+        changed = "; ".join(changes(folder, facts, recipe, checked, split))
+        if must:
+            raise PathoError("resume_changed", folder.name, f"was made otherwise: {changed}",
+                             'Undo these changes, or start a new run with resume="auto"')
+        print(f"A new run is started, because the unfinished {folder.name} was made otherwise: {changed}")
+    return None
+
+
+def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) -> list[str]:
+    """What keeps the run in `folder` from being taken up: recipe fields, images and their places in the split."""
+    try:
+        before = recipes.from_json(facts["recipe"])
+    except (PathoError, TypeError) as error:
+        return [f"its recipe is of another version of patholib ({error})"]
+    fields = recipes.diff(before, recipes.without_folders(recipe))
+    found = [f"{field} {_readable(old)} -> {_readable(new)}" for field, (old, new) in fields.items()
+             if field not in RESUMABLE or (field == "epochs" and new < old)]
+    old, new = _bytes_of(folder / "images.csv"), dict(zip(checked.facts["path"], checked.facts["sha256"], strict=True))
+    where = manifest.read_csv(folder / "split.csv", ("path", "split"))
+    was, now = dict(zip(where["path"], where["split"], strict=True)), dict(zip(split["path"], split["split"],
+                                                                              strict=True))
+    for names, what in (
+        (new.keys() - old.keys(), "added"), (old.keys() - new.keys(), "gone"),
+        ({path for path in old.keys() & new.keys() if old[path] != new[path]}, "changed"),
+        ({path for path in was.keys() & now.keys() if was[path] != now[path]}, "in another part of the split"),
+    ):
+        if names:
+            found.append(f"{len(names):,} images {what} (such as {min(names)})")
+    return found or ["its data or recipe in a way that its files do not show"]
+
+
+def _bytes_of(path: Path) -> dict[str, str]:
+    """The SHA-256 of every image a run was made of, by path."""
+    table = manifest.read_csv(path, ("path", "sha256"))
+    return dict(zip(table["path"], table["sha256"], strict=True))
 
 
 def fingerprint(recipe: Recipe, checked: Checked, split) -> str:
     """A digest that changes with anything that decides what is learnt: recipe, image bytes, split."""
-    decisive = {k: v for k, v in recipe.to_json().items() if k not in RESUMABLE}
+    decisive = {k: v for k, v in recipes.without_folders(recipe).to_json().items() if k not in RESUMABLE}
     return files.digest([decisive, images_sha256(checked), split[["path", "split"]].to_numpy().tolist()])
 
 
@@ -125,6 +181,7 @@ def _new(recipe, checked, split, output, mark, name) -> Run:
             raise _unwritable(folder, error) from error
     lock = _lock(folder)
     files.write_json(folder / "data_report.json", checked.report)
+    files.write_table(folder / "images.csv", checked.facts[["path", "bytes", "sha256"]])
     manifest.write_split(split, folder / "split.csv")
     counts = pd.crosstab(split["split"], split["label"])
     files.write_json(folder / "run.json", {
@@ -192,35 +249,24 @@ def _unwritable(folder: Path, error: OSError) -> PathoError:
                       "Choose another output folder")
 
 
-def _unfinished(output: Path, mark: str) -> list[Path]:
-    """Run folders of that fingerprint that were not finished, the newest first."""
+def _runs_in(output: Path) -> list[tuple[Path, dict]]:
+    """Run folders with what their run.json says, the newest first; one that is broken is passed over with a warning."""
     found = []
     for path in output.glob("*/run.json"):
-        facts = files.read_json(path)
-        if facts.get("fingerprint") == mark and facts.get("status") != "finished":
-            found.append((facts["created"], path.parent))
-    return [folder for _, folder in sorted(found, reverse=True)]
+        try:
+            facts = files.read_json(path)
+            found.append((facts["created"], path.parent, facts | {"recipe": dict(facts["recipe"])}))
+        except (PathoError, KeyError, TypeError, ValueError) as error:
+            warnings.warn(f"{path.parent.name} is passed over: its run.json cannot be used ({error!r})", stacklevel=4)
+    return [(folder, facts) for _, folder, facts in sorted(found, key=lambda run: run[:2], reverse=True)]
 
 
-def _lock(folder: Path):
-    """A lock that vanishes with its process; None where another process holds it. Errors: output_unwritable."""
+def _lock(folder: Path) -> locks.Lock | None:
+    """The folder's lock, None where another process holds it. Errors: output_unwritable."""
     try:
-        handle = (folder / "run.lock").open("a+")
+        return locks.take(folder / "run.lock")
     except OSError as error:
         raise _unwritable(folder, error) from error
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        return None
-    return handle
 
 
 def recipe_for(name: str, source: manifest.Manifest, published: bool = False, weights: str | None = None,

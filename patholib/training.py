@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,9 @@ from patholib.runs import Run
 ORDER, DROPOUT = 1, 2  # purposes of a draw, so that two of them never share a stream
 SAVE_SECONDS = 300.0  # a killed process loses at most this much work
 SAVE_SHARE = 0.01  # and saving costs at most this share of the time
+FAILED_WRITES = 3  # after so many checkpoints in a row that could not be written, training stops
+ROLLBACKS = 3  # how often training may go back and halve its rate
+VERSION = 1  # of the state in a checkpoint
 
 
 @dataclass
@@ -42,6 +46,9 @@ class Progress:
     sums: dict[str, float]  # of the epoch in progress: loss, weight, right, images, seconds
     history: list[dict]  # one row per completed epoch
     reason: str = ""  # why training ended: "all epochs", "no improvement"; empty while it goes on
+    parts: int = 1  # a batch is computed in so many, because the GPU has not memory for all of it at once
+    rollbacks: int = 0  # each one has halved the learning rate
+    saving: float = 0.0  # seconds spent on checkpoints
 
     def scores(self, monitor: str) -> list[float]:
         """The monitored validation metric of every completed epoch."""
@@ -56,15 +63,22 @@ def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", wor
     """Trains `model` on the train part of `images` and leaves the best epoch's weights in it.
 
     Goes on where the run folder's newest checkpoint stands, whole or in the middle of an epoch; a finished training
-    is not repeated. Writes `checkpoints/`, `history.csv` and `history.json`. Returns the history, one row per epoch.
-    max_hours: stop cleanly after that time, saved. Errors: nonfinite_loss (with the files of the batch), time_is_up,
-    single_class, resume_changed, checkpoint_damaged; SystemExit(143) on SIGTERM, KeyboardInterrupt on SIGINT.
+    is not repeated. Writes `checkpoints/`, `history.csv`, `history.json` and what happened on the way to `run.jsonl`.
+    Returns the history, one row per epoch. max_hours: stop cleanly after that time, saved.
+    Errors: nonfinite_loss (with the files of the batch), time_is_up, out_of_memory, single_class,
+    resume_changed, checkpoint_damaged, checkpoint_version, no_space and output_unwritable (after three checkpoints that
+    could not be written, and with the state kept in the home folder); SystemExit(143) on SIGTERM, KeyboardInterrupt on
+    SIGINT.
     """
     with torch.random.fork_rng(), _backend(run.recipe.fast):  # the caller's generators and switches stay as they were
         learner = Learner(model, images, run, choose_device(device), workers)
         learner.resume()
-        with _Stop(max_hours) as stop:
-            learner.run_epochs(stop)
+        try:
+            with _Stop(max_hours) as stop:
+                learner.run_epochs(stop)
+        except torch.OutOfMemoryError as error:  # not the batch, which is then computed in parts
+            raise PathoError("out_of_memory", "model and optimizer", "do not fit into the GPU's memory",
+                             "Close what else runs on it, or take a smaller network") from error
     return pd.DataFrame(learner.progress.history)
 
 
@@ -86,7 +100,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.progress = Progress(0, 0, dict(NO_SUMS), [])
         self.best = {}  # of the best epoch: model, optimizer, row of history
-        self.saving = Saving(run.dir / "checkpoints")
+        self.saving = Saving(run)
 
     def _refuse_what_cannot_be_learnt(self, counts: np.ndarray) -> None:
         if len(np.unique(self.val.labels)) < 2 and self.recipe.monitor == "auc":
@@ -114,9 +128,15 @@ class Learner:
         with tqdm(total=self.recipe.epochs * total, initial=self.progress.epoch * total + self.progress.step,
                   unit="step", desc="training") as bar:
             while not self.progress.reason:
-                self.run_epoch(bar, stop)
+                try:
+                    self.run_epoch(bar, stop)
+                except PathoError as error:
+                    self._roll_back(error)
+                    bar.n = self.progress.epoch * total + self.progress.step
+                    continue
                 self.progress.reason = self._end_reason()
                 self.saving.due(self, must=bool(self.progress.reason))
+        self.saving.tables(self.progress.history)
         self.model.load_state_dict(self.best["model"])
         self.run.update(status="trained", training=self.facts(), weights=self.model.weights_source)
 
@@ -130,7 +150,7 @@ class Learner:
         """One pass over the training images from where it stands, one validation, one row of history."""
         recipe, progress, epoch = self.recipe, self.progress, self.progress.epoch
         stage = recipe.stage_at(epoch)
-        lr = schedules.rate(recipe, epoch, progress.scores(recipe.monitor))
+        lr = schedules.rate(recipe, epoch, progress.scores(recipe.monitor)) * 0.5 ** progress.rollbacks
         self.optimizer.param_groups[0]["lr"] = lr
         self.model.freeze(stage.frozen, recipe.batchnorm)
         self.model.train()
@@ -143,11 +163,17 @@ class Learner:
             self.step(batch, epoch)
             progress.sums["seconds"] = before + time.perf_counter() - started
             bar.update()
-            if stop.requested:
-                self.saving.write(self)
-                raise stop.error(self.run.dir)
+            self._leave_if_asked(stop)
             self.saving.due(self)
-        self._finish_epoch(stage, lr, bar)
+        self._finish_epoch(stage, lr, bar, stop)
+
+    def _leave_if_asked(self, stop: _Stop) -> None:
+        """Saves and leaves where a signal or the end of the allowed time asks for it: between steps, in validation."""
+        if stop.requested:
+            self.saving.write(self)
+            error = stop.error(self.run.dir)
+            self.run.log("stopped", why=str(error), epoch=self.progress.epoch + 1, step=self.progress.step)
+            raise error
 
     def _views(self, epoch: int):
         recipe = self.recipe
@@ -161,43 +187,101 @@ class Learner:
     def step(self, batch, epoch: int) -> None:
         """Forward, backward, clip, update: the same lines for every precision and device."""
         torch.manual_seed(_seed(self.recipe.seed, DROPOUT, epoch, self.progress.step))
-        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)  # (N, 3, H, W)
-        labels = batch.labels.to(self.device, non_blocking=True)  # (N,)
-        with autocast(self.device, self.precision):
-            logits = self.model(images)  # (N, C)
-        total, weight = self.loss.total(logits.float(), labels)
-        loss = total / weight
-        if not torch.isfinite(loss):
-            raise self._nonfinite(batch, epoch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        while True:
+            try:
+                sums = self._gradients(batch)
+                break
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            self._use_less_memory(reason, len(batch.labels))  # out here the failed pass no longer holds memory
         self.scaler.unscale_(self.optimizer)  # clipping is about the true gradient
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
+        *sums, norm = torch.stack([*sums, norm]).tolist()  # the one wait for the device in a step
+        skipped = self.scaler.is_enabled() and not math.isfinite(norm)  # the scaler passes over such a step
+        if not math.isfinite(sums[0]) or not (skipped or math.isfinite(norm)):
+            raise self._nonfinite(batch, epoch, "gradient" if math.isfinite(sums[0]) else "loss")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        sums = self.progress.sums
-        sums["loss"] += total.item()
-        sums["weight"] += float(weight)
-        sums["right"] += int((logits.argmax(1) == labels).sum())
-        sums["images"] += len(labels)
+        for name, value in zip(("loss", "weight", "right", "images"), (*sums, len(batch.labels)), strict=True):
+            self.progress.sums[name] += value
         self.progress.step += 1
 
-    def _nonfinite(self, batch, epoch: int) -> PathoError:
+    def _gradients(self, batch) -> list[torch.Tensor]:
+        """Sets the gradients of the batch's loss; [that loss's sum, its weight, how many are right].
+
+        In parts where memory asks for it: each is divided by the weight of the whole batch, which makes their
+        gradients add up to its own (a mean of means would not, where classes have weights).
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        labels = batch.labels.to(self.device, non_blocking=True)  # (N,)
+        weight = self.loss.weight(labels)
+        total, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        parts = max(1, min(self.progress.parts, len(labels) // 2))  # a short last batch has fewer
+        for rows in torch.arange(len(labels)).tensor_split(parts):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            images = batch.images[part].to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            with autocast(self.device, self.precision):
+                logits = self.model(images)  # (n, C)
+            part_total, _ = self.loss.total(logits.float(), labels[part])
+            self.scaler.scale(part_total / weight).backward()
+            total += part_total.detach()
+            right += (logits.argmax(1) == labels[part]).sum()
+        return [total, weight, right]
+
+    def _use_less_memory(self, reason: str, images: int) -> None:
+        """Halves what is computed at once, or stops where that cannot be or would not be the same."""
+        progress = self.progress
+        learning = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training
+                       for m in self.model.modules())
+        fewest = 2 if learning else 1  # BatchNorm needs two images for a deviation
+        forbidden = learning and self.recipe.micro_batches == "exact"
+        if forbidden or images // (2 * progress.parts) < fewest:
+            raise PathoError(
+                "out_of_memory", f"batch of {images} images", "does not fit into the GPU's memory"
+                + (", and in parts BatchNorm would compute other statistics" if forbidden else ""),
+                "Lower batch_size or image_size" + ', or allow parts with micro_batches="always"' * forbidden)
+        progress.parts *= 2
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.run.log("out_of_memory", parts=progress.parts, epoch=progress.epoch + 1, step=progress.step + 1,
+                     reason=reason)
+        tqdm.write(f"out of memory: each batch is computed in {progress.parts} parts from here on"
+                   + (", whose BatchNorm statistics differ from the whole batch's" if learning else ""))
+
+    def _nonfinite(self, batch, epoch: int, what: str) -> PathoError:
         names = ", ".join(self.train.table["path"].iloc[batch.rows[:8]])
         lr = self.optimizer.param_groups[0]["lr"]
         return PathoError("nonfinite_loss", f"epoch {epoch + 1}, step {self.progress.step + 1}",
-                          f"the loss is not finite at learning rate {lr:.3g}; the batch begins with {names}",
+                          f"the {what} is not finite at learning rate {lr:.3g}; the batch begins with {names}",
                           "Lower lr, set clip_norm, or look at these images; the last checkpoint is intact")
 
-    def _finish_epoch(self, stage, lr: float, bar) -> None:
+    def _roll_back(self, error: PathoError) -> None:
+        """After a loss that is no number: back to the last checkpoint with half the rate, where the recipe says so."""
+        done = self.progress.rollbacks
+        allowed = error.code == "nonfinite_loss" and self.recipe.on_nonfinite == "rollback" and done < ROLLBACKS
+        if not allowed or not checkpoints.list_of(self.saving.folder, "last"):
+            raise error
+        self.resume()
+        self.progress.rollbacks = done + 1
+        self.run.log("rollback", why=str(error), number=done + 1, epoch=self.progress.epoch + 1,
+                     step=self.progress.step)
+        tqdm.write(f"{error}\nback to epoch {self.progress.epoch + 1}, step {self.progress.step}, with half the rate "
+                   f"({done + 1} of {ROLLBACKS})")
+        self.saving.write(self)
+
+    def _finish_epoch(self, stage, lr: float, bar, stop: _Stop) -> None:
         progress, sums = self.progress, self.progress.sums
-        val = self.validate()
+        started = time.perf_counter()
+        val = self.validate(stop)
         row = {
             "epoch": progress.epoch + 1, "lr": lr, "frozen": stage.frozen,
             "trainable_share": self.model.trainable_share(), "train_loss": sums["loss"] / sums["weight"],
             "train_accuracy": sums["right"] / sums["images"], **val,
             "gap": sums["right"] / sums["images"] - val["val_accuracy"], "seconds": sums["seconds"],
-            "images_per_second": sums["images"] / sums["seconds"], "gpu_memory_mb": gpu_memory_mb(self.device),
+            "val_seconds": time.perf_counter() - started, "images_per_second": sums["images"] / sums["seconds"],
+            "micro_batch": math.ceil(self.recipe.batch_size / progress.parts),
+            "gpu_memory_mb": gpu_memory_mb(self.device),
         }
         progress.history.append(row)
         scores = progress.scores(self.recipe.monitor)
@@ -206,8 +290,7 @@ class Learner:
             self.best = self._weights(row)
             self.saving.best_is_new = True
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, dict(NO_SUMS)
-        files.write_table(self.run.dir / "history.csv", pd.DataFrame(progress.history))
-        files.write_json(self.run.dir / "history.json", progress.history)
+        self.saving.tables(progress.history)
         bar.write(line(row, self.recipe, improved))
 
     def _weights(self, row: dict) -> dict:
@@ -215,9 +298,10 @@ class Learner:
         model = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         return {"model": model, "optimizer": copy.deepcopy(self.optimizer.state_dict()), "row": dict(row)}
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, stop: _Stop) -> dict[str, float]:
         """Loss and metrics on the validation images as they are; an undefined metric is None."""
-        logits = evaluation.logits(self.model, self.val, self.recipe, self.device, self.precision)  # (N, C)
+        logits = evaluation.logits(self.model, self.val, self.recipe, self.device, self.precision,
+                                   after_batch=lambda: self._leave_if_asked(stop))  # (N, C)
         total, weight = self.loss.total(logits.to(self.device), torch.tensor(self.val.labels, device=self.device))
         found = evaluation.as_predictions(self.val, torch.softmax(logits.double(), 1).numpy())
         numbers = metrics.summary(found, self.recipe.classes, self.recipe.positive, resamples=0)["metrics"]
@@ -226,51 +310,75 @@ class Learner:
 
     def state(self) -> dict:
         """All that a later process needs to go on, in values that weights_only loading admits."""
-        progress = self.progress
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(), "epoch": progress.epoch, "step": progress.step,
-                "sums": dict(progress.sums), "history": [dict(row) for row in progress.history],
-                "reason": progress.reason, "fingerprint": self.run.fingerprint, "precision": self.precision}
+        return {"version": VERSION, "fingerprint": self.run.fingerprint, "circumstances": self._circumstances(),
+                "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "progress": copy.deepcopy(vars(self.progress))}
+
+    def _circumstances(self) -> dict[str, str | int]:
+        """What may change between two processes, at the price of the last digits."""
+        return {"device": self.device.type, "precision": self.precision, "threads": torch.get_num_threads(),
+                "torch": torch.__version__.partition("+")[0], "fast": self.recipe.fast}
 
     def resume(self) -> None:
         """Takes up the newest whole checkpoint of the run folder, if there is one."""
+        checkpoints.remove_leftovers(self.saving.folder)
         state = checkpoints.load(self.saving.folder, "last")
         if state is None:
             return
-        if state["fingerprint"] != self.run.fingerprint:
-            raise PathoError("resume_changed", str(self.saving.folder), "was written by another recipe, data or split",
-                             'Start a new run with resume="never"')
+        self._refuse_what_is_of_another_run(state)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        history = state["history"]
-        reason = "" if state["reason"] == "all epochs" and state["epoch"] < self.recipe.epochs else state["reason"]
-        self.progress = Progress(state["epoch"], state["step"], state["sums"], history, reason)
-        if history:
+        if state["scaler"] and self.scaler.is_enabled():  # both are so unless the precision is another one
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        if self.progress.reason == "all epochs" and self.progress.epoch < self.recipe.epochs:
+            self.progress.reason = ""
+        if self.progress.history:
             best = schedules.best_epoch(self.recipe, self.progress.scores(self.recipe.monitor)) + 1
             kept = checkpoints.load(self.saving.folder, "best", best)
             if kept is None:
                 raise PathoError("checkpoint_damaged", str(self.saving.folder),
                                  f"lacks the best epoch's weights ({best})",
                                  "Restore the folder from a copy, or start a new run")
-            self.best = kept
-        tqdm.write(f"resumed after epoch {state['epoch']}, step {state['step']} of {self.steps_per_epoch()}")
+            self.best, self.saving.best_is_new = kept, False
+        now = self._circumstances()
+        other = {key: (old, now[key]) for key, old in state["circumstances"].items() if old != now[key]}
+        self.run.log("resumed", epoch=self.progress.epoch + 1, step=self.progress.step, changed=other)
+        tqdm.write(f"resumed after epoch {self.progress.epoch}, step {self.progress.step} of {self.steps_per_epoch()}"
+                   + "".join(f"; {key} {a} -> {b}" for key, (a, b) in other.items())
+                   + (": not equal to the last bit from here on" if other else ""))
+
+    def _refuse_what_is_of_another_run(self, state: dict) -> None:
+        if state.get("version") != VERSION:
+            raise PathoError("checkpoint_version", str(self.saving.folder), f"was written in form "
+                             f"{state.get('version')}, this patholib reads {VERSION}",
+                             'Use the version of patholib that wrote it, or start a new run with resume="never"')
+        shapes = [{k: tuple(v.shape) for k, v in part.items()} for part in (state["model"], self.model.state_dict())]
+        odd = [k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k)]
+        first = ", ".join(f"{k} {shapes[0].get(k)} -> {shapes[1].get(k)}" for k in sorted(odd)[:3])
+        if odd or state["fingerprint"] != self.run.fingerprint:
+            what = f"was written by another network: {len(odd)} tensors differ ({first})" if odd else \
+                "was written by another recipe, data or split"
+            raise PathoError("resume_changed", str(self.saving.folder), what, 'Start a new run with resume="never"')
 
     def facts(self) -> dict:
         """What run.json keeps of a training."""
-        scores = self.progress.scores(self.recipe.monitor)
+        progress = self.progress
+        scores = progress.scores(self.recipe.monitor)
         best = schedules.best_epoch(self.recipe, scores)
-        return {"ended": self.progress.reason, "epochs": self.progress.epoch, "best_epoch": best + 1,
+        seconds = sum(row["seconds"] + row["val_seconds"] for row in progress.history)
+        return {"ended": progress.reason, "epochs": progress.epoch, "best_epoch": best + 1,
                 f"best_val_{self.recipe.monitor}": scores[best], "device": str(self.device),
                 "precision": self.precision, "precision_reason": self.precision_reason,
-                "seconds": sum(row["seconds"] for row in self.progress.history)}
+                "micro_batch": math.ceil(self.recipe.batch_size / progress.parts), "rollbacks": progress.rollbacks,
+                "seconds": seconds, "saving_seconds": progress.saving}
 
 
 class Saving:
     """When a checkpoint is written: often enough to lose little, seldom enough to cost little."""
 
-    def __init__(self, folder):
-        self.folder, self.best_is_new = folder, False
+    def __init__(self, run: Run):
+        self.run, self.folder, self.best_is_new = run, run.dir / "checkpoints", False
         self.last, self.cost, self.failures = time.monotonic(), 0.0, 0
 
     def due(self, learner: Learner, must: bool = False) -> None:
@@ -281,24 +389,52 @@ class Saving:
             self.write(learner, must)
 
     def write(self, learner: Learner, must: bool = True) -> None:
-        """Writes the best weights if they are new, then the state that refers to them."""
-        started, progress = time.monotonic(), learner.progress
+        """Writes the best weights if they are new, then the state that refers to them.
+
+        A failure is only told, until it is one too many: then the state goes to the home folder, and training stops.
+        """
+        started = time.monotonic()
         try:
-            if self.best_is_new:
-                best = schedules.best_epoch(learner.recipe, progress.scores(learner.recipe.monitor)) + 1
-                checkpoints.save(self.folder, "best", best, learner.best, prune=False)
-                self.best_is_new = False
-            steps = progress.epoch * learner.steps_per_epoch() + progress.step
-            checkpoints.save(self.folder, "last", steps, learner.state())
-            checkpoints.prune_old(self.folder, "best")  # only now: the state before this one referred to an older best
+            self._write_to(self.folder, learner)
             self.failures = 0
         except PathoError as error:
             self.failures += 1
-            if must or self.failures == 3:
-                raise
+            if must or self.failures == FAILED_WRITES:
+                raise self._rescued(learner, error) from error
+            self.run.log("checkpoint_failed", why=str(error), number=self.failures)
             tqdm.write(f"checkpoint not written, training goes on: {error}")
         self.last = time.monotonic()
         self.cost = self.last - started
+        learner.progress.saving += self.cost
+
+    def _write_to(self, folder, learner: Learner) -> None:
+        progress = learner.progress
+        if self.best_is_new:
+            best = schedules.best_epoch(learner.recipe, progress.scores(learner.recipe.monitor)) + 1
+            checkpoints.save(folder, "best", best, learner.best, prune=False)
+            self.best_is_new = False
+        steps = progress.epoch * learner.steps_per_epoch() + progress.step
+        checkpoints.save(folder, "last", steps, learner.state())
+        checkpoints.prune_old(folder, "best")  # only now: the state before this one referred to an older best
+
+    def _rescued(self, learner: Learner, error: PathoError) -> PathoError:
+        """The error, with the place in the home folder where the state was saved instead, if it could be."""
+        rescue = Path.home() / ".patholib" / "rescue" / self.run.dir.name / "checkpoints"
+        try:
+            self.best_is_new = bool(learner.best)
+            self._write_to(rescue, learner)
+        except PathoError:
+            return error
+        return PathoError(error.code, error.subject, error.reason, f"{error.remedy}. The state was saved in {rescue}: "
+                          f"move these files to {self.folder} and go on with resume=\"auto\"")
+
+    def tables(self, history: list[dict]) -> None:
+        """Writes history.csv and history.json; they are made from the state, so a failure here costs nothing."""
+        try:
+            files.write_table(self.run.dir / "history.csv", pd.DataFrame(history))
+            files.write_json(self.run.dir / "history.json", history)
+        except PathoError as error:
+            tqdm.write(f"history not written, training goes on: {error}")
 
 
 class _Stop:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
-    {"files"},
+    {"files", "locks"},
     {"recipes", "metrics", "losses", "schedules", "figures"},
     {"manifest"},
     {"datasets", "leakage", "calibration"},
