@@ -71,8 +71,10 @@ def write_json(path: Path, value) -> Path:
 def append_json(path: Path, value: dict) -> None:
     """Adds a line with the time (UTC) and the values to a log; a log that cannot be written stops nobody."""
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds")} | value, ensure_ascii=False)
-    with contextlib.suppress(OSError), Path(path).open("a", encoding="utf-8") as stream:
-        stream.write(line + "\n")
+    with contextlib.suppress(OSError):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
 
 
 def read_json(path: Path):

@@ -9,6 +9,8 @@ import math
 import numbers
 import os
 import re
+import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +70,10 @@ def check_parameters(history: list[str], namespace: dict) -> Settings:
     the parameters cell; a later one that begins with "# Parameters" is what papermill injected.
     namespace: where the values are. Numbers given as text ("1e-3", as YAML passes them) are converted where nothing is
     lost, there as well; text is never taken for True or False.
+    From here on an error that ends a cell is logged with its traceback, of which a PathoError shows one line only.
     Errors: no_parameters, unknown_parameter, bad_parameter; one error names every problem at once.
     """
+    _log_errors()
     parameters, injected = _declared(history if any(history) else _compiled())
     names = [p.name for p in parameters]
     unknown = [name for name in injected if name not in names and not name.startswith("PAPERMILL_")]
@@ -209,6 +213,33 @@ class Guard:
 
 
 def remember_run(run_dir: Path) -> Path:
-    """Notes the run folder in outputs/latest.json, where run.py, the explorer and a person find the newest run."""
-    outputs = Path(os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs")
-    return files.write_json(outputs / "latest.json", {"run_dir": str(Path(run_dir).resolve())})
+    """Notes the run folder in outputs/latest.json, where run.py, the explorer and a person find the newest run.
+
+    From here on the log of errors is the run's own run.jsonl.
+    """
+    global _run_dir
+    _run_dir = Path(run_dir).resolve()
+    return files.write_json(_outputs() / "latest.json", {"run_dir": str(_run_dir)})
+
+
+_run_dir: Path | None = None  # where errors are logged; None, before there is a run: the folder of all runs
+
+
+def _outputs() -> Path:
+    return Path(os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs")
+
+
+def _log_errors() -> None:
+    """Lets IPython, if this is it, report the outcome of every cell."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and _log_error not in shell.events.callbacks["post_run_cell"]:
+        shell.events.register("post_run_cell", _log_error)
+
+
+def _log_error(result) -> None:
+    """Keeps the traceback of the error that ended a cell, if one did, in run.jsonl."""
+    error = result.error_in_exec
+    if error is not None:
+        files.append_json((_run_dir or _outputs()) / "run.jsonl", {
+            "event": "error", "code": getattr(error, "code", type(error).__name__), "error": str(error),
+            "traceback": "".join(traceback.format_exception(error))})

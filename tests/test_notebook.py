@@ -240,9 +240,22 @@ def test_papermill_stops_at_a_misspelt_parameter_and_passes_the_right_one(projec
     assert wrong.returncode == 1
     line = [line for line in wrong.stderr.splitlines() if line.startswith("PathoError")]
     assert len(line) == 1 and "did you mean 'epochs'?" in line[0] and "mixed='true' is not True or False" in line[0]
+    logged = json.loads((project / "outputs" / "run.jsonl").read_text())
+    assert logged["code"] == "unknown_parameter" and "Traceback" in logged["traceback"]
     right = call(folder, *run, "-p", "epochs", "35", "-p", "lr", "1e-4", "-p", "mixed", "True")
     assert right.returncode == 0, right.stderr
     assert "epochs are 36" in right.stderr
+
+
+def test_an_error_of_a_cell_is_logged_with_its_traceback_in_the_folder_of_the_run(project):
+    cells = ["run_dir = notebook.files.project_root() / 'outputs' / 'mine'", "run_dir.mkdir(parents=True)",
+             "notebook.remember_run(run_dir)", "raise notebook.PathoError('no_luck', 'dice', 'fell', 'Try again')"]
+    write_notebook(project / "notebooks" / "own.ipynb", code_cell(CELL, 1, ["parameters"]), code_cell(CHECK, 2),
+                   code_cell("\n".join(cells), 3))
+    failed = call(project / "notebooks", "papermill", "own.ipynb", "out.ipynb", "-k", "python3")
+    assert failed.returncode == 1 and "PathoError [no_luck] dice: fell. Try again" in failed.stderr
+    events = [json.loads(line) for line in (project / "outputs" / "mine" / "run.jsonl").read_text().splitlines()]
+    assert [event["code"] for event in events] == ["no_luck"] and "raise notebook" in events[0]["traceback"]
 
 
 def test_nbval_fails_where_a_guarded_number_leaves_its_tolerance(project, monkeypatch):
