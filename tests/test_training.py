@@ -11,52 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import TINY, image_set, network, open_run, same_bits, train, without_time
 
-from patholib import checkpoints, recipes, training
+from patholib import checkpoints, training
 from patholib.errors import PathoError
-from patholib.images import ImageSet
 from patholib.models import build
-from patholib.recipes import BREAKHIS, Stage
-from patholib.runs import Run
-
-TINY = replace(recipes.from_scratch(BREAKHIS), arch="resnet18", image_size=32, batch_size=8, epochs=2, head_width=16,
-               lr=1e-3, patience=0)
+from patholib.recipes import Stage
 
 
-def image_set(train=32, val=16, seed=0, cue=60):
-    """Images of noise whose first class is darker; cue=0 leaves nothing to learn."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(train + val) % 2
-    pixels = rng.integers(0, 120, (train + val, 37, 37, 3)) + cue * labels[:, None, None, None]
-    table = pd.DataFrame({
-        "path": [f"image{i:03}.png" for i in range(train + val)], "label": np.array(BREAKHIS.classes)[labels],
-        "case": [f"case{i}" for i in range(train + val)], "group": [f"case{i}" for i in range(train + val)],
-        "row": np.arange(train + val), "split": ["train"] * train + ["val"] * val,
-    })
-    return ImageSet(pixels.astype(np.uint8), table, BREAKHIS.classes)
-
-
-def open_run(folder, recipe=TINY):
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "run.json").exists():
-        (folder / "run.json").write_text("{}")
-    return Run(folder, recipe, demo=False, fingerprint="same")
-
-
-def train(folder, recipe=TINY, images=None, **options):
-    model = build(recipe)
-    history = training.fit(model, images if images is not None else image_set(), open_run(folder, recipe), "cpu",
-                           **options)
-    return model, history
-
-
-def same_bits(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return all(torch.equal(a[k], b[k]) for k in a)
-
-
-def without_time(history):
-    return history.drop(columns=["seconds", "val_seconds", "images_per_second"])
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    with network():
+        yield
 
 
 def test_a_planted_cue_is_learnt_and_the_history_is_kept(tmp_path):
