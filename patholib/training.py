@@ -97,7 +97,7 @@ class Learner:
         # Every parameter is in the optimizer from the start; what is frozen has no gradient and is passed over.
         self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay,
                                    fused=True)  # one pass over the weights instead of a dozen
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.scaler = self._new_scaler()
         self.progress = Progress(0, 0, dict(NO_SUMS), [])
         self.best = {}  # of the best epoch: model, optimizer, row of history
         self.saving = Saving(run)
@@ -116,6 +116,9 @@ class Learner:
                              "cannot normalise", "Change batch_size, or set drop_last")
         if not counts.all():
             raise PathoError("empty_class", "training split", "lacks a class", "Split again or drop the class")
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def steps_per_epoch(self) -> int:
         """Batches in one pass, without the incomplete last one where the recipe drops it."""
@@ -328,6 +331,7 @@ class Learner:
         self._refuse_what_is_of_another_run(state)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler = self._new_scaler()  # one that was left in the middle of a step cannot be used again
         if state["scaler"] and self.scaler.is_enabled():  # both are so unless the precision is another one
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
