@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -49,11 +50,24 @@ def write_bytes(path: Path, content: bytes) -> Path:
         raise _unwritable(path, error) from error
     finally:
         Path(part).unlink(missing_ok=True)
+    flush_folder(path.parent)
     return path
 
 
+def flush_folder(folder: Path) -> None:
+    """Has the names in a folder written to disk, without which a power cut may undo a rename."""
+    if os.name != "posix":  # Windows has no such call; NTFS keeps a journal of its names
+        return
+    with contextlib.suppress(OSError):  # some network folders refuse; the file is whole with the old name or the new
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _unwritable(path: Path, error: OSError) -> PathoError:
-    code = "no_space" if error.errno in (28, 122) else "output_unwritable"  # ENOSPC, EDQUOT
+    code = "no_space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "output_unwritable"
     return PathoError(code, str(path), f"cannot be written ({error.strerror or error})",
                       f"Free some space in {path.parent}, or choose another output folder")
 
@@ -77,15 +91,28 @@ def append_json(path: Path, value: dict) -> None:
             stream.write(line + "\n")
 
 
-def read_json(path: Path):
-    """Reads JSON, or says which file is not JSON and where it breaks."""
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file. Errors: missing_file, unreadable (a folder, a pipe, no permission, a bad disk)."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # looked at first: opening a pipe would wait for ever
+            raise PathoError("unreadable", str(path), "is a folder, a pipe or a device, not a file",
+                             "Move it away and restore the file")
+        return path.read_bytes()
     except FileNotFoundError:
         raise PathoError("missing_file", str(path), "does not exist",
                          "Run the step that writes it, or name another run folder") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise PathoError("unreadable", str(path), f"cannot be read ({error.strerror or error})",
+                         "Correct its permissions, or check that the drive is still there") from error
+
+
+def read_json(path: Path):
+    """Reads JSON, or says which file is not JSON and where it breaks. Errors: as `read_bytes`, bad_json."""
+    content = read_bytes(path)
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits; nested too deep
         raise PathoError("bad_json", str(path), f"is not valid JSON ({error})", "Restore it or run again") from error
 
 
