@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -283,3 +284,28 @@ def test_precision_is_off_or_on_in_the_same_lines(tmp_path):
     _, history = train(tmp_path, replace(TINY, precision="bf16", epochs=3))
     assert history["val_auc"].iloc[-1] > 0.9
     assert training.choose_precision("auto", torch.device("cpu"))[0] == "fp32"
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.6, 2.9])  # seconds for a checkpoint; 0.6 is a ResNet50 on a plain disk
+@pytest.mark.parametrize("steps_per_epoch", [10, 60, 2000])
+def test_checkpoints_take_one_percent_of_the_time_and_a_kill_at_most_five_minutes(monkeypatch, tmp_path, cost,
+                                                                                  steps_per_epoch):
+    """Ten hours of steps of a second by a clock that only work moves; the first epoch's end is always saved."""
+    clock, saved, lost, spent = [0.0], [0.0], [], []
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+
+    def written(_folder, _learner):
+        lost.append(clock[0] - saved[0])
+        clock[0] += cost
+        spent.append(cost)
+        saved[0] = clock[0]
+
+    saving = training.Saving(open_run(tmp_path))
+    monkeypatch.setattr(saving, "_write_to", written)
+    learner = SimpleNamespace(progress=training.Progress(0, 0, {}, []))
+    while clock[0] < 36_000:
+        clock[0] += 1
+        learner.progress.step = (learner.progress.step + 1) % steps_per_epoch
+        saving.due(learner)
+    assert sum(spent[1:]) <= 0.01 * clock[0] and learner.progress.saving == pytest.approx(sum(spent))
+    assert max(lost) <= training.SAVE_SECONDS + 1
