@@ -85,7 +85,9 @@ def read_json(path: Path):
     except FileNotFoundError:
         raise PathoError("missing_file", str(path), "does not exist",
                          "Run the step that writes it, or name another run folder") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise PathoError("unreadable", str(path), f"cannot be read ({error.strerror})", "Name a JSON file") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5,000 digits; nested too deeply
         raise PathoError("bad_json", str(path), f"is not valid JSON ({error})", "Restore it or run again") from error
 
 
