@@ -46,7 +46,7 @@ RANGES = {
     "brightness": "[0, 1]", "contrast": "[0, 1]", "saturation": "[0, 1]", "hue": "[0, 0.5]", "noise": "[0, 1]",
     "start": "[0, 10000]", "frozen": "[0, 1000]", "lr_scale": "(0, 1000]",
     "seed": "[0, 4294967295]", "image_size": "[32, 1024]", "head_width": "[1, 8192]",
-    "epochs": "[1, 10000]", "batch_size": "[1, 10000]", "lr": "(0, 1)", "weight_decay": "[0, 1)",
+    "epochs": "[1, 10000]", "batch_size": "[2, 10000]", "lr": "(0, 1)", "weight_decay": "[0, 1)",
     "t_0": "[0, 10000]", "t_mult": "[1, 100]", "eta_min": "(0, 1)",
     "plateau_factor": "(0, 1)", "plateau_patience": "[0, 10000]", "clip_norm": "(0, inf)",
     "label_smoothing": "[0, 1)", "focal_gamma": "[0, 100]", "patience": "[0, 10000]", "min_delta": "[0, 1)",
@@ -248,8 +248,8 @@ class Recipe:
         if abs(sum(self.fractions) - 1) > 1e-9 or min(self.fractions) <= 0:
             found.append(f"fractions={self.fractions} must be three shares above 0 that sum to 1")
         if self.batch_size == 1:
-            found.append("batch_size=1 gives BatchNorm one value per channel; use 2 or more")
-        if self.eta_min > self.lr:
+            found.append("batch_size=1 gives BatchNorm one value per channel")
+        if 0 < self.lr < self.eta_min:
             found.append(f"lr={self.lr} is below eta_min={self.eta_min}")
         if not all(0 <= p < 1 for p in self.head_dropout):
             found.append(f"head_dropout={self.head_dropout} must be two shares in [0, 1)")

@@ -175,8 +175,12 @@ def images_sha256(checked: Checked) -> str:
 
 
 def open_run(folder: Path) -> Run:
-    """A run folder for reading: explorer, comparison, export."""
+    """A run folder for reading: explorer, comparison, export. Errors: missing_file, bad_json, bad_run, bad_recipe."""
     facts = files.read_json(Path(folder) / "run.json")
+    lacking = [key for key in ("recipe", "demo", "fingerprint") if not isinstance(facts, dict) or key not in facts]
+    if lacking:
+        raise PathoError("bad_run", str(Path(folder) / "run.json"), f"lacks {', '.join(lacking)}",
+                         "Name a folder that a run has written")
     return Run(Path(folder), recipes.from_json(facts["recipe"]), facts["demo"], facts["fingerprint"])
 
 
