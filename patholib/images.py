@@ -34,6 +34,7 @@ from patholib import files
 from patholib.errors import PathoError, nearest, shown
 
 MAX_PIXELS = 24_000_000  # decoding takes up to 8 bytes a pixel, and a legal PNG of 145 kB may hold 50 megapixels
+THREADS_PER_CORE = 8  # more than one, because threads that wait for a slow disk or network cost nothing
 MIN_SIDE = 32  # pixels; below it there is nothing to learn from
 PIXEL_VERSION = 1  # raise it when `read` or `to_square` changes a pixel: every cache is then built anew
 
@@ -478,12 +479,13 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
         raise PathoError("no_images", str(manifest.root), "has no image in its manifest", "Choose another data folder")
     to_square(Image.new("RGB", (1, 1)), size, fit)  # a wrong fit stops here, not at the first file
     say = print if progress else (lambda text: None)
+    workers = threads(workers, say)
 
     root, paths = Path(manifest.root), list(manifest.table["path"])
     facts = [_first_facts(root / path, path) for path in paths]
     cache = cache_file(facts, size, fit, cache_dir)
     known = _known_facts(cache, facts, size)
-    facts = known or _build(cache, root, facts, size, fit, workers or cores(), progress, say)
+    facts = known or _build(cache, root, facts, size, fit, workers, progress, say)
     pixels = np.load(cache, mmap_mode="r").view(np.ndarray)  # (M, S, S, 3); still mapped, and read-only
 
     report, keep = _judge(manifest, facts)
@@ -504,6 +506,21 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
 def cores() -> int:
     """The processor cores this process may use, of which decoding takes all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(workers: int | None, say: Callable | None = None) -> int:
+    """How many threads to start: `workers`, None for one a core, and at most THREADS_PER_CORE, which `say` is told.
+
+    Errors: bad_parameter.
+    """
+    if workers is None:
+        return cores()
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise PathoError("bad_parameter", "workers", f"are {workers!r}", "Use a whole number of threads from 1 on")
+    most = THREADS_PER_CORE * cores()
+    if workers > most and say:
+        say(f"workers are {most} instead of {workers}: {THREADS_PER_CORE} for each core, beyond which none is quicker")
+    return min(workers, most)
 
 
 def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = None) -> Path:

@@ -230,7 +230,7 @@ def split(manifest: Manifest, fractions: tuple[float, float, float] = (0.70, 0.1
 
 
 def _check_arguments(manifest: Manifest, fractions, seed, group_by: str) -> None:
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+    if len(fractions) != 3 or min(fractions) <= 0 or not abs(sum(fractions) - 1) <= 1e-9:  # NaN: not <=, nor >
         raise PathoError("bad_fractions", "fractions", f"{fractions} are not three shares above 0 that sum to 1",
                          "Use (0.70, 0.15, 0.15)")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:

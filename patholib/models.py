@@ -185,7 +185,7 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
     if recipe.weights == "imagenet":
         _load_backbone(model, "imagenet", *_imagenet_file(recipe.arch))
     elif recipe.weights != "none":
-        _load_backbone(model, "file", _given_file(recipe.weights))
+        _load_backbone(model, "file", given_file(recipe.weights))
     return model.freeze(recipe.stages[0].frozen, recipe.batchnorm)
 
 
@@ -201,7 +201,8 @@ def _begin_as_identity(model: Classifier) -> None:
             nn.init.zeros_(module.bn2.weight)
 
 
-def _given_file(weights: str) -> Path:
+def given_file(weights: str) -> Path:
+    """The file of a recipe's weights="<path>". Errors: weights_missing."""
     # A notebook may run in its own folder or in its caller's: a relative path counts from either or from the project.
     tried = [Path(weights).expanduser().absolute()]
     if not tried[0].is_file() and not Path(weights).expanduser().is_absolute():

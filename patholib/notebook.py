@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import html
 import linecache
 import math
@@ -14,10 +15,11 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from patholib import files
-from patholib.errors import PathoError, nearest
+from patholib import files, images, recipes, runs
+from patholib.errors import PathoError, nearest, nearest_setting
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
+RECIPE_NUMBERS = recipes.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
 RECORD = "PATHOLIB_RECORD"  # "1": guards write the reference instead of comparing with it
 
 
@@ -77,7 +79,7 @@ def check_parameters(history: list[str], namespace: dict) -> Settings:
     parameters, injected = _declared(history if any(history) else _compiled())
     names = [p.name for p in parameters]
     unknown = [name for name in injected if name not in names and not name.startswith("PAPERMILL_")]
-    problems = [f"{name} is no parameter ({nearest(name, names)})" for name in unknown]
+    problems = [f"{name} is no parameter ({nearest_setting(name, names)})" for name in unknown]
     bad, values, notes = [], {}, {}
     for p in parameters:
         given = namespace.get(p.name, p.default)
@@ -87,6 +89,12 @@ def check_parameters(history: list[str], namespace: dict) -> Settings:
             bad.append(p.name)
             problems.append(f"{p.name}={given!r} {error}")
             continue
+        try:
+            _ask_the_library(p.name, values[p.name])
+        except PathoError as error:
+            bad.append(p.name)
+            problems.append(error.reason if error.code == "bad_recipe" else
+                            f"{error.subject} {error.reason} ({error.remedy})")
         if isinstance(given, str) and p.kind != "str":
             notes[p.name] = f" [read from the text {given!r}]"
     if problems:
@@ -149,6 +157,8 @@ def _read(p: Parameter, given):
     if value is None:
         hint = "; papermill passes text with -r" if p.kind == "str" and is_number else ""
         raise ValueError(f"is not {KINDS[p.kind]}{hint}")
+    if value == "" != p.default:
+        raise ValueError("is empty")
     if p.choices and value not in p.choices:
         raise ValueError(f"is not one of {', '.join(p.choices)} ({nearest(value, p.choices)})")
     return value
@@ -165,6 +175,28 @@ def _number(given: int | float | str, kind: str) -> int | float | None:
     if kind == "int":
         return int(value) if value.is_integer() else None
     return value if math.isfinite(value) else None
+
+
+def _ask_the_library(name: str, value) -> None:
+    """Raises the PathoError that the value would meet later, before an image is read."""
+    if name in RECIPE_NUMBERS and value is not None:
+        recipes.Recipe("any", ("a", "b"), None, **{name: value})
+    elif name == "workers":
+        images.threads(value)
+    elif name == "output":
+        runs.output_folder(value)
+    elif name == "max_hours" and value is not None:
+        from patholib import training  # with it comes torch, for which a plain first cell need not wait
+
+        training.deadline(value)
+    elif name == "device" and value not in ("auto", "cpu"):
+        from patholib import training
+
+        training.choose_device(value)
+    elif name == "weights" and value not in (None, "none", "imagenet"):
+        from patholib import models
+
+        models.given_file(value)
 
 
 class Guard:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from patholib.errors import PathoError, nearest
+from patholib.errors import PathoError, nearest, nearest_setting
 
 ARCHITECTURES = {"resnet50": 17, "resnet18": 9, "efficientnet_b0": 9}  # name: number of backbone blocks
 
@@ -38,38 +39,83 @@ CHOICES = {
     "noise_unit": ("grey", "normalised"),
 }
 
+# Between what a number must lie; a round bracket leaves its end out. Beyond it is a slip of the hand.
+RANGES = {
+    "affine_degrees": "[0, 180]", "rotation": "[0, 180]", "shift": "[0, 1]", "shear": "[0, 90)",
+    "flip_horizontal": "[0, 1]", "flip_vertical": "[0, 1]", "perspective": "[0, 1]", "perspective_p": "[0, 1]",
+    "brightness": "[0, 1]", "contrast": "[0, 1]", "saturation": "[0, 1]", "hue": "[0, 0.5]", "noise": "[0, 1]",
+    "start": "[0, 10000]", "frozen": "[0, 1000]", "lr_scale": "(0, 1000]",
+    "seed": "[0, 4294967295]", "image_size": "[32, 1024]", "head_width": "[1, 8192]",
+    "epochs": "[1, 10000]", "batch_size": "[2, 10000]", "lr": "(0, 1)", "weight_decay": "[0, 1)",
+    "t_0": "[0, 10000]", "t_mult": "[1, 100]", "eta_min": "(0, 1)",
+    "plateau_factor": "(0, 1)", "plateau_patience": "[0, 10000]", "clip_norm": "(0, inf)",
+    "label_smoothing": "[0, 1)", "focal_gamma": "[0, 100]", "patience": "[0, 10000]", "min_delta": "[0, 1)",
+    "tta_views": "[1, 100]",
+}
+
+# What a field is by its annotation, in words and as a test; `_is` takes tuples and None apart.
+WORDS = {"int": "a whole number", "float": "a finite number", "bool": "True or False", "str": "text"}
+TESTS = {
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf,
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str) and value != "",
+}
+
 
 def _refusing_typos(cls):
-    """Makes an unknown field name a PathoError that names the nearest one, in the constructor and in `replace`."""
+    """Makes an unknown or missing field a PathoError, with the nearest name, in the constructor and in `replace`."""
     original = cls.__init__
-    names = [f.name for f in dataclasses.fields(cls)]
+    fields = dataclasses.fields(cls)
+    names = [f.name for f in fields]
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
 
     @functools.wraps(original)
     def __init__(self, *args, **values):
-        for name in values:
-            if name not in names:
-                raise PathoError("unknown_field", name, f"is no field of {cls.__name__}", nearest(name, names))
+        unknown = [name for name in values if name not in names]
+        if unknown:
+            raise PathoError("unknown_field", ", ".join(unknown),
+                             f"{'is no field' if len(unknown) == 1 else 'are no fields'} of {cls.__name__}",
+                             "; ".join(dict.fromkeys(nearest_setting(name, names) for name in unknown)))
+        missing = [name for name in required[len(args):] if name not in values]
+        _stop_on([f"{name} is missing" for name in missing], cls.__name__)
         original(self, *args, **values)
 
     cls.__init__ = __init__
     return cls
 
 
-def _problems(obj) -> list[str]:
-    """Every field whose type or choice is wrong."""
-    found = []
-    for f in dataclasses.fields(obj):
-        value = getattr(obj, f.name)
-        if f.name in CHOICES and value not in CHOICES[f.name]:
-            found.append(f"{f.name}={value!r} ({nearest(value, CHOICES[f.name])})")
-        if f.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-            found.append(f"{f.name}={value!r} is not a whole number")
-        if f.type.startswith("float") and not (value is None and "None" in f.type):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                found.append(f"{f.name}={value!r} is not a finite number")
-        if f.type == "bool" and not isinstance(value, bool):
-            found.append(f"{f.name}={value!r} is neither True nor False")
-    return found
+def _is(value, kind: str) -> bool:
+    """Whether the value is what the annotation says."""
+    if kind.endswith(" | None"):
+        return value is None or _is(value, kind.removesuffix(" | None"))
+    if kind.startswith("tuple["):
+        kinds = kind[6:-1].split(", ")
+        if not isinstance(value, tuple):
+            return False
+        kinds = kinds[:1] * len(value) if kinds[-1] == "..." else kinds
+        return len(value) == len(kinds) and all(map(_is, value, kinds))
+    return TESTS[kind](value) if kind in TESTS else type(value).__name__ == kind
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(", "))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+def _problems(obj, subject: str) -> list[str]:
+    """Every number out of its range; a wrong type or choice stops at once, for what comes next compares values."""
+    fields, wrong = [(f.name, f.type, getattr(obj, f.name)) for f in dataclasses.fields(obj)], []
+    for name, kind, value in fields:
+        if not _is(value, kind):
+            wrong.append(f"{name}={value!r} is not " + " or ".join(WORDS.get(k, k) for k in kind.split(" | ")))
+        elif name in CHOICES and value not in CHOICES[name]:
+            wrong.append(f"{name}={value!r} ({nearest(value, CHOICES[name])})")
+    _stop_on(wrong, subject)
+    return [f"{name}={value} is outside {RANGES[name]}" for name, _, value in fields
+            if name in RANGES and value is not None and not _inside(value, RANGES[name])]
 
 
 def _stop_on(problems: list[str], subject: str) -> None:
@@ -103,21 +149,11 @@ class Augmentation:
     interpolation: str = "bilinear"
 
     def __post_init__(self):
-        found = _problems(self)
-        for name in ("flip_horizontal", "flip_vertical", "perspective_p", "perspective"):
-            if not found and not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name}={getattr(self, name)} is outside [0, 1]")
-        for name in ("affine_degrees", "rotation", "shift", "shear", "brightness", "contrast", "saturation", "noise"):
-            if not found and getattr(self, name) < 0:
-                found.append(f"{name}={getattr(self, name)} is negative")
-        if not found and not 0 <= self.hue <= 0.5:
-            found.append(f"hue={self.hue} is outside [0, 0.5]")
-        for name in ("zoom", "crop_scale"):
+        found = _problems(self, "augmentation")
+        for name, least, most in (("zoom", 0.1, 10), ("crop_scale", 0.01, 1)):
             pair = getattr(self, name)
-            if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1]):
-                found.append(f"{name}={pair} is not a range (low, high) above 0")
-        if not found and self.crop_scale and self.crop_scale[1] > 1:
-            found.append(f"crop_scale={self.crop_scale} asks for more than the whole image")
+            if pair is not None and not least <= pair[0] <= pair[1] <= most:
+                found.append(f"{name}={pair} is not a range (low, high) within {least} to {most}")
         _stop_on(found, "augmentation")
 
 
@@ -131,11 +167,9 @@ class Stage:
     lr_scale: float  # multiplies the learning rate
 
     def __post_init__(self):
-        found = _problems(self)
-        if not found and (self.start < 0 or (self.start > 1 and self.start != int(self.start))):
+        found = _problems(self, "stage")
+        if self.start > 1 and self.start != int(self.start):
             found.append(f"start={self.start} is neither an epoch nor a share of the run")
-        if not found and (self.frozen < 0 or self.lr_scale <= 0):
-            found.append("frozen must not be negative and lr_scale must be above 0")
         _stop_on(found, "stage")
 
     def first_epoch(self, epochs: int) -> int:
@@ -203,32 +237,22 @@ class Recipe:
     published: bool = False  # the literal form of the source: allows what is otherwise refused as a mistake
 
     def __post_init__(self):
-        found = _problems(self)
-        _stop_on(found, f"recipe {self.name}")  # the checks below compare numbers, so types come first
-        positive = ("epochs", "batch_size", "lr", "head_width", "eta_min", "t_mult", "tta_views")
-        found += [f"{name}={getattr(self, name)} must be above 0" for name in positive if getattr(self, name) <= 0]
-        not_negative = ("seed", "weight_decay", "t_0", "plateau_patience", "patience", "min_delta", "focal_gamma")
-        found += [f"{name}={getattr(self, name)} is negative" for name in not_negative if getattr(self, name) < 0]
+        found = _problems(self, f"recipe {self.name}")
+        if not re.fullmatch(r"[\w-]+", self.name):
+            found.append(f"name={self.name!r}, of which run folders are named, must be letters, digits, _ and -")
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             found.append(f"classes={self.classes} must be at least two different names")
+        found += [f"class name {c!r} holds characters that do not print" for c in self.classes if not c.isprintable()]
         if self.positive is not None and self.positive not in self.classes:
             found.append(f"positive={self.positive!r} is no class ({nearest(self.positive, self.classes)})")
-        if len(self.fractions) != 3 or abs(sum(self.fractions) - 1) > 1e-9 or min(self.fractions) <= 0:
+        if abs(sum(self.fractions) - 1) > 1e-9 or min(self.fractions) <= 0:
             found.append(f"fractions={self.fractions} must be three shares above 0 that sum to 1")
-        if not 32 <= self.image_size <= 1024:
-            found.append(f"image_size={self.image_size} is outside 32 to 1024")
         if self.batch_size == 1:
-            found.append("batch_size=1 gives BatchNorm one value per channel; use 2 or more")
-        if self.lr >= 1 or self.eta_min > self.lr:
-            found.append(f"lr={self.lr} must lie between eta_min={self.eta_min} and 1")
-        if not 0 <= self.label_smoothing < 1:
-            found.append(f"label_smoothing={self.label_smoothing} is outside [0, 1)")
-        if not 0 < self.plateau_factor < 1:
-            found.append(f"plateau_factor={self.plateau_factor} is outside (0, 1)")
-        if len(self.head_dropout) != 2 or not all(0 <= p < 1 for p in self.head_dropout):
+            found.append("batch_size=1 gives BatchNorm one value per channel")
+        if 0 < self.lr < self.eta_min:
+            found.append(f"lr={self.lr} is below eta_min={self.eta_min}")
+        if not all(0 <= p < 1 for p in self.head_dropout):
             found.append(f"head_dropout={self.head_dropout} must be two shares in [0, 1)")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            found.append(f"clip_norm={self.clip_norm} must be above 0, or None")
         if self.tta_views > 8 and self.tta == "dihedral":
             found.append(f"tta_views={self.tta_views}: a square has eight flips and turns")
         found += self._stage_problems()
@@ -372,10 +396,16 @@ def diff(a: Recipe, b: Recipe) -> dict[str, tuple]:
 
 def from_json(values: dict) -> Recipe:
     """A recipe from `Recipe.to_json`, checked as if it had been typed."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if not isinstance(values, dict):
+        raise PathoError("bad_recipe", "recipe", f"is no object with fields, but {type(values).__name__}",
+                         "Give what Recipe.to_json wrote")
+    values = _tuples(values)
     if isinstance(values.get("augmentation"), dict):
-        inner = {k: tuple(v) if isinstance(v, list) else v for k, v in values["augmentation"].items()}
-        values["augmentation"] = Augmentation(**inner)
-    if "stages" in values:
-        values["stages"] = tuple(s if isinstance(s, Stage) else Stage(**s) for s in values["stages"])
+        values["augmentation"] = Augmentation(**_tuples(values["augmentation"]))
+    if isinstance(values.get("stages"), tuple):
+        values["stages"] = tuple(Stage(**s) if isinstance(s, dict) else s for s in values["stages"])
     return Recipe(**values)
+
+
+def _tuples(values: dict) -> dict:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import subprocess
@@ -75,7 +76,7 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
     """
     if resume not in ("auto", "must", "never"):
         raise PathoError("bad_parameter", "resume", f"is {resume!r}", "Use auto, must or never")
-    output = Path(output or os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs").resolve()
+    output = output_folder(output)
     root = Path(checked.manifest.root).resolve()
     if output == root or root in output.parents:
         raise PathoError("output_in_data", str(output), "lies inside the data folder",
@@ -86,6 +87,20 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
         if run is not None:
             return run
     return _new(recipe, checked, split, output, mark, name)
+
+
+def output_folder(given: Path | str | None = None) -> Path:
+    """The folder that holds run folders: as given, else PATHOLIB_OUTPUTS, else outputs/ of the project.
+
+    It need not exist, but it must be possible to make it. Errors: output_unwritable.
+    """
+    folder = Path(given or os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs").resolve()
+    there = next((place for place in (folder, *folder.parents) if os.access(place, os.F_OK)), folder)
+    if not there.is_dir():
+        raise _unwritable(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    return folder
 
 
 def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool) -> Run | None:
@@ -160,8 +175,12 @@ def images_sha256(checked: Checked) -> str:
 
 
 def open_run(folder: Path) -> Run:
-    """A run folder for reading: explorer, comparison, export."""
+    """A run folder for reading: explorer, comparison, export. Errors: missing_file, bad_json, bad_run, bad_recipe."""
     facts = files.read_json(Path(folder) / "run.json")
+    lacking = [key for key in ("recipe", "demo", "fingerprint") if not isinstance(facts, dict) or key not in facts]
+    if lacking:
+        raise PathoError("bad_run", str(Path(folder) / "run.json"), f"lacks {', '.join(lacking)}",
+                         "Name a folder that a run has written")
     return Run(Path(folder), recipes.from_json(facts["recipe"]), facts["demo"], facts["fingerprint"])
 
 

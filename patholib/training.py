@@ -11,6 +11,7 @@ import contextlib
 import copy
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -22,9 +23,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from patholib import augment, checkpoints, evaluation, files, losses, metrics, schedules
+from patholib import augment, checkpoints, evaluation, files, losses, manifest, metrics, schedules
 from patholib.errors import PathoError
-from patholib.images import ImageSet, batches
+from patholib.images import ImageSet, batches, threads
 from patholib.models import Classifier, autocast
 from patholib.recipes import Recipe
 from patholib.runs import Run
@@ -71,7 +72,7 @@ def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", wor
     SIGINT.
     """
     with torch.random.fork_rng(), _backend(run.recipe.fast):  # the caller's generators and switches stay as they were
-        learner = Learner(model, images, run, choose_device(device), workers)
+        learner = Learner(model, images, run, choose_device(device), threads(workers, tqdm.write))
         learner.resume()
         try:
             with _Stop(max_hours) as stop:
@@ -103,9 +104,12 @@ class Learner:
         self.saving = Saving(run)
 
     def _refuse_what_cannot_be_learnt(self, counts: np.ndarray) -> None:
-        if len(np.unique(self.val.labels)) < 2 and self.recipe.monitor == "auc":
-            raise PathoError("single_class", "validation split", "holds one class only, so its AUC is undefined",
-                             'Split again, or monitor "balanced_accuracy"')
+        problems = [("empty_class", "training split", f"has no image of {name}")
+                    for name, number in zip(self.recipe.classes, counts, strict=True) if not number]
+        if len(np.unique(self.val.labels)) < 2:
+            problems.append(("single_class", "validation split", "holds fewer than two classes, so a network that "
+                             "always gives the same answer would be the best"))
+        manifest.stop_on(problems, "Split again, with every class in every part, or drop the class")
         steps = self.steps_per_epoch()
         if steps == 0:
             raise PathoError("bad_parameter", "batch_size", f"{self.recipe.batch_size} is more than the "
@@ -114,8 +118,6 @@ class Learner:
         if last == 1 and not self.recipe.drop_last:
             raise PathoError("bad_parameter", "batch_size", "leaves one image for the last batch, which BatchNorm "
                              "cannot normalise", "Change batch_size, or set drop_last")
-        if not counts.all():
-            raise PathoError("empty_class", "training split", "lacks a class", "Split again or drop the class")
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -445,7 +447,7 @@ class _Stop:
     """Turns SIGTERM, SIGINT and the end of the allowed time into a request that the step in progress may finish."""
 
     def __init__(self, max_hours: float | None):
-        self.deadline = math.inf if max_hours is None else time.monotonic() + max_hours * 3600
+        self.deadline = deadline(max_hours)
         self.signal: int | None = None
         self.previous = {}
 
@@ -476,6 +478,13 @@ class _Stop:
         return PathoError("time_is_up", "max_hours", "the time allowed is over; training is saved", how)
 
 
+def deadline(max_hours: float | None) -> float:
+    """The moment on time.monotonic's clock at which the time is up; None: never. Errors: bad_parameter."""
+    if max_hours is not None and not max_hours >= 0:  # so that NaN, of which every comparison is false, is refused
+        raise PathoError("bad_parameter", "max_hours", f"is {max_hours}", "Give hours from 0 on, or None for no limit")
+    return math.inf if max_hours is None else time.monotonic() + max_hours * 3600
+
+
 def image_order(labels: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
     """The order of the training images in an epoch, a function of (seed, epoch) alone.
 
@@ -493,13 +502,16 @@ def choose_device(name: str = "auto") -> torch.device:
     usable = torch.cuda.is_available() and _has_kernels()
     if name == "auto":
         return torch.device("cuda" if usable else "cpu")
-    if name.startswith("cuda") and not usable:
+    known = re.fullmatch(r"cpu|cuda(?::(\d+))?", str(name))
+    if known is None:
+        raise PathoError("bad_parameter", "device", f"is {str(name)!r}", 'Use "auto", "cpu" or "cuda"')
+    if known[0] != "cpu" and not usable:
         reason = "this torch has no kernels for the GPU" if torch.cuda.is_available() else "there is no CUDA GPU"
         raise PathoError("no_gpu", "device", f"is {name!r}, but {reason}", 'Use device="auto"; on Kaggle choose T4 x2')
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise PathoError("bad_parameter", "device", f"is {name!r}", 'Use "auto", "cpu" or "cuda"') from None
+    if known[0] != "cpu" and int(known[1] or 0) >= torch.cuda.device_count():
+        raise PathoError("no_gpu", "device", f"is {name!r}, but the GPUs end with cuda:{torch.cuda.device_count() - 1}",
+                         'Use device="cuda"')
+    return torch.device(known[0])
 
 
 def _has_kernels() -> bool:

@@ -26,22 +26,10 @@ def test_class_weights_are_inverse_to_the_counts_and_sum_to_the_classes():
     assert losses.class_weights(np.array(COUNTS)).sum() == pytest.approx(8)
 
 
-@pytest.mark.parametrize("empty", [0, -1, float("nan")])
-def test_a_class_without_images_has_no_weight(empty):
-    with pytest.raises(PathoError, match="class number 1") as refusal:
-        losses.class_weights([3, empty])
-    assert refusal.value.code == "empty_class"
-
-
 def test_a_class_without_images_matters_only_to_weights():
     losses.build(replace(recipes.BREAKHIS, balance="sampler"), [3, 0])
     with pytest.raises(PathoError):
         losses.build(recipes.BREAKHIS, [3, 0])
-
-
-def test_counts_of_another_number_of_classes_are_refused():
-    with pytest.raises(PathoError, match="3 for 2 classes"):
-        losses.build(recipes.BREAKHIS, [1, 2, 3])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -377,8 +377,7 @@ def test_what_cannot_be_judged_is_refused_by_name():
     for arguments, code in [((predictions.drop(columns="p_benign"), BINARY), "missing_column"),
                             ((predictions.drop(columns="group"), BINARY), "missing_column"),
                             ((predictions[:0], BINARY), "no_predictions"),
-                            ((predictions, BINARY, "malign"), "unknown_class"),
-                            ((predictions, BINARY, "malignant", 1.5), "bad_threshold")]:
+                            ((predictions, BINARY, "malign"), "unknown_class")]:
         with pytest.raises(PathoError) as refusal:
             metrics.summary(*arguments)
         assert refusal.value.code == code

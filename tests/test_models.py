@@ -365,12 +365,6 @@ def test_a_relative_path_counts_from_the_project_too(places, weights):
     assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="data/mine.pth")), weights)
 
 
-def test_a_missing_file_names_every_place_that_was_tried(places):
-    with pytest.raises(PathoError, match=r"data/mine\.pth") as refusal:
-        models.build(replace(SMALL["efficientnet_b0"], weights="data/mine.pth"))
-    assert refusal.value.code == "weights_missing" and str(places[0] / "project") in refusal.value.reason
-
-
 def test_weights_of_another_network_are_refused_with_the_differences(tmp_path):
     weights = networks.resnet18(weights=None).state_dict()
     weights["conv1.weight"] = torch.zeros(64, 1, 7, 7)
@@ -441,20 +435,3 @@ def test_a_download_is_announced_and_checked(places, weights, monkeypatch, capsy
     assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="imagenet")), weights)
     assert prefixes == [made.stem.removeprefix("efficientnet_b0-")]
     assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="imagenet")), weights) and len(prefixes) == 1
-
-
-@pytest.mark.parametrize(("arch", "name"), [
-    ("resnet18", "resnet18-f37072fd.pth"), ("efficientnet_b0", "efficientnet_b0_rwightman-7f5810bc.pth"),
-    ("resnet50", "resnet50-11ad3fa6.pth"),
-])
-def test_without_network_and_file_it_stops_and_says_where_to_put_it(places, monkeypatch, arch, name):
-    tmp_path, asked = places
-    monkeypatch.setenv("PATHOLIB_WEIGHTS", str(tmp_path / "mine"))
-    with pytest.raises(PathoError) as refusal:
-        models.build(replace(SCRATCH, arch=arch, weights="imagenet"))
-    error = refusal.value
-    assert (error.code, error.subject) == ("weights_missing", name)
-    for place in ("mine", "project/data/weights", "hub/checkpoints"):
-        assert str(tmp_path / place / name) in error.reason
-    assert 'weights="none"' in error.remedy and str(tmp_path / "project/data/weights") in error.remedy
-    assert [(url.rsplit("/", 1)[-1], digest in name) for url, _, digest in asked] == [(name, True)]

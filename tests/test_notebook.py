@@ -77,7 +77,7 @@ def test_a_wrong_type_is_refused(assignment):
 
 
 @pytest.mark.parametrize(("assignment", "value"), [
-    ("epochs = '10'", 10), ("epochs = 10.0", 10), ("lr = '1e-3'", 1e-3), ("lr = 1", 1.0), ("epochs = None", None),
+    ("epochs = '10'", 10), ("epochs = 10.0", 10), ("lr = '1e-3'", 1e-3), ("epochs = None", None),
 ])
 def test_numbers_are_converted_where_nothing_is_lost(assignment, value):
     settings, namespace = check(f"# Parameters\n{assignment}\n")
@@ -86,6 +86,11 @@ def test_numbers_are_converted_where_nothing_is_lost(assignment, value):
     assert type(namespace[name]) is type(value)
     if "'" in assignment:
         assert f"read from the text {assignment.split()[-1]}" in repr(settings)
+
+
+def test_a_whole_number_becomes_the_float_that_was_declared():
+    settings, _ = check("# Parameters\nscale = 1\n", cell="scale: float = 0.5  # a factor")
+    assert type(settings.scale) is float and settings.scale == 1
 
 
 def test_a_parameters_cell_run_again_counts():

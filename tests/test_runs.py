@@ -145,10 +145,6 @@ def test_never_starts_anew_and_auto_leaves_a_busy_folder_alone(prepared, tmp_pat
     assert start(prepared, tmp_path, resume="never").dir != first.dir
 
 
-def test_an_unknown_way_to_resume_is_refused(prepared, tmp_path):
-    assert refusal(prepared, tmp_path, resume="yes").code == "bad_parameter"
-
-
 CHILD = """
 import sys
 from pathlib import Path
@@ -177,24 +173,11 @@ def test_two_processes_cannot_hold_one_folder_and_a_killed_one_lets_go(prepared,
     assert start(prepared, tmp_path, resume="must").dir.name == held
 
 
-def test_results_are_never_written_into_the_data_folder(prepared, data, tmp_path):
-    (tmp_path / "link").symlink_to(data)
-    for output in (data, data / "runs", tmp_path / "link" / "runs", data / "x" / ".." / "runs"):
-        assert refusal(prepared, output).code == "output_in_data"
-    assert {path.suffix for path in data.iterdir()} == {".png", ".csv"}
-    start(prepared, data.parent / "pictures-runs").finish()  # a name that merely begins alike
+def test_a_folder_whose_name_merely_begins_as_the_datas_may_hold_runs(prepared, data):
+    start(prepared, data.parent / "pictures-runs").finish()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_output_folder_is_refused_with_its_name(prepared, tmp_path):
-    (tmp_path / "out").mkdir(mode=0o555)
-    assert refusal(prepared, tmp_path / "out").code == "output_unwritable"
-
-
-def test_an_output_that_cannot_be_written_is_refused_with_its_name(prepared, tmp_path):
-    (tmp_path / "file").write_text("")
-    error = refusal(prepared, tmp_path / "file")
-    assert error.code == "output_unwritable" and str(tmp_path / "file") in error.subject
+def test_a_run_folder_that_cannot_be_written_is_refused_with_its_name(prepared, tmp_path):
     run = start(prepared, tmp_path)
     run.close()
     (run.dir / "run.lock").unlink()
