@@ -15,7 +15,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from patholib import files, images, recipes, runs
+from patholib import files, images, recipes, runs, schedules
 from patholib.errors import PathoError, nearest, nearest_setting
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
@@ -185,12 +185,10 @@ def _ask_the_library(name: str, value) -> None:
         images.threads(value)
     elif name == "output":
         runs.output_folder(value)
-    elif name == "max_hours" and value is not None:
-        from patholib import training  # with it comes torch, for which a plain first cell need not wait
-
-        training.deadline(value)
+    elif name == "max_hours":
+        schedules.deadline(value, 0)
     elif name == "device" and value not in ("auto", "cpu"):
-        from patholib import training
+        from patholib import training  # with it comes torch, for which a plain first cell need not wait
 
         training.choose_device(value)
     elif name == "weights" and value not in (None, "none", "imagenet"):

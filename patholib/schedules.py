@@ -116,6 +116,13 @@ def should_stop(recipe, scores) -> bool:
     return waited >= recipe.patience
 
 
+def deadline(max_hours: float | None, now: float) -> float:
+    """The second at which the time is up that begins at second `now`; without a limit never. Errors: bad_parameter."""
+    if max_hours is not None and not max_hours >= 0:  # so that NaN, of which every comparison is false, is refused
+        raise PathoError("bad_parameter", "max_hours", f"is {max_hours}", "Give hours from 0 on, or None for no limit")
+    return math.inf if max_hours is None else now + max_hours * 3600
+
+
 def _improvements(scores, min_delta: float, start: float) -> list[int]:
     """The epochs that exceeded the reference by more than min_delta; each becomes the reference."""
     found, reference = [], start

@@ -447,7 +447,7 @@ class _Stop:
     """Turns SIGTERM, SIGINT and the end of the allowed time into a request that the step in progress may finish."""
 
     def __init__(self, max_hours: float | None):
-        self.deadline = deadline(max_hours)
+        self.deadline = schedules.deadline(max_hours, time.monotonic())
         self.signal: int | None = None
         self.previous = {}
 
@@ -476,13 +476,6 @@ class _Stop:
         if self.signal is not None:
             return KeyboardInterrupt(f"training is saved in {folder.name}. {how}")
         return PathoError("time_is_up", "max_hours", "the time allowed is over; training is saved", how)
-
-
-def deadline(max_hours: float | None) -> float:
-    """The moment on time.monotonic's clock at which the time is up; None: never. Errors: bad_parameter."""
-    if max_hours is not None and not max_hours >= 0:  # so that NaN, of which every comparison is false, is refused
-        raise PathoError("bad_parameter", "max_hours", f"is {max_hours}", "Give hours from 0 on, or None for no limit")
-    return math.inf if max_hours is None else time.monotonic() + max_hours * 3600
 
 
 def image_order(labels: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:

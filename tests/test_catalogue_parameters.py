@@ -252,6 +252,11 @@ def test_a_parameter_that_cannot_be_is_refused_in_the_first_cell(catalogue, entr
             assert refused("bad_parameter", checked, f"{name} = {value}", cell=cell).subject == name, path
 
 
+@pytest.mark.parametrize("hours", [pytest.param(hours, id=f"P03-{hours}-hours") for hours in (-1, NAN)])
+def test_a_time_that_cannot_be_is_refused_by_training(catalogue, tmp_path, hours):
+    catalogue("P03", f"max_hours={hours}", refused("bad_parameter", train, tmp_path, max_hours=hours))
+
+
 def test_P07_patience_0_never_stops_early(catalogue):
     flat = [0.5] * 34
     assert schedules.should_stop(replace(BREAKHIS, schedule="constant"), flat)
@@ -354,7 +359,7 @@ def test_a_run_is_never_put_among_the_images(catalogue, tmp_path, output):
 
 @pytest.mark.parametrize("output", [pytest.param(place, id=f"P12-{place}") for place in ("file", "file/runs")])
 def test_an_output_that_is_a_file_is_refused_before_an_image_is_read(catalogue, tmp_path, output):
-    (tmp_path / "file").touch()
+    (tmp_path / "file").touch(mode=0o777)
     error = refused("output_unwritable", start, tmp_path / "data", tmp_path / output)
     assert error.subject == str(tmp_path / output)
     first = refused("bad_parameter", checked, f"output = {str(tmp_path / output)!r}")
