@@ -91,14 +91,18 @@ def append_json(path: Path, value: dict) -> None:
             stream.write(line + "\n")
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file. Errors: missing_file, unreadable (a folder, a pipe, no permission, a bad disk)."""
+def read_bytes(path: Path, first: int = -1) -> bytes:
+    """The bytes of a regular file, all or the `first`.
+
+    Errors: missing_file; unreadable (a folder, a pipe, no permission, a failing disk).
+    """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():  # looked at first: opening a pipe would wait for ever
             raise PathoError("unreadable", str(path), "is a folder, a pipe or a device, not a file",
                              "Move it away and restore the file")
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            return stream.read(first)
     except FileNotFoundError:
         raise PathoError("missing_file", str(path), "does not exist",
                          "Run the step that writes it, or name another run folder") from None

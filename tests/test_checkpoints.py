@@ -184,17 +184,17 @@ def test_T10_what_was_set_aside_before_stays_beside_the_next(folder):
 @pytest.mark.filterwarnings("ignore")
 def test_T10_a_checkpoint_that_cannot_be_read_or_set_aside_falls_back_too(folder, monkeypatch):
     """As on a failing disk; and in a folder that is only read, where nothing can be renamed."""
-    newest, read = checkpoints.list_of(folder, "last")[0], Path.read_bytes
+    newest, opened = checkpoints.list_of(folder, "last")[0], Path.open
 
-    def failing(path):
+    def failing(path, *args, **options):
         if path == newest:
             raise OSError(errno.EIO, "Input/output error")
-        return read(path)
+        return opened(path, *args, **options)
 
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(Path, "open", failing)
     monkeypatch.setattr(Path, "rename", read_only)
     assert checkpoints.load(folder, "last")["step"] == 1 and newest.exists()
 

@@ -1,7 +1,5 @@
-import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -29,19 +27,6 @@ def exported(tmp_path):
     return tmp_path
 
 
-def refusal(folder):
-    with pytest.raises(PathoError) as error:
-        export.load_model(folder)
-    return error.value.code
-
-
-def rewrite(folder, **changes):
-    """Changes the manifest as somebody would who also renews its digest."""
-    path = folder / export.MANIFEST
-    manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "manifest_sha256"} | changes
-    files.write_json(path, {**manifest, "manifest_sha256": files.digest(manifest)})
-
-
 def test_an_exported_model_comes_back_bit_by_bit_under_torchvisions_names(exported):
     for given in (exported, exported / export.WEIGHTS, exported / export.MANIFEST):
         state, manifest = export.load_model(given)
@@ -52,69 +37,33 @@ def test_an_exported_model_comes_back_bit_by_bit_under_torchvisions_names(export
     assert manifest["demo"] and "demo images" in manifest["notice"] and "research use only" in manifest["notice"]
 
 
-def test_every_flipped_bit_in_either_file_is_refused(exported):
-    rng = np.random.default_rng(0)
-    for name in (export.WEIGHTS, export.MANIFEST):
-        whole = (exported / name).read_bytes()
-        for place in rng.integers(0, len(whole), 60):
-            broken = bytearray(whole)
-            broken[place] ^= 1 << rng.integers(0, 8)
-            (exported / name).write_bytes(broken)
-            with pytest.raises(PathoError):
-                export.load_model(exported)
-        (exported / name).write_bytes(whole)
-    export.load_model(exported)
-
-
-def test_swapped_class_names_are_found(exported):
-    path = exported / export.MANIFEST
-    path.write_text(path.read_text().replace('"benign"', '"x"').replace('"malignant"', '"benign"'))
-    assert refusal(exported) == "manifest_changed"
-
-
 def test_weights_of_another_run_are_refused(exported, tmp_path):
     export.save_model(tmp_path / "other", {k: v + 1 for k, v in small_state().items()}, RECIPE)
     (tmp_path / "other" / export.WEIGHTS).replace(exported / export.WEIGHTS)
-    assert refusal(exported) == "weights_damaged"
+    with pytest.raises(PathoError, match="weights_damaged"):
+        export.load_model(exported)
 
 
-@pytest.mark.parametrize(("content", "code"), [
-    (None, "missing_file"), (b"", "not_safetensors"), (b"PK\x03\x04 a torch file", "not_safetensors"),
-    (b"\x80\x02 a pickle", "not_safetensors"), (b"\xff" * 8 + b"{}", "weights_damaged"),
-    (b"<html>not found</html>", "not_safetensors")])
-def test_other_files_in_place_of_the_weights_are_refused(exported, content, code):
-    (exported / export.WEIGHTS).unlink()
-    if content is not None:
-        (exported / export.WEIGHTS).write_bytes(content)
-    assert refusal(exported) == code
+@pytest.mark.parametrize("start", [b"\x80\x04", b"PK"])
+def test_a_header_whose_length_looks_like_a_pickle_or_an_archive_is_read(tmp_path, start):
+    def save(name):
+        export.save_model(tmp_path, small_state() | {"net." + name: torch.zeros(0)}, RECIPE)
+        return int.from_bytes((tmp_path / export.WEIGHTS).read_bytes()[:8], "little")
+
+    assert save("x" * (1 + int.from_bytes(start, "little") - save("x"))) == int.from_bytes(start, "little")
+    assert len(export.load_model(tmp_path)[0]) == len(small_state()) + 1
 
 
-def test_a_cut_off_file_is_refused(exported):
-    path = exported / export.WEIGHTS
-    path.write_bytes(path.read_bytes()[:-1])
-    assert refusal(exported) == "weights_damaged"
-    (exported / export.MANIFEST).write_bytes((exported / export.MANIFEST).read_bytes()[:100])
-    assert refusal(exported) == "bad_json"
+def test_the_same_model_has_one_digest(tmp_path):
+    for name in map(str, range(20)):
+        export.save_model(tmp_path / name, small_state(), RECIPE)
+    assert len({files.sha256(path) for path in tmp_path.glob(f"*/{export.WEIGHTS}")}) == 1
 
 
-@pytest.mark.parametrize(("changes", "code"), [
-    ({"format": 2}, "model_format"), ({"arch": "vgg16"}, "unknown_arch"), ({"image_size": 10**9}, "bad_manifest"),
-    ({"classes": ["malignant", "benign"]}, "bad_manifest"), ({"threshold": 1.5}, "bad_manifest"),
-    ({"temperature": -1}, "bad_manifest"), ({"normalization": {"mean": [0] * 3, "std": [0] * 3}}, "bad_manifest")])
-def test_a_manifest_that_asks_for_the_impossible_is_refused_even_with_a_right_digest(exported, changes, code):
-    rewrite(exported, **changes)
-    assert refusal(exported) == code
-
-
-def test_a_wrong_number_of_classes_and_broken_weights_cannot_be_exported(tmp_path):
-    for state, code in ((small_state(3), "class_mismatch"), ({}, "class_mismatch"),
-                        (small_state() | {"net.fc.1.bias": torch.full((8,), torch.nan)}, "nonfinite_weights")):
-        with pytest.raises(PathoError) as error:
-            export.save_model(tmp_path / "out", state, RECIPE)
-        assert error.value.code == code
-    with pytest.raises(PathoError, match="control characters"):
-        export.save_model(tmp_path / "out", small_state(), replace(RECIPE, classes=("a\x1b", "b"), positive=None))
-    assert not (tmp_path / "out").exists()
+def test_a_run_without_its_best_weights_is_not_exported(tmp_path):
+    files.write_json(tmp_path / "run.json", {"training": {"best_epoch": 3}, "recipe": RECIPE.to_json()})
+    with pytest.raises(PathoError, match=r"missing_file.*epoch \(3\)"):
+        export.write(tmp_path)
 
 
 def test_the_folder_of_the_first_weights_is_not_exported(tmp_path):
