@@ -11,7 +11,6 @@ import os
 import reprlib
 import shutil
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import hostile
@@ -317,14 +316,6 @@ def test_M12_class_names(folder, kind, name, catalogue):
     catalogue("M12", f"class names with {kind}", refusal(folder, "bad_manifest"))
 
 
-def test_M12_class_names_are_not_exported_either(tmp_path, whole, catalogue):
-    recipe = replace(tiny.TINY, classes=("a\x1b", "b"), positive=None)
-    with pytest.raises(PathoError, match="control characters") as stopped:
-        export.save_model(tmp_path / "out", export.load_model(whole)[0], recipe)
-    assert stopped.value.code == "bad_manifest" and not (tmp_path / "out").exists()
-    catalogue("M12", "exporting a class name with a terminal code", stopped.value)
-
-
 @pytest.mark.parametrize("found", [1, 3, 2.0, "2", True, None, [2], {}, 10**300], ids=reprlib.repr)
 def test_M13_another_format(folder, found, catalogue):
     forge(folder, manifest_of(folder) | {"format": found})
@@ -459,11 +450,10 @@ def mutated(manifest: dict, rng) -> dict:
 def test_M15_300_random_changes_with_their_digests_renewed(folder, whole, catalogue):
     """With the manifest's own digest renewed, each is refused; with every digest, what loads is the same model."""
     manifest, rng = manifest_of(whole), np.random.default_rng(0)
-    state, images = export.load_model(whole)[0], torch.rand(1, 3, 32, 32)
+    state = export.load_model(whole)[0]
     facts = [name for name in export.FIELDS if name in export._of_recipe(tiny.TINY)]
     done = loaded = 0
-    with tiny.network(), torch.no_grad():
-        answer = export.classifier(whole)[0](images)
+    with tiny.network():
         while done < 300:
             changed = mutated(manifest, rng)
             if files.digest(changed) == files.digest(manifest) or list(changed) == ["manifest_sha256"]:
@@ -481,7 +471,7 @@ def test_M15_300_random_changes_with_their_digests_renewed(folder, whole, catalo
                 assert str(error).isprintable()
                 continue
             loaded += 1
-            assert torch.equal(model(images), answer)
+            assert all(torch.equal(tensor, state[name]) for name, tensor in model.net.state_dict().items())
             assert all(found[name] == manifest[name] for name in facts)
     assert 20 < loaded < 150  # the rest says nothing of the model: a note, the rate it was trained with
     catalogue("M15", "300 random changes of the manifest with its digest renewed", "refused: all of them")
