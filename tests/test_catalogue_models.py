@@ -370,9 +370,10 @@ def test_M15_settings_that_cannot_be(folder, given, fields, catalogue):
     {"mean": [0, 0, 0], "std": [1, 1, 1]}, {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0, 0.225]},
     {"mean": [0.485, 0.456], "std": [0.229, 0.224]}, {"mean": [float("nan")] * 3, "std": [0.229, 0.224, 0.225]},
     {"mean": 0.5, "std": 0.5}, {}, {"mean": ["0.485", "0.456", "0.406"], "std": None}])
-def test_M15_a_normalisation_that_is_not_the_models_own(folder, norm, catalogue):
+def test_M15_P18_a_normalisation_that_is_not_the_models_own(folder, norm, catalogue):
     forge(folder, manifest_of(folder) | {"normalization": norm})
-    catalogue("M15", "a mean or deviation other than the model's own", refusal(folder, "bad_manifest"))
+    for name in ("M15", "P18"):
+        catalogue(name, "a mean or deviation other than the model's own", refusal(folder, "bad_manifest"))
 
 
 @pytest.mark.parametrize(("name", "value"), [
