@@ -16,13 +16,15 @@ import os
 import re
 import shutil
 import stat
+import threading
 import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +32,16 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from patholib import files
+from patholib import datareport, files
 from patholib.errors import PathoError, nearest, shown
+from patholib.manifest import stop_on
 
 MAX_PIXELS = 24_000_000  # decoding takes up to 8 bytes a pixel, and a legal PNG of 145 kB may hold 50 megapixels
+MAX_TAGS = 1000  # of a TIFF
 THREADS_PER_CORE = 8  # more than one, because threads that wait for a slow disk or network cost nothing
 MIN_SIDE = 32  # pixels; below it there is nothing to learn from
+GLIMPSE = 64  # pixels; the side of a picture in the report
+PATIENCE = 120.0  # seconds for one file or batch, after which its thread counts as hung
 PIXEL_VERSION = 1  # raise it when `read` or `to_square` changes a pixel: every cache is then built anew
 
 # The formats that are read, by their first bytes, with the endings they may carry.
@@ -272,8 +278,10 @@ def _kind(content: bytes, name: str) -> str:
 def _header(content: bytes, kind: str, name: str) -> Image.Image:
     """The picture with its header read and no pixel decoded."""
     try:
+        if kind == "TIFF":
+            _refuse_many_tags(content)
         image = Image.open(io.BytesIO(content), formats=[kind])
-        frames = getattr(image, "n_frames", 1)
+        several = getattr(image, "is_animated", False)  # counting the pages of a TIFF takes the square of their number
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(name, re.sub(r"\D*(\d+ pixels).*", r"\1", str(error)), MAX_PIXELS) from error
     except MemoryError:
@@ -282,11 +290,20 @@ def _header(content: bytes, kind: str, name: str) -> Image.Image:
         unknown = isinstance(error, UnidentifiedImageError)  # its text holds a memory address
         raise PathoError("not_an_image", name, f"starts like a {kind} file, but its header cannot be read "
                          f"({'no known variant' if unknown else error})", AGAIN) from error
-    if frames > 1 and "mp" not in image.info:  # a JPEG with further pictures is what phones write: its first counts
-        raise PathoError("multi_frame", name, f"holds {frames} pictures", "Export each picture to a file of its own")
+    if several and "mp" not in image.info:  # a JPEG with further pictures is what phones write: its first counts
+        raise PathoError("multi_frame", name, "holds several pictures", "Export each picture to a file of its own")
     if kind == "GIF":
         raise PathoError("unsupported_format", name, "is a GIF, which keeps 256 colours at most", EXPORT)
     return image
+
+
+def _refuse_many_tags(content: bytes) -> None:
+    """Pillow reads every tag that a TIFF announces, which may be millions; scanners write some dozens."""
+    order, wide = "little" if content[:2] == b"II" else "big", b"+" in content[2:4]  # BigTIFF has wider numbers
+    at = int.from_bytes(content[8:16] if wide else content[4:8], order)
+    count = int.from_bytes(content[at:at + (8 if wide else 2)], order)
+    if count > MAX_TAGS:
+        raise ValueError(f"{count:,} tags")
 
 
 def _too_many_pixels(name: str, found: str, limit: int) -> PathoError:
@@ -397,6 +414,7 @@ class ImageSet:
     pixels: np.ndarray  # (M, S, S, 3) uint8, the whole cache, memory-mapped and read-only
     table: pd.DataFrame  # one row per image of this set: the manifest's columns, `row` (index into pixels), `split`...
     classes: tuple[str, ...]
+    copies: dict[str, str] = dataclasses.field(default_factory=dict)  # left out: the equal picture that stayed
 
     def __len__(self) -> int:
         return len(self.table)
@@ -435,7 +453,15 @@ class ImageSet:
         return dataclasses.replace(self, table=pd.concat(parts, ignore_index=True).drop(columns="turn"))
 
     def with_split(self, table: pd.DataFrame) -> ImageSet:
-        """The same images under a split table, matched by path; both must name exactly the same images."""
+        """The same images under a split table, matched by path; both must name exactly the same images.
+
+        Raises PathoError: `split_mismatch`; `split_leakage` where a split made elsewhere has a picture in one part and
+        its equal, which the check left out as a duplicate, in another.
+        """
+        home = dict(zip(table["path"], table["split"], strict=True))
+        stop_on([("split_leakage", copy, f"is in {home[copy]}, and {shown(kept)} with the same pixels in {home[kept]}")
+                 for copy, kept in self.copies.items() if {copy, kept} <= home.keys() and home[copy] != home[kept]],
+                "Split again: no picture may be in two splits")
         rows = pd.Series(self.table["row"].to_numpy(), index=self.table["path"])
         for missing, reason in ((set(table["path"]) - set(rows.index), "is in the split but not among the images"),
                                 (set(rows.index) - set(table["path"]), "is among the images but not in the split")):
@@ -454,22 +480,32 @@ class Checked:
     images: ImageSet  # the same rows in the cache, not split yet
     report: dict  # JSON: every problem, warning, duplicate and conflict, counts, cache, seconds
     facts: pd.DataFrame  # one row per file: path, bytes, sha256, phash, width, height, mode, kind ("" where refused)
+    pictures: dict[str, bytes] = dataclasses.field(default_factory=dict, repr=False)  # small JPEGs for the report
+
+    def write_report(self, folder: Path) -> Path:
+        """Writes data_report.json, excluded.csv and data_report.html into `folder`; returns the last."""
+        return datareport.write(folder, self.report, self.pictures)
 
 
 def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None, on_bad: str = "error",
-          workers: int | None = None, progress: bool = True) -> Checked:
+          workers: int | None = None, progress: bool = True, report_dir: Path | None = None) -> Checked:
     """Decodes every file of the manifest once: verified, hashed, resized into a memory-mapped cache for training.
 
-    All problems are collected first. on_bad "error": any problem raises `bad_images`, with the report as `.report`.
-    "skip": bad files leave the set and are listed in `report["excluded"]`; `too_many_bad` is raised if a class would
-    lose more than 1 % of its files (one file is always allowed, unless it is the class's last).
+    All problems are collected first, and written into `report_dir` whatever they are: data_report.json, excluded.csv
+    and data_report.html, which shows them (see `datareport`). None: the folder data-check/<source> in PATHOLIB_OUTPUTS
+    or in outputs/ of the project.
+    on_bad "error": any problem raises `bad_images`, with the report as `.report`. "skip": bad files leave the set and
+    are listed in `report["excluded"]`; `too_many_bad` is raised if a class would lose more than 1 % of its files (one
+    file is always allowed, unless it is the class's last).
     Equal pictures under one label: the first path stays, the others are listed as `duplicate` whatever on_bad says.
     Equal pictures under different labels are a `label_conflict`: a problem, and none of them stays; these do not
     count towards the 1 %, because they are a property of the data set and no sign of damage.
     `blank` pictures are a warning, and a problem where they are more than 1 % of a class.
+    Where the manifest has a column sha256, a file of another digest is a `changed_file`.
 
     The cache depends on the paths, sizes and times of the files, on `size` and on `fit`; where one exists nothing is
-    decoded. The data folder is only read. Raises also: no_images, no_space, output_unwritable.
+    decoded. The data folder is only read. Raises also: no_images, no_space, output_unwritable, loader_timeout,
+    out_of_memory.
     """
     start = time.perf_counter()
     if on_bad not in ("error", "skip"):
@@ -482,7 +518,7 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
     workers = threads(workers, say)
 
     root, paths = Path(manifest.root), list(manifest.table["path"])
-    facts = [_first_facts(root / path, path) for path in paths]
+    facts = [_first_facts(root, path) for path in paths]
     cache = cache_file(facts, size, fit, cache_dir)
     known = _known_facts(cache, facts, size)
     facts = known or _build(cache, root, facts, size, fit, workers, progress, say)
@@ -490,17 +526,32 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
 
     report, keep = _judge(manifest, facts)
     seconds = time.perf_counter() - start
-    report = {"on_bad": on_bad, "size": size, "fit": fit} | report
+    report = {"source": manifest.source, "folder": root.resolve().name, "demo": manifest.demo, "on_bad": on_bad,
+              "size": size, "fit": fit} | report
     report["cache"] = {"file": cache.name, "bytes": cache.stat().st_size, "reused": known is not None}
     report["seconds"] = round(seconds, 3)
-    say(_closing_line(report, seconds))
-    _stop_on_problems(report, on_bad)
+    folder = Path(report_dir or _report_folder(manifest))
+    see = f"see {_short(folder / 'data_report.html')}"
+    stop = _stop(report, on_bad, see)
+    report["stopped"] = stop and stop.code
+    pictures = _pictures(datareport.worth_a_picture(report), facts, pixels, root)
+    datareport.write(folder, report, pictures)
+    say(_closing_line(report, seconds, see))
+    if stop is not None:
+        stop.report = report
+        raise stop
 
     table = manifest.table[keep].assign(row=np.flatnonzero(keep)).reset_index(drop=True)
     sound = dataclasses.replace(manifest, table=table.drop(columns="row"))
     columns = ("path", "bytes", "sha256", "phash", "width", "height", "mode", "kind")
     known_of = pd.DataFrame([[fact.get(c, "") for c in columns] for fact in facts], columns=list(columns))
-    return Checked(sound, ImageSet(pixels, table, tuple(manifest.classes)), report, known_of)
+    copies = {path: entry["kept"] for entry in report["duplicates"] for path in entry["dropped"]}
+    return Checked(sound, ImageSet(pixels, table, tuple(manifest.classes), copies), report, known_of, pictures)
+
+
+def _report_folder(manifest) -> Path:
+    outputs = Path(os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs")
+    return outputs / "data-check" / f"{manifest.source}{'-demo' * manifest.demo}"
 
 
 def cores() -> int:
@@ -531,10 +582,14 @@ def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = 
     return folder / f"{key[:24]}.npy"
 
 
-def _first_facts(path: Path, name: str) -> dict:
+def _first_facts(root: Path, name: str) -> dict:
     """Path, size in bytes and time of change, or the problem that hides them; nothing is opened."""
+    path = root / name
     try:
         found = _stat(path, name)
+        if path.is_symlink() and not Path(name).is_absolute() and not path.resolve().is_relative_to(root.resolve()):
+            raise PathoError("link_outside_root", name, "is a link that leaves the data folder",
+                             "Copy its target here, or list the target by its absolute path in a CSV of your own")
     except PathoError as error:
         return {"path": name, "bytes": 0, "mtime_ns": 0, "warnings": [], "problem": _problem(error)}
     return {"path": name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "warnings": []}
@@ -588,10 +643,10 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
     return facts
 
 
-def _short(folder: Path) -> str:
-    """A folder of the project relative to it, any other in full."""
+def _short(path: Path) -> str:
+    """A path in the project relative to it, any other in full."""
     root = files.project_root()
-    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int,
@@ -610,7 +665,8 @@ def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, wor
         return fact
 
     quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
-    with contextlib.closing(in_order(work, range(len(facts)), workers, ahead=16 * workers)) as found:
+    named = [fact["path"] for fact in facts].__getitem__
+    with contextlib.closing(in_order(work, range(len(facts)), workers, 16 * workers, named)) as found:
         facts = list(tqdm(found, total=len(facts), desc="Checking images", unit="img", leave=False, **quiet))
     with _writable(part):
         pixels.flush()  # before the file gets its name: a power cut leaves no cache of zeros
@@ -649,12 +705,52 @@ def _remove_leftovers(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
+def _pictures(paths: list[str], facts: list[dict], pixels: np.ndarray, root: Path) -> dict[str, bytes]:
+    """A small JPEG of each of these files: as the cache has it, or as far as a refused one decodes, if at all."""
+    place = {fact["path"]: i for i, fact in enumerate(facts)}
+    found = {}
+    for path in paths:
+        i = place[path]
+        image = Image.fromarray(pixels[i]) if "pixels" in facts[i] else _glimpse(root, facts[i])
+        if image is not None:
+            image.thumbnail((GLIMPSE, GLIMPSE))
+            stream = io.BytesIO()
+            image.save(stream, "JPEG", quality=80)
+            found[path] = stream.getvalue()
+    return found
+
+
+def _glimpse(root: Path, fact: dict) -> Image.Image | None:
+    """What can be seen of a refused file, also of a damaged one; None where nothing can."""
+    path, code = root / fact["path"], fact["problem"]["code"]
+    if code not in ("corrupt", "multi_frame", "unsupported_format", "unsupported_mode"):
+        return None
+    readers = set(FORMATS) - {"TIFF"} if code != "unsupported_mode" else FORMATS  # libtiff prints on every damaged tag
+    try:
+        content = _content(path, _stat(path, path.name), path.name, 8 * MAX_PIXELS + 2**20)
+        image = Image.open(io.BytesIO(content), formats=list(readers))
+        if image.width * image.height > MAX_PIXELS:
+            return None
+        image.draft("RGB", (GLIMPSE, GLIMPSE))  # a JPEG is decoded at an eighth of its size
+        with contextlib.suppress(Exception):
+            image.load()
+        image.tile = []  # nothing more to decode: Pillow then gives what it has
+        if image.mode in MODES:
+            seen = _on_white(image, [])
+        else:  # deep grey: its own darkest to its own brightest
+            values = np.asarray(image, dtype=np.float64)
+            seen = Image.fromarray(np.uint8((values - values.min()) / np.ptp(values) * 255)).convert("RGB")
+        return None if _blank(seen) else seen
+    except Exception:  # it was refused already, and whatever Pillow has against it is no news
+        return None
+
+
 def _judge(manifest, facts: list[dict]) -> tuple[dict, np.ndarray]:
     """The report on all files, and which of them stay, (M,) bool."""
     table = manifest.table
     labels = table["label"].to_numpy()
     problems = {i: fact["problem"] for i, fact in enumerate(facts) if "problem" in fact}
-    problems |= _too_blank(facts, labels)
+    problems |= _too_blank(facts, labels) | _not_as_listed(table, facts)
     damaged = Counter(labels[i] for i in problems)
 
     alike: dict[str, list[int]] = {}
@@ -671,12 +767,13 @@ def _judge(manifest, facts: list[dict]) -> tuple[dict, np.ndarray]:
                 problems[i] = {"code": "label_conflict", "reason": f"is labelled {labels[i]}, but equals {others}",
                                "remedy": "Correct the label, or let on_bad='skip' exclude them all"}
             continue
-        duplicates.append({"kept": paths[0], "dropped": paths[1:]})
+        values = {column: sorted(set(table[column].to_numpy()[same]))
+                  for column in dict.fromkeys((*manifest.levels, manifest.group_by, *manifest.subgroups))}
+        differ = {column: found for column, found in values.items() if len(found) > 1}
+        duplicates.append({"kept": paths[0], "dropped": paths[1:], "differ": differ})
         dropped |= {i: f"has the same pixels as {shown(paths[0])}" for i in same[1:]}
-        for column in (c for c in dict.fromkeys((*manifest.levels, manifest.group_by)) if c in table):
-            values = sorted(set(table[column].to_numpy()[same]))
-            if len(values) > 1:
-                shared.append({"paths": paths, "column": column, "values": values})
+        shared += [{"paths": paths, "column": column, "values": found} for column, found in differ.items()
+                   if column not in manifest.subgroups]
 
     def listed(i: int, code: str, reason: str) -> dict:
         return {"path": facts[i]["path"], "sha256": facts[i].get("sha256", ""), "code": code, "reason": reason}
@@ -701,6 +798,7 @@ def _judge(manifest, facts: list[dict]) -> tuple[dict, np.ndarray]:
         "sizes": dict(Counter(f"{fact['width']}x{fact['height']}" for fact in sound).most_common()),
         "modes": dict(Counter(fact["mode"] for fact in sound).most_common()),
         "kinds": dict(Counter(fact["kind"] for fact in sound).most_common()),
+        "found": manifest.found,  # what the reader counted, also of the files that are in no row
     }, keep
 
 
@@ -719,7 +817,15 @@ def _too_blank(facts: list[dict], labels: np.ndarray) -> dict[int, dict]:
             for i in blank if found[labels[i]] > _allowed(sizes[labels[i]])}
 
 
-def _closing_line(report: dict, seconds: float) -> str:
+def _not_as_listed(table: pd.DataFrame, facts: list[dict]) -> dict[int, dict]:
+    """Files whose digest is not the one in the manifest's column sha256, by index, where it has one."""
+    listed = table["sha256"] if "sha256" in table else ()
+    return {i: {"code": "changed_file", "reason": "is not the file whose SHA-256 the table lists",
+                "remedy": "Restore the file, or correct the column sha256 if the change was meant"}
+            for i, digest in enumerate(listed) if digest and facts[i].get("sha256", digest.lower()) != digest.lower()}
+
+
+def _closing_line(report: dict, seconds: float, see: str) -> str:
     counts, cache = report["counts"], report["cache"]
     done = "Re-used" if cache["reused"] else "Wrote"
     text = f"{counts['kept']:,} of {counts['files']:,} images are sound and distinct"
@@ -729,26 +835,26 @@ def _closing_line(report: dict, seconds: float) -> str:
     text += f"; {odd:,} warnings" if odd else ""
     if report["groups_sharing_pixels"]:
         text += f"; {len(report['groups_sharing_pixels'])} pictures belong to two groups, see groups_sharing_pixels"
+    text += f"; {see}" if out or odd else ""
     rate = "" if cache["reused"] else f", {counts['files'] / seconds:,.0f} images/s"
     return f"{text}. {done} {cache['file']} ({cache['bytes'] / 1e9:.2f} GB) in {seconds:.1f} s{rate}."
 
 
-def _stop_on_problems(report: dict, on_bad: str) -> None:
-    """Raises the one error for all bad files, with the report attached."""
-    problems, stop = report["problems"], None
+def _stop(report: dict, on_bad: str, see: str) -> PathoError | None:
+    """The one error for all bad files, if they are to stop the check."""
+    problems = report["problems"]
     if problems and on_bad == "error":
         counts = ", ".join(f"{n:,} {code}" for code, n in Counter(p["code"] for p in problems).most_common())
         first = "; ".join(f"{shown(p['path'])} {p['reason']}" for p in problems[:5])
         more = f"; and {len(problems) - 5:,} more" if len(problems) > 5 else ""
-        stop = PathoError("bad_images", f"{len(problems):,} of {report['counts']['files']:,} files",
-                          f"{counts} ({first}{more})", "Correct them (.report lists all), or set on_bad='skip'")
-    elif lost := [(name, n) for name, n in report["per_class"].items() if n["damaged"] > _allowed(n["files"])]:
-        name, n = lost[0]
-        stop = PathoError("too_many_bad", f"class {name}", f"would lose {n['damaged']:,} of {n['files']:,} files, more "
-                          "than 1 %", "Repair the data: so many bad files are no accident (.report lists all)")
-    if stop is not None:
-        stop.report = report
-        raise stop
+        return PathoError("bad_images", f"{len(problems):,} of {report['counts']['files']:,} files",
+                          f"{counts} ({first}{more})", f"Correct them, or set on_bad='skip'; {see}")
+    lost = [(name, n) for name, n in report["per_class"].items() if n["damaged"] > _allowed(n["files"])]
+    if not lost:
+        return None
+    name, n = lost[0]
+    return PathoError("too_many_bad", f"class {name}", f"would lose {n['damaged']:,} of {n['files']:,} files, more "
+                      "than 1 %", f"Repair the data: so many bad files are no accident; {see}")
 
 
 # ------------------------------------------------------------------------------------------------------- batches
@@ -788,22 +894,64 @@ def batches(images: ImageSet, order: np.ndarray, size: int, transform: Callable 
         made = gathered if transform is None else transform(gathered, chosen, positions)
         return Batch(made, labels[torch.from_numpy(chosen)], chosen, positions)
 
-    return in_order(prepare, range(start, stop, size), max(1, workers), ahead=max(1, workers) + 1)
+    def named(first: int) -> str:
+        paths = images.table["path"].iloc[order[first:min(first + size, stop)]].tolist()
+        return f"batch of {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
+
+    return in_order(prepare, range(start, stop, size), max(1, workers), max(1, workers) + 1, named)
 
 
-def in_order(work: Callable, items: Iterable, workers: int, ahead: int) -> Iterator:
-    """Yields work(item) for each item, in order, from a pool of threads that is at most `ahead` results early.
+def in_order(work: Callable, items: Iterable, workers: int, ahead: int, named: Callable = str) -> Iterator:
+    """Yields work(item) for each item, in order, from threads that are at most `ahead` results early.
 
-    Decoders, hashes, warps and tensor operations release the interpreter lock, so threads suffice. The pool ends with
-    the generator: exhausted, closed, dropped, or left by an error.
+    Decoders, hashes, warps and tensor operations release the interpreter lock, so threads suffice. They end with the
+    generator: exhausted, closed, dropped, or left by an error. named(item): what an error calls the item.
+    Raises PathoError: `out_of_memory`; `loader_timeout` where a result takes longer than PATIENCE, and then the
+    threads are left behind, because nothing ends a thread that waits for a dead drive.
     """
-    pool, waiting = ThreadPoolExecutor(workers), deque()
+    todo, waiting, patience = SimpleQueue(), deque(), PATIENCE
+
+    def serve() -> None:
+        while (task := todo.get()) is not None:
+            item, future = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work(item))
+                except BaseException as error:  # whatever it is, it is raised where the result is awaited
+                    future.set_exception(error)
+            del task, item, future  # a result that was taken is not kept alive while this thread waits
+
+    def take():
+        nonlocal patience
+        if not wait([waiting[0][1]], patience).done:
+            stuck, patience = [named(item) for item, future in waiting if future.running()], 0
+            raise PathoError("loader_timeout", "; ".join(stuck), f"gave no result for {PATIENCE:g} seconds",
+                             "Check the disk or network drive that holds the images and their cache, or copy both to "
+                             "a local one; then run the same again")
+        item, future = waiting.popleft()
+        try:
+            return future.result()
+        except Exception as error:
+            if not (isinstance(error, MemoryError) or "allocate" in str(error)):  # as torch and OpenCV put it
+                raise
+            raise PathoError("out_of_memory", named(item), "did not fit into the memory that is left",
+                             "Use fewer workers or a smaller batch_size, or close other programs") from error
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(workers)]  # daemons: a hung one ends with us
+    for thread in threads:
+        thread.start()
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
+            waiting.append((item, Future()))
+            todo.put(waiting[-1])
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield take()
         while waiting:
-            yield waiting.popleft().result()
+            yield take()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for _, future in waiting:
+            future.cancel()
+        for _ in threads:
+            todo.put(None)
+        for thread in threads:
+            thread.join(patience)

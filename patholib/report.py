@@ -6,7 +6,6 @@ report.html and the short form, `model_card`; `hints` what a history and its met
 
 from __future__ import annotations
 
-import base64
 import html
 import math
 import re
@@ -17,7 +16,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import pandas as pd
 
-from patholib import files, recipes
+from patholib import files, pages, recipes
 from patholib.errors import PathoError, shown
 from patholib.metrics import of_subgroup, readable
 from patholib.recipes import Recipe
@@ -338,9 +337,11 @@ def _data(run: _Run) -> list[str]:
         rows = [[_text(entry.get(key, "")) for key in ("path", "code", "reason")] for entry in excluded[:20]]
         lines += [f"Left out: {len(excluded):,}.", "", *_table(("file", "code", "reason"), rows)]
         if len(excluded) > 20:
-            lines += [f"… and {len(excluded) - 20:,} more in `data_report.json`.", ""]
+            lines += [f"… and {len(excluded) - 20:,} more in `excluded.csv`.", ""]
     else:
         lines += ["No file was left out.", ""]
+    if (run.folder / "data_report.html").is_file():
+        lines += ["The page [data_report.html](data_report.html) shows pictures of them, and all warnings.", ""]
     for name, what in (("rows_without_file", "table rows have no file and were left out"),
                        ("files_without_row", "files are in no row of the table and were left out")):
         count = data.get("found", {}).get(name, {}).get("count", 0)
@@ -654,47 +655,9 @@ def _page(markdown: str, run: _Run) -> str:
     body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(run.folder, m[2]), body)
     body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
-    parts = {"title": html.escape(f"Report: {shown(run.run.get('name', run.folder.name))}"), "body": body}
-    return re.sub(r"\{(title|body)\}", lambda m: parts[m[1]], PAGE)
+    return pages.frame(f"Report: {run.run.get('name', run.folder.name)}", body)
 
 
 def _embedded(folder: Path, source: str) -> str:
     content = (folder / unquote(html.unescape(source))).read_bytes()
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-:root { color-scheme: light; }
-body { margin: 0; background: #f4f6f8; color: #2b3440; font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem; background: #fff; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 1.2rem 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2.6rem 0 .7rem; padding-top: .8rem; border-top: 1px solid #dfe4e8; }
-h3 { font-size: 1.02rem; margin: 1.8rem 0 .5rem; }
-p, li { overflow-wrap: anywhere; }
-li { margin: .45rem 0; }
-blockquote { margin: 1rem 0; padding: .7rem 1rem; border-left: .35rem solid #d55e00; background: #fdf1e8; }
-blockquote p { margin: 0; }
-code { font: .88em ui-monospace, "DejaVu Sans Mono", monospace; background: #eef1f4; padding: .1em .3em;
-       border-radius: .2em; }
-.scroll { overflow-x: auto; margin: .8rem 0 1.2rem; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e8ebee; text-align: left; vertical-align: top;
-         min-width: 4.5rem; }
-th { font-weight: 600; border-bottom: 2px solid #cfd6dc; }
-td:first-child { font-weight: 500; }
-img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; }
-@media print { body { background: #fff; } main { max-width: none; padding: 0; } .scroll { overflow: visible; } }
-</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
+    return pages.data_url(content, "png")

@@ -199,7 +199,7 @@ def _new(recipe, checked, split, output, mark, name) -> Run:
         except OSError as error:
             raise _unwritable(folder, error) from error
     lock = _lock(folder)
-    files.write_json(folder / "data_report.json", checked.report)
+    checked.write_report(folder)
     files.write_table(folder / "images.csv", checked.facts[["path", "bytes", "sha256"]])
     manifest.write_split(split, folder / "split.csv")
     counts = pd.crosstab(split["split"], split["label"])

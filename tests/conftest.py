@@ -28,6 +28,14 @@ def known_rows() -> dict[tuple[str, str], str]:
     return {(row[1], row[2]): row[3] for row in found if row}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def outputs_apart(tmp_path_factory):
+    """What tests write where they name no folder is no output of the project's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATHOLIB_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        yield
+
+
 @pytest.fixture
 def catalogue(tmp_path):
     """`catalogue(id, input, answer)`: holds what happened against the table.

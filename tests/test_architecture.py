@@ -20,9 +20,9 @@ PACKAGE = ROOT / "patholib"
 LEVELS = (
     {"errors"},
     {"files", "locks"},
-    {"recipes", "metrics", "losses", "schedules", "figures"},
+    {"recipes", "metrics", "losses", "schedules", "figures", "pages"},
     {"manifest"},
-    {"datasets", "leakage", "calibration"},
+    {"datasets", "datareport", "leakage", "calibration"},
     {"images", "augment", "models"},
     {"checkpoints", "evaluation", "gradcam", "runs"},
     {"training", "inference", "report", "export"},

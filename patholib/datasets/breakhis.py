@@ -6,6 +6,7 @@ Spanhol et al. 2016, "A Dataset for Breast Cancer Histopathological Image Classi
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -54,7 +55,8 @@ def parse(name: str) -> Facts | None:
     if label[0].upper() != letter:
         return None
     case = f"{year}-{number}"
-    return Facts(label, subtype, case + slide_letters, case, magnification, sequence)
+    few = map(sys.intern, (case + slide_letters, case, magnification, sequence))  # one text for all rows that share it
+    return Facts(label, subtype, *few)
 
 
 def holds(folder: Path) -> bool:
@@ -111,7 +113,7 @@ def from_names(names: Iterable[str], root: Path = Path(), found: dict | None = N
             continue
         problems += [("label_mismatch", path, reason) for reason in _contradictions(above, facts)]
         given = next((folder.lower() for folder in above if folder.lower() in GIVEN), "")
-        rows.append({"path": path, **facts._asdict(), "given_split": given})
+        rows.append((path, *facts, given))
     stop_on(problems, "Rename or move these files, or take them out of the folder")
     table = pd.DataFrame(rows, columns=["path", *Facts._fields, "given_split"], dtype=str)
     counted = {"images": len(table), **_count(table), **(found or {})}

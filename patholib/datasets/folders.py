@@ -10,7 +10,7 @@ from patholib.errors import PathoError
 
 DEPTH = 5  # levels of folders searched: a data set doubled by its archive, below datasets/owner/slug
 DEMO = "DEMO.json"  # marks a folder of generated images
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # and all that is hidden; never an image, never a class
 
 
@@ -65,14 +65,15 @@ def folders(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in `folder`, by name, without links and litter."""
-    return [Path(entry.path) for entry in _entries(folder)
-            if entry.is_dir(follow_symlinks=False) and not litter(entry.name)]
+    return sorted(Path(entry.path) for entry in _entries(folder)
+                  if entry.is_dir(follow_symlinks=False) and not litter(entry.name))
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _entries(folder: Path) -> Iterator[os.DirEntry]:
+    """What lies in a folder, in no order, one at a time: there may be a million."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            yield from entries
     except OSError as error:
         raise PathoError("io_error", str(folder), f"cannot be listed ({error.strerror or error})",
                          "Check the permissions and the disk") from error
@@ -95,8 +96,10 @@ def walk(root: Path) -> tuple[list[str], dict]:
                 waiting.append((Path(entry.path), path + "/"))
             elif entry.is_symlink() and entry.is_dir():
                 left["links_not_followed"].append(path)
-            elif Path(entry.name).suffix.lower() in IMAGES:
+            elif entry.name.lower().endswith(IMAGES):
                 images.append(path)
             else:
                 left["unknown_extension"].append(path)
-    return sorted(images), {name: sorted(paths) for name, paths in left.items()}
+    for paths in (images, *left.values()):
+        paths.sort()
+    return images, left

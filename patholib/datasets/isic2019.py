@@ -55,6 +55,9 @@ def read(root: Path, missing: str = "error") -> Manifest:
     unlisted = sorted(paths.keys() - set(rows["image"]))
     if missing == "error":
         _refuse_missing(without, unlisted)
+    conflicts = in_several(rows, "lesion", "label")
+    stop_on([("label_conflict", f"lesion {lesion}", "is of two classes") for lesion in conflicts],
+            f"Correct the class in {TRUTH} or the lesion_id in {METADATA}: one lesion has one diagnosis")
     table = rows[rows["path"] != ""].copy()
     if table.empty:
         raise PathoError("rows_without_files", TRUTH, f"none of its {len(rows)} images is in {root}",
@@ -65,7 +68,6 @@ def read(root: Path, missing: str = "error") -> Manifest:
         "rows": len(rows), "rows_without_file": first(without), "files_without_row": first(unlisted),
         "rows_without_lesion": int((~table["lesion_known"]).sum()),
         "downsampled": int(table["image"].str.endswith(COPY).sum()),
-        "lesions_in_two_classes": first(in_several(table, "lesion", "label")),
         "unknown": {name: int((table[name] == "").sum()) for name in ("site", "age", "sex")},
         "classes_without_images": [name for name in CLASSES if name not in classes],
         **{name: first(names) for name, names in left.items() if names},
