@@ -54,7 +54,7 @@ FORMATS = {
     "GIF": (rb"GIF8[79]a", {".gif"}),  # opened only to tell an animation from a still
 }
 
-AGAIN = "Download the file again"
+AGAIN = "Download or copy the file again"
 EXPORT = "Export the picture as PNG first"
 # What a file that ends in .png or .jpg turns out to be, in the order in which it is looked for.
 STRANGERS = (

@@ -195,7 +195,8 @@ def _parse_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]], l
             refuse(" line 1", f"separates its fields with {separator!r}", "Save it with commas")
     for column, count in Counter(header).items():
         if count > 1 or not column.strip():
-            refuse(f" column {column!r}", "is in the header twice" if count > 1 else "has no name", "Name it")
+            refuse(f" column {column!r}", "is in the header twice" if count > 1 else "has no name",
+                   "Give every column a name of its own")
     return header, rows[1:], lines[1:]
 
 

@@ -294,10 +294,6 @@ def test_a_manifest_is_sorted_by_path():
     assert make(list("ab"), list("xy"), paths=["2.png", "1.png"]).table["path"].tolist() == ["1.png", "2.png"]
 
 
-def test_d20_names_that_are_one_file_on_some_system_are_refused():
-    for twins in (["\u00e9.png", "e\u0301.png"], ["A.png", "a.PNG"], ["same.png", "same.png"]):
-        refusal("name_collision", make, list("ab"), list("xy"), paths=twins)
-
 
 def test_names_no_csv_could_hold_are_refused():
     refusal("unwritable_name", make, list("ab"), list("xy"), paths=["a\r.png", "b.png"])
@@ -328,32 +324,9 @@ def test_all_problems_are_reported_at_once_and_do_not_break_the_line():
     m.stop_on([], "nothing to mend")
 
 
-# --- CSV (D33) --------------------------------------------------------------------------------------------------------
+# --- CSV --------------------------------------------------------------------------------------------------------------
 
-D33 = {
-    "empty": (b"", "is empty"),
-    "separator": (b"path;label;group\na;b;c\n", "';'"),
-    "tab": (b"path\tlabel\tgroup\na\tb\tc\n", r"'\t'"),
-    "nul": (b"path,label,group\na,b,c\nd,\0,f\n", "line 3"),
-    "cp1252": ("path,label,group\nä,b,c\n".encode("cp1252"), "0xe4"),
-    "utf16": ("path,label,group\n".encode("utf-16"), "UTF-16"),
-    "short row": (b"path,label,group\na,b,c\na,b\n", "line 3"),
-    "long row": (b"path,label,group\na,0,9,1\n", "has 4 fields"),
-    "duplicate column": (b"path,label,group,label\na,b,c,d\n", "twice"),
-    "nameless column": (b"path,label,group,\na,b,c,d\n", "no name"),
-    "misspelt column": (b"path,lable,group\na,b,c\n", "did you mean 'lable'?"),
-    "open quote": (b'path,label,group\n"a,b,c\n', "is not CSV"),
-}
-
-
-@pytest.mark.parametrize("name", D33)
-def test_d33_a_malformed_csv_is_named(tmp_path, name):
-    content, told = D33[name]
-    (tmp_path / "t.csv").write_bytes(content)
-    assert told in str(refusal("csv_format", m.read_csv, tmp_path / "t.csv", ("path", "label", "group")))
-
-
-def test_d33_text_stays_as_it_is_written(tmp_path):
+def test_a_table_is_indexed_by_the_lines_of_its_file(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfpath,label,group\r\n0012,NA,\r\n\r\nnull,None,1e3\r\n")
     table = m.read_csv(tmp_path / "t.csv", ("path", "label", "group"))
     assert table.to_numpy().tolist() == [["0012", "NA", ""], ["null", "None", "1e3"]]

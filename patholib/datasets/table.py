@@ -86,8 +86,9 @@ def _standard_names(name: str, table: pd.DataFrame) -> dict[str, str]:
     labels = set(table["label"]) if "label" in names else set()
     ours = {"row", "given_split", "given_group", *(f"p_{label}" for label in labels)} & set(names)
     problems += [("csv_format", f"{name} column {column}", "is a name kept for results") for column in sorted(ours)]
-    stop_on(problems, "Rename or add the columns. group is the patient or lesion an image is of: images of one group "
-            "are never shared between splits; if every image is of another patient, number the rows in that column")
+    group = (". group is the patient or lesion an image is of: images of one group are never shared between splits; if "
+             "every image is of another patient, number the rows in that column")
+    stop_on(problems, f"Rename or add the columns{'' if 'group' in {*names, *renamed.values()} else group}")
     return renamed
 
 
