@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -639,7 +640,7 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
             part.replace(cache)
     finally:
         part.unlink(missing_ok=True)
-    files.write_json(cache.with_suffix(".json"), {"files": facts})
+    files.write_text(cache.with_suffix(".json"), json.dumps({"files": facts}))  # unindented: quicker
     return facts
 
 
