@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -37,6 +38,7 @@ from patholib.errors import PathoError, nearest, shown
 from patholib.manifest import stop_on
 
 MAX_PIXELS = 24_000_000  # decoding takes up to 8 bytes a pixel, and a legal PNG of 145 kB may hold 50 megapixels
+MAX_TAGS = 1000  # of a TIFF
 THREADS_PER_CORE = 8  # more than one, because threads that wait for a slow disk or network cost nothing
 MAX_TAGS = 1000  # of a TIFF
 MIN_SIDE = 32  # pixels; below it there is nothing to learn from
@@ -639,7 +641,7 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
             part.replace(cache)
     finally:
         part.unlink(missing_ok=True)
-    files.write_json(cache.with_suffix(".json"), {"files": facts})
+    files.write_text(cache.with_suffix(".json"), json.dumps({"files": facts}))  # unindented: quicker
     return facts
 
 

@@ -441,7 +441,7 @@ def test_half_precision_learns_on_a_cpu_and_only_where_asked(catalogue, tmp_path
     catalogue("P13", f"precision {precision} on a CPU", f"{answer}; by itself a CPU computes fp32")
 
 
-# --- P15 to P17: weights of classes, thresholds (P18 stands with M15) --------------------------------------------------------
+# --- P15 to P17: weights of classes, thresholds (P18 stands with M15) -------------------------------------------------
 
 @pytest.mark.parametrize("counts", [pytest.param(counts, id=f"P15-{len(counts)}") for counts in ([3], [1, 2, 3])])
 def test_counts_of_another_number_of_classes_are_refused(catalogue, counts):

@@ -145,6 +145,7 @@ def test_the_report_says_demo_on_its_face_and_nothing_is_absent(done):
     assert "No subgroups" not in text and "No numbers per patient" not in text
     auc = metrics.readable(done.judged.summary["metrics"]["auc"])
     assert auc in text and "](training_metrics.png)" in text and "](heatmaps/gallery.png)" in text
+    assert "](data_report.html)" in text
     assert files.read_json(done.run.dir / "run.json")["data"]["images_sha256"] in text
     assert done.run.note == manifest.DEMO_NOTE and done.run.dir.name.startswith(f"{done.run.recipe.name}-demo-")
 
