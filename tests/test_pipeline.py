@@ -33,7 +33,7 @@ from patholib import (
 from patholib.datasets import demo
 
 SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups": 60, "images_per_group": 1}}
-FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "split.csv",
+FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv", "split.csv",
          "split.csv.sha256", "history.csv", "history.json", "predictions_val.csv", "predictions_test.csv",
          "predictions_test_tta.csv", "predictions_baseline.csv",
          "metrics.json", "training_metrics.png", "report.md", "report.html", "model_card.md", "model.safetensors",
