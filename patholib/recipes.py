@@ -242,7 +242,7 @@ class Recipe:
             found.append(f"name={self.name!r}, of which run folders are named, must be letters, digits, _ and -")
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             found.append(f"classes={self.classes} must be at least two different names")
-        found += [f"classes hold {c!r}, with characters that do not print" for c in self.classes if not c.isprintable()]
+        found += [f"classes hold {c!r}, with control characters" for c in self.classes if not c.isprintable()]
         if self.positive is not None and self.positive not in self.classes:
             found.append(f"positive={self.positive!r} is no class ({nearest(self.positive, self.classes)})")
         if abs(sum(self.fractions) - 1) > 1e-9 or min(self.fractions) <= 0:

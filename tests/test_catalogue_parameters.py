@@ -252,6 +252,13 @@ def test_a_parameter_that_cannot_be_is_refused_in_the_first_cell(catalogue, entr
             assert refused("bad_parameter", checked, f"{name} = {value}", cell=cell).subject == name, path
 
 
+def test_values_that_can_be_are_taken_as_they_are(tmp_path):
+    given = {"epochs": 35, "lr": 1e-4, "image_size": 96, "batch_size": 2, "seed": 7, "workers": 3, "max_hours": 0.5,
+             "device": "cpu", "weights": "none", "output": str(tmp_path / "new"), "resume": "must"}
+    settings = checked(*[f"{name} = {value!r}" for name, value in given.items()])
+    assert settings.changed == given and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("hours", [pytest.param(hours, id=f"P03-{hours}-hours") for hours in (-1, NAN)])
 def test_a_time_that_cannot_be_is_refused_by_training(catalogue, tmp_path, hours):
     catalogue("P03", f"max_hours={hours}", refused("bad_parameter", train, tmp_path, max_hours=hours))

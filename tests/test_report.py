@@ -182,11 +182,13 @@ EVIL = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "[x](java
 
 
 def test_names_are_shown_and_never_run(tmp_path):
-    recipe = replace(RECIPE, classes=tuple(EVIL), positive=None, name=EVIL[0])
+    classes = [name for name in EVIL if name.isprintable()]  # a recipe has no others
+    recipe = replace(RECIPE, classes=tuple(classes), positive=None)
     full_run(tmp_path, recipe, name=EVIL[-2], created=EVIL[1], data={name: [name] for name in EVIL})
     excluded = [{"path": name, "code": name, "reason": name} for name in EVIL]
     files.write_json(tmp_path / "data_report.json", {"excluded": excluded})
-    test = summary(classes=EVIL, support=[10] * len(EVIL)) | {"confusion": np.eye(len(EVIL), dtype=int).tolist()}
+    confusion = np.eye(len(classes), dtype=int).tolist()
+    test = summary(classes=classes, support=[10] * len(classes)) | {"confusion": confusion}
     for row in test["per_class"].values():
         row["sensitivity"] = number(0.2)  # so that a hint names every class
     files.write_json(tmp_path / "metrics.json", {"test": test | {"decision": EVIL[3], "notes": EVIL}})
@@ -198,7 +200,7 @@ def test_names_are_shown_and_never_run(tmp_path):
     assert found.tags.count("img") == 3 and found.tags.count("main") == 1
     assert all(link.startswith("data:") for link in found.links)
     for name in EVIL:
-        assert found.text.count(shown(name)) >= 8, name
+        assert found.text.count(shown(name)) >= (8 if name in classes else 5), name
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     report.model_card(tmp_path)
