@@ -27,6 +27,7 @@ LEVELS = (
     {"checkpoints", "evaluation", "gradcam", "runs", "leakage"},
     {"training", "inference", "report", "export"},
     {"notebook", "serving", "explorer", "cli"},
+    {"__main__"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SERVE_ALL = {"patholib", "errors", "files"}  # "patholib" itself: its __version__
