@@ -399,14 +399,18 @@ def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
     return table
 
 
+def leaked(ids: pd.Series, split: pd.Series, seen_in: str = "train", found_in: str = "test") -> pd.Series:
+    """Which images of split `found_in` have an id that is also in `seen_in`, as bool; an unknown id ("") is no id."""
+    return (split == found_in) & ids.isin(set(ids[split == seen_in]) - {""})
+
+
 def leaked_share(table: pd.DataFrame, column: str) -> float:
     """The share of test images whose patient, case or lesion (`column`) also has images in train; 0 in a safe split.
 
     Where a split by image has put its own ids into the column `group`, those that were given count.
     """
     column = f"given_{column}" if f"given_{column}" in table.columns else column
-    known = set(table.loc[table["split"] == "train", column])
-    return float(table.loc[table["split"] == "test", column].isin(known).mean())
+    return float(leaked(table[column], table["split"])[table["split"] == "test"].mean())
 
 
 def split_counts(table: pd.DataFrame) -> pd.DataFrame:

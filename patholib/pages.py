@@ -55,6 +55,10 @@ ul.pictures { list-style: none; padding: 0; }
 .pictures div { min-width: 0; }
 .pictures strong { display: block; font-weight: 600; }
 .pictures img { margin: 0; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
+.pairs figure { margin: 0; }
+.pairs img { display: inline-block; margin: 0 .2rem 0 0; vertical-align: top; }
+figcaption { font-size: .8rem; overflow-wrap: anywhere; }
 @media print { body { background: #fff; } main { max-width: none; padding: 0; } .scroll { overflow: visible; } }
 </style>
 </head>

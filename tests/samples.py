@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
-from patholib import files
+from patholib import files, images
 from patholib.datasets import isic2019, table
 from patholib.manifest import Manifest
 
@@ -26,6 +27,44 @@ def encoded(image, kind="PNG", **options):
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+@functools.cache
+def textured(seed: int, side: int = 192) -> Image.Image:
+    """A cloudy texture, cells, or one spot in the middle of a field, by turns."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    pitch = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side))) + 1 / side
+
+    def cloud(roughness: float) -> np.ndarray:
+        field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((side, side))) / pitch**roughness).real
+        return (field - field.mean()) / field.std()
+
+    if seed % 3 == 0:
+        grey = 140 + 30 * cloud(rng.uniform(0.8, 1.6))
+    elif seed % 3 == 1:
+        grey = 200 + 8 * cloud(1)
+        for _ in range(int(rng.integers(40, 120))):
+            down, across = rng.uniform(-0.5, 0.5, 2)
+            size = rng.uniform(0.01, 0.03)
+            grey -= rng.uniform(40, 90) * np.exp(-((x - across) ** 2 + (y - down) ** 2) / size**2)
+    else:
+        radius, stretch = rng.uniform(0.08, 0.3), rng.uniform(0.7, 1.4)
+        away = np.hypot(x * stretch, y / stretch) + 0.09 * radius * cloud(1.5)
+        grey = 190 + 6 * cloud(1.2) - rng.uniform(50, 110) / (1 + np.exp((away - radius) / 0.015))
+    return Image.fromarray(np.stack([grey, 0.8 * grey, 0.85 * grey], -1).clip(0, 255).astype(np.uint8))
+
+
+def copied(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Scaled by 0.5 to 2 each way, turned, brightened by up to 15 %, saved as JPEG of quality 30 to 95."""
+    scale = np.exp(rng.uniform(np.log(0.5), np.log(2), 2))
+    size = tuple(max(images.MIN_SIDE, round(side * by)) for side, by in zip(image.size, scale, strict=True))
+    image = image.resize(size, Image.Resampling(int(rng.choice([1, 2, 3, 4, 5]))))  # all but the nearest pixel
+    turn = (None, *Image.Transpose)[rng.integers(8)]
+    image = image if turn is None else image.transpose(turn)
+    image = ImageEnhance.Contrast(ImageEnhance.Brightness(image).enhance(rng.uniform(0.85, 1.15))).enhance(
+        rng.uniform(0.9, 1.1))
+    return images.read(encoded(image, "JPEG", quality=int(rng.integers(30, 96))))
 
 
 def chunk(name, content):

@@ -20,13 +20,14 @@ PACKAGE = ROOT / "patholib"
 LEVELS = (
     {"errors"},
     {"files", "locks"},
-    {"recipes", "metrics", "losses", "schedules", "figures", "pages"},
+    {"recipes", "metrics", "losses", "schedules", "figures", "pages", "signatures"},
     {"manifest"},
-    {"datasets", "datareport", "leakage", "calibration"},
+    {"datasets", "datareport", "calibration"},
     {"images", "augment", "models"},
-    {"checkpoints", "evaluation", "gradcam", "runs"},
+    {"checkpoints", "evaluation", "gradcam", "runs", "leakage"},
     {"training", "inference", "report", "export"},
     {"notebook", "serving", "explorer", "cli"},
+    {"__main__"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SERVE_ALL = {"patholib", "errors", "files"}  # "patholib" itself: its __version__

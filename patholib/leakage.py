@@ -1,0 +1,518 @@
+"""Whether the test images of a split are new: no patient, file or picture of theirs stands in training as well.
+
+`audit` takes any split, ours or a foreign one: a CSV, a table or folders, with or without the image files. It compares
+ids, bytes, pixels and, for pictures that were turned, scaled or encoded again, signatures; what it could not look at,
+it says. `refuse` stops on a split that leaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import html
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from patholib import files, images, pages, signatures
+from patholib.datasets import breakhis, isic2019, table
+from patholib.datasets.folders import IMAGES, is_demo, subfolders, walk
+from patholib.errors import PathoError, nearest, shown
+from patholib.manifest import DEMO_NOTE, SPLITS, first, in_several, leaked, read_csv, stop_on
+
+SYNONYMS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+            "test": "test", "testing": "test"}
+NAMES = {"path": ("path", *table.ALIASES["path"], "filename", "image_id", "isic_id"),
+         "label": ("label", "class", "target"), "split": ("split", "set", "subset", "given_split")}
+IDS = re.compile(r"(given_)?(slide|specimen|case|lesion|patient|subject|group)([ _]?(id|no|number))?", re.IGNORECASE)
+ISIC = r"ISIC_\d{7}(_downsampled)?"
+WAYS = (("train", "test"), ("train", "val"), ("val", "test"))  # what the first has, is not new in the second
+KINDS = ("same file", "same pixels", "near-duplicate")  # how two images can be one picture, the surest first
+NEAR = KINDS[2]
+SAYS = {"path": "are listed in {} too", "same file": "are byte for byte a file of {}",
+        "same pixels": "equal an image of {}", "near-duplicate": "nearly equal an image of {}"}
+PAIR = ["kind", "similarity", "path", "label", "split", "other path", "other label", "other split"]
+WRONG = {"missing_file": "are not at hand", "flat": "are too plain for near-duplicates to be recognised"}
+PAIRS_SHOWN, THUMBNAILS, SIDE = 200, 30, 144  # on the page: rows, pairs of pictures, pixels
+
+
+# ------------------------------------------------------------------------------------------------- reading a split
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The images of a split before any of them is opened."""
+
+    name: str
+    table: pd.DataFrame  # path, label ("" where not given), split (one of SPLITS), then whatever the source has
+    places: list[Path | None]  # where each file is; None: not there
+    demo: bool
+
+
+def _read(split, root: Path | None, columns: Mapping[str, str]) -> _Listed:
+    if isinstance(split, Mapping):
+        return _from_folders([(_split_of(name), Path(folder)) for name, folder in split.items()], "folders")
+    if isinstance(split, pd.DataFrame):
+        return _from_table(split, "table", Path(root or "."), columns)
+    split = Path(split)
+    if not split.is_dir():
+        return _from_table(read_csv(split), split.name, Path(root or split.parent), columns)
+    return _from_folders([(SYNONYMS[below.name.lower()], below) for below in subfolders(split)
+                          if below.name.lower() in SYNONYMS], split.name)
+
+
+def _split_of(name: str) -> str:
+    if name.lower() not in SYNONYMS:
+        raise PathoError("unknown_split", name, "is no split", nearest(name, SYNONYMS))
+    return SYNONYMS[name.lower()]
+
+
+def _from_folders(parts: list[tuple[str, Path]], name: str) -> _Listed:
+    """The images below folders, each of a split; the first folder within is the class."""
+    rows, places = [], []
+    for part, folder in sorted(parts, key=lambda both: SPLITS.index(both[0])):
+        if not folder.is_dir():
+            raise PathoError("missing_file", str(folder), "is no folder", "Name the folder of the images")
+        for image in walk(folder)[0]:
+            label, below, _ = image.partition("/")
+            rows.append((f"{part}/{image}", label if below else "", part))
+            places.append(folder / image)
+    listed = pd.DataFrame(rows, columns=["path", "label", "split"], dtype=str)
+    _refuse_one_split(listed, name)
+    return _Listed(name, listed, places, any(is_demo(folder) for _, folder in parts))
+
+
+def _from_table(source: pd.DataFrame, name: str, root: Path, columns: Mapping[str, str]) -> _Listed:
+    """The images of a table whose columns may have other names, as `columns` says ({ours: theirs})."""
+    stop_on([("bad_parameter", f"columns {ours}", nearest(ours, NAMES)) for ours in columns if ours not in NAMES],
+            f"The columns that can be named are {', '.join(NAMES)}")
+    known = list(source.columns)
+    theirs = {ours: columns.get(ours) or next((n for n in names if n in known), ours) for ours, names in NAMES.items()}
+    stop_on([("csv_format", f"{name} column {column}", f"is missing; {nearest(column, known)}")
+             for ours, column in theirs.items() if column not in known and (column != "label")],
+            "Say what it is called with columns (--columns path=... label=... split=...)")
+    listed = source.map(lambda cell: "" if pd.isna(cell) else str(cell))
+    listed = pd.DataFrame({ours: listed[column] if column in known else "" for ours, column in theirs.items()}).join(
+        listed.drop(columns=[column for column in known if column in (*theirs, *theirs.values())]))
+    parts = listed["split"].str.strip().str.lower()
+    stop_on([("csv_format", f"{name} line {line}", f"is in split {listed['split'][line]!r}")
+             for line in listed.index[~parts.isin(SYNONYMS.keys())]], f"Known are {', '.join(SYNONYMS)}")
+    stop_on([("csv_format", f"{name} line {line}", "has no path") for line in listed.index[listed["path"] == ""]],
+            "Write the path or the name of the image")
+    listed = listed.assign(split=parts.map(SYNONYMS), path=listed["path"].str.replace("\\", "/")).reset_index(drop=True)
+    _refuse_one_split(listed, name)
+    return _Listed(name, listed, _places(root, listed["path"]), is_demo(root))
+
+
+def _refuse_one_split(listed: pd.DataFrame, name: str) -> None:
+    if listed["split"].nunique() < 2:
+        raise PathoError("no_split", name, "does not hold images of two of the splits train, val and test",
+                         "Name a CSV with a column split, or the folders (--train FOLDER --test FOLDER)")
+
+
+def _places(root: Path, paths: Iterable[str]) -> list[Path | None]:
+    """Where the file of every row is, None where it is not there; a name without an ending may have any."""
+    @functools.cache
+    def names(folder: Path) -> set[str]:
+        return {place.name for place in folder.iterdir()} if folder.is_dir() else set()
+
+    def place(path: Path) -> Path | None:
+        if os.path.lexists(path):
+            return path
+        return next((path.with_name(name) for name in (path.name + ending for ending in sorted(IMAGES))
+                     if name in names(path.parent)), None)
+
+    return [place(root / path) for path in paths]
+
+
+# ------------------------------------------------------------------------------------------------------- the ids
+
+
+def _ids(listed: pd.DataFrame, asked: Iterable[str], metadata: Path | None) -> tuple[dict[str, pd.Series], list[str]]:
+    """What must not be shared, {level: the id of every image, "" where unknown}, and what is not known of it.
+
+    Columns named like a level of grouping, those asked for, those of the metadata, and what names say: slide and case
+    in those of BreakHis, in those of ISIC the picture that an image is a smaller copy of.
+    """
+    asked, unchecked, stems = list(asked), [], listed["path"].map(_stem)
+    if metadata is not None:
+        facts = _facts(Path(metadata), stems)
+        listed = listed.join(facts[[name for name in facts.columns if name not in listed.columns]])
+    stop_on([("csv_format", f"column {name}", f"is missing; {nearest(name, listed.columns)}")
+             for name in asked if name not in listed.columns], "Name a column of ids")
+    found = {name: listed[name].str.strip() for name in listed.columns if name in asked or IDS.fullmatch(name)}
+    names = stems.map(breakhis.parse)
+    if names.notna().any():
+        found = {level: names.map(lambda facts, level=level: getattr(facts, level, "")) for level in ("slide", "case")
+                 } | found
+    isic = stems.str.fullmatch(ISIC)
+    if stems[isic].str.endswith(isic2019.COPY).any():
+        found["picture"] = stems.str.removesuffix(isic2019.COPY).where(isic, "")
+    if isic.any() and not any("lesion" in name.lower() for name in found):
+        unchecked.append(f"lesions: names of ISIC do not tell them; give {isic2019.METADATA} as metadata (--metadata)")
+    levels: dict[str, pd.Series] = {}
+    for name in sorted(found, key=lambda name: "group" in name.lower()):  # our own `group` repeats a level, or the path
+        if not any(found[name].equals(known) for known in (listed["path"], *levels.values())):
+            levels[name] = found[name]
+    if not levels:
+        unchecked.append("patients: no column of ids was found; name it with ids (--ids)")
+    unchecked += [f"{name}: unknown for {(known == '').sum():,} of {len(known):,} images"
+                  for name, known in levels.items() if (known == "").any()]
+    return levels, unchecked
+
+
+def _stem(path: str) -> str:
+    """The name of an image without folders and ending."""
+    path = PurePosixPath(path)
+    return path.stem if path.suffix.lower() in IMAGES else path.name
+
+
+def _facts(metadata: Path, stems: pd.Series) -> pd.DataFrame:
+    """The rows of a metadata CSV for images called `stems`; "" for those it does not list."""
+    facts = read_csv(metadata)
+    key = next((name for name in NAMES["path"] if name in facts.columns), None)
+    if key is None:
+        raise PathoError("csv_format", metadata.name, f"has no column of image names ({', '.join(NAMES['path'])})",
+                         "Rename the column")
+    facts = facts.set_index(facts.pop(key).map(_stem))
+    stop_on([("csv_format", metadata.name, f"lists {name!r} twice") for name in facts.index[facts.index.duplicated()]],
+            "Remove one of the lines")
+    return facts.reindex(stems).fillna("").set_index(stems.index)
+
+
+# -------------------------------------------------------------------------------------------------- the pictures
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of every image; "" or zeros where there is no sound file."""
+
+    sha256: pd.Series
+    pixels: pd.Series  # digest of the decoded picture
+    signatures: np.ndarray  # (N, 16, 16)
+    unchecked: list[str]
+
+
+def _look(listed: _Listed, progress: bool) -> _Seen:
+    """Opens every file that is there."""
+    paths = listed.table["path"]
+    known = np.zeros((len(paths), *signatures.SHAPE), np.float32)
+
+    def work(i: int) -> tuple[str, str, str]:
+        """sha256, digest of the pixels, and the code of what is wrong."""
+        if listed.places[i] is None:
+            return "", "", "missing_file"
+        try:
+            image = images.read(listed.places[i], paths[i])
+        except PathoError as error:  # a damaged file still has bytes; a pipe would never end
+            passing = error.code in images.PASSING | {"broken_link"}
+            return "" if passing else files.sha256(listed.places[i]), "", error.code
+        known[i] = signatures.of(image)
+        pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
+        return files.sha256(listed.places[i]), pixels, "" if known[i].any() else "flat"
+
+    quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
+    rows, workers = range(len(paths)), images.cores()
+    with contextlib.closing(images.in_order(work, rows, workers, ahead=16 * workers)) as results:
+        sha256, pixels, codes = zip(*tqdm(results, total=len(rows), desc="Reading images", unit="img", leave=False,
+                                          **quiet), strict=True)
+    unchecked = [f"pictures: {n:,} of {len(rows):,} {WRONG.get(code, 'cannot be read')} ({code}), as "
+                 + shown(paths[codes.index(code)]) for code, n in Counter(filter(None, codes)).most_common()]
+    return _Seen(pd.Series(sha256), pd.Series(pixels), known, unchecked)
+
+
+def _links(listed: pd.DataFrame, seen: _Seen | None, near: tuple, ways: list) -> pd.DataFrame:
+    """Which image of an earlier split each image shows again, the surest of each: columns of `_linked` and seen in."""
+    splits = listed["split"].to_numpy()
+    parts = [_linked(NEAR, *near), _linked(NEAR, near[1], near[0], near[2])]
+    for way in ways if seen else ():
+        for kind, keys in zip(KINDS, (seen.sha256, seen.pixels), strict=False):
+            mine = keys[leaked(keys, listed["split"], *way)]
+            parts.append(_linked(kind, mine.index, mine.map(_firsts(keys[splits == way[0]])), 1.0))
+    links = pd.concat(parts)
+    seen_in, found_in = splits[links["other"]], splits[links["image"]]
+    forward = [way in ways for way in zip(seen_in, found_in, strict=True)]
+    links = links.assign(**{"seen in": seen_in})[np.array(forward, bool)]
+    return _surest_first(links).drop_duplicates(["image", "seen in"])
+
+
+def _conflicts(listed: pd.DataFrame, seen: _Seen | None, near: tuple) -> pd.DataFrame:
+    """Equal and nearly equal images with two labels, as `_linked`."""
+    label = listed["label"].to_numpy()
+    parts = [_linked(NEAR, *near)]
+    for kind, keys in zip(KINDS, (seen.sha256, seen.pixels) if seen else (), strict=False):
+        keys = keys[(keys != "") & (label != "")]
+        parts.append(_linked(kind, keys.map(_firsts(keys)), keys.index, 1.0))
+    links = _surest_first(pd.concat(parts)).drop_duplicates(["image", "other"])
+    a, b = label[links["image"]], label[links["other"]]
+    return links[(a != b) & (a != "") & (b != "")]
+
+
+def _linked(kind: str, image, other, similarity) -> pd.DataFrame:
+    """Pairs of row numbers that show one picture."""
+    image, other = np.asarray(image, np.int64), np.asarray(other, np.int64)
+    links = {"kind": kind, "similarity": similarity, "image": image, "other": other}
+    return pd.DataFrame(links, index=range(len(image))).astype({"similarity": float})
+
+
+def _firsts(keys: pd.Series) -> pd.Series:
+    """The first row with each key, by key."""
+    once = keys.drop_duplicates()
+    return pd.Series(once.index, once)
+
+
+def _surest_first(links: pd.DataFrame) -> pd.DataFrame:
+    return links.iloc[np.lexsort((links["other"], links["image"], -links["similarity"],
+                                  links["kind"].map(KINDS.index).astype(int)))]
+
+
+def _spelled(listed: pd.DataFrame, links: pd.DataFrame) -> pd.DataFrame:
+    """Links with the columns PAIR instead of row numbers."""
+    both = [listed.loc[links[name], ["path", "label", "split"]].reset_index(drop=True) for name in ("image", "other")]
+    return pd.concat([links[["kind", "similarity"]].reset_index(drop=True), *both], axis=1).set_axis(PAIR, axis=1)
+
+
+# ----------------------------------------------------------------------------------------------------- the audit
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit:
+    """What the splits share, and what could not be looked at."""
+
+    name: str  # of the CSV or folder
+    table: pd.DataFrame  # a row per level and way: level, seen in, found in, images, of, share, <class> share, examples
+    pairs: pd.DataFrame  # PAIR: every image that is new in name only, beside the one of the other split that it shows
+    conflicts: pd.DataFrame  # PAIR: equal or nearly equal pictures under two labels, in whatever splits
+    counts: dict[str, int]  # images of each split
+    in_two_classes: dict[str, dict]  # level: how many of its ids have images of two classes, and the first of them
+    unchecked: tuple[str, ...]
+    demo: bool
+    places: dict[str, Path]  # the files at hand, by path
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that was looked at leaks; `unchecked` says what was not."""
+        return not self.table["images"].any()
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in one line."""
+        counted = f"{shown(self.name)}: " + ", ".join(f"{name} {n:,}" for name, n in self.counts.items())
+        if self.ok:
+            return f"No leak found{' in what could be checked' * bool(self.unchecked)} ({counted})"
+        worst = max(self.leaks(), key=lambda row: (-WAYS.index((row["seen in"], row["found in"])), row["share"]))
+        return f"LEAKS: {worst['share']:.1%} of the {worst['found in']} images {_says(worst)} ({counted})"
+
+    @property
+    def summary(self) -> dict:
+        """All of it as JSON values."""
+        rows = [{"level": row["level"], "seen_in": row["seen in"], "found_in": row["found in"], "images": row["images"],
+                 "of": row["of"], "share": row["share"],
+                 "per_class": {c: row[f"{c} share"] for c in self._classes if not pd.isna(row[f"{c} share"])},
+                 "examples": row["examples"]} for row in self.table.to_dict("records")]
+        pairs, conflicts = ([{c.replace(" ", "_"): cell for c, cell in row.items()} for row in frame.to_dict("records")]
+                            for frame in (self.pairs, self.conflicts))
+        return {"split": shown(self.name), "demo": self.demo, "ok": self.ok, "images": self.counts, "leaks": rows,
+                "pairs": pairs, "label_conflicts": conflicts, "ids_in_two_classes": self.in_two_classes,
+                "not_checked": list(self.unchecked)}
+
+    def leaks(self) -> list[dict]:
+        """The rows of the table that say what leaks."""
+        return self.table[(self.table["images"] > 0) & (self.table["level"] != "any")].to_dict("records")
+
+    def write(self, folder: Path) -> Path:
+        """Writes audit.json and audit.html, which holds its pictures, into the folder; returns the path of the page."""
+        files.write_json(Path(folder) / "audit.json", self.summary)
+        return files.write_text(Path(folder) / "audit.html", pages.frame(f"Leak audit: {self.name}", self._body()))
+
+    def __repr__(self) -> str:
+        return "\n".join([DEMO_NOTE] * self.demo + [self.verdict, self._short().to_string(index=False), *self._also()])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<p><b>{html.escape(line)}</b></p>" for line in [DEMO_NOTE] * self.demo + [self.verdict])
+        return head + _html(self._short()) + _items(self._also())
+
+    @property
+    def _classes(self) -> list[str]:
+        return [c.removesuffix(" share") for c in self.table.columns if c.endswith(" share")]
+
+    def _short(self) -> pd.DataFrame:
+        """How many images are not new as text, one column for each way, and the class that leaks most the first way."""
+        rows: dict[str, dict] = {}
+        most: dict[str, str] = {}
+        for row in self.table.to_dict("records"):
+            shares = {c: row[f"{c} share"] for c in self._classes if row[f"{c} share"] > 0}
+            worst = max(shares, key=shares.get, default=None)
+            most.setdefault(row["level"], shown(f"{worst} ({shares[worst]:.1%})") if shares else "")
+            cells = rows.setdefault(row["level"], {"level": shown(row["level"])})
+            cells[f"{row['found in']} seen in {row['seen in']}"] = (f"{row['images']:,} ({row['share']:.1%})"
+                                                                    if row["images"] else "0")
+        table = pd.DataFrame(list(rows.values())).fillna("0")
+        return table.assign(**{"most of class": list(most.values())}) if any(most.values()) else table
+
+    def _also(self) -> list[str]:
+        """What is to be known beside the leaks."""
+        lines = [f"{found['count']:,} {level} ids have images of two classes ({', '.join(found['first'])})"
+                 for level, found in self.in_two_classes.items() if found["count"]]
+        if len(self.conflicts):
+            row = self.conflicts.iloc[0]
+            lines.append(f"{len(self.conflicts):,} pairs of equal or nearly equal pictures have two labels, as "
+                         + shown(f"{row['path']} ({row['label']}) and {row['other path']} ({row['other label']})"))
+        return lines + [f"Not checked: {text}" for text in self.unchecked]
+
+    def _body(self) -> str:
+        """The page without its frame."""
+        notes = [f"{DEMO_NOTE}."] * self.demo + [self.verdict]
+        parts = [f"<h1>Leak audit: {html.escape(shown(self.name))}</h1>",
+                 *(f"<blockquote><p>{html.escape(line)}</p></blockquote>" for line in notes),
+                 "<h2>What the splits share</h2>",
+                 "<p>How many images of a split (found in) are not new, because one of another split (seen in) has "
+                 "their id or picture. Shares are of all images of the split, and of those of each class.</p>",
+                 _html(self.table)]
+        for title, pairs in (("Pictures in two splits", self.pairs), ("Pictures with two labels", self.conflicts)):
+            if len(pairs):
+                parts += [f"<h2>{title}</h2>", self._gallery(pairs), _html(pairs.head(PAIRS_SHOWN))]
+            if len(pairs) > PAIRS_SHOWN:
+                parts.append(f"<p>And {len(pairs) - PAIRS_SHOWN:,} more in audit.json.</p>")
+        if also := self._also():
+            parts += ["<h2>Also</h2>", _items(also)]
+        return "\n".join([*parts, HOW])
+
+    def _gallery(self, pairs: pd.DataFrame) -> str:
+        """The first nearly equal pairs in pictures: these a person has to judge."""
+        cells = []
+        for row in pairs[pairs["kind"] == NEAR].head(THUMBNAILS).to_dict("records"):
+            both = [self._thumbnail(row["path"]), self._thumbnail(row["other path"])]
+            texts = [f"{row['similarity']:.3f}", f"{row['split']}: {row['path']} {row['label']}",
+                     f"{row['other split']}: {row['other path']} {row['other label']}"]
+            if all(both):
+                caption = "<br>".join(html.escape(shown(text)) for text in texts)
+                cells.append(f"<figure>{''.join(both)}<figcaption>{caption}</figcaption></figure>")
+        return f'<div class="pairs">{"".join(cells)}</div>' if cells else ""
+
+    def _thumbnail(self, path: str) -> str:
+        try:
+            image = images.read(self.places[path])
+        except (KeyError, PathoError):  # gone since the audit
+            return ""
+        image.thumbnail((SIDE, SIDE))
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=85)
+        return f'<img alt="" src="{pages.data_url(content.getvalue(), "jpeg")}">'
+
+
+HOW = ("<h2>How pictures were compared</h2><p>Two pictures are near-duplicates if the pattern of their grey values, "
+       f"each relative to its surroundings, correlates to {signatures.SAME:g} or more in one of the eight flips and "
+       "quarter turns. That finds copies which were scaled, stretched, brightened, coloured anew or encoded again. It "
+       "finds no cut-outs and no second photograph of a lesion, and it can be wrong about plain pictures: look at the "
+       "pairs.</p>")
+
+
+def audit(split, root: Path | None = None, columns: Mapping[str, str] | None = None, ids: Iterable[str] = (),
+          metadata: Path | None = None, pixels: bool = True, progress: bool = True) -> Audit:
+    """What the splits share: ids at every level, files, pixels and nearly equal pictures.
+
+    split: a CSV or DataFrame with a row per image; a folder that holds train, test and perhaps val, with a folder for
+    every class in each; or such folders by name, {"train": ..., "test": ...}.
+    root: the folder paths count from; by default that of the CSV (of a DataFrame: the current one).
+    columns: what a foreign table calls ours, {"path": "file_name", "split": "fold"}; ids: its further id columns.
+    metadata: a CSV of further columns for the images by their name, such as the official one of ISIC with the lesions.
+    pixels: False compares ids alone, as is done with images whose files are not at hand.
+    Raises PathoError: `no_split`, `unknown_split`, `csv_format`, `missing_file`, `nothing_to_check`.
+    """
+    listed = _read(split, root, columns or {})
+    rows, splits = listed.table, listed.table["split"]
+    keys, unchecked = _ids(rows, ids, metadata)
+    seen, near = None, signatures.NONE
+    if pixels and any(listed.places):
+        seen = _look(listed, progress)
+        near = signatures.similar(seen.signatures, wanted=_telling(rows, seen))
+        unchecked += seen.unchecked
+    elif not keys:
+        raise PathoError("nothing_to_check", listed.name, "has no column of ids, and no image file of it is at hand",
+                         "Name the column that holds the patient (--ids), or the folder of the images (--root)")
+    else:
+        unchecked.append("pictures: " + (f"none of the {len(rows):,} files is at hand; name their folder (--root)"
+                                         if pixels else "not asked for"))
+    if (rows["label"] == "").all():
+        unchecked.append("labels: none are given")
+    ways = [way for way in WAYS if set(way) <= set(splits)]
+    links = _links(rows, seen, near, ways)
+    labelled = pd.DataFrame({"label": rows["label"], **keys})[rows["label"] != ""]
+    return Audit(
+        name=listed.name, table=pd.concat([_shares(rows, keys, links if seen else None, way) for way in ways]),
+        pairs=_spelled(rows, links), conflicts=_spelled(rows, _conflicts(rows, seen, near)),
+        counts={part: int((splits == part).sum()) for part in SPLITS if part in set(splits)},
+        in_two_classes={level: first(filter(None, in_several(labelled, level, "label"))) for level in keys},
+        unchecked=tuple(unchecked), demo=listed.demo,
+        places={path: place for path, place in zip(rows["path"], listed.places, strict=True) if place is not None})
+
+
+def _telling(listed: pd.DataFrame, seen: _Seen) -> Callable:
+    """Which pairs are worth a comparison: of two splits or labels, and not of the very same pixels."""
+    split, label, pixels = (pd.factorize(column)[0] for column in (listed["split"], listed["label"], seen.pixels))
+    return lambda i, j: (pixels[i] != pixels[j]) & ((split[i] != split[j]) | (label[i] != label[j]))
+
+
+def _shares(listed: pd.DataFrame, keys: dict, links: pd.DataFrame | None, way: tuple[str, str]) -> pd.DataFrame:
+    """The rows of the audit's table for one way: how many images of split way[1] are not new after way[0]."""
+    among = listed["split"] == way[1]
+    masks, examples = {}, {}
+    for level, known in {"path": listed["path"], **keys}.items():
+        masks[level] = leaked(known, listed["split"], *way)
+        examples[level] = sorted(set(known[masks[level]]))
+    if not masks["path"].any():  # the usual: nothing to report
+        del masks["path"]
+    for kind in KINDS if links is not None else ():
+        of_kind = links[(links["kind"] == kind) & (links["seen in"] == way[0]) & among[links["image"]].to_numpy()]
+        masks[kind] = pd.Series(listed.index.isin(of_kind["image"]))
+        examples[kind] = [" = ".join(listed.loc[pair, "path"]) for pair in of_kind[["image", "other"]].to_numpy()]
+    masks["any"] = pd.concat(masks, axis=1).any(axis=1)
+    found = []
+    for level, mask in masks.items():
+        some = examples.get(level, [])
+        classes = mask[among].groupby(listed.loc[among, "label"]).mean()
+        found.append({"level": level, "seen in": way[0], "found in": way[1], "images": int(mask.sum()),
+                      "of": int(among.sum()), "share": float(mask[among].mean()),
+                      **{f"{name} share": classes.get(name, np.nan) for name in sorted(set(listed["label"]) - {""})},
+                      "examples": "; ".join(map(shown, some[:3])) + f" and {len(some) - 3:,} more" * (len(some) > 3)})
+    return pd.DataFrame(found)
+
+
+def refuse(found: Audit) -> None:
+    """Stops with `split_leakage` on a split that leaks, naming what is shared and the first of it."""
+    if not found.ok:
+        raise PathoError("split_leakage", found.name,
+                         "; ".join(f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)} "
+                                   f"({row['examples']})" for row in found.leaks()),
+                         "Split again by patient, case or lesion, and keep one of each pair of equal pictures")
+
+
+def _says(row: Mapping) -> str:
+    return SAYS.get(row["level"], f"have their {shown(row['level'])} in {{}}").format(row["seen in"])
+
+
+def _html(frame: pd.DataFrame) -> str:
+    """A table in which every cell is text and every share in per cent."""
+    def cell(tag: str, value, name: str = "") -> str:
+        if isinstance(value, float):
+            value = f"{value:.3f}" if name == "similarity" else "" if pd.isna(value) else f"{value:.1%}"
+        return f"<{tag}>{html.escape(f'{value:,}' if isinstance(value, int) else shown(value))}</{tag}>"
+
+    head = "".join(cell("th", name) for name in frame.columns)
+    body = "".join("<tr>" + "".join(cell("td", value, name) for name, value in row.items()) + "</tr>"
+                   for row in frame.to_dict("records"))
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _items(lines: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
