@@ -15,6 +15,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ ORDER, DROPOUT = 1, 2  # purposes of a draw, so that two of them never share a s
 SAVE_SECONDS = 300.0  # a killed process loses at most this much work
 SAVE_SHARE = 0.01  # and saving costs at most this share of the time
 FAILED_WRITES = 3  # after so many checkpoints in a row that could not be written, training stops
+WORTH = 1.2  # how much faster bf16 has to be on a CPU to be taken
 ROLLBACKS = 3  # how often training may go back and halve its rate
 VERSION = 1  # of the state in a checkpoint
 
@@ -89,16 +91,18 @@ class Learner:
     def __init__(self, model: Classifier, images: ImageSet, run: Run, device: torch.device, workers: int):
         self.run, self.recipe, self.device, self.workers = run, run.recipe, device, workers
         self.train, self.val = images.part("train"), images.part("val")
-        self.precision, self.precision_reason = choose_precision(self.recipe.precision, device)
         self.model = model.to(device, memory_format=torch.channels_last)
         counts = np.bincount(self.train.labels, minlength=len(images.classes))
         self._refuse_what_cannot_be_learnt(counts)
+        self.precision, self.precision_reason = choose_precision(self.recipe.precision, device, self.model,
+                                                                 self.recipe.batch_size)
         self.loss = losses.build(self.recipe, counts).to(device)
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.recipe.optimizer]
         # Every parameter is in the optimizer from the start; what is frozen has no gradient and is passed over.
         self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay,
                                    fused=True)  # one pass over the weights instead of a dozen
         self.scaler = self._new_scaler()
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None  # where the views are made
         self.progress = Progress(0, 0, dict(NO_SUMS), [])
         self.best = {}  # of the best epoch: model, optimizer, row of history
         self.saving = Saving(run)
@@ -129,6 +133,7 @@ class Learner:
 
     def run_epochs(self, stop: _Stop) -> None:
         """Trains until the recipe's end, an early stop or a request to stop."""
+        tqdm.write(f"training on {self.device} in {self.precision}: {self.precision_reason}")
         total = self.steps_per_epoch()
         with tqdm(total=self.recipe.epochs * total, initial=self.progress.epoch * total + self.progress.step,
                   unit="step", desc="training") as bar:
@@ -181,13 +186,33 @@ class Learner:
             raise error
 
     def _views(self, epoch: int):
-        recipe = self.recipe
+        """What makes a batch's pixels (N, S, S, 3) uint8 into its views, in a thread that works ahead of the training.
+
+        On a GPU they cross the bus as uint8 and are warped there, beside the step in progress.
+        """
+        recipe, device = self.recipe, self.device
 
         def views(images, rows, positions):
-            return augment.training_views(images, recipe.image_size, recipe.augmentation, recipe.seed, epoch,
-                                          positions, rows)
+            if device.type == "cpu":
+                return augment.training_views(images, recipe.image_size, recipe.augmentation, recipe.seed, epoch,
+                                              positions, rows)
+            with torch.cuda.stream(self.side):
+                images = torch.from_numpy(images).pin_memory().to(device, non_blocking=True)
+                made = augment.training_views(images, recipe.image_size, recipe.augmentation, recipe.seed, epoch,
+                                              positions, rows)
+                return made, self.side.record_event()
 
         return views
+
+    def _received(self, batch) -> torch.Tensor:
+        """The batch's views (N, 3, H, W) on the device, once they are made."""
+        if self.device.type == "cpu":
+            return batch.images
+        made, ready = batch.images
+        here = torch.cuda.current_stream(self.device)
+        here.wait_event(ready)
+        made.record_stream(here)  # or its memory would be given away while this stream still reads it
+        return made
 
     def step(self, batch, epoch: int) -> None:
         """Forward, backward, clip, update: the same lines for every precision and device."""
@@ -218,13 +243,13 @@ class Learner:
         gradients add up to its own (a mean of means would not, where classes have weights).
         """
         self.optimizer.zero_grad(set_to_none=True)
-        labels = batch.labels.to(self.device, non_blocking=True)  # (N,)
+        views, labels = self._received(batch), batch.labels.to(self.device, non_blocking=True)  # (N, 3, H, W), (N,)
         weight = self.loss.weight(labels)
         total, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         parts = max(1, min(self.progress.parts, len(labels) // 2))  # a short last batch has fewer
         for rows in torch.arange(len(labels)).tensor_split(parts):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            images = batch.images[part].to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            images = views[part].contiguous(memory_format=torch.channels_last)
             with autocast(self.device, self.precision):
                 logits = self.model(images)  # (n, C)
             part_total, _ = self.loss.total(logits.float(), labels[part])
@@ -331,6 +356,9 @@ class Learner:
         if state is None:
             return
         self._refuse_what_is_of_another_run(state)
+        before = state["circumstances"]
+        if self.recipe.precision == "auto" and before["device"] == self.device.type:
+            self.precision, self.precision_reason = before["precision"], "as the run began"
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler = self._new_scaler()  # one that was left in the middle of a step cannot be used again
@@ -348,7 +376,7 @@ class Learner:
                                  "Restore the folder from a copy, or start a new run")
             self.best, self.saving.best_is_new = kept, False
         now = self._circumstances()
-        other = {key: (old, now[key]) for key, old in state["circumstances"].items() if old != now[key]}
+        other = {key: (old, now[key]) for key, old in before.items() if old != now[key]}
         self.run.log("resumed", epoch=self.progress.epoch + 1, step=self.progress.step, changed=other)
         tqdm.write(f"resumed after epoch {self.progress.epoch}, step {self.progress.step} of {self.steps_per_epoch()}"
                    + "".join(f"; {key} {a} -> {b}" for key, (a, b) in other.items())
@@ -513,15 +541,51 @@ def _has_kernels() -> bool:
     return any(int(a[:-1]) == major and int(a[-1]) <= minor for a in built if a.isdigit())
 
 
-def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """The arithmetic of the forward pass and why: bf16 where a GPU computes it itself, fp16 with scaling before."""
+def choose_precision(wanted: str, device: torch.device, model: Classifier, batch_size: int) -> tuple[str, str]:
+    """The arithmetic of the forward pass and why.
+
+    "auto" on a GPU: bf16 where it is computed and not emulated, else fp16 with scaling. On a CPU: bf16 where the
+    processor computes it and one batch shows that this network gains from it, else fp32.
+    """
     if wanted != "auto":
         return wanted, "as the recipe says"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU computes bf16 natively"
         return "fp16", "this GPU only emulates bf16"
-    return "fp32", "on a CPU it gives the same numbers everywhere"
+    if not cpu_computes_bf16():
+        return "fp32", "this processor does not compute bf16"
+    seconds = step_seconds(model, ("fp32", "bf16"), device, min(8, batch_size))
+    gain = seconds["fp32"] / seconds["bf16"]
+    return "bf16" if gain >= WORTH else "fp32", f"a step in bf16 is {gain:.1f} times as fast as in fp32"
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself (AVX512-BF16, AMX); emulated it is 12 times slower than fp32."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and bool({"avx512_bf16", "amx_bf16"} & set(info.read_text().split()))
+
+
+def step_seconds(model: Classifier, precisions: Sequence[str], device: torch.device, batch_size: int,
+                 rounds: int = 2) -> dict[str, float]:
+    """The shortest time of a forward and backward pass of a copy of the model on noise, after one to warm up.
+
+    The precisions take turns, so that whatever else the machine does meets all of them.
+    """
+    trial = copy.deepcopy(model).train()
+    images = torch.rand(batch_size, 3, model.image_size, model.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    found = dict.fromkeys(precisions, math.inf)
+    for turn in range(rounds + 1):
+        for name in precisions:
+            started = time.perf_counter()
+            with autocast(device, name):
+                logits = trial(images)
+            logits.float().square().mean().backward()
+            trial.zero_grad(set_to_none=True)
+            if turn:
+                found[name] = min(found[name], time.perf_counter() - started)
+    return found
 
 
 @contextlib.contextmanager

@@ -444,8 +444,7 @@ def test_P13_a_device_is_chosen_as_asked_and_by_what_there_is(gpus):
 def test_half_precision_learns_on_a_cpu_and_only_where_asked(catalogue, tmp_path, precision, answer):
     _, history = train(tmp_path, replace(TINY, precision=precision, epochs=3))
     assert history["val_auc"].iloc[-1] > 0.9
-    assert training.choose_precision("auto", torch.device("cpu"))[0] == "fp32"
-    catalogue("P13", f"precision {precision} on a CPU", f"{answer}; by itself a CPU computes fp32")
+    catalogue("P13", f"precision {precision} on a CPU", answer)
 
 
 # --- P15 to P17: weights of classes, thresholds (P18 stands with M15) -------------------------------------------------
