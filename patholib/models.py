@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models as networks
 
 from patholib import files
@@ -295,6 +296,21 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The mixed-precision context; fp32 is the same context, switched off."""
     dtype = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def folded(model: Classifier) -> Classifier:
+    """A copy in eval mode that computes the same with every BatchNorm multiplied into the convolution before it.
+
+    For inference alone: it has no BatchNorm to train. A third fewer passes over the maps on a CPU.
+    """
+    copied = copy.deepcopy(model).eval()
+    for parent in list(copied.modules()):
+        children = list(parent.named_children())
+        for (name, layer), (after, norm) in itertools.pairwise(children):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(layer, norm))
+                setattr(parent, after, nn.Identity())
+    return copied
 
 
 def block_maps(model: Classifier) -> Iterator[tuple[str, torch.Tensor]]:

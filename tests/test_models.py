@@ -435,3 +435,23 @@ def test_a_download_is_announced_and_checked(places, weights, monkeypatch, capsy
     assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="imagenet")), weights)
     assert prefixes == [made.stem.removeprefix("efficientnet_b0-")]
     assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="imagenet")), weights) and len(prefixes) == 1
+
+
+@pytest.mark.parametrize("arch", recipes.ARCHITECTURES)
+def test_a_folded_model_computes_the_same_without_batchnorm_behind_convolutions(arch):
+    recipe = replace(recipes.ISIC2019 if arch == "efficientnet_b0" else recipes.BREAKHIS, arch=arch, weights="none",
+                     image_size=64, stages=(recipes.Stage(0, 0, 1.0),))
+    model = models.build(recipe)
+    torch.manual_seed(0)
+    for module in model.modules():  # statistics and factors as after a training
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    images = torch.rand(3, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model.eval()(images)
+        small = models.folded(model)
+        assert torch.allclose(small(images), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in small.modules())
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
