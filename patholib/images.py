@@ -40,7 +40,6 @@ from patholib.manifest import stop_on
 MAX_PIXELS = 24_000_000  # decoding takes up to 8 bytes a pixel, and a legal PNG of 145 kB may hold 50 megapixels
 MAX_TAGS = 1000  # of a TIFF
 THREADS_PER_CORE = 8  # more than one, because threads that wait for a slow disk or network cost nothing
-MAX_TAGS = 1000  # of a TIFF
 MIN_SIDE = 32  # pixels; below it there is nothing to learn from
 GLIMPSE = 64  # pixels; the side of a picture in the report
 PATIENCE = 120.0  # seconds for one file or batch, after which its thread counts as hung
