@@ -25,7 +25,8 @@ LEVELS = (
     {"datasets", "datareport", "calibration"},
     {"images", "augment", "models"},
     {"checkpoints", "evaluation", "gradcam", "runs", "leakage"},
-    {"training", "inference", "report", "export"},
+    {"training", "report", "export"},
+    {"inference"},
     {"notebook", "serving", "explorer", "cli"},
     {"__main__"},
 )
