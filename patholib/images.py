@@ -33,7 +33,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from patholib import datareport, files
+from patholib import datareport, files, locks
 from patholib.errors import PathoError, nearest, shown
 from patholib.manifest import stop_on
 
@@ -42,6 +42,7 @@ MAX_TAGS = 1000  # of a TIFF
 THREADS_PER_CORE = 8  # more than one, because threads that wait for a slow disk or network cost nothing
 MIN_SIDE = 32  # pixels; below it there is nothing to learn from
 GLIMPSE = 64  # pixels; the side of a picture in the report
+WRITE_DOWN = 5.0  # seconds of a check that a kill may cost
 PATIENCE = 120.0  # seconds for one file or batch, after which its thread counts as hung
 PIXEL_VERSION = 1  # raise it when `read` or `to_square` changes a pixel: every cache is then built anew
 
@@ -633,14 +634,24 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
     if need + 2**20 > free:
         raise PathoError("no_space", str(cache.parent), f"has {free / 1e9:.2f} GB free, but the cache takes "
                          f"{need / 1e9:.2f}", "Free some space, or name another folder in PATHOLIB_CACHE")
-    part = cache.with_name(f".{cache.stem}.{os.getpid()}.part")
+    lock = locks.take(cache.with_name(f".{cache.stem}.lock"))
+    alone = "" if lock else f".{os.getpid()}"  # two processes that build the same cache do not share a file
+    part = cache.with_name(f".{cache.stem}{alone}.part")
     try:
-        facts = _fill(part, root, facts, shape, fit, workers, progress)
+        facts = _fill(part, root, facts, shape, fit, workers, progress, say)
         with _writable(cache):
             part.replace(cache)
+        files.write_text(cache.with_suffix(".json"), json.dumps({"files": facts}))  # unindented: quicker
+        _journal(part).unlink(missing_ok=True)
+    except PathoError as error:
+        if error.code in ("no_space", "output_unwritable"):  # the space is given back; other builds can be gone on with
+            part.unlink(missing_ok=True)
+            _journal(part).unlink(missing_ok=True)
+        raise
     finally:
-        part.unlink(missing_ok=True)
-    files.write_text(cache.with_suffix(".json"), json.dumps({"files": facts}))  # unindented: quicker
+        if lock:
+            lock.close()
+            cache.with_name(f".{cache.stem}.lock").unlink(missing_ok=True)
     return facts
 
 
@@ -650,11 +661,17 @@ def _short(path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int,
-          progress: bool) -> list[dict]:
-    """Decodes every file into the array at `part`, on disk when it returns; the facts of all, in order."""
+def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int, progress: bool,
+          say: Callable) -> list[dict]:
+    """Decodes every file into the array at `part`, on disk when it returns; the facts of all, in order.
+
+    What is done is written down every few seconds, and a build that was killed goes on from there.
+    """
+    done = _done_before(part, shape)
+    if done:
+        say(f"Going on with a check that was interrupted: {len(done):,} of {len(facts):,} images are done")
     with _writable(part):
-        pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        pixels = np.lib.format.open_memmap(part, "r+" if done else "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a bus error in the mapping
             with part.open("r+b") as stream:
                 os.posix_fallocate(stream.fileno(), 0, part.stat().st_size)
@@ -667,11 +684,51 @@ def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, wor
 
     quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
     named = [fact["path"] for fact in facts].__getitem__
-    with contextlib.closing(in_order(work, range(len(facts)), workers, 16 * workers, named)) as found:
-        facts = list(tqdm(found, total=len(facts), desc="Checking images", unit="img", leave=False, **quiet))
+    todo = [i for i in range(len(facts)) if i not in done]
+    bar = tqdm(total=len(facts), initial=len(done), desc="Checking images", unit="img", leave=False, **quiet)
     with _writable(part):
-        pixels.flush()  # before the file gets its name: a power cut leaves no cache of zeros
-    return facts
+        journal = _journal(part).open("a" if done else "w", encoding="utf-8")
+    fresh: dict[int, dict] = {}
+
+    def write_down() -> float:
+        with _writable(part):
+            pixels.flush()  # first, or a power cut would leave a line about pixels that are not there
+            journal.writelines(json.dumps([i, fact]) + "\n" for i, fact in fresh.items())
+            journal.flush()
+        done.update(fresh)
+        fresh.clear()
+        return time.monotonic()
+
+    with bar, journal, contextlib.closing(in_order(work, todo, workers, 16 * workers, named)) as found:
+        since = time.monotonic()
+        try:
+            for i, fact in zip(todo, found, strict=True):
+                fresh[i] = fact
+                bar.update()
+                if time.monotonic() - since > WRITE_DOWN:
+                    since = write_down()
+        finally:
+            write_down()
+    return [done[i] for i in range(len(facts))]
+
+
+def _journal(part: Path) -> Path:
+    return part.with_suffix(".jsonl")
+
+
+def _done_before(part: Path, shape: tuple) -> dict[int, dict]:
+    """The facts of the files that an interrupted build has written down, by index; problems of the moment are none."""
+    done: dict[int, dict] = {}
+    try:
+        if np.load(part, mmap_mode="r").shape != shape:
+            return done
+        for line in _journal(part).read_text(encoding="utf-8").splitlines():
+            i, fact = json.loads(line)
+            if fact.get("problem", {}).get("code") not in PASSING:
+                done[i] = fact
+    except (OSError, ValueError):  # none, or cut off in its last line: what stands before counts
+        return done
+    return done
 
 
 def _known_facts(cache: Path, now: list[dict], size: int) -> list[dict] | None:
@@ -701,7 +758,7 @@ def _writable(cache: Path) -> Iterator[None]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Deletes what a killed build left behind; a day is longer than any build that is still running."""
-    for part in folder.glob(".*.part"):
+    for part in (*folder.glob(".*.part"), *folder.glob(".*.jsonl"), *folder.glob(".*.lock")):
         if time.time() - part.stat().st_mtime > 86_400:
             part.unlink(missing_ok=True)
 

@@ -738,7 +738,7 @@ def test_a_thread_without_memory_says_what_to_lower(lack, tmp_path, monkeypatch,
 
     monkeypatch.setattr(images, "_decode", hungry)
     error = refusal("out_of_memory", checked, own_set(tmp_path / "set", sound()))
-    assert error.subject == "a02.png" and not list((tmp_path / "cache_dir").glob("*"))
+    assert error.subject == "a02.png" and not list((tmp_path / "cache_dir").glob("*.npy"))
     catalogue("T04", "no memory left while an image is decoded", error)
 
 
