@@ -59,6 +59,13 @@ def architecture_levels() -> tuple[set[str], ...]:
     return ast.literal_eval(re.search(r"^LEVELS = (\(.*?^\))", text, re.M | re.S)[1])
 
 
+@pytest.mark.parametrize(("letter", "last"), [("D", 42), ("P", 27), ("T", 24), ("M", 16)])
+def test_every_entry_of_the_catalogue_has_its_answer(letter, last):
+    rows = re.findall(r"^\| ([A-Z]\d\d) \|", (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8"), re.M)
+    assert [row for row in rows if row[0] == letter] == sorted(row for row in rows if row[0] == letter)
+    assert {row for row in rows if row[0] == letter} == {f"{letter}{number:02}" for number in range(1, last + 1)}
+
+
 def test_the_pictures_are_small():
     pictures = list((ROOT / "docs" / "images").glob("*"))
     assert pictures and all(p.stat().st_size <= 300_000 for p in pictures)
