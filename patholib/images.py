@@ -19,6 +19,7 @@ import shutil
 import stat
 import threading
 import time
+import warnings
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -523,7 +524,9 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
     facts = [_first_facts(root, path) for path in paths]
     cache = cache_file(facts, size, fit, cache_dir)
     known = _known_facts(cache, facts, size)
-    facts = known or _build(cache, root, facts, size, fit, workers, progress, say)
+    with warnings.catch_warnings():  # Pillow's asides on damaged files, each of which gets its own line in the report
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        facts = known or _build(cache, root, facts, size, fit, workers, progress, say)
     pixels = np.load(cache, mmap_mode="r").view(np.ndarray)  # (M, S, S, 3); still mapped, and read-only
 
     report, keep = _judge(manifest, facts)
