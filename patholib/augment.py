@@ -353,7 +353,8 @@ def _nearest_map(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     design = torch.cat([before, torch.ones_like(before[..., :1])], dim=2)  # (B, P, 4)
     pull = 1e-5 * before.shape[1] * torch.eye(4, dtype=before.dtype, device=before.device)
     gram = design.transpose(1, 2) @ design + pull
-    change = torch.linalg.solve(gram, design.transpose(1, 2) @ (after - before))  # (B, 4, 3)
+    # The pull leaves no matrix singular: solve_ex does not look for one, for which a GPU would have to be waited for.
+    change = torch.linalg.solve_ex(gram, design.transpose(1, 2) @ (after - before)).result  # (B, 4, 3)
     return change.transpose(1, 2) + torch.eye(3, 4, dtype=before.dtype, device=before.device)
 
 

@@ -81,7 +81,8 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
             for batch in batches(images, np.arange(len(images)), max(1, batch_size // number)):
                 # On a GPU the pixels cross the bus as they are, a twelfth of what float views in several turns take.
                 pixels = batch.images if device.type == "cpu" else torch.from_numpy(batch.images).to(device)
-                stack = views(pixels, batch.rows).flatten(0, 1)  # (views * B, 3, size, size): all views in one pass
+                with models.autocast(device, "fp32"):  # drawn views are matrix products, which are not to be halved
+                    stack = views(pixels, batch.rows).flatten(0, 1)  # (views * B, 3, size, size), seen in one pass
                 stack = stack.contiguous(memory_format=torch.channels_last)
                 found = model(stack).float().cpu().unflatten(0, (number, -1))  # (views, B, C)
                 finite = found.isfinite().all(dim=2).all(dim=0).numpy()

@@ -15,7 +15,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from patholib import augment, checkpoints, evaluation, files, losses, manifest, metrics, schedules
 from patholib.errors import PathoError
-from patholib.images import ImageSet, batches, threads
+from patholib.images import Batch, ImageSet, batches, threads
 from patholib.models import Classifier, autocast
 from patholib.recipes import Recipe
 from patholib.runs import Run
@@ -73,7 +73,8 @@ def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", wor
     could not be written, and with the state kept in the home folder); SystemExit(143) on SIGTERM, KeyboardInterrupt on
     SIGINT.
     """
-    with torch.random.fork_rng(), _backend(run.recipe.fast):  # the caller's generators and switches stay as they were
+    gpus = range(torch.cuda.device_count())  # named, as fork_rng warns where it has to find several by itself
+    with torch.random.fork_rng(gpus), backend(run.recipe.fast):  # the caller's generators and switches stay
         learner = Learner(model, images, run, choose_device(device), threads(workers, tqdm.write))
         learner.resume()
         try:
@@ -102,7 +103,12 @@ class Learner:
         self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay,
                                    fused=True)  # one pass over the weights instead of a dozen
         self.scaler = self._new_scaler()
-        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None  # where the views are made
+        self.side = None
+        if device.type == "cuda":
+            # Where the views are made: small kernels that must not queue behind a step, or the next one would wait.
+            self.side = torch.cuda.Stream(device, priority=-1)
+            # torch loads its solver at the first use, and fails where that is made in two threads at once.
+            torch.linalg.solve(torch.eye(1, device=device), torch.eye(1, device=device))
         self.progress = Progress(0, 0, dict(NO_SUMS), [])
         self.best = {}  # of the best epoch: model, optimizer, row of history
         self.saving = Saving(run)
@@ -164,18 +170,22 @@ class Learner:
         self.optimizer.param_groups[0]["lr"] = lr
         self.model.freeze(stage.frozen, recipe.batchnorm)
         self.model.train()
-        order = image_order(self.train.labels, recipe, epoch)
-        done = progress.step * recipe.batch_size
         started = time.perf_counter()
         before = progress.sums["seconds"]
-        for batch in batches(self.train, order, recipe.batch_size, self._views(epoch), self.workers,
-                             drop_last=recipe.drop_last, start=done):
+        for batch in self.batches(epoch):
             self.step(batch, epoch)
             progress.sums["seconds"] = before + time.perf_counter() - started
             bar.update()
             self._leave_if_asked(stop)
             self.saving.due(self)
         self._finish_epoch(stage, lr, bar, stop)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The epoch's batches from where training stands, their views made ahead of use."""
+        recipe = self.recipe
+        order = image_order(self.train.labels, recipe, epoch)
+        return batches(self.train, order, recipe.batch_size, self._views(epoch), self.workers,
+                       drop_last=recipe.drop_last, start=self.progress.step * recipe.batch_size)
 
     def _leave_if_asked(self, stop: _Stop) -> None:
         """Saves and leaves where a signal or the end of the allowed time asks for it: between steps, in validation."""
@@ -589,14 +599,15 @@ def step_seconds(model: Classifier, precisions: Sequence[str], device: torch.dev
 
 
 @contextlib.contextmanager
-def _backend(fast: bool):
+def backend(fast: bool):
     """cudnn autotuning and TF32 products where speed is asked for, deterministic kernels otherwise; put back after."""
     before = (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(),
               torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-              torch.utils.deterministic.fill_uninitialized_memory)
+              torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.allow_tf32)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it
     torch.backends.cudnn.benchmark = fast
     torch.set_float32_matmul_precision("high" if fast else "highest")
+    torch.backends.cudnn.allow_tf32 = fast  # of convolutions, which torch lets use it unasked
     torch.use_deterministic_algorithms(not fast, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass per tensor
     try:
@@ -606,6 +617,7 @@ def _backend(fast: bool):
         torch.set_float32_matmul_precision(before[1])
         torch.use_deterministic_algorithms(before[2], warn_only=before[3])
         torch.utils.deterministic.fill_uninitialized_memory = before[4]
+        torch.backends.cudnn.allow_tf32 = before[5]
 
 
 def gpu_memory_mb(device: torch.device) -> float | None:

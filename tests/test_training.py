@@ -249,10 +249,23 @@ def test_the_best_weights_that_the_last_state_refers_to_outlive_writes_that_fail
 
 def test_the_callers_generators_and_switches_are_left_alone(tmp_path):
     torch.manual_seed(5)
-    before = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    state, before = torch.get_rng_state(), switches()
     train(tmp_path, replace(TINY, epochs=1))
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(state, torch.get_rng_state()) and switches() == before
+
+
+def switches():
+    return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory, torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_single_precision_is_rounded_to_tf32_only_where_speed_is_asked_for(fast):
+    before = switches()
+    with training.backend(fast):
+        assert switches() == (not fast, True, False, "high" if fast else "highest", fast, fast)
+    assert switches() == before
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone():
