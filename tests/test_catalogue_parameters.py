@@ -442,7 +442,7 @@ def test_P13_a_device_is_chosen_as_asked_and_by_what_there_is(gpus):
     pytest.param("fp16", "accepted: with a scaled loss, as on a GPU", id="P13-fp16"),
 ])
 def test_half_precision_learns_on_a_cpu_and_only_where_asked(catalogue, tmp_path, precision, answer):
-    _, history = train(tmp_path, replace(TINY, precision=precision, epochs=3))
+    _, history = train(tmp_path, replace(TINY, precision=precision, epochs=6))
     assert history["val_auc"].iloc[-1] > 0.9
     catalogue("P13", f"precision {precision} on a CPU", answer)
 
