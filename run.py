@@ -16,9 +16,11 @@ Relative paths among the parameters of a notebook count from the folder of this 
 """
 
 import difflib
+import functools
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -163,7 +165,7 @@ def train(arguments):
         print(f"Notebook: {shown_path(executed)}")
     latest = remembered(outputs)
     if latest and latest != before:
-        run_dir = Path(json.loads((outputs / "latest.json").read_text(encoding="utf-8"))["run_dir"])
+        run_dir = run_folder(outputs)
         report = run_dir / "report.html"
         print(f"Report: {shown_path(report)}" if report.exists() else f"Run folder: {shown_path(run_dir)}")
     return code
@@ -201,6 +203,11 @@ def remembered(outputs):
     return latest.stat().st_mtime_ns if latest.exists() else None
 
 
+def run_folder(outputs):
+    """The run folder that the library noted last."""
+    return Path(json.loads((outputs / "latest.json").read_text(encoding="utf-8"))["run_dir"])
+
+
 def shown_path(path):
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
@@ -225,13 +232,20 @@ def steps(python, folder):
     """What is tested: name, how it is judged, the command, and its environment beyond the common one."""
     outside = {"PATHOLIB_OUTPUTS": str(folder / "outputs")}  # trial runs are no runs of the user's
     nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "600"]
+    small = ("-p", "epochs", "3", "-p", "image_size", "32", "-p", "batch_size", "16")
+
+    def trial(name, place, *parameters):
+        return (papermill(python, NOTEBOOKS / name / "train.ipynb", folder / place / "out.ipynb", *parameters),
+                {"PATHOLIB_OUTPUTS": str(folder / place / "outputs")})
+
     return [
         ("ruff", code_step, [python, "-m", "ruff", "check", ROOT], {}),
         ("tests", pytest_step, [python, "-m", "pytest", "tests"], {}),
         ("notebooks as committed (nbval)", pytest_step, [python, "-m", "pytest", *nbval, "notebooks"], outside),
-        *((f"papermill {name} -p epochs 1, from elsewhere", run_step,
-           papermill(python, NOTEBOOKS / name / "train.ipynb", folder / name / "out.ipynb", "-p", "epochs", "1"),
-           {"PATHOLIB_OUTPUTS": str(folder / name / "outputs")}) for name in ("breakhis", "isic2019")),
+        ("papermill isic2019 -p epochs 1, elsewhere", run_step, *trial("isic2019", "isic2019", "-p", "epochs", "1")),
+        ("papermill breakhis -p epochs 3, elsewhere", run_step, *trial("breakhis", "breakhis", *small)),
+        *[("the same, killed and started again", functools.partial(killed_step, folder / "breakhis" / "outputs"),
+           *trial("breakhis", "killed", *small))] * (os.name == "posix"),  # Windows has no SIGKILL
         ("papermill -p epoch 1 is refused", refusal_step,
          papermill(python, NOTEBOOKS / "breakhis" / "train.ipynb", folder / "out.ipynb", "-p", "epoch", "1"), outside),
     ]
@@ -280,11 +294,54 @@ def run_step(command, env):
     if code:
         print(transcript.error())
         return {"failed": 1}
-    run_dir = Path(json.loads((outputs / "latest.json").read_text(encoding="utf-8"))["run_dir"]) \
-        if (outputs / "latest.json").exists() else outputs
+    run_dir = run_folder(outputs) if (outputs / "latest.json").exists() else outputs
     missing = [name for name in ("metrics.json", "report.html") if not (run_dir / name).exists()]
     print(f"the run folder lacks {', '.join(missing)}" if missing else "the run folder is complete")
     return {"failed": 1} if missing else {"passed": 1}
+
+
+def killed_step(peaceful, command, env):
+    """The run whose outputs are `peaceful`, killed after its first checkpoint and started again, must end as it did."""
+    try:
+        expected = (run_folder(peaceful) / "metrics.json").read_bytes()
+        epoch = json.loads((run_folder(peaceful) / "history.json").read_text(encoding="utf-8"))[1]["seconds"]
+    except OSError:
+        print("there is no finished run to compare with")
+        return {"failed": 1}
+    outputs = Path(env["PATHOLIB_OUTPUTS"])
+    outputs.parent.mkdir(parents=True)
+    process = subprocess.Popen([str(c) for c in command], cwd=outputs.parent, env=env, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kernel = None
+    try:
+        while process.poll() is None and not any(outputs.glob("*/checkpoints/last-*.pt")):
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, epoch))
+        if process.poll() is None:
+            kernel = int(re.match(r"process (\d+)", (run_folder(outputs) / "run.lock").read_text(encoding="utf-8"))[1])
+    finally:
+        process.kill()  # first: what it sees it cannot answer any more
+        if kernel:
+            os.kill(kernel, signal.SIGKILL)
+        process.wait()
+    if not kernel:
+        print("it ended before it was killed")
+        return {"failed": 1}
+    lines = []
+    code = follow(command, lines.append, cwd=outputs.parent, env=env)
+    resumed = [line for line in lines if line.startswith("resumed")]
+    print(*(resumed or lines[-20:]), sep="\n")
+    if resumed and not code and precision(peaceful) != precision(outputs):
+        print(f"not compared: by the clock {precision(peaceful)} was chosen there, and {precision(outputs)} here")
+        return {"skipped": 1}
+    same = not code and (run_folder(outputs) / "metrics.json").read_bytes() == expected
+    print(f"metrics.json is {'the same, byte for byte' if same else 'not the same'}")
+    return {"passed": 1} if resumed and same else {"failed": 1}
+
+
+def precision(outputs):
+    """The arithmetic of the newest run, which on some processors a timing decides."""
+    return json.loads((run_folder(outputs) / "run.json").read_text(encoding="utf-8"))["training"]["precision"]
 
 
 def refusal_step(command, env):

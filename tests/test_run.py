@@ -170,6 +170,53 @@ def test_a_step_that_tested_nothing_has_failed(run, line, code, counts):
     assert run.pytest_step([sys.executable, "-c", program], dict(os.environ)) == counts
 
 
+NOTEBOOK = '''
+import json, os, subprocess, sys, time
+from pathlib import Path
+
+run_dir = Path(os.environ["PATHOLIB_OUTPUTS"]) / "run"
+if not run_dir.exists() and "ends at once" not in sys.argv:
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir.parent / "latest.json").write_text(json.dumps({"run_dir": str(run_dir)}))
+    lock = (run_dir / "run.lock").open("a")
+    hold = f"import fcntl, time; fcntl.flock({lock.fileno()}, fcntl.LOCK_EX); time.sleep(60)"
+    kernel = subprocess.Popen([sys.executable, "-c", hold], pass_fds=[lock.fileno()])
+    (run_dir / "run.lock").write_text(f"process {kernel.pid} on host")
+    (run_dir / "checkpoints" / "last-000000001-0.pt").touch()
+    time.sleep(60)
+print(sys.argv[1])
+run_dir.mkdir(parents=True, exist_ok=True)
+(run_dir / "metrics.json").write_text(sys.argv[2])
+(run_dir / "run.json").write_text(json.dumps({"training": {"precision": sys.argv[3]}}))
+'''
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize(("said", "metrics", "precision", "counts"), [
+    ("resumed after epoch 1", "{}", "fp32", {"passed": 1}),
+    ("epoch 1/3", "{}", "fp32", {"failed": 1}),
+    ("resumed after epoch 1", "{ }", "fp32", {"failed": 1}),
+    ("resumed after epoch 1", "{ }", "bf16", {"skipped": 1}),
+    ("ends at once", "{}", "fp32", {"failed": 1}),
+])
+def test_a_killed_run_has_to_go_on_and_to_end_with_the_same_bytes(run, tmp_path, said, metrics, precision, counts):
+    import fcntl
+
+    peaceful = tmp_path / "peaceful" / "run"
+    peaceful.mkdir(parents=True)
+    (peaceful / "history.json").write_text(json.dumps([{"seconds": 9}, {"seconds": 0.2}]))
+    (peaceful / "metrics.json").write_text("{}")
+    (peaceful / "run.json").write_text('{"training": {"precision": "fp32"}}')
+    (peaceful.parent / "latest.json").write_text(json.dumps({"run_dir": str(peaceful)}))
+    outputs = tmp_path / "killed" / "outputs"
+    command = [sys.executable, "-c", NOTEBOOK, said, metrics, precision]
+    assert run.killed_step(tmp_path / "failed", command, {}) == {"failed": 1}
+    assert run.killed_step(peaceful.parent, command, {**os.environ, "PATHOLIB_OUTPUTS": str(outputs)}) == counts
+    if said != "ends at once":
+        with (outputs / "run" / "run.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while the kernel lives on
+
+
 def test_notebooks_are_found_by_name_and_path(run, tmp_path):
     for name in ("breakhis/train", "quickstart"):
         path = tmp_path / "notebooks" / f"{name}.ipynb"
