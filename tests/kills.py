@@ -1,6 +1,8 @@
 """Kills trainings with SIGKILL at random moments and looks whether anything is lost.
 
-  python tests/kills.py --kills 1000 [--seed 0] [--json FILE]
+  python tests/kills.py --kills 1000 [--seed 0] [--json FILE] [--gently]
+
+--gently sends SIGTERM instead, after which a process may finish its step and save, and has to be gone in 5 seconds.
 
 A process that has imported torch forks children. Each trains in a run folder and is killed; the next one goes on in
 the same folder with another number of workers, until the run is finished. Its weights and its history must then be
@@ -73,20 +75,24 @@ class Counts:
     phases: dict[str, int] = field(default_factory=dict)  # kills by what the process was doing
     runs: int = 0
     seconds: float = 0.0
+    leaving: list[float] = field(default_factory=list)  # seconds from SIGTERM to the end, of each
     lost: int = 0
     corrupt: int = 0  # checkpoints whose bytes are not those that their name states
     different: int = 0  # runs with other weights or another history
+    slow: int = 0  # processes that were still there 5 seconds after SIGTERM
     leftovers: int = 0  # unfinished files that were still there when the next process was training
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.corrupt or self.different or self.leftovers)
+        return not (self.lost or self.corrupt or self.different or self.leftovers or self.slow)
 
     def __str__(self) -> str:
         phases = ", ".join(f"{n} {phase}" for phase, n in sorted(self.phases.items()))
         return (f"{self.kills} kills ({self.inside_write} left an unfinished checkpoint; {phases}) in {self.runs} runs "
                 f"and {self.seconds:.0f} s: {self.lost} runs lost, {self.corrupt} checkpoints damaged, "
-                f"{self.different} results different, {self.leftovers} unfinished files left behind")
+                f"{self.different} results different, {self.leftovers} unfinished files left behind"
+                + (f"; gone {np.median(self.leaving):.3f} s after SIGTERM at the median, {max(self.leaving):.3f} s "
+                   "at most" if self.leaving else ""))
 
 
 @dataclass
@@ -96,6 +102,7 @@ class Life:
     killed: bool
     seconds: float
     phase: str = "starting"
+    leaving: float = 0.0  # seconds it took to go
     steps: int = 0  # done since the run began; 0: it did not get to one
     result: str = ""
 
@@ -120,6 +127,7 @@ def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool
     def say(text: str) -> None:
         os.write(pipe, f"{text}\n".encode())
 
+    code = 0
     try:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
@@ -141,10 +149,12 @@ def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool
             model = tiny.build(recipe)
         training.fit(model, tiny.image_set(train=24, val=8, cue=15), run, "cpu", workers)
         say(f"result {digest(model, folder)}")
+    except SystemExit as left:  # as asked
+        code = left.code
     except BaseException:
         say(f"error {json.dumps(traceback.format_exc())}")
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
 def telling(method, phase: str, say):
@@ -172,8 +182,8 @@ def digest(model: torch.nn.Module, folder: Path) -> str:
 # --- in the parent ---
 
 def spawn(recipe: Recipe, interval: float, folder: Path, workers: int, moment: float = LIFE,
-          into_write: float | None = None) -> Life:
-    """One process, killed at `moment` in seconds, or `into_write` seconds into the first write after it."""
+          into_write: float | None = None, number: int = signal.SIGKILL) -> Life:
+    """One process, sent a signal at `moment` in seconds, or `into_write` seconds into the first write after it."""
     before = unfinished(folder)
     reading, writing = os.pipe()
     started = time.monotonic()
@@ -192,13 +202,14 @@ def spawn(recipe: Recipe, interval: float, folder: Path, workers: int, moment: f
                     break
             time.sleep(1e-4)
     finally:
+        asked = time.monotonic()
         if status is None:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
             _, status = os.waitpid(pid, 0)
-            killed = os.WIFSIGNALED(status)  # it may have ended in this very moment
+            killed = os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 143  # it may have ended in this very moment
     with os.fdopen(reading, encoding="utf-8") as pipe:
         words = [line.rstrip("\n") for line in pipe if line.endswith("\n")]
-    life = Life(killed, time.monotonic() - started)
+    life = Life(killed, time.monotonic() - started, leaving=time.monotonic() - asked)
     life.hear(words)
     if killed and life.seconds > LIFE:
         raise Lost(f"its process hung while {life.phase}")
@@ -233,7 +244,8 @@ def look_at(folder: Path) -> tuple[int, set[str]]:
     return newest, damaged
 
 
-def break_run(recipe: Recipe, interval: float, folder: Path, wanted: int, counts: Counts, rng, bar: tqdm) -> None:
+def break_run(recipe: Recipe, interval: float, folder: Path, wanted: int, counts: Counts, rng, bar: tqdm,
+              number: int) -> None:
     """Makes a run twice, once in peace, once killed again and again until it is finished or the kills suffice."""
     peaceful = spawn(recipe, interval, folder / "peaceful", workers=2)
     # The time at which a process is killed at the latest: with a checkpoint after every step a short life gets on too.
@@ -246,7 +258,7 @@ def break_run(recipe: Recipe, interval: float, folder: Path, wanted: int, counts
         if counts.kills < wanted:
             aimed = rng.integers(AIMED) == 0
             options = {"moment": rng.uniform(0, latest),
-                       "into_write": rng.uniform(0, WRITE) if aimed else None}
+                       "into_write": rng.uniform(0, WRITE) if aimed else None, "number": number}
         life = spawn(recipe, interval, broken, workers, **options)
         if life.steps:
             left |= before & unfinished(broken)
@@ -255,6 +267,9 @@ def break_run(recipe: Recipe, interval: float, folder: Path, wanted: int, counts
             counts.different += life.result != peaceful.result
             return
         counts.kills += 1
+        if number == signal.SIGTERM:
+            counts.leaving.append(round(life.leaving, 4))
+            counts.slow += life.leaving > 5
         counts.inside_write += bool(unfinished(broken) - before)
         counts.phases[life.phase] = counts.phases.get(life.phase, 0) + 1
         bar.update()
@@ -273,7 +288,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where to write the counts")
+    parser.add_argument("--gently", action="store_true", help="send SIGTERM instead of SIGKILL")
     chosen = parser.parse_args(arguments)
+    number = signal.SIGTERM if chosen.gently else signal.SIGKILL
     if not hasattr(os, "fork"):
         sys.exit("Windows cannot fork a process, which this test is made of; run it on Linux, macOS or in WSL.")
     torch.set_num_threads(1)
@@ -288,7 +305,7 @@ def main(arguments: list[str]) -> int:
             damaged, different = counts.corrupt, counts.different
             counts.runs += 1
             try:
-                break_run(recipe, interval, Path(folder), chosen.kills, counts, rng, bar)
+                break_run(recipe, interval, Path(folder), chosen.kills, counts, rng, bar, number)
             except Lost as reason:
                 counts.lost += 1
                 tqdm.write(f"run {counts.runs} ({name}, checkpoints every {interval:g} s) is lost: {reason}")
