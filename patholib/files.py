@@ -36,7 +36,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
@@ -47,7 +47,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         Path(part).chmod(0o666 & ~umask)  # mkstemp makes it private; the file is to be as any other
         Path(part).replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         Path(part).unlink(missing_ok=True)
     flush_folder(path.parent)
@@ -66,7 +66,8 @@ def flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _unwritable(path: Path, error: OSError) -> PathoError:
+def unwritable(path: Path, error: OSError) -> PathoError:
+    """The refusal for a file that could not be written: `no_space`, or `output_unwritable`."""
     code = "no_space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "output_unwritable"
     return PathoError(code, str(path), f"cannot be written ({error.strerror or error})",
                       f"Free some space in {path.parent}, or choose another output folder")

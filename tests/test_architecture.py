@@ -20,6 +20,7 @@ PACKAGE = ROOT / "patholib"
 LEVELS = (
     {"errors"},
     {"files", "locks"},
+    {"archives"},
     {"recipes", "metrics", "losses", "schedules", "figures", "pages", "signatures"},
     {"manifest"},
     {"datasets", "datareport", "calibration"},
