@@ -1,3 +1,3 @@
-.PHONY: train test lab notebooks setup
-train test lab notebooks setup:
+.PHONY: train test lab notebooks bench setup
+train test lab notebooks bench setup:
 	python3 run.py $@ $(ARGS)

@@ -6,6 +6,8 @@
   python3 run.py test [ARGUMENTS]               every check; with arguments only pytest, which gets them
   python3 run.py lab [ARGUMENTS]                open the notebooks in JupyterLab
   python3 run.py notebooks [NAMES]              execute the committed notebooks in place, on demo images
+  python3 run.py bench [NAMES] [--quick]        time the library beside its rivals, one benchmark after another, and
+                                                write benchmarks/RESULTS.md; --quick: tiny, writes nothing
   python3 run.py setup                          only make the environment
 
 The first call installs everything into .venv beside this file (6 GB); a changed pyproject.toml installs again.
@@ -43,7 +45,7 @@ def main(arguments):
         print(f"PathoVision needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable}). "
               f"Try: {newer} run.py {' '.join(arguments)}", file=sys.stderr)
         return 1
-    commands = {"train": train, "test": test, "lab": lab, "notebooks": notebooks, "setup": setup}
+    commands = {"train": train, "test": test, "lab": lab, "notebooks": notebooks, "bench": bench, "setup": setup}
     if not arguments or arguments[0] not in commands:
         print(__doc__)
         return 0 if arguments and arguments[0] in ("-h", "--help", "help") else 2
@@ -303,6 +305,24 @@ def lab(arguments):
 def setup(_):
     print(f"The environment is ready: {environment()}")
     return 0
+
+
+def bench(arguments):
+    """Runs the benchmarks of these names, by default all that need no data and no GPU; 1 where any failed or missed."""
+    known = {path.stem.removeprefix("speed_"): path for path in sorted((ROOT / "benchmarks").glob("*.py"))
+             if path.stem.startswith("speed_") or path.stem == "gpu"}
+    names = [a for a in arguments if not a.startswith("-")] or [name for name in known if name != "gpu"]
+    for name in names:
+        if name not in known:
+            sys.exit(f"{name} is no benchmark; there are {', '.join(known)}")
+    python, env, codes = environment(), {**os.environ, "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"}, {}
+    for name in names:
+        print(f"\n--- {name}", flush=True)
+        codes[name] = call([python, known[name], *(a for a in arguments if a.startswith("-"))], cwd=ROOT, env=env)
+    print()
+    for name, code in codes.items():
+        print(f"{name:<20}{'failed, or missed a mark' if code else 'done'}")
+    return int(any(codes.values()))
 
 
 def notebooks(arguments):

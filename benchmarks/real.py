@@ -22,20 +22,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an installation
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import pandas as pd
+from harness import HEAD, RESULTS, ROOT, machine_line, markdown, with_section  # first: it makes patholib importable
 
 from patholib import files, manifest, runs
 from patholib.errors import PathoError
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-HEAD = """# Benchmarks
-
-Every section is written by the command it names, from the files of the run: nothing here is typed. How to run them is
-in [README.md](README.md). A mark is declared in the code before the run.
-"""
 FACTS = "benchmark.json"  # in the run folder: what no other file of it knows
 METRICS = ("auc", "balanced_accuracy", "accuracy", "macro_f1", "sensitivity", "specificity", "log_loss", "brier")
 SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)"}
@@ -89,22 +83,9 @@ def write(name: str, body: str, good: bool, curves: Path | None, results: Path) 
     if curves:
         picture = files.write_bytes(results.with_name(f"{name}-curves.png"), curves.read_bytes())
         body += f"\n![Loss and validation metrics by epoch]({picture.name})\n"
-    files.write_text(results, with_section(old, name, body))
+    files.write_text(results, with_section(old, f"real {name}", body))
     print(f"The section {name} of {results.name} is written")
     return 0 if good else 1
-
-
-def with_section(text: str, name: str, body: str) -> str:
-    """The text with the section between its two marks replaced, or put at the end where there is none yet."""
-    begin, end = f"<!-- real {name}: begin -->\n", f"<!-- real {name}: end -->\n"
-    before, found, rest = text.partition(begin)
-    inside, closed, after = rest.partition(end)
-    if bool(found) != bool(closed) or end in before or begin in inside + after or end in after:
-        raise PathoError("bad_marks", f"section {name}", "does not have one mark at its begin and one at its end",
-                         "Restore RESULTS.md")
-    if not found:
-        before, after = text.rstrip("\n") + "\n\n", ""
-    return before + begin + body.strip("\n") + "\n" + end + after
 
 
 # --- running ---
@@ -195,10 +176,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
 
 
 def opening(benchmark: Benchmark, facts: dict, machine: dict) -> list[str]:
-    gpu = machine["gpu"] or "no GPU"
-    return [f"## {benchmark.title}", "", "```", *facts["commands"], "```", "",
-            f"- Machine: {machine['processor']}, {machine['cores']} cores, {machine['torch_threads']} threads, {gpu}, "
-            f"{machine['system'].split('-')[0]}"]
+    return [f"## {benchmark.title}", "", "```", *facts["commands"], "```", "", machine_line(machine)]
 
 
 def left_out(data: dict, checked: dict) -> str:
@@ -264,11 +242,6 @@ def history_table(history: pd.DataFrame, best: int) -> list[str]:
     rows = [[f"{row[name]:.0f}{' (kept)' * int(row[name] == best)}" if name == "epoch" else f"{row[name]:.3g}"
              for name in columns] for _, row in chosen.iterrows()]
     return markdown([name.replace("_", " ") for name in columns], rows)
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def duration(seconds: float) -> str:

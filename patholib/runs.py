@@ -216,7 +216,7 @@ def _new(recipe, checked, split, output, mark, name) -> Run:
         "split": {"path": "split.csv", "sha256": files.sha256(folder / "split.csv"),
                   "counts": {part: {k: int(v) for k, v in row.items()} for part, row in counts.iterrows()}},
         "versions": {"python": platform.python_version()} | {n: _version(n) for n in LIBRARIES},
-        "code": {"version": __version__, "commit": _commit()},
+        "code": code(),
         "machine": machine(),
     })
     return Run(folder, recipe, checked.manifest.demo, mark, lock)
@@ -234,6 +234,11 @@ def machine() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"system": f"{platform.system()} {platform.release()}", "processor": _processor(), "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def code() -> dict:
+    """The version of the library and its git commit."""
+    return {"version": __version__, "commit": _commit()}
 
 
 def _processor() -> str:

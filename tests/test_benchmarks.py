@@ -1,9 +1,10 @@
-"""A section of the results says what the files of a run say, and leaves the others alone."""
+"""A section of the results says what was measured, in turn and against its mark, and leaves the others alone."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,135 @@ from patholib.errors import PathoError
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def real():
-    spec = importlib.util.spec_from_file_location("real", ROOT / "benchmarks" / "real.py")
+def benchmark(name: str):
+    """A file of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["real"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def harness():
+    return benchmark("harness")
+
+
+@pytest.fixture(scope="module")
+def real(harness):
+    return benchmark("real")
+
+
+# --- the harness ---
+
+
+@pytest.fixture
+def clock(harness, monkeypatch):
+    """A clock that only `spend` moves."""
+    now = [0.0]
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_a_ratio_is_taken_within_the_round_so_a_slower_hour_changes_nothing(harness, clock):
+    called = []
+
+    def case(name, seconds, slow):
+        def run():
+            round_ = sum(c == name for c in called)
+            called.append(name)
+            clock(seconds * slow[round_])
+            return 10
+        return run
+
+    busy = [1, 1, 8, 1]  # warm-up first; in the second round everything takes eight times as long
+    table = harness.compare({"rival": case("rival", 5, busy), "ours": case("ours", 1, busy)}, rounds=3)
+    assert called == ["rival", "ours"] * 4
+    assert table.loc["rival", "median"] == 2 and table.loc["ours", ["low", "high"]].tolist() == [1.25, 10]
+    assert table.loc["ours", ["ratio", "ratio_low", "ratio_high"]].tolist() == [5, 5, 5]
+    assert harness.ratio(table, "rival", "ours") == (0.2, 0.2, 0.2)
+    assert harness.best(table, ["rival", "ours"]) == "ours"
+
+
+def test_a_mark_says_what_was_demanded_and_why_it_was_missed(harness):
+    quick, small = harness.Mark("quick", 3, reason="The disk"), harness.Mark("small", 1.15, most=True)
+    assert quick.met(3) and not quick.met(2.9) and small.met(1.15) and not small.met(1.2)
+    text = "\n".join(harness.verdicts([(quick, 2.5), (small, 1.0)]))
+    assert "| quick | at least 3 x | 2.5 x | **missed** |" in text and "| small | at most 1.15 x | 1 x | met |" in text
+    assert "- Missed: quick. The disk" in text and "Missed: small" not in text
+
+
+def test_a_section_is_written_with_its_verdicts_and_the_code_is_1_for_a_missed_mark(harness, tmp_path):
+    results, mark = tmp_path / "RESULTS.md", harness.Mark("quick", 3)
+    results.write_text("# Head\n\n<!-- real idc: begin -->\nkept\n<!-- real idc: end -->\n", encoding="utf-8")
+    for reached, code in ((4, 0), (2, 1)):
+        assert harness.section("input", "Input", "python x.py", "| a | table |", [(mark, reached)], ["pillow"],
+                               results=results) == code
+    text = results.read_text(encoding="utf-8")
+    assert text.count("<!-- speed input: begin -->") == 1 and "real idc: begin -->\nkept\n" in text
+    for part in ("## Input", "python x.py", "- Machine: ", "; torch ", ", pillow ", "| a | table |", "**missed**"):
+        assert part in text, part
+
+
+def test_the_picture_of_the_ratios_is_small(harness, clock, tmp_path):
+    table = harness.compare({"published": lambda: clock(2) or 1, "ours": lambda: clock(1) or 1})
+    path = harness.bars(tmp_path / "bars.png", {"input": table, "augmentation": table}, "Times the published loader")
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 100_000
+
+
+@pytest.fixture
+def rivals(harness, monkeypatch, tmp_path):
+    """The harness in an empty folder, with its commands noted instead of run."""
+    commands = []
+
+    def run(command, **_):
+        commands.append(" ".join(map(str, command)))
+        if "venv" in command:
+            (harness.VENV / "bin").mkdir()
+            (harness.VENV / "Scripts").mkdir()
+            for name in ("bin/python", "Scripts/python.exe"):
+                (harness.VENV / name).touch()
+        return subprocess.CompletedProcess(command, harness.code, str(tmp_path), "")
+
+    (tmp_path / "rivals.txt").write_text("timm")
+    monkeypatch.setattr(harness, "RIVALS", tmp_path / "rivals.txt")
+    monkeypatch.setattr(harness, "VENV", tmp_path / ".venv-bench")
+    monkeypatch.setattr(harness.subprocess, "run", run)
+    monkeypatch.setattr(harness, "code", 0, raising=False)
+    harness.commands = commands
+    return harness
+
+
+def test_the_rivals_are_installed_once_into_their_own_environment_and_again_when_the_list_changes(rivals):
+    def installs() -> int:
+        rivals.commands.clear()
+        rivals.rivals_python()
+        assert all(str(rivals.VENV) in line for line in rivals.commands)
+        return sum(" install " in line for line in rivals.commands)
+
+    assert installs() == 1 and "--require-virtualenv" in rivals.commands[-1] and " -c " in rivals.commands[-1]
+    assert installs() == 0
+    rivals.RIVALS.write_text("timm albumentations")
+    assert installs() == 1
+
+
+def test_a_failed_installation_of_the_rivals_starts_over(rivals):
+    rivals.code = 1
+    with pytest.raises(PathoError, match="no_rivals"):
+        rivals.rivals_python()
+    rivals.code = 0
+    rivals.rivals_python()
+    assert any(" install " in line for line in rivals.commands)
+
+
+def test_a_foreign_environment_is_left_to_its_owner(rivals):
+    rivals.VENV.mkdir()
+    with pytest.raises(PathoError, match="foreign_environment"):
+        rivals.rivals_python()
+    assert rivals.commands == [] and rivals.VENV.exists()
+
+
+# --- real images ---
 
 
 def numbers(auc: float) -> dict:
@@ -101,22 +224,22 @@ def test_of_real_images_only_numbers_and_their_curves_are_kept(real, run_dir):
     assert sorted(p.name for p in run_dir.parent.iterdir()) == ["RESULTS.md", "idc-curves.png", "run"]
 
 
-def test_other_sections_stay_to_the_letter(real):
+def test_other_sections_stay_to_the_letter(harness):
     text = "# Head\n\n<!-- speed: begin -->\nfast\n<!-- speed: end -->\n\ntail without end"
-    once = real.with_section(text, "idc", "one\n")
+    once = harness.with_section(text, "real idc", "one\n")
     assert once.startswith(text + "\n\n<!-- real idc: begin -->\none\n")
-    both = real.with_section(once, "breakhis", "refused")
-    again = real.with_section(both, "idc", "two")
+    both = harness.with_section(once, "real breakhis", "refused")
+    again = harness.with_section(both, "real idc", "two")
     assert again == both.replace("\none\n", "\ntwo\n")
-    assert real.with_section(again, "idc", "two") == again
+    assert harness.with_section(again, "real idc", "two") == again
 
 
 @pytest.mark.parametrize("broken", [
     "<!-- real idc: begin -->\n", "<!-- real idc: end -->\n", "<!-- real idc: end -->\n<!-- real idc: begin -->\n",
     "<!-- real idc: begin -->\n<!-- real idc: begin -->\n<!-- real idc: end -->\n"])
-def test_damaged_marks_are_refused_before_anything_is_lost(real, broken):
+def test_damaged_marks_are_refused_before_anything_is_lost(harness, broken):
     with pytest.raises(PathoError, match="bad_marks"):
-        real.with_section(broken, "idc", "one")
+        harness.with_section(broken, "real idc", "one")
 
 
 def test_a_demo_run_or_another_benchmarks_run_is_no_result(real, run_dir):
@@ -169,9 +292,9 @@ def test_durations_are_readable(real, seconds, text):
     assert real.duration(seconds) == text
 
 
-def test_the_committed_results_have_whole_sections_and_their_pictures(real):
+def test_the_committed_results_have_whole_sections_and_their_pictures(harness):
     text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    for name in real.BENCHMARKS:
-        real.with_section(text, name, "new")
+    for name in re.findall(r"<!-- (.*): begin -->", text):
+        harness.with_section(text, name, "new")
     pictures = {p.name for p in (ROOT / "benchmarks").glob("*") if p.suffix in (".png", ".jpg", ".npy")}
-    assert pictures == {f"{name}-curves.png" for name in real.BENCHMARKS if f"{name}-curves.png" in text}
+    assert pictures == set(re.findall(r"\]\(([^)]*\.png)\)", text))

@@ -208,3 +208,19 @@ def test_the_exit_code_of_a_program_is_passed_on(run):
 def test_its_help_needs_no_environment():
     result = subprocess.run([sys.executable, ROOT / "run.py", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "run.py test" in result.stdout
+
+
+def test_the_benchmarks_run_one_after_another_and_a_missed_mark_is_the_exit_code(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("harness", "real", "gpu", "speed_input", "speed_training"):
+        (tmp_path / "benchmarks" / f"{name}.py").touch()
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("PATHOLIB_PYTHON", "python")
+    assert run.main(["bench", "--quick"]) == 0
+    folder = tmp_path / "benchmarks"
+    assert run.commands == [f"python {folder / name} --quick" for name in ("speed_input.py", "speed_training.py")]
+    run.fails = lambda line: "gpu" in line
+    assert run.main(["bench", "gpu", "input"]) == 1
+    assert "speed_input" in run.commands[-1] and "missed a mark" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="there are gpu, input, training"):
+        run.main(["bench", "real"])
