@@ -180,12 +180,12 @@ def _cosines() -> np.ndarray:
     return np.cos(np.pi / 32 * np.arange(8)[:, None] * (np.arange(32) + 0.5))
 
 
-def _stat(path: Path, name: str) -> os.stat_result:
+def _stat(path: Path | str, name: str) -> os.stat_result:
     """The facts of a regular file; nothing is opened, because opening a pipe would wait for ever."""
     try:
-        facts = path.stat()
+        facts = os.stat(path)  # noqa: PTH116 - text, where there are many
     except OSError as error:
-        if error.errno == errno.ELOOP or path.is_symlink():
+        if error.errno == errno.ELOOP or Path(path).is_symlink():
             raise PathoError("broken_link", name, "is a link that leads nowhere",
                              "Restore its target or remove the link") from error
         raise _unread(name, error) from error
@@ -426,7 +426,7 @@ class ImageSet:
     def labels(self) -> np.ndarray:
         """(N,) int64, the place of each image's label in `classes`."""
         place = {name: i for i, name in enumerate(self.classes)}
-        unknown = sorted(set(self.table["label"]) - set(place))
+        unknown = sorted(set(self.table["label"].tolist()) - set(place))
         if unknown:
             raise PathoError("unknown_class", unknown[0], "is a label but no class of the set",
                              nearest(unknown[0], self.classes))
@@ -461,18 +461,19 @@ class ImageSet:
         Raises PathoError: `split_mismatch`; `split_leakage` where a split made elsewhere has a picture in one part and
         its equal, which the check left out as a duplicate, in another.
         """
-        home = dict(zip(table["path"], table["split"], strict=True))
+        paths, ours = table["path"].tolist(), self.table["path"].tolist()
+        home = dict(zip(paths, table["split"].tolist(), strict=True))
         stop_on([("split_leakage", copy, f"is in {home[copy]}, and {shown(kept)} with the same pixels in {home[kept]}")
                  for copy, kept in self.copies.items() if {copy, kept} <= home.keys() and home[copy] != home[kept]],
                 "Split again: no picture may be in two splits")
-        rows = pd.Series(self.table["row"].to_numpy(), index=self.table["path"])
-        for missing, reason in ((set(table["path"]) - set(rows.index), "is in the split but not among the images"),
-                                (set(rows.index) - set(table["path"]), "is among the images but not in the split")):
+        rows = dict(zip(ours, self.table["row"].tolist(), strict=True))
+        for missing, reason in ((home.keys() - rows.keys(), "is in the split but not among the images"),
+                                (rows.keys() - home.keys(), "is among the images but not in the split")):
             if missing:
                 raise PathoError("split_mismatch", min(missing), f"{reason} (so are {len(missing) - 1} more)",
                                  "Split the checked manifest again")
         table = table.drop(columns="row", errors="ignore").reset_index(drop=True)
-        return dataclasses.replace(self, table=table.assign(row=table["path"].map(rows).astype(np.int64)))
+        return dataclasses.replace(self, table=table.assign(row=np.array([rows[path] for path in paths], np.int64)))
 
 
 @dataclass(frozen=True)
@@ -520,7 +521,7 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
     say = print if progress else (lambda text: None)
     workers = threads(workers, say)
 
-    root, paths = Path(manifest.root), list(manifest.table["path"])
+    root, paths = Path(manifest.root), manifest.table["path"].tolist()
     facts = [_first_facts(root, path) for path in paths]
     cache = cache_file(facts, size, fit, cache_dir)
     known = _known_facts(cache, facts, size)
@@ -549,7 +550,7 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
     table = manifest.table[keep].assign(row=np.flatnonzero(keep)).reset_index(drop=True)
     sound = dataclasses.replace(manifest, table=table.drop(columns="row"))
     columns = ("path", "bytes", "sha256", "phash", "width", "height", "mode", "kind")
-    known_of = pd.DataFrame([[fact.get(c, "") for c in columns] for fact in facts], columns=list(columns))
+    known_of = pd.DataFrame({c: [fact.get(c, "") for fact in facts] for c in columns})
     copies = {path: entry["kept"] for entry in report["duplicates"] for path in entry["dropped"]}
     return Checked(sound, ImageSet(pixels, table, tuple(manifest.classes), copies), report, known_of, pictures)
 
@@ -589,10 +590,10 @@ def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = 
 
 def _first_facts(root: Path, name: str) -> dict:
     """Path, size in bytes and time of change, or the problem that hides them; nothing is opened."""
-    path = root / name
+    path = files.joined(root, name)
     try:
-        found = _stat(path, name)
-        if path.is_symlink() and not Path(name).is_absolute() and not path.resolve().is_relative_to(root.resolve()):
+        found, link = _stat(path, name), os.path.islink(path)  # noqa: PTH114 - as above
+        if link and not Path(name).is_absolute() and not Path(path).resolve().is_relative_to(root.resolve()):
             raise PathoError("link_outside_root", name, "is a link that leaves the data folder",
                              "Copy its target here, or list the target by its absolute path in a CSV of your own")
     except PathoError as error:

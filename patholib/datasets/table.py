@@ -6,10 +6,12 @@ import os
 import posixpath
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pandas as pd
 
 from patholib.datasets.folders import demo_folder
 from patholib.errors import PathoError, nearest
+from patholib.files import joined
 from patholib.manifest import Manifest, first, in_several, read_csv, stop_on
 
 ALIASES = {"path": ("file", "image"), "group": ("patient", "case", "lesion")}  # the coarsest id first
@@ -38,8 +40,8 @@ def read(path: Path, positive: str | None = None, missing: str = "error") -> Man
     table["path"] = _paths(path.name, table, root)
     empty = table.index[table["label"].str.strip() == ""]
     stop_on([("bad_label", f"{path.name} line {line}", "has no label") for line in empty], "Write a class in every row")
-    there = table["path"].map(lambda name: os.path.lexists(root / name))  # what it is, the image check will say
-    without = table.loc[~there, "path"].tolist()
+    there = np.array([os.path.lexists(joined(root, name)) for name in table["path"].tolist()], bool)
+    without = table.loc[~there, "path"].tolist()  # what it is that is there, the image check will say
     if without and (missing == "error" or not there.any()):
         raise PathoError("rows_without_files", path.name,
                          f"{len(without)} of {len(table)} rows have no file ({', '.join(first(without)['first'])})",
@@ -96,16 +98,17 @@ def _standard_names(name: str, table: pd.DataFrame) -> dict[str, str]:
 def _paths(name: str, table: pd.DataFrame, root: Path) -> list[str]:
     """Posix paths, relative to `root` where they lie in it."""
     paths, problems = [], []
-    for line, text in table["path"].items():
+    for line, text in zip(table.index.tolist(), table["path"].tolist(), strict=True):
         where = f"{name} line {line}"
         path = posixpath.normpath(text.replace("\\", "/")) if text.strip() else ""
-        if Path(path).is_absolute():
+        rooted = path.startswith("/") or ":" in path  # no other is absolute or on a drive, and asking pathlib is slow
+        if rooted and Path(path).is_absolute():
             path = Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
         elif not path:
             problems.append(("csv_format", where, "has no path"))
         elif path.split("/")[0] == "..":
             problems.append(("path_outside_root", where, f"{text!r} leaves the folder of the CSV"))
-        elif PureWindowsPath(path).drive:
+        elif rooted and PureWindowsPath(path).drive:
             problems.append(("path_outside_root", where, f"{text!r} is on a drive of another system"))
         paths.append(path)
     stop_on(problems, "Write paths that count from the folder of the CSV, or absolute ones")
