@@ -232,7 +232,8 @@ def steps(python, folder):
     """What is tested: name, how it is judged, the command, and its environment beyond the common one."""
     outside = {"PATHOLIB_OUTPUTS": str(folder / "outputs")}  # trial runs are no runs of the user's
     nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "600"]
-    small = ("-p", "epochs", "3", "-p", "image_size", "32", "-p", "batch_size", "16")
+    # The precision is given, because two starts could time it differently.
+    small = ("-p", "epochs", "3", "-p", "image_size", "32", "-p", "batch_size", "16", "-p", "precision", "fp32")
 
     def trial(name, place, *parameters):
         return (papermill(python, NOTEBOOKS / name / "train.ipynb", folder / place / "out.ipynb", *parameters),

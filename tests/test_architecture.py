@@ -20,8 +20,7 @@ PACKAGE = ROOT / "patholib"
 LEVELS = (
     {"errors"},
     {"files", "locks"},
-    {"archives"},
-    {"recipes", "metrics", "losses", "schedules", "figures", "pages", "signatures"},
+    {"recipes", "metrics", "losses", "schedules", "figures", "pages", "signatures", "archives"},
     {"manifest"},
     {"datasets", "datareport", "calibration"},
     {"images", "augment", "models"},
