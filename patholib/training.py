@@ -362,7 +362,7 @@ class Learner:
     def resume(self) -> None:
         """Takes up the newest whole checkpoint of the run folder, if there is one."""
         checkpoints.remove_leftovers(self.saving.folder)
-        state = checkpoints.load(self.saving.folder, "last")
+        state = checkpoints.load(self.saving.folder, "last", holds=("version", "fingerprint"))
         if state is None:
             return
         self._refuse_what_is_of_another_run(state)
@@ -379,7 +379,7 @@ class Learner:
             self.progress.reason = ""
         if self.progress.history:
             best = schedules.best_epoch(self.recipe, self.progress.scores(self.recipe.monitor)) + 1
-            kept = checkpoints.load(self.saving.folder, "best", best)
+            kept = checkpoints.load(self.saving.folder, "best", best, holds=("model", "optimizer", "row"))
             if kept is None:
                 raise PathoError("checkpoint_damaged", str(self.saving.folder),
                                  f"lacks the best epoch's weights ({best})",

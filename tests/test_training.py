@@ -160,7 +160,7 @@ def test_every_part_of_a_checkpoint_is_needed(tmp_path, monkeypatch, broken_run,
                              torch.device("cpu"), 1).state()
     load = checkpoints.load
 
-    def forgetful(folder, kind, step=None):
+    def forgetful(folder, kind, step=None, holds=()):
         state = load(folder, kind, step)
         if kind == "last" and part in ("model", "optimizer", "scaler"):
             state[part] = fresh[part]
