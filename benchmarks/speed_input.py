@@ -42,13 +42,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 OURS, PUBLISHED = "patholib", "published loader"
 COMMAND = "python3 run.py bench input"
 
+# How many pictures, how large, with how much noise, in what files: as slow to decode as those of the data sets.
+SETS = {"BreakHis, PNG 700 x 460": (400, (700, 460), 2.0, ".png", {"compress_level": 6}),
+        "ISIC, JPEG 1024 x 1024": (200, (1024, 1024), 4.0, ".jpg", {"quality": 90})}
 PIPELINE = {kind: (Mark(f"{kind}: patholib against the published loader", 15),
                    Mark(f"{kind}: patholib against the best rival", 3),
                    Mark(f"{kind}: check and cache against decoding alone, in time", 1.15, most=True, reason=(
                        "The check also reads every byte for SHA-256 and the file's own check sums, shrinks, hashes the "
                        "pixels twice and writes them")),
                    Mark(f"{kind}: reading 32 random images from the cache against decoding them", 100))
-            for kind in ("BreakHis, PNG 700 x 460", "ISIC, JPEG 1024 x 1024")}
+            for kind in SETS}
 AUGMENTATION = (Mark("augmentation on one core against albumentations", 3),
                 Mark("picture quality (PSNR to an ideal warp) above that of the published chain", 8, "dB"))
 SCALE = (Mark("time per image of check and cache, 100,000 images against 1,000", 1.3, most=True),
@@ -247,11 +250,9 @@ def epoch(loader) -> Callable[[], int]:
 
 
 def pipeline(folder: Path, quick: bool, loaders: dict = LOADERS) -> tuple[str, list]:
-    sets = {"BreakHis, PNG 700 x 460": (400, (700, 460), 2.0, ".png", {"compress_level": 6}),
-            "ISIC, JPEG 1024 x 1024": (200, (1024, 1024), 4.0, ".jpg", {"quality": 90})}
     rounds = 1 if quick else 3
     text, judged, tables = [], [], {}
-    for kind, (count, size, noise, suffix, options) in sets.items():
+    for kind, (count, size, noise, suffix, options) in SETS.items():
         here = folder / suffix[1:]
         count = 2 * BATCH if quick else count
         write_images(here, count, size, noise, suffix, **options)
