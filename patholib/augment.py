@@ -260,7 +260,9 @@ def warp_with_opencv(images: np.ndarray, matrices: np.ndarray, size: int, border
     mode = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[border]
     views = np.empty((len(images), size, size, 3), np.uint8)
     for image, matrix, view in zip(images, np.broadcast_to(matrices, (len(images), 3, 3)), views, strict=True):
-        cv2.warpPerspective(image, matrix, (size, size), dst=view, flags=flags, borderMode=mode)
+        four = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # the same pixels twice as fast: one load fetches a whole pixel
+        four = cv2.warpPerspective(four, matrix, (size, size), flags=flags, borderMode=mode)
+        cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=view)
     return views
 
 
@@ -306,13 +308,13 @@ def _recoloured(views, draws: dict, a: Augmentation) -> torch.Tensor:
             views = views.clamp_(0, 1).reshape(-1, size, size, 3)
         return views
     out = np.empty(views.shape, np.float32)
-    scale = None if matrices is None else matrices.numpy() * np.array([1, 1, 1, 255])  # for grey levels 0 to 255
+    scale = None if matrices is None else matrices.numpy() / np.array([255, 255, 255, 1])  # from grey levels 0 to 255
     for i, view in enumerate(views):
         if scale is None:
             np.divide(view, np.float32(255), out=out[i])
         else:
             cv2.transform(view.astype(np.float32), scale[i], dst=out[i])
-            np.clip(np.divide(out[i], np.float32(255), out=out[i]), 0, 1, out=out[i])
+            np.clip(out[i], 0, 1, out=out[i])
     return torch.from_numpy(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -9,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from patholib import files, manifest
+from patholib import files, manifest, recipes
 from patholib.errors import PathoError
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +147,62 @@ def test_a_foreign_environment_is_left_to_its_owner(rivals):
     with pytest.raises(PathoError, match="foreign_environment"):
         rivals.rivals_python()
     assert rivals.commands == [] and rivals.VENV.exists()
+
+
+# --- the input ---
+
+
+@pytest.fixture(scope="module")
+def speed_input(harness):
+    return benchmark("speed_input")
+
+
+def test_the_input_benchmark_runs_in_miniature(speed_input, monkeypatch, tmp_path):
+    small = {"BreakHis, PNG 700 x 460": (64, (70, 46), 2.0, ".png", {}), "ISIC, JPEG 1024 x 1024": (64, (64, 64), 2.0,
+                                                                                                 ".jpg", {})}
+    monkeypatch.setattr(speed_input, "SETS", small)
+    loaders = {name: speed_input.LOADERS[name] for name in ("published loader", "torchvision v2", "patholib")}
+    text, judged = speed_input.pipeline(tmp_path, True, loaders)
+    assert [mark for mark, _ in judged] == [mark for marks in speed_input.PIPELINE.values() for mark in marks]
+    assert all(reached > 0 for _, reached in judged)
+    for part in ("| torchvision v2 |", "| patholib |", "| check and cache |", "| decoding |"):
+        assert text.count(part) == 2, part
+
+
+def test_what_the_library_gives_is_normalised_as_the_rivals_batches_are(speed_input):
+    views = torch.rand(2, 224, 224, 3).permute(0, 3, 1, 2)
+    wanted = (views - torch.tensor(speed_input.MEAN)[:, None, None]) / torch.tensor(speed_input.STD)[:, None, None]
+    assert torch.equal(speed_input.normalised(views), wanted)
+
+
+def test_one_warp_is_8_dB_nearer_to_the_ideal_than_the_published_chain(speed_input):
+    _, judged = speed_input.augmenting(Path(), True, names=())
+    assert [(mark.what[:7], mark.met(reached)) for mark, reached in judged] == [("picture", True)]
+
+
+def test_the_ideal_warp_is_the_picture_itself_where_nothing_moves(speed_input):
+    still = dataclasses.replace(recipes.BREAKHIS, augmentation=recipes.Augmentation())
+    cached = np.stack([speed_input.texture(np.random.default_rng(i), 256, 256, 2.0) for i in range(2)])
+    assert min(speed_input.psnr(cached, still)) > 50
+
+
+def test_a_second_look_at_the_same_files_finds_their_cache(speed_input, tmp_path, capsys):
+    speed_input.write_small(tmp_path, 120)
+    found = []
+    for _ in range(2):
+        speed_input.first_batch(tmp_path)
+        lines = capsys.readouterr().out.splitlines()
+        found.append(json.loads(lines[-1]))
+        parts = ("read", "check", "split", "batch")
+        assert found[-1]["first_batch"] == pytest.approx(sum(found[-1][part] for part in parts))
+    assert any("Re-used" in line for line in lines)
+    assert found[1]["peak"] >= found[1]["imported"] > 50
+
+
+@pytest.mark.slow
+def test_the_scale_is_measured_in_processes_of_their_own(speed_input, tmp_path):
+    text, judged = speed_input.scale(tmp_path, True)
+    assert len(judged) == len(speed_input.SCALE) and "| 200 |" in text
 
 
 # --- real images ---

@@ -94,6 +94,12 @@ def test_paths_bytes_and_open_files_give_the_same_picture(tmp_path):
 
 
 
+def test_a_jpeg_marker_may_be_filled_up_with_any_number_of_bytes():
+    content = encoded(picture(), "JPEG")
+    assert images.read(content[:-2] + b"\xff\xff\xff\xd9").warnings == []  # ITU-T T.81, B.1.1.2
+    assert [note.code for note in images.read(content + b"\xff\xd9").warnings] == ["trailing_data"]
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_broken_camera_data_does_not_cost_the_picture():
     content = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
