@@ -33,6 +33,12 @@ class Network(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(block(narrow, wide, wide // narrow), block(wide, wide)))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
 
+    def forward(self, images):
+        maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            maps = layer(maps)
+        return self.fc(self.avgpool(maps).flatten(1))
+
 
 def block(before, after, stride=1):
     """One convolution to `after` channels."""
