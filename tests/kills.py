@@ -51,7 +51,7 @@ RECIPES = {
     "stages": replace(BASE, epochs=4, stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)), schedule="plateau",
                       plateau_patience=0, balance="sampler", optimizer="adamw", batchnorm="adapt", clip_norm=0.5),
     "dropout": replace(BASE, head_dropout=(0.5, 0.3)),
-    "early stop": replace(BASE, epochs=8, patience=1, stop="any_epoch"),
+    "early stop": replace(BASE, epochs=7, patience=1, t_0=1),  # where a cycle ends, after epoch 1, 3 or 7
     "bf16": replace(BASE, precision="bf16"),
     "fp16": replace(BASE, precision="fp16"),  # its scaler passes over two steps here
 }
