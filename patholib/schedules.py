@@ -87,13 +87,12 @@ def table(recipe) -> list[dict]:
 def best_epoch(recipe, scores) -> int:
     """The epoch whose weights are kept: the first with the highest score.
 
-    With stop="any_epoch", as published: the last that exceeded the best before it by more than min_delta, from 0 on.
-    Errors: undefined_metric where no epoch qualifies.
+    With stop="any_epoch", as published: the last that exceeded the best before it by more than min_delta, from 0 on;
+    where none did, as at an accuracy of 0, the first with the highest score. Errors: undefined_metric where no score
+    is defined.
     """
-    if recipe.stop == "any_epoch":
-        best = _improvements(scores, recipe.min_delta, 0.0)
-    else:
-        best = _improvements(scores, 0.0, -math.inf)
+    best = _improvements(scores, recipe.min_delta, 0.0) if recipe.stop == "any_epoch" else []
+    best = best or _improvements(scores, 0.0, -math.inf)
     if not best:
         raise PathoError("undefined_metric", f"val_{recipe.monitor}", f"picks no epoch out of {len(scores)}",
                          "Look at the validation split, or monitor another metric")

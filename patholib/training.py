@@ -361,7 +361,8 @@ class Learner:
 
     def resume(self) -> None:
         """Takes up the newest whole checkpoint of the run folder, if there is one."""
-        checkpoints.remove_leftovers(self.saving.folder)
+        for folder in (self.run.dir, self.saving.folder):
+            checkpoints.remove_leftovers(folder)
         state = checkpoints.load(self.saving.folder, "last", holds=("version", "fingerprint"))
         if state is None:
             return

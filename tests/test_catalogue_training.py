@@ -271,9 +271,11 @@ def test_T21_a_second_interrupt_leaves_at_once(tmp_path, monkeypatch, catalogue,
 def test_T07_what_a_killed_write_left_is_removed(tmp_path, catalogue):
     (tmp_path / "checkpoints").mkdir()
     left = tmp_path / "checkpoints" / ".last-000000004-0123456789abcdef.pt.x.part"
-    left.write_bytes(b"half")
+    table = tmp_path / ".history.csv.x.part"
+    for part in (left, table):
+        part.write_bytes(b"half")
     train(tmp_path)
-    assert not left.exists()
+    assert not left.exists() and not table.exists()
     catalogue("T07", "half a checkpoint of a killed process", "removed at the next start; the one before it is whole")
 
 

@@ -164,3 +164,9 @@ def test_the_table_of_a_plateau_says_that_reductions_are_not_known():
     assert [row["frozen"] for row in starts] == [7, 5, 3, 1, 0]
     assert [row["lr"] for row in starts] == pytest.approx([5e-5, 2.5e-5, 1e-5, 5e-6, 2.5e-6])
     assert plan[0]["rule"] == "plateau: lr before any reduction"
+
+
+def test_a_first_epoch_that_gets_nothing_right_is_still_the_best_so_far():
+    assert schedules.best_epoch(LITERAL, [0.0]) == 0
+    assert schedules.best_epoch(LITERAL, [0.0, None, 0.001]) == 2  # more, though by less than min_delta
+    assert schedules.best_epoch(LITERAL, [0.0, 0.5, 0.4]) == 1
