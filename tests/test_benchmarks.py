@@ -196,7 +196,8 @@ def test_a_second_look_at_the_same_files_finds_their_cache(speed_input, tmp_path
         parts = ("read", "check", "split", "batch")
         assert found[-1]["first_batch"] == pytest.approx(sum(found[-1][part] for part in parts))
     assert any("Re-used" in line for line in lines)
-    assert found[1]["peak"] >= found[1]["imported"] > 50
+    if sys.platform == "linux":
+        assert found[1]["peak"] >= found[1]["own"] > 50  # MB
 
 
 @pytest.mark.slow
