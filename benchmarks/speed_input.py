@@ -25,13 +25,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cv2
+import literal
 import numpy as np
 import torch
 from harness import ROOT, Mark, bars, best, compare, markdown, rate_table, ratio, section, spread, with_rivals
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets as vision
-from torchvision import transforms as T
 from torchvision.transforms import v2
 
 from patholib import augment, images, manifest, recipes
@@ -121,44 +121,16 @@ def check(folder: Path, size: int = recipes.BREAKHIS.cache_size, cache: str = "c
 # --- the input pipeline ---
 
 
-class PublishedDataset(Dataset):
-    """As the source documents describe it: pictures are brought to 224 x 224 on loading, then transformed."""
-
-    def __init__(self, folder: Path, transform: Callable):
-        self.paths, self.transform = sorted(folder.glob("[ab]/*")), transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int):
-        image = Image.open(self.paths[i]).convert("RGB").resize((SIDE, SIDE))
-        return self.transform(image), int(self.paths[i].parent.name == "b")
-
-
-class GaussianNoise:
-    """The source's own transform."""
-
-    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor + torch.randn_like(tensor) * 0.02
-
-
-def published_transform(kind: str) -> Callable:
-    """The two lists of the source documents, without changes."""
-    if kind.startswith("BreakHis"):
-        steps = [T.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=5), T.RandomRotation(20),
-                 T.RandomHorizontalFlip(0.5), T.RandomVerticalFlip(0.5), T.RandomPerspective(0.2, p=0.3),
-                 T.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.15, hue=0.05)]
-    else:
-        steps = [T.RandomHorizontalFlip(0.3), T.RandomRotation(3), T.RandomResizedCrop(SIDE, scale=(0.92, 1.0)),
-                 T.ColorJitter(brightness=0.05, contrast=0.05, saturation=0.05, hue=0.05)]
-    return T.Compose([*steps, T.ToTensor(), T.Normalize(MEAN, STD),
-                      *[GaussianNoise()] * (not kind.startswith("BreakHis"))])
+def listed(folder: Path, dataset: type[Dataset], transform: Callable) -> Dataset:
+    """A data set of the pictures with their labels, 0 or 1."""
+    paths = sorted(folder.glob("[ab]/*"))
+    return dataset(paths, [path.parent.name == "b" for path in paths], transform)
 
 
 def published(folder: Path, kind: str):
-    return DataLoader(PublishedDataset(folder, published_transform(kind)), batch_size=BATCH, shuffle=True,
-                      num_workers=WORKERS, pin_memory=torch.cuda.is_available(), persistent_workers=True,
-                      prefetch_factor=3, drop_last=True)
+    breakhis = kind.startswith("BreakHis")
+    transform = literal.BREAKHIS if breakhis else literal.ISIC
+    return literal.loader(listed(folder, literal.Images, transform), BATCH, balanced=breakhis, workers=WORKERS)
 
 
 def torchvision_reference(folder: Path, _: str):
@@ -173,12 +145,12 @@ def is_picture(path: str) -> bool:
     return path.endswith((".png", ".jpg")) and Path(path).parent.name in ("a", "b")
 
 
-class AlbumentationsDataset(PublishedDataset):
-    """As in the classification example of its documentation: read with OpenCV, colours turned to RGB."""
+class OpenCVImages(literal.Images):
+    """As in the classification example of albumentations: read with OpenCV, colours turned to RGB."""
 
     def __getitem__(self, i: int):
-        image = cv2.cvtColor(cv2.imread(str(self.paths[i])), cv2.COLOR_BGR2RGB)
-        return self.transform(image=image)["image"], int(self.paths[i].parent.name == "b")
+        image = cv2.cvtColor(cv2.imread(self.paths[i]), cv2.COLOR_BGR2RGB)
+        return self.transform(image=image)["image"], self.labels[i]
 
 
 def albumentations_example(folder: Path, _: str):
@@ -188,7 +160,7 @@ def albumentations_example(folder: Path, _: str):
         A.SmallestMaxSize(max_size=256), A.Affine(translate_percent=0.05, scale=(0.95, 1.05), rotate=(-15, 15), p=0.5),
         A.RandomCrop(height=SIDE, width=SIDE), A.RGBShift(15, 15, 15, p=0.5), A.RandomBrightnessContrast(p=0.5),
         A.Normalize(MEAN, STD), A.ToTensorV2()])
-    return DataLoader(AlbumentationsDataset(folder, transform), batch_size=BATCH, shuffle=True, num_workers=WORKERS,
+    return DataLoader(listed(folder, OpenCVImages, transform), batch_size=BATCH, shuffle=True, num_workers=WORKERS,
                       persistent_workers=True, drop_last=True)
 
 
@@ -349,7 +321,6 @@ def augmenting(_: Path, quick: bool, names: tuple[str, ...] = ("albumentations",
 
 def augmentations(cached: np.ndarray, small: list[np.ndarray], names: tuple[str, ...]) -> dict[str, Callable[[], int]]:
     """Cases for `compare`, each over a batch."""
-    literal = published_transform("BreakHis")
     tensors = v2.Compose([v2.RandomAffine(15, (0.1, 0.1), (0.85, 1.15), 5), v2.RandomRotation(20),
                           v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.RandomPerspective(0.2, p=0.3),
                           v2.ColorJitter(0.2, 0.2, 0.15, 0.05), v2.ToDtype(torch.float32, scale=True),
@@ -362,7 +333,7 @@ def augmentations(cached: np.ndarray, small: list[np.ndarray], names: tuple[str,
         normalised(augment.training_views(cached, SIDE, recipes.BREAKHIS.augmentation, 0, 0, rows, rows))
         return len(cached)
 
-    cases = {"torchvision on PIL, as published": lambda: len([literal(picture) for picture in pictures]),
+    cases = {"torchvision on PIL, as published": lambda: len([literal.BREAKHIS(picture) for picture in pictures]),
              "torchvision v2 on tensors": lambda: len([tensors(plane) for plane in planes])}
     if "albumentations" in names:
         import albumentations as A
@@ -430,8 +401,8 @@ def scale(folder: Path, quick: bool) -> tuple[str, list]:
     text = ["Real files, JPEGs of 64 x 64 pixels listed in a CSV, each number of them in a process of its own. The "
             "first batch is one of training views and comes after reading the CSV, the check (which looks at the size "
             "and time of every file and re-uses the cache), the split and the draw. The process's own memory "
-            f"grows by {kilobytes:.1f} kB per image; the most it held counts in those pages of the mapped cache that the "
-            "system kept for it and takes back when it needs them.", "",
+            f"grows by {kilobytes:.1f} kB per image; the most it held counts in those pages of the mapped cache that "
+            "the system keeps at hand and takes back when it needs them.", "",
             *markdown(["images", "check and cache, µs per image", "training batches, µs per image",
                        "CSV + check + split + batch, s", "to the first batch, s", "own memory after imports, MB",
                        "after the epoch", "at most, with the mapped cache"], rows), "",
