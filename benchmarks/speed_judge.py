@@ -30,6 +30,8 @@ NETWORKS = {"EfficientNet-B0": recipes.ISIC2019, "ResNet50": recipes.BREAKHIS}
 LEAST = {"EfficientNet-B0": 1.9, "ResNet50": 1.35}  # times eager fp32 at batch 1
 TTA, GALLERY, INTERVALS = "EfficientNet-B0, averaged views of a picture", "heatmaps", "intervals over patients"
 BATCH = 8  # heatmaps at once
+CEILING = ("By the profile nearly all of the time is the forward pass without a graph; captum's, with one and in "
+           "NCHW, costs 1.5 times as much on ResNet50. BatchNorm folded away would give 1.8, and other last digits.")
 SECONDS = 10.0  # for 2,000 resamples of all metrics
 
 
@@ -254,7 +256,8 @@ def marks(tables: dict[str, pd.DataFrame], seconds: dict[str, float]) -> list[tu
         if title.endswith(GALLERY):
             judged += [(Mark(f"{title}, to one by one", 3.5), table.loc["patholib", "ratio"])]
             if "captum" in table.index:
-                judged += [(Mark(f"{title}, to captum", 1.8), harness.ratio(table, "patholib", "captum")[0])]
+                judged += [(Mark(f"{title}, to captum", 1.8, reason=CEILING if "ResNet50" in title else ""),
+                            harness.ratio(table, "patholib", "captum")[0])]
         if title.startswith(INTERVALS):
             judged += [(Mark(title, 30.0), table.loc["patholib, all metrics", "ratio"])]
     return judged + [(Mark(f"2,000 resamples of all metrics, {title}", SECONDS, "s", most=True), taken)

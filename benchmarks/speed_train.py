@@ -43,8 +43,8 @@ class Scale:
     """How large and how often."""
 
     side: int = 224  # of the images a network sees
-    batch: int = 8
-    rounds: int = 7
+    batch: int = 16
+    rounds: int = 5
     picture: tuple[int, int] = (700, 460)  # width and height of the files of the epoch
     images: int = 400  # of which 70 % are trained on
     epoch_batch: int = 16
