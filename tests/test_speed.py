@@ -63,7 +63,7 @@ def test_the_published_network_has_the_weights_of_the_recipe_and_lets_the_same_l
 def test_a_published_step_of_either_document_lowers_its_loss(literal):
     torch.manual_seed(0)
     labels = torch.tensor([0, 1] * 4)
-    views = torch.rand(8, 3, 64, 64) * 0.2 + 0.6 * labels[:, None, None, None]  # dark and bright: there is what to learn
+    views = torch.rand(8, 3, 64, 64) * 0.2 + 0.6 * labels[:, None, None, None]  # dark, bright
     for model, do in ((literal.resnet50(), literal.breakhis_step), (literal.efficientnet_b0(), literal.isic_step)):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
