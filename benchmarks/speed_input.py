@@ -389,7 +389,7 @@ def scale(folder: Path, quick: bool) -> tuple[str, list]:
         write_small(here, count)
         first = measured(here)
         again = [measured(here) for _ in range(1 if quick else 3)]
-        middle = sorted(again, key=lambda facts: facts["first_batch"])[len(again) // 2]
+        middle = {what: spread([facts[what] for facts in again])[0] for what in first}
         found[count] = middle | {"build": first["check"]}
         rows.append([f"{count:,}", f"{first['check'] / count * 1e6:,.0f}", f"{middle['per_image'] * 1e6:,.0f}",
                      f"{middle['read']:.2f} + {middle['check']:.2f} + {middle['split']:.2f} + {middle['batch']:.2f}",
@@ -398,9 +398,9 @@ def scale(folder: Path, quick: bool) -> tuple[str, list]:
     kilobytes = (many["own"] - few["own"]) / (sizes[-1] - sizes[0]) * 1e3
     startup = {name: starting(command) for name, command in
                (("import", ["-c", "import patholib"]), ("help", ["-m", "patholib", "--help"]))}
-    text = ["Real files, JPEGs of 64 x 64 pixels listed in a CSV, each number of them in a process of its own. The "
-            "first batch is one of training views and comes after reading the CSV, the check (which looks at the size "
-            "and time of every file and re-uses the cache), the split and the draw. The process's own memory "
+    text = ["Real files, JPEGs of 64 x 64 pixels listed in a CSV, each number of them in three processes of its own "
+            "(medians). The first batch is one of training views and comes after reading the CSV, the check (which "
+            "looks at the size and time of every file and re-uses the cache), the split and the draw. Its own memory "
             f"grows by {kilobytes:.1f} kB per image; the most it held counts in those pages of the mapped cache that "
             "the system keeps at hand and takes back when it needs them.", "",
             *markdown(["images", "check and cache, µs per image", "training batches, µs per image",

@@ -389,9 +389,9 @@ def _add_noise(views: torch.Tensor, draw: np.ndarray, a: Augmentation) -> None:
     stock = _normals(str(views.device))
     count = views[0].numel()
     unit = torch.ones(3) if a.noise_unit == "grey" else torch.tensor(IMAGENET_STD)
-    unit = (a.noise * unit).to(views)
+    row = (a.noise * unit).to(views).repeat(views.shape[2])  # for a row of pixels: three numbers at a time are slow
     for view, start in zip(views, (draw * (len(stock) - count)).astype(np.int64), strict=True):
-        view += stock[start:start + count].view(view.shape) * unit
+        view += (stock[start:start + count].view(len(view), -1) * row).view(view.shape)
         if a.noise_unit == "grey":
             view.clamp_(0, 1)
 
