@@ -424,13 +424,14 @@ class Saving:
 
     def __init__(self, run: Run):
         self.run, self.folder, self.best_is_new = run, run.dir / "checkpoints", False
-        self.last, self.cost, self.failures = time.monotonic(), 0.0, 0
+        self.started = self.last = time.monotonic()
+        self.cost, self.spent, self.failures = 0.0, 0.0, 0  # seconds: of the last checkpoint, of all; in a row
 
     def due(self, learner: Learner, must: bool = False) -> None:
-        """Saves where it must, after SAVE_SECONDS, and at an epoch's end if that costs at most SAVE_SHARE."""
-        waited = time.monotonic() - self.last
-        at_epoch_end = learner.progress.step == 0 and waited * SAVE_SHARE >= self.cost
-        if must or at_epoch_end or waited >= SAVE_SECONDS:
+        """Saves where it must, after SAVE_SECONDS, and at an epoch's end while all of it costs at most SAVE_SHARE."""
+        now = time.monotonic()
+        affordable = self.spent + self.cost <= SAVE_SHARE * (now - self.started)  # what the first costs nobody knows
+        if must or (learner.progress.step == 0 and affordable) or now - self.last >= SAVE_SECONDS:
             self.write(learner, must)
 
     def write(self, learner: Learner, must: bool = True) -> None:
@@ -450,6 +451,7 @@ class Saving:
             tqdm.write(f"checkpoint not written, training goes on: {error}")
         self.last = time.monotonic()
         self.cost = self.last - started
+        self.spent += self.cost
         learner.progress.saving += self.cost
 
     def _write_to(self, folder, learner: Learner) -> None:
