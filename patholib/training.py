@@ -226,8 +226,8 @@ class Learner:
 
     def step(self, batch, epoch: int) -> None:
         """Forward, backward, clip, update: the same lines for every precision and device."""
-        torch.manual_seed(_seed(self.recipe.seed, DROPOUT, epoch, self.progress.step))
         while True:
+            torch.manual_seed(_seed(self.recipe.seed, DROPOUT, epoch, self.progress.step))
             try:
                 sums = self._gradients(batch)
                 break
