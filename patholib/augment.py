@@ -31,6 +31,13 @@ DRAWS = (
     "corner_3y", "crop_area", "crop_aspect", "crop_x", "crop_y", "brightness", "contrast", "saturation", "hue", "noise",
 )
 TTA_EPOCH = -1  # an epoch that training never reaches: test-time draws are no training draws
+# The eight ways to lay a square on itself, for tensors (B, K, S, S). Each undoes itself, the quarter turns each other.
+SYMMETRIES = (
+    lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3),
+    lambda x: x.rot90(1, (2, 3)), lambda x: x.rot90(-1, (2, 3)), lambda x: x.transpose(2, 3),
+    lambda x: x.transpose(2, 3).flip(2, 3),
+)
+UNDO = tuple(SYMMETRIES[i] for i in (0, 1, 2, 3, 5, 4, 6, 7))
 PROBES = 8  # hue is fitted on PROBES x PROBES pixels of each view
 
 
@@ -70,12 +77,7 @@ def tta_views(images, size: int, kind: str, views: int, seed: int, rows, augment
     if kind == "dihedral":
         if not 1 <= views <= 8:
             raise PathoError("bad_parameter", f"views={views}", "but a square has eight symmetries", "Choose 1 to 8")
-        symmetries = (
-            lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3),
-            lambda x: x.rot90(1, (2, 3)), lambda x: x.rot90(-1, (2, 3)), lambda x: x.transpose(2, 3),
-            lambda x: x.transpose(2, 3).flip(2, 3),
-        )
-        return torch.stack([symmetry(plain) for symmetry in symmetries[:views]])
+        return torch.stack([symmetry(plain) for symmetry in SYMMETRIES[:views]])
     if kind != "random":
         raise PathoError("bad_parameter", f"kind={kind!r}", "is no kind of views",
                          nearest(kind, ("dihedral", "random")))

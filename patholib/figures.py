@@ -647,10 +647,7 @@ def gallery(images, heat, captions: Sequence[str], vmax: float | None = None, co
         if i < columns:
             for axes, text in zip(row, ("original", "heat", "overlay"), strict=True):
                 axes.set_title(text, fontsize=9, weight="normal", loc="center")
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1 if vmax is None else vmax), "jet")
-    bar = figure.colorbar(scale, ax=list(cells.ravel()), shrink=max(0.3, 0.9 / rows), aspect=18, pad=0.015)
-    bar.set_label("share of the map's\nown maximum" if vmax is None else "raw Grad-CAM,\none scale for all")
-    bar.outline.set_visible(False)
+    _heat_bar(figure, vmax, "heat", ax=list(cells.ravel()), shrink=max(0.3, 0.9 / rows), aspect=18, pad=0.015)
     return figure
 
 
@@ -669,22 +666,120 @@ def _draw_explained(row, image, raw, caption: str, vmax, opacity: float, side: f
                     color=WARNING)
 
 
-def explained(found, note: str = "") -> Figure:
-    """The gallery of `gradcam.explain`; its title names the block that was looked at."""
-    return gallery(found.pictures, found.heat, found.captions, note=note,
-                   title=f"Where the evidence lies (Grad-CAM after {found.block})")
+@_styled
+def heat_sheet(found, one_scale: bool = False, columns: int = 4, opacity: float = 0.45, title: str = "",
+               note: str = "") -> Figure:
+    """The sections of a `gradcam.gallery`: each picture beside its overlay, with its name, classes and probability.
+
+    one_scale: red is the highest value of the whole sheet, so that faint maps look faint; else of each map. A map that
+    is zero everywhere says "blank map".
+    """
+    if not len(found.table):
+        raise PathoError("shape_mismatch", "gallery", "holds no picture", "Choose images first")
+    places = list(found.sections.items())
+    columns = min(columns, max(len(rows) for _, rows in places))
+    wide, high, head = 2.7, 1.35 + 0.52, 0.34  # inches of a tile with its caption, and of a heading
+    lines = [math.ceil(len(rows) / columns) for _, rows in places]
+    title = title or f"Where the evidence lies ({found.method} after {found.block})"
+    figure = _open(max(wide * columns, 5.4) + 0.95, head * len(places) + high * sum(lines), title, note)
+    figure.set_layout_engine("none")  # hundreds of axes would take it seconds; here every place is known
+    width, height = figure.get_size_inches()
+    top = head * len(places) + high * sum(lines)
+    names = [Path(path).name for path in found.table["path"]]
+    peak = float(found.heat.max()) if one_scale else None
+    for (section, rows), count in zip(places, lines, strict=True):
+        figure.text(0.1 / width, (top - 0.22) / height, _plain(section), size=10, weight="bold")
+        top -= head
+        for k, row in enumerate(rows):
+            left, bottom = wide * (k % columns) + 0.1, top - high * (k // columns) - 1.3
+            axes = figure.add_axes((left / width, bottom / height, (wide - 0.15) / width, 1.28 / height))
+            _draw_tile(axes, found.pictures[row], found.heat[row], peak, opacity)
+            axes.set_xlabel(f"{_plain(names[row], 38)}\n{_plain(found.captions[row], 44)}", fontsize=7, labelpad=2)
+        top -= high * count
+    space = figure.add_axes(((width - 0.75) / width, (height - 2.6) / height, 0.12 / width, 1.5 / height))
+    _heat_bar(figure, peak, found.method, cax=space)
+    return figure
 
 
-def save_heatmaps(found, folder: Path, note: str = "") -> Figure:
-    """Writes each picture of `gradcam.explain` with its heat as PNG, and all as gallery.png; returns the gallery."""
-    for i, caption in enumerate(found.captions):
-        row = found.table.iloc[i]
-        path = Path(row["path"])
-        save(gallery(found.pictures[i:i + 1], found.heat[i:i + 1], [caption], note=note,
-                     title=f"{path.name} (Grad-CAM after {found.block})"),
-             Path(folder) / f"{i + 1:02}-{row['outcome']}-{path.stem}.png")
-    files.write_table(Path(folder) / "heatmaps.csv", found.table)
-    return save(explained(found, note=note), Path(folder) / "gallery.png")
+def _draw_tile(axes, picture, raw, peak: float | None, opacity: float) -> None:
+    """A picture and its overlay side by side."""
+    picture, blank = _picture(picture), not raw.any()
+    share = raw if blank else np.clip(raw / (peak or raw.max()), 0, 1)
+    gap = np.full((len(picture), max(1, len(picture) // 50), 3), 255, np.uint8)
+    _show(axes, np.hstack([picture, gap, overlay(picture, share, opacity)]))
+    if blank:
+        axes.text(0.75, 0.5, "blank map", transform=axes.transAxes, ha="center", va="center", fontsize=8,
+                  color=WARNING, bbox={"color": PAPER, "alpha": 0.8, "pad": 1.5})
+
+
+def _heat_bar(figure, peak: float | None, method: str, **where) -> None:
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, peak or 1), "jet")
+    bar = figure.colorbar(scale, **where)
+    bar.set_label("share of the map's\nown maximum" if peak is None else f"raw {method},\none scale for all")
+    bar.outline.set_visible(False)
+
+
+@_styled
+def trust(facts: Mapping, title: str = "", note: str = "") -> Figure:
+    """What `trust.examine` found: likeness to maps without what was learnt, deletion, insertion, and localisation."""
+    title = title or facts["verdict"]
+    figure = _open(10.5, 5.4, title, note)
+    (drawn, place), (deletion, insertion) = figure.subplots(2, 2)
+    _draw_randomisation(drawn, facts)
+    _draw_perturbation(deletion, facts, "deletion", "pixels deleted, hottest first (%)")
+    _draw_perturbation(insertion, facts, "insertion", "pixels shown, hottest first (%)")
+    _draw_localisation(place, facts)
+    return figure
+
+
+def _draw_randomisation(axes, facts) -> None:
+    cascade, alone = facts["randomisation"]["cascade"], facts["randomisation"]["alone"]
+    at = np.arange(len(cascade))
+    axes.plot(at, [part["rank_correlation"] for part in cascade], "o-", color=BLUE, label="this part and all above")
+    axes.plot(at, [part["rank_correlation"] for part in alone], "s", color=ORANGE, label="this part alone",
+              linestyle=DASHES[1])
+    axes.axhspan(facts["limits"]["changed"], 1.02, color=WARNING, alpha=0.08, linewidth=0)
+    axes.text(at[-1], 0.98, "too alike", va="top", ha="right", fontsize=8, color=WARNING)
+    axes.set(ylim=(-1.02 if _lowest(cascade + alone) < -0.2 else -0.3, 1.02), ylabel="rank correlation",
+             title="Weights drawn anew: do the maps change?")
+    axes.set_xticks(at, [_wrapped(part["part"], 13) for part in cascade], fontsize=7)
+    axes.legend(loc="best", fontsize=7.5)
+
+
+def _lowest(parts) -> float:
+    return min(part["rank_correlation"] for part in parts)
+
+
+def _draw_perturbation(axes, facts, what: str, label: str) -> None:
+    found = facts["perturbation"]
+    for name, colour, dash in (("map", BLUE, "-"), ("random", FAINT, DASHES[1]), ("blob", GREEN, DASHES[2])):
+        axes.plot(100 * np.array(found["shares"]), found["curves"][name][what], color=colour, linestyle=dash,
+                  label=f"{name}: area {found['areas'][name][what]['value']:.3f}")
+    axes.set(xlabel=label, ylabel="probability of the class", xlim=(0, 100), ylim=(0, 1.02),
+             title=f"{what.capitalize()}: " + ("lower is better" if what == "deletion" else "higher is better"))
+    axes.legend(loc="best", fontsize=7.5)
+
+
+def _draw_localisation(axes, facts) -> None:
+    found = facts.get("localisation") or {}
+    axes.set_title("Do they lie where they should?")
+    if not found.get("images"):
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no masks: not asked", ha="center", color=FAINT, transform=axes.transAxes)
+        return
+    kinds = ("energy", "iou", "pointing")
+    for i, (name, colour) in enumerate((("map", BLUE), ("blob", GREEN), ("edges", FAINT))):
+        numbers = [found[name][kind] for kind in kinds]
+        values = np.array([number["value"] for number in numbers])
+        ends = np.array([[n["value"] if n[end] is None else n[end] for n in numbers] for end in ("low", "high")])
+        at = np.arange(len(kinds)) + 0.26 * (i - 1)
+        axes.bar(at, values, width=0.24, color=colour, label=name, yerr=np.abs(ends - values), ecolor=INK,
+                 error_kw={"linewidth": 1})
+    axes.axhline(found["mask_share"], color=WARNING, linewidth=1, linestyle=DASHES[1])
+    axes.text(2.5, found["mask_share"], "share of the mask", fontsize=7.5, color=WARNING, ha="right", va="bottom")
+    axes.set(ylim=(0, 1.02), ylabel="value (0 to 1)")
+    axes.set_xticks(range(3), ["heat on the mask", "IoU, same area", "peak on the mask"])
+    axes.legend(loc="best", fontsize=7.5)
 
 
 def save(figure: Figure, path: Path) -> Figure:

@@ -25,7 +25,7 @@ LEVELS = (
     {"datasets", "datareport", "calibration"},
     {"images", "augment", "models"},
     {"checkpoints", "evaluation", "gradcam", "runs", "leakage"},
-    {"training", "report", "export"},
+    {"training", "report", "export", "galleries", "trust"},
     {"inference"},
     {"notebook", "serving", "explorer", "cli"},
     {"__main__"},

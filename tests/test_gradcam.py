@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from captum.attr import LayerGradCam
-from matplotlib.text import Text
+from captum.attr import LayerGradCam, LayerGradientXActivation, Occlusion
 
-from patholib import evaluation, figures, models, recipes
+from patholib import augment, evaluation, models, recipes
 from patholib.errors import PathoError
-from patholib.gradcam import default_block, explain, gradcam, normalise, pick, upsample
+from patholib.gradcam import METHODS, averaged, default_block, gallery, gradcam, heat, normalise, pick, upsample
 from patholib.images import ImageSet
 from patholib.recipes import Stage
 
@@ -83,6 +82,179 @@ def test_a_map_worked_by_hand():
     heat = gradcam(Sum().eval(), image, classes=[0])
     assert heat.maps[0].tolist() == [[0.25, 0], [0.25, 0]]  # relu(1 * first - 2 * second) / 4
     assert gradcam(Sum().eval(), image, classes=[1]).maps[0].tolist() == [[0, 0.5], [0, 0]]
+
+
+class Weighed(torch.nn.Module):
+    """Maps that are the channels of the image, and a linear head on them with a weight of its own for every place."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = torch.nn.Parameter(weights)  # (C, 3, H, W)
+
+    def features(self, images, until=None):
+        return images
+
+    def classify(self, maps, after=None):
+        return (maps.flatten(1) @ self.weights.flatten(1).T)
+
+
+def _weighed(seed=4):
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    return Weighed(weights).eval(), torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("arch", "block", "layer"), [
+    ("resnet18", "layer2[0]", "layer2.0"), ("efficientnet_b0", "features[4]", "features.4"),
+    ("resnet50", None, "layer4.2"),
+])
+def test_hirescam_is_captums_gradient_times_activation(images, arch, block, layer):
+    model = _model(arch)
+    maps = heat(model, images[:2], [1, 0], block, "hirescam").maps
+    truth = LayerGradientXActivation(model, model.net.get_submodule(layer)).attribute(
+        images[:2], target=torch.tensor([1, 0])).sum(dim=1).relu().detach()
+    assert truth.max() > 0
+    torch.testing.assert_close(maps, truth, rtol=1e-5, atol=1e-6 * float(truth.max()))
+    summed = LayerGradCam(model, model.net.get_submodule(layer)).attribute(
+        images[:2], target=torch.tensor([1, 0]), attr_dim_summation=False).sum(dim=1).relu().detach()
+    torch.testing.assert_close(gradcam(model, images[:2], [1, 0], block).maps, summed, rtol=1e-5,
+                               atol=1e-6 * float(summed.max()))  # that option is not HiResCAM, whatever it looks like
+
+
+def test_hirescam_says_what_each_place_adds_to_the_logit():
+    model, images = _weighed()
+    maps = heat(model, images, [0, 1], method="hirescam").maps
+    for i in range(2):
+        added = (images[i] * model.weights[i]).sum(dim=0)
+        torch.testing.assert_close(maps[i], added.relu().float().detach())
+
+
+def test_gradcam_plus_plus_is_its_general_formula_by_finite_differences():
+    # Equation 10 with the second and third derivatives of exp(logit) by central differences; the weights of every
+    # place differ, so a mean over places where the sum belongs, or g for g^2, would show.
+    model, images = _weighed()
+    maps = heat(model, images, [0, 1], method="gradcam++").maps
+    step = 1e-2
+    for i in range(2):
+        at = images[i].flatten()
+        moves = torch.eye(len(at), dtype=at.dtype) * step
+
+        def score(shift, at=at, moves=moves, i=i):
+            with torch.no_grad():
+                return model.classify((at + shift * moves).view(-1, 3, 4, 4))[:, i].exp()
+
+        first = (score(1) - score(-1)) / (2 * step)
+        second = (score(1) - 2 * score(0) + score(-1)) / step**2
+        third = (score(2) - 2 * score(1) + 2 * score(-1) - score(-2)) / (2 * step**3)
+        total = images[i].sum(dim=(1, 2), keepdim=True).expand(3, 4, 4).flatten()
+        alpha = second / (2 * second + total * third)
+        weight = (alpha * first.relu()).view(3, -1).sum(dim=1)
+        truth = (weight[:, None, None] * images[i]).sum(dim=0).relu() / score(0)[0]  # exp(logit) is left out
+        torch.testing.assert_close(maps[i].double(), truth, rtol=1e-2, atol=0)
+
+
+def test_gradcam_plus_plus_worked_by_hand():
+    # One channel with sum 6, gradients 2 and -1 at two places: the falling one counts nothing, weight 2 / (2 + 6 * 2).
+    model = Weighed(torch.zeros(1, 3, 1, 2)).eval()
+    model.weights.data[0, 0, 0] = torch.tensor([2.0, -1.0])
+    image = torch.zeros(1, 3, 1, 2)
+    image[0, 0, 0] = torch.tensor([2.0, 4.0])
+    assert heat(model, image, method="gradcam++").maps[0, 0].tolist() == pytest.approx([2 / 7, 4 / 7])
+    image[0, 0, 0] = torch.tensor([4.0, -6.0])  # a sum below 0 counts as 0: weight 2 / 2
+    assert heat(model, image, method="gradcam++").maps[0, 0].tolist() == pytest.approx([4, 0])
+
+
+def test_gradcam_plus_plus_stays_finite_and_positive_where_maps_are_negative(efficientnet, images):
+    for block in efficientnet.block_names:
+        found = heat(efficientnet, images, block=block, method="gradcam++").maps
+        assert torch.isfinite(found).all() and (found >= 0).all()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "efficientnet_b0"])
+def test_occlusion_is_captums(images, arch):
+    model, views = _model(arch), images[:2]
+    found = heat(model, views, [1, 0], method="occlusion")
+    grey = views.mean(dim=(2, 3), keepdim=True).expand_as(views)
+    truth = Occlusion(model).attribute(views, target=torch.tensor([1, 0]), sliding_window_shapes=(3, 16, 16),
+                                       strides=(3, 8, 8), baselines=grey)
+    assert found.maps.shape == (2, 8, 8) and truth.max() > 0
+    cells = truth[:, 0, 4::8, 4::8].relu()
+    torch.testing.assert_close(found.maps, cells, rtol=1e-4, atol=1e-5 * float(truth.abs().max()))
+
+
+def test_occlusion_finds_the_only_place_that_counts():
+    weights, image = torch.zeros(1, 3, 36, 36), torch.zeros(1, 3, 36, 36)  # no multiple of eight: cells of 4 and 5
+    weights[0, :, 14:18, 18:22] = image[0, :, 14:18, 18:22] = 1
+    maps = heat(Weighed(weights).eval(), image, method="occlusion").maps[0]
+    assert divmod(int(maps.argmax()), 8) == (3, 4)
+    assert maps[3, 4] == 2 * maps[2, 4] == 2 * maps[3, 5] == 4 * maps[4, 3]  # half and a quarter of the squares hit it
+    assert (maps > 0).sum() == 9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_keeps_the_promises_of_heat(efficientnet, images, method):
+    model = copy.deepcopy(efficientnet).freeze(3, "frozen").train()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = copy.deepcopy(model.state_dict())
+    learns, modes = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
+    views = images[:2]
+    found = heat(model, views, block="features[4]", method=method)
+    assert torch.equal(found.classes, found.probs.argmax(dim=1))
+    assert torch.equal(heat(model, views, found.classes.numpy(), "features[4]", method).maps, found.maps)
+    for i in range(2):
+        alone = heat(model, views[i:i + 1], block="features[4]", method=method).maps[0]
+        torch.testing.assert_close(alone, found.maps[i], rtol=1e-3, atol=1e-4 * float(found.maps.max()))
+    with torch.inference_mode():
+        assert torch.equal(heat(model, views * 1, block="features[4]", method=method).maps, found.maps)
+    frozen = copy.deepcopy(efficientnet).freeze(9, "frozen").requires_grad_(False)
+    assert torch.equal(heat(frozen, views, block="features[4]", method=method).maps, found.maps)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: heat(model, views, block="features[4]", method=method).maps, range(2)))
+    assert all(torch.equal(maps, found.maps) for maps in both)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all((parameter.grad == 1).all() for parameter in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == learns
+    assert [m.training for m in model.modules()] == modes
+    assert (found.maps >= 0).all() and not found.maps.requires_grad and not found.blank.any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_says_that_a_map_is_blank_and_refuses_what_is_no_class_or_block(resnet18, images, method):
+    silent = copy.deepcopy(resnet18)
+    with torch.no_grad():
+        silent.head[-1].weight.zero_()
+    found = heat(silent, images[:2], method=method)
+    assert found.blank.all() and (found.maps == 0).all()
+    for classes, block, code in (([0, 2], None, "bad_classes"), (None, "layer9", "unknown_block")):
+        with pytest.raises(PathoError) as refusal:
+            heat(resnet18, images[:2], classes, block, method)
+        assert refusal.value.code == code
+    with pytest.raises(PathoError) as refusal:
+        heat(resnet18, images[0], method=method)
+    assert refusal.value.code == "bad_images"
+
+
+def test_an_unknown_method_is_refused_with_the_nearest(resnet18, images):
+    with pytest.raises(PathoError, match="gradcam"):
+        heat(resnet18, images, method="grad-cam")
+
+
+def test_every_symmetry_is_undone():
+    square = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+    seen = [view(square) for view in augment.SYMMETRIES]
+    assert all(torch.equal(back(view), square) for back, view in zip(augment.UNDO, seen, strict=True))
+    assert not any(torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_the_average_over_the_eight_views_turns_with_the_image(resnet18, images):
+    model, pictures = copy.deepcopy(resnet18).double(), images[:1].double()
+    found = averaged(model, pictures, block="layer3[1]")
+    for view in augment.SYMMETRIES[3:5]:  # a half turn, and a quarter turn, which does not undo itself
+        turned = averaged(model, view(pictures), found.classes, "layer3[1]")
+        torch.testing.assert_close(turned.maps, view(found.maps[:, None])[:, 0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.probs.sum(dim=1), torch.ones(1))
+    assert torch.equal(found.classes, found.probs.argmax(dim=1))
 
 
 @pytest.mark.parametrize("block", [None, "features[4]"])
@@ -229,25 +401,39 @@ def predictions(p_malignant, labels):
                          "p_benign": [1 - p for p in p_malignant], "p_malignant": p_malignant})
 
 
-def test_the_surest_the_wrong_and_the_least_certain_are_picked_and_each_image_once():
-    labels = ["malignant"] * 4 + ["benign", "benign", "malignant"]
-    table = predictions([0.99, 0.95, 0.9, 0.52, 0.04, 0.97, 0.45], labels)
+def test_every_outcome_has_its_section_worked_by_hand():
+    labels = ["malignant"] * 4 + ["benign", "benign", "malignant", "benign"]
+    table = predictions([0.99, 0.95, 0.9, 0.52, 0.04, 0.97, 0.45, 0.1], labels)
     chosen = pick(table, CLASSES, "malignant", each=2)
-    assert list(chosen.index) == [0, 4, 5, 3, 6]  # by hand: right, right, the one sure mistake, the doubtful
-    assert list(chosen["outcome"]) == ["right"] * 2 + ["wrong"] + ["uncertain"] * 2
-    assert list(chosen["decision"]) == ["malignant", "benign", "malignant", "malignant", "benign"]
-    assert chosen["p"].tolist() == pytest.approx([0.99, 0.96, 0.97, 0.52, 0.55])
+    found = {name: list(rows.index) for name, rows in chosen.groupby("section", sort=False)}
+    assert found == {"true positive": [0, 1], "false positive": [5], "false negative": [6], "true negative": [4, 7],
+                     "least certain": [3, 6], "highest loss": [5, 6]}
+    assert chosen.loc[5, "p"].tolist() == pytest.approx([0.97] * 2)  # of what it was called, in both sections
+    assert chosen.loc[4, "decision"] == "benign" and chosen.loc[4, "p"] == pytest.approx(0.96)
+    assert chosen.loc[6, "loss"].iloc[0] == pytest.approx(-np.log(0.45))
 
 
-def test_a_handful_of_images_is_picked_without_repetition():
-    chosen = pick(predictions([0.9, 0.2], ["malignant", "malignant"]), CLASSES, "malignant", each=4)
-    assert sorted(chosen.index) == [0, 1]
+def test_without_a_positive_class_images_are_right_or_wrong():
+    chosen = pick(predictions([0.9, 0.2], ["malignant", "malignant"]), CLASSES, each=4)
+    assert list(chosen["section"].unique()) == ["right", "wrong", "least certain", "highest loss"]
+    assert chosen[chosen["section"] == "wrong"].index.tolist() == [1]
 
 
-def test_the_threshold_decides_what_an_image_is_called():
-    table = predictions([0.3], ["malignant"])
-    assert pick(table, CLASSES, "malignant", threshold=0.25)["decision"].tolist() == ["malignant"]
-    assert pick(table, CLASSES, "malignant", threshold=0.25)["p"].tolist() == [0.3]
+def test_the_threshold_decides_what_an_image_is_called_and_what_is_uncertain():
+    table = predictions([0.3, 0.5, 0.05], ["malignant", "malignant", "benign"])
+    chosen = pick(table, CLASSES, "malignant", threshold=0.25, each=1)
+    assert set(chosen.loc[[0], "decision"]) == {"malignant"} and set(chosen.loc[[0], "p"]) == {0.3}
+    assert chosen[chosen["section"] == "least certain"].index.tolist() == [0]  # 0.05 away; 0.5 is a quarter away
+
+
+def test_sections_of_a_column_go_from_the_best_recognised_to_the_worst():
+    table = predictions([0.9, 0.1, 0.5, 0.7, 0.2], ["malignant"] * 4 + ["benign"]).assign(site=list("aaaab"))
+    chosen = pick(table, CLASSES, "malignant", each=3, by="label")
+    assert list(chosen["section"]) == ["label: benign"] + ["label: malignant"] * 3
+    assert list(chosen.index) == [4, 0, 2, 1]
+    assert list(pick(table, CLASSES, "malignant", by="site")["section"].unique()) == ["site: a", "site: b"]
+    with pytest.raises(PathoError, match="site"):
+        pick(table, CLASSES, by="sites")
 
 
 @pytest.fixture
@@ -259,55 +445,33 @@ def tiles():
     return ImageSet(rng.integers(0, 256, (12, 64, 64, 3), dtype=np.uint8), table, CLASSES)
 
 
-def test_an_explanation_is_of_the_picture_the_class_and_the_block_it_names(resnet18, tiles):
+def test_a_gallery_shows_the_picture_the_class_and_the_block_it_names(resnet18, tiles):
     table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
     threshold = float(table["p_malignant"].median())  # so that half of the images are called what is less probable
-    found = explain(resnet18, tiles, table, "malignant", threshold, each=3)
+    found = gallery(resnet18, tiles, table, "malignant", threshold, each=3, method="hirescam")
     assert set(found.table["decision"]) == set(CLASSES)
-    assert found.table["path"].is_unique and len(found.table) == len(found.heat) == len(found.pictures)
+    assert len(found.table) == len(found.heat) == len(found.pictures) == sum(map(len, found.sections.values()))
     assert found.block == default_block(resnet18) == "layer2[1]"
     for i, row in found.table.iterrows():
         place = int(row["path"].removesuffix(".png"))
         assert np.array_equal(found.pictures[i], tiles.pixels[11 - place])
         views = torch.from_numpy(tiles.pixels[11 - place]).permute(2, 0, 1)[None] / 255
-        alone = gradcam(resnet18, views, [CLASSES.index(row["decision"])], found.block)
+        alone = heat(resnet18, views, [CLASSES.index(row["decision"])], found.block, "hirescam")
         expected = upsample(alone.maps, 64)[0].numpy()
         assert np.allclose(found.heat[i], expected, atol=1e-5 * max(expected.max(), 1))
         assert row["p"] == pytest.approx(table.loc[place, f"p_{row['decision']}"])
-        assert found.captions[i] == f"{row['outcome']}: is {row['label']}, called {row['decision']} ({row['p']:.0%})"
+        assert found.captions[i] == f"is {row['label']}, called {row['decision']} ({row['p']:.0%})"
 
 
 def test_predictions_in_another_order_are_refused(resnet18, tiles):
     table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
     for other in (table.iloc[::-1], table.iloc[:-1], table.assign(path=table["path"].to_numpy()[::-1])):
         with pytest.raises(PathoError, match="bad_order"):
-            explain(resnet18, tiles, other, "malignant")
+            gallery(resnet18, tiles, other, "malignant")
 
 
 def test_a_chosen_block_is_used_and_an_unknown_one_refused(resnet18, tiles):
     table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
-    assert explain(resnet18, tiles, table, each=1, block="layer4[1]").block == "layer4[1]"
+    assert gallery(resnet18, tiles, table, each=1, block="layer4[1]").block == "layer4[1]"
     with pytest.raises(PathoError, match="unknown_block"):
-        explain(resnet18, tiles, table, each=1, block="layer9")
-
-
-def test_an_image_without_evidence_is_explained_by_a_blank_map(resnet18, tiles):
-    silent = copy.deepcopy(resnet18)
-    with torch.no_grad():
-        silent.head[-1].weight.zero_()  # no map argues for any class
-    found = explain(silent, tiles, evaluation.predict(silent, tiles, RECIPES["resnet18"], progress=False), each=1)
-    assert (found.heat == 0).all()
-    texts = [text.get_text() for text in figures.explained(found).findobj(Text)]
-    assert texts.count("blank map") == len(found.table)
-
-
-def test_the_figure_names_the_block_and_every_heatmap_is_saved(resnet18, tiles, tmp_path):
-    table = evaluation.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
-    found = explain(resnet18, tiles, table, each=1)
-    gallery = figures.save_heatmaps(found, tmp_path, note="Demo images: not a result")
-    texts = [text.get_text() for text in gallery.findobj(Text)]
-    assert any("layer2[1]" in text for text in texts) and "Demo images: not a result" in texts
-    names = {path.name for path in tmp_path.glob("*.png")}
-    assert names == {"gallery.png"} | {f"{i + 1:02}-{row.outcome}-{row.path[:-4]}.png"
-                                       for i, row in enumerate(found.table.itertuples())}
-    assert list(pd.read_csv(tmp_path / "heatmaps.csv")["path"]) == list(found.table["path"])
+        gallery(resnet18, tiles, table, each=1, block="layer9")
