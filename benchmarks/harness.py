@@ -120,8 +120,8 @@ def quantity(value: float, unit: str) -> str:
 
 
 def section(name: str, title: str, command: str, text: str, judged: Iterable[tuple[Mark, float]] = (),
-            rivals: Iterable[str] = (), results: Path = RESULTS) -> int:
-    """Writes the section `speed NAME` of the results, leaving the others alone; the exit code, 1 for a missed mark.
+            rivals: Iterable[str] = (), results: Path = RESULTS, family: str = "speed") -> int:
+    """Writes the section `FAMILY NAME` of the results, leaving the others alone; the exit code, 1 for a missed mark.
 
     It says the command, the machine, the code and library versions with those of `rivals` (distribution names), then
     `text`, then the verdicts on `judged`, pairs of a mark and the figure reached.
@@ -133,8 +133,8 @@ def section(name: str, title: str, command: str, text: str, judged: Iterable[tup
             f"{', '.join(versions)}; {datetime.now(UTC):%Y-%m-%d}",
             "", text.strip("\n"), *([""] if judged else []), *(verdicts(judged) if judged else [])]
     old = results.read_text(encoding="utf-8") if results.exists() else HEAD
-    files.write_text(results, with_section(old, f"speed {name}", "\n".join(body)))
-    print(f"The section speed {name} of {results.name} is written")
+    files.write_text(results, with_section(old, f"{family} {name}", "\n".join(body)))
+    print(f"The section {family} {name} of {results.name} is written")
     return 0 if all(mark.met(reached) for mark, reached in judged) else 1
 
 

@@ -195,13 +195,20 @@ def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive:
     if not len(patients):
         undefined = {"value": None, "low": None, "high": None, "undefined": "every patient has two labels"}
         return {**found, "recognition_rate": undefined, "summary": None}
-    groups, names = pd.factorize(patients["group"], sort=True)
-    sums = np.stack([np.bincount(groups, patients["score"]), np.bincount(groups)], axis=1)  # (G, 2)
+    return {**found, "recognition_rate": mean_of(patients["score"], patients["group"], resamples, seed),
+            "summary": summary(patients, classes, positive, threshold, resamples, seed)}
+
+
+def mean_of(values: Sequence[float], groups: Sequence[str], resamples: int = 1000, seed: int = 0) -> dict:
+    """The mean of one number per image (N,), as `{"value", "low", "high"}` with its interval over groups (N,).
+
+    Of paired differences of images: whether one thing is larger than another.
+    """
+    codes, names = pd.factorize(np.asarray(groups, dtype=object), sort=True)  # sorted: row order changes no draw
+    sums = np.stack([np.bincount(codes, np.asarray(values, dtype=float)), np.bincount(codes)], axis=1)  # (G, 2)
     drawn = [counts @ sums for counts in _draws(len(names), resamples, seed)]
     drawn = np.concatenate([s[:, 0] / s[:, 1] for s in drawn]) if drawn else np.empty(0)
-    rate = _number(patients["score"].mean(), drawn, "")
-    return {**found, "recognition_rate": rate,
-            "summary": summary(patients, classes, positive, threshold, resamples, seed)}
+    return _number(np.mean(values), drawn, "no images")
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,203 @@
+"""Asks of heatmaps whether they can be believed, where it is known what counts, and writes it into RESULTS.md.
+
+  python benchmarks/trust.py demo                   demo images: the cell nest that was drawn into each of them
+  python benchmarks/trust.py isic --data FOLDER     real lesions: FOLDER/isic2019 to train on (ISIC 2019 layout) and
+                                                    FOLDER/isic_masks, other images with NAME_segmentation.png
+
+Trains a network from random weights on small pictures and examines its maps by three methods, beside those of the same
+network untrained. Options: --epochs, --image-size, --seed, --count (images examined), --results FILE. A training that was cut
+off is taken up again. Of real images nothing is kept but numbers. The exit code is 1 where a mark was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import harness
+import numpy as np
+import pandas as pd
+from harness import Mark, markdown
+
+from patholib import datasets, evaluation, images, manifest, metrics, models, runs, training, trust
+from patholib.datasets import isic2019
+from patholib.errors import PathoError
+
+TITLES = {"demo": "Heatmaps on demo images: is the planted cue found?",
+          "isic": "Heatmaps on real lesions: do they lie on them?"}
+KINDS = {"demo": "breakhis", "isic": "isic2019"}
+METHODS = ("gradcam", "gradcam++", "hirescam")  # occlusion takes 50 passes a map, and 700 to be examined
+HEAT = {"energy": "heat on the mask", "iou": "IoU, same area", "pointing": "peak on the mask"}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Images that were not trained on, with the places that count."""
+
+    images: images.ImageSet
+    masks: dict[str, np.ndarray]
+    what: str
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=TITLES)
+    parser.add_argument("--data", type=Path, help="isic: the folder that holds isic2019 and isic_masks")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--results", type=Path, default=harness.RESULTS)
+    options = parser.parse_args(arguments)
+    if options.name == "isic" and options.data is None:
+        parser.error("isic needs --data")
+    return measure(options)
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Trains, examines, writes the section; the exit code."""
+    start = time.monotonic()
+    checked, run = prepared(options)
+    tiles, recipe = checked.images.with_split(manifest.read_split(run.dir / "split.csv")), run.recipe
+    model = models.build(recipe)
+    history = training.fit(model, tiles, run, workers=2)
+    known = planted(checked, tiles, run) if options.name == "demo" else annotated(options.data, recipe)
+    count = options.count or (32 if options.name == "demo" else len(known.images))
+    found = {}
+    for title, network in (("trained", model), ("untrained", models.build(recipe).eval())):
+        predictions = evaluation.predict(network, known.images, recipe, progress=False)
+        if title == "trained":
+            score = metrics.summary(predictions, recipe.classes, recipe.positive, seed=recipe.seed)["metrics"]["auc"]
+        for method in METHODS:
+            begun = time.monotonic()
+            report = trust.examine(network, known.images, predictions, masks=known.masks, positive=recipe.positive,
+                                   count=count, method=method, seed=recipe.seed)
+            found[title, method] = report, time.monotonic() - begun
+            print(f"{title}, {method}: {report}", flush=True)
+    text = [*facts(recipe, run, history, known, score, time.monotonic() - start), "", *tables(found), "",
+            *reasons(found)]
+    code = write(options, text, marks(found))
+    run.finish()
+    return code
+
+
+def prepared(options: argparse.Namespace):
+    """The checked images to train on and the run folder, new or cut off."""
+    kind, demo = KINDS[options.name], options.name == "demo"
+    source = datasets.load(kind, "demo" if demo else options.data / "isic2019", missing="error" if demo else "skip")
+    size = options.image_size or 64
+    epochs = options.epochs or (None if demo else 20)
+    recipe = runs.recipe_for(kind, source, weights="none", image_size=size, epochs=epochs, seed=options.seed)
+    checked = images.check(source, recipe.cache_size, recipe.fit, on_bad="skip", progress=False)
+    split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+    return checked, runs.start(recipe, checked, split)
+
+
+def planted(checked: images.Checked, tiles: images.ImageSet, run: runs.Run) -> Known:
+    """The test images of the demo set, and the nests that were drawn into them."""
+    masks = trust.planted(checked.manifest, run.recipe.cache_size, run.recipe.fit)
+    return Known(tiles.part("test"), masks, "test images of the demo set, with the nest that shows the cue")
+
+
+def annotated(folder: Path, recipe) -> Known:
+    """Real images with an expert's outline of the lesion; none of them is in the training set."""
+    outlines = {path.name.removesuffix("_segmentation.png"): path
+                for path in sorted((folder / "isic_masks").glob("*_segmentation.png"))}
+    truth = pd.read_csv(folder / "isic2019" / isic2019.TRUTH, index_col="image")
+    names = [name for name in outlines if name in truth.index]
+    trained_on = {path.stem for path in (folder / "isic2019").rglob("*.jpg")}
+    if not names or trained_on & set(names):
+        raise PathoError("bad_masks", "isic_masks", f"holds {len(names)} labelled images, "
+                         f"{len(trained_on & set(names))} of them in the training set", "Give other images")
+    pixels = np.stack([images.to_square(images.read(folder / "isic_masks" / f"{name}.jpg"), recipe.cache_size,
+                                        recipe.fit) for name in names])
+    table = pd.DataFrame({"path": names, "label": truth.loc[names, list(recipe.classes)].idxmax(axis=1).to_numpy(),
+                          "group": names, "row": np.arange(len(names))})
+    masks = trust.squares({name: outlines[name] for name in names}, recipe.cache_size, recipe.fit)
+    return Known(images.ImageSet(pixels, table, recipe.classes), masks,
+                 "real dermoscopy images with an expert's outline of the lesion, none of them trained on")
+
+
+# --- the section ---
+
+
+def facts(recipe, run: runs.Run, history: pd.DataFrame, known: Known, score: dict, seconds: float) -> list[str]:
+    return [f"- Model: {recipe.arch}, weights {recipe.weights}, {recipe.image_size} pixels, {len(history)} epochs, "
+            f"seed {recipe.seed}; on the images below AUC {metrics.readable(score)}",
+            f"- Images: {len(known.images)} {known.what}",
+            f"- Time: {seconds / 60:.0f} min, {history['seconds'].sum() / 60:.0f} min of it training",
+            *["- Demo images: not a result, but here it is known what counts"] * run.demo]
+
+
+def tables(found: dict) -> list[str]:
+    """A line for every network and method: where the heat lies, then what else was asked."""
+    first = next(iter(found.values()))[0].facts["localisation"]
+    rows = []
+    for (name, method), (report, _) in found.items():
+        where = report.facts["localisation"]
+        rows.append([name, method, *(metrics.readable(where["map"][kind], 2) for kind in HEAT),
+                     *(metrics.readable(where[f"over_{other}"]["energy"], 2) for other in trust.BASELINES)])
+    for name, words in trust.BASELINES.items():
+        rows.append([words, "", *(metrics.readable(first[name][kind], 2) for kind in HEAT), "", ""])
+    lines = [f"Where the heat lies. The masks cover {first['mask_share']:.0%} of a picture on average.", "",
+             *markdown(["network", "method", *HEAT.values(), "heat, over the blob", "heat, over the edges"], rows), ""]
+    rows = []
+    for (name, method), (report, seconds) in found.items():
+        of, over = report.facts["randomisation"], report.facts["perturbation"]
+        rows.append([name, method, f"{of['cascade'][-1]['rank_correlation']:.2f}",
+                     f"{np.mean([part['rank_correlation'] for part in of['alone']]):.2f}",
+                     *(metrics.readable(over[f"over_{other}"]["gain"], 3) for other in ("random", "blob")),
+                     *(f"{report.facts['stability'][kind]['value']:.2f}" for kind in ("shift", "jpeg")),
+                     f"{report.facts['blank']} of {report.facts['images']}", f"{seconds:.0f} s",
+                     "none" if report.trusted else f"{len(report.reasons)} of {len(report.facts['checks'])}"])
+    return [*lines, "What else was asked: rank correlation with maps of redrawn weights (low is good), gain of "
+            "deletion and insertion (above 0 is good), rank correlation after a shift and as JPEG (high is good).", "",
+            *markdown(["network", "method", "all weights redrawn", "a part redrawn", "gain over random",
+                       "gain over the blob", "shift", "JPEG", "blank", "time", "failed checks"], rows)]
+
+
+def reasons(found: dict) -> list[str]:
+    """Grad-CAM's verdicts in words."""
+    lines = []
+    for name in ("trained", "untrained"):
+        report = found[name, "gradcam"][0]
+        lines += [f"Grad-CAM of the {name} network: {report.verdict}", ""]
+        lines += [*(f"- {line}" for line in report.reasons), ""] if report.reasons else []
+    return lines[:-1]
+
+
+def marks(found: dict) -> list[tuple[Mark, float]]:
+    """The trained network's Grad-CAM lies on what counts more than a blob or edges would; the untrained one's fails."""
+    where = {name: found[name, "gradcam"][0].facts["localisation"] for name in ("trained", "untrained")}
+    judged = [(Mark(f"trained, Grad-CAM: heat on the mask over {trust.BASELINES[name]}, low end", 0.0, ""),
+               lower(where["trained"][f"over_{name}"]["energy"])) for name in trust.BASELINES]
+    judged.append((Mark("untrained, Grad-CAM: failed checks", 1.0, ""),
+                   float(len(found["untrained", "gradcam"][0].reasons))))
+    return judged
+
+
+def lower(number: dict) -> float:
+    return number["value"] if number["low"] is None else number["low"]
+
+
+def write(options: argparse.Namespace, text: list[str], judged: list[tuple[Mark, float]]) -> int:
+    """Puts the section into the results."""
+    given = [part for name in ("epochs", "image_size", "count") if (value := getattr(options, name)) is not None
+             for part in ("--" + name.replace("_", "-"), str(value))]
+    given += ["--seed", str(options.seed)] * bool(options.seed)
+    command = shlex.join(["benchmarks/trust.py", options.name, *["--data", "DATA"] * (options.name == "isic"), *given])
+    return harness.section(options.name, TITLES[options.name], f"python {command}",
+                           "\n".join(text), judged, results=options.results, family="trust")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except PathoError as error:
+        sys.exit(f"PathoError {error}")
