@@ -5,8 +5,8 @@
                                                     FOLDER/isic_masks, other images with NAME_segmentation.png
 
 Trains a network from random weights on small pictures and examines its maps by three methods, beside those of the same
-network untrained. Options: --epochs, --image-size, --seed, --count (images examined), --results FILE. A training that was cut
-off is taken up again. Of real images nothing is kept but numbers. The exit code is 1 where a mark was missed.
+network untrained. Options: --epochs, --image-size, --seed, --count (images examined), --results FILE. A training that
+was cut off is taken up again. Of real images nothing is kept but numbers. The exit code is 1 where a mark was missed.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ def prepared(options: argparse.Namespace):
 
 def planted(checked: images.Checked, tiles: images.ImageSet, run: runs.Run) -> Known:
     """The test images of the demo set, and the nests that were drawn into them."""
-    masks = trust.planted(checked.manifest, run.recipe.cache_size, run.recipe.fit)
-    return Known(tiles.part("test"), masks, "test images of the demo set, with the nest that shows the cue")
+    test = tiles.part("test")
+    masks = trust.planted(checked.manifest, test, run.recipe.fit)
+    return Known(test, masks, "test images of the demo set, with the nest that shows the cue")
 
 
 def annotated(folder: Path, recipe) -> Known:

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         raise PathoError("real_images", run_dir.name, "was made from real images, which are not ours to publish",
                          "Name a run on demo images: python3 run.py train breakhis -p data demo")
     keep("training_metrics", Image.open(run_dir / "training_metrics.png"))
-    keep("gradcam", beside([heatmap(run_dir, chosen) for chosen in ("right", "wrong", "uncertain")]))
+    keep("gradcam", beside([heatmap(run_dir, chosen) for chosen in ("true-positive", "false-*", "least-certain")]))
     keep("augmentation", drawn(augmentation()))
     readme = ROOT / "README.md"
     files.write_text(readme, with_table(readme.read_text(encoding="utf-8")))
@@ -63,8 +63,8 @@ def newest() -> Path:
 
 
 def heatmap(run_dir: Path, chosen: str) -> Image.Image | None:
-    """The first heatmap of the right, wrong or uncertain images; None where a run has none of them."""
-    found = sorted((run_dir / "heatmaps").glob(f"*-{chosen}-*.png"))
+    """The first heatmap of a section of the gallery; None where a run has none of it."""
+    found = sorted((run_dir / "heatmaps" / "gallery").glob(f"??-{chosen}-*.png"))
     return Image.open(found[0]) if found else None
 
 

@@ -532,6 +532,17 @@ def _pictures(run: _Run) -> list[str]:
     return [*lines, f"… and {more} more in `heatmaps/`.", ""] if more > 0 else lines
 
 
+def _trust(run: _Run) -> list[str]:
+    lines, path = ["## Can the heatmaps be believed?", ""], run.folder / "trust.json"
+    if not path.is_file():
+        return [*lines, "They were not examined: `trust.json` is absent. Take them for no reason.", ""]
+    facts = files.read_json(path)
+    lines += [f"**{_text(facts['verdict'])}**", "", *(f"- {_text(reason)}." for reason in facts["reasons"]), ""]
+    rows = [(_text(check["asked"]), _text(check["found"]), _text(check["demanded"]),
+             "passed" if check["passed"] else "**failed**") for check in facts["checks"].values()]
+    return [*lines, *_table(("check", "found", "demanded", ""), rows)]
+
+
 def _image(run: _Run, path: Path) -> str:
     return f"![{_text(path.stem.replace('_', ' '))}]({quote(path.relative_to(run.folder).as_posix())})"
 
@@ -569,7 +580,7 @@ def write(run_dir: Path) -> Path:
     """
     run = _Run(run_dir)
     lines = [*run.banners(), f"# {_title(run)}", "", NOTICE, ""]
-    for section in (_in_short, _data, _split, _recipe, _training, _results, _pictures, _origin):
+    for section in (_in_short, _data, _split, _recipe, _training, _results, _pictures, _trust, _origin):
         lines += section(run)
     text = _joined(lines)
     files.write_text(run.folder / "report.md", text)

@@ -61,7 +61,7 @@ class Trust:
     @property
     def table(self) -> pd.DataFrame:
         """One row per check: what was asked, the number, what is demanded, whether it passed."""
-        rows = [{"check": check["asked"], "found": metrics.readable(check["number"]), "demanded": check["demanded"],
+        rows = [{"check": check["asked"], "found": check["found"], "demanded": check["demanded"],
                  "": "passed" if check["passed"] else "FAILED"} for check in self.facts["checks"].values()]
         return pd.DataFrame(rows)
 
@@ -104,14 +104,13 @@ def squares(masks: Mapping[str, Path], size: int, fit: str = "crop") -> dict[str
     return {name: images.to_square(images.read(path), size, fit)[..., 0] > 127 for name, path in masks.items()}
 
 
-def planted(source: manifest.Manifest, size: int, fit: str = "crop") -> dict[str, np.ndarray] | None:
-    """Where the cue was drawn into each demo image, by path; None for real images."""
+def planted(source: manifest.Manifest, pictures: images.ImageSet, fit: str = "crop") -> dict[str, np.ndarray] | None:
+    """Where the cue was drawn into each of these demo images, by path; None for real images."""
     if not source.demo:
         return None
     folder = demo_folder(source.root)
-    table = demo.truth(folder)
-    known = table[table["path"].isin(source.table["path"])]
-    return squares({path: folder / mask for path, mask in zip(known["path"], known["mask"], strict=True)}, size, fit)
+    known = demo.truth(folder).set_index("path")["mask"]
+    return squares({path: folder / known[path] for path in pictures.table["path"]}, pictures.pixels.shape[1], fit)
 
 
 @dataclass(frozen=True)
@@ -443,12 +442,12 @@ def checks(facts: Mapping) -> dict[str, dict]:
 
 
 def _most(asked: str, value: float, bound: float, reason: str) -> dict:
-    return {"asked": asked, "number": {"value": value, "low": None, "high": None}, "demanded": f"at most {bound:g}",
-            "passed": bool(value <= bound), "reason": reason.format(number=value)}
+    return {"asked": asked, "number": {"value": value, "low": None, "high": None}, "found": f"{value:.3f}",
+            "demanded": f"at most {bound:g}", "passed": bool(value <= bound), "reason": reason.format(number=value)}
 
 
 def _least(asked: str, number: dict, reason: str) -> dict:
-    return {"asked": asked, "number": number, "demanded": f"at least {STEADY:g}",
+    return {"asked": asked, "number": number, "found": metrics.readable(number), "demanded": f"at least {STEADY:g}",
             "passed": bool(number["value"] >= STEADY),
             "reason": f"{reason} (rank correlation {number['value']:.2f}, at least {STEADY:g} is demanded)"}
 
@@ -456,8 +455,8 @@ def _least(asked: str, number: dict, reason: str) -> dict:
 def _above(asked: str, number: dict, reason: str) -> dict:
     """Passed where the whole interval lies above 0; without one, where it has none because all images agree."""
     low = number["value"] if number["low"] is None else number["low"]
-    return {"asked": asked, "number": number, "demanded": "interval above 0", "passed": bool(low > 0),
-            "reason": f"{reason} (difference {metrics.readable(number)})"}
+    return {"asked": asked, "number": number, "found": metrics.readable(number), "demanded": "interval above 0",
+            "passed": bool(low > 0), "reason": f"{reason} (difference {metrics.readable(number)})"}
 
 
 def _verdict(facts: Mapping) -> str:

@@ -20,6 +20,7 @@ from patholib import (
     export,
     figures,
     files,
+    galleries,
     gradcam,
     images,
     manifest,
@@ -29,6 +30,7 @@ from patholib import (
     report,
     runs,
     training,
+    trust,
 )
 from patholib.datasets import demo
 
@@ -38,7 +40,7 @@ FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "exclud
          "predictions_test_tta.csv", "predictions_baseline.csv",
          "metrics.json", "training_metrics.png", "report.md", "report.html", "model_card.md", "model.safetensors",
          "model.json", "published.pt", "figures/confusion.png", "figures/patients.png", "heatmaps/gallery.png",
-         "heatmaps/heatmaps.csv"}
+         "heatmaps/gallery.csv", "heatmaps/gallery.html", "trust.json"}
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Finished:
     model: models.Classifier
     tiles: images.ImageSet
     judged: evaluation.Judged
-    shown: gradcam.Explained
+    shown: gradcam.Gallery
 
 
 def own_table(folder):
@@ -80,8 +82,10 @@ def finish(root, kind):
     confusion = judged.summary["confusion"]
     figures.save(figures.confusion(confusion, recipe.classes, note=run.note), run.dir / "figures" / "confusion.png")
     figures.save(figures.patients(judged.patients, note=run.note), run.dir / "figures" / "patients.png")
-    shown = gradcam.explain(model, tiles.part("test"), judged.test, recipe.positive, each=1)
-    figures.save_heatmaps(shown, run.dir / "heatmaps", note=run.note)
+    shown = gradcam.gallery(model, tiles.part("test"), judged.test, recipe.positive, each=1)
+    galleries.write(shown, run.dir / "heatmaps", note=run.note)
+    masks = trust.planted(source, tiles.part("test"), recipe.fit)
+    trust.examine(model, tiles.part("test"), judged.test, run, masks, recipe.positive, count=4)
     export.write(run.dir)
     figures.save(figures.training_metrics(history, judged.summary, confusion, recipe.classes, judged.labels,
                                           judged.probs, recipe.positive, note=run.note),
@@ -101,7 +105,7 @@ def done(request, tmp_path_factory):
 def test_the_run_folder_is_complete_and_holds_nothing_else(done):
     found = {p.relative_to(done.run.dir).as_posix() for p in done.run.dir.rglob("*") if p.is_file()}
     checkpoints = {name for name in found if re.fullmatch(r"checkpoints/(best|last)-\d{9}-[0-9a-f]{16}\.pt", name)}
-    heatmaps = {name for name in found if re.fullmatch(r"heatmaps/\d\d-(right|wrong|uncertain)-.+\.png", name)}
+    heatmaps = {name for name in found if re.fullmatch(r"heatmaps/gallery/\d\d-.+\.png", name)}
     assert {name[12:16] for name in checkpoints} == {"best", "last"}
     assert len(heatmaps) == len(done.shown.table)
     assert found - checkpoints - heatmaps == FILES

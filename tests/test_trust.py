@@ -273,7 +273,7 @@ def test_the_planted_masks_lie_on_the_nest_in_the_frame_of_the_cache(tmp_path):
     folder = demo.write(tmp_path / "demo", groups=8, images_per_group=1, size=(96, 64), patient_effect=0)
     source = datasets.load("breakhis", folder)
     checked = images.check(source, 64, "crop", cache_dir=tmp_path / "cache", progress=False)
-    masks = trust.planted(source, 64)
+    masks = trust.planted(source, checked.images)
     assert set(masks) == set(source.table["path"])
     truth = demo.truth(folder).set_index("path")
     for path, row in zip(checked.images.table["path"], checked.images.table["row"], strict=True):
@@ -281,7 +281,7 @@ def test_the_planted_masks_lie_on_the_nest_in_the_frame_of_the_cache(tmp_path):
         assert np.array_equal(masks[path], whole[:, 16:80])  # the central square, at the same size
         picture = checked.images.pixels[row].astype(int)
         assert picture[masks[path]].mean() < picture[~masks[path]].mean()  # cells are darker than the stroma around
-    assert trust.planted(replace(source, demo=False), 64) is None
+    assert trust.planted(replace(source, demo=False), checked.images) is None
 
 
 def test_the_figure_shows_what_was_found(squares):
