@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> int:
     model = models.build(recipe)
     history = training.fit(model, tiles, run, workers=2)
     known = planted(checked, tiles, run) if options.name == "demo" else annotated(options.data, recipe)
-    count = options.count or (32 if options.name == "demo" else len(known.images))
+    count = options.count or (16 if options.name == "demo" else len(known.images))
     found = {}
     for title, network in (("trained", model), ("untrained", models.build(recipe).eval())):
         predictions = evaluation.predict(network, known.images, recipe, progress=False)

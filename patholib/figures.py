@@ -678,10 +678,10 @@ def heat_sheet(found, one_scale: bool = False, columns: int = 4, opacity: float 
         raise PathoError("shape_mismatch", "gallery", "holds no picture", "Choose images first")
     places = list(found.sections.items())
     columns = min(columns, max(len(rows) for _, rows in places))
-    wide, high, head = 2.7, 1.35 + 0.52, 0.34  # inches of a tile with its caption, and of a heading
+    wide, high, head = 2.7, 1.35 + 0.36, 0.34  # inches of a tile with its caption, and of a heading
     lines = [math.ceil(len(rows) / columns) for _, rows in places]
     title = title or f"Where the evidence lies ({found.method} after {found.block})"
-    figure = _open(max(wide * columns, 5.4) + 0.95, head * len(places) + high * sum(lines), title, note)
+    figure = _open(max(wide * columns, 5.4) + 1.1, head * len(places) + high * sum(lines), title, note)
     figure.set_layout_engine("none")  # hundreds of axes would take it seconds; here every place is known
     width, height = figure.get_size_inches()
     top = head * len(places) + high * sum(lines)
@@ -696,7 +696,7 @@ def heat_sheet(found, one_scale: bool = False, columns: int = 4, opacity: float 
             _draw_tile(axes, found.pictures[row], found.heat[row], peak, opacity)
             axes.set_xlabel(f"{_plain(names[row], 38)}\n{_plain(found.captions[row], 44)}", fontsize=7, labelpad=2)
         top -= high * count
-    space = figure.add_axes(((width - 0.75) / width, (height - 2.6) / height, 0.12 / width, 1.5 / height))
+    space = figure.add_axes(((width - 0.95) / width, (height - 2.6) / height, 0.12 / width, 1.5 / height))
     _heat_bar(figure, peak, found.method, cax=space)
     return figure
 
@@ -722,7 +722,9 @@ def _heat_bar(figure, peak: float | None, method: str, **where) -> None:
 @_styled
 def trust(facts: Mapping, title: str = "", note: str = "") -> Figure:
     """What `trust.examine` found: likeness to maps without what was learnt, deletion, insertion, and localisation."""
-    title = title or facts["verdict"]
+    failed, total = len(facts["reasons"]), len(facts["checks"])
+    title = title or (f"Not to be trusted: {failed} of {total} checks of the heatmaps failed" if failed else
+                      f"All {total} checks of the heatmaps passed") + f" ({facts['method']} after {facts['block']})"
     figure = _open(10.5, 5.4, title, note)
     (drawn, place), (deletion, insertion) = figure.subplots(2, 2)
     _draw_randomisation(drawn, facts)
@@ -767,7 +769,7 @@ def _draw_localisation(axes, facts) -> None:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "no masks: not asked", ha="center", color=FAINT, transform=axes.transAxes)
         return
-    kinds = ("energy", "iou", "pointing")
+    kinds, top = ("energy", "iou", "pointing"), found["mask_share"]
     for i, (name, colour) in enumerate((("map", BLUE), ("blob", GREEN), ("edges", FAINT))):
         numbers = [found[name][kind] for kind in kinds]
         values = np.array([number["value"] for number in numbers])
@@ -775,9 +777,10 @@ def _draw_localisation(axes, facts) -> None:
         at = np.arange(len(kinds)) + 0.26 * (i - 1)
         axes.bar(at, values, width=0.24, color=colour, label=name, yerr=np.abs(ends - values), ecolor=INK,
                  error_kw={"linewidth": 1})
+        top = max(top, ends.max(), values.max())
     axes.axhline(found["mask_share"], color=WARNING, linewidth=1, linestyle=DASHES[1])
     axes.text(2.5, found["mask_share"], "share of the mask", fontsize=7.5, color=WARNING, ha="right", va="bottom")
-    axes.set(ylim=(0, 1.02), ylabel="value (0 to 1)")
+    axes.set(ylim=(0, min(1.02, 1.25 * top)), ylabel="value (0 to 1)")
     axes.set_xticks(range(3), ["heat on the mask", "IoU, same area", "peak on the mask"])
     axes.legend(loc="best", fontsize=7.5)
 

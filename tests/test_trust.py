@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import tiny
 import torch
 from matplotlib.text import Text
 from torch import nn
 
-from patholib import datasets, figures, files, gradcam, images, models, trust
+from patholib import augment, datasets, figures, files, gradcam, images, models, trust
 from patholib.datasets import demo
 from patholib.errors import PathoError
 from patholib.images import ImageSet
-from tests.tiny import TINY
 
 CLASSES = ("none", "red")
 SIDE, CELL, COUNT = 64, 8, 20
@@ -58,22 +58,43 @@ class Red(nn.Module):
         return self.classify(self.features(images))
 
 
+def drawn(rng, red=True):
+    """Noise with a green and a blue square, and a red one or not, in different places; and the mask of the red one."""
+    picture, mask = rng.integers(60, 120, (SIDE, SIDE, 3), dtype=np.uint8), np.zeros((SIDE, SIDE), bool)
+    for channel, place in zip((1, 2, 0)[:2 + red], rng.choice((SIDE // CELL) ** 2, 3, replace=False), strict=False):
+        y, x = (CELL * int(k) for k in divmod(place, SIDE // CELL))
+        picture[y:y + CELL, x:x + CELL] = 0
+        picture[y:y + CELL, x:x + CELL, channel] = 255
+        mask[y:y + CELL, x:x + CELL] = channel == 0
+    return picture, mask
+
+
 @pytest.fixture(scope="module")
 def squares():
-    """Noise with a green, a blue and a red square in different places, each image of another patient; and the masks."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(60, 120, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
-    masks = {}
-    for i, picture in enumerate(pixels):
-        for channel, place in zip((1, 2, 0), rng.choice((SIDE // CELL) ** 2, 3, replace=False), strict=True):
-            y, x = (CELL * int(k) for k in divmod(place, SIDE // CELL))
-            picture[y:y + CELL, x:x + CELL] = 0
-            picture[y:y + CELL, x:x + CELL, channel] = 255
-        masks[f"{i}.png"] = np.zeros((SIDE, SIDE), bool)
-        masks[f"{i}.png"][y:y + CELL, x:x + CELL] = True  # the last one is red
-    table = pd.DataFrame({"path": list(masks), "label": "red", "group": [f"p{i}" for i in range(COUNT)],
-                          "row": np.arange(COUNT)})
-    return ImageSet(pixels, table, CLASSES), masks
+    """Images with a red square, each of another patient, and their masks."""
+    pixels, masks = zip(*(drawn(np.random.default_rng(i)) for i in range(COUNT)), strict=True)
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(COUNT)], "label": "red",
+                          "group": [f"p{i}" for i in range(COUNT)], "row": np.arange(COUNT)})
+    return ImageSet(np.stack(pixels), table, CLASSES), dict(zip(table["path"], masks, strict=True))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small real network, untrained, and the same after it has learnt to tell whether there is a red square."""
+    with tiny.network(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = models.build(replace(tiny.TINY, image_size=SIDE, classes=CLASSES, positive="red"))
+        model, rng = copy.deepcopy(untrained).train(), np.random.default_rng(99)
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(150):
+            labels = rng.integers(0, 2, 32)
+            pixels = np.stack([drawn(rng, bool(label))[0] for label in labels])
+            loss = nn.functional.cross_entropy(model(augment.plain_views(pixels, SIDE)), torch.from_numpy(labels))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.1
+        yield untrained.eval(), model.eval()
 
 
 def called(tiles, p=0.9):
@@ -105,12 +126,18 @@ def test_maps_of_a_network_whose_evidence_is_known_pass(squares, method):
         assert where["map"]["pointing"]["value"] == 1 and where["map"]["energy"]["value"] > 0.6
 
 
-def test_maps_of_an_untrained_network_fail_with_the_reasons(squares):
-    untrained = models.build(replace(TINY, image_size=SIDE, classes=CLASSES, positive="red")).eval()
-    found = examined(squares, untrained)
+def test_maps_of_an_untrained_network_fail_with_the_reasons(squares, small):
+    found = examined(squares, small[0])
     assert not found.trusted and "NOT" in found.verdict
-    assert {"over_random", "over_edges_on_masks"} <= failed(found)
+    assert {"over_random", "over_blob_on_masks"} <= failed(found)
     assert len(found.reasons) == len(failed(found))
+
+
+def test_maps_of_the_same_network_lie_on_the_cue_when_it_has_learnt_it(squares, small):
+    found = examined(squares, small[1])
+    assert found.trusted, found
+    where = found.facts["localisation"]  # a cell as large as the square sees far around it: the heat is near, not on it
+    assert where["map"]["energy"]["value"] > 3 * where["mask_share"]
 
 
 def test_a_map_that_ignores_the_weights_is_caught(squares, monkeypatch):
@@ -254,8 +281,8 @@ def test_images_come_from_as_many_groups_and_classes_as_there_are():
     assert len(trust._spread(table, 99)) == 8
 
 
-def test_all_weights_are_drawn_anew_and_keep_their_size():
-    model = models.build(replace(TINY, image_size=SIDE)).eval()
+def test_all_weights_are_drawn_anew_and_keep_their_size(small):
+    model = small[1]
     other, rng = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for _, find in trust._parts(other):
         trust._redraw(find(other), rng)
