@@ -12,6 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork a process")
 
+pytestmark = pytest.mark.alone  # the moments of the kills are a matter of time
+
 
 def kill(tmp_path, number, seed, *options):
     """The counts of that many kills."""
