@@ -97,6 +97,7 @@ class Learner:
         counts = np.bincount(self.train.labels, minlength=len(images.classes))
         self._refuse_what_cannot_be_learnt(counts)
         self.loss = losses.build(self.recipe, counts).to(device)
+        self.effective_prior = losses.effective_prior(self.recipe, counts).to_dict()
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.recipe.optimizer]
         # Every parameter is in the optimizer from the start; what is frozen has no gradient and is passed over.
         self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay,
@@ -424,7 +425,7 @@ class Learner:
                 f"best_val_{self.recipe.monitor}": scores[best], "device": str(self.device),
                 "precision": self.precision, "precision_reason": self.arithmetic[1],
                 "micro_batch": math.ceil(self.recipe.batch_size / progress.parts), "rollbacks": progress.rollbacks,
-                "seconds": seconds, "saving_seconds": progress.saving}
+                "effective_prior": self.effective_prior, "seconds": seconds, "saving_seconds": progress.saving}
 
 
 class Saving:

@@ -19,10 +19,10 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
-    {"files", "locks", "progress"},
-    {"recipes", "metrics", "losses", "schedules", "figures", "pages", "signatures", "archives"},
-    {"manifest"},
-    {"datasets", "datareport", "calibration"},
+    {"files", "locks", "progress", "calibration"},
+    {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives"},
+    {"manifest", "figures"},
+    {"datasets", "datareport"},
     {"images", "augment", "models"},
     {"checkpoints", "evaluation", "gradcam", "runs", "leakage"},
     {"training", "report", "export"},
