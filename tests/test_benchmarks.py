@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from patholib import files, manifest, recipes
 from patholib.errors import PathoError
@@ -345,6 +346,67 @@ def test_a_failed_run_writes_nothing(real, monkeypatch, tmp_path):
     with pytest.raises(PathoError, match="run_failed"):  # it ended well, but the newest run is the one from before
         real.main(["idc", "--data", str(tmp_path), "--results", str(tmp_path / "RESULTS.md")])
     assert not (tmp_path / "RESULTS.md").exists()
+
+
+# --- trust ---
+
+
+@pytest.fixture(scope="module")
+def trust_benchmark(harness):
+    return benchmark("trust")
+
+
+def number(value, low=None, high=None):
+    return {"value": value, "low": low, "high": high}
+
+
+def examined(over, reasons=()):
+    """What `trust.examine` found of maps whose heat on the mask beats both baselines by `over`."""
+    from patholib.trust import Trust
+
+    kinds = {kind: number(0.5) for kind in ("energy", "iou", "pointing")}
+    gain = {"gain": number(0.1, 0.05, 0.15)}
+    return Trust({
+        "verdict": "In words", "reasons": list(reasons), "checks": dict.fromkeys("abc"), "blank": 0, "images": 16,
+        "localisation": {"mask_share": 0.2, "map": kinds, "blob": kinds, "edges": kinds,
+                         "over_blob": {"energy": number(over, over - 0.1, over + 0.1)},
+                         "over_edges": {"energy": number(over, over - 0.1, over + 0.1)}},
+        "randomisation": {"cascade": [{"rank_correlation": 0.1}], "alone": [{"rank_correlation": 0.2}]},
+        "perturbation": {"over_random": gain, "over_blob": gain},
+        "stability": {"shift": number(0.9), "jpeg": number(0.8)}})
+
+
+def test_a_trained_network_has_to_find_the_place_and_an_untrained_one_to_fail(trust_benchmark, harness):
+    found = {(name, method): (report, 2.0) for method in trust_benchmark.METHODS
+             for name, report in (("trained", examined(0.3)), ("untrained", examined(-0.2, ["It fails"])))}
+    judged = trust_benchmark.marks(found)
+    assert [mark.met(reached) for mark, reached in judged] == [True, True, True]
+    assert [reached for _, reached in judged] == pytest.approx([0.2, 0.2, 1])
+    text = "\n".join([*trust_benchmark.tables(found), *trust_benchmark.reasons(found)])
+    assert "| trained | gradcam | 0.50" in text and "0.30 (0.20 to 0.40)" in text and "- It fails" in text
+    beside = {key: (examined(0.05), 2.0) for key in found}  # its interval reaches below 0, and nothing fails untrained
+    assert [mark.met(reached) for mark, reached in trust_benchmark.marks(beside)] == [False, False, False]
+
+
+def test_images_with_outlines_are_read_and_those_trained_on_are_refused(trust_benchmark, tmp_path):
+    recipe = dataclasses.replace(recipes.ISIC2019, weights="none", image_size=32)
+    for folder in ("isic2019/ISIC_2019_Training_Input", "isic_masks"):
+        (tmp_path / folder).mkdir(parents=True)
+    rng, names = np.random.default_rng(0), ["ISIC_1", "ISIC_2"]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / f"isic_masks/{name}.jpg")
+        mask = np.zeros((60, 90), np.uint8)
+        mask[20:40, 30:60] = 255
+        Image.fromarray(mask).save(tmp_path / f"isic_masks/{name}_segmentation.png")
+    one_hot = {c: [float(c == "MEL"), float(c == "NV")] for c in recipe.classes}
+    files.write_table(tmp_path / "isic2019/ISIC_2019_Training_GroundTruth.csv",
+                      pd.DataFrame({"image": names, **one_hot}))
+    known = trust_benchmark.annotated(tmp_path, recipe)
+    assert list(known.images.table["label"]) == ["MEL", "NV"] and set(known.masks) == set(names)
+    assert known.masks["ISIC_1"].mean() == pytest.approx(20 * 30 / 60**2, abs=0.02)  # of the central square
+    (tmp_path / "isic2019/ISIC_2019_Training_Input/ISIC_2.jpg").write_bytes(b"")
+    with pytest.raises(PathoError, match="bad_masks"):
+        trust_benchmark.annotated(tmp_path, recipe)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (65, "1 min 5 s"), (3600, "1 h 0 min 0 s")])

@@ -501,3 +501,13 @@ def test_images_of_unknown_patients_are_not_one_patient():
 ])
 def test_a_number_is_written_with_its_interval_or_says_what_is_missing(number, digits, text):
     assert metrics.readable(number, digits) == text
+
+
+def test_the_interval_of_a_mean_is_drawn_over_groups():
+    values, groups = np.repeat(np.arange(20.0), 5), np.repeat([f"p{i}" for i in range(20)], 5)
+    whole, alone = metrics.mean_of(values, groups), metrics.mean_of(values, np.arange(100).astype(str))
+    assert whole["value"] == alone["value"] == 9.5
+    assert whole["high"] - whole["low"] > 1.8 * (alone["high"] - alone["low"])  # the five of a group are one number
+    means = np.random.default_rng(0).choice(np.arange(20.0), (20000, 20)).mean(axis=1)
+    assert (whole["low"], whole["high"]) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.4)
+    assert metrics.mean_of(np.ones(20), groups[::5])["no_interval"]

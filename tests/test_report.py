@@ -148,6 +148,18 @@ def test_a_run_of_one_file_gives_a_report_of_what_is_absent(tmp_path):
     assert "no test numbers" in report.model_card(tmp_path).read_text()
 
 
+def test_the_verdict_on_the_heatmaps_stands_beside_them_with_its_reasons(tmp_path):
+    text, _ = written(full_run(tmp_path))
+    assert "They were not examined: `trust.json` is absent" in text
+    check = {"asked": "gain over <random> maps", "found": "0.010 (-0.020 to 0.040)", "demanded": "interval above 0",
+             "passed": False}
+    files.write_json(tmp_path / "trust.json", {"verdict": "Do NOT trust these heatmaps", "reasons": ["It is by chance"],
+                                               "checks": {"over_random": check, "jpeg": check | {"passed": True}}})
+    text, page = written(tmp_path)
+    assert text.index("## Heatmaps") < text.index("**Do NOT trust these heatmaps**") < text.index("## Versions")
+    assert "- It is by chance." in text and "interval above 0 | **failed** |" in text and "<random>" not in page
+
+
 def test_table_rows_without_a_file_are_said_to_be_left_out(tmp_path):
     found = {"rows_without_file": {"count": 22387, "first": ["ISIC_0000000"]}, "files_without_row": {"count": 0}}
     text, _ = written(full_run(tmp_path, data={"images": 300, "found": found}))
