@@ -69,11 +69,10 @@ def measure(options: argparse.Namespace) -> int:
     history = training.fit(model, tiles, run, workers=2)
     known = planted(checked, tiles, run) if options.name == "demo" else annotated(options.data, recipe)
     count = options.count or (16 if options.name == "demo" else len(known.images))
+    predictions = evaluation.predict(model, known.images, recipe, progress=False)  # both are asked for the same classes
+    score = metrics.summary(predictions, recipe.classes, recipe.positive, seed=recipe.seed)["metrics"]["auc"]
     found = {}
     for title, network in (("trained", model), ("untrained", models.build(recipe).eval())):
-        predictions = evaluation.predict(network, known.images, recipe, progress=False)
-        if title == "trained":
-            score = metrics.summary(predictions, recipe.classes, recipe.positive, seed=recipe.seed)["metrics"]["auc"]
         for method in METHODS:
             begun = time.process_time()  # of the processor: a busy machine does not add to it
             report = trust.examine(network, known.images, predictions, masks=known.masks, positive=recipe.positive,
@@ -146,7 +145,9 @@ def tables(found: dict) -> list[str]:
                      *(metrics.readable(where[f"over_{other}"]["energy"], 2) for other in trust.BASELINES)])
     for name, words in trust.BASELINES.items():
         rows.append([words, "", *(metrics.readable(first[name][kind], 2) for kind in HEAT), "", ""])
-    lines = [f"Where the heat lies. The masks cover {first['mask_share']:.0%} of a picture on average.", "",
+    of = next(iter(found.values()))[0].facts["of"]
+    lines = [f"Where the heat of {first['images']} images{f' called {of}' * bool(of)} of {first['groups']} groups "
+             f"lies. The masks cover {first['mask_share']:.0%} of a picture on average.", "",
              *markdown(["network", "method", *HEAT.values(), "heat, over the blob", "heat, over the edges"], rows), ""]
     rows = []
     for (name, method), (report, seconds) in found.items():

@@ -807,6 +807,8 @@ def _heat_bar(figure, peak: float | None, method: str, **where) -> None:
 def trust(facts: Mapping, title: str = "", note: str = "") -> Figure:
     """What `trust.examine` found: likeness to maps without what was learnt, deletion, insertion, and localisation."""
     failed, total = len(facts["reasons"]), len(facts["checks"])
+    if not total:
+        return _open(8, 0.1, title or facts["verdict"], note)
     title = title or (f"Not to be trusted: {failed} of {total} checks of the heatmaps failed" if failed else
                       f"All {total} checks of the heatmaps passed") + f" ({facts['method']} after {facts['block']})"
     figure = _open(10.5, 5.4, title, note)

@@ -34,6 +34,7 @@ PARTS = 4  # of the backbone, besides the head, that lose their weights in turn
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.6)  # of the pixels that are deleted or inserted, besides none and all
 SHIFTS = ((0, 1), (1, 0), (2, 2), (-2, 1))  # pixels down and to the right
 QUALITY = 75  # of the JPEG
+LOCATED = 64  # maps held against masks, which costs one look each
 BASELINES = {"blob": "a blob in the middle", "edges": "the plain edges of the grey picture"}
 
 
@@ -75,19 +76,25 @@ def examine(model: Classifier, pictures: images.ImageSet, predictions: pd.DataFr
             seed: int = 0) -> Trust:
     """Examines the maps of up to `count` images, for the class each was called; writes <run>/trust.json.
 
-    pictures and predictions: the same images in the same order. masks: by path, where it is known what counts, bool
-    (S, S) in the frame of the pixels, as `squares` and `planted` give them; images that have one are taken. run: an
-    open run, or None to write nothing. block: None takes `gradcam.default_block`. Errors: as `gradcam.heat`, bad_order.
+    Of two classes with a positive one only images called positive are taken: what argues for the other is that
+    something is absent, which lies nowhere; the verdict says so. pictures and predictions: the same images in the same
+    order. masks: by path, where it is known what counts, bool (S, S) in the frame of the pixels, as `squares` and
+    `planted` give them; they are held against up to 64 maps. run: an open run, or None to write nothing. block: None
+    takes `gradcam.default_block`. Errors: as `gradcam.heat`, bad_order, no_masks.
     """
-    asked = _Asked.of(model, pictures, predictions, masks, positive, threshold, count, block, method, seed)
-    facts = {"format": 1, "method": method, "block": asked.block, "images": len(asked.views),
-             "groups": int(pd.Series(asked.groups).nunique()), "blank": int(asked.heat.blank.sum()), "seed": seed,
-             "limits": {"changed": CHANGED, "steady": STEADY, "blank": BLANK}}
-    facts |= {"randomisation": randomisation(asked), "perturbation": perturbation(asked), "stability": stability(asked)}
-    if asked.masks is not None:
-        facts["localisation"] = localisation(asked)
-    facts["checks"] = checks(facts)
-    facts["reasons"] = [check["reason"] for check in facts["checks"].values() if not check["passed"]]
+    table, of = _candidates(model, pictures, predictions, masks, positive, threshold)
+    facts = {"format": 1, "method": method, "block": block or gradcam.default_block(model), "of": of, "seed": seed,
+             "images": 0, "groups": 0, "limits": {"changed": CHANGED, "steady": STEADY, "blank": BLANK}, "checks": {},
+             "reasons": [f"No image is called {of}, so there is no map to examine"]}
+    if len(table):
+        asked = _Asked.of(model, pictures, _spread(table, count), facts)
+        facts |= {"images": len(asked.views), "groups": len(set(asked.groups)), "blank": int(asked.heat.blank.sum()),
+                  "randomisation": randomisation(asked), "perturbation": perturbation(asked),
+                  "stability": stability(asked)}
+        if masks is not None:
+            facts["localisation"] = localisation(_Asked.of(model, pictures, _spread(table, LOCATED), facts), masks)
+        facts["checks"] = checks(facts)
+        facts["reasons"] = [check["reason"] for check in facts["checks"].values() if not check["passed"]]
     facts["verdict"] = _verdict(facts)
     if run is not None:
         files.write_json(Path(run.dir) / FILE, facts)
@@ -113,14 +120,28 @@ def planted(source: manifest.Manifest, pictures: images.ImageSet, fit: str = "cr
     return squares({path: folder / known[path] for path in pictures.table["path"]}, pictures.pixels.shape[1], fit)
 
 
+def _candidates(model, pictures, predictions, masks, positive, threshold) -> tuple[pd.DataFrame, str | None]:
+    """The rows of `pictures` that may be asked about, with `called`, and the class they are limited to."""
+    if list(pictures.table["path"]) != list(predictions["path"]):
+        raise PathoError("bad_order", "predictions", "are not of these images in this order", "Predict these images")
+    called = metrics.decide(predictions, model.classes, positive, 0.5 if threshold is None else threshold)
+    table = pictures.table.assign(called=called).reset_index(drop=True)
+    if masks is not None:
+        table = table[table["path"].isin(masks.keys())]
+        if table.empty:
+            raise PathoError("no_masks", "masks", "are of none of these images", "Name them by the images' paths")
+    of = positive if len(model.classes) == 2 else None
+    return table if of is None else table[table["called"] == of], of
+
+
 @dataclass(frozen=True)
 class _Asked:
     """The images that are looked at, as every check needs them."""
 
     model: Classifier  # in eval mode
+    paths: list[str]
     views: torch.Tensor  # (N, 3, S, S) on the model's device
     groups: np.ndarray  # (N,)
-    masks: np.ndarray | None  # (N, S, S) bool
     heat: gradcam.Heat
     maps: np.ndarray  # (N, S, S), the heat in the size of the images
     block: str
@@ -128,29 +149,12 @@ class _Asked:
     seed: int
 
     @classmethod
-    def of(cls, model, pictures, predictions, masks, positive, threshold, count, block, method, seed) -> _Asked:
-        if list(pictures.table["path"]) != list(predictions["path"]):
-            raise PathoError("bad_order", "predictions", "are not of these images in this order",
-                             "Predict these images")
-        called = metrics.decide(predictions, model.classes, positive, 0.5 if threshold is None else threshold)
-        table = pictures.table.assign(called=called).reset_index(drop=True)
-        if masks is not None:
-            table = table[table["path"].isin(masks.keys())]
-            if table.empty:
-                raise PathoError("no_masks", "masks", "are of none of these images", "Name them by the images' paths")
-        table = _spread(table, count)
-        size = model.image_size
+    def of(cls, model: Classifier, pictures: images.ImageSet, table: pd.DataFrame, facts: Mapping) -> _Asked:
+        size, block, method = model.image_size, facts["block"], facts["method"]
         views = augment.plain_views(pictures.pixels[table["row"].to_numpy()], size).to(model.mean.device)
-        block = block or gradcam.default_block(model)
-        classes = [model.classes.index(name) for name in table["called"]]
-        heat = gradcam.heat(model, views, classes, block, method)
-        window = None
-        if masks is not None:
-            stack = np.stack([masks[path] for path in table["path"]])
-            margin = (stack.shape[1] - size) // 2
-            window = stack[:, margin:margin + size, margin:margin + size]
-        return cls(evaluating(model), views, table["group"].to_numpy(), window, heat, _large(heat, size), block, method,
-                   seed)
+        heat = gradcam.heat(model, views, [model.classes.index(name) for name in table["called"]], block, method)
+        return cls(evaluating(model), list(table["path"]), views, table["group"].to_numpy(), heat, _large(heat, size),
+                   block, method, facts["seed"])
 
     def of_other(self, model: Classifier, views: torch.Tensor) -> gradcam.Heat:
         """The heat of these images for the same classes, from another model or another form of them."""
@@ -363,21 +367,25 @@ def _jpeg(view: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------ localisation
 
 
-def localisation(asked: _Asked) -> dict:
+def localisation(asked: _Asked, masks: Mapping[str, np.ndarray]) -> dict:
     """How much of the heat lies where it should, beside a blob in the middle and the plain edges of the picture.
 
     Of each: energy (share of the heat inside the mask), pointing (share of images whose hottest pixel is inside; Zhang
     et al. 2018), iou (of the mask and as many hottest pixels). Images whose mask is empty or covers all are left out.
     """
-    share = asked.masks.mean(axis=(1, 2))
+    size = asked.maps.shape[1]
+    inside = np.stack([masks[path] for path in asked.paths])
+    margin = (inside.shape[1] - size) // 2
+    inside = inside[:, margin:margin + size, margin:margin + size]
+    share = inside.mean(axis=(1, 2))
     use = (share > 0) & (share < 1)
     if not use.any():
-        return {"images": 0}
-    masks, groups = asked.masks[use], asked.groups[use]
-    heats = {"map": asked.maps[use], "blob": np.broadcast_to(blob(masks.shape[1]), masks.shape),
+        return {"images": 0, "groups": 0}
+    inside, groups = inside[use], asked.groups[use]
+    heats = {"map": asked.maps[use], "blob": np.broadcast_to(blob(size), inside.shape),
              "edges": np.stack([edges(view) for view in asked.views[torch.from_numpy(use)]])}
-    scores = {name: located(heat, masks, asked.seed) for name, heat in heats.items()}
-    found = {"images": int(use.sum()), "mask_share": float(share[use].mean())}
+    scores = {name: located(heat, inside, asked.seed) for name, heat in heats.items()}
+    found = {"images": int(use.sum()), "groups": len(set(groups)), "mask_share": float(share[use].mean())}
     for name, of in scores.items():
         found[name] = {what: metrics.mean_of(values, groups, seed=asked.seed) for what, values in of.items()}
     for name in BASELINES:
@@ -460,12 +468,16 @@ def _above(asked: str, number: dict, reason: str) -> dict:
 
 
 def _verdict(facts: Mapping) -> str:
-    """One sentence for a person."""
+    """A few sentences for a person."""
     failed, total = len(facts["reasons"]), len(facts["checks"])
-    of = f"{facts['images']} images of {facts['groups']} groups ({facts['method']} after {facts['block']})"
-    few = "" if facts["groups"] >= metrics.FEWEST_GROUPS else " So few groups prove little either way."
-    where = "" if "localisation" in facts else " Whether they lie on what counts was not asked: there are no masks."
-    if failed:
-        return f"Do NOT trust these heatmaps: {failed} of {total} checks failed on {of}.{few}{where}"
-    return (f"Nothing speaks against these heatmaps: all {total} checks passed on {of}. That the evidence is medically "
-            f"sound is not among them.{few}{where}")
+    if not total:
+        return f"There are no heatmaps to trust: no image is called {facts['of']}."
+    called = f" called {facts['of']}" if facts["of"] else ""
+    of = f"{facts['images']} images{called} of {facts['groups']} groups ({facts['method']} after {facts['block']})"
+    words = [f"Do NOT trust these heatmaps: {failed} of {total} checks failed on {of}." if failed else
+             f"Nothing speaks against these heatmaps: all {total} checks passed on {of}. That the evidence is "
+             "medically sound is not among them."]
+    words += ["So few groups prove little either way."] * (facts["groups"] < metrics.FEWEST_GROUPS)
+    words += ["Whether they lie on what counts was not asked: there are no masks."] * ("localisation" not in facts)
+    words += ["Maps of the other images were not examined: that something is absent has no place."] * bool(called)
+    return " ".join(words)

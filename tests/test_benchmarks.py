@@ -368,7 +368,8 @@ def examined(over, reasons=()):
     gain = {"gain": number(0.1, 0.05, 0.15)}
     return Trust({
         "verdict": "In words", "reasons": list(reasons), "checks": dict.fromkeys("abc"), "blank": 0, "images": 16,
-        "localisation": {"mask_share": 0.2, "map": kinds, "blob": kinds, "edges": kinds,
+        "of": "malignant",
+        "localisation": {"images": 16, "groups": 12, "mask_share": 0.2, "map": kinds, "blob": kinds, "edges": kinds,
                          "over_blob": {"energy": number(over, over - 0.1, over + 0.1)},
                          "over_edges": {"energy": number(over, over - 0.1, over + 0.1)}},
         "randomisation": {"cascade": [{"rank_correlation": 0.1}], "alone": [{"rank_correlation": 0.2}]},

@@ -117,9 +117,9 @@ def failed(found):
 def test_maps_of_a_network_whose_evidence_is_known_pass(squares, method):
     found = examined(squares, method=method)
     assert found.trusted, found
-    assert found.verdict.startswith("Nothing speaks against") and "16 images of 16 groups" in found.verdict
+    assert found.verdict.startswith("Nothing speaks against") and "16 images called red of 16 groups" in found.verdict
     where = found.facts["localisation"]
-    assert where["images"] == 16 and where["mask_share"] == pytest.approx((CELL / SIDE) ** 2)
+    assert where["images"] == COUNT and where["mask_share"] == pytest.approx((CELL / SIDE) ** 2)
     if method == "occlusion":  # its square is four times as large, and at the border cells share the squares they see
         assert where["map"]["energy"]["value"] > 10 * where["mask_share"]
     else:
@@ -136,8 +136,8 @@ def test_maps_of_an_untrained_network_fail_with_the_reasons(squares, small):
 def test_maps_of_the_same_network_lie_on_the_cue_when_it_has_learnt_it(squares, small):
     found = examined(squares, small[1])
     assert found.trusted, found
-    where = found.facts["localisation"]  # a cell as large as the square sees far around it: the heat is near, not on it
-    assert where["map"]["energy"]["value"] > 3 * where["mask_share"]
+    before = examined(squares, small[0])
+    assert found.facts["localisation"]["map"]["energy"]["value"] > before.facts["localisation"]["map"]["energy"]["value"]
 
 
 def test_a_map_that_ignores_the_weights_is_caught(squares, monkeypatch):
@@ -165,6 +165,20 @@ def test_without_masks_it_is_said_that_the_place_was_not_asked(squares):
     found = trust.examine(Red().eval(), tiles, called(tiles), positive="red", count=8)
     assert "localisation" not in found.facts and "there are no masks" in found.verdict
     assert "So few groups prove little" in found.verdict
+
+
+def test_only_images_called_positive_are_asked_and_without_any_it_is_said(squares):
+    tiles, masks = squares
+    table = called(tiles)
+    table.loc[:15, ["p_none", "p_red"]] = [0.9, 0.1]
+    found = trust.examine(Red().eval(), tiles, table, masks=masks, positive="red")
+    assert found.facts["images"] == found.facts["localisation"]["images"] == COUNT - 16
+    assert "Maps of the other images were not examined" in found.verdict
+    none = trust.examine(Red().eval(), tiles, called(tiles, 0.1), masks=masks, positive="red")
+    assert not none.trusted and none.verdict == "There are no heatmaps to trust: no image is called red."
+    assert none.table.empty and figures.trust(none.facts).axes == []
+    whole = trust.examine(Red().eval(), tiles, called(tiles, 0.1), masks=masks, positive="red", threshold=0.05, count=4)
+    assert whole.facts["images"] == 4  # by the threshold all are called red
 
 
 def test_the_network_and_the_random_numbers_are_left_as_they_were(squares):
@@ -264,12 +278,12 @@ def test_a_map_that_moves_with_the_picture_is_stable(squares, monkeypatch):
         return gradcam.Heat(maps, torch.as_tensor(classes), torch.full((len(maps), 2), 0.5), maps.amax((1, 2)) == 0)
 
     def fixed(model, views, classes, block):
-        return replace(brightness(model, views, classes, block), maps=still)
+        return replace(brightness(model, views, classes, block), maps=still[:len(views)])
 
     monkeypatch.setitem(gradcam.METHODS, "brightness", brightness)
     found = examined(squares, method="brightness").facts["stability"]
     assert found["shift"]["value"] == pytest.approx(1) and 0 < found["jpeg"]["value"] < 1
-    still = torch.rand(16, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    still = torch.rand(COUNT, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     monkeypatch.setitem(gradcam.METHODS, "fixed", fixed)
     assert abs(examined(squares, method="fixed").facts["stability"]["shift"]["value"]) < 0.1  # stays while all moves
 
