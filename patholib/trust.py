@@ -422,9 +422,12 @@ def checks(facts: Mapping) -> dict[str, dict]:
     drawn, over, steady = facts["randomisation"], facts["perturbation"], facts["stability"]
     alone = float(np.mean([part["rank_correlation"] for part in drawn["alone"]]))
     blank = facts["blank"] / facts["images"]
+    evidence = _most("maps without any evidence", blank, BLANK,
+                     "{number:.0%} of the maps are blank: nothing argues for the class the image was called")
+    if blank == 1:
+        return {"evidence": evidence}  # of maps that are not there nothing else can be asked
     found = {
-        "evidence": _most("maps without any evidence", blank, BLANK,
-                          "{number:.0%} of the maps are blank: nothing argues for the class the image was called"),
+        "evidence": evidence,
         "cascade": _most("likeness when all weights are drawn anew", drawn["cascade"][-1]["rank_correlation"], CHANGED,
                          "The maps stay alike when all weights are drawn anew (rank correlation {number:.2f}, at most "
                          f"{CHANGED} is allowed): they show the picture, not what was learnt"),

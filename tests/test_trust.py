@@ -136,8 +136,8 @@ def test_maps_of_an_untrained_network_fail_with_the_reasons(squares, small):
 def test_maps_of_the_same_network_lie_on_the_cue_when_it_has_learnt_it(squares, small):
     found = examined(squares, small[1])
     assert found.trusted, found
-    before = examined(squares, small[0])
-    assert found.facts["localisation"]["map"]["energy"]["value"] > before.facts["localisation"]["map"]["energy"]["value"]
+    before = examined(squares, small[0]).facts["localisation"]["map"]["energy"]["value"]
+    assert found.facts["localisation"]["map"]["energy"]["value"] > before
 
 
 def test_a_map_that_ignores_the_weights_is_caught(squares, monkeypatch):
@@ -157,7 +157,8 @@ def test_a_network_without_evidence_has_blank_maps_and_is_not_trusted(squares):
     with torch.no_grad():
         silent.head.weight.zero_()
     found = examined(squares, silent)
-    assert "evidence" in failed(found) and any("100% of the maps are blank" in reason for reason in found.reasons)
+    assert failed(found) == {"evidence"} and found.reasons[0].startswith("100% of the maps are blank")
+    assert figures.trust(found.facts).axes
 
 
 def test_without_masks_it_is_said_that_the_place_was_not_asked(squares):
