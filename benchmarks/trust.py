@@ -32,7 +32,8 @@ from patholib.errors import PathoError
 TITLES = {"demo": "Heatmaps on demo images: is the planted cue found?",
           "isic": "Heatmaps on real lesions: do they lie on them?"}
 KINDS = {"demo": "breakhis", "isic": "isic2019"}
-METHODS = ("gradcam", "gradcam++", "hirescam")  # occlusion takes 50 passes a map, and 700 to be examined
+# Method, and whether its maps are averaged over eight views. Occlusion takes 50 passes a map, and 700 to be examined.
+METHODS = (("gradcam", False), ("gradcam", True), ("gradcam++", False), ("hirescam", False))
 HEAT = {"energy": "heat on the mask", "iou": "IoU, same area", "pointing": "peak on the mask"}
 
 
@@ -73,12 +74,12 @@ def measure(options: argparse.Namespace) -> int:
     score = metrics.summary(predictions, recipe.classes, recipe.positive, seed=recipe.seed)["metrics"]["auc"]
     found = {}
     for title, network in (("trained", model), ("untrained", models.build(recipe).eval())):
-        for method in METHODS:
+        for method, average in METHODS:
             begun = time.process_time()  # of the processor: a busy machine does not add to it
             report = trust.examine(network, known.images, predictions, masks=known.masks, positive=recipe.positive,
-                                   count=count, method=method, seed=recipe.seed)
-            found[title, method] = report, time.process_time() - begun
-            print(f"{title}, {method}: {report}", flush=True)
+                                   count=count, method=method, average=average, seed=recipe.seed)
+            found[title, report.facts["method"]] = report, time.process_time() - begun
+            print(f"{title}: {report}", flush=True)
     text = [*facts(recipe, run, history, known, score, time.monotonic() - start), "", *tables(found), "",
             *reasons(found)]
     code = write(options, text, marks(found))

@@ -115,6 +115,11 @@ def averaged(model: Classifier, images: torch.Tensor, classes=None, block: str |
     return Heat(maps, found[0].classes, probs, maps.amax(dim=(1, 2)) == 0)
 
 
+def named(method: str, average: bool) -> str:
+    """What to call a method in a title."""
+    return f"{method}, mean of eight views" if average else method
+
+
 # Of the maps (N, K, h, w) of a block and the gradient of a logit with respect to them: the heat (N, h, w).
 
 
@@ -271,8 +276,8 @@ def _by_column(table: pd.DataFrame, column: str, each: int) -> pd.DataFrame:
 
 def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, positive: str | None = None,
             threshold: float | None = None, each: int = 4, by: str = "outcome", block: str | None = None,
-            method: str = "gradcam") -> Gallery:
-    """The heat of what `pick` chooses, for the class each image was called.
+            method: str = "gradcam", average: bool = False) -> Gallery:
+    """The heat of what `pick` chooses, for the class each image was called; average: that of `averaged`.
 
     images and predictions: the same images in the same order; the probabilities are shown as they are given, so give
     calibrated ones. block: None takes `default_block`. Errors: as `heat` and `pick`, bad_order.
@@ -285,9 +290,10 @@ def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, posi
     views = augment.plain_views(pictures, model.image_size)  # (N, 3, H, W)
     targets = [model.classes.index(name) for name in once["decision"]]
     parts = [slice(start, start + BATCH) for start in range(0, len(views), BATCH)]
-    maps = torch.cat([heat(model, views[part].to(model.mean.device), targets[part], block, method).maps
+    ask = averaged if average else heat
+    maps = torch.cat([ask(model, views[part].to(model.mean.device), targets[part], block, method).maps
                       for part in parts])
     seen = views.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
     place = once.index.get_indexer(chosen.index)
     return Gallery(seen[place], upsample(maps, model.image_size).numpy()[place], chosen.reset_index(drop=True), block,
-                   method)
+                   named(method, average))

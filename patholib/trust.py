@@ -9,8 +9,9 @@ of them are not to be shown as a reason.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -73,26 +74,29 @@ class Trust:
 def examine(model: Classifier, pictures: images.ImageSet, predictions: pd.DataFrame, run=None,
             masks: Mapping[str, np.ndarray] | None = None, positive: str | None = None,
             threshold: float | None = None, count: int = 16, block: str | None = None, method: str = "gradcam",
-            seed: int = 0) -> Trust:
+            average: bool = False, seed: int = 0) -> Trust:
     """Examines the maps of up to `count` images, for the class each was called; writes <run>/trust.json.
 
     Of two classes with a positive one only images called positive are taken: what argues for the other is that
     something is absent, which lies nowhere; the verdict says so. pictures and predictions: the same images in the same
     order. masks: by path, where it is known what counts, bool (S, S) in the frame of the pixels, as `squares` and
     `planted` give them; they are held against up to 64 maps. run: an open run, or None to write nothing. block: None
-    takes `gradcam.default_block`. Errors: as `gradcam.heat`, bad_order, no_masks.
+    takes `gradcam.default_block`. average: ask about the maps of `gradcam.averaged`, which takes several times as long.
+    Errors: as `gradcam.heat`, bad_order, no_masks.
     """
     table, of = _candidates(model, pictures, predictions, masks, positive, threshold)
-    facts = {"format": 1, "method": method, "block": block or gradcam.default_block(model), "of": of, "seed": seed,
+    facts = {"format": 1, "method": gradcam.named(method, average),
+             "block": block or gradcam.default_block(model), "of": of, "seed": seed,
              "images": 0, "groups": 0, "limits": {"changed": CHANGED, "steady": STEADY, "blank": BLANK}, "checks": {},
              "reasons": [f"No image is called {of}, so there is no map to examine"]}
     if len(table):
-        asked = _Asked.of(model, pictures, _spread(table, count), facts)
+        ask = partial(gradcam.averaged if average else gradcam.heat, block=facts["block"], method=method)
+        asked = _Asked.of(model, pictures, _spread(table, count), ask, seed)
         facts |= {"images": len(asked.views), "groups": len(set(asked.groups)), "blank": int(asked.heat.blank.sum()),
                   "randomisation": randomisation(asked), "perturbation": perturbation(asked),
                   "stability": stability(asked)}
         if masks is not None:
-            facts["localisation"] = localisation(_Asked.of(model, pictures, _spread(table, LOCATED), facts), masks)
+            facts["localisation"] = localisation(_Asked.of(model, pictures, _spread(table, LOCATED), ask, seed), masks)
         facts["checks"] = checks(facts)
         facts["reasons"] = [check["reason"] for check in facts["checks"].values() if not check["passed"]]
     facts["verdict"] = _verdict(facts)
@@ -144,21 +148,20 @@ class _Asked:
     groups: np.ndarray  # (N,)
     heat: gradcam.Heat
     maps: np.ndarray  # (N, S, S), the heat in the size of the images
-    block: str
-    method: str
+    ask: Callable[..., gradcam.Heat]  # of model, views and classes
     seed: int
 
     @classmethod
-    def of(cls, model: Classifier, pictures: images.ImageSet, table: pd.DataFrame, facts: Mapping) -> _Asked:
-        size, block, method = model.image_size, facts["block"], facts["method"]
+    def of(cls, model: Classifier, pictures: images.ImageSet, table: pd.DataFrame, ask: Callable, seed: int) -> _Asked:
+        size = model.image_size
         views = augment.plain_views(pictures.pixels[table["row"].to_numpy()], size).to(model.mean.device)
-        heat = gradcam.heat(model, views, [model.classes.index(name) for name in table["called"]], block, method)
+        heat = ask(model, views, [model.classes.index(name) for name in table["called"]])
         return cls(evaluating(model), list(table["path"]), views, table["group"].to_numpy(), heat, _large(heat, size),
-                   block, method, facts["seed"])
+                   ask, seed)
 
     def of_other(self, model: Classifier, views: torch.Tensor) -> gradcam.Heat:
         """The heat of these images for the same classes, from another model or another form of them."""
-        return gradcam.heat(model, views, self.heat.classes.numpy(), self.block, self.method)
+        return self.ask(model, views, self.heat.classes.numpy())
 
     def mean(self, values: np.ndarray) -> dict:
         """The mean of a number of every image, with the interval over groups."""

@@ -378,7 +378,7 @@ def examined(over, reasons=()):
 
 
 def test_a_trained_network_has_to_find_the_place_and_an_untrained_one_to_fail(trust_benchmark, harness):
-    found = {(name, method): (report, 2.0) for method in trust_benchmark.METHODS
+    found = {(name, method): (report, 2.0) for method, _ in trust_benchmark.METHODS
              for name, report in (("trained", examined(0.3)), ("untrained", examined(-0.2, ["It fails"])))}
     judged = trust_benchmark.marks(found)
     assert [mark.met(reached) for mark, reached in judged] == [True, True, True]

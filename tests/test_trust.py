@@ -126,6 +126,12 @@ def test_maps_of_a_network_whose_evidence_is_known_pass(squares, method):
         assert where["map"]["pointing"]["value"] == 1 and where["map"]["energy"]["value"] > 0.6
 
 
+def test_averaged_maps_are_asked_the_same(squares):
+    found = examined(squares, average=True, count=12)
+    assert found.trusted, found
+    assert "gradcam, mean of eight views after stem" in found.verdict
+
+
 def test_maps_of_an_untrained_network_fail_with_the_reasons(squares, small):
     found = examined(squares, small[0])
     assert not found.trusted and "NOT" in found.verdict
