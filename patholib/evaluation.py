@@ -238,6 +238,11 @@ class Locked:
     recipe: Recipe
 
     @property
+    def threshold(self) -> float | None:
+        """From which probability on an image is called, or flagged as, positive."""
+        return self.decision["threshold"]
+
+    @property
     def table(self) -> pd.DataFrame:
         """The decision in words, one line for each part of it."""
         found = self.decision
@@ -298,13 +303,8 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
     positive class there is none. A temperature that cannot be fitted is 1, and `notes` say why.
     Errors: bad_parameter.
     """
+    check_target(target_sensitivity, cost_ratio)
     by_cost = cost_ratio is not None
-    if not (0 < target_sensitivity < 1):
-        raise PathoError("bad_parameter", "target_sensitivity", f"is {target_sensitivity}, not between 0 and 1",
-                         "Ask for a share that a test can show, such as 0.95")
-    if by_cost and not 0 < cost_ratio < np.inf:
-        raise PathoError("bad_parameter", "cost_ratio", f"is {cost_ratio}, no number above 0",
-                         "Say how many false alarms one missed positive is worth")
     labels, probs, notes, temperature = _labels(val, classes), _probs(val, classes), [], 1.0
     try:
         temperature = calibration.fit(labels, probs)
@@ -336,6 +336,16 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
     numbers = metrics.alert(table, classes, positive, threshold, seed=seed)
     return found | {"threshold": threshold, "rule": rule,
                     "validation": {name: numbers[name] for name in metrics.ALERT}}
+
+
+def check_target(target_sensitivity: float, cost_ratio: float | None = None) -> None:
+    """Refuses what no threshold can be chosen for, before anything is trained. Errors: bad_parameter."""
+    if not 0 < target_sensitivity < 1:
+        raise PathoError("bad_parameter", "target_sensitivity", f"is {target_sensitivity}, not between 0 and 1",
+                         "Ask for a share that a test can show, such as 0.95")
+    if cost_ratio is not None and not 0 < cost_ratio < np.inf:
+        raise PathoError("bad_parameter", "cost_ratio", f"is {cost_ratio}, no number above 0",
+                         "Say how many false alarms one missed positive is worth")
 
 
 def locked(run_dir: Path) -> dict:
@@ -399,6 +409,8 @@ def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | No
             "ece_chance": calibration.ece_by_chance(probs, of=of),
             **{name: numbers[name]["value"] for name in ("brier", "log_loss")},
             "bins": calibration.reliability(labels, probs, of=of).to_dict("records"),
+            "counts": np.bincount(calibration.binned(calibration.confident(labels, probs, of)[0], calibration.BINS,
+                                                     "width"), minlength=calibration.BINS).tolist(),
         }
     return found
 
@@ -510,7 +522,7 @@ class Judged:
     @property
     def calibration(self) -> pd.DataFrame:
         """Errors of calibration, Brier score and log loss before and after the temperature, for each set."""
-        rows = {(name, when): {key: value for key, value in numbers.items() if key != "bins"}
+        rows = {(name, when): {key: value for key, value in numbers.items() if key not in ("bins", "counts")}
                 for name, both in self.metrics["calibration"].items() for when, numbers in both.items()}
         return pd.DataFrame(rows).T
 
