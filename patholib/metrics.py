@@ -45,7 +45,11 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
     Two classes and a `positive` one: an image is called positive where p_positive >= threshold. Otherwise the largest
     probability decides and the threshold is not used. A number without a value is None beside `"undefined"`, the
     reason; one without an interval has `"no_interval"`; a mean that leaves classes out says so in `"note"`.
-    Intervals: percentile bootstrap over groups (Efron & Tibshirani 1993, chapter 13). `resamples=0` gives none.
+    Intervals: bootstrap over groups; `resamples=0` gives none. "bca" moves the ends by bias and skewness (Efron 1987)
+    and widens them for few groups; "percentile" takes 2.5 and 97.5 % of the resamples as they are. The first is the
+    default because it holds the truth about as often as it says. In 1000 simulated sets of 20, 40 and 120 patients it
+    did in 91 to 95, 93 to 96 and 94 to 96 %, by metric, percentiles in 84 to 91, 89 to 92 and 93 to 95 %; drawing
+    images instead of patients, 52 to 65 % (`python tests/intervals.py`).
     """
     judged = _judge(predictions, classes, positive, threshold)
     overall, of_classes = _values(judged, np.ones((1, judged.groups)))
@@ -518,7 +522,7 @@ def _left_out(groups: int, interval: str) -> np.ndarray:
     """Counts (J, G) for `_values` with each group left out once or, of many, each of 200 blocks; (0, G) without BCa."""
     if interval not in INTERVALS:
         raise PathoError("bad_parameter", "interval", f"is {interval!r}", nearest(interval, INTERVALS))
-    blocks = min(groups, BLOCKS) if interval == "bca" else 0
+    blocks = min(groups, BLOCKS) if interval == "bca" and groups > 1 else 0
     return 1.0 - (np.arange(groups) % max(blocks, 1) == np.arange(blocks)[:, None])
 
 
@@ -634,7 +638,7 @@ def _bca_shares(below: float, left: np.ndarray, groups: int) -> np.ndarray:
     too little in their resamples: the ends lie where Student's distribution has them (Hesterberg 2015).
     """
     normal, left = NormalDist(), left[~np.isnan(left)]
-    away = left.mean() - left
+    away = left.mean() - left if len(left) else left
     spread = (away**2).sum()
     acceleration = (away**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
     bias, z, freedom = normal.inv_cdf(below), normal.inv_cdf((1 + LEVEL) / 2), max(groups - 1, 1)
