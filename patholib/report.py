@@ -244,6 +244,7 @@ class _Run:
         self.recipe = recipes.from_json(self.run["recipe"])
         self.absent: list[str] = []
         self.metrics = self._json("metrics.json", "no results") or {}
+        self.decision = self._json("decision.json", "nothing was locked before the test images were judged")
         self.data_report = self._json("data_report.json", "what the data check found is not known")
         self.history = self._history()
         self.figures = [*sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
@@ -439,7 +440,7 @@ def _cell(value) -> str:
 
 
 def _decision(run: _Run) -> list[str]:
-    found, lines = run.metrics.get("decision"), ["## Decision", ""]
+    found, lines = run.decision, ["## Decision", ""]
     if not found:
         return [*lines, "No decision is recorded: temperature and threshold were not locked before the test images "
                 "were judged.", ""]

@@ -351,7 +351,9 @@ def test_a_path_or_a_csv_is_loaded_as_what_it_is(project, tmp_path, tree):
     assert datasets.load("breakhis", tree).source == "breakhis"
     path = own(tmp_path / "own", "path,label,group\na.png,a,1\nb.png,b,2\n")
     source = datasets.load("breakhis", path)
-    assert source.source == "table" and not source.demo
+    assert source.source == "table" and not source.demo and source.positive is None
+    assert datasets.load("breakhis", path, positive="b").positive == "b"  # the class that must not be missed
+    refusal("unknown_class", datasets.load, "breakhis", path, positive="c")
     refusal("data_root", datasets.load, "breakhis", tmp_path / "nowhere")
 
 

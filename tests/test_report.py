@@ -47,7 +47,7 @@ def summary(auc=0.95, sensitivity=0.95, support=(100, 200), classes=RECIPE.class
 
 
 def locked(recipe):
-    """What metrics.json has of the decision and of calibration."""
+    """What metrics.json has of calibration, and the decision, which has a file of its own."""
     reached = {n: number(v) for n, v in zip(("sensitivity", "specificity", "ppv", "npv"), (0.97, 0.71, 0.88, 0.91),
                                             strict=True)}
     errors = {"temperature": 1.0, "ece_mass": 0.113, "ece_width": 0.12, "ece_chance": 0.02, "brier": 0.1,
@@ -88,6 +88,7 @@ def full_run(folder, recipe=RECIPE, **changes):
     aucs = {"val": 0.96, "test": 0.951, "test_tta": 0.957, "baseline": 0.812}
     files.write_json(folder / "metrics.json", {k: summary(auc=auc, classes=classes) for k, auc in aucs.items()}
                      | locked(recipe))
+    files.write_json(folder / "decision.json", locked(recipe)["decision"])
     files.write_json(folder / "data_report.json", {
         "counts": {"files": 301, "kept": 300, "by_code": {"corrupt": 1}}, "warnings": [],
         "excluded": [{"path": "benign/x.png", "code": "corrupt", "reason": "ends in the middle"}]})
@@ -140,7 +141,7 @@ def test_the_report_tells_what_was_locked_and_what_it_gave(tmp_path):
         assert part in text, part
     assert "alert beside the decision" not in text
     assert page.count('<tr class="few">') == 1 == page.partition('<tr class="few">')[2].count("magnification: 40 *")
-    files.write_json(tmp_path / "metrics.json", {"test": summary()})
+    (tmp_path / "decision.json").unlink()
     assert "were not locked before the test images" in written(tmp_path)[0]
 
 
