@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from patholib import calibration, files, metrics, recipes
 from patholib.errors import PathoError, nearest
+from patholib.progress import bar
 from patholib.recipes import Recipe
 
 if TYPE_CHECKING:  # torch is imported where a model is run: to read predictions back none is needed
@@ -72,24 +72,18 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
     device = torch.device(device or next(model.parameters()).device)
     number = recipe.tta_views if tta else 1
 
-    def views(pixels, rows):  # (B, S, S, 3) uint8 to (views, B, 3, size, size)
-        if tta:
-            return augment.tta_views(pixels, recipe.image_size, recipe.tta, recipe.tta_views, recipe.seed, rows,
-                                     recipe.augmentation)
-        return augment.plain_views(pixels, recipe.image_size)[None]
-
     modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
     model.to(device).eval()
     parts = []
-    quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
-    bar = tqdm(total=len(images), unit="image", desc="predicting", leave=False, **quiet)
+    meter = bar(shown=progress, total=len(images), unit="image", desc="predicting", leave=False)
     try:
-        with bar, torch.inference_mode(), models.autocast(device, precision):
+        with meter, torch.inference_mode(), models.autocast(device, precision):
             for batch in batches(images, np.arange(len(images)), max(1, batch_size // number)):
                 # On a GPU the pixels cross the bus as they are, a twelfth of what float views in several turns take.
                 pixels = batch.images if device.type == "cpu" else torch.from_numpy(batch.images).to(device)
                 with models.autocast(device, "fp32"):  # drawn views are matrix products, which are not to be halved
-                    stack = views(pixels, batch.rows).flatten(0, 1)  # (views * B, 3, size, size), seen in one pass
+                    views = augment.views_to_judge(pixels, recipe, tta, batch.rows)  # (views, B, 3, size, size)
+                stack = views.flatten(0, 1)  # all of them in one pass
                 stack = stack.contiguous(memory_format=torch.channels_last)
                 found = model(stack).float().cpu().unflatten(0, (number, -1))  # (views, B, C)
                 finite = found.isfinite().all(dim=2).all(dim=0).numpy()
@@ -98,7 +92,7 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
                     raise PathoError("model_output", name, f"the model's output is not finite ({precision})",
                                      "Load the best checkpoint again, or predict with fp32")
                 parts.append(found)
-                bar.update(len(batch.rows))
+                meter.update(len(batch.rows))
                 if after_batch is not None:
                     after_batch()
     finally:
