@@ -66,9 +66,9 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
             metrics[name]["note"] = f"mean over the classes that occur; absent: {', '.join(absent)}"
     per_class = {}
     for k, name in enumerate(judged.classes):
-        groups = {"specificity": judged.groups_without[k], "auc": judged.groups}
+        groups = {"sensitivity": judged.groups_with[k], "specificity": judged.groups_without[k]}
         numbers = {m: _number(v[0, k], drawn_of_classes[m][:, k], WHY[m], left_of_classes[m][:, k],
-                              groups.get(m, judged.groups_with[k])) for m, v in of_classes.items()}
+                              groups.get(m, judged.groups)) for m, v in of_classes.items()}
         per_class[name] = {"support": int(support[k]), "groups": int(judged.groups_with[k]), **numbers}
     if judged.by_threshold:
         metrics |= {m: per_class[positive][m] for m in ("sensitivity", "specificity", "precision", "f1")}

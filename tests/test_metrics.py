@@ -280,14 +280,16 @@ def test_of_a_hundred_patients_the_interval_covers_95_in_100():
 def test_bca_is_scipys():
     rng = np.random.default_rng(0)
     values = rng.gamma(1.5, 1, 40)
-    drawn = np.concatenate([counts @ values / 40 for counts in metrics._draws(40, 20_000, seed=1)])
-    left = (values.sum() - values) / 39
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=rng).confidence_interval
-    shares = metrics._bca_shares((drawn < values.mean()).mean(), left, groups=10**9)  # so many that Student is normal
+    drawn = np.concatenate([np.sqrt(counts @ values**2 / 40 - (counts @ values / 40) ** 2)  # biased and skewed
+                            for counts in metrics._draws(40, 20_000, seed=1)])
+    left = np.array([np.delete(values, i).std() for i in range(40)])
+    theirs = stats.bootstrap((values,), np.std, n_resamples=20_000, method="BCa", rng=rng).confidence_interval
+    below = (drawn < values.std()).mean()
+    shares = metrics._bca_shares(below, left, groups=10**9)  # so many that Student's distribution is normal
     assert np.quantile(drawn, shares) == pytest.approx([theirs.low, theirs.high], rel=0.01)
     plain = np.quantile(drawn, [0.025, 0.975])
-    assert (np.quantile(drawn, shares) > plain).all()  # a skewed mean: both ends move up
-    few = np.quantile(drawn, metrics._bca_shares((drawn < values.mean()).mean(), left, groups=8))
+    assert (np.quantile(drawn, shares) > plain).all()  # resamples scatter less: both ends move up
+    few = np.quantile(drawn, metrics._bca_shares(below, left, groups=8))
     assert few[0] < theirs.low and few[1] > theirs.high
 
 
