@@ -224,6 +224,27 @@ def colours(pixels: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A table for a notebook: no text is cut off, and the rows that `grey` marks are in grey."""
+
+    table: pd.DataFrame
+    grey: tuple[bool, ...] = ()
+
+    def __repr__(self) -> str:
+        with pd.option_context("display.max_colwidth", None, "display.width", None):
+            return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            before, tag, body = self.table.to_html().partition("<tbody>")
+        start, *rows = body.split("<tr>")
+        grey = self.grey or (False,) * len(rows)
+        rows = [f'<tr style="color: #76828f">{row}' if faint else f"<tr>{row}"
+                for row, faint in zip(rows, grey, strict=True)]
+        return before + tag + start + "".join(rows)
+
+
+@dataclass(frozen=True)
 class Locked:
     """What `lock` chose on the validation images, for a notebook to show."""
 
@@ -237,7 +258,7 @@ class Locked:
         return self.decision["threshold"]
 
     @property
-    def table(self) -> pd.DataFrame:
+    def table(self) -> Shown:
         """The decision in words, one line for each part of it."""
         found = self.decision
         rows = {"temperature": f"{found['temperature']:.3f}", "rule": found["rule"]}
@@ -245,7 +266,7 @@ class Locked:
             rows["threshold"] = f"p_{found['positive']} >= {found['threshold']:.4g}"
             rows |= {f"validation {name}": metrics.readable(number) for name, number in found["validation"].items()}
         rows |= {"note": "; ".join(found["notes"])} if found["notes"] else {}
-        return pd.DataFrame({"locked": rows})
+        return Shown(pd.DataFrame({"locked": rows}))
 
     @property
     def labels(self) -> np.ndarray:
@@ -435,24 +456,6 @@ def _probs(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Greyed:
-    """A table whose rows are shown in grey where `grey` says so."""
-
-    table: pd.DataFrame
-    grey: tuple[bool, ...]
-
-    def __repr__(self) -> str:
-        return repr(self.table)
-
-    def _repr_html_(self) -> str:
-        before, tag, body = self.table.to_html().partition("<tbody>")
-        start, *rows = body.split("<tr>")
-        rows = [f'<tr style="color: #76828f">{row}' if grey else f"<tr>{row}"
-                for row, grey in zip(rows, self.grey, strict=True)]
-        return before + tag + start + "".join(rows)
-
-
-@dataclass(frozen=True)
 class Judged:
     """What `judge` wrote into the run folder, for a notebook to show."""
 
@@ -502,9 +505,9 @@ class Judged:
         return table.assign(**text).drop(columns=["few", *ends], errors="ignore")
 
     @property
-    def shown_subgroups(self) -> Greyed:
+    def shown_subgroups(self) -> Shown:
         """`subgroups` with the rows in grey that have too few groups to be judged by."""
-        return Greyed(self.subgroups, tuple(row["few"] for row in self.summary["subgroups"]))
+        return Shown(self.subgroups, tuple(row["few"] for row in self.summary["subgroups"]))
 
     @property
     def alert(self) -> pd.DataFrame:
