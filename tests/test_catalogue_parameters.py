@@ -347,11 +347,13 @@ def test_a_split_that_cannot_be_is_refused(catalogue, entry, code, arguments):
 # --- P12, P19: run folders --------------------------------------------------------------------------------------------
 
 def start(root: Path, output: Path, **options):
-    """Opens a run of one image in `root`."""
-    facts = pd.DataFrame({"path": ["a.png"], "bytes": [1], "sha256": ["0" * 64]})
-    source = SimpleNamespace(root=root, demo=False)
-    split = pd.DataFrame({"path": ["a.png"], "split": ["train"]})
-    return runs.start(BREAKHIS, SimpleNamespace(manifest=source, facts=facts), split, output, **options)
+    """Opens a run of three images in `root`."""
+    facts = pd.DataFrame({"path": list("abc"), "bytes": 1, "sha256": ["0" * 64] * 3})
+    source = replace(make(list("aba"), list("123")), root=root)
+    pictures = ImageSet(np.zeros((3, 37, 37, 3), np.uint8), source.table.assign(row=range(3)), source.classes)
+    split = source.table.assign(split=["train", "val", "test"])
+    checked = SimpleNamespace(manifest=source, facts=facts, images=pictures)
+    return runs.start(BREAKHIS, checked, split, output, **options)
 
 
 @pytest.mark.parametrize("output", [pytest.param(place, id=f"P12-{place}") for place in (
