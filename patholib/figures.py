@@ -473,6 +473,54 @@ def intervals(summary: Mapping, title: str = "Results with 95 % intervals", note
     return figure
 
 
+@_styled
+def forest(table: pd.DataFrame, reference: float | None = None, reference_label: str = "",
+           xlabel: str = "AUC and 95 % interval", title: str = "Estimates side by side", note: str = "") -> Figure:
+    """Estimates of one number under each other, each a dot with its interval and its value as text.
+
+    table: columns name, value, low, high (None: no interval), and perhaps kind, whose values have colours of their own.
+    reference: a value to compare with, as a dashed line.
+    """
+    if not len(table):
+        raise PathoError("no_estimates", "forest plot", "has no row to draw", "Give at least one estimate")
+    kinds = list(dict.fromkeys(table["kind"])) if "kind" in table else [""]
+    figure = _open(8.5, 0.95 + 0.36 * len(table), title, note)
+    axes = figure.subplots()
+    for i, row in enumerate(table.to_dict("records")):
+        number = {key: None if pd.isna(row[key]) else float(row[key]) for key in ("value", "low", "high")}
+        colour = COLOURS[kinds.index(row.get("kind", "")) % 8]
+        if number["low"] is not None and number["high"] is not None:
+            axes.plot([number["low"], number["high"]], [i, i], color=colour, linewidth=3, alpha=0.4,
+                      solid_capstyle="butt")
+        if number["value"] is not None:
+            axes.plot(number["value"], i, "osD^v<>P"[kinds.index(row.get("kind", "")) % 8], color=colour, markersize=6)
+        axes.annotate(_estimate(number), (1.02, i), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
+    if reference is not None:
+        axes.axvline(reference, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+        axes.text(reference, 1.01, f"{reference_label} {reference:.3f}".strip(), ha="center", va="bottom", fontsize=8,
+                  transform=axes.get_xaxis_transform())
+    for kind in kinds if "kind" in table else ():
+        axes.plot([], [], "osD^v<>P"[kinds.index(kind) % 8], color=COLOURS[kinds.index(kind) % 8], label=_plain(kind))
+    known = [v for v in (*table[["value", "low", "high"]].to_numpy(float).ravel(), reference or np.nan)
+             if np.isfinite(v)]
+    low, high = min(known, default=0), max(known, default=1)
+    margin = max(0.06 * (high - low), 0.01)
+    axes.set(xlim=(low - margin, high + margin), ylim=(len(table) - 0.4, -0.6), xlabel=xlabel)
+    axes.set_yticks(range(len(table)), [_plain(name, 46) for name in table["name"]])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    if "kind" in table:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=len(kinds))
+    return figure
+
+
+def _estimate(number: Mapping) -> str:
+    if number["value"] is None:
+        return "undefined"
+    interval = "no interval" if number["low"] is None else f"{number['low']:.3f} to {number['high']:.3f}"
+    return f"{number['value']:.3f} ({interval})"
+
+
 def _headline(summary) -> list[tuple[str, float | None, float | None, float | None]]:
     """(name, value, low, high) of the numbers that a person asks for first, larger is better."""
     names = ["accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_f1"]
