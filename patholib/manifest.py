@@ -233,9 +233,7 @@ def folds(manifest: Manifest, folds: int = 5, repeats: int = 1, seed: int = 0, g
     Raises PathoError: `bad_parameter`, `bad_seed`, `unknown_group`, `split_infeasible`.
     """
     group_by = manifest.group_by if group_by is None else group_by
-    for name, value, least in (("folds", folds, 2), ("repeats", repeats, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise PathoError("bad_parameter", name, f"is {value!r}", f"Use a whole number from {least} on")
+    check_folds(folds, repeats)
     if not 0 < val < 1 - 1 / folds:
         raise PathoError("bad_parameter", "val", f"is {val!r}", f"With {folds} folds use a share above 0 and below "
                          f"{1 - 1 / folds:.2g}, so that some are left to learn from")
@@ -252,6 +250,13 @@ def folds(manifest: Manifest, folds: int = 5, repeats: int = 1, seed: int = 0, g
                                    "train, val and test", max(folds, 4 if folds == 2 else 3))
             tables.append(_parted(manifest, group_by, np.array(SPLITS, object)[place[member]]))
     return tables
+
+
+def check_folds(folds: int = 2, repeats: int = 1) -> None:
+    """Refuses numbers of folds and repeats that no data could have. Errors: bad_parameter."""
+    for name, value, least in (("folds", folds, 2), ("repeats", repeats, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise PathoError("bad_parameter", name, f"is {value!r}", f"Use a whole number from {least} on")
 
 
 def _held_out(counts: np.ndarray, test: np.ndarray, share: float, order: list[int]) -> np.ndarray | None:

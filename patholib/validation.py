@@ -54,6 +54,15 @@ class Trained:
     model: models.Classifier
     images: ImageSet
 
+    def test(self) -> pd.DataFrame:
+        """Predictions of the test images of its own split."""
+        return evaluation.predict(self.model, self.images.part("test"), self.run.recipe)
+
+    def others(self, checked: Checked) -> pd.DataFrame:
+        """Predictions of images that are in no part of its split."""
+        table = evaluation.predict(self.model, checked.images, self.run.recipe)
+        return table.assign(group=table[checked.manifest.group_by])
+
 
 def train(recipe: Recipe, checked: Checked, split: pd.DataFrame, output: Path | None = None, device: str = "auto",
           workers: int = 2, max_hours: float | None = None, **options) -> Trained:
@@ -152,6 +161,13 @@ class CrossValidated:
                 + f'<img alt="The folds" style="max-width:100%" src="{picture}">')
 
 
+def plan(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list[pd.DataFrame]:
+    """The splits that `cross_validate` will train on, refused here if they cannot be; none for folds=0."""
+    if folds == 0:
+        return []
+    return manifest.folds(checked.manifest, folds, repeats, recipe.seed, recipe.group_by, recipe.fractions[1])
+
+
 def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: int = 1, output: Path | None = None,
                    device: str = "auto", workers: int = 2, max_hours: float | None = None,
                    allow_leakage: bool = False) -> CrossValidated:
@@ -164,9 +180,9 @@ def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: in
     `runs.start`.
     Errors: split_infeasible, bad_parameter, run_locked, time_is_up and others of `train`.
     """
-    if folds == 0:
+    tables = plan(recipe, checked, folds, repeats)
+    if not tables:
         return CrossValidated()
-    tables = manifest.folds(checked.manifest, folds, repeats, recipe.seed, recipe.group_by, recipe.fractions[1])
     deadline = schedules.deadline(max_hours, time.monotonic())
     folder = _folder(recipe, checked, folds, repeats, output)
     lock = locks.take(folder / LOCK)
