@@ -38,7 +38,7 @@ from patholib.recipes import Recipe
 FORMAT = 1
 RESULT, PREDICTIONS, PICTURE, LOCK = ("cross_validation.json", "oof_predictions.csv", "cross_validation.png",
                                       "cross_validation.lock")
-BY_RANK = ("auc", "log_loss", "brier")  # of probabilities; all other numbers are of decisions
+OF_PROBABILITIES = ("auc", "log_loss", "brier", "ece")  # all other numbers are of decisions
 NOTE = ("The folds learn from mostly the same images, so their results are not independent: the spread over folds is "
         "no standard error of their mean, and no unbiased estimate of one exists (Bengio & Grandvalet 2004). The "
         "interval of the pooled predictions resamples whole groups.")
@@ -170,21 +170,21 @@ def plan(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list
 
 def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: int = 1, output: Path | None = None,
                    device: str = "auto", workers: int = 2, max_hours: float | None = None,
-                   allow_leakage: bool = False) -> CrossValidated:
+                   allow_leakage: bool = False, target_sensitivity: float = evaluation.TARGET) -> CrossValidated:
     """Trains the recipe once for each fold of each repeat, and pools what every model says of its own test images.
 
     The folder is named after recipe, images and folds, and holds a run folder for each training. Called again after an
     interruption, it repeats no finished fold and goes on in the unfinished one at the step where it stood. Every fold
-    chooses its best epoch and whatever else is chosen on its own validation images; a finished one keeps its best
+    chooses its best epoch, temperature and threshold on its own validation images; a finished one keeps its best
     weights alone. folds=0: nothing is trained, as nobody asked. max_hours: for all folds together. allow_leakage: see
-    `runs.start`.
+    `runs.start`; target_sensitivity: see `evaluation.lock`.
     Errors: split_infeasible, bad_parameter, run_locked, time_is_up and others of `train`.
     """
     tables = plan(recipe, checked, folds, repeats)
     if not tables:
         return CrossValidated()
     deadline = schedules.deadline(max_hours, time.monotonic())
-    folder = _folder(recipe, checked, folds, repeats, output)
+    folder = _folder(recipe, checked, folds, repeats, output, target_sensitivity)
     lock = locks.take(folder / LOCK)
     if lock is None:
         raise PathoError("run_locked", folder.name, f"is in use by {locks.holder(folder / LOCK)}",
@@ -196,17 +196,19 @@ def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: in
             print(f"Cross-validation: fold {fold + 1} of {folds}, repeat {repeat + 1} of {repeats}")
             hours = None if max_hours is None else max(deadline - time.monotonic(), 0) / 3600
             run = _fold(recipe, checked, split, folder, device, workers, hours, allow_leakage=allow_leakage,
-                        name=f"repeat-{repeat + 1}-fold-{fold + 1}")
+                        target_sensitivity=target_sensitivity, name=f"repeat-{repeat + 1}-fold-{fold + 1}")
             done.append((repeat + 1, fold + 1, run))
         return _written(folder, recipe, checked, done, folds, repeats)
     finally:
         lock.close()
 
 
-def _folder(recipe: Recipe, checked: Checked, folds: int, repeats: int, output: Path | None) -> Path:
+def _folder(recipe: Recipe, checked: Checked, folds: int, repeats: int, output: Path | None,
+            target_sensitivity: float = evaluation.TARGET) -> Path:
     """The folder of this cross-validation, made; another for anything that would give other numbers."""
     whole = recipes.without_folders(recipe).to_json()
-    mark = files.digest([whole, runs.images_sha256(checked), checked.manifest.table["path"].tolist(), folds, repeats])
+    mark = files.digest([whole, runs.images_sha256(checked), checked.manifest.table["path"].tolist(), folds, repeats,
+                         target_sensitivity])
     folder = runs.output_folder(output) / (f"{recipe.name}{'-demo' * checked.manifest.demo}-cv-{folds}x{repeats}-"
                                            f"{mark[:12]}")
     try:
@@ -216,13 +218,15 @@ def _folder(recipe: Recipe, checked: Checked, folds: int, repeats: int, output: 
     return folder
 
 
-def _fold(recipe: Recipe, checked: Checked, split: pd.DataFrame, folder: Path, *how, **options) -> runs.Run:
+def _fold(recipe: Recipe, checked: Checked, split: pd.DataFrame, folder: Path, *how, target_sensitivity: float,
+          **options) -> runs.Run:
     """The finished run of one fold: found, taken up or made."""
     done = runs.finished(folder, runs.fingerprint(recipe, checked, split))
     if done is not None:
         return done
     found = train(recipe, checked, split, folder, *how, **options)
     try:
+        evaluation.lock(found.model, found.images, found.run.dir, recipe, target_sensitivity)
         evaluation.judge(found.model, found.images, found.run.dir, recipe)
         found.run.finish()
     finally:
@@ -236,13 +240,14 @@ def _written(folder: Path, recipe: Recipe, checked: Checked, done: list, folds: 
     """Pools the folds and writes the predictions, the result and its picture."""
     classes, positive, tables, rows = recipe.classes, recipe.positive, [], []
     for repeat, fold, run in done:
-        table, threshold = _out_of_fold(run, recipe)
+        facts, found = files.read_json(run.dir / "run.json"), files.read_json(run.dir / "metrics.json")["test"]
+        table = evaluation.calibrated(run.dir, "test")
+        threshold = 0.5 if found["threshold"] is None else found["threshold"]  # None: the largest probability decides
         called = metrics.decide(table, classes, positive, threshold)
         tables.append(table.assign(repeat=repeat, fold=fold, threshold=threshold, decision=called))
-        facts, found = files.read_json(run.dir / "run.json"), files.read_json(run.dir / "metrics.json")["test"]
         rows.append({"repeat": repeat, "fold": fold, "run": run.dir.name, "split_sha256": facts["split"]["sha256"],
-                     "images": found["images"], "groups": found["groups"], "threshold": threshold,
-                     "metrics": found["metrics"]})
+                     "images": found["images"], "groups": found["groups"], "threshold": found["threshold"],
+                     "temperature": evaluation.locked(run.dir)["temperature"], "metrics": found["metrics"]})
     pooled = pd.concat(tables, ignore_index=True)
     files.write_table(folder / PREDICTIONS, pooled)
     note = done[0][2].note
@@ -257,11 +262,6 @@ def _written(folder: Path, recipe: Recipe, checked: Checked, done: list, folds: 
     figures.save(found.figure, folder / PICTURE)
     files.write_json(folder / RESULT, facts)  # last: where it stands, all is there
     return found
-
-
-def _out_of_fold(run: runs.Run, recipe: Recipe) -> tuple[pd.DataFrame, float]:
-    """The test predictions of a fold, and the threshold that it decides by."""
-    return evaluation.read_predictions(run.dir / "predictions_test.csv", recipe.classes), 0.5
 
 
 def _over_folds(rows: list[dict]) -> dict[str, dict]:
@@ -286,7 +286,7 @@ def _pooled(table: pd.DataFrame, recipe: Recipe) -> dict:
     if positive is None or len(classes) > 2:
         return found
     decided = metrics.summary(_moved(table, positive, classes), classes, positive, seed=recipe.seed)
-    ranked = {name: found["metrics"][name] for name in BY_RANK}
+    ranked = {name: found["metrics"][name] for name in OF_PROBABILITIES}
     per_class = {name: {**row, "auc": found["per_class"][name]["auc"]} for name, row in decided["per_class"].items()}
     return {**decided, "metrics": {**decided["metrics"], **ranked}, "per_class": per_class, "threshold": None,
             "decision": f"p_{positive} >= the threshold of the fold"}

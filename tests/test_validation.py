@@ -164,8 +164,8 @@ def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
     assert pooled["confusion"] == [[int((~called & ~ill).sum()), int((called & ~ill).sum())],
                                    [int((~called & ill).sum()), int((called & ill).sum())]]
     plain = metrics.summary(predictions, RECIPE.classes, RECIPE.positive)["metrics"]
-    assert {name: pooled["metrics"][name] for name in validation.BY_RANK} == {
-        name: plain[name] for name in validation.BY_RANK}
+    assert {name: pooled["metrics"][name] for name in validation.OF_PROBABILITIES} == {
+        name: plain[name] for name in validation.OF_PROBABILITIES}
 
 
 def test_estimates_draw_patients_whatever_the_split_took_for_groups():
