@@ -554,11 +554,9 @@ def public_sets(breakhis_names: Path | str | None = None, isic_tables: Path | st
             found = audit(split, pixels=False)
             for row in found.table[(found.table["found in"] == "test") & (found.table["seen in"] == "train")
                                    & (found.table["level"] != "any")].to_dict("records"):
-                shares = {c: row[f"{c} share"] for c in source.classes if row["images"]}
-                worst = max(shares, key=shares.get, default=None)
                 rows.append({"data set": kind, "images": f"{len(split):,}", "split by": group_by,
                              "test images seen in training by": row["level"], "share": f"{row['share']:.1%}",
-                             "most of class": f"{worst} ({shares[worst]:.1%})" if worst else ""})
+                             "of malignant or MEL": f"{row[f'{source.positive or isic2019.CLASSES[0]} share']:.1%}"})
         if not source:
             rows.append({"data set": kind, "images": "not at hand"})
     return pd.DataFrame(rows).fillna("")

@@ -342,6 +342,7 @@ def test_the_public_sets_are_counted_from_names_alone_and_what_is_not_at_hand_is
     leaky = found[found["split by"] == "image"].set_index("test images seen in training by")["share"]
     assert set(leaky.index) == {"slide", "case"} and (leaky.str.rstrip("%").astype(float) >= 99.5).all()
     assert set(found.loc[found["split by"] == "case", "share"]) == {"0.0%"}
+    assert found["images"].tolist()[-1] == "not at hand"
 
 
 def assert_no_picture_twice(source: manifest.Manifest, unread: list[str]) -> None:
