@@ -41,7 +41,9 @@ RESULT, PREDICTIONS, PICTURE, LOCK = ("cross_validation.json", "oof_predictions.
 OF_PROBABILITIES = ("auc", "log_loss", "brier", "ece")  # all other numbers are of decisions
 NOTE = ("The folds learn from mostly the same images, so their results are not independent: the spread over folds is "
         "no standard error of their mean, and no unbiased estimate of one exists (Bengio & Grandvalet 2004). The "
-        "interval of the pooled predictions resamples whole groups.")
+        "interval of the pooled predictions resamples whole groups. A pooled AUC also ranks images of one fold's model "
+        "against those of another's: where it is far below the mean of the folds, their probabilities are on different "
+        "scales.")
 NOT_ASKED = ("Not asked for. With folds=5 the recipe is trained on five splits, each testing on other groups, which "
              "takes five times as long.")
 
