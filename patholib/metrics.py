@@ -212,13 +212,7 @@ def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive:
     if not len(patients):
         undefined = {"value": None, "low": None, "high": None, "undefined": "every patient has two labels"}
         return {**found, "recognition_rate": undefined, "summary": None}
-    groups, names = pd.factorize(patients["group"], sort=True)
-    sums = np.stack([np.bincount(groups, patients["score"]), np.bincount(groups)], axis=1)  # (G, 2)
-    drawn = [counts @ sums for counts in _draws(len(names), resamples, seed)]
-    drawn = np.concatenate([s[:, 0] / s[:, 1] for s in drawn]) if drawn else np.empty(0)
-    left = (sums.sum(axis=0) - sums)[:, 0] / (sums.sum(axis=0) - sums)[:, 1] if len(sums) > 1 else ()
-    rate = _number(patients["score"].mean(), drawn, "", left, len(names))
-    return {**found, "recognition_rate": rate,
+    return {**found, "recognition_rate": mean_of(patients["score"], patients["group"], resamples, seed),
             "summary": summary(patients, classes, positive, threshold, resamples, seed),
             "one_patient": _without_one(predictions, patients, classes, positive, column, threshold)}
 
@@ -369,7 +363,8 @@ def mean_of(values: Sequence[float], groups: Sequence[str], resamples: int = 100
     sums = np.stack([np.bincount(codes, np.asarray(values, dtype=float)), np.bincount(codes)], axis=1)  # (G, 2)
     drawn = [counts @ sums for counts in _draws(len(names), resamples, seed)]
     drawn = np.concatenate([s[:, 0] / s[:, 1] for s in drawn]) if drawn else np.empty(0)
-    return _number(np.mean(values), drawn, "no images")
+    left = (sums.sum(axis=0) - sums)[:, 0] / (sums.sum(axis=0) - sums)[:, 1] if len(sums) > 1 else ()
+    return _number(np.mean(values), drawn, "no images", left, len(names))
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

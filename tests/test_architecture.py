@@ -24,9 +24,10 @@ LEVELS = (
     {"manifest", "figures"},
     {"datasets", "datareport"},
     {"images", "augment", "models"},
-    {"checkpoints", "evaluation", "gradcam", "runs", "leakage"},
+    {"leakage"},
+    {"checkpoints", "evaluation", "gradcam", "runs"},
     {"training", "report", "export", "galleries", "trust"},
-    {"inference"},
+    {"inference", "validation"},
     {"notebook", "serving", "explorer", "cli"},
     {"__main__"},
 )

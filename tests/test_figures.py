@@ -71,6 +71,8 @@ def every_figure(classes, note=""):
     yield figures.confusion(matrix, classes, note=note)
     yield figures.roc_pr(labels, probs, classes, classes[-1] if len(classes) == 2 else None, note=note)
     yield figures.intervals(summary(), note=note)
+    yield figures.forest(pd.DataFrame({"name": classes, "kind": classes, "value": 0.8, "low": 0.7, "high": 0.9}), 0.75,
+                         "truth", note=note)
     found = {"temperature": 1.4, "ece_mass": 0.1, "ece_chance": 0.02, "counts": [3, 0, 5],
              "bins": [{"confidence": 0.2, "accuracy": 0.1, "n": 4}, {"confidence": 0.8, "accuracy": 0.9, "n": 4}]}
     yield figures.reliability({"before": found, "after": found}, note=note)
@@ -260,3 +262,12 @@ def test_patients_are_called_by_their_own_name_where_it_is_not_the_group():
     table = pd.DataFrame({"patient": ["14-1", "14-2"], "group": ["g1", "g2"], "label": TWO, "score": [0.5, 1.0]})
     assert {"14-1", "14-2"} <= set(texts(figures.patients(table))) and "g1" not in texts(figures.patients(table))
     assert {"g1", "g2"} <= set(texts(figures.patients(table.drop(columns="patient"))))
+
+
+def test_a_forest_plot_says_every_number_and_what_has_none():
+    table = pd.DataFrame({"name": ["a", "b", "c"], "value": [0.9, 0.6, None], "low": [0.85, None, None],
+                          "high": [0.95, None, None]})
+    found = texts(figures.forest(table, 0.7, "truth"))
+    assert {"0.900 (0.850 to 0.950)", "0.600 (no interval)", "undefined", "truth 0.700", "a", "b", "c"} <= set(found)
+    with pytest.raises(PathoError, match="no_estimates"):
+        figures.forest(table.head(0))
