@@ -106,7 +106,7 @@ class Familiar:
     def to_json(self) -> dict:
         """Plain values; numbers rounded to nine digits, with which `from_json` gives an equal one."""
         return {"features": list(NAMES), "mean": _rounded(self.mean), "scale": _rounded(self.scale),
-                "precision": [_rounded(row) for row in self.precision], "limit": _rounded([self.limit])[0],
+                "precision": [_rounded(row) for row in self.precision], "limit": self.limit,
                 "kept": KEPT, "colourless": self.colourless, "trained": self.trained, "validated": self.validated}
 
     def _away(self, pixels: np.ndarray) -> np.ndarray:
@@ -124,7 +124,8 @@ def learn(images: ImageSet) -> Familiar:
     precision = inverse_correlation((found - mean) / scale)
     grey = np.mean([colourless(train.pixels[row]) for row in train.table["row"]])
     limit = np.quantile(_distances((_measured(val) - mean) / scale, precision), KEPT, method="higher")
-    learnt = Familiar(mean, scale, precision, max(float(limit), 1e-6), round(float(grey), 6), len(train), len(val))
+    limit = _rounded([max(limit, 1e-6) * (1 + 1e-8)])[0]  # up: the image that set it lies within
+    learnt = Familiar(mean, scale, precision, limit, round(float(grey), 6), len(train), len(val))
     return from_json(learnt.to_json())  # with the rounded numbers that the export will hold
 
 

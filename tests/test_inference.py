@@ -62,12 +62,15 @@ def test_every_engine_gives_the_probabilities_of_evaluation(exported, engine, tt
 
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 1.73])
-def test_the_notebooks_answer_is_this_answer_to_the_last_bit(tmp_path, tta, temperature):
+@pytest.mark.parametrize("classes", [("benign", "malignant"), tuple(f"{i}" for i in range(8))])
+def test_the_notebooks_answer_is_this_answer_to_the_last_bit(tmp_path, tta, temperature, classes):
     """`evaluation.predict` and `calibration.apply`, as in the notebook with the trained model, against the export."""
-    model, own = trained(), image_set(train=0, val=9)
-    export.save_model(tmp_path, model.state_dict(), TINY, temperature=temperature)
-    table = evaluation.predict(model, own, TINY, tta=tta, batch_size=4, progress=False)
-    raw = table[[f"p_{c}" for c in TINY.classes]].to_numpy()
+    recipe = replace(TINY, classes=classes, positive=classes[1])
+    model, own = trained(recipe), replace(image_set(train=0, val=9), classes=classes)
+    own = replace(own, table=own.table.assign(label=classes[0]))
+    export.save_model(tmp_path, model.state_dict(), recipe, temperature=temperature)
+    table = evaluation.predict(model, own, recipe, tta=tta, batch_size=4, progress=False)
+    raw = table[[f"p_{c}" for c in classes]].to_numpy()
     predictor = inference.Predictor(tmp_path, "torch")
     found = predictor.probabilities(own.pictures, tta)
     assert (found == calibration.apply(raw, temperature)).all()
