@@ -8,8 +8,8 @@ image, a picture too dark, too noisy, without colour.
 Why these numbers: at one rate of false alarms, on dermoscopy, on tissue and on demo images, they catch more of what
 does not belong there than the 57 of `evaluation.colours`, in a fifth of the time; tests/test_novelty.py repeats that
 comparison. The logarithms make spreads nearly normal, without which a few busy training pictures hide all dark and
-flat ones. Features of the network were left out: they would need a second output of every engine, hundreds of
-numbers squared in every export, and a score that changes in its last bits with the engine.
+flat ones. Features of the network itself were left out: those of one trained from scratch caught less, and they would
+need a second output of every engine and hundreds of numbers squared in every export.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Familiar:
 
     def distance(self, pixels: np.ndarray) -> float:
         """Mahalanobis distance of a picture (S, S, 3) uint8 from the training images, in limits: strange above 1."""
-        return float(_distances(self._away(pixels)[None], self.precision)[0] / self.limit)
+        return self._distance(self._away(pixels))
 
     def warnings(self, pixels: np.ndarray) -> list[str]:
         """What is strange about a picture, each as "code: text"; nothing for most."""
@@ -96,7 +96,7 @@ class Familiar:
         if self.colourless < 1 - KEPT and colourless(pixels):
             found.append("greyscale: has no colour, and the model was trained on colour pictures")
         away = self._away(pixels)
-        distance = float(_distances(away[None], self.precision)[0] / self.limit)
+        distance = self._distance(away)
         if distance > 1:
             most = NAMES[int(np.abs(away).argmax())]
             found.append(f"unfamiliar: is unlike the training images, {distance:.1f} times as far from them as "
@@ -104,10 +104,13 @@ class Familiar:
         return found
 
     def to_json(self) -> dict:
-        """Plain values; numbers rounded to nine digits, with which `from_json` gives an equal one."""
-        return {"features": list(NAMES), "mean": _rounded(self.mean), "scale": _rounded(self.scale),
-                "precision": [_rounded(row) for row in self.precision], "limit": self.limit,
-                "kept": KEPT, "colourless": self.colourless, "trained": self.trained, "validated": self.validated}
+        """Plain values, from which `from_json` gives an equal one."""
+        return {"features": list(NAMES), "mean": self.mean.tolist(), "scale": self.scale.tolist(),
+                "precision": self.precision.tolist(), "limit": self.limit, "kept": KEPT,
+                "colourless": self.colourless, "trained": self.trained, "validated": self.validated}
+
+    def _distance(self, away: np.ndarray) -> float:
+        return float(_distances(away[None], self.precision)[0] / self.limit)
 
     def _away(self, pixels: np.ndarray) -> np.ndarray:
         return (features(pixels) - self.mean) / self.scale  # (F,)
@@ -121,12 +124,12 @@ def learn(images: ImageSet) -> Familiar:
     train, val = images.part("train"), images.part("val")
     found = _measured(train)  # (N, F)
     mean, scale = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)  # what never varies is not divided by 0
-    precision = inverse_correlation((found - mean) / scale)
-    grey = np.mean([colourless(train.pixels[row]) for row in train.table["row"]])
+    # Rounded first: the limit is to hold with the numbers that the export will have.
+    mean, scale, precision = map(_rounded, (mean, scale, inverse_correlation((found - mean) / scale)))
     limit = np.quantile(_distances((_measured(val) - mean) / scale, precision), KEPT, method="higher")
-    limit = _rounded([max(limit, 1e-6) * (1 + 1e-8)])[0]  # up: the image that set it lies within
-    learnt = Familiar(mean, scale, precision, limit, round(float(grey), 6), len(train), len(val))
-    return from_json(learnt.to_json())  # with the rounded numbers that the export will hold
+    limit = float(_rounded(max(limit, 1e-6) * (1 + 1e-8)))  # up: the image that set it lies within
+    grey = np.mean([colourless(train.pixels[row]) for row in train.table["row"]])
+    return Familiar(mean, scale, precision, limit, float(_rounded(grey)), len(train), len(val))
 
 
 def inverse_correlation(away: np.ndarray) -> np.ndarray:
@@ -183,5 +186,6 @@ def _distances(away: np.ndarray, precision: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(((away @ precision) * away).sum(axis=1), 0))
 
 
-def _rounded(values) -> list[float]:
-    return [float(f"{value:.9g}") for value in values]
+def _rounded(values) -> np.ndarray:
+    """To nine digits, which make a manifest shorter and no distance another one."""
+    return np.vectorize(lambda value: float(f"{value:.9g}"), otypes=[float])(values)
