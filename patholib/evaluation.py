@@ -82,7 +82,8 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
              after_batch=None, final=True) -> torch.Tensor:
     """Logits (views, N, C), float32 on the CPU.
 
-    final: as the exported model will compute them there, `one_by_one`; on a GPU, and between epochs, in batches.
+    final: as the exported model will compute them there, `one_by_one`; on a GPU, between epochs and not in fp32 in
+    batches.
     """
     import torch
 
@@ -96,7 +97,7 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
 
     modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
     model.to(device).eval()
-    final = final and device.type == "cpu"
+    final = final and device.type == "cpu" and precision == "fp32"
     network = models.for_prediction(model) if final else model
     parts = []
     meter = bar(shown=progress, total=len(images), unit="image", desc="predicting", leave=False)
