@@ -25,9 +25,10 @@ LEVELS = (
     {"datasets", "datareport"},
     {"images", "augment", "models"},
     {"leakage"},
-    {"checkpoints", "evaluation", "gradcam", "runs"},
+    {"checkpoints", "evaluation", "gradcam", "runs", "novelty"},
     {"training", "report", "export"},
     {"inference", "validation"},
+    {"predictions"},
     {"notebook", "serving", "explorer", "cli"},
     {"__main__"},
 )
