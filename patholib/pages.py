@@ -46,6 +46,7 @@ th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e8ebee; text-
          min-width: 4.5rem; }
 th { font-weight: 600; border-bottom: 2px solid #cfd6dc; }
 td:first-child { font-weight: 500; }
+td em { color: #6b7682; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; }
 .narrow th, .narrow td { min-width: 0; padding-right: .7rem; }
 ul.pictures { list-style: none; padding: 0; }

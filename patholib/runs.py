@@ -184,6 +184,11 @@ def open_run(folder: Path) -> Run:
     return Run(Path(folder), recipes.from_json(facts["recipe"]), facts["demo"], facts["fingerprint"])
 
 
+def finished(output: Path | str | None = None) -> list[Path]:
+    """The folders of the finished runs in `output` (see `output_folder`), the newest first."""
+    return [folder for folder, facts in _runs_in(output_folder(output)) if facts.get("status") == "finished"]
+
+
 def _new(recipe, checked, split, output, mark, name) -> Run:
     now = datetime.now(UTC)
     stem = name or f"{recipe.name}{'-demo' * checked.manifest.demo}-{now:%Y%m%d-%H%M%S}"
