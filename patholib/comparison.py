@@ -34,6 +34,7 @@ from patholib.recipes import Augmentation
 from patholib.records import ORDER, Record
 
 NEWEST = 4  # runs that are compared where none are named
+LOWER = ("log_loss", "brier", "ece")  # better, as of no other number
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -117,8 +118,9 @@ class Comparison:
         for first, run in self._pairs():
             found = metrics.paired(*(one.test.drop(columns=["path", "sha256"]) for one in (run, first)), *run.task,
                                    threshold=(run.threshold, first.threshold))
-            rows += [{"number": words(number), "run": f"{run.name} - {first.name}", **_ends(found[number]),
-                      "difference": _signed(found[number])} for number in ORDER if number in found]
+            rows += [{"number": words(number) + " (lower is better)" * (number in LOWER),
+                      "run": f"{run.name} - {first.name}", **_ends(found[number]), "difference": _signed(found[number])}
+                     for number in ORDER if number in found and not (len(run.task[0]) == 2 and "macro" in number)]
         table = pd.DataFrame(rows, columns=["number", "run", "value", "low", "high", "difference"])
         order = list(dict.fromkeys(table["number"]))
         return table.sort_values("number", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
@@ -256,7 +258,8 @@ def _signed(found: dict) -> str:
 def demo_pair(output: Path | None = None) -> list[Path]:
     """Trains two small runs on demo images that differ in the augmentation alone; less than a minute on two cores."""
     source = datasets.load("breakhis", "demo")
-    recipe = runs.recipe_for("breakhis", source, small=True, arch="resnet18", image_size=48, epochs=8, tta_views=2)
+    recipe = runs.recipe_for("breakhis", source, small=True, arch="resnet18", image_size=32, epochs=8,
+                             batch_size=16, tta_views=2)
     checked = images.check(source, recipe.cache_size, recipe.fit, progress=False)
     split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
     recipes = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}

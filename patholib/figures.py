@@ -808,7 +808,7 @@ def forest(table: pd.DataFrame, title: str = "Differences with 95 % intervals", 
         rows = table[table["number"] == number]
         ticks.append((place + (len(rows) - 1) / 2, number))
         for _, row in rows.iterrows():
-            _draw_difference(axes, row, place, COLOURS[runs.index(row["run"]) % 8], row["run"] not in drawn)
+            _draw_difference(axes, row, place, runs.index(row["run"]), row["run"] not in drawn)
             drawn.add(row["run"])
             place += 1
         place += 0.7
@@ -822,11 +822,13 @@ def forest(table: pd.DataFrame, title: str = "Differences with 95 % intervals", 
     return figure
 
 
-def _draw_difference(axes, row, place: float, colour: str, named: bool) -> None:
+def _draw_difference(axes, row, place: float, i: int, named: bool) -> None:
+    colour = COLOURS[i % 8]
     value, low, high = (math.nan if row[name] is None else float(row[name]) for name in ("value", "low", "high"))
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="round")
-    axes.plot(value, place, "o", color=colour, markersize=6, label=_plain(row["run"], 90) if named else None)
+    axes.plot(value, place, "osD^v<>P"[i % 8], color=colour, markersize=6,
+              label=_plain(row["run"], 90) if named else None)
     text = "undefined" if math.isnan(value) else f"{value:+.3f}" + " (no interval)" * math.isnan(low)
     axes.annotate(text, (1.02, place), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
 

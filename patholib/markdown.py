@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,20 +89,26 @@ def page(title: str, markdown: str, folder: Path) -> str:
     title: any text. folder: where the pictures lie that the Markdown names. Errors: extra_missing, missing_file.
     """
     try:
+        import nbconvert
         import nbformat
-        from nbconvert import HTMLExporter
     except ImportError as error:
         raise PathoError("extra_missing", "the page", f"needs nbconvert ({error})",
                          'Install it: pip install "patholib[notebooks]"') from error
     parts = re.split(r"(?m)^(?=## )", markdown)
     cells = [nbformat.v4.new_markdown_cell(part, id=f"part-{i}") for i, part in enumerate(parts)]  # ids are random else
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+    body, _ = _exporter(nbconvert.HTMLExporter).from_notebook_node(nbformat.v4.new_notebook(cells=cells))
     body = re.sub(r"<(script|style)\b.*?</\1>", "", body, flags=re.S)  # the page has its own look and needs no script
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(folder, m[2]), body)
     body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
     return pages.frame(title, body)
+
+
+@functools.cache
+def _exporter(kind: type):
+    """One for all pages: to read its templates takes longer than to write a page."""
+    return kind(template_name="basic")
 
 
 def _embedded(folder: Path, source: str) -> str:
