@@ -21,7 +21,7 @@ from patholib.records import NOTICE, ORDER, SETS, Record
 
 NAMED = 5  # files that are named of those left out for one reason; excluded.csv names all
 VALUES = 12  # a column with more values than this is no subgroup
-MEASURES = ("ece_mass", "ece_width", "brier", "log_loss")
+MEASURES = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
 
 
 class Terms(NamedTuple):
@@ -208,7 +208,7 @@ def _decision(run: Record) -> list[str]:
         "locked": locked.get("locked", "not recorded"),
     }
     lines += ["Fitted and chosen on the validation images alone, and locked before the test images were judged.", "",
-              *pairs(facts)]
+              *pairs(facts), *[f"- {text(note)}" for note in locked.get("notes") or []], ""]
     digest, path = locked.get("predictions_val_sha256"), run.folder / "predictions_val.csv"
     if digest and path.is_file() and files.sha256(path) != digest:
         lines += ["> **`predictions_val.csv` is not the file the decision was taken on:** its SHA-256 differs.", ""]
@@ -221,7 +221,7 @@ def _plain(value) -> str:
 
 def _number(found) -> str:
     """A number of metrics.json, with its interval where it has one."""
-    return readable(found) if found is None or isinstance(found, Mapping) else _plain(found)
+    return readable(found) if found is None or isinstance(found, Mapping) else f"{found:.3f}"
 
 
 def _numbers(run: Record) -> list[str]:
@@ -240,15 +240,16 @@ def _numbers(run: Record) -> list[str]:
              *(readable(row.get(n)) for n in ("sensitivity", "specificity", "auc")))
             for c, row in test.get("per_class", {}).items()]
     lines += table(("class", "images", "groups", "sensitivity", "specificity", "AUC"), rows) if rows else []
-    alert = test.get("alert")
-    return [*lines, *[f"Alert of its own: {text(short(spoken(_said(alert))))}.", ""] * bool(alert)]
+    return [*lines, *_alert(run, test.get("alert"))]
 
 
-def _said(value):
-    """Numbers with intervals inside a JSON value as text."""
-    if isinstance(value, Mapping):
-        return readable(value) if "value" in value else {k: _said(v) for k, v in value.items()}
-    return _plain(value) if isinstance(value, float) else value
+def _alert(run: Record, found: Mapping | None) -> list[str]:
+    """What the alert for one of more than two classes is worth; of two it is the decision itself."""
+    if not found or len(run.recipe.classes) == 2:
+        return []
+    return [f"Alert for {text(found['positive'])}, beside the decision, where its probability is at least "
+            f"{_plain(found['threshold'])}: sensitivity {readable(found['sensitivity'])}, specificity "
+            f"{readable(found['specificity'])}; {100 * found['flagged']:.0f} % of the images raise it.", ""]
 
 
 def _calibration(run: Record) -> list[str]:
@@ -270,13 +271,12 @@ def _subgroups(run: Record) -> list[str]:
     if not rows:
         return [*lines, "No subgroups are recorded.", ""]
     names = [n for n in ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity") if n in rows[0]]
-    cells = [[f"{text(row['column'])}: {text(row['value'])}", count(row["images"]), count(row["groups"]),
-              *(readable(of_subgroup(row, n), digits=2) for n in names)] for row in rows]
-    cells = [[f"*{cell}*" for cell in line] if row.get("few") else line for row, line in zip(rows, cells, strict=True)]
+    cells = [(f"{text(row['column'])}: {text(row['value'])}{' &#42;' * bool(row.get('few'))}", count(row["images"]),
+              count(row["groups"]), *(readable(of_subgroup(row, n), digits=2) for n in names)) for row in rows]
     lines += table(("test images", "images", "groups", *map(words, names)), cells)
     few = sum(bool(row.get("few")) for row in rows)
-    return lines + [f"*Slanted and grey*: fewer than {FEWEST_GROUPS} groups, {few} of {len(rows)} rows. Nothing can be "
-                    "read from these.", ""] * bool(few)
+    return lines + [f"&#42; Too few to judge ({few} of {len(rows)}): fewer than {FEWEST_GROUPS} groups, and the "
+                    "interval is too narrow to lean on.", ""] * bool(few)
 
 
 def _heatmaps(run: Record) -> list[str]:

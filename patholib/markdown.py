@@ -12,8 +12,9 @@ from urllib.parse import quote, unquote
 from patholib import pages
 from patholib.errors import PathoError, shown
 
-WORDS = {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1", "brier": "Brier score",
-         "ece_mass": "calibration error, bins of equal size", "ece_width": "calibration error, bins of equal width"}
+WORDS = {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1", "brier": "Brier score", "ece": "calibration error",
+         "ece_mass": "calibration error, bins of equal mass", "ece_width": "calibration error, bins of equal width",
+         "ece_chance": "the same by chance", "ppv": "positive predictive value", "npv": "negative predictive value"}
 
 
 def text(value) -> str:
@@ -101,6 +102,7 @@ def page(title: str, markdown: str, folder: Path) -> str:
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(folder, m[2]), body)
     body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
+    body = re.sub(r"<tr>(?=\s*<td>[^<]* \*</td>)", '<tr class="few">', body)  # subgroups too small to judge
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
     return pages.frame(title, body)
 

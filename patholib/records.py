@@ -19,7 +19,7 @@ PUBLISHED = ("**Recipe as published, mistakes included.** This run measures what
              "not to be quoted as performance.")
 SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)"}
 ORDER = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_precision",
-         "macro_specificity", "macro_f1", "log_loss", "brier")
+         "macro_specificity", "macro_f1", "log_loss", "brier", "ece")
 
 
 class Record:
