@@ -39,7 +39,7 @@ TERMS = {
     "demo": Terms(
         "Demo images, drawn by patholib",
         "None is needed: a program drew the pictures, and it is under the MIT licence.",
-        "Free to use, and of no use: it knows a planted cue and nothing else.",
+        "Free to use, and of no use: they know a planted cue and nothing else.",
         "Drawn by `patholib.datasets.demo` with a cue whose best possible AUC is known; nobody was photographed.",
         "Any image but these drawings.", ""),
     "breakhis": Terms(
@@ -137,10 +137,10 @@ def _uses(run: Record) -> list[str]:
     lines = ["## Intended use", "",
              "Research on the classification of images, by people who can judge such images themselves: to compare "
              "methods, to study errors, to plan a study.", "", "Not for:", "",
-             "- any decision about a patient, alone or as one hint among others;",
-             "- images from another scanner, stain, camera, clinic or population without a new test on them;",
-             "- images that show none of its classes: it names one of them all the same."]
-    return [*lines, *[f"- {_lower(beyond)}"] * bool(beyond), ""]
+             "- Any decision about a patient, alone or as one hint among others.",
+             "- Images from another scanner, stain, camera, clinic or population without a new test on them.",
+             "- Images that show none of its classes: it names one of them all the same."]
+    return [*lines, *[f"- {beyond}"] * bool(beyond), ""]
 
 
 def _images(run: Record) -> list[str]:
@@ -184,7 +184,7 @@ def _learning(run: Record) -> list[str]:
         "recipe": recipe.name, "epochs": f"{len(run.history) or 'unknown'} of at most {recipe.epochs}",
         "batches of": recipe.batch_size, "optimizer": f"{recipe.optimizer}, rate {recipe.lr:g}, {recipe.schedule}",
         "loss": f"{recipe.loss}, label smoothing {recipe.label_smoothing:g}", "class balance": recipe.balance,
-        "frozen blocks": "; ".join(f"{s.frozen} from {s.start:g}" for s in recipe.stages),
+        "frozen blocks": "; ".join(f"{s.frozen} from epoch {s.first_epoch(recipe.epochs) + 1}" for s in recipe.stages),
         "best epoch by": f"validation {words(recipe.monitor)}", "seed": recipe.seed,
     }
     lines = ["## Training", "", *pairs(facts)]
@@ -230,7 +230,8 @@ def _numbers(run: Record) -> list[str]:
         return [*lines, "There are no test numbers.", ""]
     named = {"this model": "test", "with averaged views": "test_tta", "colour statistics alone": "baseline"}
     sets = {title: run.metrics[key] for title, key in named.items() if key in run.metrics}
-    names = [n for n in ORDER if n in test["metrics"]]
+    two = len(run.recipe.classes) == 2  # means over two classes say what the numbers of the positive one say
+    names = [n for n in ORDER if n in test["metrics"] and not (two and n.startswith("macro"))]
     rows = [(words(n), *(readable(s["metrics"].get(n)) for s in sets.values())) for n in names]
     lines += table(("test images (95 % interval)", *sets), rows)
     lines += why((words(n), test["metrics"].get(n)) for n in names)
@@ -384,12 +385,14 @@ def _by_split(run: Record, title: str, rows: pd.DataFrame, ids: str) -> list[str
 
 
 def _distribution(run: Record) -> list[str]:
-    """How the images spread over each further column with few values, by split."""
+    """How the images spread, by split, over the columns that were reported apart, else over those with few values."""
     if run.split is None:
         return []
-    further = [name for name in run.split if name not in ("path", "label", "group", "split", "sha256")
-               and not IDS.fullmatch(name)]
-    shown = [name for name in further if 1 < run.split[name].nunique() <= VALUES]
+    apart = {row["column"] for row in (run.metrics.get("test") or {}).get("subgroups") or []}
+    values = {name: run.split[name].nunique() for name in run.split
+              if name not in ("path", "label", "group", "split", "sha256") and not IDS.fullmatch(name)}
+    chosen = apart & set(values) or {name for name, number in values.items() if number <= VALUES}
+    shown = [name for name, number in values.items() if name in chosen and number > 1]
     parts = [name for name in SPLITS if name in set(run.split["split"])]
     lines = []
     for name in shown:
@@ -398,8 +401,9 @@ def _distribution(run: Record) -> list[str]:
         rows = [(text(value) or "(not stated)", count(int(images[value])),
                  *(f"{100 * counted.loc[value, part]:.0f} %" for part in parts)) for value in counted.index]
         lines += table((text(name), "images", *(f"of {part}" for part in parts)), rows)
-    other = [f"{text(name)} ({run.split[name].nunique():,})" for name in further if name not in shown]
-    lines += [f"Not spread out, for their number of values: {', '.join(other)}.", ""] * bool(other)
+    other = [f"{text(name)} ({number:,} values)" if number > 1 else f"{text(name)} ({text(run.split[name].iloc[0])} "
+             "throughout)" for name, number in values.items() if name not in shown]
+    lines += [f"Further columns: {', '.join(other)}.", ""] * bool(other)
     return lines or ["No further columns describe the images: who and what they show is not known from the table.", ""]
 
 

@@ -128,9 +128,9 @@ class Comparison:
     @property
     def said(self) -> str:
         """What was subtracted, what was not, and what the number of differences does to them."""
-        shown = self.differences["value"].notna().sum()
-        lines = [f"{shown} differences are shown, each with its own 95 % interval. None is adjusted for their number: "
-                 f"if nothing differed, about {0.05 * shown:.1f} of them would still leave zero outside."] * bool(shown)
+        shown, sure = len(self.differences), int(self.differences["low"].notna().sum())
+        lines = [f"{shown} differences are shown, {sure} of them with a 95 % interval. None is adjusted for their number:"
+                 f" if nothing differed, about {0.05 * sure:.1f} of them would still leave zero outside."] * bool(shown)
         pairs = self._pairs()
         lines += [f"{run.name} is measured against {first.name}: same test images." for first, run in pairs]
         alone = [run.name for run in self.runs if all(run not in pair for pair in pairs)]
@@ -201,7 +201,7 @@ def read(named: str = "", output: str | Path | None = None) -> Comparison:
     newest = runs.finished(folder)[:NEWEST]
     if len(newest) >= 2:
         return Comparison(_named(newest[::-1]))  # the oldest of them is what the others are measured against
-    print(f"{len(newest) or 'No'} finished run in {folder.name}: two small ones are trained on demo images")
+    print("Fewer than two runs are finished here: two small ones are trained on demo images")
     return Comparison(_named(demo_pair(folder)), made=True)
 
 

@@ -177,6 +177,13 @@ def test_images_and_ids_are_counted_by_class_and_split(folder):
     assert "| scanner | images | of train | of val | of test |" in text and "| x | 3 | 75 % | 0 % | 0 % |" in text
 
 
+def test_of_the_further_columns_those_reported_apart_are_spread_out(folder):
+    with_split(folder, six_images(magnification=list("124124"), stain="HE"))
+    text = written(folder)["data_card"]
+    assert "| magnification | images |" in text and "| scanner | images" not in text
+    assert "Further columns: scanner (2 values), stain (HE throughout)." in text
+
+
 def test_what_two_splits_share_is_counted(folder):
     with_split(folder, six_images())
     files.write_table(folder / "images.csv", pd.DataFrame({"path": [f"{i}.png" for i in range(6)],

@@ -117,9 +117,9 @@ def test_several_runs_are_measured_against_the_first_of_their_images(tmp_path):
         change(tmp_path / name, "images.csv", lambda table: table.assign(sha256="x" + table["sha256"]))
     found = compared(*folders)
     assert set(found.differences["run"]) == {"b - a", "d - c"}
-    shown = int(found.differences["value"].notna().sum())
-    assert f"{shown} differences are shown" in found.said and "None is adjusted" in found.said
-    assert f"about {0.05 * shown:.1f} of them" in found.said and "never subtracted" not in found.said
+    shown, sure = len(found.differences), int(found.differences["low"].notna().sum())
+    assert f"{shown} differences are shown, {sure} of them with" in found.said and "None is adjusted" in found.said
+    assert f"about {0.05 * sure:.1f} of them" in found.said and "never subtracted" not in found.said
 
 
 def test_the_recipes_are_shown_where_any_of_them_differs(tmp_path):
