@@ -129,8 +129,9 @@ class Comparison:
     def said(self) -> str:
         """What was subtracted, what was not, and what the number of differences does to them."""
         shown, sure = len(self.differences), int(self.differences["low"].notna().sum())
-        lines = [f"{shown} differences are shown, {sure} of them with a 95 % interval. None is adjusted for their number:"
-                 f" if nothing differed, about {0.05 * sure:.1f} of them would still leave zero outside."] * bool(shown)
+        lines = [f"{shown} differences are shown, {sure} of them with a 95 % interval. None is adjusted for their "
+                 "number: if nothing differed, about "
+                 f"{0.05 * sure:.1f} of them would still leave zero outside."] * bool(shown)
         pairs = self._pairs()
         lines += [f"{run.name} is measured against {first.name}: same test images." for first, run in pairs]
         alone = [run.name for run in self.runs if all(run not in pair for pair in pairs)]
