@@ -61,7 +61,7 @@ CLAIM = (
          "changes of the images, other seeds"),
     Item("31", "Explanations, and whether they were validated", "`heatmaps/`; `trust.json`"),
     Item("32", "Evaluation on internal data", "`predictions_test.csv`; `report.md`, Results"),
-    Item("33", "Testing on external data", left="there is none in this run"),
+    Item("33", "Testing on external data", left="such a test: there is none in this run"),
     Item("34", "Registration of a clinical trial", left="the number, or that there is none"),
     Item("35", "Numbers included and excluded", "`data_card.md`, Composition; `excluded.csv`", "the flow diagram"),
     Item("36", "Characteristics in each partition", "`data_card.md`, Composition", "demography that the table lacks"),

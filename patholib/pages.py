@@ -76,6 +76,7 @@ ul.pictures { list-style: none; padding: 0; }
 .pairs figure { margin: 0; }
 .pairs img { display: inline-block; margin: 0 .2rem 0 0; vertical-align: top; }
 figcaption { font-size: .8rem; overflow-wrap: anywhere; }
+@media (max-width: 30rem) { th, td { min-width: 0; padding-right: .6rem; } td code { overflow-wrap: anywhere; } }
 @media print { body { background: #fff; } main { max-width: none; padding: 0; } .scroll { overflow: visible; } }
 </style>
 </head>
