@@ -80,7 +80,7 @@ def test_a_run_does_not_differ_from_its_copy(pair):
 
 
 @pytest.mark.parametrize("edit", [
-    ("images.csv", lambda t: t.assign(sha256=t["sha256"].replace("sha007", "other"))),
+    ("images.csv", lambda t: t.assign(sha256=t["sha256"].replace("sha007", "sha007, edited"))),
     ("predictions_test.csv", lambda t: t[:-1]),
     ("predictions_test.csv", lambda t: t.assign(group=t["group"].replace("case3", "case4"))),
     ("predictions_test.csv", lambda t: t.assign(label=["malignant", *t["label"][1:]]))],
