@@ -103,7 +103,7 @@ def test_the_example_is_written_from_the_run_folder_with_small_pictures(make, tm
     run = tmp_path / "run"
     for stem in ("report", "model_card", "data_card", "checklist"):
         files.write_text(run / f"{stem}.md", "![a](figures/a%20b.png) [data_report.html](data_report.html)\n")
-    noise = np.random.default_rng(0).integers(0, 256, (700, 1400, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     (run / "figures").mkdir()
     Image.fromarray(noise).save(run / "figures" / "a b.png")
     files.write_text(tmp_path / "example" / "gone.md", "of an earlier run")
