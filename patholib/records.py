@@ -31,6 +31,7 @@ class Record:
         self.recipe = recipes.from_json(self.run["recipe"])
         self.absent: list[str] = []
         self.metrics = self._json("metrics.json", "no results") or {}
+        self.decision = self._json("decision.json", "nothing was locked before the test images were judged")
         self.data_report = self._json("data_report.json", "what the data check found is not known")
         self.history = self._history()
         self.figures = [*sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
@@ -85,11 +86,6 @@ class Record:
     def split(self) -> pd.DataFrame | None:
         """split.csv, all columns text; None without it."""
         return self._table("split.csv")
-
-    @cached_property
-    def decision(self) -> dict | None:
-        """decision.json: temperature, threshold and the rule that chose it; None without it."""
-        return self._optional("decision.json")
 
     @cached_property
     def trust(self) -> dict | None:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from patholib import cards, files, markdown, recipes
 from patholib.errors import shown
-from patholib.markdown import count as _count
+from patholib.markdown import count as _count  # underscored: count, table and text are also what sections work on
 from patholib.markdown import pairs as _pairs
 from patholib.markdown import picture
 from patholib.markdown import short as _short
@@ -25,8 +25,7 @@ from patholib.markdown import why as _why
 from patholib.markdown import words as _words
 from patholib.metrics import ALERT, of_subgroup, readable
 from patholib.recipes import Recipe
-from patholib.records import NOTICE, ORDER, SETS
-from patholib.records import Record as _Run
+from patholib.records import NOTICE, ORDER, SETS, Record
 
 HEATMAPS_SHOWN = 12
 CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
@@ -172,7 +171,7 @@ def _value(summary: Mapping | None, name: str) -> float | None:
 # ----------------------------------------------------------------------------------------------------------- sections
 
 
-def _in_short(run: _Run) -> list[str]:
+def _in_short(run: Record) -> list[str]:
     recipe, test = run.recipe, run.metrics.get("test")
     lines = ["## In short", ""]
     if test is None:
@@ -197,7 +196,7 @@ def _in_short(run: _Run) -> list[str]:
     return [*lines, "", *[f"- {_text(note)}" for note in test.get("notes", [])], ""]
 
 
-def _data(run: _Run) -> list[str]:
+def _data(run: Record) -> list[str]:
     data, lines = run.run.get("data", {}), ["## Data", ""]
     lines += _pairs(data) if data else ["Not recorded.", ""]
     report = run.data_report
@@ -226,7 +225,7 @@ def _data(run: _Run) -> list[str]:
     return lines + (_pairs(facts) if facts else [])
 
 
-def _split(run: _Run) -> list[str]:
+def _split(run: Record) -> list[str]:
     split, recipe = run.run.get("split", {}), run.recipe
     lines = ["## Split", "", f"By **{_text(recipe.group_by)}**, fractions {_text(recipe.fractions)}, seed "
              f"{recipe.seed}. SHA-256 of the split file: {_text(split.get('sha256', 'not recorded'))}.", ""]
@@ -249,7 +248,7 @@ def _split(run: _Run) -> list[str]:
     return lines
 
 
-def _recipe(run: _Run) -> list[str]:
+def _recipe(run: Record) -> list[str]:
     recipe, lines = run.recipe, ["## Recipe", ""]
     lines += [f"**{_text(recipe.name)}**: {_text(recipe.arch)}, weights {_text(run.weights)}, "
               f"{recipe.image_size} pixels, {recipe.epochs} epochs at most, batches of {recipe.batch_size}, "
@@ -265,7 +264,7 @@ def _recipe(run: _Run) -> list[str]:
     return [*lines, "What differs from the recipe as shipped:", "", *_table(("field", "shipped", "this run"), rows)]
 
 
-def _training(run: _Run) -> list[str]:
+def _training(run: Record) -> list[str]:
     table, lines = run.history, ["## Training", ""]
     if table.empty:
         return [*lines, "There is no history.", ""]
@@ -297,18 +296,18 @@ def _cell(value) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
-def _decision(run: _Run) -> list[str]:
-    found, lines = run.metrics.get("decision"), ["## Decision", ""]
+def _decision(run: Record) -> list[str]:
+    found, lines = run.decision, ["## Decision", ""]
     if not found:
         return [*lines, "No decision is recorded: temperature and threshold were not locked before the test images "
                 "were judged.", ""]
     rows = {"rule": found["rule"], "temperature": f"{found['temperature']:.4g}",
-            "locked": found["locked"], "SHA-256 of `predictions_val.csv`": found["predictions_val_sha256"]}
+            "locked": found["locked"], "SHA-256 of the validation predictions": found["predictions_val_sha256"]}
     if found["threshold"] is not None:
         what = "threshold" if len(run.recipe.classes) == 2 else "threshold of the alert"
         rows[what] = f"p_{found['positive']} >= {found['threshold']:.4g}"
     lines += ["Chosen on the validation images alone and locked before a test image was judged.", "",
-              *_table(("", "value"), [(_words(key), _text(value)) for key, value in rows.items()])]
+              *_table(("", "value"), [(key, _text(value)) for key, value in rows.items()])]
     if found["validation"]:
         lines += _table(("validation, where it was chosen", "value (95 % interval)"),
                         [(_words(name), readable(number)) for name, number in found["validation"].items()])
@@ -316,7 +315,7 @@ def _decision(run: _Run) -> list[str]:
     return [*lines, *[f"- {_text(note)}" for note in found["notes"]], ""]
 
 
-def _results(run: _Run) -> list[str]:
+def _results(run: Record) -> list[str]:
     lines, sets = ["## Results", ""], run.sets
     if not sets:
         return [*lines, "There are no results: `metrics.json` is absent or empty.", ""]
@@ -329,9 +328,10 @@ def _results(run: _Run) -> list[str]:
     lines += _table(head, rows)
     for key, s in sets.items():
         lines += [line.replace("- ", f"- {SETS[key]}: ", 1) for line in _why((_words(n), s["metrics"].get(n))
-                                                                            for n in ORDER) if line]
+                                                                            for n in ORDER if n != "ece") if line]
     lines.append("")
-    lines += ["Log loss, Brier score and calibration error: lower is better. The validation images chose the best "
+    lines += ["Log loss, Brier score and calibration error: lower is better; the last is a mean of "
+              "distances, to which resampling only adds, so it has no interval. The validation images chose the best "
               "epoch, the temperature and the threshold, so their numbers flatter.", ""]
     for key, s in sets.items():
         lines += [f"- {SETS[key]}: {_text(note)}" for note in s.get("notes", [])]
@@ -341,7 +341,7 @@ def _results(run: _Run) -> list[str]:
     return lines
 
 
-def _alert(run: _Run) -> list[str]:
+def _alert(run: Record) -> list[str]:
     found = run.metrics.get("test", {}).get("alert")
     if not found:
         return []
@@ -356,7 +356,7 @@ def _alert(run: _Run) -> list[str]:
     return [*lines, *_table(("", "value (95 % interval)"), [(n, readable(v)) for n, v in numbers]), *_why(numbers)]
 
 
-def _calibration(run: _Run) -> list[str]:
+def _calibration(run: Record) -> list[str]:
     found = run.metrics.get("calibration") or {}
     if not found:
         return []
@@ -369,7 +369,7 @@ def _calibration(run: _Run) -> list[str]:
             "images independent.", "", *_table(head, rows)]
 
 
-def _abstention(run: _Run) -> list[str]:
+def _abstention(run: Record) -> list[str]:
     found = run.metrics.get("test", {}).get("abstention")
     if not found:
         return []
@@ -381,23 +381,24 @@ def _abstention(run: _Run) -> list[str]:
             f"leaving out the wrong ones first {found['aurc_best']:.3f}.", ""]
 
 
-def _tta_gain(run: _Run) -> list[str]:
+def _tta_gain(run: Record) -> list[str]:
     found = run.metrics.get("tta_gain")
     if not found:
         return []
     numbers = [(_words(n), found[n]) for n in ORDER if n in found]
     return ["### What averaged views change (test)", "", "Averaged minus plain, the same groups drawn for both; an "
             "interval that holds 0 shows no difference.", "",
-            *_table(("", "difference (95 % interval)"), [(n, readable(v)) for n, v in numbers]), *_why(numbers)]
+            *_table(("", "difference (95 % interval)"), [(n, readable(v)) for n, v in numbers]),
+            *_why((n, v) for n, v in numbers if n != _words("ece"))]
 
 
-def _judged(run: _Run) -> tuple[str, dict]:
+def _judged(run: Record) -> tuple[str, dict]:
     """The set that details are shown of: test, else validation."""
     key = "test" if "test" in run.metrics else next(iter(run.sets))
     return key, run.metrics[key]
 
 
-def _per_class(run: _Run) -> list[str]:
+def _per_class(run: Record) -> list[str]:
     key, found = _judged(run)
     lines = [f"### Per class ({SETS[key]})", ""]
     names = ("sensitivity", "specificity", "precision", "f1", "auc")
@@ -414,7 +415,7 @@ def _per_class(run: _Run) -> list[str]:
     return lines
 
 
-def _subgroups(run: _Run) -> list[str]:
+def _subgroups(run: Record) -> list[str]:
     key, found = _judged(run)
     rows = found.get("subgroups") or []
     lines = [f"### Subgroups ({SETS[key]})", ""]
@@ -432,7 +433,7 @@ def _subgroups(run: _Run) -> list[str]:
     return lines
 
 
-def _patients(run: _Run) -> list[str]:
+def _patients(run: Record) -> list[str]:
     key, found = _judged(run)
     patients, lines = found.get("patients"), [f"### Patients ({SETS[key]})", ""]
     if not patients:
@@ -462,7 +463,7 @@ def _patients(run: _Run) -> list[str]:
     return lines
 
 
-def _pictures(run: _Run) -> list[str]:
+def _pictures(run: Record) -> list[str]:
     lines = ["## Figures", ""]
     for path in run.figures:
         lines += [f"### {_text(path.stem.replace('_', ' '))}", "", picture(run.folder, path), ""]
@@ -479,7 +480,7 @@ def _pictures(run: _Run) -> list[str]:
     return [*lines, f"… and {more} more in `heatmaps/`.", ""] if more > 0 else lines
 
 
-def _origin(run: _Run) -> list[str]:
+def _origin(run: Record) -> list[str]:
     record, lines = run.run, ["## Versions and machine", ""]
     parts = {"run": record.get("name", run.folder.name), "created": record.get("created", "not recorded"),
              "code": record.get("code", "not recorded"), "machine": record.get("machine", "not recorded"),
@@ -506,7 +507,7 @@ def write(run_dir: Path) -> Path:
     report.html is one file: pictures inside, no script, nothing fetched. Errors: missing_file (run.json), bad_json,
     bad_recipe, extra_missing.
     """
-    run = _Run(run_dir)
+    run = Record(run_dir)
     lines = [*run.banners(), f"# Report: {_text(run.name)}", "", NOTICE, ""]
     for section in (_in_short, _data, _split, _recipe, _training, _decision, _results, _pictures, _origin):
         lines += section(run)
