@@ -234,9 +234,10 @@ def _numbers(run: Record) -> list[str]:
     names = [n for n in ORDER if n in test["metrics"] and not (two and n.startswith("macro"))]
     rows = [(words(n), *(readable(s["metrics"].get(n)) for s in sets.values())) for n in names]
     lines += table(("test images (95 % interval)", *sets), rows)
-    lines += why((words(n), test["metrics"].get(n)) for n in names)
+    lines += why((words(n), test["metrics"].get(n)) for n in names if n != "ece")
     lines += [f"{count(test.get('images', '?'))} test images of {count(test.get('groups', '?'))} groups; intervals "
-              "resample whole groups. Log loss and Brier score: lower is better.", ""]
+              "resample whole groups. Log loss, Brier score and calibration error: lower is better; the last is a mean "
+              "of distances, to which resampling only adds, so it has no interval.", ""]
     rows = [(text(c), count(row.get("support", "?")), count(row.get("groups", "?")),
              *(readable(row.get(n)) for n in ("sensitivity", "specificity", "auc")))
             for c, row in test.get("per_class", {}).items()]
