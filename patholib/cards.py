@@ -203,7 +203,8 @@ def _decision(run: Record) -> list[str]:
                 f"chosen before the test images were judged. Decision: {text(rule)}.", ""]
     facts = {
         "temperature": _plain(locked.get("temperature")), "positive class": locked.get("positive") or "none",
-        "threshold": _plain(locked.get("threshold")), "rule": locked.get("rule") or "the largest probability decides",
+        "threshold" + " of the alert" * (len(run.recipe.classes) > 2): _plain(locked.get("threshold")),
+        "rule": locked.get("rule") or "the largest probability decides",
         **{f"{words(name)} on validation": _number(found) for name, found in (locked.get("validation") or {}).items()},
         "locked": locked.get("locked", "not recorded"),
     }
@@ -310,12 +311,23 @@ def _limits(run: Record) -> list[str]:
         low = min(rows, key=lambda row: row["accuracy"])
         lines += [f"- Lowest accuracy of a subgroup that is large enough: {low['accuracy']:.3f} ({text(low['column'])} "
                   f"{text(low['value'])}, {count(low['images'])} images)."]
-    ours, floor = (((run.metrics.get(key) or {}).get("metrics") or {}).get(run.recipe.monitor) or {}
-                   for key in ("test", "baseline"))
-    if floor.get("value") is not None and ours.get("low") is not None and ours["low"] <= floor["value"]:
-        lines += [f"- That it beats colour statistics is not shown: the interval of its {words(run.recipe.monitor)} "
-                  f"begins at {ours['low']:.3f}, theirs is {floor['value']:.3f}."]
+    lines += _beside_colours(run)
     return [*lines, "- Who is harmed by its errors, and how, is a question for the authors of a study.", ""]
+
+
+def _beside_colours(run: Record) -> list[str]:
+    """What to say where it is not better than a model that sees only colours, or not surely so."""
+    name = run.recipe.monitor
+    ours, floor = (((run.metrics.get(key) or {}).get("metrics") or {}).get(name) or {} for key in ("test", "baseline"))
+    if ours.get("value") is None or floor.get("value") is None:
+        return []
+    if ours["value"] <= floor["value"]:
+        return [f"- It is not better than colour statistics: {words(name)} {ours['value']:.3f}, theirs "
+                f"{floor['value']:.3f}."]
+    if ours.get("low") is not None and ours["low"] <= floor["value"]:
+        return [f"- That it beats colour statistics is not shown: the interval of its {words(name)} begins at "
+                f"{ours['low']:.3f}, theirs is {floor['value']:.3f}."]
+    return []
 
 
 def _origin(run: Record) -> list[str]:

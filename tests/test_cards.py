@@ -136,6 +136,26 @@ def test_subgroups_of_few_groups_are_grey_and_no_others(folder):
     assert "(1 of 2)" in text and "Lowest accuracy" not in text  # of one large subgroup there is no lowest
 
 
+@pytest.mark.parametrize(("auc", "says"), [(0.70, "is not better than colour statistics"),
+                                           (0.82, "beats colour statistics is not shown"), (0.95, None)])
+def test_a_rival_that_sees_only_colours_is_told_among_the_limits(folder, auc, says):
+    change(folder, "metrics.json", test=summary(auc=auc), baseline=summary(auc=0.812))
+    limits = written(folder)["model_card"].partition("## Limits")[2]
+    assert says in limits if says else "colour statistics" not in limits
+
+
+def test_of_more_than_two_classes_the_threshold_is_that_of_an_alert(tmp_path):
+    classes = ("MEL", "NV", "BCC")
+    full_run(tmp_path, replace(RECIPE, classes=classes, positive="MEL"))
+    alert = {"positive": "MEL", "threshold": 0.31, "flagged": 0.2,
+             "sensitivity": number(0.9), "specificity": number(0.8)}
+    change(tmp_path, "metrics.json", test=summary(classes=classes, support=(9, 9, 9)) | {"alert": alert})
+    change(tmp_path, "decision.json", **DECISION)
+    text = written(tmp_path)["model_card"]
+    assert "| threshold of the alert | 0.31 |" in text
+    assert "Alert for MEL" in text and "sensitivity 0.900 (0.880 to 0.920)" in text and "20 % of the images" in text
+
+
 def test_the_verdict_on_the_heatmaps_is_told_and_its_absence_too(folder):
     assert "`trust.json` is absent" in written(folder)["model_card"]
     files.write_json(folder / "trust.json", {"verdict": "Lean on none of them", "reasons": ["they ignore the weights"]})
