@@ -213,6 +213,11 @@ def finished(output: Path, mark: str) -> Run | None:
                  if facts.get("fingerprint") == mark and facts.get("status") == "finished"), None)
 
 
+def finished(output: Path | str | None = None) -> list[Path]:
+    """The folders of the finished runs in `output` (see `output_folder`), the newest first."""
+    return [folder for folder, facts in _runs_in(output_folder(output)) if facts.get("status") == "finished"]
+
+
 def _new(recipe, checked, split, output, mark, name) -> Run:
     now = datetime.now(UTC)
     stem = name or f"{recipe.name}{'-demo' * checked.manifest.demo}-{now:%Y%m%d-%H%M%S}"
