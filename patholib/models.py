@@ -327,12 +327,14 @@ def for_prediction(model: nn.Module) -> nn.Module:
         packed(image)
         for hook in hooks:
             hook.remove()
-        for parent in list(packed.modules()):
-            for name, layer in list(parent.named_children()):
-                if layer in seen:
-                    setattr(parent, name, Packed(layer, seen[layer]))
-        same = torch.equal(packed(image), network(image))
-    return packed if same else network
+        try:
+            for parent in list(packed.modules()):
+                for name, layer in list(parent.named_children()):
+                    if layer in seen:
+                        setattr(parent, name, Packed(layer, seen[layer]))
+            return packed if torch.equal(packed(image), network(image)) else network
+        except (RuntimeError, TypeError):  # what it calls is PyTorch's own business, and may change
+            return network
 
 
 class Packed(nn.Module):
