@@ -207,10 +207,15 @@ def open_run(folder: Path) -> Run:
                leaks=facts.get("leaks", {}))
 
 
-def finished(output: Path, mark: str) -> Run | None:
+def finished_like(output: Path, mark: str) -> Run | None:
     """The newest finished run in the folder that has this fingerprint, for reading; None where there is none."""
     return next((open_run(folder) for folder, facts in _runs_in(Path(output))
                  if facts.get("fingerprint") == mark and facts.get("status") == "finished"), None)
+
+
+def finished(output: Path | str | None = None) -> list[Path]:
+    """The folders of the finished runs in `output` (see `output_folder`), the newest first."""
+    return [folder for folder, facts in _runs_in(output_folder(output)) if facts.get("status") == "finished"]
 
 
 def _new(recipe, checked, split, output, mark, name) -> Run:

@@ -223,7 +223,7 @@ def _folder(recipe: Recipe, checked: Checked, folds: int, repeats: int, output: 
 def _fold(recipe: Recipe, checked: Checked, split: pd.DataFrame, folder: Path, *how, target_sensitivity: float,
           **options) -> runs.Run:
     """The finished run of one fold: found, taken up or made."""
-    done = runs.finished(folder, runs.fingerprint(recipe, checked, split))
+    done = runs.finished_like(folder, runs.fingerprint(recipe, checked, split))
     if done is not None:
         return done
     found = train(recipe, checked, split, folder, *how, **options)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patholib import files, recipes, report
+from patholib import cards, files, recipes, report
 from patholib.errors import PathoError, shown
 
 RECIPE = recipes.BREAKHIS
@@ -163,7 +163,8 @@ def test_the_page_is_one_file_without_scripts_or_anything_from_outside(tmp_path)
 
 def test_a_demo_run_says_so_before_everything_else(tmp_path):
     text, page = written(full_run(tmp_path, demo=True))
-    card = report.model_card(tmp_path).read_text()
+    cards.write(tmp_path)
+    card = (tmp_path / "model_card.md").read_text()
     assert text.startswith("> **DEMO IMAGES: NOT A RESULT.**") and card.startswith("> **DEMO IMAGES: NOT A RESULT.**")
     shown = Elements(page.split("<main>")[1]).text.strip()
     assert shown.startswith("DEMO IMAGES: NOT A RESULT.")
@@ -182,7 +183,7 @@ def test_a_run_of_one_file_gives_a_report_of_what_is_absent(tmp_path):
                  "heatmaps/"):
         assert f"- `{name}`" in text
     assert "There are no test numbers" in text
-    assert "no test numbers" in report.model_card(tmp_path).read_text()
+    assert "no test numbers" in (tmp_path / "model_card.md").read_text()
 
 
 def test_the_verdict_on_the_heatmaps_stands_beside_them_with_its_reasons(tmp_path):
@@ -252,7 +253,7 @@ def test_names_are_shown_and_never_run(tmp_path):
         assert found.text.count(shown(name)) >= (8 if name in classes else 5), name
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
-    report.model_card(tmp_path)
+    cards.write(tmp_path)
 
 
 def test_without_nbconvert_the_install_line_is_given(tmp_path, monkeypatch):
