@@ -27,6 +27,7 @@ from patholib.errors import PathoError, shown
 INK, FAINT, PAPER, WARNING = "#2b3440", "#8a94a0", "#ffffff", "#a83a00"
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56b4e9", "#e69f00", "#4d4d4d", "#7a5195")  # Okabe & Ito, yellow left out
+MARKERS = "osD^v<>P"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 SPLITS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 SCREEN_DPI, FILE_DPI = 100, 160
@@ -464,6 +465,54 @@ def intervals(summary: Mapping, title: str = "Results with 95 % intervals", note
     return figure
 
 
+@_styled
+def forest(table: pd.DataFrame, reference: float | None = None, reference_label: str = "",
+           xlabel: str = "AUC and 95 % interval", title: str = "Estimates side by side", note: str = "") -> Figure:
+    """Estimates of one number under each other, each a dot with its interval and its value as text.
+
+    table: columns name, value, low, high (None: no interval), and perhaps kind, whose values have colours of their own.
+    reference: a value to compare with, as a dashed line.
+    """
+    if not len(table):
+        raise PathoError("no_estimates", "forest plot", "has no row to draw", "Give at least one estimate")
+    kinds = list(dict.fromkeys(table["kind"])) if "kind" in table else [""]
+    figure = _open(8.5, 0.95 + 0.36 * len(table), title, note)
+    axes = figure.subplots()
+    for i, row in enumerate(table.to_dict("records")):
+        number = {key: None if pd.isna(row[key]) else float(row[key]) for key in ("value", "low", "high")}
+        which = kinds.index(row.get("kind", "")) % 8
+        if number["low"] is not None and number["high"] is not None:
+            axes.plot([number["low"], number["high"]], [i, i], color=COLOURS[which], linewidth=3, alpha=0.4,
+                      solid_capstyle="butt")
+        if number["value"] is not None:
+            axes.plot(number["value"], i, MARKERS[which], color=COLOURS[which], markersize=6)
+        axes.annotate(_estimate(number), (1.02, i), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
+    if reference is not None:
+        axes.axvline(reference, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+        axes.text(reference, 1.01, f"{reference_label} {reference:.3f}".strip(), ha="center", va="bottom", fontsize=8,
+                  transform=axes.get_xaxis_transform())
+    for i, kind in enumerate(kinds) if "kind" in table else ():
+        axes.plot([], [], MARKERS[i % 8], color=COLOURS[i % 8], label=_plain(kind, 28))
+    known = [v for v in (*table[["value", "low", "high"]].to_numpy(float).ravel(), reference or np.nan)
+             if np.isfinite(v)]
+    low, high = min(known, default=0), max(known, default=1)
+    margin = max(0.06 * (high - low), 0.01)
+    axes.set(xlim=(low - margin, high + margin), ylim=(len(table) - 0.4, -0.6), xlabel=xlabel)
+    axes.set_yticks(range(len(table)), [_plain(name, 46) for name in table["name"]])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    if "kind" in table:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=min(len(kinds), 3))
+    return figure
+
+
+def _estimate(number: Mapping) -> str:
+    if number["value"] is None:
+        return "undefined"
+    interval = "no interval" if number["low"] is None else f"{number['low']:.3f} to {number['high']:.3f}"
+    return f"{number['value']:.3f} ({interval})"
+
+
 def _headline(summary) -> list[tuple[str, float | None, float | None, float | None]]:
     """(name, value, low, high) of the numbers that a person asks for first, larger is better."""
     names = ["accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_f1"]
@@ -512,7 +561,7 @@ def patients(table: pd.DataFrame, score: str = "score", score_label: str = "shar
         i, here = every.index(name), (table["label"] == name).to_numpy()
         axes.hlines(places[here], 0, table[score][here], color="#dfe4e8", linewidth=1, zorder=1)
         axes.scatter(table[score][here], places[here], s=sizes[here], color=COLOURS[i % 8], zorder=2, linewidth=0,
-                     label=f"{here.sum()} {group_name}s: {_plain(name, 28)}", marker="osD^v<>P"[i % 8], clip_on=False)
+                     label=f"{here.sum()} {group_name}s: {_plain(name, 28)}", marker=MARKERS[i % 8], clip_on=False)
     _mark_threshold(axes, threshold)
     axes.set(xlim=(-0.02, 1.03), ylim=(places[-1] + 0.8, -0.8), xlabel=score_label)
     axes.set_yticks(places, [_plain(name, 24) for name in table[who]])
@@ -887,13 +936,13 @@ def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the called 
 
 
 @_styled
-def forest(table: pd.DataFrame, title: str = "Differences with 95 % intervals", note: str = "") -> Figure:
+def differences(table: pd.DataFrame, title: str = "Differences with 95 % intervals", note: str = "") -> Figure:
     """Differences between runs, a dot with its interval each, in blocks of one number; on the line there is none.
 
     table: columns number (what is compared), run (which difference), value, low, high; None or NaN where there is none.
     """
     if not len(table):
-        raise PathoError("shape_mismatch", "forest plot", "has no difference to draw", "Give at least one row")
+        raise PathoError("shape_mismatch", "plot of differences", "has no difference to draw", "Give at least one row")
     numbers, runs = list(dict.fromkeys(table["number"])), list(dict.fromkeys(table["run"]))
     figure = _open(8.2, 0.9 + 0.24 * len(table) + 0.16 * len(numbers) + 0.22 * math.ceil(len(runs) / 2), title, note)
     axes = figure.subplots()

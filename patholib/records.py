@@ -114,6 +114,9 @@ class Record:
     def banners(self) -> list[str]:
         """The warnings that stand above everything else."""
         found = [DEMO] * self.demo + [PUBLISHED] * bool(self.run.get("published", self.recipe.published))
+        if leaks := [row["says"] for rows in self.run.get("leaks", {}).values() for row in rows]:
+            found.append(f"**The split leaks:** {text('; '.join(leaks))}. What is judged on is not new to the model, "
+                         "and the numbers below are too high by an unknown amount.")
         if self.run.get("status") not in ("trained", "finished"):  # "finished" is written after the report
             found.append(f"**This run is not finished:** training has not ended (its status is "
                          f"{text(self.run.get('status', 'not recorded'))}).")

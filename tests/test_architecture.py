@@ -24,10 +24,12 @@ LEVELS = (
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
     {"images", "augment", "models"},
-    {"checkpoints", "evaluation", "gradcam", "runs", "leakage", "checklists"},
+    {"leakage"},
+    {"checkpoints", "evaluation", "gradcam", "runs", "novelty", "checklists"},
     {"training", "cards", "export"},
-    {"inference", "report"},
-    {"notebook", "serving", "explorer", "cli", "comparison"},
+    {"inference", "validation", "report"},
+    {"predictions", "comparison"},
+    {"notebook", "serving", "explorer", "cli"},
     {"__main__"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

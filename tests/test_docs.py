@@ -62,7 +62,7 @@ def architecture_levels() -> tuple[set[str], ...]:
     return ast.literal_eval(re.search(r"^LEVELS = (\(.*?^\))", text, re.M | re.S)[1])
 
 
-@pytest.mark.parametrize(("letter", "last"), [("D", 42), ("P", 27), ("T", 24), ("M", 16)])
+@pytest.mark.parametrize(("letter", "last"), [("D", 42), ("P", 28), ("T", 24), ("M", 16)])
 def test_every_entry_of_the_catalogue_has_its_answer(letter, last):
     rows = re.findall(r"^\| ([A-Z]\d\d) \|", (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8"), re.M)
     assert [row for row in rows if row[0] == letter] == sorted(row for row in rows if row[0] == letter)

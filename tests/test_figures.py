@@ -71,6 +71,8 @@ def every_figure(classes, note=""):
     yield figures.confusion(matrix, classes, note=note)
     yield figures.roc_pr(labels, probs, classes, classes[-1] if len(classes) == 2 else None, note=note)
     yield figures.intervals(summary(), note=note)
+    yield figures.forest(pd.DataFrame({"name": classes, "kind": classes, "value": 0.8, "low": 0.7, "high": 0.9}), 0.75,
+                         "truth", note=note)
     found = {"temperature": 1.4, "ece_mass": 0.1, "ece_chance": 0.02, "counts": [3, 0, 5],
              "bins": [{"confidence": 0.2, "accuracy": 0.1, "n": 4}, {"confidence": 0.8, "accuracy": 0.9, "n": 4}]}
     yield figures.reliability({"before": found, "after": found}, note=note)
@@ -87,7 +89,7 @@ def every_figure(classes, note=""):
     yield figures.histories({name: history() for name in classes}, note=note)
     yield figures.roc_overlay(dict.fromkeys(classes, (labels, probs)), classes, note=note)
     yield figures.reliability_overlay({name: reliability() for name in classes}, classes[0], note=note)
-    yield figures.forest(differences(classes), note=note)
+    yield figures.differences(differences(classes), note=note)
 
 
 def reliability():
@@ -278,6 +280,15 @@ def test_patients_are_called_by_their_own_name_where_it_is_not_the_group():
     assert {"g1", "g2"} <= set(texts(figures.patients(table.drop(columns="patient"))))
 
 
+def test_a_forest_plot_says_every_number_and_what_has_none():
+    table = pd.DataFrame({"name": ["a", "b", "c"], "value": [0.9, 0.6, None], "low": [0.85, None, None],
+                          "high": [0.95, None, None]})
+    found = texts(figures.forest(table, 0.7, "truth"))
+    assert {"0.900 (0.850 to 0.950)", "0.600 (no interval)", "undefined", "truth 0.700", "a", "b", "c"} <= set(found)
+    with pytest.raises(PathoError, match="no_estimates"):
+        figures.forest(table.head(0))
+
+
 def test_several_runs_are_told_apart_and_their_undefined_numbers_said():
     labels, probs = predictions(TWO)
     figure = figures.roc_overlay({"a": (labels, probs), "b": (labels * 0, probs)}, TWO, "malignant")
@@ -289,7 +300,7 @@ def test_several_runs_are_told_apart_and_their_undefined_numbers_said():
 
 
 def test_a_difference_is_drawn_with_its_sign_and_zero_stands_in_the_middle():
-    figure = figures.forest(differences(["b - a"]))
+    figure = figures.differences(differences(["b - a"]))
     assert {"+0.020", "-0.100 (no interval)", "undefined"} <= set(texts(figure))
     low, high = figure.axes[0].get_xlim()
     assert low == -high
@@ -302,7 +313,7 @@ def test_a_run_whose_loss_is_broken_or_whose_monitor_is_unknown_is_drawn_as_far_
                            "c": history().drop(columns="val_auc")}).draw_without_rendering()
 
 
-@pytest.mark.parametrize("draw", [figures.histories, figures.reliability_overlay, figures.forest,
+@pytest.mark.parametrize("draw", [figures.histories, figures.reliability_overlay, figures.differences,
                                   lambda nothing: figures.roc_overlay(nothing, TWO)])
 def test_nothing_to_compare_is_refused(draw):
     with pytest.raises(PathoError, match="shape_mismatch"):

@@ -318,3 +318,11 @@ def test_json_nan_never_reaches_the_report(tmp_path):
     text, page = written(tmp_path)
     assert "not finite" in text and not re.search(r"\bnan\b|\binf\b", text + Elements(page).text)
     assert json.loads((tmp_path / "run.json").read_text())["name"] == "a run"
+
+
+def test_a_leaking_split_stands_above_report_and_card(tmp_path):
+    leaks = {"case": [{"seen_in": "train", "found_in": "test", "images": 12, "of": 60, "share": 0.2,
+                       "says": "12 of 60 test images have their case in train"}]}
+    text, _ = written(full_run(tmp_path, leaks=leaks))
+    for page in (text, (tmp_path / "model_card.md").read_text()):
+        assert page.startswith("> **The split leaks:** 12 of 60 test images have their case in train.")
