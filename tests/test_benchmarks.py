@@ -110,7 +110,7 @@ def rivals(harness, monkeypatch, tmp_path):
             (harness.VENV / "Scripts").mkdir()
             for name in ("bin/python", "Scripts/python.exe"):
                 (harness.VENV / name).touch()
-        failed = harness.code or harness.fails and harness.fails in command
+        failed = harness.code or (harness.fails and harness.fails in command)
         return subprocess.CompletedProcess(command, int(bool(failed)), str(tmp_path), "")
 
     (tmp_path / "rivals.txt").write_text("timm")
