@@ -654,15 +654,15 @@ def gallery(images, heat, captions: Sequence[str], vmax: float | None = None, co
     return figure
 
 
-def _draw_explained(row, image, raw, caption: str, vmax, opacity: float, side: float) -> None:
+def _draw_explained(row, image, raw, caption: str, vmax, opacity: float, side: float, cmap: str = "jet") -> None:
     top = vmax if vmax is not None else raw.max()
     blank = not raw.any()
     share = raw if blank else np.clip(raw / top, 0, 1)
     for axes in row:
         axes.set_axis_on()
     _show(row[0], image)
-    _show(row[1], share, cmap="jet", vmin=0, vmax=1) if not blank else _show(row[1], np.full_like(image, 240))
-    _show(row[2], overlay(image, share, opacity))
+    _show(row[1], share, cmap=cmap, vmin=0, vmax=1) if not blank else _show(row[1], np.full_like(image, 240))
+    _show(row[2], overlay(image, share, opacity, cmap))
     row[1].set_xlabel(_wrapped(caption, int(3 * side * 12)), fontsize=8, labelpad=3)
     if blank:
         row[1].text(0.5, 0.5, "blank map", transform=row[1].transAxes, ha="center", va="center", fontsize=9,
@@ -687,10 +687,59 @@ def save_heatmaps(found, folder: Path, note: str = "") -> Figure:
     return save(explained(found, note=note), Path(folder) / "gallery.png")
 
 
-def save(figure: Figure, path: Path) -> Figure:
-    """Writes the figure as PNG, the same bytes for the same figure, and returns it, so that a cell can end with it."""
+@_styled
+def explored(picture, heat, target: str, probs: Mapping[str, float] | None = None,
+             threshold: tuple[str, float] | None = None, opacity: float = 0.45, cmap: str = "jet", title: str = "",
+             note: str = "") -> Figure:
+    """One image as the explorer shows it: original, evidence for `target`, overlay, and bars of the probabilities.
+
+    heat: (H, W) >= 0, raw, in the size of the picture; the colour bar has its values. probs: of each class in their
+    order; None: no bars. threshold: (class, value), marked on the bar of that class.
+    """
+    picture, raw, side = _picture(picture), np.asarray(heat, float), 2.9
+    bars = () if probs is None else (1.05,)
+    figure = _open(side * (3.2 + sum(bars)) + 0.9, side + 0.3, title, note)
+    cells = figure.subplots(1, 4 + len(bars), width_ratios=(1, 1, 1, 0.05, *bars))
+    top = raw.max() if raw.any() else 1.0
+    _draw_explained(cells[:3], picture, raw, "", top, opacity, side, cmap)
+    for axes, text in zip(cells, ("original", f"evidence for {_plain(target, 28)}", "overlay"), strict=False):
+        axes.set_title(text, fontsize=9.5, weight="normal", loc="center")
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, top), cmap)
+    cells[3].set_anchor("W")
+    bar = figure.colorbar(scale, cax=cells[3])
+    bar.set_label("raw evidence, of this map alone")
+    bar.outline.set_visible(False)
+    if bars:
+        _draw_probs(cells[4], probs, threshold)
+    return figure
+
+
+def _draw_probs(axes, probs: Mapping[str, float], threshold: tuple[str, float] | None) -> None:
+    places = range(len(probs))
+    axes.barh(places, list(probs.values()), height=0.6, color=BLUE)
+    for place, value in zip(places, probs.values(), strict=True):
+        axes.text(max(value, 0) + 0.02, place, f"{value:.1%}", va="center", fontsize=8.5)
+    if threshold is not None:
+        at = list(probs).index(threshold[0])
+        axes.plot([threshold[1]] * 2, [at - 0.45, at + 0.45], color=INK, linewidth=1.6,
+                  label=f"threshold {threshold[1]:.3g}")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
+    axes.set(xlim=(0, 1.2), xlabel="", ylim=(len(probs) - 0.4, -0.6), xticks=[0, 0.5, 1])
+    axes.set_yticks(places, [_wrapped(name, 16) for name in probs])
+    axes.set_title("probability", fontsize=9.5, weight="normal", loc="center")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+
+
+def png(figure: Figure, dpi: int = FILE_DPI) -> bytes:
+    """The figure as PNG, the same bytes for the same figure."""
     content = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(content, format="png", dpi=FILE_DPI, metadata={"Software": None})
-    files.write_bytes(path, content.getvalue())
+        figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
+    return content.getvalue()
+
+
+def save(figure: Figure, path: Path) -> Figure:
+    """Writes the figure as PNG and returns it, so that a cell can end with it."""
+    files.write_bytes(path, png(figure))
     return figure
