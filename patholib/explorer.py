@@ -34,7 +34,6 @@ METHODS = ("gradcam",)
 MARKS = {"right": "✓", "wrong": "✗", YOURS: "•"}
 NOTES = "explored.csv"  # in the run folder: what was looked at, with notes
 COLUMNS = ("image", "label", "called", "p", "evidence_for", "block", "method", "blank", "note")
-DPI = 140  # of the picture: about twice the pixels it is shown with, for sharp screens
 
 
 # ------------------------------------------------------------------------------------------- what there is to explore
@@ -149,6 +148,11 @@ def left_by(table: pd.DataFrame, outcome: str = ALL, label: str = ALL, patient: 
     return table.sort_values("margin", ascending=order == ORDERS[1], kind="stable")
 
 
+def short(path: str) -> str:
+    """The name of an image without its folders."""
+    return PurePosixPath(path).name.removeprefix(f"{YOURS}: ")
+
+
 # ---------------------------------------------------------------------------------------------------------- the state
 
 
@@ -168,7 +172,7 @@ class Look:
     def caption(self) -> str:
         """The image and what it was called, in one line."""
         truth = f"is {self.row['label']}, " if self.row["label"] else ""
-        return f"{PurePosixPath(self.path).name}: {truth}called {self.row['called']} ({self.row['p']:.0%})"
+        return f"{short(self.path)}: {truth}called {self.row['called']} ({self.row['p']:.0%})"
 
 
 class Explorer(traitlets.HasTraits):
@@ -371,7 +375,7 @@ class Explorer(traitlets.HasTraits):
 
     def _list(self) -> None:
         left = left_by(self.table, self.outcome, self.label, self.patient, self.order)
-        self.options = [(f"{MARKS[row.outcome]} {PurePosixPath(row.Index).name} - {row.called} {row.p:.0%}", row.Index)
+        self.options = [(f"{MARKS[row.outcome]} {short(row.Index)} - {row.called} {row.p:.0%}", row.Index)
                         for row in left.itertuples()]
 
     def _choose(self) -> None:
@@ -405,8 +409,7 @@ class Explorer(traitlets.HasTraits):
 
     def _draw(self) -> None:
         if (look := self.seen) is not None:
-            self.png = figures.png(figures.explored(look.picture, look.heat, look.target, opacity=self.alpha,
-                                                    cmap=self.colours), DPI)
+            self.png = figures.panels(look.picture, look.heat, look.target, self.alpha, self.colours)
 
     def __repr__(self) -> str:
         note = f" - {self.figure_note}" if self.demo else ""
@@ -572,7 +575,7 @@ class _Face:
 
     def _show_history(self) -> None:
         rows = self.explorer.history.tail(6).iloc[::-1]
-        cells = "".join(f"<tr><td>{html.escape(PurePosixPath(row.image).name)}</td><td>{html.escape(row.called)}</td>"
+        cells = "".join(f"<tr><td>{html.escape(short(row.image))}</td><td>{html.escape(row.called)}</td>"
                         f"<td>{html.escape(row.note[:60])}</td></tr>" for row in rows.itertuples())
         self.parts["history"].value = (
             f"<div style='overflow-x:auto'><table style='font-size:.9em' aria-label='looked at last'><tr>"

@@ -76,9 +76,11 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(place):
     """JupyterLab with settings of its own, at a free port of the loopback; ended afterwards."""
-    settings = place / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false"}))
+    for name, settings in (("apputils-extension/notification", {"fetchNews": "false"}),  # no question, no network
+                           ("notebook-extension/tracker", {"windowingMode": "none"})):  # cells out of sight count too
+        path = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,7 +129,11 @@ def page(address):
         time.sleep(1)  # a run asked for earlier is lost
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        page.wait_for_selector("img.patho-picture[src^=blob]")
+        try:
+            page.wait_for_selector("img.patho-picture[src^=blob]")
+        except sync_api.TimeoutError:
+            photograph(page, "not-there")
+            raise AssertionError(page.inner_text(".jp-Notebook")[-3000:]) from None
         yield page
         browser.close()
 
@@ -143,7 +149,8 @@ def photograph(page, name: str) -> None:
     if folder := os.environ.get("PATHOLIB_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(folder) / f"{name}.png")
-        page.locator(".patho-explorer").first.screenshot(path=Path(folder) / f"{name}-explorer.png")
+        if page.locator(".patho-explorer").count():
+            page.locator(".patho-explorer").first.screenshot(path=Path(folder) / f"{name}-explorer.png")
 
 
 def opened(page, path: Path) -> None:
