@@ -6,6 +6,7 @@ it, which hold nothing of their own. Jupyter swallows what callbacks raise, so a
 
 from __future__ import annotations
 
+import contextlib
 import html
 import itertools
 import os
@@ -20,9 +21,22 @@ import pandas as pd
 import torch
 import traitlets
 
-from patholib import augment, datasets, evaluation, export, figures, files, gradcam, inference, models, report, runs
-from patholib import manifest as manifests
-from patholib import recipes, training
+from patholib import (
+    augment,
+    datasets,
+    evaluation,
+    export,
+    figures,
+    files,
+    gradcam,
+    inference,
+    manifest,
+    models,
+    recipes,
+    report,
+    runs,
+    training,
+)
 from patholib.errors import PathoError, nearest, shown
 from patholib.images import FORMATS, ImageSet, check, read, to_square
 
@@ -66,7 +80,7 @@ def demo_run(output: Path | None = None, epochs: int = 8) -> Path:
     source = datasets.load("breakhis", "demo")
     recipe = runs.recipe_for("breakhis", source, small=True, arch="resnet18", epochs=epochs)
     checked = check(source, recipe.cache_size, recipe.fit)
-    split = manifests.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+    split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
     run = runs.start(recipe, checked, split, output=output)
     tissue, model = checked.images.with_split(split), models.build(recipe)
     training.fit(model, tissue, run, "cpu")
@@ -86,13 +100,13 @@ def images_of(run_dir: Path, data: str | Path = "auto", split: str = "test") -> 
     facts = files.read_json(Path(run_dir) / "run.json")
     recipe, source = recipes.from_json(facts["recipe"]), _source(facts, data)
     checked = check(source, recipe.cache_size, recipe.fit, on_bad="skip", progress=False)
-    made_of = manifests.read_csv(Path(run_dir) / "images.csv", ("path", "sha256"))
+    made_of = manifest.read_csv(Path(run_dir) / "images.csv", ("path", "sha256"))
     before, now = (dict(zip(t["path"], t["sha256"], strict=True)) for t in (made_of, checked.facts))
     changed = sorted(path for path in before.keys() & now.keys() if before[path] != now[path])
     if changed:
         raise PathoError("changed_file", changed[0], f"is not the file the run was made of ({len(changed)} such files)",
                          "Give the folder with the images of this run as data")
-    parts = manifests.read_split(Path(run_dir) / "split.csv")
+    parts = manifest.read_split(Path(run_dir) / "split.csv")
     wanted = parts.loc[parts["split"] == split, "path"]
     here = checked.images.table["path"].isin(wanted)
     if not here.any():
@@ -101,7 +115,7 @@ def images_of(run_dir: Path, data: str | Path = "auto", split: str = "test") -> 
     return replace(checked.images, table=checked.images.table[here].reset_index(drop=True))
 
 
-def _source(facts: dict, data: str | Path) -> manifests.Manifest:
+def _source(facts: dict, data: str | Path) -> manifest.Manifest:
     """The manifest of the images a run was made of."""
     kind, auto = facts["data"]["source"], str(data) == "auto"
     remedy = 'Give the images as data, or data="none" to look at files of your own only'
@@ -254,7 +268,7 @@ class Explorer(traitlets.HasTraits):
     @property
     def figure_note(self) -> str:
         """What stands above every figure: nothing for a model of real images."""
-        return manifests.DEMO_NOTE if self.demo else ""
+        return manifest.DEMO_NOTE if self.demo else ""
 
     def choices(self, trait: str) -> list[str]:
         """What the trait can be set to; [] where anything goes."""
@@ -371,11 +385,11 @@ class Explorer(traitlets.HasTraits):
 
     def _earlier(self) -> list[dict]:
         path = self.run / NOTES
-        return manifests.read_csv(path, COLUMNS)[list(COLUMNS)].to_dict("records") if path.exists() else []
+        return manifest.read_csv(path, COLUMNS)[list(COLUMNS)].to_dict("records") if path.exists() else []
 
     def _list(self) -> None:
         left = left_by(self.table, self.outcome, self.label, self.patient, self.order)
-        self.options = [(f"{MARKS[row.outcome]} {short(row.Index)} - {row.called} {row.p:.0%}", row.Index)
+        self.options = [(f"{MARKS[row.outcome]} {row.called} {row.p:.0%}  {short(row.Index)}", row.Index)
                         for row in left.itertuples()]
 
     def _choose(self) -> None:
@@ -458,6 +472,10 @@ class _Face:
         chosen.observe(lambda change: self._choose(change["new"]), "value")
         steps = [self._button("previous", "◀ previous", lambda: self.explorer.step(-1)),
                  self._button("next", "next ▶", lambda: self.explorer.step(1)), self._html("place")]
+        # JupyterLab keeps the arrow keys up and down for its cells, also on a list; a slider takes left and right.
+        number = self._named("number", widgets.IntSlider(min=1, max=2, description="number", readout=False,
+                                                         continuous_update=False, **_wide()))
+        number.observe(lambda change: self._go(change["new"]), "value")
         upload = self._named("upload", widgets.FileUpload(
             accept=",".join(sorted(set().union(*(endings for _, endings in FORMATS.values())))),
             description="open a picture of yours", layout=_layout()))
@@ -466,7 +484,7 @@ class _Face:
                                                 placeholder="or type where it lies, and Enter"))
         path.observe(lambda change: self._open(change["new"]), "value")
         filters = [self._dropdown(name, name) for name in ("outcome", "label", "patient", "order")]
-        return widgets.VBox([*filters, chosen, widgets.HBox(steps), upload, path],
+        return widgets.VBox([*filters, chosen, number, widgets.HBox(steps), upload, path],
                             layout=_layout(flex="1 1 300px", max_width="380px"))
 
     def _looking(self) -> widgets.Widget:
@@ -474,18 +492,19 @@ class _Face:
         alpha = self._named("alpha", widgets.FloatSlider(min=0, max=1, step=0.05, description="opacity",
                                                          continuous_update=False, readout_format=".2f", **_wide()))
         traitlets.link((self.explorer, "alpha"), (alpha, "value"))
-        asked = [self._dropdown("target", "evidence for"), self._dropdown("block", "block"),
-                 self._dropdown("method", "method"), alpha, self._dropdown("colours", "colours")]
+        asked = [self._dropdown("target", "evidence for"), self._dropdown("block", "in block"),
+                 self._dropdown("method", "by"), self._dropdown("colours", "colours"), alpha]
         for widget in asked:
-            widget.layout.flex = "1 1 210px"
-        picture = self._named("picture", widgets.Image(format="png", layout=_layout(width="100%", height="auto")))
+            widget.layout.flex, widget.style.description_width = "1 1 220px", "84px"
+        picture = self._named("picture", widgets.Image(
+            format="png", layout=_layout(width="calc(100% - 4px)", max_width="1200px", height="auto")))
         traitlets.link((self.explorer, "png"), (picture, "value"))
         note = self._named("note", widgets.Textarea(description="your note", continuous_update=False, rows=2,
                                                     **_wide()))
         traitlets.link((self.explorer, "note"), (note, "value"))
         save = self._button("save", "save notes as CSV", self.explorer.save)
         notes = widgets.VBox([note, widgets.HBox([save, self._html("message")]), self._html("history")],
-                             layout=_layout(flex="1 1 260px"))
+                             layout=_layout(flex="1 1 280px"))
         probs = self._html("probs")
         probs.layout.flex = "1 1 240px"
         return widgets.VBox([
@@ -500,6 +519,10 @@ class _Face:
 
     def _html(self, name: str) -> widgets.Widget:
         return self._named(name, widgets.HTML(layout=_layout()))
+
+    def _tell(self, name: str, text: str) -> None:
+        """Shows HTML, its lines as close as those of a page."""
+        self.parts[name].value = f'<div style="line-height:1.45;overflow-wrap:anywhere">{text}</div>' if text else ""
 
     def _button(self, name: str, text: str, press: Callable) -> widgets.Widget:
         button = self._named(name, widgets.Button(description=text, layout=widgets.Layout(width="auto")))
@@ -520,6 +543,10 @@ class _Face:
         if path is not None and not self.still:
             self.explorer.attempt(setattr, self.explorer, "image", path)
 
+    def _go(self, number: int) -> None:
+        if not self.still:
+            self._choose(self.explorer.paths[number - 1])
+
     def _take(self, value) -> None:
         for name, content in uploaded(value):
             self.explorer.attempt(self.explorer.add, content, name)
@@ -536,56 +563,63 @@ class _Face:
 
     def _show_header(self) -> None:
         explorer = self.explorer
-        demo = f'<b style="color:{figures.WARNING}">{manifests.DEMO_NOTE}.</b> ' if explorer.demo else ""
-        self.parts["header"].value = (
+        demo = f'<b style="color:{figures.WARNING}">{manifest.DEMO_NOTE}.</b> ' if explorer.demo else ""
+        self._tell("header", (
             f"<b>{html.escape(explorer.run.name)}</b> - {html.escape(explorer.predictor.recipe.arch)}, "
-            f"{len(explorer.classes)} classes. {demo}For research use only, not for any decision about a patient.")
+            f"{len(explorer.classes)} classes. {demo}For research use only, not for any decision about a patient."))
+
+    @contextlib.contextmanager
+    def _unasked(self):
+        """What widgets change by themselves meanwhile is not taken for a person's choice."""
+        before, self.still = self.still, True
+        try:
+            yield
+        finally:
+            self.still = before
 
     def _show_options(self) -> None:
-        """The list of images, without its widget's own choice of the first one being taken for a person's."""
-        explorer, chosen, self.still = self.explorer, self.parts["image"], True
-        try:
+        explorer, chosen = self.explorer, self.parts["image"]
+        with self._unasked():  # a list chooses its first entry by itself
             chosen.options = explorer.options
             chosen.value = explorer.image if explorer.image in explorer.paths else None
-        finally:
-            self.still = False
         self._show_place()
 
     def _show_place(self) -> None:
-        paths = self.explorer.paths
+        paths, number = self.explorer.paths, self.parts["number"]
         at = paths.index(self.explorer.image) if self.explorer.image in paths else None
-        self.parts["place"].value = f"{0 if at is None else at + 1} of {len(paths)}"
+        self._tell("place", f"{0 if at is None else at + 1} of {len(paths)}")
         self.parts["previous"].disabled = not at
         self.parts["next"].disabled = at is None or at + 1 == len(paths)
+        with self._unasked():
+            number.max, number.disabled = max(2, len(paths)), len(paths) < 2  # a slider needs two places
+            number.value = 1 if at is None else at + 1
 
     def _show_look(self) -> None:
         look = self.explorer.seen
         if look is None:
-            self.parts["headline"].value = "No images are known: open a picture of yours."
+            self._tell("headline", "No images are known: open a picture of yours.")
             return
-        if self.parts["image"].value != look.path and look.path in self.explorer.paths:
-            self.parts["image"].value = look.path
+        with self._unasked():
+            self.parts["image"].value = look.path if look.path in self.explorer.paths else None
         self._show_place()
         odd = "".join(f"<br>It {html.escape(reason)}." for reason in self.explorer.warnings)
         blank = "" if look.heat.any() else f"<br>Nothing in it argues for {html.escape(look.target)}: a blank map."
         who = f" - {html.escape(look.row['patient'])}" if look.row["patient"] else ""
-        self.parts["headline"].value = f"<b>{html.escape(look.caption)}</b>{who}{blank}{odd}"
-        self.parts["probs"].value = probability_bars(self.explorer)
+        self._tell("headline", f"<b>{html.escape(look.caption)}</b>{who}{blank}{odd}")
+        self._tell("probs", probability_bars(self.explorer))
         self._show_history()
 
     def _show_history(self) -> None:
         rows = self.explorer.history.tail(6).iloc[::-1]
         cells = "".join(f"<tr><td>{html.escape(short(row.image))}</td><td>{html.escape(row.called)}</td>"
                         f"<td>{html.escape(row.note[:60])}</td></tr>" for row in rows.itertuples())
-        self.parts["history"].value = (
-            f"<div style='overflow-x:auto'><table style='font-size:.9em' aria-label='looked at last'><tr>"
-            f"<th style='text-align:left'>looked at last</th><th>called</th><th>note</th></tr>{cells}</table></div>")
+        self._tell("history", "<table style='font-size:.9em' aria-label='looked at last'><tr style='text-align:left'>"
+                              f"<th>looked at last</th><th>called</th><th>note</th></tr>{cells}</table>")
 
     def _show_told(self) -> None:
         error, message = html.escape(self.explorer.error), html.escape(self.explorer.message)
-        self.parts["error"].value = (f'<div role="alert" style="color:{figures.WARNING};font-weight:bold;'
-                                     f'overflow-wrap:anywhere">{error}</div>' if error else "")
-        self.parts["message"].value = f'<span role="status">{message}</span>' if message else ""
+        self._tell("error", f'<b role="alert" style="color:{figures.WARNING}">{error}</b>' if error else "")
+        self._tell("message", f'<span role="status">{message}</span>' if message else "")
 
 
 def probability_bars(explorer: Explorer) -> str:
