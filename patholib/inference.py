@@ -55,12 +55,8 @@ class Predictor:
 
         tta: averaged over the recipe's views, which are computed as one batch.
         """
-        size, number = self.recipe.image_size, len(pixels)
-        if tta:
-            views = augment.tta_views(pixels, size, self.recipe.tta, self.recipe.tta_views, self.recipe.seed,
-                                      np.arange(number), self.recipe.augmentation)
-        else:
-            views = augment.plain_views(pixels, size)[None]
+        number = len(pixels)
+        views = augment.views_to_judge(pixels, self.recipe, tta, np.arange(number))
         found = torch.from_numpy(self.logits(views.flatten(0, 1)))  # (views * N, C)
         return found.double().softmax(dim=1).unflatten(0, (-1, number)).mean(dim=0).numpy()
 

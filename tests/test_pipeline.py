@@ -35,7 +35,7 @@ from patholib.datasets import demo
 SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups": 60, "images_per_group": 1}}
 FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv", "split.csv",
          "split.csv.sha256", "history.csv", "history.json", "predictions_val.csv", "predictions_test.csv",
-         "predictions_test_tta.csv", "predictions_baseline.csv",
+         "predictions_test_tta.csv", "predictions_baseline.csv", "decision.json",
          "metrics.json", "training_metrics.png", "report.md", "report.html", "model_card.md", "model.safetensors",
          "model.json", "published.pt", "figures/confusion.png", "figures/patients.png", "heatmaps/gallery.png",
          "heatmaps/heatmaps.csv"}
@@ -76,11 +76,12 @@ def finish(root, kind):
     tiles = checked.images.with_split(split)
     model = models.build(recipe)
     history = training.fit(model, tiles, run, device="cpu", workers=1)
+    evaluation.lock(model, tiles, run.dir, recipe)
     judged = evaluation.judge(model, tiles, run.dir, recipe, evaluation.colour_baseline(tiles), source.subgroups)
     confusion = judged.summary["confusion"]
     figures.save(figures.confusion(confusion, recipe.classes, note=run.note), run.dir / "figures" / "confusion.png")
     figures.save(figures.patients(judged.patients, note=run.note), run.dir / "figures" / "patients.png")
-    shown = gradcam.explain(model, tiles.part("test"), judged.test, recipe.positive, each=1)
+    shown = gradcam.explain(model, tiles.part("test"), judged.test, recipe.positive, judged.threshold, each=1)
     figures.save_heatmaps(shown, run.dir / "heatmaps", note=run.note)
     export.write(run.dir)
     figures.save(figures.training_metrics(history, judged.summary, confusion, recipe.classes, judged.labels,
@@ -125,13 +126,14 @@ def test_the_numbers_are_those_of_the_predictions_on_disk(done):
     stored = files.read_json(done.run.dir / "metrics.json")
     classes, positive = done.run.recipe.classes, done.run.recipe.positive
     for name in ("val", "test", "test_tta", "baseline"):
-        table = evaluation.read_predictions(done.run.dir / f"predictions_{name}.csv", classes)
-        again = json.loads(json.dumps(metrics.summary(table, classes, positive, seed=done.run.recipe.seed)))
+        table = evaluation.calibrated(done.run.dir, name)
+        threshold = stored[name]["threshold"] or 0.5
+        again = json.loads(json.dumps(metrics.summary(table, classes, positive, threshold, seed=done.run.recipe.seed)))
         assert {key: stored[name][key] for key in again} == again, name
         assert set(table["split"]) == {"val" if name == "val" else "test"}
-    table = evaluation.read_predictions(done.run.dir / "predictions_test.csv", classes)
+    table = evaluation.calibrated(done.run.dir, "test")
     who = evaluation.patient_column(table)
-    rate = metrics.patient_recognition_rate(table, classes, positive, who)
+    rate = metrics.patient_recognition_rate(table, classes, positive, who, done.judged.threshold)
     assert stored["test"]["patients"]["recognition_rate"]["value"] == rate
     assert sum(row["images"] for row in stored["test"]["subgroups"]) == len(table) * len(
         {row["column"] for row in stored["test"]["subgroups"]})
@@ -212,7 +214,9 @@ def test_the_exported_model_is_the_trained_one_bit_by_bit(done):
 def test_predictions_of_the_run_are_those_of_the_exported_model(done):
     again, _ = export.classifier(done.run.dir)
     table = evaluation.predict(again, done.tiles.part("test"), done.run.recipe, progress=False)
-    pd.testing.assert_frame_equal(table, done.judged.test, rtol=0, atol=1e-6)
+    temperature = files.read_json(done.run.dir / "decision.json")["temperature"]
+    table = evaluation.tempered(table, done.run.recipe.classes, temperature)
+    pd.testing.assert_frame_equal(table, done.judged.test, rtol=0, atol=1e-5)
 
 
 def test_an_untrained_run_cannot_be_exported(done, tmp_path):
