@@ -84,6 +84,7 @@ def demo_run(output: Path | None = None, epochs: int = 8) -> Path:
     run = runs.start(recipe, checked, split, output=output)
     tissue, model = checked.images.with_split(split), models.build(recipe)
     training.fit(model, tissue, run, "cpu")
+    evaluation.lock(model, tissue, run.dir, recipe)
     evaluation.judge(model, tissue, run.dir, recipe, subgroups=source.subgroups)
     export.write(run.dir)
     report.write(run.dir)
@@ -369,9 +370,8 @@ class Explorer(traitlets.HasTraits):
         if images.pixels.shape[1] != size:
             raise PathoError("bad_images", "images", f"are {images.pixels.shape[1]} pixels wide, but this model's are "
                              f"cached with {size}", "Check them with the size and fit of the model's recipe")
-        stored = self.run / f"predictions_{split}.csv"
-        if stored.exists():
-            predictions = evaluation.read_predictions(stored, self.classes)
+        if (self.run / f"predictions_{split}.csv").exists():
+            predictions = evaluation.calibrated(self.run, split)
         else:
             batches = np.array_split(images.table["row"].to_numpy(), len(images) // 64 + 1)
             probs = [self.predictor.probabilities(images.pixels[rows]) for rows in batches]
@@ -379,7 +379,7 @@ class Explorer(traitlets.HasTraits):
         rows = dict(zip(images.table["path"], images.table["row"], strict=True))
         predictions = predictions[predictions["path"].isin(rows.keys())]
         if not len(predictions):
-            raise PathoError("other_images", "images", f"are none of those in {stored.name}", "Give this run's images")
+            raise PathoError("other_images", "images", f"are none of the run's {split} images", "Give this run's images")
         return listed(predictions, self.classes, self.positive, self.threshold), {
             path: images.pixels[rows[path]] for path in predictions["path"]}
 

@@ -425,7 +425,7 @@ def test_a_run_is_explored_with_the_probabilities_it_has_stored(finished, monkey
     _, folder, _ = finished
     monkeypatch.setattr("patholib.inference.Predictor.probabilities", None)  # nothing is left to compute
     run = Explorer(folder)
-    table = evaluation.read_predictions(folder / "predictions_test.csv", CLASSES)
+    table = evaluation.calibrated(folder, "test")
     assert run.paths == list(table["path"]) and set(run.choices("patient")) == {"all", *table["case"]}
     assert run.table["p_malignant"].tolist() == table["p_malignant"].tolist()
     assert run.seen.caption and run.error == ""
