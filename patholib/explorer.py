@@ -468,7 +468,7 @@ class _Face:
 
     def _choosing(self) -> widgets.Widget:
         """The left column: filters, the list of images, a file of one's own."""
-        chosen = self._named("image", widgets.Select(rows=12, description="image", **_wide()))
+        chosen = self._named("image", widgets.Select(rows=10, description="image", **_wide()))
         chosen.observe(lambda change: self._choose(change["new"]), "value")
         steps = [self._button("previous", "◀ previous", lambda: self.explorer.step(-1)),
                  self._button("next", "next ▶", lambda: self.explorer.step(1)), self._html("place")]
@@ -481,11 +481,14 @@ class _Face:
             description="open a picture of yours", layout=_layout()))
         upload.observe(lambda change: self._take(change["new"]), "value")
         path = self._named("path", widgets.Text(description="its path", continuous_update=False, **_wide(),
-                                                placeholder="or type where it lies, and Enter"))
+                                                placeholder="from 10 MB on: type it here"))
         path.observe(lambda change: self._open(change["new"]), "value")
         filters = [self._dropdown(name, name) for name in ("outcome", "label", "patient", "order")]
-        return widgets.VBox([*filters, chosen, number, widgets.HBox(steps), upload, path],
-                            layout=_layout(flex="1 1 300px", max_width="380px"))
+        for widget in filters:
+            widget.layout.flex = "1 1 200px"
+        return widgets.VBox([widgets.HBox(filters, layout=_layout(flex_flow="row wrap")), chosen, number,
+                             widgets.HBox(steps, layout=_layout(align_items="center")), upload, path],
+                            layout=_layout(flex="1 1 300px"))
 
     def _looking(self) -> widgets.Widget:
         """The right column: what to ask, the answer, notes."""
@@ -522,7 +525,7 @@ class _Face:
 
     def _tell(self, name: str, text: str) -> None:
         """Shows HTML, its lines as close as those of a page."""
-        self.parts[name].value = f'<div style="line-height:1.45;overflow-wrap:anywhere">{text}</div>' if text else ""
+        self.parts[name].value = f'<div style="line-height:1.45;overflow-wrap:break-word">{text}</div>' if text else ""
 
     def _button(self, name: str, text: str, press: Callable) -> widgets.Widget:
         button = self._named(name, widgets.Button(description=text, layout=widgets.Layout(width="auto")))
@@ -635,7 +638,7 @@ def probability_bars(explorer: Explorer) -> str:
             f"<tr><th scope='row' style='text-align:left;padding-right:8px'>{html.escape(name)}</th>"
             f"<td style='width:100%'><div style='position:relative;background:rgba(128,128,128,.25)'>"
             f"<div style='width:{p:.1%};height:14px;background:{figures.BLUE}'></div>{line}</div></td>"
-            f"<td style='text-align:right;padding:0 8px'>{p:.1%}</td><td>{words}</td></tr>")
+            f"<td style='text-align:right;padding:0 8px'>{p:.1%}</td><td style='white-space:nowrap'>{words}</td></tr>")
     told = f"; the line is the threshold for {html.escape(marked)}: {threshold:.3g}" if marked is not None else ""
     return (f"<table style='width:100%' aria-label='probabilities'>{''.join(rows)}</table>"
             f"<small>probability of each class{told}</small>")
