@@ -75,7 +75,7 @@ def find_run(run: str | Path = "latest", data: str = "auto", output: Path | None
     return found
 
 
-def demo_run(output: Path | None = None, epochs: int = 8) -> Path:
+def demo_run(output: Path | None = None, epochs: int = 6) -> Path:
     """The folder of a run that is made now: a small network and few epochs on demo images, judged and exported."""
     source = datasets.load("breakhis", "demo")
     recipe = runs.recipe_for("breakhis", source, small=True, arch="resnet18", epochs=epochs)
@@ -379,7 +379,8 @@ class Explorer(traitlets.HasTraits):
         rows = dict(zip(images.table["path"], images.table["row"], strict=True))
         predictions = predictions[predictions["path"].isin(rows.keys())]
         if not len(predictions):
-            raise PathoError("other_images", "images", f"are none of the run's {split} images", "Give this run's images")
+            raise PathoError("other_images", "images", f"are none of the run's {split} images",
+                             "Give the images of this run")
         return listed(predictions, self.classes, self.positive, self.threshold), {
             path: images.pixels[rows[path]] for path in predictions["path"]}
 
