@@ -44,7 +44,7 @@ ALL, YOURS = "all", "yours"
 OUTCOMES = (ALL, "right", "wrong", YOURS)
 ORDERS = ("as listed", "least certain first", "surest first")
 COLOURS = ("jet", "turbo", "viridis", "inferno", "cividis")  # the last three also read in grey
-METHODS = ("gradcam",)
+METHODS = {"gradcam": gradcam.gradcam}
 MARKS = {"right": "✓", "wrong": "✗", YOURS: "•"}
 NOTES = "explored.csv"  # in the run folder: what was looked at, with notes
 COLUMNS = ("image", "label", "called", "p", "evidence_for", "block", "method", "blank", "note")
@@ -202,7 +202,7 @@ class Explorer(traitlets.HasTraits):
     image = traitlets.Unicode(help="path of the image looked at")
     target = traitlets.Unicode(help='the class whose evidence is shown; "": the one the image was called')
     block = traitlets.Unicode(help="block of the network whose maps are shown")
-    method = traitlets.Unicode(METHODS[0], help="how the evidence is found")
+    method = traitlets.Unicode(next(iter(METHODS)), help="how the evidence is found")
     alpha = traitlets.Float(0.45, min=0, max=1, help="opacity of the heat on the picture")
     colours = traitlets.Unicode(COLOURS[0], help="colour map of the heat")
     outcome = traitlets.Unicode(ALL, help="only images with this outcome")
@@ -351,7 +351,7 @@ class Explorer(traitlets.HasTraits):
         key = (path, target, block, method)
         if key not in self._heats:
             self.message = "Computing the evidence ..."
-            found = gradcam.gradcam(self.predictor.model, self._view(path), [self.classes.index(target)], block)
+            found = METHODS[method](self.predictor.model, self._view(path), [self.classes.index(target)], block)
             self._heats[key] = found.maps
             self.computed += 1
             self.message = ""
@@ -506,7 +506,7 @@ class _Face:
         note = self._named("note", widgets.Textarea(description="your note", continuous_update=False, rows=2,
                                                     **_wide()))
         traitlets.link((self.explorer, "note"), (note, "value"))
-        save = self._button("save", "save notes as CSV", self.explorer.save)
+        save = self._button("save", "save notes", self.explorer.save)
         notes = widgets.VBox([note, widgets.HBox([save, self._html("message")]), self._html("history")],
                              layout=_layout(flex="1 1 280px"))
         probs = self._html("probs")
@@ -529,7 +529,7 @@ class _Face:
         self.parts[name].value = f'<div style="line-height:1.45;overflow-wrap:break-word">{text}</div>' if text else ""
 
     def _button(self, name: str, text: str, press: Callable) -> widgets.Widget:
-        button = self._named(name, widgets.Button(description=text, layout=widgets.Layout(width="auto")))
+        button = self._named(name, widgets.Button(description=text, layout=_layout(flex="0 0 auto")))
         button.on_click(lambda _: self.explorer.attempt(press))
         return button
 
@@ -539,7 +539,7 @@ class _Face:
         return dropdown
 
     def _choices(self, trait: str) -> list[tuple[str, str]]:
-        return [(value or "what it was called", value) for value in self.explorer.choices(trait)]
+        return [(value or "as called", value) for value in self.explorer.choices(trait)]
 
     # --- what a person does
 

@@ -783,7 +783,7 @@ def explored(picture, heat, target: str, probs: Mapping[str, float] | None = Non
     order; None: no bars. threshold: (class, value), marked on the bar of that class.
     """
     picture, raw, side = _picture(picture), np.asarray(heat, float), 2.9
-    bars = () if probs is None else (1.05,)
+    bars = () if probs is None else (0.12, 0.95)  # a gap, for the numbers of the colour bar, and the bars
     figure = _open(side * (3.2 + sum(bars)) + 0.9, side + 0.3, title, note)
     cells = figure.subplots(1, 4 + len(bars), width_ratios=(1, 1, 1, 0.05, *bars))
     top = raw.max() if raw.any() else 1.0
@@ -793,10 +793,11 @@ def explored(picture, heat, target: str, probs: Mapping[str, float] | None = Non
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, top), cmap)
     cells[3].set_anchor("W")
     bar = figure.colorbar(scale, cax=cells[3])
-    bar.set_label("raw evidence, of this map alone")
+    bar.set_label("raw evidence, this map's own scale")
     bar.outline.set_visible(False)
     if bars:
-        _draw_probs(cells[4], probs, threshold)
+        cells[4].set_axis_off()
+        _draw_probs(cells[5], probs, threshold)
     return figure
 
 
@@ -807,10 +808,9 @@ def _draw_probs(axes, probs: Mapping[str, float], threshold: tuple[str, float] |
         axes.text(max(value, 0) + 0.02, place, f"{value:.1%}", va="center", fontsize=8.5)
     if threshold is not None:
         at = list(probs).index(threshold[0])
-        axes.plot([threshold[1]] * 2, [at - 0.45, at + 0.45], color=INK, linewidth=1.6,
-                  label=f"threshold {threshold[1]:.3g}")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
-    axes.set(xlim=(0, 1.2), xlabel="", ylim=(len(probs) - 0.4, -0.6), xticks=[0, 0.5, 1])
+        axes.plot([threshold[1]] * 2, [at - 0.45, at + 0.45], color=INK, linewidth=1.6)
+        axes.set_xlabel(f"line: threshold {threshold[1]:.3g}")
+    axes.set(xlim=(0, 1.2), ylim=(len(probs) - 0.4, -0.6), xticks=[0, 0.5, 1])
     axes.set_yticks(places, [_wrapped(name, 16) for name in probs])
     axes.set_title("probability", fontsize=9.5, weight="normal", loc="center")
     axes.tick_params(axis="y", length=0)
