@@ -556,10 +556,10 @@ def _mark_threshold(axes, threshold: float | None) -> None:
 
 @_styled
 def reliability(found: Mapping, title: str = "What the probabilities are worth", note: str = "") -> Figure:
-    """Accuracy against confidence before and after calibration, with the images behind each bin.
+    """Accuracy against confidence before and after calibration, and how many images have which confidence.
 
-    found: of `evaluation.calibration_of`. On the dotted line a probability means what it says; larger dots stand for
-    more images.
+    found: of `evaluation.calibration_of`. On the dotted line a probability means what it says. The dots stand for
+    bins of as many images each, unless equal values had to stay together: larger dots for more.
     """
     figure = _open(9, 4.9, title, note)
     panels = figure.subplots(2, 2, sharex=True, height_ratios=(3.6, 1))
@@ -567,13 +567,14 @@ def reliability(found: Mapping, title: str = "What the probabilities are worth",
         bins, axes, counts = pd.DataFrame(found[when]["bins"]), *column
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 2)))
         axes.vlines(bins["confidence"], bins["confidence"], bins["accuracy"], color=colour, alpha=0.35, linewidth=3)
-        axes.scatter(bins["confidence"], bins["accuracy"], s=14 + 60 * bins["n"] / bins["n"].max(), color=colour,
+        axes.scatter(bins["confidence"], bins["accuracy"], s=10 + 40 * bins["n"] / bins["n"].max(), color=colour,
                      zorder=3, clip_on=False)
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
         axes.set_title(f"{when}: temperature {found[when]['temperature']:.2f}, ECE {found[when]['ece_mass']:.3f} "
                        f"(chance {found[when]['ece_chance']:.3f})", fontsize=9)
-        counts.vlines(bins["confidence"], 0, bins["n"], color=colour, linewidth=4)
-        counts.set(xlabel="confidence", ylim=(0, 1.15 * bins["n"].max()))
+        number = found[when]["counts"]
+        counts.bar((np.arange(len(number)) + 0.5) / len(number), number, width=0.9 / len(number), color=colour)
+        counts.set(xlabel="confidence", ylim=(0, 1.15 * max(number)))
         counts.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
     panels[0][0].set_ylabel("share that is true")
     panels[1][0].set_ylabel("images")
@@ -581,15 +582,17 @@ def reliability(found: Mapping, title: str = "What the probabilities are worth",
 
 
 @_styled
-def thresholds(labels, probs, classes: Sequence[str], positive: str, threshold: float, target: float | None = None,
-               title: str = "What a threshold buys and costs", note: str = "") -> Figure:
+def thresholds(labels, probs, classes: Sequence[str], positive: str | None, threshold: float | None,
+               target: float | None = None, title: str = "What a threshold buys and costs", note: str = "") -> Figure:
     """Sensitivity and specificity of `positive` against the threshold, the locked one marked.
 
     labels: (N,) class indices; probs: (N, C) of the images it was chosen on. target: the sensitivity asked for.
     """
-    name, truth, score = next(row for row in _ranked(labels, probs, classes, positive) if row[0] == positive)
     figure = _open(6.5, 3.6, title, note)
     axes = figure.subplots()
+    if positive is None:
+        return _unwatched(figure, axes)
+    name, truth, score = next(row for row in _ranked(labels, probs, classes, positive) if row[0] == positive)
     if truth.all() or not truth.any():
         axes.text(0.5, 0.5, f"undefined: no image is {'negative' if truth.all() else _plain(name)}", ha="center")
     else:
@@ -604,26 +607,35 @@ def thresholds(labels, probs, classes: Sequence[str], positive: str, threshold: 
     _mark_threshold(axes, threshold)
     axes.set(xlabel=f"threshold on the probability of {_plain(name, 28)}", xlim=(-0.01, 1.01), ylim=(-0.02, 1.03),
              ylabel="share of the images")
-    axes.legend(loc="center right")
+    axes.legend(loc="best")
+    return figure
+
+
+def _unwatched(figure: Figure, axes) -> Figure:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "no class is singled out: the largest probability decides", ha="center", va="center",
+              color=FAINT)
     return figure
 
 
 @_styled
-def decision_curve(found: Mapping, threshold: float | None = None, title: str = "Is acting on it worth it?",
+def decision_curve(found: Mapping | None, threshold: float | None = None, title: str = "Is acting on it worth it?",
                    note: str = "") -> Figure:
     """Net benefit of acting on the model, on everybody and on nobody, against the threshold (Vickers & Elkin 2006).
 
-    found: of `metrics.decision_curve`. threshold: the locked one.
+    found: of `metrics.decision_curve`; None where no class is singled out. threshold: the locked one.
     """
-    at, model, everybody = (np.array(found[name]) for name in ("threshold", "model", "everybody"))
     figure = _open(6.5, 3.6, title, note)
     axes = figure.subplots()
+    if found is None:
+        return _unwatched(figure, axes)
+    at, model, everybody = (np.array(found[name]) for name in ("threshold", "model", "everybody"))
     axes.axhline(0, color=FAINT, linewidth=1.2, label="act on nobody")
     axes.plot(at, everybody, color=ORANGE, linestyle=DASHES[1], label="act on everybody")
     axes.plot(at, model, color=BLUE, label="act on the model")
     _mark_threshold(axes, threshold)
     top = max(model.max(), everybody.max(), 0.05)
-    axes.set(xlabel="threshold: the odds at which a false alarm is accepted for a find", xlim=(-0.01, 1.01),
+    axes.set(xlabel="threshold: the probability from which on one would act", xlim=(-0.01, 1.01),
              ylabel="net benefit per image", ylim=(-0.35 * top, 1.1 * top))
     axes.legend(loc="best")
     return figure

@@ -244,6 +244,7 @@ class _Run:
         self.recipe = recipes.from_json(self.run["recipe"])
         self.absent: list[str] = []
         self.metrics = self._json("metrics.json", "no results") or {}
+        self.decision = self._json("decision.json", "nothing was locked before the test images were judged")
         self.data_report = self._json("data_report.json", "what the data check found is not known")
         self.history = self._history()
         self.figures = [*sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
@@ -439,17 +440,17 @@ def _cell(value) -> str:
 
 
 def _decision(run: _Run) -> list[str]:
-    found, lines = run.metrics.get("decision"), ["## Decision", ""]
+    found, lines = run.decision, ["## Decision", ""]
     if not found:
         return [*lines, "No decision is recorded: temperature and threshold were not locked before the test images "
                 "were judged.", ""]
     rows = {"rule": found["rule"], "temperature": f"{found['temperature']:.4g}",
-            "locked": found["locked"], "SHA-256 of `predictions_val.csv`": found["predictions_val_sha256"]}
+            "locked": found["locked"], "SHA-256 of the validation predictions": found["predictions_val_sha256"]}
     if found["threshold"] is not None:
         what = "threshold" if len(run.recipe.classes) == 2 else "threshold of the alert"
         rows[what] = f"p_{found['positive']} >= {found['threshold']:.4g}"
     lines += ["Chosen on the validation images alone and locked before a test image was judged.", "",
-              *_table(("", "value"), [(_words(key), _text(value)) for key, value in rows.items()])]
+              *_table(("", "value"), [(key, _text(value)) for key, value in rows.items()])]
     if found["validation"]:
         lines += _table(("validation, where it was chosen", "value (95 % interval)"),
                         [(_words(name), readable(number)) for name, number in found["validation"].items()])
@@ -470,9 +471,10 @@ def _results(run: _Run) -> list[str]:
     lines += _table(head, rows)
     for key, s in sets.items():
         lines += [line.replace("- ", f"- {SETS[key]}: ", 1) for line in _why((_words(n), s["metrics"].get(n))
-                                                                            for n in ORDER) if line]
+                                                                            for n in ORDER if n != "ece") if line]
     lines.append("")
-    lines += ["Log loss, Brier score and calibration error: lower is better. The validation images chose the best "
+    lines += ["Log loss, Brier score and calibration error: lower is better; the last is a mean of "
+              "distances, to which resampling only adds, so it has no interval. The validation images chose the best "
               "epoch, the temperature and the threshold, so their numbers flatter.", ""]
     for key, s in sets.items():
         lines += [f"- {SETS[key]}: {_text(note)}" for note in s.get("notes", [])]
@@ -529,7 +531,8 @@ def _tta_gain(run: _Run) -> list[str]:
     numbers = [(_words(n), found[n]) for n in ORDER if n in found]
     return ["### What averaged views change (test)", "", "Averaged minus plain, the same groups drawn for both; an "
             "interval that holds 0 shows no difference.", "",
-            *_table(("", "difference (95 % interval)"), [(n, readable(v)) for n, v in numbers]), *_why(numbers)]
+            *_table(("", "difference (95 % interval)"), [(n, readable(v)) for n, v in numbers]),
+            *_why((n, v) for n, v in numbers if n != _words("ece"))]
 
 
 def _judged(run: _Run) -> tuple[str, dict]:

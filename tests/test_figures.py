@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from patholib import figures
+from patholib import figures, metrics
 from patholib.errors import PathoError
 
 NOTE = "Demo images: not a result"
@@ -73,6 +73,16 @@ def every_figure(classes, note=""):
     yield figures.confusion(matrix, classes, note=note)
     yield figures.roc_pr(labels, probs, classes, classes[-1] if len(classes) == 2 else None, note=note)
     yield figures.intervals(summary(), note=note)
+    found = {"temperature": 1.4, "ece_mass": 0.1, "ece_chance": 0.02, "counts": [3, 0, 5],
+             "bins": [{"confidence": 0.2, "accuracy": 0.1, "n": 4}, {"confidence": 0.8, "accuracy": 0.9, "n": 4}]}
+    yield figures.reliability({"before": found, "after": found}, note=note)
+    yield figures.thresholds(labels, probs, classes, classes[-1], 0.3, 0.95, note=note)
+    yield figures.thresholds(labels, probs, classes, None, None, note=note)
+    curve = metrics.decision_curve(pd.DataFrame({"label": [classes[-1], "x"], f"p_{classes[-1]}": [0.9, 0.2]}),
+                                   classes[-1])
+    yield figures.decision_curve(curve, 0.3, note=note)
+    yield figures.decision_curve(None, note=note)
+    yield figures.abstention({"coverage": [0.5, 1], "risk": [0, 0.1], "aurc": 0.03, "aurc_random": 0.1}, note=note)
     yield figures.patients(patients, threshold=0.5, note=note)
     yield figures.gallery(pictures(3), heat, classes[:3] if len(classes) > 2 else [*classes, "x"], note=note)
     yield figures.training_metrics(history(), summary(), matrix, classes, labels, probs, note=note)
@@ -163,6 +173,27 @@ def test_the_working_point_lies_where_the_threshold_puts_it():
     roc, precision = [next(line for line in axes.get_lines() if line.get_marker() == "o") for axes in figure.axes]
     assert [roc.get_xdata()[0], roc.get_ydata()[0]] == [0.5, 2 / 3]
     assert [precision.get_xdata()[0], precision.get_ydata()[0]] == [2 / 3, 2 / 3]
+
+
+def test_the_locked_threshold_is_marked_where_both_shares_are_what_it_gives():
+    labels, scores = np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.3, 0.6, 0.4, 0.9])
+    axes = figures.thresholds(labels, np.stack([1 - scores, scores], 1), TWO, "malignant", 0.4, 0.95).axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+
+    def at(name, threshold):  # of a line of steps that lead up to their point
+        x, y = lines[name].get_data()
+        return y[np.searchsorted(x, threshold)]
+
+    for threshold in (0.05, 0.1, 0.35, 0.4, 0.5, 0.6, 0.95):
+        assert at("sensitivity", threshold) == (scores[labels == 1] >= threshold).mean()
+        assert at("specificity", threshold) == pytest.approx((scores[labels == 0] < threshold).mean())
+    assert "threshold 0.4" in [t.get_text() for t in axes.texts] and "target 0.95" in lines
+
+
+def test_of_more_classes_every_curve_is_drawn_also_where_one_is_watched():
+    labels, probs = predictions(EIGHT, 200)
+    figure = figures.roc_pr(labels, probs, EIGHT, EIGHT[0], threshold=0.1)
+    assert len(auc_in(figure)) == 16 and not any("threshold" in t for t in texts(figure))
 
 
 def test_a_class_without_images_has_no_curve_but_says_so():

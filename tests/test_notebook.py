@@ -52,6 +52,13 @@ def test_what_papermill_injects_is_changed():
     assert settings.changed == {"epochs": 35, "mixed": True}
 
 
+@pytest.mark.parametrize("target", [0, 1, 95])
+def test_a_sensitivity_that_no_threshold_can_be_chosen_for_is_refused_before_anything_is_trained(target):
+    cell = "target_sensitivity: float = 0.95  # of the positive class"
+    error = refused(f"# Parameters\ntarget_sensitivity = {target}\n", cell=cell)
+    assert (error.code, error.subject) == ("bad_parameter", "target_sensitivity") and "between 0 and 1" in error.reason
+
+
 def test_a_misspelt_parameter_names_the_nearest_and_the_whole_list():
     error = refused("# Parameters\nepoch = 35\n")
     assert (error.code, error.subject) == ("unknown_parameter", "epoch")
