@@ -24,7 +24,7 @@ def apply(probs: np.ndarray, temperature: float) -> np.ndarray:
     """
     if not (np.isfinite(temperature) and temperature > 0):
         raise PathoError("bad_temperature", f"temperature={temperature}", "is no number above 0", "Fit it again")
-    probs = np.asarray(probs, dtype=np.float64)
+    probs = np.ascontiguousarray(probs, dtype=np.float64)  # a table's columns would be summed in another order
     if temperature == 1:
         return probs
     scaled = (_logs(probs) - _logs(probs.max(axis=1, keepdims=True))) / temperature  # the largest is 0

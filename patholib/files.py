@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import unicodedata
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def as_least_able(path: str) -> str:
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Writes `content` so that `path` holds either the old or the new bytes, whenever the power goes."""
+    return write_parts(path, [content])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
+    """The same for a file that need not fit into memory, given in parts."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +66,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         raise unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         umask = os.umask(0)

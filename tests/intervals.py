@@ -1,6 +1,6 @@
 """How often a 95 % interval holds the truth, over many sets of patients whose truth is known.
 
-  python tests/intervals.py                       the table for both kinds of interval and three sizes: about 20 minutes
+  python tests/intervals.py                       the table for both kinds of interval and three sizes: six minutes
   python tests/intervals.py --simulations 200     quicker, and less sure
 
 Each set has patients of either class by the throw of a coin, each with 1 to 9 images. The score of an image is +-0.8

@@ -341,6 +341,12 @@ def test_demo_images_are_written_into_the_project_once_and_loaded(project, small
     assert {path: path.stat().st_mtime_ns for path in where.rglob("*")} == before
 
 
+def test_demo_images_drawn_otherwise_have_a_folder_of_their_own(project):
+    few = {"groups": 9, "images_per_group": 1, "size": (64, 64)}
+    folders = {datasets.load("breakhis", "demo", **few, patient_effect=effect).root for effect in (1.0, 2.0, 1.0)}
+    assert len(folders) == 2 and all(folder.is_relative_to(project / "data" / "demo") for folder in folders)
+
+
 def test_demo_images_in_place_of_absent_data_are_announced(project, small_demo, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "find", lambda kind, data: datasets.Found(None, True, ("here", "there")))
     assert datasets.load("breakhis").demo

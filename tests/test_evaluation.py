@@ -109,7 +109,7 @@ def test_the_batch_size_changes_no_prediction(images, tta):
     recipe = replace(RECIPE, tta=tta)
     a, b = (evaluation.predict(Lopsided(), images, recipe, tta=True, batch_size=size, progress=False)
             for size in (1, 64))
-    np.testing.assert_allclose(a["p_malignant"], b["p_malignant"], atol=1e-6)
+    assert (a["p_malignant"] == b["p_malignant"]).all()  # each view is computed alone
 
 
 def test_predicting_twice_gives_the_same_bits(images):
@@ -149,7 +149,8 @@ def test_logits_are_those_behind_the_predictions(images):
     assert logits.shape == (13, 2)
     assert logits.dtype == torch.float32
     found = evaluation.predict(Lopsided(), images, RECIPE, batch_size=5, progress=False)
-    np.testing.assert_array_equal(torch.softmax(logits.double(), 1).numpy(), found[["p_benign", "p_malignant"]])
+    # Predictions are computed with BatchNorm folded away and one by one, as by the exported model.
+    np.testing.assert_allclose(torch.softmax(logits.double(), 1), found[["p_benign", "p_malignant"]], atol=1e-6)
 
 
 def test_bf16_stays_close_to_fp32(images):

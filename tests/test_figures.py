@@ -73,6 +73,8 @@ def every_figure(classes, note=""):
     yield figures.confusion(matrix, classes, note=note)
     yield figures.roc_pr(labels, probs, classes, classes[-1] if len(classes) == 2 else None, note=note)
     yield figures.intervals(summary(), note=note)
+    yield figures.forest(pd.DataFrame({"name": classes, "kind": classes, "value": 0.8, "low": 0.7, "high": 0.9}), 0.75,
+                         "truth", note=note)
     found = {"temperature": 1.4, "ece_mass": 0.1, "ece_chance": 0.02, "counts": [3, 0, 5],
              "bins": [{"confidence": 0.2, "accuracy": 0.1, "n": 4}, {"confidence": 0.8, "accuracy": 0.9, "n": 4}]}
     yield figures.reliability({"before": found, "after": found}, note=note)
@@ -86,6 +88,22 @@ def every_figure(classes, note=""):
     yield figures.patients(patients, threshold=0.5, note=note)
     yield figures.gallery(pictures(3), heat, classes[:3] if len(classes) > 2 else [*classes, "x"], note=note)
     yield figures.training_metrics(history(), summary(), matrix, classes, labels, probs, note=note)
+    yield figures.histories({name: history() for name in classes}, note=note)
+    yield figures.roc_overlay(dict.fromkeys(classes, (labels, probs)), classes, note=note)
+    yield figures.reliability_overlay({name: reliability() for name in classes}, classes[0], note=note)
+    yield figures.differences(differences(classes), note=note)
+
+
+def reliability():
+    return pd.DataFrame({"confidence": [0.1, 0.5, 0.9], "accuracy": [0.0, 0.6, 1.0], "n": 5})
+
+
+def differences(names):
+    """Of three numbers between runs of these names: one with an interval, one without, one undefined."""
+    return pd.DataFrame([{"number": number, "run": name, "value": value, "low": low, "high": high}
+                         for number, value, low, high in (("AUC", 0.02, -0.01, 0.05), ("F1", -0.1, None, np.nan),
+                                                          ("log loss (lower is better)", None, None, None))
+                         for name in names])
 
 
 def texts(figure):
@@ -295,3 +313,43 @@ def test_an_explored_image_marks_the_threshold_on_the_bar_of_its_class():
     assert list(line.get_xdata()) == [0.3, 0.3] and 0.5 < min(line.get_ydata())
     assert [bar.get_width() for bar in axes.patches] == [0.2, 0.8]
     assert not figures.explored(picture, heat, "b", {"a": 0.2, "b": 0.8}).axes[-1].lines
+
+
+def test_a_forest_plot_says_every_number_and_what_has_none():
+    table = pd.DataFrame({"name": ["a", "b", "c"], "value": [0.9, 0.6, None], "low": [0.85, None, None],
+                          "high": [0.95, None, None]})
+    found = texts(figures.forest(table, 0.7, "truth"))
+    assert {"0.900 (0.850 to 0.950)", "0.600 (no interval)", "undefined", "truth 0.700", "a", "b", "c"} <= set(found)
+    with pytest.raises(PathoError, match="no_estimates"):
+        figures.forest(table.head(0))
+
+
+def test_several_runs_are_told_apart_and_their_undefined_numbers_said():
+    labels, probs = predictions(TWO)
+    figure = figures.roc_overlay({"a": (labels, probs), "b": (labels * 0, probs)}, TWO, "malignant")
+    assert any(text.startswith("AUC 0.") and text.endswith("  a") for text in texts(figure))
+    assert "undefined  b" in texts(figure)
+    lines = figures.histories({str(i): history() for i in range(32)}).axes[0].lines
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines if len(line.get_xdata()) > 1}
+    assert len(looks) == 32
+
+
+def test_a_difference_is_drawn_with_its_sign_and_zero_stands_in_the_middle():
+    figure = figures.differences(differences(["b - a"]))
+    assert {"+0.020", "-0.100 (no interval)", "undefined"} <= set(texts(figure))
+    low, high = figure.axes[0].get_xlim()
+    assert low == -high
+
+
+def test_a_run_whose_loss_is_broken_or_whose_monitor_is_unknown_is_drawn_as_far_as_it_goes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.histories({"a": history(1), "b": history(val_loss=[1, 0.9, np.nan, np.inf, 1, 1]),
+                           "c": history().drop(columns="val_auc")}).draw_without_rendering()
+
+
+@pytest.mark.parametrize("draw", [figures.histories, figures.reliability_overlay, figures.differences,
+                                  lambda nothing: figures.roc_overlay(nothing, TWO)])
+def test_nothing_to_compare_is_refused(draw):
+    with pytest.raises(PathoError, match="shape_mismatch"):
+        draw({})

@@ -67,6 +67,16 @@ def test_a_misspelt_parameter_names_the_nearest_and_the_whole_list():
     assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize(("given", "fits"), [("folds = 0", True), ("folds = 5\nrepeats = 3", True),
+                                             ("folds = 1", False), ("folds = -2", False), ("repeats = 0", False)])
+def test_numbers_of_folds_that_cannot_be_are_refused_before_an_image_is_read(given, fits):
+    cell = "folds: int = 0  # splits\nrepeats: int = 1  # rounds\n"
+    if fits:
+        check(f"# Parameters\n{given}\n", cell=cell)
+    else:
+        assert refused(f"# Parameters\n{given}\n", cell=cell).code == "bad_parameter"
+
+
 def test_all_problems_are_told_at_once():
     error = refused('# Parameters\nepoch = 3\nepochs = 2.5\nmixed = "true"\non_bad = "skpi"\nlr = None\n')
     assert error.subject == "epoch, epochs, lr, mixed, on_bad"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patholib import files, recipes, report
+from patholib import cards, files, recipes, report
 from patholib.errors import PathoError, shown
 
 RECIPE = recipes.BREAKHIS
@@ -163,7 +163,8 @@ def test_the_page_is_one_file_without_scripts_or_anything_from_outside(tmp_path)
 
 def test_a_demo_run_says_so_before_everything_else(tmp_path):
     text, page = written(full_run(tmp_path, demo=True))
-    card = report.model_card(tmp_path).read_text()
+    cards.write(tmp_path)
+    card = (tmp_path / "model_card.md").read_text()
     assert text.startswith("> **DEMO IMAGES: NOT A RESULT.**") and card.startswith("> **DEMO IMAGES: NOT A RESULT.**")
     shown = Elements(page.split("<main>")[1]).text.strip()
     assert shown.startswith("DEMO IMAGES: NOT A RESULT.")
@@ -182,7 +183,7 @@ def test_a_run_of_one_file_gives_a_report_of_what_is_absent(tmp_path):
                  "heatmaps/"):
         assert f"- `{name}`" in text
     assert "There are no test numbers" in text
-    assert "no test numbers" in report.model_card(tmp_path).read_text()
+    assert "no test numbers" in (tmp_path / "model_card.md").read_text()
 
 
 def test_table_rows_without_a_file_are_said_to_be_left_out(tmp_path):
@@ -240,7 +241,7 @@ def test_names_are_shown_and_never_run(tmp_path):
         assert found.text.count(shown(name)) >= (8 if name in classes else 5), name
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
-    report.model_card(tmp_path)
+    cards.write(tmp_path)
 
 
 def test_without_nbconvert_the_install_line_is_given(tmp_path, monkeypatch):
@@ -317,3 +318,11 @@ def test_json_nan_never_reaches_the_report(tmp_path):
     text, page = written(tmp_path)
     assert "not finite" in text and not re.search(r"\bnan\b|\binf\b", text + Elements(page).text)
     assert json.loads((tmp_path / "run.json").read_text())["name"] == "a run"
+
+
+def test_a_leaking_split_stands_above_report_and_card(tmp_path):
+    leaks = {"case": [{"seen_in": "train", "found_in": "test", "images": 12, "of": 60, "share": 0.2,
+                       "says": "12 of 60 test images have their case in train"}]}
+    text, _ = written(full_run(tmp_path, leaks=leaks))
+    for page in (text, (tmp_path / "model_card.md").read_text()):
+        assert page.startswith("> **The split leaks:** 12 of 60 test images have their case in train.")
