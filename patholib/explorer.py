@@ -38,7 +38,7 @@ from patholib import (
     training,
 )
 from patholib.errors import PathoError, nearest, shown
-from patholib.images import FORMATS, ImageSet, check, read, to_square
+from patholib.images import FORMATS, ImageSet, check
 
 ALL, YOURS = "all", "yours"
 OUTCOMES = (ALL, "right", "wrong", YOURS)
@@ -263,7 +263,7 @@ class Explorer(traitlets.HasTraits):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is odd about the picture of your own that is looked at."""
+        """Why to distrust the answer on the picture of your own that is looked at, each "code: text"."""
         return self._warnings.get(self.image, ())
 
     @property
@@ -313,16 +313,15 @@ class Explorer(traitlets.HasTraits):
         """
         source = Path(source).expanduser() if isinstance(source, str) else source
         name = source.name if isinstance(source, Path) else PurePosixPath(name).name
-        picture, recipe = read(source, name), self.predictor.recipe
-        square = to_square(picture, recipe.cache_size, recipe.fit)
+        square, warnings = self.predictor.look(source, name)
         keys = (f"{YOURS}: {shown(name)}{f' ({n})' * (n > 1)}" for n in itertools.count(1))
         path = next(k for k in keys if k not in self._pixels or np.array_equal(self._pixels[k], square))
         if path not in self._pixels:
-            probs = self.predictor.probabilities(square[None])
-            told = pd.DataFrame(probs, columns=[f"p_{c}" for c in self.classes]).assign(path=path, label="")
+            answer = self.predictor.answer(square, warnings=warnings)
+            told = pd.DataFrame({"path": [path], "label": [""]} | {f"p_{c}": [p] for c, p in answer.probs.items()})
             rows = listed(told, self.classes, self.positive, self.threshold)
             self.table = pd.concat([self.table, rows]) if len(self.table) else rows
-            self._pixels[path], self._warnings[path] = square, tuple(n.reason for n in picture.warnings)
+            self._pixels[path], self._warnings[path] = square, answer.warnings
         self.outcome = self.label = self.patient = ALL
         self._list()
         self.image = path
@@ -606,7 +605,7 @@ class _Face:
         with self._unasked():
             self.parts["image"].value = look.path if look.path in self.explorer.paths else None
         self._show_place()
-        odd = "".join(f"<br>It {html.escape(reason)}." for reason in self.explorer.warnings)
+        odd = "".join(f"<br>{html.escape(reason)}" for reason in self.explorer.warnings)
         blank = "" if look.heat.any() else f"<br>Nothing in it argues for {html.escape(look.target)}: a blank map."
         who = f" - {html.escape(look.row['patient'])}" if look.row["patient"] else ""
         self._tell("headline", f"<b>{html.escape(look.caption)}</b>{who}{blank}{odd}")
