@@ -33,7 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 VENV = ROOT / ".venv"
-EXTRAS = "notebooks,onnx,test,dev"
+EXTRAS = "notebooks,onnx,browser,test,dev"
 
 # What papermill and the kernel log around the notebook's own output, progress bars, and objects that have no text.
 NOISE = re.compile(r"\s*$|(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with "
@@ -422,6 +422,7 @@ def cleaned(text):
                 merged.append(output)
             if "metadata" in output:
                 output["metadata"] = {}
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # a view of what is gone
         if "outputs" in cell:
             for output in merged:
                 if output["output_type"] == "stream":

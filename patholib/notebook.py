@@ -247,7 +247,7 @@ class Guard:
 
 
 def remember_run(run_dir: Path) -> Path:
-    """Notes the run folder in outputs/latest.json, where run.py, the explorer and a person find the newest run.
+    """Notes the run folder in outputs/latest.json, where run.py and a person find the newest run.
 
     From here on the log of errors is the run's own run.jsonl.
     """

@@ -218,6 +218,17 @@ def finished(output: Path | str | None = None) -> list[Path]:
     return [folder for folder, facts in _runs_in(output_folder(output)) if facts.get("status") == "finished"]
 
 
+def newest(output: Path | None = None, demo: bool = False) -> Path | None:
+    """The folder of the newest finished run that holds its model, None where there is none; demo: of demo images only.
+
+    output: as for `start`.
+    """
+    for folder, facts in _runs_in(output_folder(output)):
+        if facts.get("status") == "finished" and (facts.get("demo") or not demo) and (folder / "model.json").exists():
+            return folder
+    return None
+
+
 def _new(recipe, checked, split, output, mark, name) -> Run:
     now = datetime.now(UTC)
     stem = name or f"{recipe.name}{'-demo' * checked.manifest.demo}-{now:%Y%m%d-%H%M%S}"

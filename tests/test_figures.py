@@ -1,3 +1,4 @@
+import io
 import re
 import warnings
 
@@ -11,6 +12,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from patholib import figures, metrics
 from patholib.errors import PathoError
@@ -278,6 +280,39 @@ def test_patients_are_called_by_their_own_name_where_it_is_not_the_group():
     table = pd.DataFrame({"patient": ["14-1", "14-2"], "group": ["g1", "g2"], "label": TWO, "score": [0.5, 1.0]})
     assert {"14-1", "14-2"} <= set(texts(figures.patients(table))) and "g1" not in texts(figures.patients(table))
     assert {"g1", "g2"} <= set(texts(figures.patients(table.drop(columns="patient"))))
+
+
+def panel(content, number, size, factor):
+    """One of the three pictures on the sheet of `panels`, (size, size, 3), read from the middle of its squares."""
+    sheet, side = np.asarray(Image.open(io.BytesIO(content))), size * factor
+    left = number * (side + 14)
+    return sheet[44:44 + side, left:left + side][factor // 2::factor, factor // 2::factor]
+
+
+def test_panels_enlarge_every_pixel_by_the_same_whole_factor():
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    heat = np.linspace(0, 0.03, 64 * 64).reshape(64, 64)
+    content = figures.panels(picture, heat, "malignant", opacity=0.3, cmap="viridis")
+    assert np.array_equal(panel(content, 0, 64, 7), picture)
+    assert np.array_equal(panel(content, 1, 64, 7), figures.overlay(picture, heat / 0.03, 1, "viridis"))
+    assert np.array_equal(panel(content, 2, 64, 7), figures.overlay(picture, heat / 0.03, 0.3, "viridis"))
+
+
+def test_panels_leave_the_picture_plain_under_a_blank_map():
+    picture = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    content = figures.panels(picture, np.zeros((224, 224)), "a")
+    assert np.array_equal(panel(content, 2, 224, 2), picture)
+    assert len(np.unique(panel(content, 1, 224, 2)[:60])) == 1
+
+
+def test_an_explored_image_marks_the_threshold_on_the_bar_of_its_class():
+    picture, heat = np.zeros((32, 32, 3), np.uint8), np.eye(32)
+    drawn = figures.explored(picture, heat, "b", {"a": 0.2, "b": 0.8}, ("b", 0.3), note="demo")
+    axes = next(a for a in drawn.axes if a.get_title(loc="center") == "probability")
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == [0.3, 0.3] and 0.5 < min(line.get_ydata())
+    assert [bar.get_width() for bar in axes.patches] == [0.2, 0.8]
+    assert not figures.explored(picture, heat, "b", {"a": 0.2, "b": 0.8}).axes[-1].lines
 
 
 def test_a_forest_plot_says_every_number_and_what_has_none():
