@@ -14,6 +14,7 @@ from patholib import __version__
 from patholib.errors import PathoError
 
 OK, FOUND, UNREADABLE = 0, 1, 2  # exit codes; argparse uses 2 for wrong arguments as well
+STOPPED = 130  # as a shell says of a command that was interrupted
 
 
 def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -50,7 +51,60 @@ def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     return run
 
 
-COMMANDS = (audit,)
+def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Let an exported model look at pictures, and write its answers as a table.
+
+    Exit code: 0 all pictures were answered, 1 some could not be used (listed in <out>_bad.csv), 2 refused. An
+    interrupted call goes on where it stopped when it is given again. For research use only.
+    """
+    parser.add_argument("model", metavar="MODEL", help="the folder of an export or of a finished run")
+    parser.add_argument("pictures", metavar="PICTURES", nargs="+", help="files, and folders that are walked to the end")
+    parser.add_argument("--out", metavar="CSV", required=True, help="the table to write: path, the probability of each "
+                        "class, decision, alert, warnings, the model's SHA-256")
+    parser.add_argument("--tta", action="store_true", help="average over several views of each picture")
+    parser.add_argument("--engine", default="auto", metavar="ENGINE", help="auto, onnx or torch (default: auto)")
+    parser.add_argument("--heatmaps", metavar="FOLDER", help="write a picture of what argues for each decision there")
+    parser.add_argument("--workers", metavar="N", type=int, help="threads that decode (default: one a core)")
+    parser.add_argument("--sha256", metavar="DIGEST", help="of the model's weights, if you know it from elsewhere: "
+                        "another model is refused")
+
+    def run(given: argparse.Namespace) -> int:
+        from patholib import predictions
+        from patholib.inference import Predictor
+
+        predictor = Predictor(given.model, given.engine, sha256=given.sha256)
+        print(f"{predictor.manifest['run'] or 'model'} by {predictor.engine}. {predictor.manifest['notice']}",
+              file=sys.stderr)
+        written = predictions.write(predictor, given.pictures, given.out, given.tta, given.heatmaps, given.workers)
+        print(written)
+        return FOUND if written.bad else OK
+
+    return run
+
+
+def export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Put the model of a finished run into a folder of its own, and load it from there to see that it works.
+
+    Exit code: 0 it works, 2 refused.
+    """
+    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("--out", metavar="FOLDER", help="a folder that is empty or not there yet (default: RUN/export)")
+    parser.add_argument("--onnx", action="store_true", help="with model.onnx, twice as quick on a processor; kept only "
+                        "if it gives the same probabilities (extra onnx)")
+
+    def run(given: argparse.Namespace) -> int:
+        from pathlib import Path
+
+        from patholib.export import copy
+
+        for path in copy(Path(given.folder), Path(given.out or Path(given.folder, "export")), given.onnx):
+            print(path)
+        return OK
+
+    return run
+
+
+COMMANDS = (audit, predict, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PathoError as error:
         print(error, file=sys.stderr)
         return UNREADABLE
+    except KeyboardInterrupt:
+        print("Interrupted; nothing that was finished is lost", file=sys.stderr)
+        return STOPPED
 
 
 def _pair(text: str) -> tuple[str, str]:

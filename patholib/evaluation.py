@@ -34,7 +34,7 @@ def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool 
     The model's modes are put back. Errors: model_output.
     """
     found = _forward(model, images, recipe, tta, device, batch_size, precision, progress)  # (views, N, C)
-    return as_predictions(images, _probabilities(found).mean(axis=0))
+    return as_predictions(images, probabilities(found))
 
 
 def logits(model: torch.nn.Module, images: ImageSet, recipe: Recipe, device: str | torch.device | None = None,
@@ -44,7 +44,26 @@ def logits(model: torch.nn.Module, images: ImageSet, recipe: Recipe, device: str
 
     after_batch: called after each batch; what it raises ends the pass.
     """
-    return _forward(model, images, recipe, False, device, batch_size, precision, False, after_batch)[0]
+    return _forward(model, images, recipe, False, device, batch_size, precision, False, after_batch, False)[0]
+
+
+def probabilities(logits: torch.Tensor) -> np.ndarray:
+    """Logits of views (views, N, C) to probabilities (N, C): softmax of each view, then their mean, in float64."""
+    return _probabilities(logits).mean(axis=0)
+
+
+def one_by_one(network: torch.nn.Module, views: torch.Tensor) -> torch.Tensor:
+    """Logits (N, C) float32 of views (N, 3, H, W), each computed alone: no answer depends on its neighbours.
+
+    In a batch a processor may add in another order, and the last bits of an answer would change with its company.
+    network: as `models.for_prediction` gives it. The notebook, `inference.Predictor` and all that is built on it
+    compute here, so that on one machine their answers are the same to the last bit.
+    """
+    import torch
+
+    views = views.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        return torch.cat([network(view) for view in views.split(1)]).float()
 
 
 def _probabilities(logits: torch.Tensor) -> np.ndarray:
@@ -53,8 +72,11 @@ def _probabilities(logits: torch.Tensor) -> np.ndarray:
 
 
 def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="fp32", progress=True,
-             after_batch=None) -> torch.Tensor:
-    """Logits (views, N, C), float32 on the CPU."""
+             after_batch=None, final=True) -> torch.Tensor:
+    """Logits (views, N, C), float32 on the CPU.
+
+    final: as the exported model will compute them there, `one_by_one`; on a GPU, and between epochs, in batches.
+    """
     import torch
 
     from patholib import augment, models
@@ -73,6 +95,8 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
 
     modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
     model.to(device).eval()
+    final = final and device.type == "cpu"
+    network = models.for_prediction(model) if final else model
     parts = []
     quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
     bar = tqdm(total=len(images), unit="image", desc="predicting", leave=False, **quiet)
@@ -84,7 +108,8 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
                 with models.autocast(device, "fp32"):  # drawn views are matrix products, which are not to be halved
                     stack = views(pixels, batch.rows).flatten(0, 1)  # (views * B, 3, size, size), seen in one pass
                 stack = stack.contiguous(memory_format=torch.channels_last)
-                found = model(stack).float().cpu().unflatten(0, (number, -1))  # (views, B, C)
+                found = one_by_one(network, stack) if final else network(stack).float().cpu()
+                found = found.unflatten(0, (number, -1))  # (views, B, C)
                 finite = found.isfinite().all(dim=2).all(dim=0).numpy()
                 if not finite.all():
                     name = images.table["path"].iloc[batch.rows[~finite][0]]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def joined(folder: Path, name: str) -> str:
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Writes `content` so that `path` holds either the old or the new bytes, whenever the power goes."""
+    return write_parts(path, [content])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
+    """The same for a file that need not fit into memory, given in parts."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +50,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         raise unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         umask = os.umask(0)

@@ -1,38 +1,72 @@
-"""A trained model at work: pictures in, probabilities out, by the quickest engine at hand.
+"""A trained model at work: pictures in, probabilities and decisions out, by the quickest engine at hand.
 
 ONNX Runtime where it is installed and the model has its `model.onnx`, else PyTorch with every BatchNorm folded away.
-Files are read, squared and cut as in training, so a picture has the same pixels here and there.
+Files are read, squared and cut as in training, so a picture has the same pixels here and there; and every picture is
+computed alone, so its answer is the same in whatever company. With PyTorch it is on one machine, to the last bit, what
+`evaluation.predict` and `calibration.apply` give in the notebook; ONNX Runtime differs by less than 1e-4 (`ALIKE`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from patholib import augment, export, images, models, recipes
+from patholib import augment, calibration, evaluation, export, gradcam, images, models, novelty, recipes
 from patholib.errors import PathoError, nearest
 
 ENGINES = ("auto", "onnx", "torch")
 
 
-class Predictor:
-    """An exported model, ready to look at pictures.
+class Picture(NamedTuple):
+    """A file as the model sees it, and what was odd about it."""
 
-    path: the folder of an export, or one of its two files. engine: "onnx", "torch", or "auto" for the first that is
-    there. threads: of the processor, None for one a core. `manifest` says what the model is, `engine` what computes.
-    Errors: as `export.load_model`; no_engine.
+    pixels: np.ndarray  # (S, S, 3) uint8
+    warnings: tuple[str, ...]  # each "code: text"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one picture."""
+
+    probs: dict[str, float]  # calibrated, of every class, in the model's order; they sum to 1
+    decision: str  # two classes with a positive one: by the threshold; else the likeliest class
+    threshold: float | None  # locked on validation images, of the positive class; None: none was, and 0.5 decides
+    alert: bool | None  # more than two classes: is the positive one at its threshold? None: there is no such threshold
+    warnings: tuple[str, ...]  # why to distrust this answer, each "code: text"
+    tta: bool  # averaged over several views
+
+    def to_json(self) -> dict:
+        """Plain values, fields in order."""
+        return dataclasses.asdict(self) | {"warnings": list(self.warnings)}
+
+
+class Predictor:
+    """An exported model, ready to look at pictures, from several threads at once.
+
+    path: the folder of an export or of a finished run, or one of its two files. engine: "onnx", "torch", or "auto" for
+    the first that is there. threads: of the processor, None for one a core; with PyTorch they are those of the whole
+    process. sha256: see `export.load_model`. `manifest` says what the model is, `engine` what computes, `sha256` which
+    weights, `demo` whether they have seen nothing but generated images.
+    Errors: as `export.load_model`; no_engine, onnx_damaged.
     """
 
-    def __init__(self, path: Path, engine: str = "auto", threads: int | None = None):
+    def __init__(self, path: Path, engine: str = "auto", threads: int | None = None, sha256: str | None = None):
         if engine not in ENGINES:
             raise PathoError("bad_parameter", "engine", f"is {engine!r}", nearest(engine, ENGINES))
-        self.model, self.manifest = export.classifier(path)
+        self.model, self.manifest = export.classifier(path, sha256)
         self.recipe = recipes.from_json(self.manifest["recipe"])
-        self.classes = tuple(self.manifest["classes"])
+        self.classes, self.positive = tuple(self.manifest["classes"]), self.manifest["positive"]
+        self.temperature, self.threshold = self.manifest["temperature"], self.manifest["threshold"]
+        self.sha256, self.demo = self.manifest["weights"]["sha256"], self.manifest["demo"]
+        self.familiar = self.manifest["novelty"] and novelty.from_json(self.manifest["novelty"])
         graph = export.onnx_file(path, self.manifest)
         installed = util.find_spec("onnxruntime") is not None
         if engine == "onnx" and not (graph and installed):
@@ -40,10 +74,10 @@ class Predictor:
                 "the export has no model.onnx" if installed else "onnxruntime is not installed"),
                 'Call export.to_onnx(folder), or engine="torch"' if installed else 'pip install "patholib[onnx]"')
         self.engine = "onnx" if graph and installed and engine != "torch" else "torch"
-        self._logits = _onnx(graph, threads) if self.engine == "onnx" else _torch(self.model)
+        self._logits = _onnx(graph, threads) if self.engine == "onnx" else _torch(self.model, threads)
 
     def logits(self, views: torch.Tensor) -> np.ndarray:
-        """Views (N, 3, size, size) in [0, 1] to logits (N, C) float32. Errors: model_output."""
+        """Views (N, 3, size, size) in [0, 1] to logits (N, C) float32, each computed alone. Errors: model_output."""
         found = self._logits(views)
         if not np.isfinite(found).all():
             raise PathoError("model_output", self.manifest["run"] or "model", "gave logits that are not finite",
@@ -51,22 +85,82 @@ class Predictor:
         return found
 
     def probabilities(self, pixels: np.ndarray, tta: bool = False) -> np.ndarray:
-        """Pictures (N, S, S, 3) uint8, as `read` gives them, to probabilities (N, C), summing to 1, float64.
+        """Pictures (N, S, S, 3) uint8, as `read` gives them, to calibrated probabilities (N, C), float64, sums 1.
 
-        tta: averaged over the recipe's views, which are computed as one batch.
+        tta: averaged over the recipe's views, before calibration. The same for every picture: of seeded random views,
+        as published, every picture gets those of a set's first image.
         """
-        size, number = self.recipe.image_size, len(pixels)
+        found = [self._raw(picture, tta) for picture in pixels]
+        raw = np.concatenate(found) if found else np.empty((0, len(self.classes)))
+        return calibration.apply(raw, 1.0 if self.temperature is None else self.temperature)
+
+    def _raw(self, picture: np.ndarray, tta: bool) -> np.ndarray:
+        """The model's own probabilities of one picture (S, S, 3), (1, C)."""
+        size, one = self.recipe.image_size, picture[None]
         if tta:
-            views = augment.tta_views(pixels, size, self.recipe.tta, self.recipe.tta_views, self.recipe.seed,
-                                      np.arange(number), self.recipe.augmentation)
+            views = augment.tta_views(one, size, self.recipe.tta, self.recipe.tta_views, self.recipe.seed,
+                                      np.zeros(1, int), self.recipe.augmentation)  # (views, 1, 3, size, size)
         else:
-            views = augment.plain_views(pixels, size)[None]
-        found = torch.from_numpy(self.logits(views.flatten(0, 1)))  # (views * N, C)
-        return found.double().softmax(dim=1).unflatten(0, (-1, number)).mean(dim=0).numpy()
+            views = augment.plain_views(one, size)[None]
+        found = torch.from_numpy(self.logits(views.flatten(0, 1)))  # (views, C)
+        return evaluation.probabilities(found[:, None])
+
+    def look(self, source, name: str | None = None) -> Picture:
+        """A file, bytes or an open file as the square that `answer` takes, with what was odd about it.
+
+        name: how an error calls it. Errors: as `images.read`.
+        """
+        image = images.read(source, name)
+        found = [f"{note.code}: {note.reason}" for note in image.warnings if note.code != "greyscale"]  # see `answer`
+        smallest = self.manifest["smallest_side"] or self.recipe.image_size
+        if min(image.size) < min(smallest, self.recipe.image_size):
+            found.append(f"small: is {image.width} x {image.height} pixels, which is less than the model sees "
+                         f"({self.recipe.image_size}) and was trained on: it was enlarged")
+        return Picture(images.to_square(image, self.recipe.cache_size, self.recipe.fit), tuple(found))
 
     def read(self, source, name: str | None = None) -> np.ndarray:
         """A file, bytes or an open file as the square (S, S, 3) uint8 that `probabilities` takes."""
-        return images.to_square(images.read(source, name), self.recipe.cache_size, self.recipe.fit)
+        return self.look(source, name).pixels
+
+    def answer(self, pixels: np.ndarray, tta: bool = False, warnings: Sequence[str] = ()) -> Answer:
+        """What the model says of one picture (S, S, 3) uint8; warnings: those that `look` gave."""
+        return self.answers(pixels[None], tta, [warnings])[0]
+
+    def answers(self, pixels: np.ndarray, tta: bool = False,
+                warnings: Sequence[Sequence[str]] | None = None) -> list[Answer]:
+        """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
+        probs = self.probabilities(pixels, tta)
+        found = []
+        for picture, row, known in zip(pixels, probs.tolist(), warnings or [()] * len(pixels), strict=True):
+            named = dict(zip(self.classes, row, strict=True))
+            decision, alert = self._decided(named)
+            found.append(Answer(named, decision, self.threshold, alert, (*known, *self._strange(picture)), tta))
+        return found
+
+    def _decided(self, probs: dict[str, float]) -> tuple[str, bool | None]:
+        if self.positive is not None and len(self.classes) == 2:
+            other = next(name for name in self.classes if name != self.positive)
+            least = 0.5 if self.threshold is None else self.threshold
+            return self.positive if probs[self.positive] >= least else other, None
+        known = self.positive is not None and self.threshold is not None
+        return max(probs, key=probs.get), probs[self.positive] >= self.threshold if known else None
+
+    def _strange(self, picture: np.ndarray) -> list[str]:
+        if self.familiar is not None:
+            return self.familiar.warnings(picture)
+        return ["greyscale: has no colour; all three colour channels are equal"] * novelty.colourless(picture)
+
+    def heat(self, pixels: np.ndarray, classes=None, block: str | None = None, method: str = "gradcam") -> gradcam.Heat:
+        """What in each picture (N, S, S, 3) argues for a class, by default the likeliest: see `gradcam`.
+
+        Always by PyTorch, whatever `engine` is, and no state is left. block: None for the last that can tell where.
+        """
+        views = augment.plain_views(pixels, self.recipe.image_size)
+        return gradcam.gradcam(self.model, views, classes, block or self._block)
+
+    @functools.cached_property
+    def _block(self) -> str:
+        return gradcam.default_block(self.model)
 
     def predict(self, sources: Iterable, tta: bool = False) -> np.ndarray:
         """Files, bytes or open files to probabilities (N, C)."""
@@ -74,14 +168,11 @@ class Predictor:
         return self.probabilities(np.stack(pixels), tta) if pixels else np.empty((0, len(self.classes)))
 
 
-def _torch(model: models.Classifier):
-    small = models.folded(model).to(memory_format=torch.channels_last)
-
-    def logits(views: torch.Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            return small(views.contiguous(memory_format=torch.channels_last)).numpy()
-
-    return logits
+def _torch(model: models.Classifier, threads: int | None):
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = models.for_prediction(model)
+    return lambda views: evaluation.one_by_one(network, views).numpy()
 
 
 def _onnx(graph: bytes, threads: int | None):
@@ -91,4 +182,9 @@ def _onnx(graph: bytes, threads: int | None):
     options.intra_op_num_threads = threads or images.cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside a busy core spinning costs most
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return lambda views: session.run(None, {export.ONNX_INPUT: views.contiguous().numpy()})[0]
+
+    def logits(views: torch.Tensor) -> np.ndarray:
+        one = views.contiguous().numpy()
+        return np.concatenate([session.run(None, {export.ONNX_INPUT: one[i:i + 1]})[0] for i in range(len(one))])
+
+    return logits

@@ -313,6 +313,11 @@ def folded(model: Classifier) -> Classifier:
     return copied
 
 
+def for_prediction(model: Classifier) -> Classifier:
+    """A copy that only predicts: `folded`, its weights laid out as convolutions on a processor read them."""
+    return folded(model).to(memory_format=torch.channels_last)
+
+
 def block_maps(model: Classifier) -> Iterator[tuple[str, torch.Tensor]]:
     """Each block's name and its maps (1, K, h, w) of one black image of model.image_size; the model stays as it is."""
     still = evaluating(model)

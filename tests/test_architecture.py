@@ -19,14 +19,15 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
-    {"files", "locks"},
+    {"files", "locks", "progress"},
     {"recipes", "metrics", "losses", "schedules", "figures", "pages", "signatures", "archives"},
     {"manifest"},
     {"datasets", "datareport", "calibration"},
     {"images", "augment", "models"},
-    {"checkpoints", "evaluation", "gradcam", "runs", "leakage"},
+    {"checkpoints", "evaluation", "gradcam", "runs", "leakage", "novelty"},
     {"training", "report", "export"},
     {"inference"},
+    {"predictions"},
     {"notebook", "serving", "explorer", "cli"},
     {"__main__"},
 )

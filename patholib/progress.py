@@ -1,0 +1,22 @@
+"""Progress for people: a bar with an estimate where somebody looks on, plain lines for logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from tqdm.auto import tqdm
+
+SECONDS = 0.5  # between two states of a bar; in a notebook each is several messages to the browser
+
+say = tqdm.write  # a line above the bars that are open
+
+
+def bar(items: Iterable | None = None, shown: bool = True, **looks) -> tqdm:
+    """A bar over `items`, or one that is moved by hand with `update`; looks: as tqdm takes them.
+
+    TQDM_DISABLE=1 silences it in a notebook too, where tqdm itself passes over that variable: in a headless run nobody
+    looks on, and the thousands of messages of a long training can push out the one that says it has ended.
+    """
+    silent = not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    return tqdm(items, disable=silent, mininterval=SECONDS, **looks)
