@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patholib.errors import PathoError
-from patholib.guard import JsonLines
+from patholib.guard import JsonLines, Limits
 
 TOKEN = "PATHOLIB_TOKEN"  # the environment variable
 BAD_MODEL = 78  # exit code: EX_CONFIG of sysexits.h, which service managers know as "do not start again"
@@ -81,8 +81,8 @@ def run(given: argparse.Namespace) -> int:
     except PathoError as error:
         print(error, file=sys.stderr)
         return BAD_MODEL
-    limits = webapp.Limits(body=int(given.max_mib * 2**20), bodies=int(given.max_mib * 2**20) * 9, units=given.units,
-                           upload_seconds=given.upload_seconds)
+    body = int(given.max_mib * 2**20)
+    limits = Limits(body=body, bodies=9 * body, units=given.units, upload_seconds=given.upload_seconds)
     settings = webapp.Settings(token=token, origins=tuple(given.origin), drain=given.drain, limits=limits,
                                docs=(token is None or given.docs) and not given.no_docs,
                                max_pixels=int(given.max_megapixels * 1e6), decode_seconds=given.decode_seconds)

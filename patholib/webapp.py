@@ -17,7 +17,6 @@ import io
 import json
 import os
 import re
-import signal
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -183,7 +182,7 @@ class Service:
         return found
 
     def _answer(self, picture: Picture, tta: bool, explain: bool) -> dict:
-        warnings = self.predictor.warnings(picture.size, picture.notes)
+        warnings = self.predictor.oddities(picture.size, picture.notes)
         said = self.predictor.answer(picture.pixels, tta, warnings)
         manifest = self.predictor.manifest
         reply = {"decision": said.decision, "probabilities": said.probs, "threshold": said.threshold,
@@ -228,7 +227,8 @@ EXAMPLE = {"decision": "benign", "probabilities": {"benign": 0.83, "malignant": 
            "warnings": [], "tta": False, "model": {"sha256": "9f86d081884c7d65...", "run": "20260101-120000-breakhis"},
            "demo": False, "notice": "For research use only."}
 PROBLEMS = {401: "The token is missing or wrong", 408: "The upload took too long",
-            413: "The upload is too large", 415: "No multipart form", 422: "No picture that can be used, or a bad query",
+            413: "The upload is too large", 415: "No multipart form",
+            422: "No picture that can be used, or a bad query",
             500: "The model gave no finite numbers", 503: "Busy: send it again after Retry-After seconds"}
 
 

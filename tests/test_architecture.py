@@ -19,22 +19,23 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
-    {"files", "locks", "progress"},
+    {"files", "locks", "progress", "guard"},
     {"recipes", "metrics", "losses", "schedules", "figures", "pages", "signatures", "archives"},
     {"manifest"},
     {"datasets", "datareport", "calibration"},
     {"images", "augment", "models"},
-    {"checkpoints", "evaluation", "gradcam", "runs", "leakage", "novelty"},
+    {"checkpoints", "evaluation", "gradcam", "runs", "leakage", "novelty", "sandbox"},
     {"training", "report", "export"},
     {"inference"},
-    {"predictions"},
-    {"notebook", "serving", "explorer", "cli"},
+    {"predictions", "webapp"},
+    {"notebook", "serving", "explorer"},
+    {"cli"},
     {"__main__"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SERVE_ALL = {"patholib", "errors", "files"}  # "patholib" itself: its __version__
-HOMES = {"matplotlib": {"figures"}, "seaborn": {"figures"}, "ipywidgets": {"explorer"}, "fastapi": {"serving"},
-         "starlette": {"serving"}, "uvicorn": {"serving", "cli"}}
+HOMES = {"matplotlib": {"figures"}, "seaborn": {"figures"}, "ipywidgets": {"explorer"}, "fastapi": {"webapp"},
+         "starlette": {"webapp"}, "uvicorn": {"webapp"}, "pydantic": {"webapp"}, "h11": {"webapp"}}
 
 
 def sources() -> dict[str, ast.Module]:
