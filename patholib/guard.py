@@ -36,6 +36,7 @@ HEADERS = {  # of every answer, unless the app has its own
     b"referrer-policy": b"no-referrer",
     b"x-content-type-options": b"nosniff",
 }
+HEAD = 16 * 2**10  # bytes of path, query and headers
 BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds, of the histogram
 CLIENT_GONE = 499  # nginx's number for it; never sent, only counted
 log = logging.getLogger("patholib.server")
@@ -103,6 +104,8 @@ class Guard:
             self._note(call)
 
     async def _pass(self, call: _Call) -> None:
+        if call.head > HEAD:
+            raise Refusal(431, "head_too_large", f"has a head of more than {HEAD // 1024} kB", "Send fewer headers")
         if self._token is not None and call.path not in self.public:
             given = call.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
             if not hmac.compare_digest(hashlib.sha256(given).digest(), self._token):
@@ -211,6 +214,8 @@ class _Call:
 
     def __post_init__(self):
         self.headers, self.path = dict(self.scope["headers"]), self.scope["path"]
+        self.head = len(self.path) + len(self.scope["query_string"]) + sum(
+            len(name) + len(value) + 4 for name, value in self.scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
         self.id = given.decode() if OWN_ID.fullmatch(given) else secrets.token_hex(16)
 

@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -27,9 +28,10 @@ from patholib.errors import PathoError
 from patholib.images import Note
 
 SECONDS = 10.0  # for one picture; a legal one of 24 megapixels takes one or two
+START = 60.0  # seconds for a process to start, which is not counted against a picture
 ROOM = 384 * 2**20  # bytes of memory beyond what the process has at its start and the pixels need
 BYTES_PER_PIXEL = 24  # address space, not memory: decoded, converted and resized
-LENGTH = struct.Struct("!Q")
+LENGTH, READY = struct.Struct("!Q"), b"ready"
 
 
 class Picture(NamedTuple):
@@ -50,7 +52,7 @@ class Decoder:
         self._settings = {"size": size, "fit": fit, "max_pixels": max_pixels}
         self.seconds, self.died = seconds, 0
         self._lock = threading.Lock()
-        self._process, self._spare = self._start(), self._start()
+        self._process, self._spare, self._ready = self._start(), self._start(), False
 
     def __call__(self, content: bytes) -> Picture:
         """What is in the bytes. Errors: as `images.read`; too_much_memory, decoder_stopped."""
@@ -78,20 +80,18 @@ class Decoder:
         return self._process.pid, self._spare.pid
 
     def _exchange(self, content: bytes) -> tuple[dict, bytes]:
-        watch = threading.Timer(self.seconds, self._process.kill)
-        watch.daemon = True
-        watch.start()
-        try:
+        if not self._ready:
+            with _killed_after(START, self._process):
+                self._ready = _receive(self._process.stdout) == READY
+        with _killed_after(self.seconds, self._process):
             _send(self._process.stdin, content)
             head = json.loads(_receive(self._process.stdout))
             return head, _receive(self._process.stdout) if "shape" in head else b""
-        finally:
-            watch.cancel()
 
     def _replace(self) -> None:
         self.died += 1
         _end(self._process)
-        self._process, self._spare = self._spare, self._start()
+        self._process, self._spare, self._ready = self._spare, self._start(), False
 
     def _start(self) -> subprocess.Popen:
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each reserves address space
@@ -99,6 +99,17 @@ class Decoder:
         return subprocess.Popen([sys.executable, "-m", "patholib.sandbox", json.dumps(self._settings)],
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                 env=hidden | one_thread, start_new_session=True)  # Ctrl-C is for the server alone
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, process: subprocess.Popen) -> Iterator[None]:
+    watch = threading.Timer(seconds, process.kill)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -134,6 +145,7 @@ def main(settings: dict) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints must not be taken for an answer
     _confine(settings["max_pixels"])
+    _send(answers, READY)
     while True:
         try:
             content = _receive(sys.stdin.buffer)

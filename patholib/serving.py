@@ -198,7 +198,7 @@ def running(model: Path, *options: str, token: str | None = None) -> Iterator[Cl
                 process.wait()
                 said.seek(0)
                 last = (said.read().strip().splitlines() or ["nothing"])[-1]
-                raise PathoError("not_started", str(model), f"cannot be served: {last}", "Correct that, and start again")
+                raise PathoError("not_started", str(model), f"cannot be served: {last}", "Correct that and try again")
             yield Client(found[1], token)
         finally:
             process.terminate()

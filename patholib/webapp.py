@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import functools
 import hashlib
 import html
 import io
@@ -54,6 +53,8 @@ HEAD_SECONDS = 5.0  # for the head of a request, from its first byte or from the
 KEEP_SECONDS = 5  # for the next request on a connection
 STUCK_SECONDS = 20.0  # in which a client reads nothing of its answer
 CONNECTIONS = 512
+JET = (((0.35, 0.66, 0.89, 1), (0, 1, 1, 0.5)), ((0.125, 0.375, 0.64, 0.91), (0, 1, 1, 0)),
+       ((0, 0.11, 0.34, 0.65), (0.5, 1, 1, 0)))  # matplotlib's: where red, green and blue turn, and their values there
 PAGE = Path(__file__).with_name("page.html")
 
 
@@ -217,7 +218,7 @@ def overlay(picture: np.ndarray, heat: np.ndarray, opacity: float = 0.45) -> np.
     """
     if not heat.any():
         return picture
-    colours = np.clip(1.5 - np.abs(4 * heat[..., None] - [3, 2, 1]), 0, 1) * 255  # jet: blue, green, yellow, red
+    colours = np.stack([np.interp(heat, places, values) for places, values in JET], axis=-1) * 255  # (H, W, 3)
     return np.rint((1 - opacity) * picture + opacity * colours).astype(np.uint8)
 
 

