@@ -33,7 +33,7 @@ from patholib.guard import JsonLines, Limits
 TOKEN = "PATHOLIB_TOKEN"  # the environment variable
 BAD_MODEL = 78  # exit code: EX_CONFIG of sysexits.h, which service managers know as "do not start again"
 READY = re.compile(r"Serving .* at (http://\S+)")
-SECONDS = 120.0  # a server may take to start
+SECONDS = 300.0  # a server may take to start, on a machine that is busy
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
