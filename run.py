@@ -234,6 +234,9 @@ def steps(python, folder):
     """What is tested: name, how it is judged, the command, and its environment beyond the common one."""
     outside = {"PATHOLIB_OUTPUTS": str(folder / "outputs")}  # trial runs are no runs of the user's
     nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "600"]
+    # Files beside each other, one thread each: small pictures keep no two threads busy.
+    beside = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
+    one = {"OMP_NUM_THREADS": "1"}
     small = ("-p", "epochs", "3", "-p", "image_size", "32", "-p", "batch_size", "16")
 
     def trial(name, place, *parameters):
@@ -242,8 +245,10 @@ def steps(python, folder):
 
     return [
         ("ruff", code_step, [python, "-m", "ruff", "check", ROOT], {}),
-        ("tests", pytest_step, [python, "-m", "pytest", "tests"], {}),
-        ("notebooks as committed (nbval)", pytest_step, [python, "-m", "pytest", *nbval, "notebooks"], outside),
+        ("tests", pytest_step, [python, "-m", "pytest", *beside, "-m", "not slow and not alone", "tests"], one),
+        ("tests that time something", pytest_step, [python, "-m", "pytest", "-m", "alone and not slow", "tests"], {}),
+        ("notebooks as committed (nbval)", pytest_step, [python, "-m", "pytest", *beside, *nbval, "notebooks"],
+         outside | one),
         ("papermill isic2019 -p epochs 1, elsewhere", run_step, *trial("isic2019", "isic2019", "-p", "epochs", "1")),
         ("papermill breakhis -p epochs 3, elsewhere", run_step, *trial("breakhis", "breakhis", *small)),
         *[("the same, killed and started again", functools.partial(killed_step, folder / "breakhis" / "outputs"),

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 RIVALS = ROOT / "benchmarks" / "rivals.txt"
 VENV = ROOT / ".venv-bench"
+OWN = ("patholib", "pip", "setuptools", "uv")  # not held to the project's version: what installs, and the project
 HEAD = """# Benchmarks
 
 Every section is written by the command it names, from what that command measured: nothing here is typed. How to run
@@ -231,10 +232,13 @@ def rivals_python() -> Path:
     Path(own, "project.pth").write_text(here + "\n", encoding="utf-8")  # behind its own packages: nothing twice
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         fixed = Path(folder, "constraints.txt")  # a rival that asks for another torch is refused, not obeyed
-        fixed.write_text("\n".join(line for line in installed if not line.lower().startswith("patholib==")))
-        done = subprocess.run([python, "-m", "pip", "--require-virtualenv", "--disable-pip-version-check", "install",
-                               "--quiet", "-r", RIVALS, "-c", fixed], check=False)
-    if done.returncode:
+        fixed.write_text("\n".join(line for line in installed if line.split("==")[0].lower() not in OWN))
+        what = ["-r", RIVALS, "-c", fixed]
+        uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, *what]
+        pip = [python, "-m", "pip", "--require-virtualenv", "--disable-pip-version-check", "install", "--quiet", *what]
+        # As the project's own environment is made: uv is quicker, but knows nothing of pip's configuration.
+        done = any(subprocess.run(command, check=False).returncode == 0 for command in (uv, pip))
+    if not done:
         raise PathoError("no_rivals", str(VENV), "could not be filled, see above", "Correct benchmarks/rivals.txt, or "
                          "the network")
     stamp.write_text(wanted)

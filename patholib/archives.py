@@ -19,7 +19,6 @@ import stat
 import struct
 import sys
 import tarfile
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from tqdm.auto import tqdm
-
 from patholib import files, locks
 from patholib.errors import PathoError, shown
+from patholib.progress import bar
 
 MARKER = ".archive.json"  # the last file of a finished folder: name, bytes and sha256 of its archive, and what came out
 RATIO, FLOOR = 100, 2**30  # files may take this many times the archive's bytes; from a small one 1 GiB
@@ -163,7 +161,7 @@ def _alone(folder: Path) -> Iterator[Path]:
 
 def _write(entries: list[Entry], folder: Path, total: int, name: str) -> None:
     """Writes every entry as a new file or folder."""
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"Unpacking {name}", leave=False) as bar:
+    with bar(total=total, unit="B", unit_scale=True, desc=f"Unpacking {name}", leave=False) as meter:
         for entry in entries:
             path = folder / PurePosixPath(entry.name)
             with _writable(path):
@@ -172,7 +170,7 @@ def _write(entries: list[Entry], folder: Path, total: int, name: str) -> None:
                     with path.open("xb") as target:  # a new file: never over another one, nor through a link
                         for chunk in _chunks(entry, name):
                             target.write(chunk)
-                            bar.update(len(chunk))
+                            meter.update(len(chunk))
 
 
 def _chunks(entry: Entry, name: str) -> Iterator[bytes]:
@@ -232,7 +230,7 @@ def _checked(members: Iterator[Entry], name: str, allowed: int, max_files: int) 
     """Every member, checked by itself and against all others; nothing has been written by then."""
     entries, known, total = [], {}, 0
     with _readable(name):
-        for entry in tqdm(members, unit=" files", desc=f"Reading {name}", leave=False):
+        for entry in bar(members, unit=" files", desc=f"Reading {name}", leave=False):
             total += entry.size
             if total > allowed:
                 raise _unsafe(name, entry.name, f"makes it more than the {allowed:,} bytes that are allowed",
@@ -260,7 +258,7 @@ def _check_name(entry: Entry, known: dict[str, tuple[str, bool]], archive: str) 
         raise _unsafe(archive, entry.name, "is a file that has no name")
     for depth in range(1, len(parts) + 1):
         place, is_folder = "/".join(parts[:depth]), depth < len(parts) or entry.open is None
-        key = unicodedata.normalize("NFD", unicodedata.normalize("NFD", place).casefold())
+        key = files.as_least_able(place)
         first, was_folder = known.get(key, (place, is_folder))
         if first != place:
             raise _unsafe(archive, place, f"is the same as {shown(first)} where case or accents do not count")

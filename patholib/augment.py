@@ -85,6 +85,14 @@ def tta_views(images, size: int, kind: str, views: int, seed: int, rows, augment
     return torch.stack([plain, *drawn])
 
 
+def views_to_judge(images, recipe, tta: bool, rows) -> torch.Tensor:
+    """What a trained model is shown of each image: (views, B, 3, size, size), the plain view first and, without `tta`,
+    alone."""
+    if not tta:
+        return plain_views(images, recipe.image_size)[None]
+    return tta_views(images, recipe.image_size, recipe.tta, recipe.tta_views, recipe.seed, rows, recipe.augmentation)
+
+
 def preview(images, recipe, count: int = 3, views: int = 6) -> tuple[np.ndarray, torch.Tensor]:
     """`count` images of the train part as they are and as training shows them in its first epochs.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from patholib import files, pages
-from patholib.errors import shown
 
 PICTURES = 50  # of one kind of finding; the others of that kind are listed without
 LISTED = 1000  # of one kind of finding; the others are in data_report.json alone
@@ -90,15 +88,15 @@ def page(report: Mapping, pictures: Mapping[str, bytes]) -> str:
     """The whole page, HTML; names are escaped, pictures inside."""
     name = f"Data check: {report['source']}" + f" ({report['folder']})" * bool(report["folder"])
     parts = [f"<blockquote><p>{DEMO}</p></blockquote>"] * report["demo"]
-    parts += [f"<h1>{_text(name)}</h1>", _verdict(report), _classes(report)]
+    parts += [f"<h1>{pages.text(name)}</h1>", _verdict(report), _classes(report)]
     found = kinds(report)
     for title in dict.fromkeys(kind.title for kind in found):
-        links = [f'<a href="#kind-{i}">{_text(kind.code)}</a>\u00a0{len(kind.findings):,}'
+        links = [f'<a href="#kind-{i}">{pages.text(kind.code)}</a>\u00a0{len(kind.findings):,}'
                  for i, kind in enumerate(found) if kind.title == title]
-        parts.append(f"<p>{_text(title)}: {', '.join(links)}</p>")
+        parts.append(f"<p>{pages.text(title)}: {', '.join(links)}</p>")
     for i, kind in enumerate(found):
-        parts += [f"<h2>{_text(kind.title)}</h2>"] * (i == 0 or kind.title != found[i - 1].title)
-        parts += [f'<h3 id="kind-{i}"><code>{_text(kind.code)}</code> {len(kind.findings):,}</h3>',
+        parts += [f"<h2>{pages.text(kind.title)}</h2>"] * (i == 0 or kind.title != found[i - 1].title)
+        parts += [f'<h3 id="kind-{i}"><code>{pages.text(kind.code)}</code> {len(kind.findings):,}</h3>',
                   *_section(kind, pictures)]
     parts += _shared(report) + _not_read(report["found"]) + [_facts(report)]
     return pages.frame(name, "\n".join(parts))
@@ -116,59 +114,50 @@ def _verdict(report: Mapping) -> str:
 
 
 def _classes(report: Mapping) -> str:
-    rows = [(_text(name), *(f"{n:,}" for n in (row["files"], row["kept"], row["damaged"],
+    rows = [(pages.text(name), *(f"{n:,}" for n in (row["files"], row["kept"], row["damaged"],
                                                row["files"] - row["kept"] - row["damaged"])))
             for name, row in report["per_class"].items()]
-    return _table(("class", "files", "sound", "unusable", "copies"), rows)
+    return pages.table(("class", "files", "sound", "unusable", "copies"), rows, narrow=True)
 
 
 def _section(kind: Kind, pictures: Mapping[str, bytes]) -> list[str]:
     total = len(kind.findings)
-    words = [f"What to do: {_text(kind.remedy)}."] * bool(kind.remedy)
+    words = [f"What to do: {pages.text(kind.remedy)}."] * bool(kind.remedy)
     words += [f"Pictures are shown of the first {PICTURES}."] * (total > PICTURES)
     words += [f"{total - LISTED:,} more are listed in <code>data_report.json</code> alone."] * (total > LISTED)
     items = []
     for i, finding in enumerate(kind.findings[:LISTED]):
         content = pictures.get(finding.path) if i < PICTURES else None
         seen = f'<img src="{pages.data_url(content, "jpeg")}" alt="">' if content else "no picture"
-        names = "".join(f"<strong>{_text(name)}</strong>" for name in finding.names)
-        items.append(f"<li><span>{seen}</span><div>{names}{_text(finding.reason)}</div></li>\n")
+        names = "".join(f"<strong>{pages.text(name)}</strong>" for name in finding.names)
+        items.append(f"<li><span>{seen}</span><div>{names}{pages.text(finding.reason)}</div></li>\n")
     return [f"<p>{' '.join(words)}</p>"] * bool(words) + [f'<ul class="pictures">{"".join(items)}</ul>']
 
 
 def _shared(report: Mapping) -> list[str]:
     """Pictures that two patients or lesions have in common: perhaps they are one, and a split would leak."""
-    rows = [(", ".join(map(_text, entry["paths"])), f"{_text(entry['column'])}: {_text(' and '.join(entry['values']))}")
+    rows = [(", ".join(map(pages.text, entry["paths"])),
+             f"{pages.text(entry['column'])}: {pages.text(' and '.join(entry['values']))}")
             for entry in report["groups_sharing_pixels"][:LISTED]]
     if not rows:
         return []
     return ["<h2>One picture in two groups</h2>", "<p>If the groups are one patient or lesion in truth, a split would "
-            "put it on both sides: give them one id.</p>", _table(("files", "groups"), rows)]
+            "put it on both sides: give them one id.</p>", pages.table(("files", "groups"), rows, narrow=True)]
 
 
 def _not_read(found: Mapping) -> list[str]:
     """What the reader of the data folder listed apart, in the form of `manifest.first`."""
-    rows = [(_text(name.replace("_", " ")), f"{entry['count']:,}", ", ".join(map(_text, entry["first"])))
+    rows = [(pages.text(name.replace("_", " ")), f"{entry['count']:,}", ", ".join(map(pages.text, entry["first"])))
             for name, entry in found.items() if isinstance(entry, Mapping) and entry.get("count")]
-    return ["<h2>Noted while reading the folder</h2>", _table(("", "count", "the first"), rows)] if rows else []
+    table = pages.table(("", "count", "the first"), rows, narrow=True)
+    return ["<h2>Noted while reading the folder</h2>", table] if rows else []
 
 
 def _facts(report: Mapping) -> str:
     rows = []
     for name in ("kinds", "modes", "sizes"):
         counts = report[name]
-        some = ", ".join(f"{_text(value)} ({n:,})" for value, n in list(counts.items())[:8])
+        some = ", ".join(f"{pages.text(value)} ({n:,})" for value, n in list(counts.items())[:8])
         rows.append((name, some + f" and {len(counts) - 8:,} more" * (len(counts) > 8)))
-    return (f"<h2>The sound images</h2>{_table((), rows)}<p>Usable files are shown as the network gets them "
-            f"(fit={_text(report['fit'])}), damaged ones as far as they can be read.</p>")
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table of cells that are HTML already."""
-    top = f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>" if head else ""
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
-    return f'<div class="scroll"><table class="narrow">{top}{body}</table></div>'
-
-
-def _text(value) -> str:
-    return html.escape(shown(value))
+    return (f"<h2>The sound images</h2>{pages.table((), rows, narrow=True)}<p>Usable files are shown as the network "
+            f"gets them (fit={pages.text(report['fit'])}), damaged ones as far as they can be read.</p>")

@@ -1,6 +1,8 @@
-"""From a model and images to a table of predictions, all that judging needs; and a rival that sees only colour.
+"""From a model and images to predictions, from validation images to a locked decision, from that to the test numbers.
 
-A table of predictions has the columns of the images' table but `row`, in its order, and one `p_<class>` per class.
+A table of predictions has the columns of the images' table but `row`, in its order, and one `p_<class>` per class. The
+files hold the model's own probabilities; `calibrated` reads them with the temperature that `lock` fitted. A rival that
+sees only colour is judged beside the model.
 """
 
 from __future__ import annotations
@@ -8,21 +10,26 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from patholib import files, metrics
+from patholib import calibration, files, metrics, recipes
 from patholib.errors import PathoError, nearest
+from patholib.progress import bar
 from patholib.recipes import Recipe
 
 if TYPE_CHECKING:  # torch is imported where a model is run: to read predictions back none is needed
     import torch
 
     from patholib.images import ImageSet
+
+DECISION, FORMAT = "decision.json", 1
+TARGET = 0.95  # sensitivity that the threshold is chosen for, unless another is asked for
+ALIKE = 1e-3  # how far a model's probabilities may lie apart on two machines
 
 
 def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool = False,
@@ -87,26 +94,20 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
     device = torch.device(device or next(model.parameters()).device)
     number = recipe.tta_views if tta else 1
 
-    def views(pixels, rows):  # (B, S, S, 3) uint8 to (views, B, 3, size, size)
-        if tta:
-            return augment.tta_views(pixels, recipe.image_size, recipe.tta, recipe.tta_views, recipe.seed, rows,
-                                     recipe.augmentation)
-        return augment.plain_views(pixels, recipe.image_size)[None]
-
     modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
     model.to(device).eval()
     final = final and device.type == "cpu"
     network = models.for_prediction(model) if final else model
     parts = []
-    quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
-    bar = tqdm(total=len(images), unit="image", desc="predicting", leave=False, **quiet)
+    meter = bar(shown=progress, total=len(images), unit="image", desc="predicting", leave=False)
     try:
-        with bar, torch.inference_mode(), models.autocast(device, precision):
+        with meter, torch.inference_mode(), models.autocast(device, precision):
             for batch in batches(images, np.arange(len(images)), max(1, batch_size // number)):
                 # On a GPU the pixels cross the bus as they are, a twelfth of what float views in several turns take.
                 pixels = batch.images if device.type == "cpu" else torch.from_numpy(batch.images).to(device)
                 with models.autocast(device, "fp32"):  # drawn views are matrix products, which are not to be halved
-                    stack = views(pixels, batch.rows).flatten(0, 1)  # (views * B, 3, size, size), seen in one pass
+                    views = augment.views_to_judge(pixels, recipe, tta, batch.rows)  # (views, B, 3, size, size)
+                stack = views.flatten(0, 1)  # all of them in one pass
                 stack = stack.contiguous(memory_format=torch.channels_last)
                 found = one_by_one(network, stack) if final else network(stack).float().cpu()
                 found = found.unflatten(0, (number, -1))  # (views, B, C)
@@ -116,7 +117,7 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
                     raise PathoError("model_output", name, f"the model's output is not finite ({precision})",
                                      "Load the best checkpoint again, or predict with fp32")
                 parts.append(found)
-                bar.update(len(batch.rows))
+                meter.update(len(batch.rows))
                 if after_batch is not None:
                     after_batch()
     finally:
@@ -244,13 +245,238 @@ def colours(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([mean, deviation, skewness, percentiles.ravel(), inside - border, correlations])
 
 
+# ------------------------------------------------------------------------------------------------------- the decision
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What `lock` chose on the validation images, for a notebook to show."""
+
+    decision: dict  # of decision.json
+    val: pd.DataFrame  # predictions of the validation images, not calibrated
+    recipe: Recipe
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The decision in words, one line for each part of it."""
+        found = self.decision
+        rows = {"temperature": f"{found['temperature']:.3f}", "rule": found["rule"]}
+        if found["threshold"] is not None:
+            rows["threshold"] = f"p_{found['positive']} >= {found['threshold']:.4g}"
+            rows |= {f"validation {name}": metrics.readable(number) for name, number in found["validation"].items()}
+        rows |= {"note": "; ".join(found["notes"])} if found["notes"] else {}
+        return pd.DataFrame({"locked": rows})
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) the place of each true label in the classes."""
+        return _labels(self.val, self.recipe.classes)
+
+    @property
+    def probs(self) -> np.ndarray:
+        """(N, C) probabilities of the validation images, calibrated."""
+        return calibration.apply(_probs(self.val, self.recipe.classes), self.decision["temperature"])
+
+    @property
+    def calibration(self) -> dict:
+        """`calibration_of` the validation images, "before" and "after"."""
+        return calibration_of(self.val, self.recipe.classes, self.recipe.positive, self.decision["temperature"])
+
+
+def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe, target_sensitivity: float = TARGET,
+         cost_ratio: float | None = None) -> Locked:
+    """Fits the temperature and chooses the threshold on the validation images alone, and writes decision.json.
+
+    target_sensitivity, cost_ratio: see `choose`. Once test images were judged, nothing of it can be changed: the same
+    decision again changes no file, another one is refused. Errors: test_seen; those of `predict` and `choose`.
+    """
+    run_dir = Path(run_dir)
+    val = predict(model, images.part("val"), recipe)
+    chosen = choose(val, recipe.classes, recipe.positive, target_sensitivity, cost_ratio, recipe.seed)
+    before = _as_before(run_dir, val, chosen, recipe)
+    if before is not None:
+        return before
+    if (run_dir / "predictions_test.csv").exists():
+        raise PathoError("test_seen", run_dir.name, "has judged its test images, and this decision is another one than "
+                         "it had then (or it had none): what is chosen now would be chosen knowing the result",
+                         'Start a new run (resume="never"), or use the decision as it is')
+    path = write_predictions(val, run_dir / "predictions_val.csv")
+    decision = {"format": FORMAT, **chosen, "predictions_val_sha256": files.sha256(path),
+                "locked": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")}
+    files.write_json(run_dir / DECISION, decision)
+    return Locked(decision, val, recipe)
+
+
+def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+           target_sensitivity: float = TARGET, cost_ratio: float | None = None, seed: int = 0) -> dict:
+    """Temperature and threshold from predictions of validation images, with the rule and what is to be said of it.
+
+    The threshold is the largest under which the validation sensitivity for `positive` reaches the target; with a
+    `cost_ratio` instead the one of the lowest cost, if a missed positive costs as much as that many false alarms. Two
+    classes are decided by it; of more it is an alert for `positive`, and the largest probability decides. Without a
+    positive class there is none. A temperature that cannot be fitted is 1, and `notes` say why.
+    Errors: bad_parameter.
+    """
+    by_cost = cost_ratio is not None
+    if not (0 < target_sensitivity < 1):
+        raise PathoError("bad_parameter", "target_sensitivity", f"is {target_sensitivity}, not between 0 and 1",
+                         "Ask for a share that a test can show, such as 0.95")
+    if by_cost and not 0 < cost_ratio < np.inf:
+        raise PathoError("bad_parameter", "cost_ratio", f"is {cost_ratio}, no number above 0",
+                         "Say how many false alarms one missed positive is worth")
+    labels, probs, notes, temperature = _labels(val, classes), _probs(val, classes), [], 1.0
+    try:
+        temperature = calibration.fit(labels, probs)
+    except PathoError as error:
+        if error.code not in ("too_few", "single_class", "always_right"):
+            raise
+        notes.append(f"the temperature stays 1: it {error.reason}")
+    target = {"cost_ratio": float(cost_ratio)} if by_cost else {"sensitivity": float(target_sensitivity)}
+    found = {"temperature": temperature, "positive": positive, "threshold": None, "rule": "largest probability",
+             "target": target, "validation": {}, "notes": notes}
+    if positive is None:
+        return found | {"target": {}}
+    probs = calibration.apply(probs, temperature)
+    true, scores = labels == list(classes).index(positive), probs[:, list(classes).index(positive)]
+    if not true.any():
+        notes.append(f"no validation image is {positive}: the threshold stays 0.5")
+        return found | {"threshold": 0.5, "rule": "0.5, chosen by nobody"}
+    if by_cost:
+        threshold = metrics.cheapest_threshold(true, scores, cost_ratio)
+        rule = f"lowest cost on validation, a missed {positive} counting {cost_ratio:g} false alarms"
+    else:
+        threshold = metrics.threshold_for(true, scores, target_sensitivity)
+        rule = f"sensitivity >= {target_sensitivity:g} on validation"
+        groups, needed = val.loc[true, "group"].nunique(), int(np.ceil(1 / (1 - target_sensitivity) - 1e-9))
+        if groups < needed:
+            notes.append(f"only {groups} groups ({true.sum()} images) of {positive} in validation: fewer than {needed} "
+                         f"cannot show a sensitivity of {target_sensitivity:g}")
+    table = with_probs(val, classes, probs)
+    numbers = metrics.alert(table, classes, positive, threshold, seed=seed)
+    return found | {"threshold": threshold, "rule": rule,
+                    "validation": {name: numbers[name] for name in metrics.ALERT}}
+
+
+def locked(run_dir: Path) -> dict:
+    """decision.json of a run, whose validation predictions are still those it was chosen on.
+
+    Errors: not_locked, val_changed, bad_decision, bad_json.
+    """
+    run_dir = Path(run_dir)
+    path, predictions = run_dir / DECISION, run_dir / "predictions_val.csv"
+    if not path.exists():
+        raise PathoError("not_locked", run_dir.name, "has no decision.json: temperature and threshold are to be chosen "
+                         "on the validation images before a test image is looked at", "Call evaluation.lock first")
+    decision = files.read_json(path)
+    if not isinstance(decision, dict) or decision.get("format") != FORMAT:
+        raise PathoError("bad_decision", str(path), f"is no decision of format {FORMAT}", "Restore it from a copy")
+    if not predictions.exists() or files.sha256(predictions) != decision.get("predictions_val_sha256"):
+        raise PathoError("val_changed", str(predictions), "is not the file that the decision was made on",
+                         "Restore it from a copy, or start a new run")
+    return decision
+
+
+def calibrated(run_dir: Path, name: str) -> pd.DataFrame:
+    """predictions_<name>.csv ("val", "test", "test_tta", "baseline") with calibrated probabilities.
+
+    The temperature is that of decision.json, 1 where a run has none. The baseline, a model of its own, is stored with
+    its own temperature applied. Errors: as `read_predictions`.
+    """
+    run_dir = Path(run_dir)
+    classes = recipes.from_json(files.read_json(run_dir / "run.json")["recipe"]).classes
+    table = read_predictions(run_dir / f"predictions_{name}.csv", classes)
+    if name == "baseline" or not (run_dir / DECISION).exists():
+        return table
+    return tempered(table, classes, locked(run_dir)["temperature"])
+
+
+def tempered(table: pd.DataFrame, classes: Sequence[str], temperature: float) -> pd.DataFrame:
+    """A table of predictions with `calibration.apply` on its probabilities."""
+    return with_probs(table, classes, calibration.apply(_probs(table, classes), temperature))
+
+
+def with_probs(table: pd.DataFrame, classes: Sequence[str], probs: np.ndarray) -> pd.DataFrame:
+    """A table of predictions with other probabilities (N, C)."""
+    return table.assign(**{f"p_{c}": probs[:, k] for k, c in enumerate(classes)})
+
+
+def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | None, temperature: float) -> dict:
+    """{"before", "after"} the temperature: errors of calibration, log loss, Brier score and the bins of the diagram.
+
+    Of the probability of `positive` where there are two classes, else of the likeliest class. `ece_chance` is what
+    perfectly calibrated probabilities would have by chance.
+    """
+    of = list(classes).index(positive) if positive is not None and len(classes) == 2 else None
+    labels, found = _labels(raw, classes), {}
+    for when, t in (("before", 1.0), ("after", temperature)):
+        probs = calibration.apply(_probs(raw, classes), t)
+        numbers = metrics.summary(with_probs(raw, classes, probs), classes, positive, resamples=0)["metrics"]
+        found[when] = {
+            "temperature": t,
+            "ece_mass": calibration.ece(labels, probs, by="mass", of=of),
+            "ece_width": calibration.ece(labels, probs, by="width", of=of),
+            "ece_chance": calibration.ece_by_chance(probs, of=of),
+            **{name: numbers[name]["value"] for name in ("brier", "log_loss")},
+            "bins": calibration.reliability(labels, probs, of=of).to_dict("records"),
+        }
+    return found
+
+
+def _as_before(run_dir: Path, val: pd.DataFrame, chosen: dict, recipe: Recipe) -> Locked | None:
+    """The decision that stands in the folder, if it was asked for in the same way of the same model."""
+    try:
+        decision, kept = locked(run_dir), read_predictions(run_dir / "predictions_val.csv", recipe.classes)
+    except PathoError:
+        return None
+    same = all(decision.get(key) == chosen[key] for key in ("positive", "target")) and \
+        list(kept["path"]) == list(val["path"]) and \
+        np.abs(_probs(kept, recipe.classes) - _probs(val, recipe.classes)).max() < ALIKE
+    return Locked(decision, kept, recipe) if same else None
+
+
+def _labels(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """(N,) the place of each true label in the classes."""
+    return pd.Categorical(table["label"], categories=list(classes)).codes.astype(np.int64)
+
+
+def _probs(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """(N, C) the probabilities of a table of predictions."""
+    return table[[f"p_{c}" for c in classes]].to_numpy(dtype=float)
+
+
+# -------------------------------------------------------------------------------------------------------- the judging
+
+
+@dataclass(frozen=True)
+class Greyed:
+    """A table whose rows are shown in grey where `grey` says so."""
+
+    table: pd.DataFrame
+    grey: tuple[bool, ...]
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        before, tag, body = self.table.to_html().partition("<tbody>")
+        start, *rows = body.split("<tr>")
+        rows = [f'<tr style="color: #76828f">{row}' if grey else f"<tr>{row}"
+                for row, grey in zip(rows, self.grey, strict=True)]
+        return before + tag + start + "".join(rows)
+
+
 @dataclass(frozen=True)
 class Judged:
     """What `judge` wrote into the run folder, for a notebook to show."""
 
     metrics: dict  # of metrics.json
-    test: pd.DataFrame  # predictions of the plain test views
+    test: pd.DataFrame  # predictions of the plain test views, calibrated
     recipe: Recipe
+
+    @property
+    def threshold(self) -> float:
+        """Where two classes are told apart; 0.5, which nothing then uses, where the largest probability decides."""
+        return _deciding(self.metrics["decision"], self.recipe)
 
     @property
     def summary(self) -> dict:
@@ -273,7 +499,7 @@ class Judged:
     @property
     def report(self) -> pd.DataFrame:
         """Precision, sensitivity, F1 and support of every class on the test images."""
-        return metrics.classification_report(self.test, self.recipe.classes, self.recipe.positive)
+        return metrics.classification_report(self.test, self.recipe.classes, self.recipe.positive, self.threshold)
 
     @property
     def subgroups(self) -> pd.DataFrame:
@@ -289,19 +515,48 @@ class Judged:
         return table.assign(**text).drop(columns=["few", *ends], errors="ignore")
 
     @property
+    def shown_subgroups(self) -> Greyed:
+        """`subgroups` with the rows in grey that have too few groups to be judged by."""
+        return Greyed(self.subgroups, tuple(row["few"] for row in self.summary["subgroups"]))
+
+    @property
+    def alert(self) -> pd.DataFrame:
+        """How `positive` is found at the locked threshold, with 95 % intervals; empty without a positive class."""
+        found = self.summary.get("alert", {})
+        return pd.DataFrame({f"p_{found['positive']} >= {found['threshold']:.4g}": {
+            name: metrics.readable(found[name]) for name in metrics.ALERT}}) if found else pd.DataFrame()
+
+    @property
+    def calibration(self) -> pd.DataFrame:
+        """Errors of calibration, Brier score and log loss before and after the temperature, for each set."""
+        rows = {(name, when): {key: value for key, value in numbers.items() if key != "bins"}
+                for name, both in self.metrics["calibration"].items() for when, numbers in both.items()}
+        return pd.DataFrame(rows).T
+
+    @property
+    def tta_gain(self) -> pd.DataFrame:
+        """What averaged views change, averaged minus plain, with 95 % intervals; empty without such views."""
+        found = self.metrics.get("tta_gain", {})
+        return pd.DataFrame({"averaged minus plain": {k: metrics.readable(v) for k, v in found.items()}})
+
+    @property
     def patients(self) -> pd.DataFrame:
         """One row per patient (case, lesion or group) of the test images."""
-        return metrics.by_patient(self.test, self.recipe.classes, self.recipe.positive, patient_column(self.test))
+        return metrics.by_patient(self.test, self.recipe.classes, self.recipe.positive, patient_column(self.test),
+                                  self.threshold)
 
     @property
     def labels(self) -> np.ndarray:
         """(N,) the place of each true label in the classes."""
-        return pd.Categorical(self.test["label"], categories=list(self.recipe.classes)).codes.astype(np.int64)
+        return _labels(self.test, self.recipe.classes)
 
     @property
     def probs(self) -> np.ndarray:
-        """(N, C) probabilities of the test images."""
-        return self.test[[f"p_{c}" for c in self.recipe.classes]].to_numpy()
+        """(N, C) probabilities of the test images, calibrated."""
+        return _probs(self.test, self.recipe.classes)
+
+
+LEVELS = ("slide", "case", "lesion")  # what images may be gathered by, where a data set knows it
 
 
 def patient_column(table: pd.DataFrame) -> str:
@@ -311,27 +566,67 @@ def patient_column(table: pd.DataFrame) -> str:
 
 def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe, baseline: pd.DataFrame | None = None,
           subgroups: Sequence[str] = ()) -> Judged:
-    """Applies the model to the validation and test images and writes predictions_*.csv and metrics.json.
+    """Applies the model and the locked decision to the test images; writes predictions_*.csv and metrics.json.
 
-    Test images are predicted plainly and, if the recipe has more than one view, with test-time augmentation.
-    baseline: predictions of `colour_baseline`. subgroups: columns to report apart, of the test images, as are the
-    patients. All numbers have intervals over groups, drawn with the same seed.
+    Test images are predicted plainly and, if the recipe has more than one view, with test-time augmentation. All
+    numbers are of calibrated probabilities, at the locked threshold, with intervals over groups drawn with one seed.
+    baseline: predictions of `colour_baseline`, which gets temperature and threshold from its own validation rows.
+    subgroups: columns to report apart, of the test images, as are the patients. Errors: those of `locked`.
     """
-    run_dir, val, test = Path(run_dir), images.part("val"), images.part("test")
-    tables = {"val": predict(model, val, recipe)}
+    run_dir, test, classes, positive = Path(run_dir), images.part("test"), recipe.classes, recipe.positive
+    decision = locked(run_dir)  # before a test image is touched
+    raw = {"val": read_predictions(run_dir / "predictions_val.csv", classes)}
     views = _probabilities(_forward(model, test, recipe, recipe.tta_views > 1))  # (views, N, C), the plain view first
-    tables["test"] = as_predictions(test, views[0])
+    raw["test"] = as_predictions(test, views[0])
     if recipe.tta_views > 1:
-        tables["test_tta"] = as_predictions(test, views.mean(axis=0))
+        raw["test_tta"] = as_predictions(test, views.mean(axis=0))
+    tables = {name: tempered(table, classes, decision["temperature"]) for name, table in raw.items()}
+    thresholds = dict.fromkeys(tables, _deciding(decision, recipe))
     if baseline is not None:
-        tables["baseline"] = baseline[baseline["split"] == "test"].reset_index(drop=True)
-    for name, table in tables.items():
-        write_predictions(table, run_dir / f"predictions_{name}.csv")
-    classes, positive = recipe.classes, recipe.positive
-    found = {name: metrics.summary(table, classes, positive, seed=recipe.seed) for name, table in tables.items()}
-    apart = metrics.by_subgroup(tables["test"], classes, positive, subgroups, seed=recipe.seed)
-    found["test"]["subgroups"] = apart.astype(object).where(apart.notna(), None).to_dict("records")
-    found["test"]["patients"] = metrics.patient_summary(tables["test"], classes, positive,
-                                                        patient_column(tables["test"]), seed=recipe.seed)
+        tables["baseline"], thresholds["baseline"] = _of_its_own(baseline, recipe, decision)
+    for name, table in (tables | raw).items():
+        if name != "val":
+            write_predictions(table, run_dir / f"predictions_{name}.csv")
+    found = {name: metrics.summary(table, classes, positive, thresholds[name], seed=recipe.seed)
+             for name, table in tables.items()}
+    found["test"] |= _details(tables["test"], recipe, decision, subgroups)
+    found["calibration"] = {name: calibration_of(table, classes, positive, decision["temperature"])
+                            for name, table in raw.items()}
+    if "test_tta" in tables:
+        found["tta_gain"] = metrics.paired(tables["test_tta"], tables["test"], classes, positive, thresholds["test"],
+                                           seed=recipe.seed)
+    found["decision"] = decision
     files.write_json(run_dir / "metrics.json", found)
     return Judged(found, tables["test"], recipe)
+
+
+def _deciding(decision: dict, recipe: Recipe) -> float:
+    """The threshold of `metrics.summary`: the locked one of two classes; an alert among more decides nothing."""
+    return decision["threshold"] if len(recipe.classes) == 2 and decision["threshold"] is not None else 0.5
+
+
+def _of_its_own(baseline: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float]:
+    """The test rows of the baseline, calibrated, and its threshold, by the same rule from its own validation rows."""
+    parts = {name: baseline[baseline["split"] == name].reset_index(drop=True) for name in ("val", "test")}
+    target = decision["target"]
+    own = choose(parts["val"], recipe.classes, recipe.positive, target.get("sensitivity", TARGET),
+                 target.get("cost_ratio"), recipe.seed)
+    return tempered(parts["test"], recipe.classes, own["temperature"]), _deciding(own, recipe)
+
+
+def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequence[str]) -> dict:
+    """What metrics.json has of the test images alone: subgroups, patients, alert, abstention, decision curve."""
+    classes, positive, threshold = recipe.classes, recipe.positive, _deciding(decision, recipe)
+    apart = metrics.by_subgroup(test, classes, positive, subgroups, threshold, seed=recipe.seed)
+    found = {
+        "subgroups": apart.astype(object).where(apart.notna(), None).to_dict("records"),
+        "patients": metrics.patient_summary(test, classes, positive, patient_column(test), threshold,
+                                            seed=recipe.seed),
+        "levels": {level: metrics.patient_summary(test, classes, positive, level, threshold, seed=recipe.seed)
+                   for level in LEVELS if level in test and level != patient_column(test)},
+        "abstention": metrics.abstention(test, classes, positive, threshold),
+    }
+    if decision["threshold"] is not None:
+        found["alert"] = metrics.alert(test, classes, positive, decision["threshold"], seed=recipe.seed)
+        found["decision_curve"] = metrics.decision_curve(test, positive)
+    return found

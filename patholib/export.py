@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 import torch
 
-from patholib import __version__, checkpoints, files, novelty, recipes
+from patholib import __version__, checkpoints, evaluation, files, novelty, recipes
 from patholib.errors import PathoError, nearest, shown
 from patholib.recipes import Recipe
 
@@ -152,7 +152,7 @@ def write(run_dir: Path, images: ImageSet | None = None, onnx: bool = False) -> 
     Everything is read from the run folder; temperature and threshold from its decision.json, None where there is none.
     images: the run's, with their split, from which is learnt what a picture of their kind looks like (`novelty`);
     without them that is taken from an earlier export of the same run. onnx: `to_onnx` too, which takes seconds.
-    Errors: missing_file, checkpoint_damaged, nothing_trained; with onnx, those of `to_onnx`.
+    Errors: missing_file, checkpoint_damaged, nothing_trained, val_changed; with onnx, those of `to_onnx`.
     """
     run_dir = Path(run_dir)
     facts = files.read_json(run_dir / "run.json")
@@ -201,8 +201,7 @@ def _behind(run_dir: Path) -> bool:
 
 def _decision(run_dir: Path) -> dict | None:
     """What was locked on the validation images, None where nothing was."""
-    path = run_dir / "decision.json"
-    return files.read_json(path) if path.exists() else None
+    return evaluation.locked(run_dir) if (run_dir / evaluation.DECISION).exists() else None
 
 
 def _origin(facts: dict) -> dict[str, str]:

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from patholib import files
+from patholib import files, metrics
 from patholib.errors import PathoError, shown
 
 INK, FAINT, PAPER, WARNING = "#2b3440", "#8a94a0", "#ffffff", "#a83a00"
@@ -393,10 +393,11 @@ def _draw_confusion(axes, matrix, classes, small: bool = False) -> None:
 @_styled
 def roc_pr(labels, probs, classes: Sequence[str], positive: str | None = None, threshold: float | None = None,
            title: str = "How well the classes are ranked", note: str = "") -> Figure:
-    """ROC and precision-recall curves: of `positive` alone, or of each class against the rest.
+    """ROC and precision-recall curves: of `positive` alone or, of more than two classes, of each against the rest.
 
     labels: (N,) class indices; probs: (N, C). threshold: marks that working point of `positive`.
     """
+    threshold = threshold if len(classes) == 2 else None
     ranked = _ranked(labels, probs, classes, positive)
     figure = _open(9.2 if len(ranked) < 3 else 11.5, 4.3, title, note)
     left, right = figure.subplots(1, 2)
@@ -409,16 +410,8 @@ def _ranked(labels, probs, classes, positive) -> list[tuple[str, np.ndarray, np.
     """(class, truth (N,) bool, score (N,)) of every class to draw."""
     labels, probs = np.asarray(labels), np.asarray(probs, float)
     classes = _checked_classes(classes, probs.shape[1], "probabilities")
-    drawn = [positive] if positive is not None else classes[1:] if len(classes) == 2 else classes
+    drawn = classes if len(classes) > 2 else [positive] if positive is not None else classes[1:]
     return [(c, labels == classes.index(c), probs[:, classes.index(c)]) for c in drawn]
-
-
-def _counts_above(truth, score) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True and false positives when everything from each distinct score upwards is called positive; the scores."""
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # ties are called together
-    true = np.cumsum(truth[order])[last]
-    return true, last + 1 - true, score[order][last]
 
 
 def _draw_roc(axes, ranked, threshold=None) -> None:
@@ -428,11 +421,10 @@ def _draw_roc(axes, ranked, threshold=None) -> None:
         if truth.all() or not truth.any():
             axes.plot([], [], label=f"undefined  {label}", **look)
             continue
-        true, false, scores = _counts_above(truth, score)
-        sensitivity, alarm = np.append(0, true / truth.sum()), np.append(0, false / (~truth).sum())
+        alarm, sensitivity, scores = metrics.roc_curve(truth, score)
         axes.plot(alarm, sensitivity, label=f"AUC {np.trapezoid(sensitivity, alarm):.3f}  {label}", **look)
         if threshold is not None:
-            at = np.searchsorted(-scores, -threshold, side="right")  # rows with score >= threshold
+            at = np.searchsorted(-scores, -threshold, side="right") - 1  # the last that reaches it
             axes.plot(alarm[at], sensitivity[at], "o", color=INK, markersize=6, label=f"threshold {threshold:.3g}")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), title="ROC")
     axes.set_box_aspect(1)
@@ -445,14 +437,13 @@ def _draw_pr(axes, ranked, threshold=None) -> None:
         if not truth.any():
             axes.plot([], [], label=f"undefined  {label}", **look)
             continue
-        true, false, scores = _counts_above(truth, score)
-        recall, precision = true / truth.sum(), true / (true + false)
-        average = np.sum(np.diff(recall, prepend=0) * precision)  # step-wise, no interpolation
-        axes.step(np.append(0, recall), np.append(precision[0], precision), where="pre",
+        precision, recall, scores = metrics.pr_curve(truth, score)  # recall falls to 0
+        average = -np.sum(np.diff(recall) * precision[:-1])  # step-wise, no interpolation
+        axes.step(recall, np.append(precision[:-1], precision[-2]), where="post",
                   label=f"AP {average:.3f}  {label}", **look)
         axes.axhline(truth.mean(), color=look["color"], linewidth=0.8, linestyle=(0, (1, 3)))
         if threshold is not None and (score >= threshold).any():
-            at = np.searchsorted(-scores, -threshold, side="right") - 1
+            at = np.searchsorted(scores, threshold)  # the first that reaches it
             axes.plot(recall[at], precision[at], "o", color=INK, markersize=6, label=f"threshold {threshold:.3g}")
     axes.plot([], [], color=FAINT, linewidth=0.8, linestyle=(0, (1, 3)), label="share of the class: chance")
     axes.set(xlabel="sensitivity (recall)", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02),
@@ -559,6 +550,99 @@ def _mark_threshold(axes, threshold: float | None) -> None:
         axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         axes.text(threshold, 1.01, f"threshold {threshold:.3g}", transform=axes.get_xaxis_transform(), ha="center",
                   va="bottom", fontsize=8)
+
+
+@_styled
+def reliability(found: Mapping, title: str = "What the probabilities are worth", note: str = "") -> Figure:
+    """Accuracy against confidence before and after calibration, with the images behind each bin.
+
+    found: of `evaluation.calibration_of`. On the dotted line a probability means what it says; larger dots stand for
+    more images.
+    """
+    figure = _open(9, 4.9, title, note)
+    panels = figure.subplots(2, 2, sharex=True, height_ratios=(3.6, 1))
+    for column, (when, colour) in zip(panels.T, (("before", ORANGE), ("after", BLUE)), strict=True):
+        bins, axes, counts = pd.DataFrame(found[when]["bins"]), *column
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 2)))
+        axes.vlines(bins["confidence"], bins["confidence"], bins["accuracy"], color=colour, alpha=0.35, linewidth=3)
+        axes.scatter(bins["confidence"], bins["accuracy"], s=14 + 60 * bins["n"] / bins["n"].max(), color=colour,
+                     zorder=3, clip_on=False)
+        axes.set(ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
+        axes.set_title(f"{when}: temperature {found[when]['temperature']:.2f}, ECE {found[when]['ece_mass']:.3f} "
+                       f"(chance {found[when]['ece_chance']:.3f})", fontsize=9)
+        counts.vlines(bins["confidence"], 0, bins["n"], color=colour, linewidth=4)
+        counts.set(xlabel="confidence", ylim=(0, 1.15 * bins["n"].max()))
+        counts.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
+    panels[0][0].set_ylabel("share that is true")
+    panels[1][0].set_ylabel("images")
+    return figure
+
+
+@_styled
+def thresholds(labels, probs, classes: Sequence[str], positive: str, threshold: float, target: float | None = None,
+               title: str = "What a threshold buys and costs", note: str = "") -> Figure:
+    """Sensitivity and specificity of `positive` against the threshold, the locked one marked.
+
+    labels: (N,) class indices; probs: (N, C) of the images it was chosen on. target: the sensitivity asked for.
+    """
+    name, truth, score = next(row for row in _ranked(labels, probs, classes, positive) if row[0] == positive)
+    figure = _open(6.5, 3.6, title, note)
+    axes = figure.subplots()
+    if truth.all() or not truth.any():
+        axes.text(0.5, 0.5, f"undefined: no image is {'negative' if truth.all() else _plain(name)}", ha="center")
+    else:
+        sensitivity, specificity, at = metrics.operating_points(truth, score)
+        for values, label, look in ((sensitivity, "sensitivity", {"color": BLUE}),
+                                    (specificity, "specificity", {"color": ORANGE, "linestyle": DASHES[1]})):
+            edge = 1.0 if label == "sensitivity" else 0.0  # what a threshold of 0 gives, above all scores the opposite
+            axes.step(np.concatenate([[0], at, [1]]), np.concatenate([[edge], values, [1 - edge]]), where="pre",
+                      label=label, **look)
+    if target is not None:
+        axes.axhline(target, color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label=f"target {target:g}")
+    _mark_threshold(axes, threshold)
+    axes.set(xlabel=f"threshold on the probability of {_plain(name, 28)}", xlim=(-0.01, 1.01), ylim=(-0.02, 1.03),
+             ylabel="share of the images")
+    axes.legend(loc="center right")
+    return figure
+
+
+@_styled
+def decision_curve(found: Mapping, threshold: float | None = None, title: str = "Is acting on it worth it?",
+                   note: str = "") -> Figure:
+    """Net benefit of acting on the model, on everybody and on nobody, against the threshold (Vickers & Elkin 2006).
+
+    found: of `metrics.decision_curve`. threshold: the locked one.
+    """
+    at, model, everybody = (np.array(found[name]) for name in ("threshold", "model", "everybody"))
+    figure = _open(6.5, 3.6, title, note)
+    axes = figure.subplots()
+    axes.axhline(0, color=FAINT, linewidth=1.2, label="act on nobody")
+    axes.plot(at, everybody, color=ORANGE, linestyle=DASHES[1], label="act on everybody")
+    axes.plot(at, model, color=BLUE, label="act on the model")
+    _mark_threshold(axes, threshold)
+    top = max(model.max(), everybody.max(), 0.05)
+    axes.set(xlabel="threshold: the odds at which a false alarm is accepted for a find", xlim=(-0.01, 1.01),
+             ylabel="net benefit per image", ylim=(-0.35 * top, 1.1 * top))
+    axes.legend(loc="best")
+    return figure
+
+
+@_styled
+def abstention(found: Mapping, title: str = "If the least sure images go to a person", note: str = "") -> Figure:
+    """The share of wrong answers against the share of images that are answered, surest first.
+
+    found: of `metrics.abstention`.
+    """
+    coverage, risk = np.array(found["coverage"]), np.array(found["risk"])
+    figure = _open(6.5, 3.4, title, note)
+    axes = figure.subplots()
+    axes.plot(100 * coverage, 100 * risk, color=BLUE, label=f"this model: mean {100 * found['aurc']:.1f} %")
+    axes.axhline(100 * found["aurc_random"], color=FAINT, linewidth=1.2, linestyle=(0, (3, 2)),
+                 label=f"leaving out by chance: {100 * found['aurc_random']:.1f} %")
+    axes.set(xlabel="images answered (%), surest first", ylabel="of these wrong (%)", xlim=(-1, 101),
+             ylim=(-0.02 * 100 * max(risk.max(), 0.01), 110 * max(risk.max(), 0.01)))
+    axes.legend(loc="best")
+    return figure
 
 
 @_styled

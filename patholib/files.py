@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,21 @@ def project_root() -> Path:
 def joined(folder: Path, name: str) -> str:
     """The path of a file in a folder, as text: `folder / name` takes ten times as long, a second for 100,000 files."""
     return os.path.join(folder, name)  # noqa: PTH118
+
+
+def outputs() -> Path:
+    """The folder that holds run folders: PATHOLIB_OUTPUTS, or outputs/ of the project."""
+    return Path(os.environ.get("PATHOLIB_OUTPUTS") or project_root() / "outputs")
+
+
+def as_least_able(path: str) -> str:
+    """A path as the least able system sees it: two that agree in this are one file on Windows or macOS.
+
+    Unicode writes an accent in two ways, and capitals do not count (canonical caseless matching, Unicode 3.13, D145).
+    """
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

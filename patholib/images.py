@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
-from tqdm.auto import tqdm
 
 from patholib import datareport, files, locks
 from patholib.errors import PathoError, nearest, shown
 from patholib.manifest import stop_on
+from patholib.progress import bar
 
 MAX_PIXELS = 24_000_000  # decoding takes up to 8 bytes a pixel, and a legal PNG of 145 kB may hold 50 megapixels
 MAX_TAGS = 1000  # of a TIFF
@@ -120,14 +120,13 @@ def read(source, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image
     and too_many_bytes (before any pixel is decoded), unreadable, missing_file, broken_link, io_error.
     `name` is how errors call the image; by default its path.
     """
-    limit = 8 * max_pixels + 2**20  # bytes: no honest file of that many pixels is larger
     if isinstance(source, (bytes, bytearray, memoryview)):
         content, name = bytes(source), name or "image"
     elif hasattr(source, "read"):
-        content, name = source.read(limit + 1), name or "image"
+        content, name = source.read(_most_bytes(max_pixels) + 1), name or "image"
     else:
         name = name or str(source)
-        content = _content(Path(source), _stat(Path(source), name), name, limit)
+        content = read_content(source, name, max_pixels)
     image, seen = _decode(content, name, max_pixels)
     image.warnings = [Note(*note) for note in seen["warnings"]]
     return image
@@ -195,6 +194,16 @@ def _stat(path: Path | str, name: str) -> os.stat_result:
     return facts
 
 
+def read_content(path: Path | str, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file, once for all that is to be made of them; `read` takes them. Errors: as `read`."""
+    return _content(Path(path), _stat(path, name), name, _most_bytes(max_pixels))
+
+
+def _most_bytes(max_pixels: int) -> int:
+    """No honest file of that many pixels is larger."""
+    return 8 * max_pixels + 2**20
+
+
 def _content(path: Path, facts: os.stat_result, name: str, limit: int) -> bytes:
     """The bytes of a file that is still as `facts` says."""
     if facts.st_size > limit:
@@ -228,8 +237,8 @@ def _too_many_bytes(name: str, count: int, limit: int) -> PathoError:
 
 def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dict]:
     """The upright RGB picture, and what was seen: kind, mode, width, height (as stored), warnings [(code, reason)]."""
-    if len(content) > 8 * max_pixels + 2**20:
-        raise _too_many_bytes(name, len(content), 8 * max_pixels + 2**20)
+    if len(content) > _most_bytes(max_pixels):
+        raise _too_many_bytes(name, len(content), _most_bytes(max_pixels))
     kind = _kind(content, name)
     image = _header(content, kind, name)
     width, height = image.size
@@ -537,7 +546,7 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
               "size": size, "fit": fit} | report
     report["cache"] = {"file": cache.name, "bytes": cache.stat().st_size, "reused": known is not None}
     report["seconds"] = round(seconds, 3)
-    folder = Path(report_dir or _report_folder(manifest))
+    folder = Path(report_dir or files.outputs() / "data-check" / f"{manifest.source}{'-demo' * manifest.demo}")
     see = f"see {_short(folder / 'data_report.html')}"
     stop = _stop(report, on_bad, see)
     report["stopped"] = stop and stop.code
@@ -554,11 +563,6 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
     known_of = pd.DataFrame({c: [fact.get(c, "") for fact in facts] for c in columns})
     copies = {path: entry["kept"] for entry in report["duplicates"] for path in entry["dropped"]}
     return Checked(sound, ImageSet(pixels, table, tuple(manifest.classes), copies), report, known_of, pictures)
-
-
-def _report_folder(manifest) -> Path:
-    outputs = Path(os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs")
-    return outputs / "data-check" / f"{manifest.source}{'-demo' * manifest.demo}"
 
 
 def cores() -> int:
@@ -613,7 +617,7 @@ def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndar
     name = fact["path"]
     try:
         found = _stat(path, name)
-        content = _content(path, found, name, 8 * MAX_PIXELS + 2**20)
+        content = _content(path, found, name, _most_bytes(MAX_PIXELS))
         if (found.st_size, found.st_mtime_ns) != (fact["bytes"], fact["mtime_ns"]):
             raise PathoError("changed_file", name, "changed during the check", "Check again")
         fact = fact | {"sha256": hashlib.sha256(content).hexdigest()}
@@ -639,7 +643,8 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
     if need + 2**20 > free:
         raise PathoError("no_space", str(cache.parent), f"has {free / 1e9:.2f} GB free, but the cache takes "
                          f"{need / 1e9:.2f}", "Free some space, or name another folder in PATHOLIB_CACHE")
-    lock = locks.take(cache.with_name(f".{cache.stem}.lock"))
+    held = cache.with_name(f".{cache.stem}.lock")
+    lock = locks.take(held)
     alone = "" if lock else f".{os.getpid()}"  # two processes that build the same cache do not share a file
     part = cache.with_name(f".{cache.stem}{alone}.part")
     try:
@@ -656,7 +661,7 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
     finally:
         if lock:
             lock.close()
-            cache.with_name(f".{cache.stem}.lock").unlink(missing_ok=True)
+            held.unlink(missing_ok=True)
     return facts
 
 
@@ -687,10 +692,10 @@ def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, wor
             pixels[i] = square
         return fact
 
-    quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
     named = [fact["path"] for fact in facts].__getitem__
     todo = [i for i in range(len(facts)) if i not in done]
-    bar = tqdm(total=len(facts), initial=len(done), desc="Checking images", unit="img", leave=False, **quiet)
+    meter = bar(shown=progress, total=len(facts), initial=len(done), desc="Checking images", unit="img",
+                leave=False)
     with _writable(part):
         journal = _journal(part).open("a" if done else "w", encoding="utf-8")
     fresh: dict[int, dict] = {}
@@ -704,12 +709,12 @@ def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, wor
         fresh.clear()
         return time.monotonic()
 
-    with bar, journal, contextlib.closing(in_order(work, todo, workers, 16 * workers, named)) as found:
+    with meter, journal, contextlib.closing(in_order(work, todo, workers, 16 * workers, named)) as found:
         since = time.monotonic()
         try:
             for i, fact in zip(todo, found, strict=True):
                 fresh[i] = fact
-                bar.update()
+                meter.update()
                 if time.monotonic() - since > WRITE_DOWN:
                     since = write_down()
         finally:
@@ -756,8 +761,8 @@ def _writable(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        code = "no_space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "output_unwritable"
-        raise PathoError(code, str(cache.parent), f"cannot hold the cache ({error.strerror or error})",
+        raise PathoError(files.unwritable(cache, error).code, str(cache.parent),
+                         f"cannot hold the cache ({error.strerror or error})",
                          "Free some space, or name another folder in PATHOLIB_CACHE") from error
 
 
@@ -776,11 +781,16 @@ def _pictures(paths: list[str], facts: list[dict], pixels: np.ndarray, root: Pat
         i = place[path]
         image = Image.fromarray(pixels[i]) if "pixels" in facts[i] else _glimpse(root, facts[i])
         if image is not None:
-            image.thumbnail((GLIMPSE, GLIMPSE))
-            stream = io.BytesIO()
-            image.save(stream, "JPEG", quality=80)
-            found[path] = stream.getvalue()
+            found[path] = thumbnail(image, GLIMPSE)
     return found
+
+
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """A small JPEG for a page, at most `side` pixels wide and high."""
+    small, stream = image.copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
 
 
 def _glimpse(root: Path, fact: dict) -> Image.Image | None:
@@ -790,7 +800,7 @@ def _glimpse(root: Path, fact: dict) -> Image.Image | None:
         return None
     readers = set(FORMATS) - {"TIFF"} if code != "unsupported_mode" else FORMATS  # libtiff prints on every damaged tag
     try:
-        content = _content(path, _stat(path, path.name), path.name, 8 * MAX_PIXELS + 2**20)
+        content = read_content(path, path.name)
         image = Image.open(io.BytesIO(content), formats=list(readers))
         if image.width * image.height > MAX_PIXELS:
             return None

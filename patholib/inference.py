@@ -96,12 +96,7 @@ class Predictor:
 
     def _raw(self, picture: np.ndarray, tta: bool) -> np.ndarray:
         """The model's own probabilities of one picture (S, S, 3), (1, C)."""
-        size, one = self.recipe.image_size, picture[None]
-        if tta:
-            views = augment.tta_views(one, size, self.recipe.tta, self.recipe.tta_views, self.recipe.seed,
-                                      np.zeros(1, int), self.recipe.augmentation)  # (views, 1, 3, size, size)
-        else:
-            views = augment.plain_views(one, size)[None]
+        views = augment.views_to_judge(picture[None], self.recipe, tta, np.zeros(1, int))  # (views, 1, 3, size, size)
         found = torch.from_numpy(self.logits(views.flatten(0, 1)))  # (views, C)
         return evaluation.probabilities(found[:, None])
 

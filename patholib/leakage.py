@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import html
-import io
 import os
 import re
 from collections import Counter
@@ -21,13 +20,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from patholib import files, images, pages, signatures
 from patholib.datasets import breakhis, isic2019, table
 from patholib.datasets.folders import IMAGES, is_demo, subfolders, walk
 from patholib.errors import PathoError, nearest, shown
 from patholib.manifest import DEMO_NOTE, SPLITS, first, in_several, leaked, read_csv, stop_on
+from patholib.progress import bar
 
 SYNONYMS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
             "test": "test", "testing": "test"}
@@ -212,19 +211,23 @@ def _look(listed: _Listed, progress: bool) -> _Seen:
         if listed.places[i] is None:
             return "", "", "missing_file"
         try:
-            image = images.read(listed.places[i], paths[i])
-        except PathoError as error:  # a damaged file still has bytes; a pipe would never end
+            content = images.read_content(listed.places[i], paths[i])
+        except PathoError as error:  # what is too large still has bytes; a pipe would never end
             passing = error.code in images.PASSING | {"broken_link"}
             return "" if passing else files.sha256(listed.places[i]), "", error.code
+        sha256 = hashlib.sha256(content).hexdigest()
+        try:
+            image = images.read(content, paths[i])
+        except PathoError as error:
+            return sha256, "", error.code
         known[i] = signatures.of(image)
         pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
-        return files.sha256(listed.places[i]), pixels, "" if known[i].any() else "flat"
+        return sha256, pixels, "" if known[i].any() else "flat"
 
-    quiet = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
     rows, workers = range(len(paths)), images.cores()
     with contextlib.closing(images.in_order(work, rows, workers, ahead=16 * workers)) as results:
-        sha256, pixels, codes = zip(*tqdm(results, total=len(rows), desc="Reading images", unit="img", leave=False,
-                                          **quiet), strict=True)
+        sha256, pixels, codes = zip(*bar(results, progress, total=len(rows), desc="Reading images", unit="img",
+                                         leave=False), strict=True)
     unchecked = [f"pictures: {n:,} of {len(rows):,} {WRONG.get(code, 'cannot be read')} ({code}), as "
                  + shown(paths[codes.index(code)]) for code, n in Counter(filter(None, codes)).most_common()]
     return _Seen(pd.Series(sha256), pd.Series(pixels), known, unchecked)
@@ -372,7 +375,7 @@ class Audit:
     def _body(self) -> str:
         """The page without its frame."""
         notes = [f"{DEMO_NOTE}."] * self.demo + [self.verdict]
-        parts = [f"<h1>Leak audit: {html.escape(shown(self.name))}</h1>",
+        parts = [f"<h1>Leak audit: {pages.text(self.name)}</h1>",
                  *(f"<blockquote><p>{html.escape(line)}</p></blockquote>" for line in notes),
                  "<h2>What the splits share</h2>",
                  "<p>How many images of a split (found in) are not new, because one of another split (seen in) has "
@@ -395,7 +398,7 @@ class Audit:
             texts = [f"{row['similarity']:.3f}", f"{row['split']}: {row['path']} {row['label']}",
                      f"{row['other split']}: {row['other path']} {row['other label']}"]
             if all(both):
-                caption = "<br>".join(html.escape(shown(text)) for text in texts)
+                caption = "<br>".join(pages.text(text) for text in texts)
                 cells.append(f"<figure>{''.join(both)}<figcaption>{caption}</figcaption></figure>")
         return f'<div class="pairs">{"".join(cells)}</div>' if cells else ""
 
@@ -404,10 +407,7 @@ class Audit:
             image = images.read(self.places[path])
         except (KeyError, PathoError):  # gone since the audit
             return ""
-        image.thumbnail((SIDE, SIDE))
-        content = io.BytesIO()
-        image.save(content, "JPEG", quality=85)
-        return f'<img alt="" src="{pages.data_url(content.getvalue(), "jpeg")}">'
+        return f'<img alt="" src="{pages.data_url(images.thumbnail(image, SIDE), "jpeg")}">'
 
 
 HOW = ("<h2>How pictures were compared</h2><p>Two pictures are near-duplicates if the pattern of their grey values, "
@@ -503,15 +503,13 @@ def _says(row: Mapping) -> str:
 
 def _html(frame: pd.DataFrame) -> str:
     """A table in which every cell is text and every share in per cent."""
-    def cell(tag: str, value, name: str = "") -> str:
+    def cell(value, name: str) -> str:
         if isinstance(value, float):
             value = f"{value:.3f}" if name == "similarity" else "" if pd.isna(value) else f"{value:.1%}"
-        return f"<{tag}>{html.escape(f'{value:,}' if isinstance(value, int) else shown(value))}</{tag}>"
+        return pages.text(f"{value:,}" if isinstance(value, int) else value)
 
-    head = "".join(cell("th", name) for name in frame.columns)
-    body = "".join("<tr>" + "".join(cell("td", value, name) for name, value in row.items()) + "</tr>"
-                   for row in frame.to_dict("records"))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    rows = ([cell(value, name) for name, value in row.items()] for row in frame.to_dict("records"))
+    return pages.table(map(pages.text, frame.columns), rows)
 
 
 def _items(lines: list[str]) -> str:

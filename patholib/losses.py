@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy with label smoothing, or focal loss, each with optional class weights."""
+"""What training minimises: cross-entropy with label smoothing, or focal loss, each with one corrector of imbalance."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from patholib.errors import PathoError
+
+WEIGHTED = ("weights", "sampler_and_weights")  # kinds of balance with class weights in the loss
 
 
 def class_weights(counts) -> torch.Tensor:
@@ -23,19 +25,47 @@ def class_weights(counts) -> torch.Tensor:
     return (inverse * len(counts) / inverse.sum()).float()
 
 
+def log_prior(counts) -> torch.Tensor:
+    """The log share of each class among the training images, (C,). Errors: empty_class."""
+    counts = torch.as_tensor([float(n) for n in counts], dtype=torch.float64)
+    if not (counts > 0).all():
+        raise PathoError("empty_class", f"class number {counts.argmin()}", "has no training image, so the logarithm of "
+                         "its share is infinite", "Split again, drop the class, or balance by nothing")
+    return (counts / counts.sum()).log().float()
+
+
+def effective_prior(recipe, counts) -> pd.Series:
+    """The shares of the classes that the training behaves as if it had seen, in the recipe's order.
+
+    counts: training images of each class. Drawing evenly divides a class's share by its size, and so does weighting:
+    one of them gives every class the same, both together turn the imbalance round. Logit adjustment leaves images and
+    weights as they are and has the network learn the logits of even classes (Menon et al. 2021, equation 10).
+    Errors: empty_class.
+    """
+    shares = log_prior(counts).double().exp()
+    if recipe.balance == "logit_adjustment" or recipe.balance.startswith("sampler"):
+        shares = torch.ones_like(shares)
+    if recipe.balance in WEIGHTED:
+        shares = shares * class_weights(counts)
+    return pd.Series((shares / shares.sum()).numpy(), index=list(recipe.classes), name="effective prior")
+
+
 class Loss(nn.Module):
     """Logits (N, C) and labels (N,) to the mean loss.
 
     cross_entropy: as torch.nn.CrossEntropyLoss, the mean divides by the sum of the labels' weights.
     focal: weight (1 - pt)^gamma CE, pt the probability of the label (Lin et al. 2017, equation 5), mean over images.
     focal_weighted_pt: as published, pt = exp(-weight CE), which is no probability once the weight is not 1.
+    shift (C,): added to the logits here and nowhere else; predictions are made of the plain ones.
     Half precision is promoted to single.
     """
 
-    def __init__(self, kind: str, weights: torch.Tensor, label_smoothing: float = 0.0, gamma: float = 2.0):
+    def __init__(self, kind: str, weights: torch.Tensor, label_smoothing: float = 0.0, gamma: float = 2.0,
+                 shift: torch.Tensor | None = None):
         super().__init__()
         self.kind, self.label_smoothing, self.gamma = kind, label_smoothing, gamma
         self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("shift", shift if shift is not None else torch.zeros_like(weights), persistent=False)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         total, weight = self.total(logits, labels)
@@ -45,6 +75,7 @@ class Loss(nn.Module):
         """(sum, weight): over any parts of a batch, the sums over the weights are the loss of the whole batch."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weights = self.weights.to(logits.dtype)
+        logits = logits + self.shift.to(logits.dtype)
         if self.kind == "cross_entropy":
             total = functional.cross_entropy(logits, labels, weights, reduction="sum",
                                              label_smoothing=self.label_smoothing)
@@ -73,9 +104,9 @@ def build(recipe, counts) -> Loss:
     if len(counts) != len(recipe.classes):
         raise PathoError("bad_counts", "counts", f"are {len(counts)} for {len(recipe.classes)} classes",
                          "Give one count per class of the recipe")
-    corrected = recipe.balance in ("weights", "sampler_and_weights")
-    weights = class_weights(counts) if corrected else torch.ones(len(counts))
-    return Loss(recipe.loss, weights, recipe.label_smoothing, recipe.focal_gamma)
+    weights = class_weights(counts) if recipe.balance in WEIGHTED else torch.ones(len(counts))
+    shift = log_prior(counts) if recipe.balance == "logit_adjustment" else None
+    return Loss(recipe.loss, weights, recipe.label_smoothing, recipe.focal_gamma, shift)
 
 
 def focal_table(counts: Mapping[str, int], gamma: float = 2.0,

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from patholib.errors import PathoError, nearest, shown
-from patholib.files import sha256, write_table, write_text
+from patholib.files import as_least_able, sha256, write_table, write_text
 
 SPLITS = ("train", "val", "test")
 DEMO_NOTE = "Demo images: not a result"
@@ -106,8 +105,7 @@ def _refuse_collisions(paths: Iterable[str]) -> None:
     """Windows and macOS see one file in `A.png` and `a.png`, and in the two ways Unicode writes an accent."""
     seen, twins = {}, []
     for path in paths:
-        plain = path.lower() if path.isascii() else \
-            unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+        plain = as_least_able(path)
         if plain in seen:
             twins.append(("name_collision", path, f"cannot be told from {shown(seen[plain])} on every system"))
         seen[plain] = path

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
+from patholib import calibration
 from patholib.errors import PathoError, nearest
 
 LEVEL = 0.95  # of every interval
 FEWEST_GROUPS = 10  # below this a percentile bootstrap over groups is too narrow to lean on, and that is said
 LOST = 0.05  # share of resamples that may lack a class before an interval is given up: e^-3, three groups of a class
 CHUNK = 100  # resamples worked on at once; larger ones leave the processor's cache and are slower
+BLOCKS = 200  # groups are left out in at most so many blocks, for the acceleration of BCa
+ONE_BY_ONE = 500  # patients up to which each is left out once; of more, one hardly moves a number
+POINTS = 50  # of a curve that is kept in metrics.json
 
+INTERVALS = ("percentile", "bca")
+ALERT = ("sensitivity", "specificity", "ppv", "npv")
 MEANS = ("balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "auc")
 ONE_CLASS = "only one class among the labels"
 WHY = {  # what leaves a number of one class without a value
@@ -32,7 +39,7 @@ WHY = {  # what leaves a number of one class without a value
 
 
 def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float = 0.5,
-            resamples: int = 1000, seed: int = 0) -> dict:
+            resamples: int = 1000, seed: int = 0, interval: str = "percentile") -> dict:
     """All numbers of a table of predictions as JSON values, each `{"value", "low", "high"}` with a 95 % interval.
 
     Two classes and a `positive` one: an image is called positive where p_positive >= threshold. Otherwise the largest
@@ -43,16 +50,20 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
     judged = _judge(predictions, classes, positive, threshold)
     overall, of_classes = _values(judged, np.ones((1, judged.groups)))
     drawn_overall, drawn_of_classes = _resample(judged, resamples, seed)
+    left_overall, left_of_classes = _values(judged, _left_out(judged.groups, interval))
     support = judged.confusion.sum(axis=1)
     absent = [name for name, n in zip(judged.classes, support, strict=True) if n == 0]
 
-    metrics = {name: _number(values[0], drawn_overall[name], ONE_CLASS) for name, values in overall.items()}
+    metrics = {name: _number(values[0], drawn_overall[name], ONE_CLASS, left_overall[name])
+               for name, values in overall.items()}
+    metrics["ece"] = _without_interval(judged.ece)
     for name in MEANS:
         if absent and metrics[name]["value"] is not None:
             metrics[name]["note"] = f"mean over the classes that occur; absent: {', '.join(absent)}"
     per_class = {}
     for k, name in enumerate(judged.classes):
-        numbers = {m: _number(v[0, k], drawn_of_classes[m][:, k], WHY[m]) for m, v in of_classes.items()}
+        numbers = {m: _number(v[0, k], drawn_of_classes[m][:, k], WHY[m], left_of_classes[m][:, k])
+                   for m, v in of_classes.items()}
         per_class[name] = {"support": int(support[k]), "groups": int(judged.groups_with[k]), **numbers}
     if judged.by_threshold:
         metrics |= {m: per_class[positive][m] for m in ("sensitivity", "specificity", "precision", "f1")}
@@ -70,6 +81,7 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
         "level": LEVEL,
         "resamples": resamples,
         "seed": seed,
+        "interval": interval,
         "prior": {c: float(n / len(predictions)) for c, n in zip(judged.classes, support, strict=True)},
         "metrics": metrics,
         "per_class": per_class,
@@ -201,7 +213,143 @@ def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive:
     drawn = np.concatenate([s[:, 0] / s[:, 1] for s in drawn]) if drawn else np.empty(0)
     rate = _number(patients["score"].mean(), drawn, "")
     return {**found, "recognition_rate": rate,
-            "summary": summary(patients, classes, positive, threshold, resamples, seed)}
+            "summary": summary(patients, classes, positive, threshold, resamples, seed),
+            "one_patient": _without_one(predictions, patients, classes, positive, column, threshold)}
+
+
+def _without_one(predictions, patients, classes, positive, column, threshold) -> dict:
+    """How far one patient moves the numbers: `share` of the recognition rate that is one patient's, and between what
+    (`low`, `high`) the rate and the headline numbers lie when each is left out once; of too many patients the share."""
+    found = {"share": 1 / len(patients)}
+    if not 2 < len(patients) <= ONE_BY_ONE:
+        return found
+    scores = patients["score"].to_numpy()
+    ranges = {"recognition_rate": (scores.sum() - scores) / (len(scores) - 1)}
+    judged = _judge(predictions.assign(group=_patients(predictions, column)), classes, positive, threshold)
+    ranges |= {name: values for name, values in _values(judged, 1 - np.eye(judged.groups))[0].items()
+               if name in ("auc", "balanced_accuracy", "accuracy")}
+    return found | {name: {"low": float(np.nanmin(values)), "high": float(np.nanmax(values))}
+                    for name, values in ranges.items() if not np.isnan(values).all()}
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+           threshold: float | tuple[float, float] = 0.5, resamples: int = 1000, seed: int = 0) -> dict:
+    """Every number of `a` minus that of `b`, `{"value", "low", "high"}`: two models that saw the same images.
+
+    a, b: tables of the same images in the same order. Each resample draws the same groups for both, so what makes an
+    image hard for both cancels: two intervals that overlap may still be a difference that does not hold zero.
+    threshold: of both, or of each. Errors: not_paired; those of `summary`.
+    """
+    columns = ["label", "group", *(["path"] if "path" in a and "path" in b else [])]
+    for table in (a, b):
+        _need(table, columns)
+    if len(a) != len(b) or (a[columns].to_numpy() != b[columns].to_numpy()).any():
+        raise PathoError("not_paired", "predictions", "are not of the same images in the same order, with the same "
+                         "labels and groups", "Predict the same images with both models, or sort both tables by path")
+    thresholds = threshold if isinstance(threshold, tuple) else (threshold, threshold)
+    pair = [_judge(table, classes, positive, t) for table, t in zip((a, b), thresholds, strict=True)]
+    none = np.empty((0, pair[0].groups))
+    chunks = [[_headline(judged, counts) for judged in pair]
+              for counts in (none, *_draws(pair[0].groups, resamples, seed))]
+    ours, theirs = (_headline(judged, np.ones((1, judged.groups))) for judged in pair)
+    drawn = {name: np.concatenate([x[name] - y[name] for x, y in chunks]) for name in ours}
+    found = {name: _number(ours[name][0] - theirs[name][0], drawn[name], ONE_CLASS) for name in ours}
+    return found | {"ece": _without_interval(pair[0].ece - pair[1].ece)}
+
+
+def _headline(judged: _Judged, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The overall numbers of `_values` and, where a threshold decides, those of the positive class."""
+    overall, of_classes = _values(judged, counts)
+    if judged.by_threshold:
+        overall |= {m: of_classes[m][:, judged.positive] for m in ("sensitivity", "specificity", "precision", "f1")}
+    return overall
+
+
+def threshold_for(labels: np.ndarray, scores: np.ndarray, sensitivity: float) -> float:
+    """The largest threshold under which at least that share of the positives is called positive (score >= threshold).
+
+    labels (N,): True where positive. It is the score of a positive, so a rounding error below it would change nothing.
+    """
+    true, _, thresholds = _above(labels, scores)
+    _need_positive(true, "threshold")
+    return float(thresholds[(true >= sensitivity * true[-1] - 1e-9).argmax()])
+
+
+def cheapest_threshold(labels: np.ndarray, scores: np.ndarray, cost_ratio: float) -> float:
+    """The score from which on calling positive costs least; of equally good ones the lowest, which misses fewer.
+
+    labels (N,): True where positive. cost_ratio: what a missed positive costs, a false alarm costing 1.
+    """
+    true, false, thresholds = _above(labels, scores)
+    _need_positive(true, "threshold")
+    cost = cost_ratio * (true[-1] - true) + false
+    return float(thresholds[np.flatnonzero(cost <= cost.min() + 1e-9)[-1]])
+
+
+def alert(predictions: pd.DataFrame, classes: Sequence[str], positive: str, threshold: float, resamples: int = 1000,
+          seed: int = 0) -> dict:
+    """`positive` against all else, called where its probability reaches the threshold, with intervals.
+
+    ppv: the share of the calls that are right; npv: the share of the others that are. flagged: the share called.
+    """
+    _need(predictions, ["label", f"p_{positive}"])
+    other = "not " + positive
+    score = predictions[f"p_{positive}"].to_numpy(dtype=float)
+    two = predictions[["group"]].assign(**{
+        "label": np.where(predictions["label"] == positive, positive, other), f"p_{positive}": score,
+        f"p_{other}": 1 - score})
+    found = summary(two, (other, positive), positive, threshold, resamples, seed)
+    ours, others = found["per_class"][positive], found["per_class"][other]
+    return {"positive": positive, "threshold": float(threshold), "images": found["images"], "groups": found["groups"],
+            "positives": ours["support"], "positive_groups": ours["groups"],
+            "flagged": float((score >= threshold).mean()),
+            **dict(zip(ALERT, (ours["sensitivity"], ours["specificity"], ours["precision"], others["precision"]),
+                       strict=True))}
+
+
+def decision_curve(predictions: pd.DataFrame, positive: str) -> dict:
+    """Net benefit of acting on the model at each threshold, and of acting on everybody (Vickers & Elkin 2006).
+
+    Benefit per image: true positives minus false positives, each weighed by the odds of the threshold. Acting on nobody
+    has benefit 0. Lists `threshold`, `model`, `everybody`, at most 50 long.
+    """
+    _need(predictions, ["label", f"p_{positive}"])
+    at = np.linspace(0, 1, POINTS + 1)[1:-1]
+    true, score = (predictions["label"] == positive).to_numpy(), predictions[f"p_{positive}"].to_numpy(dtype=float)
+    called = score >= at[:, None]  # (T, N)
+    odds = at / (1 - at)
+    benefit = (called & true).mean(axis=1) - odds * (called & ~true).mean(axis=1)
+    return {"threshold": at.round(4).tolist(), "model": benefit.round(6).tolist(),
+            "everybody": (true.mean() - odds * (1 - true.mean())).round(6).tolist()}
+
+
+def abstention(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+               threshold: float = 0.5) -> dict:
+    """The share of wrong answers among those given, if the least sure images are left to a person.
+
+    Sureness is the largest probability or, where a threshold decides, the distance to it in log odds (Geifman &
+    El-Yaniv 2017). Lists `coverage` and `risk`, at most 50 long; `aurc`, the mean risk over all coverages, beside
+    `aurc_best`, that of leaving out the wrong ones first, and `aurc_random`, that of leaving out by chance.
+    """
+    judged = _judge(predictions, classes, positive, threshold)
+    probs = predictions[[f"p_{c}" for c in classes]].to_numpy(dtype=float)
+    sure = probs.max(axis=1)
+    if judged.by_threshold:
+        sure = np.abs(_log_odds(probs[:, judged.positive]) - _log_odds(threshold))
+    wrong = np.array(judged.classes, dtype=object)[judged.decisions] != predictions["label"].to_numpy()
+    _, runs = np.unique(-sure, return_inverse=True)  # surest first; equally sure ones share their errors
+    wrong, n = (np.bincount(runs, wrong) / np.bincount(runs))[np.sort(runs)], len(wrong)
+    risk = np.cumsum(wrong) / np.arange(1, n + 1)
+    errors = round(wrong.sum())
+    best = np.maximum(np.arange(1, n + 1) - (n - errors), 0) / np.arange(1, n + 1)
+    kept = np.unique(np.ceil(np.linspace(1 / POINTS, 1, POINTS) * n).astype(int))
+    return {"coverage": (kept / n).round(6).tolist(), "risk": risk[kept - 1].round(6).tolist(),
+            "aurc": float(risk.mean()), "aurc_best": float(best.mean()), "aurc_random": errors / n}
+
+
+def _log_odds(p):
+    p = np.clip(p, np.finfo(float).eps, 1 - np.finfo(float).eps)
+    return np.log(p) - np.log1p(-p)
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -223,8 +371,7 @@ def pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     labels (N,): True where positive.
     """
     true, false, thresholds = _above(labels, scores)
-    if true[-1] == 0:
-        raise PathoError("one_class", "precision curve", "needs a positive label", "Leave this curve out")
+    _need_positive(true, "precision curve")
     precision, sensitivity = true / (true + false), true / true[-1]
     return np.append(precision[::-1], 1.0), np.append(sensitivity[::-1], 0.0), thresholds[::-1]
 
@@ -251,6 +398,20 @@ def balanced_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float | None
     return float(np.mean(found)) if len(found) > 1 else None
 
 
+def operating_points(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(sensitivity, specificity, thresholds), thresholds rising, one per distinct score; labels (N,): True if positive.
+
+    Called positive is what reaches the threshold. Errors: one_class.
+    """
+    alarm, sensitivity, thresholds = roc_curve(labels, scores)
+    return sensitivity[:0:-1], 1 - alarm[:0:-1], thresholds[:0:-1]
+
+
+def _need_positive(true: np.ndarray, subject: str) -> None:
+    if true[-1] == 0:
+        raise PathoError("one_class", subject, "needs a positive label", "Split again, or name another positive class")
+
+
 def _above(labels, scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positives and negatives at or above each distinct score, highest score first."""
     labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
@@ -269,11 +430,13 @@ class _Judged:
 
     classes: tuple[str, ...]
     by_threshold: bool
+    positive: int | None  # its place in the classes
     decisions: np.ndarray  # (N,) index of the predicted class
     confusion: np.ndarray  # (C, C) images by true and predicted class
     groups: int  # G
     groups_with: np.ndarray  # (C,) groups that have an image of each class
     sums: np.ndarray  # (G, C * C + 2) per group: images by true and predicted class, sum of log loss, of Brier score
+    ece: float  # of the positive class where a threshold decides, else of the likeliest one
     rankings: list  # of each class; for two classes one of the positive, as the other has the same AUC
 
 
@@ -299,8 +462,8 @@ def _judge(predictions: pd.DataFrame, classes: Sequence[str], positive: str | No
                          "Predict again")
 
     by_threshold = positive is not None and len(classes) == 2
+    k = classes.index(positive) if positive is not None else None
     if by_threshold:
-        k = classes.index(positive)
         decisions = np.where(probs[:, k] >= threshold, k, 1 - k)
     else:
         decisions = probs.argmax(axis=1)
@@ -313,11 +476,12 @@ def _judge(predictions: pd.DataFrame, classes: Sequence[str], positive: str | No
     sums = np.zeros((len(names), n_classes**2 + 2))
     np.add.at(sums, (groups, labels * n_classes + decisions), 1)
     sums[:, -2], sums[:, -1] = np.bincount(groups, log_loss), np.bincount(groups, brier)
-    ranked = [classes.index(positive) if positive is not None else 1] if n_classes == 2 else range(n_classes)
+    ranked = [k if by_threshold else 1] if n_classes == 2 else range(n_classes)
     return _Judged(
-        classes=classes, by_threshold=by_threshold, decisions=decisions, groups=len(names),
+        classes=classes, by_threshold=by_threshold, positive=k, decisions=decisions, groups=len(names),
         confusion=sums[:, :-2].sum(axis=0).astype(int).reshape(n_classes, n_classes),
         groups_with=np.array([len(np.unique(groups[labels == k])) for k in range(n_classes)]), sums=sums,
+        ece=calibration.ece(labels, probs, of=k if by_threshold else None),
         rankings=[_ranking(labels == k, probs[:, k], groups) for k in ranked])
 
 
@@ -342,6 +506,14 @@ def _draws(groups: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
         rows = min(CHUNK, resamples - start)
         drawn = rng.integers(0, groups, (rows, groups)) + groups * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(float)
+
+
+def _left_out(groups: int, interval: str) -> np.ndarray:
+    """Counts (J, G) for `_values` with each group left out once or, of many, each of 200 blocks; (0, G) without BCa."""
+    if interval not in INTERVALS:
+        raise PathoError("bad_parameter", "interval", f"is {interval!r}", nearest(interval, INTERVALS))
+    blocks = min(groups, BLOCKS) if interval == "bca" else 0
+    return 1.0 - (np.arange(groups) % max(blocks, 1) == np.arange(blocks)[:, None])
 
 
 def _resample(judged: _Judged, resamples: int, seed: int) -> tuple[dict, dict]:
@@ -415,8 +587,11 @@ def _auc(counts: np.ndarray, ranking: tuple) -> np.ndarray:
         return won / (weights.sum(axis=1, dtype=np.float64) * beaten[:, -1])
 
 
-def _number(value: float, drawn: np.ndarray, reason: str) -> dict:
-    """`{"value", "low", "high"}`; None with the reason beside it where there is none to give."""
+def _number(value: float, drawn: np.ndarray, reason: str, left: Sequence[float] = ()) -> dict:
+    """`{"value", "low", "high"}`; None with the reason beside it where there is none to give.
+
+    left: the values with a group left out each; where there are some the interval is BCa, else of percentiles.
+    """
     number = {"value": None, "low": None, "high": None}
     if np.isnan(value):
         return {**number, "undefined": reason}
@@ -429,5 +604,31 @@ def _number(value: float, drawn: np.ndarray, reason: str) -> dict:
         return {**number, "no_interval": f"undefined in {lost} of {len(drawn)} resamples: too few groups"}
     if np.ptp(known) < 1e-12:  # all right, all wrong or one group: a width of zero would read as certainty
         return {**number, "no_interval": "every resample gives the same value, which says nothing about its spread"}
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    shares = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if len(left):
+        below = ((known < value).mean() + (known <= value).mean()) / 2
+        if not 0 < below < 1:
+            return {**number, "no_interval": "every resample lies on the same side of the value"}
+        shares = _bca_shares(below, np.asarray(left))
+    low, high = np.quantile(known, shares)
     return {**number, "low": float(low), "high": float(high)}
+
+
+def _without_interval(ece: float) -> dict:
+    """The expected calibration error, of which a resample is always larger than it should be."""
+    return {"value": float(ece), "low": None, "high": None,
+            "no_interval": "a mean of distances is never negative, and resampling adds to it"}
+
+
+def _bca_shares(below: float, left: np.ndarray) -> np.ndarray:
+    """Which quantiles of the resamples end a BCa interval (Efron 1987): moved by bias and by acceleration.
+
+    below: the share of the resamples below the value; left: the values with each group left out.
+    """
+    normal, left = NormalDist(), left[~np.isnan(left)]
+    away = left.mean() - left
+    spread = (away**2).sum()
+    acceleration = (away**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+    bias = normal.inv_cdf(below)
+    ends = bias + np.array([normal.inv_cdf((1 - LEVEL) / 2), normal.inv_cdf((1 + LEVEL) / 2)])
+    return np.array([normal.cdf(end) for end in bias + ends / (1 - acceleration * ends)])

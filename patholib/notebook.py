@@ -249,14 +249,10 @@ def remember_run(run_dir: Path) -> Path:
     """
     global _run_dir
     _run_dir = Path(run_dir).resolve()
-    return files.write_json(_outputs() / "latest.json", {"run_dir": str(_run_dir)})
+    return files.write_json(files.outputs() / "latest.json", {"run_dir": str(_run_dir)})
 
 
 _run_dir: Path | None = None  # where errors are logged; None, before there is a run: the folder of all runs
-
-
-def _outputs() -> Path:
-    return Path(os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs")
 
 
 def _log_errors() -> None:
@@ -270,6 +266,6 @@ def _log_error(result) -> None:
     """Keeps the traceback of the error that ended a cell, if one did, in run.jsonl."""
     error = result.error_in_exec
     if error is not None:
-        files.append_json((_run_dir or _outputs()) / "run.jsonl", {
+        files.append_json((_run_dir or files.outputs()) / "run.jsonl", {
             "event": "error", "code": getattr(error, "code", type(error).__name__), "error": str(error),
             "traceback": "".join(traceback.format_exception(error))})

@@ -5,19 +5,35 @@ from __future__ import annotations
 import base64
 import html
 import re
+from collections.abc import Iterable
 
 from patholib.errors import shown
 
 
 def frame(title: str, body: str) -> str:
     """A whole page around `body`, which is HTML; the title is any text."""
-    parts = {"title": html.escape(shown(title)), "body": body}
+    parts = {"title": text(title), "body": body}
     return re.sub(r"\{(title|body)\}", lambda found: parts[found[1]], PAGE)
 
 
 def data_url(content: bytes, kind: str) -> str:
     """A picture as the `src` of an image; kind: "png" or "jpeg"."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def text(value) -> str:
+    """Any value as HTML, on one line."""
+    return html.escape(shown(value))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], narrow: bool = False) -> str:
+    """A table of cells that are HTML already, which scrolls where the screen is narrower; no head: none is shown."""
+    def row(tag: str, cells: Iterable[str]) -> str:
+        return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>\n"
+
+    top = row("th", head) if head else ""
+    kind = ' class="narrow"' if narrow else ""
+    return f'<div class="scroll"><table{kind}>{top}{"".join(row("td", cells) for cells in rows)}</table></div>'
 
 
 PAGE = """<!DOCTYPE html>
@@ -46,6 +62,7 @@ th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e8ebee; text-
          min-width: 4.5rem; }
 th { font-weight: 600; border-bottom: 2px solid #cfd6dc; }
 td:first-child { font-weight: 500; }
+.few td { color: #76828f; font-weight: 400; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; }
 .narrow th, .narrow td { min-width: 0; padding-right: .7rem; }
 ul.pictures { list-style: none; padding: 0; }

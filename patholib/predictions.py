@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from patholib import files, gradcam, images, locks
-from patholib.datasets import folders
+from patholib.datasets.folders import IMAGES, walk
 from patholib.errors import PathoError, shown
 from patholib.inference import Picture, Predictor
 from patholib.progress import bar
@@ -65,14 +65,14 @@ def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     for place in map(str, places):
         if not Path(place).exists():
             raise PathoError("missing_file", place, "does not exist", "Name pictures or folders that hold some")
-        inside, passed = folders.walk(Path(place)) if Path(place).is_dir() else ([""], {})
+        inside, passed = walk(Path(place)) if Path(place).is_dir() else ([""], {})
         for name in inside:
             path = files.joined(place, name) if name else place
             found.setdefault(os.path.normpath(path), path)
         left.update({kind: len(names) for kind, names in passed.items()})
     if not found:
         raise PathoError("no_images", ", ".join(map(str, places)), "hold no picture",
-                         f"Name folders with files that end in {', '.join(folders.IMAGES)}")
+                         f"Name folders with files that end in {', '.join(IMAGES)}")
     return list(found.values()), dict(left)
 
 

@@ -26,7 +26,7 @@ CHOICES = {
     "optimizer": ("adam", "adamw"),
     "schedule": ("sgdr", "plateau", "constant"),
     "loss": ("cross_entropy", "focal", "focal_weighted_pt"),
-    "balance": ("none", "weights", "sampler", "sampler_and_weights"),
+    "balance": ("none", "weights", "sampler", "logit_adjustment", "sampler_and_weights"),
     "monitor": ("auc", "balanced_accuracy", "accuracy"),
     "stop": ("cycle_end", "any_epoch"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
@@ -184,7 +184,7 @@ class Recipe:
 
     name: str
     classes: tuple[str, ...]  # in the order of the model's outputs
-    positive: str | None  # the class whose sensitivity is reported; None: no class is singled out
+    positive: str | None  # the class not to be missed: decided by a threshold, of more than two an alert; None: none
 
     # Data
     group_by: str = "group"  # manifest column no value of which may stand in two splits; "image": none, as published
@@ -316,7 +316,7 @@ BREAKHIS = Recipe(
 ISIC2019 = Recipe(
     name="isic2019",
     classes=("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC"),
-    positive=None,
+    positive="MEL",
     group_by="lesion",
     arch="efficientnet_b0",
     head_width=256,

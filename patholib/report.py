@@ -18,7 +18,7 @@ import pandas as pd
 
 from patholib import files, pages, recipes
 from patholib.errors import PathoError, shown
-from patholib.metrics import of_subgroup, readable
+from patholib.metrics import ALERT, of_subgroup, readable
 from patholib.recipes import Recipe
 
 NOTICE = ("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
@@ -29,8 +29,11 @@ PUBLISHED = ("**Recipe as published, mistakes included.** This run measures what
              "not to be quoted as performance.")
 SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)"}
 ORDER = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_precision",
-         "macro_specificity", "macro_f1", "log_loss", "brier")
+         "macro_specificity", "macro_f1", "log_loss", "brier", "ece")
+WORDS = {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1", "brier": "Brier score", "ece": "calibration error",
+         "ppv": "positive predictive value", "npv": "negative predictive value"}
 HEATMAPS_SHOWN = 12
+CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
 
 
 # ---------------------------------------------------------------------------------------------------------- the hints
@@ -74,7 +77,8 @@ def _learning_hints(table: pd.DataFrame, recipe: Recipe) -> list[str]:
     if rise > 0.15 and table["train_loss"].iloc[-1] < table["train_loss"][low]:
         found.append(f"The validation loss was lowest in epoch {epochs[low]} ({table['val_loss'][low]:.3f}) and then "
                      f"rose by {100 * rise:.0f} % while the training loss fell: the model grows too sure of itself. "
-                     "Probabilities need calibrating; try `label_smoothing`, more `weight_decay` or fewer `epochs`.")
+                     "The temperature mends its probabilities, not its ranking; try `label_smoothing`, more "
+                     "`weight_decay` or fewer `epochs`.")
     if n >= 8 and best <= epochs.iloc[0] + 0.15 * n:
         found.append(f"The best epoch was {best} of {last}: nothing was gained afterwards. The rate may be too high "
                      f"for pretrained weights or the backbone too free. Lower `lr` (now {recipe.lr:g}) or freeze more "
@@ -141,18 +145,19 @@ def _judging_hints(metrics: Mapping, recipe: Recipe) -> list[str]:
 def _sensitivity_hints(test: Mapping, recipe: Recipe) -> list[str]:
     per_class, found = test.get("per_class", {}), []
     support = {c: row["support"] for c, row in per_class.items()}
-    if recipe.positive in per_class and (value := per_class[recipe.positive]["sensitivity"]["value"]) is not None:
-        if value < 0.9:
+    if len(support) == 2 and recipe.positive in per_class:
+        value = per_class[recipe.positive]["sensitivity"]["value"]
+        if value is not None and value < 0.9:
             more = 2 * support[recipe.positive] > sum(support.values())
             why = (f"The class {recipe.positive} is the more frequent one, so balancing (`balance={recipe.balance!r}`) "
                    "moves decisions away from it: try `balance='none'`. Rather than that,"
                    if more and recipe.balance != "none" else "Class weights move this only indirectly:")
             n = support[recipe.positive]
             found.append(f"Sensitivity for {recipe.positive} is {value:.3f}: {round((1 - value) * n)} of {n} images "
-                         f"were missed at threshold {test.get('threshold')}. {why} choose the threshold on the "
-                         "validation images for the sensitivity you need, and accept the specificity that goes with "
-                         "it.")
-    elif recipe.positive is None:
+                         f"were missed at threshold {test.get('threshold'):.4g}. {why} choose the threshold on "
+                         "the validation images for the sensitivity you need, and accept the specificity that goes "
+                         "with it (target_sensitivity of the notebook).")
+    elif len(support) > 2 or recipe.positive is None:
         known = {c: row["sensitivity"]["value"] for c, row in per_class.items()
                  if row["sensitivity"]["value"] is not None}
         weak = sorted((c for c in known if known[c] < 0.5), key=known.get)
@@ -179,7 +184,7 @@ def _text(value) -> str:
 
 
 def _words(name: str) -> str:
-    return {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1", "brier": "Brier score"}.get(name, name.replace("_", " "))
+    return WORDS.get(name, name.replace("_", " "))
 
 
 def _count(number) -> str:
@@ -307,7 +312,8 @@ def _in_short(run: _Run) -> list[str]:
     lines = ["## In short", ""]
     if test is None:
         return [*lines, "There are no test numbers: `metrics.json` has none.", ""]
-    names = [recipe.monitor, "balanced_accuracy"] + ["sensitivity", "specificity"] * bool(recipe.positive)
+    by_threshold = recipe.positive is not None and len(recipe.classes) == 2
+    names = [recipe.monitor, "balanced_accuracy"] + ["sensitivity", "specificity"] * by_threshold
     names = list(dict.fromkeys(names))
     rows = [(_words(n), *(readable(run.metrics[k]["metrics"].get(n)) if k in run.metrics else "absent"
                           for k in ("test", "baseline"))) for n in names]
@@ -432,6 +438,25 @@ def _cell(value) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
+def _decision(run: _Run) -> list[str]:
+    found, lines = run.metrics.get("decision"), ["## Decision", ""]
+    if not found:
+        return [*lines, "No decision is recorded: temperature and threshold were not locked before the test images "
+                "were judged.", ""]
+    rows = {"rule": found["rule"], "temperature": f"{found['temperature']:.4g}",
+            "locked": found["locked"], "SHA-256 of `predictions_val.csv`": found["predictions_val_sha256"]}
+    if found["threshold"] is not None:
+        what = "threshold" if len(run.recipe.classes) == 2 else "threshold of the alert"
+        rows[what] = f"p_{found['positive']} >= {found['threshold']:.4g}"
+    lines += ["Chosen on the validation images alone and locked before a test image was judged.", "",
+              *_table(("", "value"), [(_words(key), _text(value)) for key, value in rows.items()])]
+    if found["validation"]:
+        lines += _table(("validation, where it was chosen", "value (95 % interval)"),
+                        [(_words(name), readable(number)) for name, number in found["validation"].items()])
+        lines += ["These flatter, for the threshold was chosen to reach them; the test numbers are below.", ""]
+    return [*lines, *[f"- {_text(note)}" for note in found["notes"]], ""]
+
+
 def _results(run: _Run) -> list[str]:
     lines, sets = ["## Results", ""], run.sets
     if not sets:
@@ -447,12 +472,64 @@ def _results(run: _Run) -> list[str]:
         lines += [line.replace("- ", f"- {SETS[key]}: ", 1) for line in _why((_words(n), s["metrics"].get(n))
                                                                             for n in ORDER) if line]
     lines.append("")
-    lines += ["Log loss and Brier score: lower is better. The validation images chose the best epoch, so their numbers "
-              "flatter.", ""]
+    lines += ["Log loss, Brier score and calibration error: lower is better. The validation images chose the best "
+              "epoch, the temperature and the threshold, so their numbers flatter.", ""]
     for key, s in sets.items():
         lines += [f"- {SETS[key]}: {_text(note)}" for note in s.get("notes", [])]
-    lines += ["", *_per_class(run), *_subgroups(run), *_patients(run)]
+    lines += [""]
+    for part in (_per_class, _alert, _calibration, _abstention, _tta_gain, _subgroups, _patients):
+        lines += part(run)
     return lines
+
+
+def _alert(run: _Run) -> list[str]:
+    found = run.metrics.get("test", {}).get("alert")
+    if not found:
+        return []
+    name = _text(found["positive"])
+    apart = "" if len(run.recipe.classes) == 2 else \
+        " It is an alert beside the decision, which the largest probability takes."
+    lines = [f"### {name} at the locked threshold (test)", "",
+             f"Called {name} where its probability is at least {found['threshold']:.4g}: "
+             f"{100 * found['flagged']:.0f} % of {_count(found['images'])} images; {_count(found['positives'])} are "
+             f"{name}, of {_count(found['positive_groups'])} groups.{apart}", ""]
+    numbers = [(_words(n), found[n]) for n in ALERT]
+    return [*lines, *_table(("", "value (95 % interval)"), [(n, readable(v)) for n, v in numbers]), *_why(numbers)]
+
+
+def _calibration(run: _Run) -> list[str]:
+    found = run.metrics.get("calibration") or {}
+    if not found:
+        return []
+    rows = [(SETS[key], when, f"{s['temperature']:.3g}", *(f"{s[n]:.3f}" for n in CALIBRATION))
+            for key, both in found.items() for when, s in both.items()]
+    head = ("", "", "temperature", "calibration error, bins of equal mass", "of equal width", "by chance",
+            "Brier score", "log loss")
+    return ["### Calibration", "", "Before and after the temperature that was fitted on the validation images. The "
+            "error cannot be below zero, so even perfect probabilities have the one given as by chance, were the "
+            "images independent.", "", *_table(head, rows)]
+
+
+def _abstention(run: _Run) -> list[str]:
+    found = run.metrics.get("test", {}).get("abstention")
+    if not found:
+        return []
+    places = sorted({int(np.searchsorted(found["coverage"], share - 1e-9)) for share in (0.5, 0.7, 0.8, 0.9, 1)})
+    rows = [(f"{100 * found['coverage'][i]:.0f} %", f"{100 * found['risk'][i]:.1f} %") for i in places]
+    return ["### If the least sure images go to a person (test)", "",
+            *_table(("images answered", "of these wrong"), rows),
+            f"Mean over all coverages: {found['aurc']:.3f}; leaving out by chance gives {found['aurc_random']:.3f}, "
+            f"leaving out the wrong ones first {found['aurc_best']:.3f}.", ""]
+
+
+def _tta_gain(run: _Run) -> list[str]:
+    found = run.metrics.get("tta_gain")
+    if not found:
+        return []
+    numbers = [(_words(n), found[n]) for n in ORDER if n in found]
+    return ["### What averaged views change (test)", "", "Averaged minus plain, the same groups drawn for both; an "
+            "interval that holds 0 shows no difference.", "",
+            *_table(("", "difference (95 % interval)"), [(n, readable(v)) for n, v in numbers]), *_why(numbers)]
 
 
 def _judged(run: _Run) -> tuple[str, dict]:
@@ -492,7 +569,7 @@ def _subgroups(run: _Run) -> list[str]:
         cells.append((name, _count(row["images"]), _count(row["groups"]), *numbers))
     lines += _table(("subgroup", "images", "groups", *map(_words, names)), cells)
     if any(row.get("few") for row in rows):
-        lines += ["&#42; Fewer than ten groups: the interval is too narrow to lean on.", ""]
+        lines += ["&#42; Too few to judge: fewer than ten groups, and the interval is too narrow to lean on.", ""]
     return lines
 
 
@@ -506,6 +583,17 @@ def _patients(run: _Run) -> list[str]:
               + (f"; {both} more have two labels and are left out" if both else "")
               + f". Patient recognition rate: **{readable(patients.get('recognition_rate'))}**, the mean share of a "
               "patient's images that are right.", ""]
+    one = patients.get("one_patient")
+    if one:
+        lines += [f"One patient is {100 * one['share']:.1f} % of that rate. " + " ".join(
+            f"Leaving any one out, the {_words(name)} lies between {one[name]['low']:.3f} and {one[name]['high']:.3f}."
+            for name in ("recognition_rate", "auc") if name in one), ""]
+    levels = found.get("levels") or {}
+    if levels:
+        rows = [(_text(level), _count(s["patients"]), readable(s.get("recognition_rate")),
+                 readable((s.get("summary") or {"metrics": {}})["metrics"].get("accuracy")))
+                for level, s in ({patients.get("column", "?"): patients} | levels).items()]
+        lines += _table(("gathered by", "number", "recognition rate", "accuracy of their mean probabilities"), rows)
     inner = patients.get("summary")
     if inner:
         rows = [(_words(n), readable(inner["metrics"][n])) for n in ORDER if n in inner["metrics"]]
@@ -569,7 +657,7 @@ def write(run_dir: Path) -> Path:
     """
     run = _Run(run_dir)
     lines = [*run.banners(), f"# {_title(run)}", "", NOTICE, ""]
-    for section in (_in_short, _data, _split, _recipe, _training, _results, _pictures, _origin):
+    for section in (_in_short, _data, _split, _recipe, _training, _decision, _results, _pictures, _origin):
         lines += section(run)
     text = _joined(lines)
     files.write_text(run.folder / "report.md", text)
@@ -654,6 +742,7 @@ def _page(markdown: str, run: _Run) -> str:
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(run.folder, m[2]), body)
     body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
+    body = re.sub(r"<tr>(?=\s*<td>[^<]* \*</td>)", '<tr class="few">', body)  # subgroups too small to judge
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
     return pages.frame(f"Report: {run.run.get('name', run.folder.name)}", body)
 

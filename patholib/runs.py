@@ -94,7 +94,7 @@ def output_folder(given: Path | str | None = None) -> Path:
 
     It need not exist, but it must be possible to make it. Errors: output_unwritable.
     """
-    folder = Path(given or os.environ.get("PATHOLIB_OUTPUTS") or files.project_root() / "outputs").resolve()
+    folder = Path(given or files.outputs()).resolve()
     there = next((place for place in (folder, *folder.parents) if os.access(place, os.F_OK)), folder)
     if not there.is_dir():
         raise _unwritable(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import os
 import re
@@ -22,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from patholib import augment, checkpoints, evaluation, files, losses, manifest, metrics, schedules
 from patholib.errors import PathoError
 from patholib.images import Batch, ImageSet, batches, threads
 from patholib.models import Classifier, autocast
+from patholib.progress import bar, say
 from patholib.recipes import Recipe
 from patholib.runs import Run
 
@@ -75,7 +76,7 @@ def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", wor
     """
     gpus = range(torch.cuda.device_count())  # named, as fork_rng warns where it has to find several by itself
     with torch.random.fork_rng(gpus), backend(run.recipe.fast):  # the caller's generators and switches stay
-        learner = Learner(model, images, run, choose_device(device), threads(workers, tqdm.write))
+        learner = Learner(model, images, run, choose_device(device), threads(workers, say))
         learner.resume()
         try:
             with _Stop(max_hours) as stop:
@@ -95,14 +96,12 @@ class Learner:
         self.model = model.to(device, memory_format=torch.channels_last)
         counts = np.bincount(self.train.labels, minlength=len(images.classes))
         self._refuse_what_cannot_be_learnt(counts)
-        self.precision, self.precision_reason = choose_precision(self.recipe.precision, device, self.model,
-                                                                 self.recipe.batch_size)
         self.loss = losses.build(self.recipe, counts).to(device)
+        self.effective_prior = losses.effective_prior(self.recipe, counts).to_dict()
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.recipe.optimizer]
         # Every parameter is in the optimizer from the start; what is frozen has no gradient and is passed over.
         self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay,
                                    fused=True)  # one pass over the weights instead of a dozen
-        self.scaler = self._new_scaler()
         self.side = None
         if device.type == "cuda":
             # Where the views are made: small kernels that must not queue behind a step, or the next one would wait.
@@ -129,7 +128,17 @@ class Learner:
             raise PathoError("bad_parameter", "batch_size", "leaves one image for the last batch, which BatchNorm "
                              "cannot normalise", "Change batch_size, or set drop_last")
 
-    def _new_scaler(self) -> torch.amp.GradScaler:
+    @functools.cached_property
+    def arithmetic(self) -> tuple[str, str]:
+        """The precision and why it is taken; not before it is needed, because a resumed run knows its own."""
+        return choose_precision(self.recipe.precision, self.device, self.model, self.recipe.batch_size)
+
+    @property
+    def precision(self) -> str:
+        return self.arithmetic[0]
+
+    @functools.cached_property
+    def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def steps_per_epoch(self) -> int:
@@ -139,20 +148,20 @@ class Learner:
 
     def run_epochs(self, stop: _Stop) -> None:
         """Trains until the recipe's end, an early stop or a request to stop."""
-        tqdm.write(f"training on {self.device} in {self.precision}: {self.precision_reason}")
+        say(f"training on {self.device} in {self.precision}: {self.arithmetic[1]}")
         total = self.steps_per_epoch()
-        with tqdm(total=self.recipe.epochs * total, initial=self.progress.epoch * total + self.progress.step,
-                  unit="step", desc="training") as bar:
+        with bar(total=self.recipe.epochs * total, initial=self.progress.epoch * total + self.progress.step,
+                 unit="step", desc="training") as meter:
             while not self.progress.reason:
                 try:
-                    self.run_epoch(bar, stop)
+                    self.run_epoch(meter, stop)
                 except PathoError as error:
                     self._roll_back(error)
-                    bar.n = self.progress.epoch * total + self.progress.step
+                    meter.n = self.progress.epoch * total + self.progress.step
                     continue
                 self.progress.reason = self._end_reason()
                 self.saving.due(self, must=bool(self.progress.reason))
-        self.saving.tables(self.progress.history)
+        self.saving.tables(self.progress.history)  # once more, where the disk was full after the last epoch
         self.model.load_state_dict(self.best["model"])
         self.run.update(status="trained", training=self.facts(), weights=self.model.weights_source)
 
@@ -162,7 +171,7 @@ class Learner:
         scores = self.progress.scores(self.recipe.monitor)
         return "no improvement" if schedules.should_stop(self.recipe, scores) else ""
 
-    def run_epoch(self, bar, stop: _Stop) -> None:
+    def run_epoch(self, meter, stop: _Stop) -> None:
         """One pass over the training images from where it stands, one validation, one row of history."""
         recipe, progress, epoch = self.recipe, self.progress, self.progress.epoch
         stage = recipe.stage_at(epoch)
@@ -175,10 +184,10 @@ class Learner:
         for batch in self.batches(epoch):
             self.step(batch, epoch)
             progress.sums["seconds"] = before + time.perf_counter() - started
-            bar.update()
+            meter.update()
             self._leave_if_asked(stop)
             self.saving.due(self)
-        self._finish_epoch(stage, lr, bar, stop)
+        self._finish_epoch(stage, lr, meter, stop)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's batches from where training stands, their views made ahead of use."""
@@ -286,7 +295,7 @@ class Learner:
             torch.cuda.empty_cache()
         self.run.log("out_of_memory", parts=progress.parts, epoch=progress.epoch + 1, step=progress.step + 1,
                      reason=reason)
-        tqdm.write(f"out of memory: each batch is computed in {progress.parts} parts from here on"
+        say(f"out of memory: each batch is computed in {progress.parts} parts from here on"
                    + (", whose BatchNorm statistics differ from the whole batch's" if learning else ""))
 
     def _nonfinite(self, batch, epoch: int, what: str) -> PathoError:
@@ -306,11 +315,11 @@ class Learner:
         self.progress.rollbacks = done + 1
         self.run.log("rollback", why=str(error), number=done + 1, epoch=self.progress.epoch + 1,
                      step=self.progress.step)
-        tqdm.write(f"{error}\nback to epoch {self.progress.epoch + 1}, step {self.progress.step}, with half the rate "
+        say(f"{error}\nback to epoch {self.progress.epoch + 1}, step {self.progress.step}, with half the rate "
                    f"({done + 1} of {ROLLBACKS})")
         self.saving.write(self)
 
-    def _finish_epoch(self, stage, lr: float, bar, stop: _Stop) -> None:
+    def _finish_epoch(self, stage, lr: float, meter, stop: _Stop) -> None:
         progress, sums = self.progress, self.progress.sums
         started = time.perf_counter()
         val = self.validate(stop)
@@ -331,7 +340,7 @@ class Learner:
             self.saving.best_is_new = True
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, dict(NO_SUMS)
         self.saving.tables(progress.history)
-        bar.write(line(row, self.recipe, improved))
+        meter.write(line(row, self.recipe, improved))
 
     def _weights(self, row: dict) -> dict:
         """A copy of what the best epoch learnt, apart from what goes on learning."""
@@ -369,10 +378,10 @@ class Learner:
         self._refuse_what_is_of_another_run(state)
         before = state["circumstances"]
         if self.recipe.precision == "auto" and before["device"] == self.device.type:
-            self.precision, self.precision_reason = before["precision"], "as the run began"
+            self.arithmetic = before["precision"], "as the run began"
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler = self._new_scaler()  # one that was left in the middle of a step cannot be used again
+        vars(self).pop("scaler", None)  # one that was left in the middle of a step cannot be used again
         if state["scaler"] and self.scaler.is_enabled():  # both are so unless the precision is another one
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
@@ -389,7 +398,7 @@ class Learner:
         now = self._circumstances()
         other = {key: (old, now[key]) for key, old in before.items() if old != now[key]}
         self.run.log("resumed", epoch=self.progress.epoch + 1, step=self.progress.step, changed=other)
-        tqdm.write(f"resumed after epoch {self.progress.epoch}, step {self.progress.step} of {self.steps_per_epoch()}"
+        say(f"resumed after epoch {self.progress.epoch}, step {self.progress.step} of {self.steps_per_epoch()}"
                    + "".join(f"; {key} {a} -> {b}" for key, (a, b) in other.items())
                    + (": not equal to the last bit from here on" if other else ""))
 
@@ -414,9 +423,9 @@ class Learner:
         seconds = sum(row["seconds"] + row["val_seconds"] for row in progress.history)
         return {"ended": progress.reason, "epochs": progress.epoch, "best_epoch": best + 1,
                 f"best_val_{self.recipe.monitor}": scores[best], "device": str(self.device),
-                "precision": self.precision, "precision_reason": self.precision_reason,
+                "precision": self.precision, "precision_reason": self.arithmetic[1],
                 "micro_batch": math.ceil(self.recipe.batch_size / progress.parts), "rollbacks": progress.rollbacks,
-                "seconds": seconds, "saving_seconds": progress.saving}
+                "effective_prior": self.effective_prior, "seconds": seconds, "saving_seconds": progress.saving}
 
 
 class Saving:
@@ -448,7 +457,7 @@ class Saving:
             if must or self.failures == FAILED_WRITES:
                 raise self._rescued(learner, error) from error
             self.run.log("checkpoint_failed", why=str(error), number=self.failures)
-            tqdm.write(f"checkpoint not written, training goes on: {error}")
+            say(f"checkpoint not written, training goes on: {error}")
         self.last = time.monotonic()
         self.cost = self.last - started
         self.spent += self.cost
@@ -481,7 +490,7 @@ class Saving:
             files.write_table(self.run.dir / "history.csv", pd.DataFrame(history))
             files.write_json(self.run.dir / "history.json", history)
         except PathoError as error:
-            tqdm.write(f"history not written, training goes on: {error}")
+            say(f"history not written, training goes on: {error}")
 
 
 class _Stop:

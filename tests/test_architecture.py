@@ -19,10 +19,10 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
-    {"files", "locks", "progress", "guard"},
-    {"recipes", "metrics", "losses", "schedules", "figures", "pages", "signatures", "archives"},
-    {"manifest"},
-    {"datasets", "datareport", "calibration"},
+    {"files", "locks", "progress", "calibration", "guard"},
+    {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives"},
+    {"manifest", "figures"},
+    {"datasets", "datareport"},
     {"images", "augment", "models"},
     {"checkpoints", "evaluation", "gradcam", "runs", "leakage", "novelty", "sandbox"},
     {"training", "report", "export"},
@@ -34,8 +34,9 @@ LEVELS = (
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SERVE_ALL = {"patholib", "errors", "files"}  # "patholib" itself: its __version__
-HOMES = {"matplotlib": {"figures"}, "seaborn": {"figures"}, "ipywidgets": {"explorer"}, "fastapi": {"webapp"},
-         "starlette": {"webapp"}, "uvicorn": {"webapp"}, "pydantic": {"webapp"}, "h11": {"webapp"}}
+HOMES = {"matplotlib": {"figures"}, "seaborn": {"figures"}, "tqdm": {"progress"}, "ipywidgets": {"explorer"},
+         "fastapi": {"webapp"}, "starlette": {"webapp"}, "uvicorn": {"webapp"}, "pydantic": {"webapp"},
+         "h11": {"webapp"}}
 
 
 def sources() -> dict[str, ast.Module]:

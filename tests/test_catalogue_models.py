@@ -20,7 +20,7 @@ import safetensors.torch
 import tiny
 import torch
 
-from patholib import export, files, models
+from patholib import export, files, models, novelty
 from patholib.errors import PathoError
 from patholib.export import MANIFEST, WEIGHTS
 
@@ -316,11 +316,11 @@ def test_M12_class_names(folder, kind, name, catalogue):
     catalogue("M12", f"class names with {kind}", refusal(folder, "bad_manifest"))
 
 
-@pytest.mark.parametrize("found", [1, 3, 2.0, "2", True, None, [2], {}, 10**300], ids=reprlib.repr)
+@pytest.mark.parametrize("found", [1, 2, 4, 3.0, "3", True, None, [3], {}, 10**300], ids=reprlib.repr)
 def test_M13_another_format(folder, found, catalogue):
     forge(folder, manifest_of(folder) | {"format": found})
     catalogue("M13", "a manifest of an older, a newer or no format", refusal(folder, "model_format"))
-    for content in ("[]", "2", "null", '"text"'):
+    for content in ("[]", "3", "null", '"text"'):
         (folder / MANIFEST).write_text(content)
         refusal(folder, "model_format")
 
@@ -379,10 +379,52 @@ def test_M15_P18_a_normalisation_that_is_not_the_models_own(folder, norm, catalo
 @pytest.mark.parametrize(("name", "value"), [
     ("threshold", -0.1), ("threshold", 1.5), ("threshold", float("nan")), ("threshold", "0.4"), ("threshold", True),
     ("threshold", 10**400), ("temperature", 0), ("temperature", -1), ("temperature", float("inf")),
-    ("temperature", []), ("epoch", 0), ("epoch", 2.5), ("epoch", "3")])
+    ("temperature", []), ("epoch", 0), ("epoch", 2.5), ("epoch", "3"), ("smallest_side", 0), ("smallest_side", 0.5)])
 def test_M15_numbers_that_cannot_be(folder, name, value, catalogue):
     forge(folder, manifest_of(folder) | {name: value})
     catalogue("M15", f"an impossible {name}", refusal(folder, "bad_manifest"))
+
+
+@pytest.mark.parametrize("changed", [
+    {"temperature": 1.4}, {"threshold": None}, {"positive": "benign"}, {"threshold": True}])
+def test_M15_a_decision_that_is_not_the_one_applied(folder, changed, catalogue):
+    decision = {"temperature": 1.5, "threshold": 0.4, "positive": "malignant", "rule": "sensitivity >= 0.95"}
+    manifest = manifest_of(folder) | {"decision": decision}
+    forge(folder, manifest)
+    export.load_model(folder)
+    forge(folder, manifest | {"decision": decision | changed})
+    catalogue("M15", "a decision other than the temperature and threshold", refusal(folder, "bad_manifest"))
+    forge(folder, manifest | {"decision": decision | {"rule": "\x1b[2J"}})
+    refusal(folder, "bad_manifest")
+
+
+@pytest.mark.parametrize("name", export.ORIGIN)
+def test_M15_an_origin_that_is_no_text(folder, name, catalogue):
+    origin = manifest_of(folder)["origin"]
+    for value in (None, 3, ["x"], "\u202e"):
+        forge(folder, manifest_of(folder) | {"origin": origin | {name: value}})
+        catalogue("M15", "an origin that is no text, or has control characters", refusal(folder, "bad_manifest"))
+
+
+FAMILIAR = novelty.learn(tiny.image_set(train=40, val=20)).to_json()
+
+
+@pytest.mark.parametrize("changed", [
+    {"features": ["red"]}, {"mean": []}, {"mean": FAMILIAR["mean"][:-1]}, {"scale": [0.0] * len(FAMILIAR["scale"])},
+    {"scale": [float("nan")] * len(FAMILIAR["scale"])}, {"precision": FAMILIAR["precision"][:-1]},
+    {"precision": [[-value for value in row] for row in FAMILIAR["precision"]]},
+    {"precision": [[1, *row[1:]] for row in FAMILIAR["precision"]]}, {"precision": "x"}, {"precision": [[10**400]]},
+    {"limit": 0}, {"limit": float("inf")}, {"limit": None}, {"limit": True}, {"limit": "1"}, {"colourless": 2},
+    {"colourless": None}, {"trained": 0}, {"trained": 1.5}, {"validated": -1}, {"validated": True}, {"kept": 0.5}],
+    ids=reprlib.repr)
+def test_M15_an_impossible_novelty(folder, changed, catalogue):
+    forge(folder, manifest_of(folder) | {"novelty": FAMILIAR})
+    assert novelty.from_json(export.load_model(folder)[1]["novelty"]).limit == FAMILIAR["limit"]
+    forge(folder, manifest_of(folder) | {"novelty": FAMILIAR | changed})
+    catalogue("M15", "an impossible account of the training images", refusal(folder, "bad_manifest"))
+    for name in changed:
+        forge(folder, manifest_of(folder) | {"novelty": {k: v for k, v in FAMILIAR.items() if k != name}})
+        refusal(folder, "bad_manifest")
 
 
 def test_M15_every_missing_field_is_named(folder, whole, catalogue):
@@ -482,6 +524,6 @@ def test_M15_300_random_changes_with_their_digests_renewed(folder, whole, catalo
 
 def test_a_manifest_nested_without_end_is_refused(folder):
     for depth in (100, 900, 950, 980, 990, 1000, 100_000):
-        (folder / MANIFEST).write_text('{"format": 2, "notice": ' + "[" * depth + "]" * depth + "}")
+        (folder / MANIFEST).write_text('{"format": 3, "notice": ' + "[" * depth + "]" * depth + "}")
         with pytest.raises(PathoError):
             export.load_model(folder)

@@ -13,10 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, image_set, network, open_run, same_bits, train, without_time
+from tiny import TINY, image_set, network, open_run, pictures, prepare, same_bits, train, without_time
 
-from patholib import augment, checkpoints, files, images, locks, losses, manifest, recipes, runs, training
-from patholib.datasets import table
+from patholib import augment, checkpoints, files, images, locks, losses, recipes, runs, training
 from patholib.errors import PathoError
 from patholib.models import build
 from patholib.recipes import BREAKHIS
@@ -158,7 +157,7 @@ def gradients(parts, kind="cross_entropy"):
     counts = image_set().table["split"].eq("train").sum()
     assert counts >= 24
     learner = training.Learner.__new__(training.Learner)
-    learner.device, learner.recipe, learner.precision = torch.device("cpu"), recipe, "fp32"
+    learner.device, learner.recipe, learner.arithmetic = torch.device("cpu"), recipe, ("fp32", "as the test says")
     learner.model = build(recipe).eval()
     learner.loss = losses.Loss(kind, torch.tensor([0.3, 1.7]))
     learner.optimizer = torch.optim.Adam(learner.model.parameters())
@@ -329,26 +328,11 @@ def test_T09_where_the_home_folder_cannot_be_written_either_the_error_is_the_fir
 # --- T11 to T18, T22: going on ----------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Eight patients of two classes, two small pictures each."""
-    folder = tmp_path_factory.mktemp("set") / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(16):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-        rows.append({"path": f"{i:02}.png", "label": BREAKHIS.classes[i % 4 // 2], "group": f"p{i // 2}"})
-    files.write_table(folder / "mine.csv", pd.DataFrame(rows))
-    return folder
+def own_data(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("set") / "pictures")
 
 
 OWN = replace(TINY, group_by="group", batch_size=4)
-
-
-def prepare(folder, seed=0):
-    checked = images.check(table.read(folder / "mine.csv"), OWN.cache_size, cache_dir=folder.parent / "cache",
-                           progress=False)
-    return checked, manifest.split(checked.manifest, seed=seed)
 
 
 def unfinished(folder, output, recipe=OWN):
@@ -358,39 +342,39 @@ def unfinished(folder, output, recipe=OWN):
     return run.dir.name
 
 
-def test_T11_a_changed_recipe_is_refused_with_its_changes(pictures, tmp_path, catalogue):
-    name = unfinished(pictures, tmp_path)
+def test_T11_a_changed_recipe_is_refused_with_its_changes(own_data, tmp_path, catalogue):
+    name = unfinished(own_data, tmp_path)
     changed = replace(OWN, lr=5e-3, patience=3, augmentation=replace(OWN.augmentation, noise=0.1))
-    error = refusal(runs.start, changed, *prepare(pictures), output=tmp_path, resume="must")
+    error = refusal(runs.start, changed, *prepare(own_data), output=tmp_path, resume="must")
     assert error.code == "resume_changed" and error.subject == name
     assert "lr 0.01 -> 0.005" in error.reason and "augmentation.noise 0.0 -> 0.1" in error.reason
     assert "patience" not in error.reason  # which may change
     catalogue("T11", "another learning rate, resume=must", error)
 
 
-def test_T11_with_auto_a_new_run_says_why_it_is_new(pictures, tmp_path, capsys, catalogue):
-    name = unfinished(pictures, tmp_path)
-    run = runs.start(replace(OWN, lr=5e-3), *prepare(pictures), output=tmp_path)
+def test_T11_with_auto_a_new_run_says_why_it_is_new(own_data, tmp_path, capsys, catalogue):
+    name = unfinished(own_data, tmp_path)
+    run = runs.start(replace(OWN, lr=5e-3), *prepare(own_data), output=tmp_path)
     said = capsys.readouterr().out
     assert run.dir.name != name and name in said and "lr 0.01 -> 0.005" in said
     catalogue("T11", "another learning rate, resume=auto", "a new run, and one line that says what is changed")
 
 
-def test_T11_epochs_may_grow_and_may_not_shrink(pictures, tmp_path, catalogue):
-    name = unfinished(pictures, tmp_path)
-    run = runs.start(replace(OWN, epochs=5, patience=2, precision="bf16"), *prepare(pictures), output=tmp_path,
+def test_T11_epochs_may_grow_and_may_not_shrink(own_data, tmp_path, catalogue):
+    name = unfinished(own_data, tmp_path)
+    run = runs.start(replace(OWN, epochs=5, patience=2, precision="bf16"), *prepare(own_data), output=tmp_path,
                      resume="must")
     assert run.dir.name == name
     run.close()
-    error = refusal(runs.start, replace(OWN, epochs=1), *prepare(pictures), output=tmp_path, resume="must")
+    error = refusal(runs.start, replace(OWN, epochs=1), *prepare(own_data), output=tmp_path, resume="must")
     assert "epochs 5 -> 1" in error.reason
     catalogue("T11", "more epochs, another patience or precision", "accepted")
     catalogue("T11", "fewer epochs", error)
 
 
-def test_T12_changed_images_or_another_split_are_refused_by_name(pictures, tmp_path, catalogue):
+def test_T12_changed_images_or_another_split_are_refused_by_name(own_data, tmp_path, catalogue):
     own = tmp_path / "own"
-    shutil.copytree(pictures, own)
+    shutil.copytree(own_data, own)
     name = unfinished(own, tmp_path / "out")
     checked, split = prepare(own)
     moved = split.assign(split=split["split"].where(split["path"] != "03.png", "test"))
@@ -450,8 +434,8 @@ def test_T14_processes_that_share_a_batch_by_position_see_what_one_process_sees(
     catalogue("T14", "another number of processes", "positions r::n of the same global batch, the same views")
 
 
-def test_T15_a_finished_run_is_opened_and_trains_nothing(pictures, tmp_path, monkeypatch, catalogue):
-    checked, split = prepare(pictures)
+def test_T15_a_finished_run_is_opened_and_trains_nothing(own_data, tmp_path, monkeypatch, catalogue):
+    checked, split = prepare(own_data)
     first = runs.start(OWN, checked, split, output=tmp_path)
     model, own = build(OWN), checked.images.with_split(split)
     history = training.fit(model, own, first, "cpu")
@@ -528,12 +512,12 @@ def test_T16_a_lock_vanishes_with_a_killed_process(tmp_path, catalogue):
     catalogue("T16", "the first was killed", "the folder is free at once")
 
 
-def test_T16_a_busy_run_is_left_alone(pictures, tmp_path, capsys, catalogue):
-    first = runs.start(OWN, *prepare(pictures), output=tmp_path)
-    error = refusal(runs.start, OWN, *prepare(pictures), output=tmp_path, resume="must")
+def test_T16_a_busy_run_is_left_alone(own_data, tmp_path, capsys, catalogue):
+    first = runs.start(OWN, *prepare(own_data), output=tmp_path)
+    error = refusal(runs.start, OWN, *prepare(own_data), output=tmp_path, resume="must")
     assert error.code == "run_locked" and f"process {os.getpid()} on" in error.reason
     catalogue("T16", "a run that another process trains, resume=must", error)
-    second = runs.start(OWN, *prepare(pictures), output=tmp_path)
+    second = runs.start(OWN, *prepare(own_data), output=tmp_path)
     assert second.dir != first.dir and "is in use by process" in capsys.readouterr().out
 
 
@@ -553,7 +537,7 @@ def test_T17_a_kill_where_nothing_is_saved_repeats_what_was_lost(tmp_path, monke
     catalogue("T17", f"killed {moment}", "repeated from the checkpoint, the same bits")
 
 
-def test_T18_order_and_names_do_not_depend_on_the_clock(pictures, tmp_path, monkeypatch, catalogue):
+def test_T18_order_and_names_do_not_depend_on_the_clock(own_data, tmp_path, monkeypatch, catalogue):
     for step in (1, 2):
         path = checkpoints.save(tmp_path / "checkpoints", "last", step, {"step": step})
         os.utime(path, (10 ** 9 - step * 10 ** 6,) * 2)  # the clock was set back between the two
@@ -565,7 +549,7 @@ def test_T18_order_and_names_do_not_depend_on_the_clock(pictures, tmp_path, monk
             return runs.datetime(2026, 1, 1, tzinfo=tz)
 
     monkeypatch.setattr(runs, "datetime", Stopped)
-    names = {runs.start(OWN, *prepare(pictures), output=tmp_path / "out", resume="never").dir.name for _ in range(3)}
+    names = {runs.start(OWN, *prepare(own_data), output=tmp_path / "out", resume="never").dir.name for _ in range(3)}
     assert len(names) == 3
     catalogue("T18", "the clock jumps back, two runs in one second", "the newest is known by its step; two folders")
 

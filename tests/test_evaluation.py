@@ -1,6 +1,7 @@
 """Predictions: what the model says of every image, in order, untouched by how it was asked; and the colour baseline."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from patholib import evaluation, files, metrics
+from patholib import calibration, evaluation, files, metrics
 from patholib.errors import PathoError
 from patholib.recipes import BREAKHIS
 
@@ -108,7 +109,7 @@ def test_the_batch_size_changes_no_prediction(images, tta):
     recipe = replace(RECIPE, tta=tta)
     a, b = (evaluation.predict(Lopsided(), images, recipe, tta=True, batch_size=size, progress=False)
             for size in (1, 64))
-    np.testing.assert_allclose(a["p_malignant"], b["p_malignant"], atol=1e-6)
+    assert (a["p_malignant"] == b["p_malignant"]).all()  # each view is computed alone
 
 
 def test_predicting_twice_gives_the_same_bits(images):
@@ -148,7 +149,8 @@ def test_logits_are_those_behind_the_predictions(images):
     assert logits.shape == (13, 2)
     assert logits.dtype == torch.float32
     found = evaluation.predict(Lopsided(), images, RECIPE, batch_size=5, progress=False)
-    np.testing.assert_array_equal(torch.softmax(logits.double(), 1).numpy(), found[["p_benign", "p_malignant"]])
+    # Predictions are computed with BatchNorm folded away and one by one, as by the exported model.
+    np.testing.assert_allclose(torch.softmax(logits.double(), 1), found[["p_benign", "p_malignant"]], atol=1e-6)
 
 
 def test_bf16_stays_close_to_fp32(images):
@@ -332,6 +334,8 @@ def judged(tmp_path_factory):
     images = replace(images, table=images.table.assign(site=site))
     folder = tmp_path_factory.mktemp("judged")
     recipe = replace(RECIPE, tta_views=3)
+    files.write_json(folder / "run.json", {"recipe": recipe.to_json()})
+    evaluation.lock(Lopsided(), images, folder, recipe)
     found = evaluation.judge(Lopsided(), images, folder, recipe, evaluation.colour_baseline(images), ("site",))
     return folder, images, found
 
@@ -339,14 +343,201 @@ def judged(tmp_path_factory):
 def test_judging_writes_every_table_and_all_numbers_of_it(judged):
     folder, images, found = judged
     assert {path.name for path in folder.iterdir()} == {
-        "metrics.json", *(f"predictions_{name}.csv" for name in ("val", "test", "test_tta", "baseline"))}
+        "metrics.json", "decision.json", "run.json",
+        *(f"predictions_{name}.csv" for name in ("val", "test", "test_tta", "baseline"))}
     stored = files.read_json(folder / "metrics.json")
-    assert stored == json.loads(json.dumps(found.metrics)) and set(stored) == {"val", "test", "test_tta", "baseline"}
+    assert stored == json.loads(json.dumps(found.metrics)) and set(stored) == {
+        "val", "test", "test_tta", "baseline", "calibration", "decision", "tta_gain"}
+    assert stored["decision"] == files.read_json(folder / "decision.json")
     for name, part in (("val", "val"), ("test", "test"), ("test_tta", "test"), ("baseline", "test")):
-        table = evaluation.read_predictions(folder / f"predictions_{name}.csv", CLASSES)
+        table = evaluation.calibrated(folder, name)
         assert list(table["path"]) == list(images.part(part).table["path"])
-        numbers = metrics.summary(table, CLASSES, "malignant", seed=RECIPE.seed)
+        numbers = metrics.summary(table, CLASSES, "malignant", stored[name]["threshold"], seed=RECIPE.seed)
         assert {key: stored[name][key] for key in numbers} == json.loads(json.dumps(numbers))
+        assert (stored[name]["threshold"] == stored["decision"]["threshold"]) is (name != "baseline")
+
+
+def test_the_files_hold_what_the_model_said_and_calibration_is_one_function_of_it(judged):
+    folder, images, found = judged
+    raw = evaluation.read_predictions(folder / "predictions_test.csv", CLASSES)
+    plain = evaluation.predict(Lopsided(), images.part("test"), RECIPE, progress=False)
+    np.testing.assert_allclose(raw["p_malignant"], plain["p_malignant"], atol=1e-6)
+    columns = ["p_benign", "p_malignant"]
+    warm = calibration.apply(raw[columns].to_numpy(), files.read_json(folder / "decision.json")["temperature"])
+    np.testing.assert_array_equal(found.probs, warm)
+    np.testing.assert_array_equal(evaluation.calibrated(folder, "test")[columns], warm)
+    assert (raw[columns].to_numpy() != warm).any()
+
+
+def test_the_decision_comes_from_validation_images_alone(judged, tmp_path):
+    _, images, _ = judged
+    other = images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))
+    changed = replace(images, table=images.table.assign(
+        label=images.table["label"].where(images.table["split"] != "test", other)))
+    a, b = (evaluation.lock(Lopsided(), those, tmp_path / name, RECIPE).decision
+            for those, name in ((images, "a"), (changed, "b")))
+    assert {k: v for k, v in a.items() if k != "locked"} == {k: v for k, v in b.items() if k != "locked"}
+
+
+def test_the_threshold_is_the_largest_that_reaches_the_target(judged):
+    folder, _, _ = judged
+    decision, val = files.read_json(folder / "decision.json"), evaluation.calibrated(folder, "val")
+    assert decision["rule"] == "sensitivity >= 0.95 on validation" and decision["target"] == {"sensitivity": 0.95}
+
+    def sensitivity(threshold):
+        return (val.loc[val["label"] == "malignant", "p_malignant"] >= threshold).mean()
+
+    assert sensitivity(decision["threshold"]) >= 0.95 > sensitivity(np.nextafter(decision["threshold"], 1))
+    assert decision["validation"]["sensitivity"]["value"] == sensitivity(decision["threshold"])
+    assert decision["predictions_val_sha256"] == files.sha256(folder / "predictions_val.csv")
+    assert decision["notes"] == []
+    few = evaluation.choose(val[val["group"] < "0060"], CLASSES, "malignant")["notes"]
+    assert len(few) == 1 and "fewer than 20 cannot show a sensitivity of 0.95" in few[0]
+
+
+def test_no_test_image_is_looked_at_before_the_decision_is_locked(judged, tmp_path):
+    _, images, _ = judged
+    seen = []
+
+    class Watching(Lopsided):
+        def forward(self, pixels):
+            seen.append(len(pixels))
+            return super().forward(pixels)
+
+    with pytest.raises(PathoError, match="not_locked"):
+        evaluation.judge(Watching(), images, tmp_path, RECIPE)
+    assert not seen and not list(tmp_path.iterdir())
+
+
+def test_once_test_images_were_judged_the_decision_stays(judged, tmp_path):
+    folder, images, _ = judged
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    recipe = replace(RECIPE, tta_views=3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = evaluation.lock(Lopsided(), images, tmp_path, recipe)  # a finished notebook that is run again
+    evaluation.judge(Lopsided(), images, tmp_path, recipe, evaluation.colour_baseline(images), ("site",))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert again.decision == files.read_json(tmp_path / "decision.json")
+    other = Lopsided()
+    with torch.no_grad():
+        other.net[-1].bias[1] += 0.5
+    for model, asked in ((Lopsided(), {"target_sensitivity": 0.9}), (Lopsided(), {"cost_ratio": 5}), (other, {})):
+        with pytest.raises(PathoError, match="test_seen"):
+            evaluation.lock(model, images, tmp_path, recipe, **asked)
+    (tmp_path / "decision.json").unlink()
+    with pytest.raises(PathoError, match="test_seen"):
+        evaluation.lock(Lopsided(), images, tmp_path, recipe)
+    assert (tmp_path / "predictions_val.csv").read_bytes() == before["predictions_val.csv"]
+
+
+def test_before_test_images_are_judged_another_decision_may_be_locked(judged, tmp_path):
+    _, images, _ = judged
+    first = evaluation.lock(Lopsided(), images, tmp_path, RECIPE).decision
+    second = evaluation.lock(Lopsided(), images, tmp_path, RECIPE, target_sensitivity=0.5).decision
+    assert second["threshold"] > first["threshold"] and evaluation.locked(tmp_path) == second
+    by_cost = evaluation.lock(Lopsided(), images, tmp_path, RECIPE, cost_ratio=1000).decision
+    assert by_cost["validation"]["sensitivity"]["value"] == 1 and by_cost["target"] == {"cost_ratio": 1000}
+    assert by_cost["rule"] == "lowest cost on validation, a missed malignant counting 1000 false alarms"
+
+
+def test_validation_predictions_that_were_changed_after_the_lock_are_noticed(judged, tmp_path):
+    folder, images, _ = judged
+    for name in ("decision.json", "predictions_val.csv", "run.json"):
+        shutil.copy(folder / name, tmp_path)
+    text = (tmp_path / "predictions_val.csv").read_text()
+    files.write_text(tmp_path / "predictions_val.csv", text + text.splitlines()[-1] + "\n")
+    for call in (lambda: evaluation.judge(Lopsided(), images, tmp_path, RECIPE), lambda: evaluation.locked(tmp_path),
+                 lambda: evaluation.calibrated(tmp_path, "val")):
+        with pytest.raises(PathoError, match="val_changed"):
+            call()
+    files.write_json(tmp_path / "decision.json", [])
+    with pytest.raises(PathoError, match="bad_decision"):
+        evaluation.locked(tmp_path)
+
+
+def test_a_run_without_a_decision_has_the_temperature_one(judged, tmp_path):
+    folder, _, _ = judged
+    for name in ("predictions_test.csv", "run.json"):
+        shutil.copy(folder / name, tmp_path)
+    pd.testing.assert_frame_equal(evaluation.calibrated(tmp_path, "test"),
+                                  evaluation.read_predictions(tmp_path / "predictions_test.csv", CLASSES))
+
+
+EIGHT = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+
+
+def eight_classes(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(8, n, p=[0.2, 0.5, *[0.05] * 6])
+    logits = rng.normal(size=(n, 8)) + 2 * np.eye(8)[labels]
+    probs = np.exp(4 * logits) / np.exp(4 * logits).sum(axis=1, keepdims=True)  # twice as sure as it may be
+    table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(n)], "label": np.array(EIGHT)[labels],
+                          "group": [f"l{i // 2}" for i in range(n)]})
+    return evaluation.with_probs(table, EIGHT, probs)
+
+
+def test_of_more_classes_the_threshold_is_an_alert_and_the_largest_probability_decides():
+    table = eight_classes()
+    found = evaluation.choose(table, EIGHT, "MEL")
+    warm = evaluation.tempered(table, EIGHT, found["temperature"])
+    reached = warm.loc[warm["label"] == "MEL", "p_MEL"] >= found["threshold"]
+    assert reached.mean() >= 0.95 and found["threshold"] < 0.5 and found["temperature"] > 1.2
+    alert = metrics.alert(warm, EIGHT, "MEL", found["threshold"], resamples=50)
+    assert alert["sensitivity"]["value"] == found["validation"]["sensitivity"]["value"] == reached.mean()
+    assert alert["positives"] == (table["label"] == "MEL").sum()
+    by_largest = metrics.summary(warm, EIGHT, "MEL", found["threshold"], resamples=0)
+    assert by_largest["decision"] == "largest probability" and by_largest["threshold"] is None
+
+
+def test_without_a_class_to_watch_there_is_a_temperature_and_no_threshold():
+    found = evaluation.choose(eight_classes(), EIGHT, None)
+    assert found["threshold"] is None and found["positive"] is None and found["rule"] == "largest probability"
+    assert found["temperature"] > 1.2 and found["target"] == {} and found["validation"] == {}
+
+
+@pytest.mark.parametrize(("n", "labels", "words"), [(12, None, "cannot be fitted on 12 images"),
+                                                   (60, "benign", "no validation image is malignant")])
+def test_what_validation_images_cannot_tell_is_noted_and_left_alone(n, labels, words):
+    table = some_predictions(n)
+    found = evaluation.choose(table.assign(label=labels or table["label"]), CLASSES, "malignant")
+    assert found["temperature"] == 1 and any(words in note for note in found["notes"])
+    assert 0 <= found["threshold"] <= 1
+
+
+@pytest.mark.parametrize("asked", [{"target_sensitivity": 0}, {"target_sensitivity": 1}, {"target_sensitivity": 95},
+                                   {"cost_ratio": 0}, {"cost_ratio": float("inf")}])
+def test_a_target_that_nothing_can_show_is_refused(asked):
+    with pytest.raises(PathoError, match="bad_parameter"):
+        evaluation.choose(some_predictions(), CLASSES, "malignant", **asked)
+
+
+def test_the_baseline_gets_its_threshold_from_its_own_validation_images(judged):
+    folder, images, found = judged
+    baseline = evaluation.colour_baseline(images)
+    own = evaluation.choose(baseline[baseline["split"] == "val"], CLASSES, "malignant", seed=RECIPE.seed)
+    assert found.metrics["baseline"]["threshold"] == own["threshold"] != found.threshold
+    kept = evaluation.read_predictions(folder / "predictions_baseline.csv", CLASSES)
+    test = baseline[baseline["split"] == "test"].reset_index(drop=True)
+    np.testing.assert_array_equal(kept["p_malignant"],
+                                  evaluation.tempered(test, CLASSES, own["temperature"])["p_malignant"])
+
+
+def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
+    folder, _, found = judged
+    test, tta = (evaluation.calibrated(folder, name) for name in ("test", "test_tta"))
+    stored = files.read_json(folder / "metrics.json")
+    at = stored["decision"]["threshold"]
+    assert stored["test"]["alert"] == metrics.alert(test, CLASSES, "malignant", at, seed=RECIPE.seed)
+    assert stored["test"]["abstention"] == metrics.abstention(test, CLASSES, "malignant", at)
+    assert stored["test"]["decision_curve"] == metrics.decision_curve(test, "malignant")
+    assert stored["tta_gain"] == metrics.paired(tta, test, CLASSES, "malignant", at, seed=RECIPE.seed)
+    assert set(stored["calibration"]) == {"val", "test", "test_tta"}
+    before, after = (stored["calibration"]["val"][when] for when in ("before", "after"))
+    assert after["log_loss"] <= before["log_loss"] and before["temperature"] == 1
+    assert sum(row["n"] for row in after["bins"]) == stored["val"]["images"]
+    assert found.calibration.loc[("val", "after"), "log_loss"] == after["log_loss"]
+    assert found.alert.iloc[0, 0] == metrics.readable(stored["test"]["alert"]["sensitivity"])
+    assert found.tta_gain.loc["auc"].item() == metrics.readable(stored["tta_gain"]["auc"])
 
 
 def test_what_a_notebook_shows_of_it_are_the_numbers_of_the_file(judged):
@@ -373,11 +564,17 @@ def test_subgroups_are_text_with_intervals_that_says_what_is_too_small_or_undefi
     assert table.loc["islet", "auc"] == "undefined" and table.loc["islet", "accuracy"].endswith("(no interval)")
     assert "only 1 groups" in table.loc["islet", "note"] and "auc: only one class" in table.loc["islet", "note"]
     assert "groups" not in table.loc["north", "note"]
+    page, grey = found.shown_subgroups._repr_html_(), ' style="color: #76828f"'
+    assert page.count(grey) == 1 and "<td>islet</td>" in page.partition(grey)[2].partition("</tr>")[0]
+    assert page.replace(grey, "") == found.subgroups.to_html()
 
 
 def test_without_subgroups_baseline_and_views_there_is_less_and_nothing_breaks(tmp_path):
     from patholib.images import ImageSet
 
-    found = evaluation.judge(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, replace(RECIPE, tta_views=1))
-    assert set(found.metrics) == {"val", "test"} and list(found.table) == ["validation", "test"]
+    recipe = replace(RECIPE, tta_views=1)
+    evaluation.lock(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, recipe)
+    found = evaluation.judge(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, recipe)
+    assert set(found.metrics) == {"val", "test", "calibration", "decision"} and found.tta_gain.empty
+    assert list(found.table) == ["validation", "test"]
     assert found.subgroups.empty and found.summary["subgroups"] == []

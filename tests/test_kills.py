@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork a process")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork a process"),
+              pytest.mark.alone]  # at which step a kill comes is a matter of time
 
 
 def kill(tmp_path, number, seed, *options):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from patholib import losses, recipes
+from patholib import losses, recipes, training
 from patholib.errors import PathoError
 
 COUNTS = (10, 30, 5, 100, 1, 2, 7, 50)
@@ -41,7 +41,8 @@ def test_cross_entropy_is_torchs(batch, balance, smoothing):
     torch.testing.assert_close(loss(*batch), truth)
 
 
-@pytest.mark.parametrize(("balance", "weighted"), [("none", False), ("sampler", False), ("weights", True)])
+@pytest.mark.parametrize(("balance", "weighted"), [("none", False), ("sampler", False), ("logit_adjustment", False),
+                                                   ("weights", True)])
 def test_only_balance_by_weights_weighs(balance, weighted):
     weights = losses.build(replace(recipes.BREAKHIS, balance=balance), [25, 75]).weights.tolist()
     assert weights == ([1.5, 0.5] if weighted else [1, 1])
@@ -49,6 +50,47 @@ def test_only_balance_by_weights_weighs(balance, weighted):
 
 def test_the_published_double_correction_weighs_too():
     assert losses.build(recipes.as_published("breakhis"), [25, 75]).weights.tolist() == [1.5, 0.5]
+
+
+@pytest.mark.parametrize(("recipe", "benign"), [
+    (replace(recipes.BREAKHIS, balance="none"), 0.31), (replace(recipes.BREAKHIS, balance="weights"), 0.5),
+    (replace(recipes.BREAKHIS, balance="sampler"), 0.5), (replace(recipes.BREAKHIS, balance="logit_adjustment"), 0.5),
+    (recipes.as_published("breakhis"), 0.69)])
+def test_one_corrector_makes_the_classes_even_and_two_turn_them_round(recipe, benign):
+    found = losses.effective_prior(recipe, [31, 69])
+    assert found.to_dict() == pytest.approx({"benign": benign, "malignant": 1 - benign}, abs=1e-6)
+
+
+def test_what_a_sampler_draws_and_what_weights_weigh_is_the_effective_prior():
+    labels = np.repeat([0, 1], [310, 690])
+    for balance in ("none", "weights", "sampler", "sampler_and_weights"):
+        recipe = replace(recipes.as_published("breakhis"), balance=balance)
+        drawn = np.concatenate([labels[training.image_order(labels, recipe, epoch)] for epoch in range(30)])
+        weights = losses.build(recipe, [310, 690]).weights.numpy()
+        seen = np.bincount(drawn) * weights
+        assert seen / seen.sum() == pytest.approx(losses.effective_prior(recipe, [310, 690]).to_numpy(), abs=0.01)
+
+
+def test_logit_adjustment_is_equation_10_worked_by_hand():
+    # log(1 + pi_1 / pi_0 e^(f_1 - f_0)) for label 0, with pi = 1/4, 3/4 and f = (2, 1): log(1 + 3 e^-1)
+    loss = losses.build(replace(recipes.BREAKHIS, balance="logit_adjustment", label_smoothing=0.0), [25, 75])
+    assert float(loss(torch.tensor([[2.0, 1.0]]), torch.tensor([0]))) == pytest.approx(math.log(1 + 3 / math.e))
+    with pytest.raises(PathoError, match="empty_class"):
+        losses.build(replace(recipes.BREAKHIS, balance="logit_adjustment"), [3, 0])
+
+
+def test_what_logit_adjustment_learns_is_the_answer_of_even_classes():
+    """Of features that say nothing, cross-entropy learns the prior, and the adjusted loss that no class is likelier."""
+    labels = torch.arange(100).lt(25).long()
+    for balance, probability in (("none", 0.25), ("logit_adjustment", 0.5)):
+        loss = losses.build(replace(recipes.BREAKHIS, balance=balance, label_smoothing=0.0), [75, 25])
+        logits = torch.zeros(2, requires_grad=True)
+        optimizer = torch.optim.SGD([logits], lr=2.0)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss(logits.expand(100, 2), labels).backward()
+            optimizer.step()
+        assert float(logits.softmax(0)[1]) == pytest.approx(probability, abs=1e-3)
 
 
 def test_focal_loss_worked_by_hand():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as reference
 
-from patholib import metrics
+from patholib import calibration, metrics
 from patholib.errors import PathoError
 
 BINARY = ("benign", "malignant")
@@ -68,6 +68,7 @@ def test_binary_numbers_equal_scikit_learn(threshold, decimals):
         "auc": reference.roc_auc_score(true, scores),
         "log_loss": reference.log_loss(true, predictions[["p_benign", "p_malignant"]].to_numpy()),
         "brier": reference.brier_score_loss(true, scores),
+        "ece": calibration.ece(true.to_numpy().astype(int), np.stack([1 - scores, scores], axis=1), of=1),
         "sensitivity": reference.recall_score(true, called),
         "specificity": reference.recall_score(~true, ~called),
         "precision": reference.precision_score(true, called),
@@ -96,6 +97,7 @@ def test_multiclass_numbers_equal_scikit_learn(decimals):
         "auc": reference.roc_auc_score(true, probs, multi_class="ovr", average="macro"),
         "log_loss": reference.log_loss(true, probs),
         "brier": ((probs - np.eye(3)[true]) ** 2).sum(axis=1).mean(),
+        "ece": calibration.ece(true, probs),
     }, rel=1e-12)
     assert found["confusion"] == reference.confusion_matrix(true, called).tolist()
     for k, name in enumerate(THREE):
@@ -280,6 +282,7 @@ def test_the_order_of_the_rows_changes_nothing():
     shuffled = predictions.sample(frac=1, random_state=0)
     a, b = (metrics.summary(t, THREE, resamples=200) for t in (predictions, shuffled))
     assert a["confusion"] == b["confusion"]
+    assert a["metrics"].pop("ece")["value"] == pytest.approx(b["metrics"].pop("ece")["value"], rel=1e-12)
     for name, number in a["metrics"].items():
         assert b["metrics"][name] == pytest.approx(number, rel=1e-12), name
 
@@ -299,6 +302,7 @@ def test_a_chunk_border_leaves_no_resample_out():
 
 def test_every_value_lies_in_its_interval_and_all_is_json():
     found = metrics.summary(random_table(10, n=400), THREE)
+    assert "never negative" in found["metrics"].pop("ece")["no_interval"]
     numbers = [*found["metrics"].values(), *(row[m] for row in found["per_class"].values() for m in metrics.WHY)]
     assert all(n["low"] < n["value"] < n["high"] for n in numbers)
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -9,6 +9,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 import patholib
@@ -41,6 +42,7 @@ def test_the_licence_is_the_declared_one():
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n\nCopyright (c) 2026 PathoVision")
 
 
+@pytest.mark.alone
 def test_importing_patholib_is_quick_and_loads_nothing_heavy():
     code = ("import sys; before = set(sys.modules); import patholib, patholib.errors, patholib.files\n"
             "print(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torchvision import models as networks
 
 from patholib import (
     augment,
+    cli,
     datasets,
     evaluation,
     export,
@@ -22,6 +24,7 @@ from patholib import (
     files,
     gradcam,
     images,
+    inference,
     manifest,
     metrics,
     models,
@@ -35,7 +38,7 @@ from patholib.datasets import demo
 SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups": 60, "images_per_group": 1}}
 FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv", "split.csv",
          "split.csv.sha256", "history.csv", "history.json", "predictions_val.csv", "predictions_test.csv",
-         "predictions_test_tta.csv", "predictions_baseline.csv",
+         "predictions_test_tta.csv", "predictions_baseline.csv", "decision.json",
          "metrics.json", "training_metrics.png", "report.md", "report.html", "model_card.md", "model.safetensors",
          "model.json", "published.pt", "figures/confusion.png", "figures/patients.png", "heatmaps/gallery.png",
          "heatmaps/heatmaps.csv"}
@@ -76,13 +79,14 @@ def finish(root, kind):
     tiles = checked.images.with_split(split)
     model = models.build(recipe)
     history = training.fit(model, tiles, run, device="cpu", workers=1)
+    evaluation.lock(model, tiles, run.dir, recipe)
     judged = evaluation.judge(model, tiles, run.dir, recipe, evaluation.colour_baseline(tiles), source.subgroups)
     confusion = judged.summary["confusion"]
     figures.save(figures.confusion(confusion, recipe.classes, note=run.note), run.dir / "figures" / "confusion.png")
     figures.save(figures.patients(judged.patients, note=run.note), run.dir / "figures" / "patients.png")
-    shown = gradcam.explain(model, tiles.part("test"), judged.test, recipe.positive, each=1)
+    shown = gradcam.explain(model, tiles.part("test"), judged.test, recipe.positive, judged.threshold, each=1)
     figures.save_heatmaps(shown, run.dir / "heatmaps", note=run.note)
-    export.write(run.dir)
+    export.write(run.dir, tiles)
     figures.save(figures.training_metrics(history, judged.summary, confusion, recipe.classes, judged.labels,
                                           judged.probs, recipe.positive, note=run.note),
                  run.dir / "training_metrics.png")
@@ -125,13 +129,14 @@ def test_the_numbers_are_those_of_the_predictions_on_disk(done):
     stored = files.read_json(done.run.dir / "metrics.json")
     classes, positive = done.run.recipe.classes, done.run.recipe.positive
     for name in ("val", "test", "test_tta", "baseline"):
-        table = evaluation.read_predictions(done.run.dir / f"predictions_{name}.csv", classes)
-        again = json.loads(json.dumps(metrics.summary(table, classes, positive, seed=done.run.recipe.seed)))
+        table = evaluation.calibrated(done.run.dir, name)
+        threshold = stored[name]["threshold"] or 0.5
+        again = json.loads(json.dumps(metrics.summary(table, classes, positive, threshold, seed=done.run.recipe.seed)))
         assert {key: stored[name][key] for key in again} == again, name
         assert set(table["split"]) == {"val" if name == "val" else "test"}
-    table = evaluation.read_predictions(done.run.dir / "predictions_test.csv", classes)
+    table = evaluation.calibrated(done.run.dir, "test")
     who = evaluation.patient_column(table)
-    rate = metrics.patient_recognition_rate(table, classes, positive, who)
+    rate = metrics.patient_recognition_rate(table, classes, positive, who, done.judged.threshold)
     assert stored["test"]["patients"]["recognition_rate"]["value"] == rate
     assert sum(row["images"] for row in stored["test"]["subgroups"]) == len(table) * len(
         {row["column"] for row in stored["test"]["subgroups"]})
@@ -209,10 +214,62 @@ def test_the_exported_model_is_the_trained_one_bit_by_bit(done):
         assert torch.allclose(again(views), done.model.eval()(views), rtol=0, atol=1e-6)
 
 
-def test_predictions_of_the_run_are_those_of_the_exported_model(done):
-    again, _ = export.classifier(done.run.dir)
-    table = evaluation.predict(again, done.tiles.part("test"), done.run.recipe, progress=False)
-    pd.testing.assert_frame_equal(table, done.judged.test, rtol=0, atol=1e-6)
+def test_the_exported_models_answers_are_those_of_the_notebook_to_the_last_bit(done):
+    predictor, test = inference.Predictor(done.run.dir, "torch"), done.tiles.part("test")
+    columns = [f"p_{name}" for name in done.run.recipe.classes]
+    decision = files.read_json(done.run.dir / "decision.json")
+    for tta, name in ((False, "test"), (True, "test_tta")):
+        table = evaluation.calibrated(done.run.dir, name)
+        answers = predictor.answers(test.pictures, tta)
+        assert [list(answer.probs.values()) for answer in answers] == table[columns].to_numpy().tolist()
+        called = metrics.decide(table, done.run.recipe.classes, done.run.recipe.positive, done.judged.threshold)
+        assert [answer.decision for answer in answers] == called.tolist()
+    assert (predictor.temperature, predictor.threshold) == (decision["temperature"], decision["threshold"])
+    alerts = [answer.alert for answer in answers]
+    if len(columns) > 2:
+        assert alerts == (table[f"p_{decision['positive']}"] >= decision["threshold"]).tolist()
+    else:
+        assert set(alerts) == {None}
+
+
+def test_the_manifest_says_where_the_model_comes_from_and_how_its_decision_was_chosen(done):
+    facts, run = files.read_json(done.run.dir / "model.json"), files.read_json(done.run.dir / "run.json")
+    assert facts["decision"] == files.read_json(done.run.dir / "decision.json")
+    assert facts["origin"]["fingerprint"] == run["fingerprint"] and facts["data_sha256"] == run["data"]["images_sha256"]
+    assert facts["origin"]["split_sha256"] == files.sha256(done.run.dir / "split.csv")
+    assert facts["origin"]["data_licence"] == export.LICENCES["demo"] and facts["demo"]
+    assert facts["smallest_side"] == 64 and facts["novelty"]["trained"] == len(done.tiles.part("train"))
+    val = done.tiles.part("val").pictures
+    assert not any("unfamiliar" in text for answer in inference.Predictor(done.run.dir, "torch").answers(val)
+                   for text in answer.warnings)
+
+
+def test_an_export_in_a_folder_of_its_own_gives_the_same_answers(done, tmp_path, capsys):
+    pictures = done.tiles.part("test").pictures[:2]
+    assert cli.main(["export", str(done.run.dir), "--out", str(tmp_path / "model")]) == 0
+    assert str(tmp_path / "model" / "model.json") in capsys.readouterr().out
+    found, own = (inference.Predictor(folder, "torch") for folder in (tmp_path / "model", done.run.dir))
+    assert (found.probabilities(pictures) == own.probabilities(pictures)).all() and found.manifest == own.manifest
+    assert (tmp_path / "model" / "model_card.md").is_file()
+    assert cli.main(["export", str(done.run.dir), "--out", str(tmp_path / "model")]) == 2
+    assert "[output_exists]" in capsys.readouterr().err
+
+
+def test_an_export_of_an_older_format_or_from_before_the_decision_is_made_anew(done, tmp_path):
+    run = shutil.copytree(done.run.dir, tmp_path / "run")
+    facts = files.read_json(run / "model.json")
+    (run / "decision.json").rename(tmp_path / "decision.json")
+    export.write(run)
+    assert files.read_json(run / "model.json")["decision"] is None
+    assert files.read_json(run / "model.json")["novelty"] == facts["novelty"]  # of the export that was there
+    (tmp_path / "decision.json").rename(run / "decision.json")
+    export.copy(run, tmp_path / "late")
+    assert files.read_json(tmp_path / "late" / "model.json") == facts
+    files.write_json(run / "model.json", {"format": 2})
+    export.copy(run, tmp_path / "old")
+    assert files.read_json(tmp_path / "old" / "model.json") == facts | {
+        name: files.read_json(tmp_path / "old" / "model.json")[name] for name in ("novelty", "weights",
+                                                                                 "manifest_sha256")}
 
 
 def test_an_untrained_run_cannot_be_exported(done, tmp_path):

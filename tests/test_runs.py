@@ -7,12 +7,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from tiny import pictures, prepare
 
-from patholib import files, images, manifest, recipes, runs
+from patholib import files, manifest, recipes, runs
 from patholib.datasets import demo, table
 from patholib.errors import PathoError
 from patholib.recipes import BREAKHIS, Stage
@@ -22,25 +21,9 @@ KEYS = {"name", "created", "status", "demo", "fingerprint", "seed", "published",
         "code", "machine"}
 
 
-def prepare(folder):
-    """(checked, split) of the images in `folder`: the same in any process."""
-    source = table.read(folder / "mine.csv")
-    checked = images.check(source, 37, cache_dir=folder.parent / "cache", progress=False)
-    return checked, manifest.split(checked.manifest, seed=0)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Eight patients of two classes, two small pictures each."""
-    folder = tmp_path_factory.mktemp("set") / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(16):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-        rows.append({"path": f"{i:02}.png", "label": BREAKHIS.classes[i % 4 // 2], "group": f"p{i // 2}"})
-    files.write_table(folder / "mine.csv", pd.DataFrame(rows))
-    return folder
+    return pictures(tmp_path_factory.mktemp("set") / "pictures")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +132,7 @@ def test_never_starts_anew_and_auto_leaves_a_busy_folder_alone(prepared, tmp_pat
 CHILD = """
 import sys
 from pathlib import Path
-from tests.test_runs import RECIPE, prepare, runs
+from test_runs import RECIPE, prepare, runs
 run = runs.start(RECIPE, *prepare(Path(sys.argv[1])), output=Path(sys.argv[2]))
 print(run.dir.name, flush=True)
 sys.stdin.read()
@@ -158,8 +141,9 @@ sys.stdin.read()
 
 def test_two_processes_cannot_hold_one_folder_and_a_killed_one_lets_go(prepared, data, tmp_path):
     root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     process = subprocess.Popen([sys.executable, "-c", CHILD, data, tmp_path], cwd=root, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+                               stdout=subprocess.PIPE, text=True, env=env)
     try:
         held = process.stdout.readline().strip()
         assert (tmp_path / held / "run.json").is_file()

@@ -267,6 +267,7 @@ def test_S05_a_head_that_does_not_end_and_a_silent_socket(serve, monkeypatch, ca
     catalogue("S05", "a head that drips, a silent socket, a body that nobody asked for", "closed after five seconds")
 
 
+@pytest.mark.alone
 def test_S06_half_open_connections_delay_nobody(server, catalogue):
     def quickest():
         return min(timed(lambda: alive(server)) for _ in range(15))
@@ -386,6 +387,7 @@ def test_S13_an_id_that_could_carry_something_is_replaced(server, given, catalog
 
 
 @posix
+@pytest.mark.alone
 def test_S14_S16_overload_costs_no_capacity_and_a_second_signal_means_now(folder, tmp_path, pool, catalogue):
     seconds = 0.05
     with live.Process(folder, tmp_path / "log", "--units", "8", TEST_SECONDS=str(seconds)) as process:

@@ -9,9 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import nn
 
-from patholib import files, models, recipes, training
+from patholib import files, images, manifest, models, recipes, training
+from patholib.datasets import table
 from patholib.images import ImageSet
 from patholib.models import build
 from patholib.recipes import BREAKHIS
@@ -67,6 +69,25 @@ def image_set(train=32, val=16, seed=0, cue=60):
         "row": np.arange(train + val), "split": ["train"] * train + ["val"] * val,
     })
     return ImageSet(pixels.astype(np.uint8), table, BREAKHIS.classes)
+
+
+def pictures(folder):
+    """Eight patients of two classes, two small pictures each, and their table mine.csv in a new folder."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
+        rows.append({"path": f"{i:02}.png", "label": BREAKHIS.classes[i % 4 // 2], "group": f"p{i // 2}"})
+    files.write_table(folder / "mine.csv", pd.DataFrame(rows))
+    return folder
+
+
+def prepare(folder, seed=0):
+    """(checked, split) of such a folder: the same in any process."""
+    checked = images.check(table.read(folder / "mine.csv"), TINY.cache_size, cache_dir=folder.parent / "cache",
+                           progress=False)
+    return checked, manifest.split(checked.manifest, seed=seed)
 
 
 def open_run(folder, recipe=TINY):

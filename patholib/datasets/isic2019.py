@@ -73,8 +73,8 @@ def read(root: Path, missing: str = "error") -> Manifest:
         **{name: first(names) for name, names in left.items() if names},
     }
     columns = ["path", "label", "lesion", "site", "age", "sex", "age_band"]
-    return Manifest(table=table[columns], root=root, classes=classes, positive=None, group_by="lesion",
-                    levels=("lesion",), subgroups=("site", "sex", "age_band"), source="isic2019",
+    return Manifest(table=table[columns], root=root, classes=classes, positive="MEL" if "MEL" in classes else None,
+                    group_by="lesion", levels=("lesion",), subgroups=("site", "sex", "age_band"), source="isic2019",
                     demo=demo_folder(root) is not None, found=found)
 
 
