@@ -28,7 +28,6 @@ from importlib import util
 from pathlib import Path
 
 import harness
-import literal
 import numpy as np
 import pandas as pd
 import torch
@@ -85,17 +84,12 @@ class Found:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--be", nargs=3, metavar=("SERVER", "MODEL", "PORT"), help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.be:
-        name, model, port = given.be
-        {PUBLISHED: published, LITSERVE: litserve}[name](Path(model), int(port))
-        return 0
-    if not given.quick:
+    quick = parser.parse_args(arguments).quick
+    if not quick:
         harness.with_rivals()
-    found = measured(QUICK if given.quick else Scale())
+    found = measured(QUICK if quick else Scale())
     text, judged = report(found), [(mark, reached(found)) for mark, reached in MARKS]
-    if given.quick:
+    if quick:
         print("\n".join([*text, *harness.verdicts(judged)]))
         return 0
     rivals = ["fastapi", "uvicorn", *(["litserve"] if util.find_spec("litserve") else []),
@@ -107,63 +101,16 @@ def main(arguments: list[str]) -> int:
 # --- the servers ---
 
 
-def published(model: Path, port: int) -> None:
-    """The source documents' server: everything in `async def`, on the event loop, by eager PyTorch."""
-    import uvicorn
-    from fastapi import FastAPI, UploadFile
-
-    app, held = FastAPI(), {}
-
-    @app.on_event("startup")
-    async def load_model():
-        found, facts = export.classifier(model)
-        held.update(model=literal.twin(found), classes=facts["classes"])
-
-    @app.post("/predict")
-    async def predict(file: UploadFile):
-        image = Image.open(io.BytesIO(await file.read())).convert("RGB")
-        with torch.no_grad():
-            probs = torch.softmax(held["model"](literal.PLAIN(image)[None]), dim=1)[0]
-        return {name: float(p) for name, p in zip(held["classes"], probs, strict=True)}
-
-    @app.get("/health")
-    async def health():
-        return {"status": "healthy", "model_loaded": "model" in held, "device": "cpu"}
-
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
-
-
-def litserve(model: Path, port: int) -> None:
-    """LitServe in its documented form, with the same engine and the same pixels as ours."""
-    import litserve as ls
-
-    class Classify(ls.LitAPI):
-        def setup(self, device):
-            self.predictor = inference.Predictor(model)
-
-        def decode_request(self, request):
-            return self.predictor.read(request["file"].file.read())
-
-        def predict(self, pixels):
-            return self.predictor.answer(pixels)
-
-        def encode_response(self, output):
-            return output.to_json()
-
-    ls.LitServer(Classify(api_path="/predict"), accelerator="cpu", timeout=60).run(
-        host="127.0.0.1", port=port, log_level="error", generate_client_file=False)
-
-
 @contextlib.contextmanager
 def running(name: str, model: Path) -> Iterator[int]:
     """A server as a process; the port on which it answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "patholib.serving", model, "--port", str(port), "--units", "64"]
-    if name != OURS:
-        command = [sys.executable, Path(__file__), "--be", name, model, str(port)]
+    command = {PUBLISHED: [Path(__file__).with_name("literal_server.py"), model, port],
+               LITSERVE: [Path(__file__).with_name("litserver.py"), model, port],
+               OURS: ["-m", "patholib.serving", model, "--port", port, "--units", "64"]}[name]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen([str(part) for part in command], stdout=said, stderr=said, env=os.environ | {
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=said, stderr=said, env=os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(harness.ROOT), os.environ.get("PYTHONPATH")]))})
         try:
             end = time.monotonic() + 180
