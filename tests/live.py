@@ -120,7 +120,7 @@ def threaded(predictor: Predictor, **settings):
         assert server.started
         try:
             yield SimpleNamespace(port=listener.getsockname()[1], app=app, service=app.service, guard=app.guard,
-                                  predictor=predictor)
+                                  predictor=predictor, connections=server.server_state.connections)
         finally:
             server.should_exit = True
             thread.join(SECONDS)

@@ -285,6 +285,45 @@ def test_S06_half_open_connections_delay_nobody(server, catalogue):
     catalogue("S06", "40 half-open connections", "another request takes at most twice as long")
 
 
+def test_an_answer_that_takes_too_long_is_given_up(serve, slow):
+    with serve(limits=Limits(answer_seconds=0.2)) as server:
+        slow(server, 0.6)
+        found = post(server.port)
+        assert (found.status, found.json["code"]) == (503, "busy") and found.headers["retry-after"]
+        until(lambda: server.guard.used == server.guard.held == 0)
+
+
+def test_a_client_that_reads_nothing_is_cut_off(serve, monkeypatch):
+    monkeypatch.setattr(webapp, "STUCK_SECONDS", 0.3)
+    with serve() as server, connect(server.port) as connection:
+        connection.setblocking(False)
+        asked = head("GET", "/docs") * 20
+        start = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - start < 20:
+                try:
+                    connection.send(asked)
+                except BlockingIOError:
+                    time.sleep(0.01)
+        until(lambda: not server.connections)
+        alive(server)
+
+
+def test_more_connections_than_there_may_be_are_closed(serve, monkeypatch):
+    monkeypatch.setattr(webapp, "CONNECTIONS", 3)
+    with serve() as server:
+        kept = [connect(server.port) for _ in range(3)]
+        until(lambda: len(server.connections) == 3)
+        with pytest.raises((EOFError, ConnectionError)):
+            ask(server.port, "GET", "/livez")
+        for connection in kept:
+            connection.sendall(head("GET", "/livez"))
+            assert answer(connection).status == 200
+            connection.close()
+        until(lambda: not server.connections)
+        alive(server)
+
+
 def timed(function) -> float:
     start = time.perf_counter()
     function()
@@ -532,6 +571,14 @@ def test_S20_a_decoder_that_crashes_or_hangs_takes_nobody_along(catalogue):
         assert decode.died == 2
     finally:
         decode.close()
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"Jane Doe\xff\xfe", "starts as no known picture does"),
+    (samples.PNG[:-40] + b"JANE" + samples.PNG[-36:], "is a damaged PNG file"),
+    (b"II*\0\x08\0\0\0\xff\xffJane Doe", "starts like a TIFF file, but its header cannot be read")])
+def test_S29_a_refusal_quotes_nothing_of_the_picture(server, content, reason):
+    assert post(server.port, content).json["reason"] == reason
 
 
 @linux
