@@ -1,14 +1,18 @@
 """Makes what README.md shows: its pictures from a run on demo images, its table of recipes from the recipes.
 
-  python docs/make.py [RUN_FOLDER]     without a folder: the newest run
+  python docs/make.py [RUN_FOLDER]            without a folder: the newest run
+  python docs/make.py example [RUN_FOLDER]    docs/example: report and cards of such a run, with small pictures
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an installation
 
@@ -19,8 +23,10 @@ from patholib import augment, datasets, figures, files, images, manifest, recipe
 from patholib.errors import PathoError
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = ROOT / "docs" / "images"
+IMAGES, EXAMPLE = ROOT / "docs" / "images", ROOT / "docs" / "example"
 WIDTH, LIMIT = 1200, 300_000  # pixels, bytes
+PAGES = {"report": "Report", "model_card": "Model card", "data_card": "Data card", "checklist": "Checklists"}
+PAGE_LIMIT, EXAMPLE_LIMIT = 250_000, 1_500_000  # bytes of a picture on these pages, of all together
 
 # Why the corrected recipes differ from the published ones, by the field in which they do.
 REASONS = {
@@ -42,16 +48,42 @@ REASONS = {
 
 
 def main(arguments: list[str]) -> None:
+    make, arguments = (example, arguments[1:]) if arguments[:1] == ["example"] else (readme, arguments)
     run_dir = Path(arguments[0]) if arguments else newest()
     facts = files.read_json(run_dir / "run.json")
     if not facts["demo"]:
         raise PathoError("real_images", run_dir.name, "was made from real images, which are not ours to publish",
                          "Name a run on demo images: python3 run.py train breakhis -p data demo")
-    keep("training_metrics", Image.open(run_dir / "training_metrics.png"))
-    keep("gradcam", beside([heatmap(run_dir, chosen) for chosen in ("right", "wrong", "uncertain")]))
-    keep("augmentation", drawn(augmentation()))
-    readme = ROOT / "README.md"
-    files.write_text(readme, with_table(readme.read_text(encoding="utf-8")))
+    make(run_dir)
+
+
+def readme(run_dir: Path) -> None:
+    keep(IMAGES / "training_metrics.png", Image.open(run_dir / "training_metrics.png"))
+    keep(IMAGES / "gradcam.png", beside([heatmap(run_dir, chosen) for chosen in ("right", "wrong", "uncertain")]))
+    keep(IMAGES / "augmentation.png", drawn(augmentation()))
+    page = ROOT / "README.md"
+    files.write_text(page, with_table(page.read_text(encoding="utf-8")))
+
+
+def example(run_dir: Path, folder: Path = EXAMPLE) -> None:
+    """The pages of a run as Markdown, which a browser of repositories shows, with the pictures that they name."""
+    texts = {stem: (run_dir / f"{stem}.md").read_text(encoding="utf-8") for stem in PAGES}
+    shutil.rmtree(folder, ignore_errors=True)
+    for stem, text in texts.items():
+        for name in map(unquote, re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)):
+            keep(folder / name, Image.open(run_dir / name), PAGE_LIMIT)
+        text = text.replace("[data_report.html](data_report.html)", "data_report.html")  # its source would be shown
+        files.write_text(folder / f"{stem}.md", text)
+    lines = ["# What a run leaves", "", "> **DEMO IMAGES: NOT A RESULT.**", "",
+             "The report and the cards of a run on demo images, as `python docs/make.py example` took them from its "
+             "folder. The same pages are there as HTML, each one file.", "",
+             *[f"- [{title}]({stem}.md)" for stem, title in PAGES.items()]]
+    files.write_text(folder / "README.md", "\n".join(lines) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{len(texts)} pages, {size // 1000} kB in all")
+    if size > EXAMPLE_LIMIT:
+        raise PathoError("too_large", folder.name, f"holds {size:,} bytes, more than {EXAMPLE_LIMIT:,}",
+                         "Lower PAGE_LIMIT")
 
 
 def newest() -> Path:
@@ -98,13 +130,13 @@ def drawn(figure) -> Image.Image:
     return Image.open(buffer)
 
 
-def keep(name: str, picture: Image.Image) -> None:
-    """Writes a picture of at most LIMIT bytes: in full colour if that fits, else in 256 colours, else smaller."""
+def keep(path: Path, picture: Image.Image, limit: int = LIMIT) -> None:
+    """Writes a picture of at most `limit` bytes: in full colour if that fits, else in 256 colours, else smaller."""
     picture, width, full = picture.convert("RGB"), min(WIDTH, picture.width), True
-    while len(content := encoded(picture, width, full)) > LIMIT:
+    while len(content := encoded(picture, width, full)) > limit:
         width, full = (width, False) if full else (width * 9 // 10, False)
-    path = files.write_bytes(IMAGES / f"{name}.png", content)
-    print(f"{path.relative_to(ROOT)}: {width} pixels wide, {len(content) // 1000} kB")
+    files.write_bytes(path, content)
+    print(f"{path.name}: {width} pixels wide, {len(content) // 1000} kB")
 
 
 def encoded(picture: Image.Image, width: int, full: bool) -> bytes:

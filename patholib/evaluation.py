@@ -82,7 +82,8 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
              after_batch=None, final=True) -> torch.Tensor:
     """Logits (views, N, C), float32 on the CPU.
 
-    final: as the exported model will compute them there, `one_by_one`; on a GPU, and between epochs, in batches.
+    final: as the exported model will compute them there, `one_by_one`; on a GPU, between epochs and not in fp32 in
+    batches.
     """
     import torch
 
@@ -96,7 +97,7 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
 
     modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
     model.to(device).eval()
-    final = final and device.type == "cpu"
+    final = final and device.type == "cpu" and precision == "fp32"
     network = models.for_prediction(model) if final else model
     parts = []
     meter = bar(shown=progress, total=len(images), unit="image", desc="predicting", leave=False)
@@ -249,6 +250,27 @@ def colours(pixels: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A table for a notebook: no text is cut off, and the rows that `grey` marks are in grey."""
+
+    table: pd.DataFrame
+    grey: tuple[bool, ...] = ()
+
+    def __repr__(self) -> str:
+        with pd.option_context("display.max_colwidth", None, "display.width", None):
+            return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            before, tag, body = self.table.to_html().partition("<tbody>")
+        start, *rows = body.split("<tr>")
+        grey = self.grey or (False,) * len(rows)
+        rows = [f'<tr style="color: #76828f">{row}' if faint else f"<tr>{row}"
+                for row, faint in zip(rows, grey, strict=True)]
+        return before + tag + start + "".join(rows)
+
+
+@dataclass(frozen=True)
 class Locked:
     """What `lock` chose on the validation images, for a notebook to show."""
 
@@ -257,7 +279,12 @@ class Locked:
     recipe: Recipe
 
     @property
-    def table(self) -> pd.DataFrame:
+    def threshold(self) -> float | None:
+        """From which probability on an image is called, or flagged as, positive."""
+        return self.decision["threshold"]
+
+    @property
+    def table(self) -> Shown:
         """The decision in words, one line for each part of it."""
         found = self.decision
         rows = {"temperature": f"{found['temperature']:.3f}", "rule": found["rule"]}
@@ -265,7 +292,7 @@ class Locked:
             rows["threshold"] = f"p_{found['positive']} >= {found['threshold']:.4g}"
             rows |= {f"validation {name}": metrics.readable(number) for name, number in found["validation"].items()}
         rows |= {"note": "; ".join(found["notes"])} if found["notes"] else {}
-        return pd.DataFrame({"locked": rows})
+        return Shown(pd.DataFrame({"locked": rows}))
 
     @property
     def labels(self) -> np.ndarray:
@@ -317,13 +344,8 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
     positive class there is none. A temperature that cannot be fitted is 1, and `notes` say why.
     Errors: bad_parameter.
     """
+    check_target(target_sensitivity, cost_ratio)
     by_cost = cost_ratio is not None
-    if not (0 < target_sensitivity < 1):
-        raise PathoError("bad_parameter", "target_sensitivity", f"is {target_sensitivity}, not between 0 and 1",
-                         "Ask for a share that a test can show, such as 0.95")
-    if by_cost and not 0 < cost_ratio < np.inf:
-        raise PathoError("bad_parameter", "cost_ratio", f"is {cost_ratio}, no number above 0",
-                         "Say how many false alarms one missed positive is worth")
     labels, probs, notes, temperature = _labels(val, classes), _probs(val, classes), [], 1.0
     try:
         temperature = calibration.fit(labels, probs)
@@ -355,6 +377,16 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
     numbers = metrics.alert(table, classes, positive, threshold, seed=seed)
     return found | {"threshold": threshold, "rule": rule,
                     "validation": {name: numbers[name] for name in metrics.ALERT}}
+
+
+def check_target(target_sensitivity: float, cost_ratio: float | None = None) -> None:
+    """Refuses what no threshold can be chosen for, before anything is trained. Errors: bad_parameter."""
+    if not 0 < target_sensitivity < 1:
+        raise PathoError("bad_parameter", "target_sensitivity", f"is {target_sensitivity}, not between 0 and 1",
+                         "Ask for a share that a test can show, such as 0.95")
+    if cost_ratio is not None and not 0 < cost_ratio < np.inf:
+        raise PathoError("bad_parameter", "cost_ratio", f"is {cost_ratio}, no number above 0",
+                         "Say how many false alarms one missed positive is worth")
 
 
 def locked(run_dir: Path) -> dict:
@@ -418,6 +450,8 @@ def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | No
             "ece_chance": calibration.ece_by_chance(probs, of=of),
             **{name: numbers[name]["value"] for name in ("brier", "log_loss")},
             "bins": calibration.reliability(labels, probs, of=of).to_dict("records"),
+            "counts": np.bincount(calibration.binned(calibration.confident(labels, probs, of)[0], calibration.BINS,
+                                                     "width"), minlength=calibration.BINS).tolist(),
         }
     return found
 
@@ -445,24 +479,6 @@ def _probs(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
 
 
 # -------------------------------------------------------------------------------------------------------- the judging
-
-
-@dataclass(frozen=True)
-class Greyed:
-    """A table whose rows are shown in grey where `grey` says so."""
-
-    table: pd.DataFrame
-    grey: tuple[bool, ...]
-
-    def __repr__(self) -> str:
-        return repr(self.table)
-
-    def _repr_html_(self) -> str:
-        before, tag, body = self.table.to_html().partition("<tbody>")
-        start, *rows = body.split("<tr>")
-        rows = [f'<tr style="color: #76828f">{row}' if grey else f"<tr>{row}"
-                for row, grey in zip(rows, self.grey, strict=True)]
-        return before + tag + start + "".join(rows)
 
 
 @dataclass(frozen=True)
@@ -515,9 +531,9 @@ class Judged:
         return table.assign(**text).drop(columns=["few", *ends], errors="ignore")
 
     @property
-    def shown_subgroups(self) -> Greyed:
+    def shown_subgroups(self) -> Shown:
         """`subgroups` with the rows in grey that have too few groups to be judged by."""
-        return Greyed(self.subgroups, tuple(row["few"] for row in self.summary["subgroups"]))
+        return Shown(self.subgroups, tuple(row["few"] for row in self.summary["subgroups"]))
 
     @property
     def alert(self) -> pd.DataFrame:
@@ -529,7 +545,7 @@ class Judged:
     @property
     def calibration(self) -> pd.DataFrame:
         """Errors of calibration, Brier score and log loss before and after the temperature, for each set."""
-        rows = {(name, when): {key: value for key, value in numbers.items() if key != "bins"}
+        rows = {(name, when): {key: value for key, value in numbers.items() if key not in ("bins", "counts")}
                 for name, both in self.metrics["calibration"].items() for when, numbers in both.items()}
         return pd.DataFrame(rows).T
 
@@ -595,7 +611,8 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recip
     if "test_tta" in tables:
         found["tta_gain"] = metrics.paired(tables["test_tta"], tables["test"], classes, positive, thresholds["test"],
                                            seed=recipe.seed)
-    found["decision"] = decision
+    # Without the time, so that the same training gives the same bytes.
+    found["decision"] = {key: value for key, value in decision.items() if key != "locked"}
     files.write_json(run_dir / "metrics.json", found)
     return Judged(found, tables["test"], recipe)
 

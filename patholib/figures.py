@@ -27,6 +27,7 @@ from patholib.errors import PathoError, shown
 INK, FAINT, PAPER, WARNING = "#2b3440", "#8a94a0", "#ffffff", "#a83a00"
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56b4e9", "#e69f00", "#4d4d4d", "#7a5195")  # Okabe & Ito, yellow left out
+MARKERS = "osD^v<>P"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 SPLITS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 SCREEN_DPI, FILE_DPI = 100, 160
@@ -464,6 +465,54 @@ def intervals(summary: Mapping, title: str = "Results with 95 % intervals", note
     return figure
 
 
+@_styled
+def forest(table: pd.DataFrame, reference: float | None = None, reference_label: str = "",
+           xlabel: str = "AUC and 95 % interval", title: str = "Estimates side by side", note: str = "") -> Figure:
+    """Estimates of one number under each other, each a dot with its interval and its value as text.
+
+    table: columns name, value, low, high (None: no interval), and perhaps kind, whose values have colours of their own.
+    reference: a value to compare with, as a dashed line.
+    """
+    if not len(table):
+        raise PathoError("no_estimates", "forest plot", "has no row to draw", "Give at least one estimate")
+    kinds = list(dict.fromkeys(table["kind"])) if "kind" in table else [""]
+    figure = _open(8.5, 0.95 + 0.36 * len(table), title, note)
+    axes = figure.subplots()
+    for i, row in enumerate(table.to_dict("records")):
+        number = {key: None if pd.isna(row[key]) else float(row[key]) for key in ("value", "low", "high")}
+        which = kinds.index(row.get("kind", "")) % 8
+        if number["low"] is not None and number["high"] is not None:
+            axes.plot([number["low"], number["high"]], [i, i], color=COLOURS[which], linewidth=3, alpha=0.4,
+                      solid_capstyle="butt")
+        if number["value"] is not None:
+            axes.plot(number["value"], i, MARKERS[which], color=COLOURS[which], markersize=6)
+        axes.annotate(_estimate(number), (1.02, i), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
+    if reference is not None:
+        axes.axvline(reference, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+        axes.text(reference, 1.01, f"{reference_label} {reference:.3f}".strip(), ha="center", va="bottom", fontsize=8,
+                  transform=axes.get_xaxis_transform())
+    for i, kind in enumerate(kinds) if "kind" in table else ():
+        axes.plot([], [], MARKERS[i % 8], color=COLOURS[i % 8], label=_plain(kind, 28))
+    known = [v for v in (*table[["value", "low", "high"]].to_numpy(float).ravel(), reference or np.nan)
+             if np.isfinite(v)]
+    low, high = min(known, default=0), max(known, default=1)
+    margin = max(0.06 * (high - low), 0.01)
+    axes.set(xlim=(low - margin, high + margin), ylim=(len(table) - 0.4, -0.6), xlabel=xlabel)
+    axes.set_yticks(range(len(table)), [_plain(name, 46) for name in table["name"]])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    if "kind" in table:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=min(len(kinds), 3))
+    return figure
+
+
+def _estimate(number: Mapping) -> str:
+    if number["value"] is None:
+        return "undefined"
+    interval = "no interval" if number["low"] is None else f"{number['low']:.3f} to {number['high']:.3f}"
+    return f"{number['value']:.3f} ({interval})"
+
+
 def _headline(summary) -> list[tuple[str, float | None, float | None, float | None]]:
     """(name, value, low, high) of the numbers that a person asks for first, larger is better."""
     names = ["accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_f1"]
@@ -512,7 +561,7 @@ def patients(table: pd.DataFrame, score: str = "score", score_label: str = "shar
         i, here = every.index(name), (table["label"] == name).to_numpy()
         axes.hlines(places[here], 0, table[score][here], color="#dfe4e8", linewidth=1, zorder=1)
         axes.scatter(table[score][here], places[here], s=sizes[here], color=COLOURS[i % 8], zorder=2, linewidth=0,
-                     label=f"{here.sum()} {group_name}s: {_plain(name, 28)}", marker="osD^v<>P"[i % 8], clip_on=False)
+                     label=f"{here.sum()} {group_name}s: {_plain(name, 28)}", marker=MARKERS[i % 8], clip_on=False)
     _mark_threshold(axes, threshold)
     axes.set(xlim=(-0.02, 1.03), ylim=(places[-1] + 0.8, -0.8), xlabel=score_label)
     axes.set_yticks(places, [_plain(name, 24) for name in table[who]])
@@ -554,10 +603,10 @@ def _mark_threshold(axes, threshold: float | None) -> None:
 
 @_styled
 def reliability(found: Mapping, title: str = "What the probabilities are worth", note: str = "") -> Figure:
-    """Accuracy against confidence before and after calibration, with the images behind each bin.
+    """Accuracy against confidence before and after calibration, and how many images have which confidence.
 
-    found: of `evaluation.calibration_of`. On the dotted line a probability means what it says; larger dots stand for
-    more images.
+    found: of `evaluation.calibration_of`. On the dotted line a probability means what it says. The dots stand for
+    bins of as many images each, unless equal values had to stay together: larger dots for more.
     """
     figure = _open(9, 4.9, title, note)
     panels = figure.subplots(2, 2, sharex=True, height_ratios=(3.6, 1))
@@ -565,13 +614,14 @@ def reliability(found: Mapping, title: str = "What the probabilities are worth",
         bins, axes, counts = pd.DataFrame(found[when]["bins"]), *column
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 2)))
         axes.vlines(bins["confidence"], bins["confidence"], bins["accuracy"], color=colour, alpha=0.35, linewidth=3)
-        axes.scatter(bins["confidence"], bins["accuracy"], s=14 + 60 * bins["n"] / bins["n"].max(), color=colour,
+        axes.scatter(bins["confidence"], bins["accuracy"], s=10 + 40 * bins["n"] / bins["n"].max(), color=colour,
                      zorder=3, clip_on=False)
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
         axes.set_title(f"{when}: temperature {found[when]['temperature']:.2f}, ECE {found[when]['ece_mass']:.3f} "
                        f"(chance {found[when]['ece_chance']:.3f})", fontsize=9)
-        counts.vlines(bins["confidence"], 0, bins["n"], color=colour, linewidth=4)
-        counts.set(xlabel="confidence", ylim=(0, 1.15 * bins["n"].max()))
+        number = found[when]["counts"]
+        counts.bar((np.arange(len(number)) + 0.5) / len(number), number, width=0.9 / len(number), color=colour)
+        counts.set(xlabel="confidence", ylim=(0, 1.15 * max(number)))
         counts.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
     panels[0][0].set_ylabel("share that is true")
     panels[1][0].set_ylabel("images")
@@ -579,15 +629,17 @@ def reliability(found: Mapping, title: str = "What the probabilities are worth",
 
 
 @_styled
-def thresholds(labels, probs, classes: Sequence[str], positive: str, threshold: float, target: float | None = None,
-               title: str = "What a threshold buys and costs", note: str = "") -> Figure:
+def thresholds(labels, probs, classes: Sequence[str], positive: str | None, threshold: float | None,
+               target: float | None = None, title: str = "What a threshold buys and costs", note: str = "") -> Figure:
     """Sensitivity and specificity of `positive` against the threshold, the locked one marked.
 
     labels: (N,) class indices; probs: (N, C) of the images it was chosen on. target: the sensitivity asked for.
     """
-    name, truth, score = next(row for row in _ranked(labels, probs, classes, positive) if row[0] == positive)
     figure = _open(6.5, 3.6, title, note)
     axes = figure.subplots()
+    if positive is None:
+        return _unwatched(figure, axes)
+    name, truth, score = next(row for row in _ranked(labels, probs, classes, positive) if row[0] == positive)
     if truth.all() or not truth.any():
         axes.text(0.5, 0.5, f"undefined: no image is {'negative' if truth.all() else _plain(name)}", ha="center")
     else:
@@ -602,26 +654,35 @@ def thresholds(labels, probs, classes: Sequence[str], positive: str, threshold: 
     _mark_threshold(axes, threshold)
     axes.set(xlabel=f"threshold on the probability of {_plain(name, 28)}", xlim=(-0.01, 1.01), ylim=(-0.02, 1.03),
              ylabel="share of the images")
-    axes.legend(loc="center right")
+    axes.legend(loc="best")
+    return figure
+
+
+def _unwatched(figure: Figure, axes) -> Figure:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "no class is singled out: the largest probability decides", ha="center", va="center",
+              color=FAINT)
     return figure
 
 
 @_styled
-def decision_curve(found: Mapping, threshold: float | None = None, title: str = "Is acting on it worth it?",
+def decision_curve(found: Mapping | None, threshold: float | None = None, title: str = "Is acting on it worth it?",
                    note: str = "") -> Figure:
     """Net benefit of acting on the model, on everybody and on nobody, against the threshold (Vickers & Elkin 2006).
 
-    found: of `metrics.decision_curve`. threshold: the locked one.
+    found: of `metrics.decision_curve`; None where no class is singled out. threshold: the locked one.
     """
-    at, model, everybody = (np.array(found[name]) for name in ("threshold", "model", "everybody"))
     figure = _open(6.5, 3.6, title, note)
     axes = figure.subplots()
+    if found is None:
+        return _unwatched(figure, axes)
+    at, model, everybody = (np.array(found[name]) for name in ("threshold", "model", "everybody"))
     axes.axhline(0, color=FAINT, linewidth=1.2, label="act on nobody")
     axes.plot(at, everybody, color=ORANGE, linestyle=DASHES[1], label="act on everybody")
     axes.plot(at, model, color=BLUE, label="act on the model")
     _mark_threshold(axes, threshold)
     top = max(model.max(), everybody.max(), 0.05)
-    axes.set(xlabel="threshold: the odds at which a false alarm is accepted for a find", xlim=(-0.01, 1.01),
+    axes.set(xlabel="threshold: the probability from which on one would act", xlim=(-0.01, 1.01),
              ylabel="net benefit per image", ylim=(-0.35 * top, 1.1 * top))
     axes.legend(loc="best")
     return figure
@@ -769,6 +830,151 @@ def save_heatmaps(found, folder: Path, note: str = "") -> Figure:
              Path(folder) / f"{i + 1:02}-{row['outcome']}-{path.stem}.png")
     files.write_table(Path(folder) / "heatmaps.csv", found.table)
     return save(explained(found, note=note), Path(folder) / "gallery.png")
+
+
+# ----------------------------------------------------------------------------------------------------- the comparison
+
+
+def _looks(i: int) -> dict:
+    """The line of the i-th of several runs: no two of the first 32 are alike."""
+    return {"color": COLOURS[i % 8], "linestyle": DASHES[(i + i // 8) % 4]}
+
+
+def _some_runs(runs: Mapping, what: str) -> None:
+    if not runs:
+        raise PathoError("shape_mismatch", what, "has no run to draw", "Give at least one run by its name")
+
+
+def _legend_below(figure, axes, columns: int = 2) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+
+
+@_styled
+def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str = "Training, run by run",
+              note: str = "") -> Figure:
+    """Validation loss and the validation `monitor` of several runs by epoch; the dot is each run's best epoch."""
+    _some_runs(runs, "histories")
+    tables = {name: _frame(history) for name, history in runs.items()}
+    figure = _open(9.5, 3.4 + 0.22 * math.ceil(len(runs) / 2), title, note)
+    left, right = figure.subplots(1, 2)
+    for i, (name, table) in enumerate(tables.items()):
+        best = _best_epoch(table, monitor)
+        for axes, column in ((left, "val_loss"), (right, f"val_{monitor}")):
+            if column not in table:
+                continue
+            values = table[column].replace([np.inf, -np.inf], np.nan)
+            axes.plot(table["epoch"], values, label=_plain(name, 44), marker="o" * (len(table) < 3), **_looks(i))
+            if best is not None:
+                axes.plot(best, values[table["epoch"] == best].iloc[0], "o", color=COLOURS[i % 8], markersize=6)
+    every = np.concatenate([table["epoch"].to_numpy() for table in tables.values()])
+    for axes, label in ((left, "loss"), (right, monitor.replace("_", " ").replace("auc", "AUC"))):
+        _by_epoch(axes, every)
+        axes.set_ylabel(f"validation {label}")
+    _legend_below(figure, left)
+    return figure
+
+
+@_styled
+def roc_overlay(runs: Mapping[str, tuple], classes: Sequence[str], positive: str | None = None,
+                title: str = "ROC, run by run", note: str = "") -> Figure:
+    """The ROC curves of several runs in one plot: of `positive` alone, or one plot for each class against the rest.
+
+    runs: {name: (labels (N,), probs (N, C))}; the number of images may differ.
+    """
+    _some_runs(runs, "ROC curves")
+    ranked = {name: _ranked(labels, probs, classes, positive) for name, (labels, probs) in runs.items()}
+    drawn = [name for name, _, _ in next(iter(ranked.values()))]
+    columns = min(len(drawn), 4)
+    rows = math.ceil(len(drawn) / columns)
+    side = 4.2 if columns == 1 else 3.1
+    figure = _open(max(side * columns, 5.2), side * rows + 0.22 * math.ceil(len(runs) / 2), title, note)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for k, axes in enumerate(grid[:len(drawn)]):
+        _draw_roc_of_runs(axes, {name: curves[k][1:] for name, curves in ranked.items()}, drawn[k], columns == 1)
+    for axes in grid[len(drawn):]:
+        axes.set_axis_off()
+    if columns > 1:
+        handles = [plt.Line2D([], [], label=_plain(name, 44), **_looks(i)) for i, name in enumerate(runs)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(handles)))
+    return figure
+
+
+def _draw_roc_of_runs(axes, curves: Mapping[str, tuple], title: str, named: bool) -> None:
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 2)))
+    for i, (name, (truth, score)) in enumerate(curves.items()):
+        if truth.all() or not truth.any():
+            axes.plot([], [], label="undefined" + f"  {_plain(name, 30)}" * named, **_looks(i))
+            continue
+        alarm, sensitivity, _ = metrics.roc_curve(truth, score)
+        area = np.trapezoid(sensitivity, alarm)
+        axes.plot(alarm, sensitivity, label=f"AUC {area:.3f}" + f"  {_plain(name, 30)}" * named, **_looks(i))
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    axes.set_title(_plain(title, 28))
+    axes.set_box_aspect(1)
+    axes.legend(loc="lower right", fontsize=7.5)
+
+
+@_styled
+def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the called class",
+                        title: str = "Are the probabilities chances?", note: str = "") -> Figure:
+    """What share came true of the images that got about the same probability, run by run; on the diagonal is honest.
+
+    runs: {name: table of `calibration.reliability`}, columns confidence, accuracy, n. of: the class that is looked at.
+    """
+    _some_runs(runs, "reliability")
+    figure = _open(5.6, 4.6 + 0.22 * math.ceil(len(runs) / 2), title, note)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 2)))
+    for i, (name, table) in enumerate(runs.items()):
+        axes.plot(table["confidence"], table["accuracy"], marker="o", label=_plain(name, 44), **_looks(i))
+    axes.set(xlabel=f"probability of {_plain(of, 28)}", ylabel="share that came true", xlim=(-0.02, 1.02),
+             ylim=(-0.02, 1.02))
+    axes.set_box_aspect(1)
+    _legend_below(figure, axes)
+    return figure
+
+
+@_styled
+def differences(table: pd.DataFrame, title: str = "Differences with 95 % intervals", note: str = "") -> Figure:
+    """Differences between runs, a dot with its interval each, in blocks of one number; on the line there is none.
+
+    table: columns number (what is compared), run (which difference), value, low, high; None or NaN where there is none.
+    """
+    if not len(table):
+        raise PathoError("shape_mismatch", "plot of differences", "has no difference to draw", "Give at least one row")
+    numbers, runs = list(dict.fromkeys(table["number"])), list(dict.fromkeys(table["run"]))
+    figure = _open(8.2, 0.9 + 0.24 * len(table) + 0.16 * len(numbers) + 0.22 * math.ceil(len(runs) / 2), title, note)
+    axes = figure.subplots()
+    axes.axvline(0, color=INK, linewidth=1)
+    place, ticks, drawn = 0.0, [], set()
+    for number in numbers:
+        rows = table[table["number"] == number]
+        ticks.append((place + (len(rows) - 1) / 2, number))
+        for _, row in rows.iterrows():
+            _draw_difference(axes, row, place, runs.index(row["run"]), row["run"] not in drawn)
+            drawn.add(row["run"])
+            place += 1
+        place += 0.7
+    axes.set(ylim=(place - 1, -0.8), xlabel="difference and 95 % interval")
+    reach = max(1e-3, *(abs(edge) for edge in axes.get_xlim()))
+    axes.set_xlim(-reach, reach)
+    axes.set_yticks([at for at, _ in ticks], [_plain(name, 40) for _, name in ticks])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    _legend_below(figure, axes, 1 if max(len(str(run)) for run in runs) > 40 else 2)
+    return figure
+
+
+def _draw_difference(axes, row, place: float, i: int, named: bool) -> None:
+    colour = COLOURS[i % 8]
+    value, low, high = (math.nan if row[name] is None else float(row[name]) for name in ("value", "low", "high"))
+    if math.isfinite(low) and math.isfinite(high):
+        axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="round")
+    axes.plot(value, place, "osD^v<>P"[i % 8], color=colour, markersize=6,
+              label=_plain(row["run"], 90) if named else None)
+    text = "undefined" if math.isnan(value) else f"{value:+.3f}" + " (no interval)" * math.isnan(low)
+    axes.annotate(text, (1.02, place), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
 
 
 def save(figure: Figure, path: Path) -> Figure:

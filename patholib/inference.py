@@ -154,7 +154,10 @@ class Predictor:
         """What in each picture (N, S, S, 3) argues for a class, by default the likeliest: see `gradcam`.
 
         Always by PyTorch, whatever `engine` is, and no state is left. block: None for the last that can tell where.
+        Errors: as `gradcam.gradcam`; unknown_method.
         """
+        if method != "gradcam":
+            raise PathoError("unknown_method", str(method), "is no way to make a heatmap", "Use gradcam")
         views = augment.plain_views(pixels, self.recipe.image_size)
         return gradcam.gradcam(self.model, views, classes, block or self._block)
 

@@ -20,8 +20,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from patholib import files, images, pages, signatures
+from patholib import datasets, files, images, manifest, pages, signatures
 from patholib.datasets import breakhis, isic2019, table
 from patholib.datasets.folders import IMAGES, is_demo, subfolders, walk
 from patholib.errors import PathoError, nearest, shown
@@ -430,7 +431,7 @@ def audit(split, root: Path | None = None, columns: Mapping[str, str] | None = N
     Raises PathoError: `no_split`, `unknown_split`, `csv_format`, `missing_file`, `nothing_to_check`.
     """
     listed = _read(split, root, columns or {})
-    rows, splits = listed.table, listed.table["split"]
+    rows = listed.table
     keys, unchecked = _ids(rows, ids, metadata)
     seen, near = None, signatures.NONE
     if pixels and any(listed.places):
@@ -443,6 +444,54 @@ def audit(split, root: Path | None = None, columns: Mapping[str, str] | None = N
     else:
         unchecked.append("pictures: " + (f"none of the {len(rows):,} files is at hand; name their folder (--root)"
                                          if pixels else "not asked for"))
+    return _found(listed, keys, unchecked, seen, near)
+
+
+def audit_checked(checked: images.Checked, split: pd.DataFrame, progress: bool = True) -> Audit:
+    """The same of images that were checked, under a table with their `path`, `label` and `split`; no file is opened.
+
+    Pictures are compared as the cache holds them, so a copy that was stretched or cut is seen by `audit` alone. That
+    none has the very pixels of another the check has seen to; of those it left out as such copies,
+    `ImageSet.with_split` refuses one that stands in another split.
+    """
+    listed, keys, unchecked = _listed_checked(checked, split)
+    rows, at = listed.table, checked.images.table.set_index("path")["row"]
+    known = np.zeros((len(rows), *signatures.SHAPE), np.float32)
+    stored = [(i, at[path]) for i, path in enumerate(rows["path"]) if path in at.index]
+
+    def work(place: tuple[int, int]) -> None:
+        known[place[0]] = signatures.of(Image.fromarray(checked.images.pixels[place[1]]))
+
+    workers = images.cores()
+    with contextlib.closing(images.in_order(work, stored, workers, ahead=16 * workers)) as done:
+        for _ in bar(done, progress, total=len(stored), desc="Comparing images", unit="img", leave=False):
+            continue
+    flat = int((~known[[i for i, _ in stored]].any(axis=(1, 2))).sum())
+    unchecked += [f"pictures: {flat:,} of {len(rows):,} {WRONG['flat']} (flat)"] * bool(flat)
+    parts = pd.factorize(rows["split"])[0]
+    near = signatures.similar(known, wanted=lambda i, j: parts[i] != parts[j])
+    seen = _Seen(pd.Series("", rows.index), pd.Series("", rows.index), known, [])
+    return _found(listed, keys, unchecked, seen, near)
+
+
+def _listed_checked(checked: images.Checked, split: pd.DataFrame) -> tuple[_Listed, dict[str, pd.Series], list[str]]:
+    """The rows of the split with all that the manifest knows of them, their ids, and what is not known of these.
+
+    Where both have a column the manifest's counts: a table made elsewhere may call every image a group of its own.
+    A column with so few values that results are reported by it is no id, whatever it is called.
+    """
+    source = checked.manifest
+    rows = split[["path", "split"]].join(source.table.set_index("path"), on="path")
+    rows = rows.join(split[[name for name in split.columns if IDS.fullmatch(name) and name not in rows]])
+    rows = rows.drop(columns=list(source.subgroups)).fillna("").astype(str).reset_index(drop=True)
+    keys, unchecked = _ids(rows, source.levels, None)
+    places = [Path(source.root) / path for path in rows["path"]]
+    return _Listed("split", rows, places, source.demo), keys, unchecked
+
+
+def _found(listed: _Listed, keys: dict, unchecked: list[str], seen: _Seen | None, near: tuple) -> Audit:
+    """The audit of rows whose ids and pictures were compared."""
+    rows, splits = listed.table, listed.table["split"]
     if (rows["label"] == "").all():
         unchecked.append("labels: none are given")
     ways = [way for way in WAYS if set(way) <= set(splits)]
@@ -488,13 +537,71 @@ def _shares(listed: pd.DataFrame, keys: dict, links: pd.DataFrame | None, way: t
     return pd.DataFrame(found)
 
 
-def refuse(found: Audit) -> None:
-    """Stops with `split_leakage` on a split that leaks, naming what is shared and the first of it."""
+def public_sets(breakhis_names: Path | str | None = None, isic_tables: Path | str | None = None, seed: int = 0
+                ) -> pd.DataFrame:
+    """How many test images of the public sets are not new, split 70/15/15 by label alone and by patient or lesion.
+
+    From names and tables alone, so no image is needed. breakhis_names: a CSV whose column image lists BreakHis names,
+    or the folder of the set; isic_tables: the folder of the two official CSVs. None: where `datasets.find` finds the
+    set. One that is not at hand has a row that says so.
+    """
+    rows = []
+    for kind, given, read in (("breakhis", breakhis_names, _breakhis_names), ("isic2019", isic_tables, _isic_tables)):
+        place = datasets.find(kind).path if given is None else Path(given)
+        source = read(place) if place else None
+        for group_by in ("image", source.group_by) if source else ():
+            split = manifest.split(source, seed=seed, group_by=group_by).drop(columns="group")
+            found = audit(split, pixels=False)
+            for row in found.table[(found.table["found in"] == "test") & (found.table["seen in"] == "train")
+                                   & (found.table["level"] != "any")].to_dict("records"):
+                rows.append({"data set": kind, "images": f"{len(split):,}", "split by": group_by,
+                             "test images seen in training by": row["level"], "share": f"{row['share']:.1%}",
+                             "of malignant or MEL": f"{row[f'{source.positive or isic2019.CLASSES[0]} share']:.1%}"})
+        if not source:
+            rows.append({"data set": kind, "images": "not at hand"})
+    return pd.DataFrame(rows).fillna("")
+
+
+def _breakhis_names(place: Path) -> manifest.Manifest:
+    if place.is_dir():
+        return breakhis.read(place)
+    return breakhis.from_names(read_csv(place, ("image",))["image"])
+
+
+def _isic_tables(place: Path) -> manifest.Manifest:
+    rows = isic2019.list_rows(place).rename(columns={"image": "path"})[["path", "label", "lesion"]]
+    return manifest.Manifest(table=rows, root=place, classes=isic2019.CLASSES, positive=None, group_by="lesion",
+                             levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={})
+
+
+def refuse(found: Audit, otherwise: str = "") -> None:
+    """Stops with `split_leakage` on a split that leaks, naming what is shared and the first of it.
+
+    otherwise: what else than to split again can be done, a sentence for the remedy.
+    """
     if not found.ok:
         raise PathoError("split_leakage", found.name,
                          "; ".join(f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)} "
                                    f"({row['examples']})" for row in found.leaks()),
-                         "Split again by patient, case or lesion, and keep one of each pair of equal pictures")
+                         "Split again by patient, case or lesion, and keep one of each pair of equal pictures"
+                         + f". {otherwise}" * bool(otherwise))
+
+
+def recorded(found: Audit) -> dict[str, list[dict]]:
+    """What a run keeps of a leaking split as JSON values, {level: [a row for every way]}; empty where nothing leaks."""
+    leaks: dict[str, list[dict]] = {}
+    for row in found.leaks():
+        leaks.setdefault(row["level"], []).append({
+            "seen_in": row["seen in"], "found_in": row["found in"], "images": row["images"], "of": row["of"],
+            "share": row["share"], "says": f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)}"})
+    return leaks
+
+
+def worst(leaks: Mapping[str, list[dict]]) -> str:
+    """The gravest of what `recorded` kept in words, "12 of 60 test images have their case in train"; "" if nothing."""
+    rows = [row for of_level in leaks.values() for row in of_level]
+    gravest = max(rows, key=lambda row: (-WAYS.index((row["seen_in"], row["found_in"])), row["share"]), default=None)
+    return gravest["says"] if gravest else ""
 
 
 def _says(row: Mapping) -> str:

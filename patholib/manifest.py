@@ -214,20 +214,104 @@ def split(manifest: Manifest, fractions: tuple[float, float, float] = (0.70, 0.1
     """
     group_by = manifest.group_by if group_by is None else group_by
     _check_arguments(manifest, fractions, seed, group_by)
-    table = manifest.table.copy()
-    ids = table["path" if group_by == "image" else group_by]
+    groups, member, counts = _grouped(manifest, group_by)
+    place = _assign(counts, fractions, _drawn(groups, f"{seed}"))
+    if place is None:
+        _refuse_infeasible(manifest, counts, group_by, "every class must be in train, val and test", 3)
+    return _parted(manifest, group_by, np.array(SPLITS, object)[place[member]])
+
+
+def folds(manifest: Manifest, folds: int = 5, repeats: int = 1, seed: int = 0, group_by: str | None = None,
+          val: float = 0.15) -> list[pd.DataFrame]:
+    """Grouped, stratified cross-validation: a table as of `split` for each fold of each repeat, repeat by repeat.
+
+    Within a repeat every image is tested exactly once; no group is in two parts of a table, and every class is in each.
+    val: the share of all images that each fold takes from the rest for validation, in whole groups, too.
+    The same seed gives the same folds on every machine and for any order of rows.
+    Raises PathoError: `bad_parameter`, `bad_seed`, `unknown_group`, `split_infeasible`.
+    """
+    group_by = manifest.group_by if group_by is None else group_by
+    check_folds(folds, repeats)
+    if not 0 < val < 1 - 1 / folds:
+        raise PathoError("bad_parameter", "val", f"is {val!r}", f"With {folds} folds use a share above 0 and below "
+                         f"{1 - 1 / folds:.2g}, so that some are left to learn from")
+    _check_arguments(manifest, (0.7, 0.15, 0.15), seed, group_by)
+    groups, member, counts = _grouped(manifest, group_by)
+    share, tables = val / (1 - 1 / folds), []
+    for repeat in range(repeats):
+        fold_of = _assign(counts, [1 / folds] * folds, _drawn(groups, f"{seed}/{repeat}"))
+        for fold in range(folds):
+            place = None if fold_of is None else _held_out(counts, fold_of == fold, share,
+                                                           _drawn(groups, f"{seed}/{repeat}/{fold}"))
+            if place is None:
+                _refuse_infeasible(manifest, counts, group_by, f"in each of {folds} folds every class must be in "
+                                   "train, val and test", max(folds, 4 if folds == 2 else 3))
+            tables.append(_parted(manifest, group_by, np.array(SPLITS, object)[place[member]]))
+    return tables
+
+
+def check_folds(folds: int = 2, repeats: int = 1) -> None:
+    """Refuses numbers of folds and repeats that no data could have. Errors: bad_parameter."""
+    for name, value, least in (("folds", folds, 2), ("repeats", repeats, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise PathoError("bad_parameter", name, f"is {value!r}", f"Use a whole number from {least} on")
+
+
+def _held_out(counts: np.ndarray, test: np.ndarray, share: float, order: list[int]) -> np.ndarray | None:
+    """The split (0, 1, 2) of every group where `test` (G,) bool is tested and `share` of the rest validates."""
+    rest = np.flatnonzero(~test)
+    if not (counts[rest] > 0).any(axis=0).all():
+        return None
+    at = {g: i for i, g in enumerate(rest.tolist())}
+    inside = _assign(counts[rest], (1 - share, share), [at[g] for g in order if g in at])
+    if inside is None:
+        return None
+    place = np.full(len(counts), SPLITS.index("test"))
+    place[rest] = inside
+    return place
+
+
+def set_apart(manifest: Manifest, share: float, seed: int = 0, group_by: str | None = None
+              ) -> tuple[Manifest, Manifest]:
+    """Two manifests, the second of `share` of the images in whole groups: patients that a study has never met.
+
+    Every class is in both. Raises PathoError: `bad_fractions`, `bad_seed`, `unknown_group`, `split_infeasible`.
+    """
+    group_by = manifest.group_by if group_by is None else group_by
+    _check_arguments(manifest, ((1 - share) / 2, (1 - share) / 2, share), seed, group_by)
+    groups, member, counts = _grouped(manifest, group_by)
+    place = _assign(counts, (1 - share, share), _drawn(groups, f"{seed}/apart"))
+    if place is None:
+        _refuse_infeasible(manifest, counts, group_by, "every class must be in both parts", 2)
+    return tuple(replace(manifest, table=manifest.table[place[member] == part],
+                         found={**manifest.found, "images": int((place[member] == part).sum())}) for part in (0, 1))
+
+
+def _grouped(manifest: Manifest, group_by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The groups (G,), the place of every image's group among them (N,), and images by group and class (G, C)."""
+    ids = manifest.table["path" if group_by == "image" else group_by]
     groups, member = np.unique(ids.to_numpy(object), return_inverse=True)
-    labels = pd.Categorical(table["label"], categories=list(manifest.classes)).codes
+    labels = pd.Categorical(manifest.table["label"], categories=list(manifest.classes)).codes
     counts = np.zeros((len(groups), len(manifest.classes)), np.int64)
     np.add.at(counts, (member, labels), 1)
-    # A hash, not a generator: its order holds for every version of numpy, and new groups do not stir up the old ones.
-    order = sorted(range(len(groups)), key=lambda g: hashlib.sha256(f"{seed}:{groups[g]}".encode()).digest())
-    place = _assign(counts, fractions, order)
-    if place is None:
-        _refuse_infeasible(manifest, counts, group_by)
+    return groups, member, counts
+
+
+def _drawn(groups: np.ndarray, key: str) -> list[int]:
+    """The groups in an order by chance, a function of the key.
+
+    A hash, not a generator: its order holds for every version of numpy, and new groups do not stir up the old ones.
+    """
+    return sorted(range(len(groups)), key=lambda g: hashlib.sha256(f"{key}:{groups[g]}".encode()).digest())
+
+
+def _parted(manifest: Manifest, group_by: str, split: np.ndarray) -> pd.DataFrame:
+    """The manifest's table with `group` and `split`."""
+    table = manifest.table.copy()
+    ids = table["path" if group_by == "image" else group_by]
     if group_by != "group" and "group" in table.columns:
         table = table.rename(columns={"group": "given_group"})
-    return table.assign(group=ids, split=np.array(SPLITS, object)[place[member]])
+    return table.assign(group=ids, split=split)
 
 
 def _check_arguments(manifest: Manifest, fractions, seed, group_by: str) -> None:
@@ -241,26 +325,28 @@ def _check_arguments(manifest: Manifest, fractions, seed, group_by: str) -> None
         raise PathoError("unknown_group", str(group_by), "is no id column to group by", nearest(group_by, known))
 
 
-def _refuse_infeasible(manifest: Manifest, counts: np.ndarray, group_by: str) -> None:
+def _refuse_infeasible(manifest: Manifest, counts: np.ndarray, group_by: str, wanted: str, least: int) -> None:
     rows = "".join(f"\n  {name}: {int((column > 0).sum())} groups, {column.sum()} images"
                    for name, column in zip(manifest.classes, counts.T, strict=True))
     fewest = (counts > 0).sum(axis=0).min()
-    why = "" if fewest < 3 else "\nEvery class has three, but they hold several classes and cannot be shared out"
+    why = "" if fewest < least else "\nEvery class has as many, but they hold several classes and cannot be shared out"
     finer = manifest.levels[: manifest.levels.index(group_by)] if group_by != "image" else ()
     raise PathoError(
         "split_infeasible", f"split by {group_by}",
-        f"every class must be in train, val and test, which takes at least 3 groups per class:{rows}{why}",
+        f"{wanted}, which takes at least {least} groups per class:{rows}{why}",
         "Add images of other groups, merge the class with another or drop it"
         + (f", or group by the finer {finer[-1]!r}" if finer else ""))
 
 
 def _assign(counts: np.ndarray, fractions, order: list[int]) -> np.ndarray | None:
-    """The split (0, 1, 2) of every group, from its images per class (G, C); None if no split holds every class.
+    """The part (0, 1, ...) of every group, one per fraction, from its images per class (G, C).
+
+    None if there is no way to have every class in every part.
 
     Chance first, balance second: the groups are drawn class by class in the seeded order, so that large and small
     ones are as likely to be tested; then the moves and swaps are made that bring the shares to the fractions.
     """
-    seats = _seats(counts > 0, order)
+    seats = _seats(counts > 0, order, len(fractions))
     if seats is None:
         return None
     place = np.empty(len(counts), np.int64)
@@ -270,16 +356,16 @@ def _assign(counts: np.ndarray, fractions, order: list[int]) -> np.ndarray | Non
         mine = order[main[order] == c]
         size = counts[mine].sum(axis=1)
         middle = (size.cumsum() - size / 2) / max(size.sum(), 1)
-        place[mine] = np.searchsorted(np.cumsum(fractions)[:2], middle)
+        place[mine] = np.searchsorted(np.cumsum(fractions)[:-1], middle)
     place[list(seats)] = list(seats.values())
     _improve(counts, fractions, place)
     return place
 
 
-def _seats(has: np.ndarray, order: list[int]) -> dict[int, int] | None:
-    """A group of every class for every split, {group: split}; None if there is none (an exact search).
+def _seats(has: np.ndarray, order: list[int], parts: int) -> dict[int, int] | None:
+    """A group of every class for every part, {group: part}; None if there is none (an exact search).
 
-    Groups of one class only serve nothing else, so three of them settle their class. The rest is searched by kind
+    Groups of one class only serve nothing else, so one for each part settles their class. The rest is searched by kind
     (groups with the same set of classes are alike), the scarcest need first, and no state is tried twice.
     """
     kinds: dict[tuple[int, ...], list[int]] = {}
@@ -288,16 +374,16 @@ def _seats(has: np.ndarray, order: list[int]) -> dict[int, int] | None:
     seats: dict[int, int] = {}
     scarce = set()
     for c in range(has.shape[1]):
-        if has[:, c].sum() < 3:
+        if has[:, c].sum() < parts:
             return None
         alone = kinds.get((c,), [])
-        seats |= dict(zip(alone[:3], range(3), strict=True)) if len(alone) >= 3 else {}
-        scarce |= {c} if len(alone) < 3 else set()
+        seats |= dict(zip(alone[:parts], range(parts), strict=True)) if len(alone) >= parts else {}
+        scarce |= {c} if len(alone) < parts else set()
     names = sorted((kind for kind in kinds if scarce & set(kind)), key=lambda kind: (-len(kinds[kind]), kind))
 
     @functools.cache
     def fill(needs: frozenset, left: tuple[int, ...]):
-        """The kinds to seat, ((kind, split), ...), so that every (class, split) of `needs` is met."""
+        """The kinds to seat, ((kind, part), ...), so that every (class, part) of `needs` is met."""
         if not needs:
             return ()
         able = Counter()
@@ -311,7 +397,7 @@ def _seats(has: np.ndarray, order: list[int]) -> dict[int, int] | None:
                     return ((k, s), *more)
         return None
 
-    chosen = fill(frozenset((c, s) for c in scarce for s in range(3)), tuple(len(kinds[kind]) for kind in names))
+    chosen = fill(frozenset((c, s) for c in scarce for s in range(parts)), tuple(len(kinds[kind]) for kind in names))
     if chosen is None:
         return None
     unused = {k: iter(kinds[kind]) for k, kind in enumerate(names)}
@@ -321,24 +407,24 @@ def _seats(has: np.ndarray, order: list[int]) -> dict[int, int] | None:
 def _improve(counts: np.ndarray, fractions, place: np.ndarray) -> None:
     """Moves and swaps groups, best first, while the squared error of the shares falls; `place` (G,) is changed.
 
-    Error of a split: its share minus the fraction, of the images of every class, of all images and, at half
+    Error of a part: its share minus the fraction, of the images of every class, of all images and, at half
     the weight, of the groups of every class (two patients say less than five, however many images they have).
-    A group that is the last of a class in its split stays. Sums of integers, so that no machine rounds differently.
+    A group that is the last of a class in its part stays. Sums of integers, so that no machine rounds differently.
     """
     has = counts > 0
     whole = np.column_stack([counts, counts.sum(axis=1), has])
     unit = np.repeat([UNIT, UNIT // 2], [len(counts.T) + 1, len(counts.T)])
     size = whole * unit // whole.sum(axis=0)  # (G, 2 C + 1) shares in units
-    target = np.rint(np.outer(fractions, size.sum(axis=0))).astype(np.int64)  # (3, 2 C + 1)
+    target = np.rint(np.outer(fractions, size.sum(axis=0))).astype(np.int64)  # (P, 2 C + 1)
     square = (size * size).sum(axis=1)
     rows = np.arange(len(place))
     pairs = len(place) <= SWAPS_UP_TO
     distance = square[:, None] + square - 2 * (size @ size.T) if pairs else None
     while True:
-        error = np.stack([size[place == s].sum(axis=0) for s in range(3)]) - target
-        held = np.stack([has[place == s].sum(axis=0) for s in range(3)])  # groups of each class in each split
+        error = np.stack([size[place == s].sum(axis=0) for s in range(len(fractions))]) - target
+        held = np.stack([has[place == s].sum(axis=0) for s in range(len(fractions))])  # groups of a class in each part
         last = has & (held[place] == 1)
-        pull = size @ error.T  # (G, 3)
+        pull = size @ error.T  # (G, P)
         pull -= pull[rows, place][:, None]
         change = np.where(last.any(axis=1)[:, None], 0, square[:, None] + pull)  # half the change of the squared error
         change[rows, place] = 0

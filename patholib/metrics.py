@@ -39,22 +39,26 @@ WHY = {  # what leaves a number of one class without a value
 
 
 def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float = 0.5,
-            resamples: int = 1000, seed: int = 0, interval: str = "percentile") -> dict:
+            resamples: int = 1000, seed: int = 0, interval: str = "bca") -> dict:
     """All numbers of a table of predictions as JSON values, each `{"value", "low", "high"}` with a 95 % interval.
 
     Two classes and a `positive` one: an image is called positive where p_positive >= threshold. Otherwise the largest
     probability decides and the threshold is not used. A number without a value is None beside `"undefined"`, the
     reason; one without an interval has `"no_interval"`; a mean that leaves classes out says so in `"note"`.
-    Intervals: percentile bootstrap over groups (Efron & Tibshirani 1993, chapter 13). `resamples=0` gives none.
+    Intervals: bootstrap over groups; `resamples=0` gives none. "bca" moves the ends by bias and skewness (Efron 1987)
+    and widens them for few groups; "percentile" takes 2.5 and 97.5 % of the resamples as they are. The first is the
+    default because it holds the truth about as often as it says. In 1000 simulated sets of 20, 40 and 120 patients it
+    did in 91 to 95, 93 to 95 and 94 to 96 %, by metric, percentiles in 84 to 91, 89 to 92 and 93 to 95 %; drawing
+    images instead of patients, in 52 to 65 % of 400 (`python tests/intervals.py`).
     """
     judged = _judge(predictions, classes, positive, threshold)
     overall, of_classes = _values(judged, np.ones((1, judged.groups)))
     drawn_overall, drawn_of_classes = _resample(judged, resamples, seed)
-    left_overall, left_of_classes = _values(judged, _left_out(judged.groups, interval))
+    left_overall, left_of_classes = _values(judged, _left_out(judged.groups, interval if resamples else "percentile"))
     support = judged.confusion.sum(axis=1)
     absent = [name for name, n in zip(judged.classes, support, strict=True) if n == 0]
 
-    metrics = {name: _number(values[0], drawn_overall[name], ONE_CLASS, left_overall[name])
+    metrics = {name: _number(values[0], drawn_overall[name], ONE_CLASS, left_overall[name], judged.groups)
                for name, values in overall.items()}
     metrics["ece"] = _without_interval(judged.ece)
     for name in MEANS:
@@ -62,8 +66,9 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
             metrics[name]["note"] = f"mean over the classes that occur; absent: {', '.join(absent)}"
     per_class = {}
     for k, name in enumerate(judged.classes):
-        numbers = {m: _number(v[0, k], drawn_of_classes[m][:, k], WHY[m], left_of_classes[m][:, k])
-                   for m, v in of_classes.items()}
+        groups = {"sensitivity": judged.groups_with[k], "specificity": judged.groups_without[k]}
+        numbers = {m: _number(v[0, k], drawn_of_classes[m][:, k], WHY[m], left_of_classes[m][:, k],
+                              groups.get(m, judged.groups)) for m, v in of_classes.items()}
         per_class[name] = {"support": int(support[k]), "groups": int(judged.groups_with[k]), **numbers}
     if judged.by_threshold:
         metrics |= {m: per_class[positive][m] for m in ("sensitivity", "specificity", "precision", "f1")}
@@ -211,7 +216,8 @@ def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive:
     sums = np.stack([np.bincount(groups, patients["score"]), np.bincount(groups)], axis=1)  # (G, 2)
     drawn = [counts @ sums for counts in _draws(len(names), resamples, seed)]
     drawn = np.concatenate([s[:, 0] / s[:, 1] for s in drawn]) if drawn else np.empty(0)
-    rate = _number(patients["score"].mean(), drawn, "")
+    left = (sums.sum(axis=0) - sums)[:, 0] / (sums.sum(axis=0) - sums)[:, 1] if len(sums) > 1 else ()
+    rate = _number(patients["score"].mean(), drawn, "", left, len(names))
     return {**found, "recognition_rate": rate,
             "summary": summary(patients, classes, positive, threshold, resamples, seed),
             "one_patient": _without_one(predictions, patients, classes, positive, column, threshold)}
@@ -253,7 +259,9 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, classes: Sequence[str], positive: s
               for counts in (none, *_draws(pair[0].groups, resamples, seed))]
     ours, theirs = (_headline(judged, np.ones((1, judged.groups))) for judged in pair)
     drawn = {name: np.concatenate([x[name] - y[name] for x, y in chunks]) for name in ours}
-    found = {name: _number(ours[name][0] - theirs[name][0], drawn[name], ONE_CLASS) for name in ours}
+    left = [_headline(judged, _left_out(judged.groups, "bca" if resamples else "percentile")) for judged in pair]
+    found = {name: _number(ours[name][0] - theirs[name][0], drawn[name], ONE_CLASS, left[0][name] - left[1][name],
+                           pair[0].groups) for name in ours}
     return found | {"ece": _without_interval(pair[0].ece - pair[1].ece)}
 
 
@@ -435,6 +443,7 @@ class _Judged:
     confusion: np.ndarray  # (C, C) images by true and predicted class
     groups: int  # G
     groups_with: np.ndarray  # (C,) groups that have an image of each class
+    groups_without: np.ndarray  # (C,) groups that have an image of another class
     sums: np.ndarray  # (G, C * C + 2) per group: images by true and predicted class, sum of log loss, of Brier score
     ece: float  # of the positive class where a threshold decides, else of the likeliest one
     rankings: list  # of each class; for two classes one of the positive, as the other has the same AUC
@@ -480,7 +489,8 @@ def _judge(predictions: pd.DataFrame, classes: Sequence[str], positive: str | No
     return _Judged(
         classes=classes, by_threshold=by_threshold, positive=k, decisions=decisions, groups=len(names),
         confusion=sums[:, :-2].sum(axis=0).astype(int).reshape(n_classes, n_classes),
-        groups_with=np.array([len(np.unique(groups[labels == k])) for k in range(n_classes)]), sums=sums,
+        groups_with=np.array([len(np.unique(groups[labels == k])) for k in range(n_classes)]),
+        groups_without=np.array([len(np.unique(groups[labels != k])) for k in range(n_classes)]), sums=sums,
         ece=calibration.ece(labels, probs, of=k if by_threshold else None),
         rankings=[_ranking(labels == k, probs[:, k], groups) for k in ranked])
 
@@ -512,7 +522,7 @@ def _left_out(groups: int, interval: str) -> np.ndarray:
     """Counts (J, G) for `_values` with each group left out once or, of many, each of 200 blocks; (0, G) without BCa."""
     if interval not in INTERVALS:
         raise PathoError("bad_parameter", "interval", f"is {interval!r}", nearest(interval, INTERVALS))
-    blocks = min(groups, BLOCKS) if interval == "bca" else 0
+    blocks = min(groups, BLOCKS) if interval == "bca" and groups > 1 else 0
     return 1.0 - (np.arange(groups) % max(blocks, 1) == np.arange(blocks)[:, None])
 
 
@@ -587,10 +597,11 @@ def _auc(counts: np.ndarray, ranking: tuple) -> np.ndarray:
         return won / (weights.sum(axis=1, dtype=np.float64) * beaten[:, -1])
 
 
-def _number(value: float, drawn: np.ndarray, reason: str, left: Sequence[float] = ()) -> dict:
+def _number(value: float, drawn: np.ndarray, reason: str, left: Sequence[float] = (), groups: int = 0) -> dict:
     """`{"value", "low", "high"}`; None with the reason beside it where there is none to give.
 
     left: the values with a group left out each; where there are some the interval is BCa, else of percentiles.
+    groups: how many the number rests on.
     """
     number = {"value": None, "low": None, "high": None}
     if np.isnan(value):
@@ -609,7 +620,7 @@ def _number(value: float, drawn: np.ndarray, reason: str, left: Sequence[float] 
         below = ((known < value).mean() + (known <= value).mean()) / 2
         if not 0 < below < 1:
             return {**number, "no_interval": "every resample lies on the same side of the value"}
-        shares = _bca_shares(below, np.asarray(left))
+        shares = _bca_shares(below, np.asarray(left), groups)
     low, high = np.quantile(known, shares)
     return {**number, "low": float(low), "high": float(high)}
 
@@ -620,15 +631,18 @@ def _without_interval(ece: float) -> dict:
             "no_interval": "a mean of distances is never negative, and resampling adds to it"}
 
 
-def _bca_shares(below: float, left: np.ndarray) -> np.ndarray:
+def _bca_shares(below: float, left: np.ndarray, groups: int) -> np.ndarray:
     """Which quantiles of the resamples end a BCa interval (Efron 1987): moved by bias and by acceleration.
 
-    below: the share of the resamples below the value; left: the values with each group left out.
+    below: the share of the resamples below the value; left: the values with each group left out. Few groups scatter
+    too little in their resamples: the ends lie where Student's distribution has them (Hesterberg 2015).
     """
     normal, left = NormalDist(), left[~np.isnan(left)]
-    away = left.mean() - left
+    away = left.mean() - left if len(left) else left
     spread = (away**2).sum()
     acceleration = (away**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-    bias = normal.inv_cdf(below)
-    ends = bias + np.array([normal.inv_cdf((1 - LEVEL) / 2), normal.inv_cdf((1 + LEVEL) / 2)])
+    bias, z, freedom = normal.inv_cdf(below), normal.inv_cdf((1 + LEVEL) / 2), max(groups - 1, 1)
+    # Student's quantile by Cornish and Fisher: within 1 % from 6 groups on.
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    ends = bias + np.array([-1, 1]) * t * np.sqrt((freedom + 1) / freedom)
     return np.array([normal.cdf(end) for end in bias + ends / (1 - acceleration * ends)])

@@ -15,7 +15,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from patholib import files, images, recipes, runs, schedules
+from patholib import evaluation, files, images, manifest, recipes, runs, schedules
 from patholib.errors import PathoError, nearest, nearest_setting
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
@@ -185,6 +185,10 @@ def _ask_the_library(name: str, value) -> None:
         images.threads(value)
     elif name == "output":
         runs.output_folder(value)
+    elif name == "repeats" or (name == "folds" and value != 0):
+        manifest.check_folds(**{name: value})
+    elif name == "target_sensitivity":
+        evaluation.check_target(value)
     elif name == "max_hours":
         schedules.deadline(value, 0)
     elif name == "device" and value not in ("auto", "cpu"):

@@ -62,7 +62,7 @@ th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e8ebee; text-
          min-width: 4.5rem; }
 th { font-weight: 600; border-bottom: 2px solid #cfd6dc; }
 td:first-child { font-weight: 500; }
-.few td { color: #76828f; font-weight: 400; }
+.few td { color: #6b7682; font-weight: 400; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; }
 .narrow th, .narrow td { min-width: 0; padding-right: .7rem; }
 ul.pictures { list-style: none; padding: 0; }
@@ -76,6 +76,7 @@ ul.pictures { list-style: none; padding: 0; }
 .pairs figure { margin: 0; }
 .pairs img { display: inline-block; margin: 0 .2rem 0 0; vertical-align: top; }
 figcaption { font-size: .8rem; overflow-wrap: anywhere; }
+@media (max-width: 30rem) { th, td { min-width: 0; padding-right: .6rem; } td code { overflow-wrap: anywhere; } }
 @media print { body { background: #fff; } main { max-width: none; padding: 0; } .scroll { overflow: visible; } }
 </style>
 </head>

@@ -1,37 +1,32 @@
 """The report of a run, written from the files in its folder and from nothing else.
 
-What a file does not say, the report does not say; what is absent is named as absent. `write` gives report.md,
-report.html and the short form, `model_card`; `hints` what a history and its metrics suggest to change.
+What a file does not say, the report does not say; what is absent is named as absent. `write` gives report.md and
+report.html, and has the cards written; `hints` what a history and its metrics suggest to change.
 """
 
 from __future__ import annotations
 
-import html
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 import numpy as np
 import pandas as pd
 
-from patholib import files, pages, recipes
-from patholib.errors import PathoError, shown
+from patholib import cards, files, markdown, recipes
+from patholib.errors import shown
+from patholib.markdown import count as _count  # underscored: count, table and text are also what sections work on
+from patholib.markdown import pairs as _pairs
+from patholib.markdown import picture
+from patholib.markdown import short as _short
+from patholib.markdown import table as _table
+from patholib.markdown import text as _text
+from patholib.markdown import why as _why
+from patholib.markdown import words as _words
 from patholib.metrics import ALERT, of_subgroup, readable
 from patholib.recipes import Recipe
+from patholib.records import NOTICE, ORDER, SETS, Record
 
-NOTICE = ("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
-          "patient.")
-DEMO = ("**DEMO IMAGES: NOT A RESULT.** This run was made with generated pictures, to show that the pipeline works. "
-        "No number below says anything about tissue, skin or people.")
-PUBLISHED = ("**Recipe as published, mistakes included.** This run measures what those mistakes cost; its numbers are "
-             "not to be quoted as performance.")
-SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)"}
-ORDER = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_precision",
-         "macro_specificity", "macro_f1", "log_loss", "brier", "ece")
-WORDS = {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1", "brier": "Brier score", "ece": "calibration error",
-         "ppv": "positive predictive value", "npv": "negative predictive value"}
 HEATMAPS_SHOWN = 12
 CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
 
@@ -173,141 +168,10 @@ def _value(summary: Mapping | None, name: str) -> float | None:
     return None if summary is None else summary.get("metrics", {}).get(name, {}).get("value")
 
 
-# -------------------------------------------------------------------------------------------------- text for Markdown
-
-
-def _text(value) -> str:
-    """Anything as Markdown that shows it literally, on one line: no HTML, no link, no formula, no new table cell."""
-    text = shown(value).replace("&", "&amp;").replace("<", "&lt;").replace("://", ":&#47;/").replace("$", "&#36;")
-    text = re.sub(r"[`*_\[\]|~]", r"\\\g<0>", text.replace("\\", "&#92;"))  # nbconvert takes \\( for a formula
-    return re.sub(r"^([-+=#>]|\d+(?=[.)](\s|$)))", lambda m: f"&#{ord(m[0][0])};{m[0][1:]}", text)  # a list, a quote
-
-
-def _words(name: str) -> str:
-    return WORDS.get(name, name.replace("_", " "))
-
-
-def _count(number) -> str:
-    return f"{number:,}" if isinstance(number, int) else _text(number)
-
-
-def _why(numbers: Iterable[tuple[str, Mapping | None]]) -> list[str]:
-    """One line for each reason why numbers are undefined, have no interval or leave classes out, with their names."""
-    reasons: dict[str, dict] = {}
-    for name, found in numbers:
-        for key, what in (("undefined", "Undefined"), ("no_interval", "No interval"), ("note", "Note")):
-            if found and found.get(key):
-                reasons.setdefault(f"{what}, {_text(found[key])}", {})[name] = True
-    return [f"- {reason}: {', '.join(names)}." for reason, names in reasons.items()] + [""] * bool(reasons)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table of cells that are Markdown already."""
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    return [*lines, *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows), ""]
-
-
-def _pairs(values: Mapping) -> list[str]:
-    """A two-column table of a flat or nested mapping; long values are cut."""
-    rows = []
-    for key, value in values.items():
-        rows.append((_text(str(key).replace("_", " ")), _text(_short(_spoken(value)))))
-    return _table(("field", "value"), rows)
-
-
-def _spoken(value) -> str:
-    """A JSON value in words: `files 1,995, by code (corrupt 2)`."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{str(k).replace('_', ' ')} ({_spoken(v)})" if isinstance(v, (Mapping, list)) else
-                         f"{str(k).replace('_', ' ')} {_spoken(v)}" for k, v in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_spoken, value)) or "none"
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _short(value, width: int = 300) -> str:
-    text = str(value)
-    return text if len(text) <= width else text[:width] + "…"
-
-
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
-class _Run:
-    """What lies in a run folder; `absent` collects what does not."""
-
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        self.run = files.read_json(self.folder / "run.json")
-        self.recipe = recipes.from_json(self.run["recipe"])
-        self.absent: list[str] = []
-        self.metrics = self._json("metrics.json", "no results") or {}
-        self.data_report = self._json("data_report.json", "what the data check found is not known")
-        self.history = self._history()
-        self.figures = [*sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
-                        *sorted((self.folder / "figures").glob("*.png"))]
-        self.heatmaps = sorted((self.folder / "heatmaps").glob("*.png"), key=lambda p: (p.stem != "gallery", p))
-        for name, missing in (("split.csv", "the images of each split are not listed"),
-                              ("predictions_val.csv", "the validation numbers cannot be recomputed"),
-                              ("predictions_test.csv", "the test numbers cannot be recomputed")):
-            if not (self.folder / name).is_file():
-                self.absent.append(f"`{name}`: {missing}")
-        if not self.figures:
-            self.absent.append("`figures/`: no figures")
-        if not self.heatmaps:
-            self.absent.append("`heatmaps/`: no heatmaps")
-        for key, name in SETS.items():
-            if self.metrics and key not in self.metrics:
-                self.absent.append(f"`{key}` in `metrics.json`: no {name} numbers")
-
-    @property
-    def demo(self) -> bool:
-        return bool(self.run.get("demo"))
-
-    @property
-    def sets(self) -> dict[str, dict]:
-        """The summaries there are, in the order of `SETS`."""
-        return {key: self.metrics[key] for key in SETS if key in self.metrics}
-
-    def _json(self, name: str, missing: str):
-        if (self.folder / name).is_file():
-            return files.read_json(self.folder / name)
-        self.absent.append(f"`{name}`: {missing}")
-        return None
-
-    def _history(self) -> pd.DataFrame:
-        if (self.folder / "history.csv").is_file():
-            return pd.read_csv(self.folder / "history.csv")
-        if (self.folder / "history.json").is_file():
-            return pd.DataFrame(files.read_json(self.folder / "history.json"))
-        self.absent.append("`history.csv`: how training went is not known")
-        return pd.DataFrame()
-
-    def groups_in_two_splits(self) -> int | None:
-        """Counted in split.csv; None without it."""
-        path = self.folder / "split.csv"
-        if not path.is_file():
-            return None
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)[["group", "split"]].drop_duplicates()
-        return int((table["group"].value_counts() > 1).sum())
-
-    def banners(self) -> list[str]:
-        """The warnings that stand above everything else."""
-        found = [DEMO] * self.demo + [PUBLISHED] * bool(self.run.get("published", self.recipe.published))
-        if self.run.get("status") not in ("trained", "finished"):  # "finished" is written after the report
-            found.append(f"**This run is not finished:** training has not ended (its status is "
-                         f"{_text(self.run.get('status', 'not recorded'))}).")
-        elif "test" not in self.metrics:
-            found.append("**This run is not finished:** the test images have not been judged.")
-        return [line for text in found for line in (f"> {text}", "")]
-
-
 # ----------------------------------------------------------------------------------------------------------- sections
 
 
-def _in_short(run: _Run) -> list[str]:
+def _in_short(run: Record) -> list[str]:
     recipe, test = run.recipe, run.metrics.get("test")
     lines = ["## In short", ""]
     if test is None:
@@ -332,7 +196,7 @@ def _in_short(run: _Run) -> list[str]:
     return [*lines, "", *[f"- {_text(note)}" for note in test.get("notes", [])], ""]
 
 
-def _data(run: _Run) -> list[str]:
+def _data(run: Record) -> list[str]:
     data, lines = run.run.get("data", {}), ["## Data", ""]
     lines += _pairs(data) if data else ["Not recorded.", ""]
     report = run.data_report
@@ -361,7 +225,7 @@ def _data(run: _Run) -> list[str]:
     return lines + (_pairs(facts) if facts else [])
 
 
-def _split(run: _Run) -> list[str]:
+def _split(run: Record) -> list[str]:
     split, recipe = run.run.get("split", {}), run.recipe
     lines = ["## Split", "", f"By **{_text(recipe.group_by)}**, fractions {_text(recipe.fractions)}, seed "
              f"{recipe.seed}. SHA-256 of the split file: {_text(split.get('sha256', 'not recorded'))}.", ""]
@@ -384,9 +248,9 @@ def _split(run: _Run) -> list[str]:
     return lines
 
 
-def _recipe(run: _Run) -> list[str]:
+def _recipe(run: Record) -> list[str]:
     recipe, lines = run.recipe, ["## Recipe", ""]
-    lines += [f"**{_text(recipe.name)}**: {_text(recipe.arch)}, weights {_text(_weights(run))}, "
+    lines += [f"**{_text(recipe.name)}**: {_text(recipe.arch)}, weights {_text(run.weights)}, "
               f"{recipe.image_size} pixels, {recipe.epochs} epochs at most, batches of {recipe.batch_size}, "
               f"{_text(recipe.optimizer)} at {recipe.lr:g}, {_text(recipe.schedule)}, loss {_text(recipe.loss)}, "
               f"balance {_text(recipe.balance)}; best epoch by validation {_words(recipe.monitor)}.", ""]
@@ -400,13 +264,7 @@ def _recipe(run: _Run) -> list[str]:
     return [*lines, "What differs from the recipe as shipped:", "", *_table(("field", "shipped", "this run"), rows)]
 
 
-def _weights(run: _Run) -> str:
-    found = run.run.get("weights") or {}
-    digest = f" (SHA-256 {found['sha256'][:12]}…)" if found.get("sha256") else ""
-    return f"{found.get('kind', run.recipe.weights)}{digest}"
-
-
-def _training(run: _Run) -> list[str]:
+def _training(run: Record) -> list[str]:
     table, lines = run.history, ["## Training", ""]
     if table.empty:
         return [*lines, "There is no history.", ""]
@@ -438,18 +296,18 @@ def _cell(value) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
-def _decision(run: _Run) -> list[str]:
-    found, lines = run.metrics.get("decision"), ["## Decision", ""]
+def _decision(run: Record) -> list[str]:
+    found, lines = run.decision, ["## Decision", ""]
     if not found:
         return [*lines, "No decision is recorded: temperature and threshold were not locked before the test images "
                 "were judged.", ""]
     rows = {"rule": found["rule"], "temperature": f"{found['temperature']:.4g}",
-            "locked": found["locked"], "SHA-256 of `predictions_val.csv`": found["predictions_val_sha256"]}
+            "locked": found["locked"], "SHA-256 of the validation predictions": found["predictions_val_sha256"]}
     if found["threshold"] is not None:
         what = "threshold" if len(run.recipe.classes) == 2 else "threshold of the alert"
         rows[what] = f"p_{found['positive']} >= {found['threshold']:.4g}"
     lines += ["Chosen on the validation images alone and locked before a test image was judged.", "",
-              *_table(("", "value"), [(_words(key), _text(value)) for key, value in rows.items()])]
+              *_table(("", "value"), [(key, _text(value)) for key, value in rows.items()])]
     if found["validation"]:
         lines += _table(("validation, where it was chosen", "value (95 % interval)"),
                         [(_words(name), readable(number)) for name, number in found["validation"].items()])
@@ -457,7 +315,7 @@ def _decision(run: _Run) -> list[str]:
     return [*lines, *[f"- {_text(note)}" for note in found["notes"]], ""]
 
 
-def _results(run: _Run) -> list[str]:
+def _results(run: Record) -> list[str]:
     lines, sets = ["## Results", ""], run.sets
     if not sets:
         return [*lines, "There are no results: `metrics.json` is absent or empty.", ""]
@@ -470,9 +328,10 @@ def _results(run: _Run) -> list[str]:
     lines += _table(head, rows)
     for key, s in sets.items():
         lines += [line.replace("- ", f"- {SETS[key]}: ", 1) for line in _why((_words(n), s["metrics"].get(n))
-                                                                            for n in ORDER) if line]
+                                                                            for n in ORDER if n != "ece") if line]
     lines.append("")
-    lines += ["Log loss, Brier score and calibration error: lower is better. The validation images chose the best "
+    lines += ["Log loss, Brier score and calibration error: lower is better; the last is a mean of "
+              "distances, to which resampling only adds, so it has no interval. The validation images chose the best "
               "epoch, the temperature and the threshold, so their numbers flatter.", ""]
     for key, s in sets.items():
         lines += [f"- {SETS[key]}: {_text(note)}" for note in s.get("notes", [])]
@@ -482,7 +341,7 @@ def _results(run: _Run) -> list[str]:
     return lines
 
 
-def _alert(run: _Run) -> list[str]:
+def _alert(run: Record) -> list[str]:
     found = run.metrics.get("test", {}).get("alert")
     if not found:
         return []
@@ -497,7 +356,7 @@ def _alert(run: _Run) -> list[str]:
     return [*lines, *_table(("", "value (95 % interval)"), [(n, readable(v)) for n, v in numbers]), *_why(numbers)]
 
 
-def _calibration(run: _Run) -> list[str]:
+def _calibration(run: Record) -> list[str]:
     found = run.metrics.get("calibration") or {}
     if not found:
         return []
@@ -510,7 +369,7 @@ def _calibration(run: _Run) -> list[str]:
             "images independent.", "", *_table(head, rows)]
 
 
-def _abstention(run: _Run) -> list[str]:
+def _abstention(run: Record) -> list[str]:
     found = run.metrics.get("test", {}).get("abstention")
     if not found:
         return []
@@ -522,23 +381,24 @@ def _abstention(run: _Run) -> list[str]:
             f"leaving out the wrong ones first {found['aurc_best']:.3f}.", ""]
 
 
-def _tta_gain(run: _Run) -> list[str]:
+def _tta_gain(run: Record) -> list[str]:
     found = run.metrics.get("tta_gain")
     if not found:
         return []
     numbers = [(_words(n), found[n]) for n in ORDER if n in found]
     return ["### What averaged views change (test)", "", "Averaged minus plain, the same groups drawn for both; an "
             "interval that holds 0 shows no difference.", "",
-            *_table(("", "difference (95 % interval)"), [(n, readable(v)) for n, v in numbers]), *_why(numbers)]
+            *_table(("", "difference (95 % interval)"), [(n, readable(v)) for n, v in numbers]),
+            *_why((n, v) for n, v in numbers if n != _words("ece"))]
 
 
-def _judged(run: _Run) -> tuple[str, dict]:
+def _judged(run: Record) -> tuple[str, dict]:
     """The set that details are shown of: test, else validation."""
     key = "test" if "test" in run.metrics else next(iter(run.sets))
     return key, run.metrics[key]
 
 
-def _per_class(run: _Run) -> list[str]:
+def _per_class(run: Record) -> list[str]:
     key, found = _judged(run)
     lines = [f"### Per class ({SETS[key]})", ""]
     names = ("sensitivity", "specificity", "precision", "f1", "auc")
@@ -555,7 +415,7 @@ def _per_class(run: _Run) -> list[str]:
     return lines
 
 
-def _subgroups(run: _Run) -> list[str]:
+def _subgroups(run: Record) -> list[str]:
     key, found = _judged(run)
     rows = found.get("subgroups") or []
     lines = [f"### Subgroups ({SETS[key]})", ""]
@@ -573,7 +433,7 @@ def _subgroups(run: _Run) -> list[str]:
     return lines
 
 
-def _patients(run: _Run) -> list[str]:
+def _patients(run: Record) -> list[str]:
     key, found = _judged(run)
     patients, lines = found.get("patients"), [f"### Patients ({SETS[key]})", ""]
     if not patients:
@@ -603,10 +463,10 @@ def _patients(run: _Run) -> list[str]:
     return lines
 
 
-def _pictures(run: _Run) -> list[str]:
+def _pictures(run: Record) -> list[str]:
     lines = ["## Figures", ""]
     for path in run.figures:
-        lines += [f"### {_text(path.stem.replace('_', ' '))}", "", _image(run, path), ""]
+        lines += [f"### {_text(path.stem.replace('_', ' '))}", "", picture(run.folder, path), ""]
     lines += [] if run.figures else ["There are no figures in `figures/`.", ""]
     lines += ["## Heatmaps", ""]
     if not run.heatmaps:
@@ -615,16 +475,12 @@ def _pictures(run: _Run) -> list[str]:
               "medically sound, and a model can be right for a wrong reason.", ""]
     limit = 1 if run.heatmaps[0].stem == "gallery" else HEATMAPS_SHOWN  # the gallery has all the others in it
     for path in run.heatmaps[:limit]:
-        lines += [_image(run, path), ""]
+        lines += [picture(run.folder, path), ""]
     more = len(run.heatmaps) - limit
     return [*lines, f"… and {more} more in `heatmaps/`.", ""] if more > 0 else lines
 
 
-def _image(run: _Run, path: Path) -> str:
-    return f"![{_text(path.stem.replace('_', ' '))}]({quote(path.relative_to(run.folder).as_posix())})"
-
-
-def _origin(run: _Run) -> list[str]:
+def _origin(run: Record) -> list[str]:
     record, lines = run.run, ["## Versions and machine", ""]
     parts = {"run": record.get("name", run.folder.name), "created": record.get("created", "not recorded"),
              "code": record.get("code", "not recorded"), "machine": record.get("machine", "not recorded"),
@@ -632,7 +488,7 @@ def _origin(run: _Run) -> list[str]:
     lines += _pairs(parts)
     lines += ["## How to repeat this run", "",
               "1. Install the versions above (the same code version and commit).",
-              f"2. Take the same images: the SHA-256 of all their bytes is {_text(_images_digest(record))}.",
+              f"2. Take the same images: the SHA-256 of all their bytes is {_text(run.images_digest)}.",
               "3. Give the notebook this folder's `split.csv` and the recipe in `run.json` "
               "(`recipes.from_json`), with the same seed.",
               "4. Compare `metrics.json`. Everything after the predictions can be repeated without the model, from "
@@ -642,111 +498,21 @@ def _origin(run: _Run) -> list[str]:
     return lines
 
 
-def _images_digest(record: Mapping) -> str:
-    return (record.get("data") or {}).get("images_sha256") or "not recorded"
-
-
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
 def write(run_dir: Path) -> Path:
-    """Writes report.md, report.html and model_card.md into the run folder, from its files alone; returns report.html.
+    """Writes report.md, report.html and the cards into the run folder, from its files alone; returns report.html.
 
     report.html is one file: pictures inside, no script, nothing fetched. Errors: missing_file (run.json), bad_json,
     bad_recipe, extra_missing.
     """
-    run = _Run(run_dir)
-    lines = [*run.banners(), f"# {_title(run)}", "", NOTICE, ""]
+    run = Record(run_dir)
+    lines = [*run.banners(), f"# Report: {_text(run.name)}", "", NOTICE, ""]
     for section in (_in_short, _data, _split, _recipe, _training, _decision, _results, _pictures, _origin):
         lines += section(run)
-    text = _joined(lines)
+    text = markdown.joined(lines)
     files.write_text(run.folder / "report.md", text)
-    model_card(run_dir)
-    return files.write_text(run.folder / "report.html", _page(text, run))
-
-
-def model_card(run_dir: Path) -> Path:
-    """Writes model_card.md: intended use, data, numbers and limits in brief, from the files of the run alone."""
-    run = _Run(run_dir)
-    recipe, test, data = run.recipe, run.metrics.get("test"), run.run.get("data", {})
-    classes = ", ".join(_text(c) for c in recipe.classes)
-    lines = [*run.banners(), f"# Model card: {_text(run.run.get('name', run.folder.name))}", "", NOTICE, "",
-             "## What it is", "",
-             f"A {_text(recipe.arch)} that sorts images of {recipe.image_size} pixels into {len(recipe.classes)} "
-             f"classes: {classes}. Weights at the start: {_text(_weights(run))}. Made with patholib "
-             f"{_text((run.run.get('code') or {}).get('version', '(version not recorded)'))}.", "",
-             "## Intended use", "",
-             "Research on image classification, by people who can judge the images themselves. Not for patients; not "
-             "for images from another scanner, stain, camera or population without a new test on them.", "",
-             "## Data", "",
-             f"Source {_text(data.get('source', 'not recorded'))}: {_count(data.get('images', '?'))} images of "
-             f"{_count(data.get('groups', '?'))} groups. Split by {_text(recipe.group_by)}.", "",
-             "## Numbers", ""]
-    if test is None:
-        lines += ["There are no test numbers.", ""]
-    else:
-        names = [n for n in ORDER if n in test["metrics"] and n not in ("macro_precision", "macro_specificity")]
-        sets = {"this model": test}
-        if "baseline" in run.metrics:
-            sets["colour statistics alone"] = run.metrics["baseline"]
-        rows = [(_words(n), *(readable(s["metrics"].get(n)) for s in sets.values())) for n in names]
-        lines += _table(("test images (95 % interval)", *sets), rows)
-        weak = sorted((row["sensitivity"]["value"], c) for c, row in test.get("per_class", {}).items()
-                      if row["sensitivity"]["value"] is not None)
-        if weak:
-            lines += [f"Weakest class: {_text(weak[0][1])}, of which {100 * weak[0][0]:.0f} % are found.", ""]
-    lines += ["## Limits", "",
-              "- It always names one of its classes, also for an image that shows none of them.",
-              "- The intervals tell how much the numbers vary by chance between such patients, not how they change in "
-              "another hospital.",
-              "- Heatmaps show where evidence lies, not whether it is sound."]
-    rows = (test or {}).get("subgroups") or []
-    if len(rows) > 1:
-        known = [row for row in rows if row.get("accuracy") is not None]
-        low = min(known, key=lambda row: row["accuracy"], default=None)
-        if low:
-            lines += [f"- Lowest accuracy of a subgroup: {low['accuracy']:.3f} ({_text(low['column'])} "
-                      f"{_text(low['value'])}, {low['images']} images)."]
-    lines += ["", "## Origin", "",
-              f"Images SHA-256 {_text(_images_digest(run.run))}, commit "
-              f"{_text((run.run.get('code') or {}).get('commit', 'not recorded'))}, seed {recipe.seed}. The whole "
-              "account is in `report.md`.", ""]
-    if run.absent:
-        lines += ["Absent: " + "; ".join(run.absent) + ".", ""]
-    return files.write_text(run.folder / "model_card.md", _joined(lines))
-
-
-def _title(run: _Run) -> str:
-    return f"Report: {_text(run.run.get('name', run.folder.name))}"
-
-
-def _joined(lines: Iterable[str]) -> str:
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
-
-
-# --------------------------------------------------------------------------------------------------------------- HTML
-
-
-def _page(markdown: str, run: _Run) -> str:
-    """The report as one HTML file: nbconvert turns the Markdown cells into HTML, the page around them is ours."""
-    try:
-        import nbformat
-        from nbconvert import HTMLExporter
-    except ImportError as error:
-        raise PathoError("extra_missing", "report.html", f"needs nbconvert ({error})",
-                         'Install it: pip install "patholib[notebooks]"') from error
-    parts = re.split(r"(?m)^(?=## )", markdown)
-    cells = [nbformat.v4.new_markdown_cell(part, id=f"part-{i}") for i, part in enumerate(parts)]  # ids are random else
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(nbformat.v4.new_notebook(cells=cells))
-    body = re.sub(r"<(script|style)\b.*?</\1>", "", body, flags=re.S)  # the page has its own look and needs no script
-    body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
-    body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(run.folder, m[2]), body)
-    body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
-    body = re.sub(r"<tr>(?=\s*<td>[^<]* \*</td>)", '<tr class="few">', body)  # subgroups too small to judge
-    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
-    return pages.frame(f"Report: {run.run.get('name', run.folder.name)}", body)
-
-
-def _embedded(folder: Path, source: str) -> str:
-    content = (folder / unquote(html.unescape(source))).read_bytes()
-    return pages.data_url(content, "png")
+    page = files.write_text(run.folder / "report.html", markdown.page(f"Report: {run.name}", text, run.folder))
+    cards.write(run_dir)  # last: the checklist names what is there
+    return page

@@ -7,15 +7,15 @@ import os
 import platform
 import subprocess
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 
-from patholib import __version__, files, locks, manifest, recipes
-from patholib.errors import PathoError
+from patholib import __version__, files, leakage, locks, manifest, recipes
+from patholib.errors import PathoError, nearest
 from patholib.images import Checked
 from patholib.recipes import Recipe
 
@@ -34,12 +34,14 @@ class Run:
     demo: bool
     fingerprint: str  # digest of the recipe, the data and the split
     lock: locks.Lock | None = None
+    leaks: dict = field(default_factory=dict)  # what the parts of the split share, as `leakage.recorded` says it
 
     @property
     def note(self) -> str:
         """What every figure says on its face: nothing for real data, a warning for demo images or a leaky split."""
-        notes = [manifest.DEMO_NOTE] * self.demo + ["Split by image: patients leak"] * (self.recipe.group_by == "image")
-        return " - ".join(notes)
+        leak = f"Leaking split: {leakage.worst(self.leaks)}" if self.leaks else \
+            "Split by image: patients leak" * (self.recipe.group_by == "image")
+        return " - ".join(filter(None, [manifest.DEMO_NOTE * self.demo, leak]))
 
     def __repr__(self) -> str:
         return f"run {self.dir.name}{' - ' * bool(self.note)}{self.note}"
@@ -66,13 +68,16 @@ class Run:
 
 
 def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, resume: str = "auto",
-          name: str | None = None) -> Run:
+          name: str | None = None, allow_leakage: bool = False) -> Run:
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
 
     output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
     resume: "auto" goes on with such an unfinished run, and says so where another one is like it but for some changes;
     "must" refuses to start a new one, and opens a finished run of the same kind too; "never" always starts anew.
-    Errors: output_unwritable, output_in_data, run_locked, nothing_to_resume, resume_changed (with the differences).
+    A split whose parts share a patient, case, lesion or picture is refused unless `allow_leakage` is True or the recipe
+    is the published one; what leaks then stands in run.json, on every figure and above the report.
+    Errors: output_unwritable, output_in_data, csv_format (columns of the split), split_leakage, run_locked,
+    nothing_to_resume, resume_changed (with the differences).
     """
     if resume not in ("auto", "must", "never"):
         raise PathoError("bad_parameter", "resume", f"is {resume!r}", "Use auto, must or never")
@@ -81,12 +86,29 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
     if output == root or root in output.parents:
         raise PathoError("output_in_data", str(output), "lies inside the data folder",
                          "Choose an output folder outside")
+    manifest.stop_on([("csv_format", f"split column {name}", f"is missing; {nearest(name, split.columns)}")
+                      for name in ("path", "label", "group", "split") if name not in split.columns],
+                     "Give the table of manifest.split, or one with these columns; group is the patient")
+    leaks = _leaks(recipe, checked, split, allow_leakage)
     mark = fingerprint(recipe, checked, split)
+    run = None
     if resume != "never":
         run = _taken_up(recipe, checked, split, output, mark, resume == "must")
-        if run is not None:
-            return run
-    return _new(recipe, checked, split, output, mark, name)
+    run = run or _new(recipe, checked, split, output, mark, name)
+    run.leaks = leaks
+    run.update(leaks=leaks)
+    return run
+
+
+def _leaks(recipe: Recipe, checked: Checked, split, allowed: bool) -> dict:
+    """What the parts of the split share, for the run to keep; where that is not allowed, the refusal."""
+    found = leakage.audit_checked(checked, split, progress=len(split) > 5000)  # fewer take a second or two
+    if not (allowed or recipe.published):
+        leakage.refuse(found, "To train on it all the same, pass allow_leakage=True: every figure and report then "
+                              "says what leaks")
+    if not found.ok:
+        print(found.verdict)
+    return leakage.recorded(found)
 
 
 def output_folder(given: Path | str | None = None) -> Path:
@@ -181,7 +203,19 @@ def open_run(folder: Path) -> Run:
     if lacking:
         raise PathoError("bad_run", str(Path(folder) / "run.json"), f"lacks {', '.join(lacking)}",
                          "Name a folder that a run has written")
-    return Run(Path(folder), recipes.from_json(facts["recipe"]), facts["demo"], facts["fingerprint"])
+    return Run(Path(folder), recipes.from_json(facts["recipe"]), facts["demo"], facts["fingerprint"],
+               leaks=facts.get("leaks", {}))
+
+
+def finished_like(output: Path, mark: str) -> Run | None:
+    """The newest finished run in the folder that has this fingerprint, for reading; None where there is none."""
+    return next((open_run(folder) for folder, facts in _runs_in(Path(output))
+                 if facts.get("fingerprint") == mark and facts.get("status") == "finished"), None)
+
+
+def finished(output: Path | str | None = None) -> list[Path]:
+    """The folders of the finished runs in `output` (see `output_folder`), the newest first."""
+    return [folder for folder, facts in _runs_in(output_folder(output)) if facts.get("status") == "finished"]
 
 
 def _new(recipe, checked, split, output, mark, name) -> Run:

@@ -109,13 +109,15 @@ def rivals(harness, monkeypatch, tmp_path):
             (harness.VENV / "Scripts").mkdir()
             for name in ("bin/python", "Scripts/python.exe"):
                 (harness.VENV / name).touch()
-        return subprocess.CompletedProcess(command, harness.code, str(tmp_path), "")
+        failed = harness.code or harness.fails and harness.fails in command
+        return subprocess.CompletedProcess(command, int(bool(failed)), str(tmp_path), "")
 
     (tmp_path / "rivals.txt").write_text("timm")
     monkeypatch.setattr(harness, "RIVALS", tmp_path / "rivals.txt")
     monkeypatch.setattr(harness, "VENV", tmp_path / ".venv-bench")
     monkeypatch.setattr(harness.subprocess, "run", run)
     monkeypatch.setattr(harness, "code", 0, raising=False)
+    monkeypatch.setattr(harness, "fails", "", raising=False)
     harness.commands = commands
     return harness
 
@@ -127,10 +129,17 @@ def test_the_rivals_are_installed_once_into_their_own_environment_and_again_when
         assert all(str(rivals.VENV) in line for line in rivals.commands)
         return sum(" install " in line for line in rivals.commands)
 
-    assert installs() == 1 and "--require-virtualenv" in rivals.commands[-1] and " -c " in rivals.commands[-1]
+    assert installs() == 1 and f" --python {rivals.VENV}" in rivals.commands[-1] and " -c " in rivals.commands[-1]
     assert installs() == 0
     rivals.RIVALS.write_text("timm albumentations")
     assert installs() == 1
+
+
+def test_pip_installs_the_rivals_where_uv_cannot_and_into_no_other_place(rivals):
+    rivals.fails = "uv"
+    python = str(rivals.rivals_python())
+    last = rivals.commands[-1]
+    assert last.startswith(f"{python} -m pip ") and "--require-virtualenv" in last and " -c " in last
 
 
 def test_a_failed_installation_of_the_rivals_starts_over(rivals):

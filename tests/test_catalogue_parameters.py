@@ -347,11 +347,13 @@ def test_a_split_that_cannot_be_is_refused(catalogue, entry, code, arguments):
 # --- P12, P19: run folders --------------------------------------------------------------------------------------------
 
 def start(root: Path, output: Path, **options):
-    """Opens a run of one image in `root`."""
-    facts = pd.DataFrame({"path": ["a.png"], "bytes": [1], "sha256": ["0" * 64]})
-    source = SimpleNamespace(root=root, demo=False)
-    split = pd.DataFrame({"path": ["a.png"], "split": ["train"]})
-    return runs.start(BREAKHIS, SimpleNamespace(manifest=source, facts=facts), split, output, **options)
+    """Opens a run of three images in `root`."""
+    facts = pd.DataFrame({"path": list("abc"), "bytes": 1, "sha256": ["0" * 64] * 3})
+    source = replace(make(list("aba"), list("123")), root=root)
+    pictures = ImageSet(np.zeros((3, 37, 37, 3), np.uint8), source.table.assign(row=range(3)), source.classes)
+    split = source.table.assign(split=["train", "val", "test"])
+    checked = SimpleNamespace(manifest=source, facts=facts, images=pictures)
+    return runs.start(BREAKHIS, checked, split, output, **options)
 
 
 @pytest.mark.parametrize("output", [pytest.param(place, id=f"P12-{place}") for place in (
@@ -629,6 +631,25 @@ def test_P26_one_patient_with_all_images_of_a_class_is_refused_with_the_table(ca
     for line in ("rare: 1 groups, 9 images", "b: 9 groups, 9 images", "at least 3 groups per class"):
         assert line in error.reason
     catalogue("P26", "one patient with all positive images", error)
+
+
+def test_P28_fewer_patients_of_a_class_than_folds_are_refused_with_the_table(catalogue):
+    error = refused("split_infeasible", manifest.folds, make(list("aaabbbbb"), list("stuvwxyz")), 5)
+    assert "a: 3 groups, 3 images" in error.reason and "at least 5 groups per class" in error.reason
+    catalogue("P28", "5 folds for a class of 3 patients", error)
+
+
+def test_P28_one_patient_with_all_positive_images_has_no_folds(catalogue):
+    error = refused("split_infeasible", manifest.folds, make(["rare"] * 9 + ["b"] * 9, ["one"] * 9 + list("123456789")))
+    assert "rare: 1 groups, 9 images" in error.reason
+    catalogue("P28", "5 folds, and one patient with all positive images", error)
+
+
+@pytest.mark.parametrize("arguments", [pytest.param({"folds": 1}, id="P28-one"), pytest.param({"folds": 2.0},
+                         id="P28-float"), pytest.param({"repeats": 0}, id="P28-no-repeat")])
+def test_numbers_of_folds_that_mean_nothing_are_refused(catalogue, arguments):
+    error = refused("bad_parameter", manifest.folds, make(list("ab" * 9), list("abcdefghijklmnopqr")), **arguments)
+    catalogue("P28", "cross-validation with " + "".join(f"{k}={v}" for k, v in arguments.items()), error)
 
 
 @pytest.mark.parametrize("images", [pytest.param(number, id=f"P27-{number}") for number in (1, 2, 4)])

@@ -111,15 +111,24 @@ def test_demo_images_are_known_by_their_mark_and_count_paths_from_it(tree):
 
 # --- ISIC 2019 --------------------------------------------------------------------------------------------------------
 
+def test_the_clinics_of_an_isic_image_are_read_off_its_lesion(tmp_path):
+    folder = isic(tmp_path)
+    table = folder / isic2019.METADATA
+    table.write_text(table.read_text().replace("L1", "MSK4_0011169").replace("L2", "BCN_0000001"))
+    found = isic2019.read(folder).table.set_index("lesion")["collection"].to_dict()
+    assert found == {"MSK4_0011169": "MSK", "BCN_0000001": "BCN", "L3": "", "ISIC_4": "", "ISIC_5": ""}
+
+
 def test_isic_rows_are_read_by_hand(tmp_path):
     data = isic2019.read(isic(tmp_path, ending=".JPG"))
     rows = data.table.set_index("path").rename(lambda path: Path(path).stem)
     assert data.classes == ("MEL", "NV")
-    assert rows.loc["ISIC_1"].tolist() == ["NV", "L1", "head/neck", "55", "male", "50-59"]
+    assert rows.loc["ISIC_1"].tolist() == ["NV", "L1", "head/neck", "55", "male", "50-59", ""]
     assert rows["lesion"].to_dict() == {"ISIC_1": "L1", "ISIC_2": "L2", "ISIC_2_downsampled": "L2", "ISIC_3": "L3",
                                         "ISIC_4": "ISIC_4", "ISIC_5_downsampled": "ISIC_5"}  # D31, D36
     assert rows["age_band"].to_dict() == {"ISIC_1": "50-59", "ISIC_2": "<30", "ISIC_2_downsampled": "",
                                           "ISIC_3": "80+", "ISIC_4": "<30", "ISIC_5_downsampled": "<30"}
+    assert data.positive == "MEL"  # of eight classes the one that an alert watches
     assert data.found["rows_without_lesion"] == 3 and data.found["downsampled"] == 2
     json.dumps(data.found, allow_nan=False)
 
@@ -332,6 +341,12 @@ def test_demo_images_are_written_into_the_project_once_and_loaded(project, small
     assert {path: path.stat().st_mtime_ns for path in where.rglob("*")} == before
 
 
+def test_demo_images_drawn_otherwise_have_a_folder_of_their_own(project):
+    few = {"groups": 9, "images_per_group": 1, "size": (64, 64)}
+    folders = {datasets.load("breakhis", "demo", **few, patient_effect=effect).root for effect in (1.0, 2.0, 1.0)}
+    assert len(folders) == 2 and all(folder.is_relative_to(project / "data" / "demo") for folder in folders)
+
+
 def test_demo_images_in_place_of_absent_data_are_announced(project, small_demo, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "find", lambda kind, data: datasets.Found(None, True, ("here", "there")))
     assert datasets.load("breakhis").demo
@@ -342,7 +357,9 @@ def test_a_path_or_a_csv_is_loaded_as_what_it_is(project, tmp_path, tree):
     assert datasets.load("breakhis", tree).source == "breakhis"
     path = own(tmp_path / "own", "path,label,group\na.png,a,1\nb.png,b,2\n")
     source = datasets.load("breakhis", path)
-    assert source.source == "table" and not source.demo
+    assert source.source == "table" and not source.demo and source.positive is None
+    assert datasets.load("breakhis", path, positive="b").positive == "b"  # the class that must not be missed
+    refusal("unknown_class", datasets.load, "breakhis", path, positive="c")
     refusal("data_root", datasets.load, "breakhis", tmp_path / "nowhere")
 
 

@@ -7,8 +7,11 @@ import importlib.util
 import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from patholib import files, recipes
 from patholib.errors import PathoError
@@ -59,7 +62,7 @@ def architecture_levels() -> tuple[set[str], ...]:
     return ast.literal_eval(re.search(r"^LEVELS = (\(.*?^\))", text, re.M | re.S)[1])
 
 
-@pytest.mark.parametrize(("letter", "last"), [("D", 42), ("P", 27), ("T", 24), ("M", 16)])
+@pytest.mark.parametrize(("letter", "last"), [("D", 42), ("P", 28), ("T", 24), ("M", 16)])
 def test_every_entry_of_the_catalogue_has_its_answer(letter, last):
     rows = re.findall(r"^\| ([A-Z]\d\d) \|", (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8"), re.M)
     assert [row for row in rows if row[0] == letter] == sorted(row for row in rows if row[0] == letter)
@@ -75,3 +78,36 @@ def test_a_run_on_real_images_gives_no_pictures(make, tmp_path):
     files.write_json(tmp_path / "run.json", {"demo": False})
     with pytest.raises(PathoError, match="real_images"):
         make.main([str(tmp_path)])
+    with pytest.raises(PathoError, match="real_images"):
+        make.main(["example", str(tmp_path)])
+
+
+EXAMPLE = ROOT / "docs" / "example"
+
+
+def test_the_example_is_of_demo_images_and_small():
+    pages = sorted(EXAMPLE.glob("*.md"))
+    assert {page.stem for page in pages} == {"README", "report", "model_card", "data_card", "checklist"}
+    assert all("DEMO IMAGES: NOT A RESULT" in page.read_text(encoding="utf-8")[:200] for page in pages)
+    assert sum(path.stat().st_size for path in EXAMPLE.rglob("*") if path.is_file()) < 1_500_000
+    assert "](docs/example/README.md)" in README
+
+
+@pytest.mark.parametrize("page", sorted(EXAMPLE.glob("*.md")), ids=lambda page: page.stem)
+def test_what_a_page_of_the_example_names_is_there(page):
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / unquote(target)).is_file()] == []
+
+
+def test_the_example_is_written_from_the_run_folder_with_small_pictures(make, tmp_path):
+    run = tmp_path / "run"
+    for stem in ("report", "model_card", "data_card", "checklist"):
+        files.write_text(run / f"{stem}.md", "![a](figures/a%20b.png) [data_report.html](data_report.html)\n")
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    (run / "figures").mkdir()
+    Image.fromarray(noise).save(run / "figures" / "a b.png")
+    files.write_text(tmp_path / "example" / "gone.md", "of an earlier run")
+    make.example(run, tmp_path / "example")
+    assert (tmp_path / "example" / "figures" / "a b.png").stat().st_size <= make.PAGE_LIMIT
+    assert not (tmp_path / "example" / "gone.md").exists()
+    assert "](data_report.html)" not in (tmp_path / "example" / "report.md").read_text(encoding="utf-8")

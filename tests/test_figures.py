@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from patholib import figures
+from patholib import figures, metrics
 from patholib.errors import PathoError
 
 NOTE = "Demo images: not a result"
@@ -71,9 +71,37 @@ def every_figure(classes, note=""):
     yield figures.confusion(matrix, classes, note=note)
     yield figures.roc_pr(labels, probs, classes, classes[-1] if len(classes) == 2 else None, note=note)
     yield figures.intervals(summary(), note=note)
+    yield figures.forest(pd.DataFrame({"name": classes, "kind": classes, "value": 0.8, "low": 0.7, "high": 0.9}), 0.75,
+                         "truth", note=note)
+    found = {"temperature": 1.4, "ece_mass": 0.1, "ece_chance": 0.02, "counts": [3, 0, 5],
+             "bins": [{"confidence": 0.2, "accuracy": 0.1, "n": 4}, {"confidence": 0.8, "accuracy": 0.9, "n": 4}]}
+    yield figures.reliability({"before": found, "after": found}, note=note)
+    yield figures.thresholds(labels, probs, classes, classes[-1], 0.3, 0.95, note=note)
+    yield figures.thresholds(labels, probs, classes, None, None, note=note)
+    curve = metrics.decision_curve(pd.DataFrame({"label": [classes[-1], "x"], f"p_{classes[-1]}": [0.9, 0.2]}),
+                                   classes[-1])
+    yield figures.decision_curve(curve, 0.3, note=note)
+    yield figures.decision_curve(None, note=note)
+    yield figures.abstention({"coverage": [0.5, 1], "risk": [0, 0.1], "aurc": 0.03, "aurc_random": 0.1}, note=note)
     yield figures.patients(patients, threshold=0.5, note=note)
     yield figures.gallery(pictures(3), heat, classes[:3] if len(classes) > 2 else [*classes, "x"], note=note)
     yield figures.training_metrics(history(), summary(), matrix, classes, labels, probs, note=note)
+    yield figures.histories({name: history() for name in classes}, note=note)
+    yield figures.roc_overlay(dict.fromkeys(classes, (labels, probs)), classes, note=note)
+    yield figures.reliability_overlay({name: reliability() for name in classes}, classes[0], note=note)
+    yield figures.differences(differences(classes), note=note)
+
+
+def reliability():
+    return pd.DataFrame({"confidence": [0.1, 0.5, 0.9], "accuracy": [0.0, 0.6, 1.0], "n": 5})
+
+
+def differences(names):
+    """Of three numbers between runs of these names: one with an interval, one without, one undefined."""
+    return pd.DataFrame([{"number": number, "run": name, "value": value, "low": low, "high": high}
+                         for number, value, low, high in (("AUC", 0.02, -0.01, 0.05), ("F1", -0.1, None, np.nan),
+                                                          ("log loss (lower is better)", None, None, None))
+                         for name in names])
 
 
 def texts(figure):
@@ -163,6 +191,27 @@ def test_the_working_point_lies_where_the_threshold_puts_it():
     assert [precision.get_xdata()[0], precision.get_ydata()[0]] == [2 / 3, 2 / 3]
 
 
+def test_the_locked_threshold_is_marked_where_both_shares_are_what_it_gives():
+    labels, scores = np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.3, 0.6, 0.4, 0.9])
+    axes = figures.thresholds(labels, np.stack([1 - scores, scores], 1), TWO, "malignant", 0.4, 0.95).axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+
+    def at(name, threshold):  # of a line of steps that lead up to their point
+        x, y = lines[name].get_data()
+        return y[np.searchsorted(x, threshold)]
+
+    for threshold in (0.05, 0.1, 0.35, 0.4, 0.5, 0.6, 0.95):
+        assert at("sensitivity", threshold) == (scores[labels == 1] >= threshold).mean()
+        assert at("specificity", threshold) == pytest.approx((scores[labels == 0] < threshold).mean())
+    assert "threshold 0.4" in [t.get_text() for t in axes.texts] and "target 0.95" in lines
+
+
+def test_of_more_classes_every_curve_is_drawn_also_where_one_is_watched():
+    labels, probs = predictions(EIGHT, 200)
+    figure = figures.roc_pr(labels, probs, EIGHT, EIGHT[0], threshold=0.1)
+    assert len(auc_in(figure)) == 16 and not any("threshold" in t for t in texts(figure))
+
+
 def test_a_class_without_images_has_no_curve_but_says_so():
     labels, probs = predictions(TWO)
     shown = texts(figures.roc_pr(np.zeros_like(labels), probs, TWO, "malignant"))
@@ -229,3 +278,43 @@ def test_patients_are_called_by_their_own_name_where_it_is_not_the_group():
     table = pd.DataFrame({"patient": ["14-1", "14-2"], "group": ["g1", "g2"], "label": TWO, "score": [0.5, 1.0]})
     assert {"14-1", "14-2"} <= set(texts(figures.patients(table))) and "g1" not in texts(figures.patients(table))
     assert {"g1", "g2"} <= set(texts(figures.patients(table.drop(columns="patient"))))
+
+
+def test_a_forest_plot_says_every_number_and_what_has_none():
+    table = pd.DataFrame({"name": ["a", "b", "c"], "value": [0.9, 0.6, None], "low": [0.85, None, None],
+                          "high": [0.95, None, None]})
+    found = texts(figures.forest(table, 0.7, "truth"))
+    assert {"0.900 (0.850 to 0.950)", "0.600 (no interval)", "undefined", "truth 0.700", "a", "b", "c"} <= set(found)
+    with pytest.raises(PathoError, match="no_estimates"):
+        figures.forest(table.head(0))
+
+
+def test_several_runs_are_told_apart_and_their_undefined_numbers_said():
+    labels, probs = predictions(TWO)
+    figure = figures.roc_overlay({"a": (labels, probs), "b": (labels * 0, probs)}, TWO, "malignant")
+    assert any(text.startswith("AUC 0.") and text.endswith("  a") for text in texts(figure))
+    assert "undefined  b" in texts(figure)
+    lines = figures.histories({str(i): history() for i in range(32)}).axes[0].lines
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines if len(line.get_xdata()) > 1}
+    assert len(looks) == 32
+
+
+def test_a_difference_is_drawn_with_its_sign_and_zero_stands_in_the_middle():
+    figure = figures.differences(differences(["b - a"]))
+    assert {"+0.020", "-0.100 (no interval)", "undefined"} <= set(texts(figure))
+    low, high = figure.axes[0].get_xlim()
+    assert low == -high
+
+
+def test_a_run_whose_loss_is_broken_or_whose_monitor_is_unknown_is_drawn_as_far_as_it_goes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.histories({"a": history(1), "b": history(val_loss=[1, 0.9, np.nan, np.inf, 1, 1]),
+                           "c": history().drop(columns="val_auc")}).draw_without_rendering()
+
+
+@pytest.mark.parametrize("draw", [figures.histories, figures.reliability_overlay, figures.differences,
+                                  lambda nothing: figures.roc_overlay(nothing, TWO)])
+def test_nothing_to_compare_is_refused(draw):
+    with pytest.raises(PathoError, match="shape_mismatch"):
+        draw({})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from samples import copied, textured
 
-from patholib import files, leakage, manifest
+from patholib import files, images, leakage, manifest, recipes, runs
 from patholib.datasets import breakhis, isic2019, table
 from patholib.errors import PathoError
 
@@ -278,6 +279,32 @@ def test_a_leak_is_refused_with_its_first_pairs(planted, catalogue, given):
     leakage.refuse(quiet(planted))
 
 
+# --- of images that were checked: before a training -------------------------------------------------------------------
+
+def test_training_with_a_turned_and_rescaled_copy_in_another_part_is_refused(tmp_path, catalogue):
+    recipe = replace(recipes.for_demo(recipes.BREAKHIS), group_by="group")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pictures = {f"{i:02}.png": textured(i, 96) for i in range(12)}
+    pictures["twin.jpg"] = textured(0, 96).transpose(Image.Transpose.ROTATE_90).resize((70, 70))
+    for name, picture in pictures.items():
+        picture.save(folder / name, quality=60)
+    names = list(pictures)
+    files.write_table(folder / "mine.csv", pd.DataFrame({
+        "path": names, "label": [recipe.classes[i % 2] for i in range(12)] + [recipe.classes[0]],
+        "group": [f"p{i}" for i in range(13)]}))
+    checked = images.check(table.read(folder / "mine.csv"), 74, cache_dir=tmp_path / "cache", progress=False)
+    split = checked.manifest.table.assign(split=["train"] * 8 + ["val"] * 2 + ["test"] * 3)
+    with pytest.raises(PathoError) as caught:
+        runs.start(recipe, checked, split, tmp_path / "out")
+    error = caught.value
+    assert error.reason == "1 of 3 test images nearly equal an image of train (twin.jpg = 00.png)"
+    catalogue("D25", "training on a split in whose test part lies a turned, rescaled JPEG copy of a training image",
+              error)
+    together = split.assign(split=split["split"].where(split["path"] != "00.png", "test"))
+    assert runs.start(recipe, checked, together, tmp_path / "out").leaks == {}
+
+
 # --- real names and pictures ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("seed", range(4))
@@ -305,6 +332,17 @@ def test_a_stratified_split_of_isic_shows_most_lesions_and_melanomas_above_all(i
     found = row(audit, "lesion_id")
     assert found["share"] == pytest.approx(0.57, abs=0.015) and found["MEL share"] == pytest.approx(0.76, abs=0.025)
     assert "lesion_id: unknown for 2,084 of 25,331 images" in audit.unchecked
+
+
+def test_the_public_sets_are_counted_from_names_alone_and_what_is_not_at_hand_is_said(monkeypatch):
+    monkeypatch.setenv("PATHOLIB_DATA", "demo")
+    assert leakage.public_sets()["images"].tolist() == ["not at hand"] * 2
+    names = real("breakhis/names_40x.csv")
+    found = leakage.public_sets(breakhis_names=names)
+    leaky = found[found["split by"] == "image"].set_index("test images seen in training by")["share"]
+    assert set(leaky.index) == {"slide", "case"} and (leaky.str.rstrip("%").astype(float) >= 99.5).all()
+    assert set(found.loc[found["split by"] == "case", "share"]) == {"0.0%"}
+    assert found["images"].tolist()[-1] == "not at hand"
 
 
 def assert_no_picture_twice(source: manifest.Manifest, unread: list[str]) -> None:

@@ -335,3 +335,65 @@ def test_a_table_is_indexed_by_the_lines_of_its_file(tmp_path):
 
 def test_found_is_json():
     assert json.loads(json.dumps(m.first(["a\nb"] * 8, limit=2))) == {"count": 8, "first": ["a\\nb", "a\\nb"]}
+
+
+# --- folds ------------------------------------------------------------------------------------------------------------
+
+def many(groups=24, each=4):
+    return make([label for g in range(groups) for label in ["ab"[g % 3 == 0]] * each],
+                [f"g{g}" for g in range(groups) for _ in range(each)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(manifests(), st.integers(2, 5), st.integers(1, 2), st.integers(0, 99), st.randoms(use_true_random=False))
+def test_folds_test_every_image_once_and_tear_no_group(data, folds, repeats, seed, random):
+    try:
+        tables = m.folds(data, folds, repeats, seed)
+    except PathoError as error:
+        assert error.code == "split_infeasible"
+        return
+    assert len(tables) == folds * repeats
+    for table in tables:
+        assert table["path"].tolist() == data.table["path"].tolist()
+        assert m.in_several(table, "group", "split") == []
+        assert (table.groupby("label")["split"].nunique() == 3).all()  # every class in train, val and test
+    for repeat in range(repeats):
+        tested = [p for t in tables[repeat * folds:(repeat + 1) * folds] for p in t.loc[t["split"] == "test", "path"]]
+        assert sorted(tested) == sorted(data.table["path"])
+    shuffled = data.table.sample(frac=1, random_state=random.randrange(2**31))
+    again = m.folds(make(shuffled["label"].tolist(), shuffled["group"].tolist(), paths=shuffled["path"].tolist()),
+                    folds, repeats, seed)
+    for table, other in zip(tables, again, strict=True):
+        pd.testing.assert_frame_equal(table, other)
+
+
+def test_folds_are_stratified_and_of_one_size():
+    for table in m.folds(many(60), 5, seed=1):
+        counts = m.split_counts(table)
+        assert counts.loc["all", "test groups"] == 12 and counts.loc["b", "test groups"] == 4
+        assert counts.loc["all", "val images"] == pytest.approx(0.15 * 240, abs=4)
+
+
+def test_another_repeat_or_seed_gives_other_folds():
+    def tested(tables):
+        return {tuple(table["split"] == "test") for table in tables}
+
+    first = tested(m.folds(many(), 3, repeats=3))
+    assert len(first) == 9 and not first & tested(m.folds(many(), 3, seed=1))
+
+
+def test_more_folds_than_groups_of_a_class_are_refused_with_the_table():
+    error = refusal("split_infeasible", m.folds, many(12), 5)
+    assert "at least 5 groups per class" in error.reason and "b: 4 groups, 16 images" in error.reason
+    assert len(m.folds(many(12), 4)) == 4
+    for arguments in ({"folds": 1}, {"folds": True}, {"repeats": 0}, {"val": 0.9}, {"val": 0.0}):
+        refusal("bad_parameter", m.folds, many(), **arguments)
+
+
+def test_patients_set_apart_are_in_neither_part_of_the_study():
+    study, apart = m.set_apart(many(60), 0.4)
+    assert not set(study.table["group"]) & set(apart.table["group"])
+    assert len(study.table) + len(apart.table) == 240 and len(apart.table) == pytest.approx(96, abs=4)
+    for part in (study, apart):
+        assert set(part.table["label"]) == {"a", "b"} and part.found["images"] == len(part.table)
+    assert apart.table["path"].tolist() != m.set_apart(many(60), 0.4, seed=1)[1].table["path"].tolist()

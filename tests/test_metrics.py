@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from intervals import coverage
+from scipy import stats
 from sklearn import metrics as reference
 
 from patholib import calibration, metrics
@@ -260,13 +262,48 @@ def test_the_interval_is_wider_than_a_row_bootstrap_where_the_images_of_a_patien
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    # P(patient score of a malignant > of a benign) for logits N(+-0.5, 1.01): Phi(1 / sqrt(2.02)) = 0.759.
-    inside = 0
-    for seed in range(100):
-        number = metrics.summary(alike(seed, patients=40, per_patient=5), BINARY, "malignant",
-                                 resamples=300)["metrics"]["auc"]
-        inside += number["low"] <= 0.759 <= number["high"]
-    assert 87 <= inside <= 99  # 94 here; a bootstrap of rows covers 57
+    """150 simulations: 95 % nominal is known to 3.6 points; a bootstrap of rows, far below, is told from it."""
+    names = ("auc", "sensitivity", "log_loss")
+    held = coverage(40, 150, resamples=300, names=names)
+    assert all(0.88 <= share <= 0.99 for share in held.values()), held
+    rows = coverage(40, 100, resamples=300, rows=True, names=names)
+    assert all(share < 0.8 for share in rows.values()), rows
+
+
+@pytest.mark.slow
+def test_of_a_hundred_patients_the_interval_covers_95_in_100():
+    """2000 simulations: two standard errors are one point. `python tests/intervals.py` prints the whole table."""
+    held = coverage(120, 2000)
+    assert all(0.93 <= share <= 0.97 for share in held.values()), held
+
+
+def test_bca_is_scipys():
+    rng = np.random.default_rng(0)
+    values = rng.gamma(1.5, 1, 40)
+    drawn = np.concatenate([np.sqrt(counts @ values**2 / 40 - (counts @ values / 40) ** 2)  # biased and skewed
+                            for counts in metrics._draws(40, 20_000, seed=1)])
+    left = np.array([np.delete(values, i).std() for i in range(40)])
+    theirs = stats.bootstrap((values,), np.std, n_resamples=20_000, method="BCa", rng=rng).confidence_interval
+    below = (drawn < values.std()).mean()
+    shares = metrics._bca_shares(below, left, groups=10**9)  # so many that Student's distribution is normal
+    assert np.quantile(drawn, shares) == pytest.approx([theirs.low, theirs.high], rel=0.01)
+    plain = np.quantile(drawn, [0.025, 0.975])
+    assert (np.quantile(drawn, shares) > plain).all()  # resamples scatter less: both ends move up
+    few = np.quantile(drawn, metrics._bca_shares(below, left, groups=8))
+    assert few[0] < theirs.low and few[1] > theirs.high
+
+
+def test_leaving_out_blocks_of_many_groups_gives_nearly_the_ends_of_leaving_out_each(monkeypatch):
+    predictions = random_table(20, n=1500, classes=BINARY, n_groups=400)
+    blocks = metrics.summary(predictions, BINARY, "malignant")["metrics"]["auc"]
+    monkeypatch.setattr(metrics, "BLOCKS", 10**6)
+    each = metrics.summary(predictions, BINARY, "malignant")["metrics"]["auc"]
+    assert blocks["low"] == pytest.approx(each["low"], abs=0.1 * width(each))
+    assert blocks["high"] == pytest.approx(each["high"], abs=0.1 * width(each))
+    plain = metrics.summary(predictions, BINARY, "malignant", interval="percentile")
+    assert plain["interval"] == "percentile" and plain["metrics"]["auc"]["low"] != blocks["low"]
+    with pytest.raises(PathoError, match="did you mean 'bca'"):
+        metrics.summary(predictions, BINARY, "malignant", interval="bcaa")
 
 
 def test_where_every_image_is_its_own_group_the_width_is_the_textbook_one():
@@ -312,6 +349,119 @@ def test_no_resamples_give_values_without_intervals():
     number = metrics.summary(random_table(11), THREE, resamples=0)["metrics"]["auc"]
     assert number["low"] is None
     assert number["no_interval"] == "no resamples were asked for"
+
+
+# ---- differences ----------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_one_number_less_the_other_with_the_same_groups_drawn():
+    a, b = random_table(30, classes=BINARY, skill=1.2), random_table(30, classes=BINARY, skill=1.0)
+    found = metrics.paired(a, b, BINARY, "malignant", resamples=200)
+    first, second = (metrics.summary(t, BINARY, "malignant", resamples=200)["metrics"] for t in (a, b))
+    assert set(found) == set(first)
+    for name, number in found.items():
+        assert number["value"] == pytest.approx(first[name]["value"] - second[name]["value"]), name
+    assert found["auc"]["low"] > 0  # the two intervals overlap, and the difference is still shown
+    assert first["auc"]["low"] < second["auc"]["high"]
+    turned = metrics.paired(b, a, BINARY, "malignant", resamples=200)
+    assert turned["auc"]["low"] == pytest.approx(-found["auc"]["high"], abs=0.01)
+
+
+def test_the_interval_of_a_difference_is_narrower_where_both_err_on_the_same_patients():
+    a = alike(3, patients=40, per_patient=5)
+    logit = np.log(a["p_malignant"] / a["p_benign"]) + np.random.default_rng(0).normal(0, 0.3, len(a))
+    b = a.assign(p_malignant=1 / (1 + np.exp(-logit)), p_benign=1 / (1 + np.exp(logit)))
+    difference = metrics.paired(a, b, BINARY, "malignant", resamples=400)["auc"]
+    assert width(difference) < 0.3 * width(metrics.summary(a, BINARY, "malignant")["metrics"]["auc"])
+
+
+def test_each_side_of_a_difference_may_have_its_own_threshold():
+    a = random_table(31, classes=BINARY)
+    found = metrics.paired(a, a, BINARY, "malignant", threshold=(0.3, 0.7), resamples=0)
+    low, high = (metrics.summary(a, BINARY, "malignant", t, resamples=0)["metrics"]["sensitivity"]["value"]
+                 for t in (0.3, 0.7))
+    assert found["sensitivity"]["value"] == pytest.approx(low - high) and found["auc"]["value"] == 0
+
+
+def test_only_predictions_of_the_same_images_are_compared():
+    a = random_table(32, classes=BINARY)
+    for b in (a[:-1], a[::-1], a.assign(group="one"), a.assign(label="benign")):
+        with pytest.raises(PathoError, match="not_paired"):
+            metrics.paired(a, b, BINARY, "malignant")
+    same = metrics.paired(a, a, BINARY, "malignant", resamples=50)["auc"]
+    assert same["value"] == 0 and "same value" in same["no_interval"]
+
+
+# ---- thresholds -----------------------------------------------------------------------------------------------------
+
+
+def test_a_threshold_is_the_largest_that_reaches_its_sensitivity_worked_by_hand():
+    labels, scores = np.array([1, 1, 1, 1, 0, 0]) == 1, np.array([0.9, 0.8, 0.4, 0.2, 0.5, 0.3])
+    assert metrics.threshold_for(labels, scores, 0.5) == 0.8  # of 0.8 to 0.5 all find two of four
+    assert metrics.threshold_for(labels, scores, 0.51) == 0.4
+    assert metrics.threshold_for(labels, scores, 0.75) == 0.4
+    assert metrics.threshold_for(labels, scores, 0.76) == 0.2
+    # One false alarm counts 1: at 0.8 two misses; at 0.4 one miss, one alarm; at 0.2 two alarms.
+    assert metrics.cheapest_threshold(labels, scores, 0.4) == 0.8
+    assert metrics.cheapest_threshold(labels, scores, 1) == 0.2  # as dear as 0.8 and 0.4, and misses none
+    assert metrics.cheapest_threshold(labels, scores, 10) == 0.2
+    for rule in (metrics.threshold_for, metrics.cheapest_threshold):
+        with pytest.raises(PathoError, match="one_class"):
+            rule(~labels[:4], scores[:4], 0.5)
+
+
+def test_with_equal_scores_all_of_them_are_called():
+    labels = np.array([1, 1, 0, 1]) == 1
+    assert metrics.threshold_for(labels, np.array([0.5, 0.5, 0.5, 0.9]), 0.4) == 0.5
+
+
+def test_the_working_points_are_those_of_the_curve():
+    predictions = random_table(33, classes=BINARY, decimals=1)
+    true, scores = (predictions["label"] == "malignant").to_numpy(), predictions["p_malignant"].to_numpy()
+    for sensitivity, specificity, at in zip(*metrics.operating_points(true, scores), strict=True):
+        assert sensitivity == pytest.approx((scores[true] >= at).mean())
+        assert specificity == pytest.approx((scores[~true] < at).mean())
+
+
+def test_an_alert_is_the_positive_class_against_all_else():
+    predictions = random_table(34)
+    found = metrics.alert(predictions, THREE, "MEL", 0.2, resamples=50)
+    mel, called = predictions["label"] == "MEL", predictions["p_MEL"] >= 0.2
+    assert {name: found[name]["value"] for name in metrics.ALERT} == pytest.approx({
+        "sensitivity": called[mel].mean(), "specificity": (~called[~mel]).mean(), "ppv": mel[called].mean(),
+        "npv": (~mel[~called]).mean()})
+    assert found["flagged"] == called.mean() and found["positives"] == mel.sum()
+    assert all(found[name]["low"] < found[name]["value"] < found[name]["high"] for name in metrics.ALERT)
+
+
+def test_net_benefit_worked_by_hand():
+    # At 0.5 an alarm costs as much as a find is worth: (2 - 1) / 4; at 0.8 four times as much: (1 - 0) / 4.
+    found = metrics.decision_curve(binary([1, 1, 0, 0], [0.9, 0.6, 0.7, 0.2]), "malignant")
+    at = {t: i for i, t in enumerate(found["threshold"])}
+    assert len(at) <= metrics.POINTS
+    assert found["model"][at[0.5]] == 0.25 and found["model"][at[0.8]] == 0.25
+    assert found["everybody"][at[0.5]] == 0 and found["everybody"][at[0.8]] == pytest.approx(0.5 - 4 * 0.5)
+    assert found["model"][at[0.02]] == found["everybody"][at[0.02]]
+
+
+def test_risk_and_coverage_worked_by_hand():
+    # By sureness: 0.9 right, 0.8 right, 0.7 wrong, 0.6 wrong: risks 0, 0, 1/3, 1/2.
+    found = metrics.abstention(binary([1, 0, 0, 1], [0.9, 0.2, 0.7, 0.4]), BINARY, "malignant")
+    assert found["coverage"] == [0.25, 0.5, 0.75, 1] and found["risk"] == pytest.approx([0, 0, 1 / 3, 1 / 2], abs=1e-6)
+    assert found["aurc"] == found["aurc_best"] == pytest.approx((1 / 3 + 1 / 2) / 4)
+    assert found["aurc_random"] == 0.5
+    # With the threshold 0.65: 0.7 and 0.4 are called wrongly, and 0.7 is the one closest to it.
+    low = metrics.abstention(binary([1, 0, 0, 1], [0.9, 0.2, 0.7, 0.4]), BINARY, "malignant", 0.65)
+    assert low["risk"] == pytest.approx([0, 0, 1 / 3, 1 / 2], abs=1e-6)
+
+
+def test_equally_sure_images_share_their_errors_whatever_their_order():
+    predictions = random_table(35, decimals=1)
+    a, b = (metrics.abstention(t, THREE) for t in (predictions, predictions.sample(frac=1, random_state=1)))
+    assert a["risk"] == b["risk"] and len(a["risk"]) <= metrics.POINTS
+    flat = metrics.abstention(predictions.assign(p_MEL=0.5, p_NV=0.3, p_BCC=0.2), THREE)
+    assert flat["risk"] == pytest.approx([flat["aurc_random"]] * len(flat["risk"]), abs=1e-6)
+    assert a["aurc_best"] < a["aurc"] < a["aurc_random"]
 
 
 # ---- what is undefined is said --------------------------------------------------------------------------------------
@@ -449,6 +599,22 @@ def test_the_recognition_rate_is_the_mean_of_the_patient_scores():
     assert metrics.patient_recognition_rate(patients(), BINARY, "malignant") == pytest.approx((0.5 + 0.75) / 2)
     at_high = metrics.patient_recognition_rate(patients(), BINARY, "malignant", threshold=0.7)
     assert at_high == pytest.approx((0.5 + 1) / 2)
+
+
+def test_how_far_one_patient_moves_the_numbers():
+    predictions = random_table(40, n=200, classes=BINARY, n_groups=12).assign(label="benign")
+    predictions.loc[predictions["group"] < "g2", "label"] = "malignant"
+    predictions["case"] = predictions["group"]
+    found = metrics.patient_summary(predictions, BINARY, "malignant", resamples=50)["one_patient"]
+    without = {name: predictions[predictions["case"] != name] for name in predictions["case"].unique()}
+    assert found["share"] == 1 / len(without)
+    rates = [metrics.patient_recognition_rate(rows, BINARY, "malignant") for rows in without.values()]
+    aucs = [metrics.summary(rows, BINARY, "malignant", resamples=0)["metrics"]["auc"]["value"]
+            for rows in without.values()]
+    assert list(found["recognition_rate"].values()) == pytest.approx([min(rates), max(rates)])
+    assert list(found["auc"].values()) == pytest.approx([min(aucs), max(aucs)])
+    many = random_table(41, n=1200, classes=BINARY, n_groups=700).assign(label="benign")
+    assert list(metrics.patient_summary(many, BINARY, "malignant", "group", resamples=0)["one_patient"]) == ["share"]
 
 
 def test_a_patient_with_two_labels_is_counted_and_left_out():

@@ -455,3 +455,19 @@ def test_a_folded_model_computes_the_same_without_batchnorm_behind_convolutions(
         assert torch.allclose(small(images), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in small.modules())
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "efficientnet_b0"])
+def test_packed_weights_compute_the_same_bits_or_are_not_used(arch, monkeypatch):
+    model = models.build(replace(recipes.from_scratch(recipes.BREAKHIS), arch=arch, image_size=64)).eval()
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last)
+    packed = models.for_prediction(model)
+    monkeypatch.setattr(models.Packed, "possible", lambda network: False)
+    plain = models.for_prediction(model)
+    assert not any(isinstance(layer, models.Packed) for layer in plain.modules())
+    with torch.inference_mode():
+        for image in images.split(1):
+            assert torch.equal(packed(image), plain(image))
+            assert torch.allclose(plain(image), model(image), atol=1e-5)
+    assert not any(isinstance(layer, models.Packed) for layer in model.modules())

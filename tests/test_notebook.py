@@ -52,12 +52,29 @@ def test_what_papermill_injects_is_changed():
     assert settings.changed == {"epochs": 35, "mixed": True}
 
 
+@pytest.mark.parametrize("target", [0, 1, 95])
+def test_a_sensitivity_that_no_threshold_can_be_chosen_for_is_refused_before_anything_is_trained(target):
+    cell = "target_sensitivity: float = 0.95  # of the positive class"
+    error = refused(f"# Parameters\ntarget_sensitivity = {target}\n", cell=cell)
+    assert (error.code, error.subject) == ("bad_parameter", "target_sensitivity") and "between 0 and 1" in error.reason
+
+
 def test_a_misspelt_parameter_names_the_nearest_and_the_whole_list():
     error = refused("# Parameters\nepoch = 35\n")
     assert (error.code, error.subject) == ("unknown_parameter", "epoch")
     assert "did you mean 'epochs'?" in error.reason
     assert "data, epochs, lr, mixed, on_bad" in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("given", "fits"), [("folds = 0", True), ("folds = 5\nrepeats = 3", True),
+                                             ("folds = 1", False), ("folds = -2", False), ("repeats = 0", False)])
+def test_numbers_of_folds_that_cannot_be_are_refused_before_an_image_is_read(given, fits):
+    cell = "folds: int = 0  # splits\nrepeats: int = 1  # rounds\n"
+    if fits:
+        check(f"# Parameters\n{given}\n", cell=cell)
+    else:
+        assert refused(f"# Parameters\n{given}\n", cell=cell).code == "bad_parameter"
 
 
 def test_all_problems_are_told_at_once():

@@ -39,7 +39,8 @@ SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups
 FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv", "split.csv",
          "split.csv.sha256", "history.csv", "history.json", "predictions_val.csv", "predictions_test.csv",
          "predictions_test_tta.csv", "predictions_baseline.csv", "decision.json",
-         "metrics.json", "training_metrics.png", "report.md", "report.html", "model_card.md", "model.safetensors",
+         "metrics.json", "training_metrics.png", "report.md", "report.html", "model.safetensors",
+         "model_card.md", "model_card.html", "data_card.md", "data_card.html", "checklist.md", "checklist.html",
          "model.json", "published.pt", "figures/confusion.png", "figures/patients.png", "heatmaps/gallery.png",
          "heatmaps/heatmaps.csv"}
 

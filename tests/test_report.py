@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patholib import files, recipes, report
+from patholib import cards, files, recipes, report
 from patholib.errors import PathoError, shown
 
 RECIPE = recipes.BREAKHIS
@@ -35,8 +35,29 @@ def summary(auc=0.95, sensitivity=0.95, support=(100, 200), classes=RECIPE.class
             "confusion": [[90, 10], [12, 188]], "notes": [],
             "subgroups": [{"column": "magnification", "value": "40", "images": 70, "groups": 8, "few": True,
                            "accuracy": 0.871, "accuracy_low": 0.8, "accuracy_high": 0.9, "auc": None}],
-            "patients": {"column": "case", "patients": 21, "two_labels": {"patients": 1, "names": ["14-13412"]},
+            "alert": {"positive": RECIPE.positive, "threshold": 0.3125, "flagged": 0.74, "images": 300, "groups": 21,
+                      "positives": 200, "positive_groups": 14,
+                      **{n: near(0.83) for n in ("sensitivity", "specificity", "ppv", "npv")}},
+            "abstention": {"coverage": [0.5, 1.0], "risk": [0.012, 0.099], "aurc": 0.034, "aurc_best": 0.005,
+                           "aurc_random": 0.099},
+            "patients": {"column": "case", "patients": 21,
+                         "one_patient": {"share": 1 / 21, "auc": {"low": 0.93, "high": 0.96}},
+                         "two_labels": {"patients": 1, "names": ["14-13412"]},
                          "recognition_rate": number(0.876), "summary": None}}
+
+
+def locked(recipe):
+    """What metrics.json has of calibration, and the decision, which has a file of its own."""
+    reached = {n: number(v) for n, v in zip(("sensitivity", "specificity", "ppv", "npv"), (0.97, 0.71, 0.88, 0.91),
+                                            strict=True)}
+    errors = {"temperature": 1.0, "ece_mass": 0.113, "ece_width": 0.12, "ece_chance": 0.02, "brier": 0.1,
+              "log_loss": 0.4, "bins": [], "counts": []}
+    return {"decision": {"format": 1, "temperature": 1.37, "positive": recipe.positive, "threshold": 0.3125,
+                         "rule": "sensitivity >= 0.95 on validation", "target": {"sensitivity": 0.95},
+                         "validation": reached, "notes": ["only 7 groups"], "locked": "2026-11-22T10:00:00Z",
+                         "predictions_val_sha256": "ef" * 32},
+            "calibration": {"test": {"before": errors, "after": errors | {"temperature": 1.37, "ece_mass": 0.041}}},
+            "tta_gain": {"auc": number(0.006, -0.001, 0.013)}}
 
 
 def history(epochs=20, **columns):
@@ -65,7 +86,9 @@ def full_run(folder, recipe=RECIPE, **changes):
     files.write_json(folder / "run.json", record(**values))
     classes = recipe.classes[:2]
     aucs = {"val": 0.96, "test": 0.951, "test_tta": 0.957, "baseline": 0.812}
-    files.write_json(folder / "metrics.json", {k: summary(auc=auc, classes=classes) for k, auc in aucs.items()})
+    files.write_json(folder / "metrics.json", {k: summary(auc=auc, classes=classes) for k, auc in aucs.items()}
+                     | locked(recipe))
+    files.write_json(folder / "decision.json", locked(recipe)["decision"])
     files.write_json(folder / "data_report.json", {
         "counts": {"files": 301, "kept": 300, "by_code": {"corrupt": 1}}, "warnings": [],
         "excluded": [{"path": "benign/x.png", "code": "corrupt", "reason": "ends in the middle"}]})
@@ -108,6 +131,20 @@ def test_a_report_tells_the_whole_run_with_intervals(tmp_path):
     assert "What is absent" not in text and "DEMO" not in text
 
 
+def test_the_report_tells_what_was_locked_and_what_it_gave(tmp_path):
+    text, page = written(full_run(tmp_path))
+    for part in ("| threshold | p\\_malignant >= 0.3125 |", "sensitivity >= 0.95 on validation", "1.37", "ef" * 32,
+                 "| sensitivity | 0.970 (0.950 to 0.990) |", "- only 7 groups", "### malignant at the locked threshold",
+                 "74 % of 300 images; 200 are malignant, of 14 groups.", "| test | before | 1 | 0.113 |",
+                 "| test | after | 1.37 | 0.041 |", "| 50 % | 1.2 % |", "0.006 (-0.001 to 0.013)",
+                 "One patient is 4.8 % of that rate. Leaving any one out, the AUC lies between 0.930 and 0.960."):
+        assert part in text, part
+    assert "alert beside the decision" not in text
+    assert page.count('<tr class="few">') == 1 == page.partition('<tr class="few">')[2].count("magnification: 40 *")
+    (tmp_path / "decision.json").unlink()
+    assert "were not locked before the test images" in written(tmp_path)[0]
+
+
 def test_the_report_is_written_from_files_alone_and_is_the_same_each_time(tmp_path):
     first = written(full_run(tmp_path))
     assert written(tmp_path) == first
@@ -126,7 +163,8 @@ def test_the_page_is_one_file_without_scripts_or_anything_from_outside(tmp_path)
 
 def test_a_demo_run_says_so_before_everything_else(tmp_path):
     text, page = written(full_run(tmp_path, demo=True))
-    card = report.model_card(tmp_path).read_text()
+    cards.write(tmp_path)
+    card = (tmp_path / "model_card.md").read_text()
     assert text.startswith("> **DEMO IMAGES: NOT A RESULT.**") and card.startswith("> **DEMO IMAGES: NOT A RESULT.**")
     shown = Elements(page.split("<main>")[1]).text.strip()
     assert shown.startswith("DEMO IMAGES: NOT A RESULT.")
@@ -145,7 +183,7 @@ def test_a_run_of_one_file_gives_a_report_of_what_is_absent(tmp_path):
                  "heatmaps/"):
         assert f"- `{name}`" in text
     assert "There are no test numbers" in text
-    assert "no test numbers" in report.model_card(tmp_path).read_text()
+    assert "no test numbers" in (tmp_path / "model_card.md").read_text()
 
 
 def test_table_rows_without_a_file_are_said_to_be_left_out(tmp_path):
@@ -203,7 +241,7 @@ def test_names_are_shown_and_never_run(tmp_path):
         assert found.text.count(shown(name)) >= (8 if name in classes else 5), name
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
-    report.model_card(tmp_path)
+    cards.write(tmp_path)
 
 
 def test_without_nbconvert_the_install_line_is_given(tmp_path, monkeypatch):
@@ -280,3 +318,11 @@ def test_json_nan_never_reaches_the_report(tmp_path):
     text, page = written(tmp_path)
     assert "not finite" in text and not re.search(r"\bnan\b|\binf\b", text + Elements(page).text)
     assert json.loads((tmp_path / "run.json").read_text())["name"] == "a run"
+
+
+def test_a_leaking_split_stands_above_report_and_card(tmp_path):
+    leaks = {"case": [{"seen_in": "train", "found_in": "test", "images": 12, "of": 60, "share": 0.2,
+                       "says": "12 of 60 test images have their case in train"}]}
+    text, _ = written(full_run(tmp_path, leaks=leaks))
+    for page in (text, (tmp_path / "model_card.md").read_text()):
+        assert page.startswith("> **The split leaks:** 12 of 60 test images have their case in train.")

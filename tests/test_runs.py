@@ -18,7 +18,7 @@ from patholib.recipes import BREAKHIS, Stage
 
 RECIPE = replace(recipes.for_demo(BREAKHIS), arch="resnet18", image_size=32, group_by="group")
 KEYS = {"name", "created", "status", "demo", "fingerprint", "seed", "published", "recipe", "data", "split", "versions",
-        "code", "machine"}
+        "code", "machine", "leaks"}
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +179,54 @@ def test_a_split_by_image_is_noted_on_every_figure(prepared, tmp_path):
     leaky = replace(RECIPE, group_by="image", published=True)
     assert start(prepared, tmp_path, leaky).note == "Split by image: patients leak"
     assert start(prepared, tmp_path).note == ""
+
+
+# --- splits that leak -------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def leaky(prepared):
+    """Of a patient in training one picture is tested on; the table takes every image for a group of its own."""
+    checked, split = prepared
+    moved = split.index[split["split"] == "train"][0]
+    return checked, split[["path", "label"]].assign(group=split["path"],
+                                                    split=split["split"].where(split.index != moved, "test"))
+
+
+def test_a_run_on_a_split_that_leaks_is_refused_with_level_and_counts(leaky, tmp_path, catalogue):
+    error = refusal(leaky, tmp_path / "out")
+    assert error.code == "split_leakage" and "1 of 5 test images have their group in train (p" in error.reason
+    assert not (tmp_path / "out").exists()
+    catalogue("D25", "training on a split made elsewhere that has a patient in two of its parts", error)
+
+
+def test_a_leak_that_was_allowed_is_told_wherever_the_run_is_seen(leaky, prepared, tmp_path, capsys):
+    run = start(leaky, tmp_path, allow_leakage=True)
+    assert "LEAKS: 20.0% of the test images have their group in train" in capsys.readouterr().out
+    (row,) = files.read_json(run.dir / "run.json")["leaks"]["group"]
+    assert (row["seen_in"], row["found_in"], row["images"], row["of"]) == ("train", "test", 1, 5)
+    assert run.note == runs.open_run(run.dir).note == "Leaking split: 1 of 5 test images have their group in train"
+    run.close()
+    assert refusal(leaky, tmp_path, resume="must").code == "split_leakage"  # each call has to say it
+    again = start(leaky, tmp_path, resume="must", allow_leakage=True)
+    assert (again.dir, again.note) == (run.dir, run.note)
+    assert files.read_json(start(prepared, tmp_path).dir / "run.json")["leaks"] == {}
+
+
+def test_the_published_recipe_may_leak_and_says_how_much(leaky, tmp_path):
+    run = start(leaky, tmp_path, replace(RECIPE, group_by="image", published=True))
+    assert run.note == "Leaking split: 1 of 5 test images have their group in train"
+
+
+def test_a_split_without_groups_is_refused_as_no_split(leaky, tmp_path):
+    checked, names = leaky
+    error = refusal((checked, names.drop(columns=["group", "label"])), tmp_path)
+    assert error.code == "csv_format" and "split column label" in error.reason and "split column group" in error.reason
+
+
+def test_an_id_that_only_the_table_of_the_split_knows_is_looked_at_too(prepared, tmp_path):
+    checked, split = prepared
+    error = refusal((checked, split.assign(patient_id="the same")), tmp_path)
+    assert "have their patient_id in train" in error.reason
 
 
 # --- the recipe for the data ------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -61,11 +61,24 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] = 
     return Found(None, True, tuple(tried))
 
 
-def load(kind: str, data: str | Path = "auto", missing: str = "error") -> Manifest:
+def load(kind: str, data: str | Path = "auto", missing: str = "error", positive: str | None = None,
+         **drawn) -> Manifest:
     """The manifest of a data set, wherever it lies; of demo images, with a line that says so, where there is none.
 
-    data: see `find`; or a CSV of one's own. Demo images are written to data/demo/<kind> of the project once.
+    data: see `find`; or a CSV of one's own. positive: the class that must not be missed; None: as the reader says.
+    Demo images are written to data/demo/<kind> of the project once; drawn: settings of `demo.write` other than its own,
+    for which they get a folder of theirs. Raises PathoError: also `unknown_class`.
     """
+    source = _load(kind, data, missing, drawn)
+    if positive is None:
+        return source
+    if positive not in source.classes:
+        raise PathoError("unknown_class", f"positive={positive!r}", "is no class of these images",
+                         nearest(positive, source.classes))
+    return replace(source, positive=positive)
+
+
+def _load(kind: str, data: str | Path, missing: str, drawn: dict) -> Manifest:
     if str(data).lower().endswith(".csv"):
         return read(data, missing)
     found = find(kind, data)
@@ -73,7 +86,8 @@ def load(kind: str, data: str | Path = "auto", missing: str = "error") -> Manife
         return read(found.path, missing)
     if found.tried:
         print(f"No {kind} images were found in {', '.join(found.tried)}: demo images are used instead")
-    return read(demo.write(files.project_root() / "data" / "demo" / kind, kind), missing)
+    folder = f"{kind}-{files.digest(drawn)[:8]}" if drawn else kind
+    return read(demo.write(files.project_root() / "data" / "demo" / folder, kind, **drawn), missing)
 
 
 def best_possible(source: Manifest, predictions: pd.DataFrame) -> pd.DataFrame:

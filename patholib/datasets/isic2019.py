@@ -37,7 +37,8 @@ def read(root: Path, missing: str = "error") -> Manifest:
     root: the folder of the two CSV files, or the GroundTruth file; images may lie in subfolders, or beside the CSV.
     missing: "error", or "skip" to go on with the rows that have a file; either way the rest is counted in `found`.
     An image without lesion_id is a lesion of its own (its name); a smaller copy belongs to its picture's lesion.
-    Classes without an image are left out. Text: age "55", age_band "50-59", "" where unknown.
+    Classes without an image are left out. Text: age "55", age_band "50-59", "" where unknown; collection: what
+    the lesion's number begins with (HAM, BCN, MSK), the clinics an image is from.
     Raises PathoError: `data_root`, `missing_file`, `csv_format`, `bad_label`, `unknown_class_in_training`,
     `name_collision`, `label_conflict`, `rows_without_files`, `files_without_rows`.
     """
@@ -72,16 +73,16 @@ def read(root: Path, missing: str = "error") -> Manifest:
         "classes_without_images": [name for name in CLASSES if name not in classes],
         **{name: first(names) for name, names in left.items() if names},
     }
-    columns = ["path", "label", "lesion", "site", "age", "sex", "age_band"]
+    columns = ["path", "label", "lesion", "site", "age", "sex", "age_band", "collection"]
     return Manifest(table=table[columns], root=root, classes=classes, positive="MEL" if "MEL" in classes else None,
-                    group_by="lesion", levels=("lesion",), subgroups=("site", "sex", "age_band"), source="isic2019",
-                    demo=demo_folder(root) is not None, found=found)
+                    group_by="lesion", levels=("lesion",), subgroups=("site", "sex", "age_band", "collection"),
+                    source="isic2019", demo=demo_folder(root) is not None, found=found)
 
 
 def list_rows(root: Path) -> pd.DataFrame:
     """What the two CSV files say, without a look at the images: enough to split and to audit.
 
-    Columns: image, label, lesion (never ""), lesion_known (bool), site, age, sex, age_band.
+    Columns: image, label, lesion (never ""), lesion_known (bool), site, age, sex, age_band, collection.
     """
     truth = read_csv(Path(root) / TRUTH, ("image", *CLASSES))
     metadata = read_csv(Path(root) / METADATA, ("image", *FACTS))
@@ -97,6 +98,8 @@ def list_rows(root: Path) -> pd.DataFrame:
     rows["age_band"] = rows["age"].map(age_band)
     rows["lesion_known"] = rows["lesion"] != ""
     rows["lesion"] = _lesions(rows)
+    # MSK4_0011169 is of MSK; an image that is a lesion of its own is called like its file.
+    rows["collection"] = rows["lesion"].str.extract("^(?!ISIC_)([A-Za-z]+)[0-9]*_", expand=False).fillna("")
     return rows.reset_index(drop=True)
 
 
