@@ -106,7 +106,7 @@ class Guard:
     async def _pass(self, call: _Call) -> None:
         if call.head > HEAD:
             raise Refusal(431, "head_too_large", f"has a head of more than {HEAD // 1024} kB", "Send fewer headers")
-        if {b"transfer-encoding", b"content-length"} <= call.headers.keys():  # which of them counts is a matter of taste
+        if {b"transfer-encoding", b"content-length"} <= call.headers.keys():  # servers differ in which counts
             raise Refusal(400, "bad_request", "declares a length and comes in chunks", "Send one of the two headers")
         if self._token is not None and call.path not in self.public:
             given = call.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
