@@ -104,7 +104,18 @@ def export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
     return run
 
 
-COMMANDS = (audit, predict, export)
+def serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Answer over HTTP what an exported model says of a picture; with a page to drop one on.
+
+    Exit code: 0 stopped by SIGTERM or Ctrl-C, 2 refused, 78 the model cannot be used. For research use only.
+    """
+    from patholib import serving
+
+    serving.arguments(parser)
+    return serving.run
+
+
+COMMANDS = (audit, predict, export, serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -106,12 +106,17 @@ class Predictor:
         name: how an error calls it. Errors: as `images.read`.
         """
         image = images.read(source, name)
-        found = [f"{note.code}: {note.reason}" for note in image.warnings if note.code != "greyscale"]  # see `answer`
+        square = images.to_square(image, self.recipe.cache_size, self.recipe.fit)
+        return Picture(square, self.oddities(image.size, image.warnings))
+
+    def oddities(self, size: tuple[int, int], notes: Iterable[images.Note]) -> tuple[str, ...]:
+        """What `look` says of a picture of this size (width, height) and these notes, where it was read elsewhere."""
+        found = [f"{note.code}: {note.reason}" for note in notes if note.code != "greyscale"]  # see `answer`
         smallest = self.manifest["smallest_side"] or self.recipe.image_size
-        if min(image.size) < min(smallest, self.recipe.image_size):
-            found.append(f"small: is {image.width} x {image.height} pixels, which is less than the model sees "
+        if min(size) < min(smallest, self.recipe.image_size):
+            found.append(f"small: is {size[0]} x {size[1]} pixels, which is less than the model sees "
                          f"({self.recipe.image_size}) and was trained on: it was enlarged")
-        return Picture(images.to_square(image, self.recipe.cache_size, self.recipe.fit), tuple(found))
+        return tuple(found)
 
     def read(self, source, name: str | None = None) -> np.ndarray:
         """A file, bytes or an open file as the square (S, S, 3) uint8 that `probabilities` takes."""

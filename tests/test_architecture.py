@@ -19,23 +19,25 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
-    {"files", "locks", "progress", "calibration"},
+    {"files", "locks", "progress", "calibration", "guard"},
     {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
     {"images", "augment", "models"},
     {"leakage"},
-    {"checkpoints", "evaluation", "gradcam", "runs", "novelty", "checklists"},
+    {"checkpoints", "evaluation", "gradcam", "runs", "novelty", "checklists", "sandbox"},
     {"training", "cards", "export", "galleries", "trust"},
     {"inference", "validation", "report"},
-    {"predictions", "comparison"},
-    {"notebook", "serving", "explorer", "cli"},
+    {"predictions", "comparison", "webapp"},
+    {"notebook", "serving", "explorer"},
+    {"cli"},
     {"__main__"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SERVE_ALL = {"patholib", "errors", "files"}  # "patholib" itself: its __version__
 HOMES = {"matplotlib": {"figures"}, "seaborn": {"figures"}, "tqdm": {"progress"}, "ipywidgets": {"explorer"},
-         "fastapi": {"serving"}, "starlette": {"serving"}, "uvicorn": {"serving", "cli"}}
+         "fastapi": {"webapp"}, "starlette": {"webapp"}, "uvicorn": {"webapp"}, "pydantic": {"webapp"},
+         "h11": {"webapp"}}
 
 
 def sources() -> dict[str, ast.Module]:

@@ -25,7 +25,7 @@ def test_conda_installs_what_pyproject_says_and_nothing_else():
     assert pip == "pip"
     (line,) = nested["pip"]
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", line)[1].split(",")
-    assert extras == ["notebooks", "test"] and set(extras) <= set(PROJECT["optional-dependencies"])
+    assert extras == ["notebooks", "serve", "test"] and set(extras) <= set(PROJECT["optional-dependencies"])
 
 
 def test_run_py_installs_extras_that_exist():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [p for p in (*ROOT.glob("*.md"), ROOT / "data" / "README.md", ROOT / "outputs" / "README.md") if p.exists()]
+PAGES = [p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data" / "README.md",
+                     ROOT / "outputs" / "README.md") if p.exists()]
 COMMANDS = set(re.search(r"commands = \{(.*?)\}", (ROOT / "run.py").read_text(encoding="utf-8"))[1].split(", "))
 
 

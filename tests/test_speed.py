@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import TINY, network
@@ -135,3 +136,30 @@ def test_a_timing_on_the_gpu_sees_every_image_of_the_epoch_once_from_a_cache_on_
     own = gpu.generated(TINY, gpu.MINIATURE, tmp_path)
     assert isinstance(own.pixels, np.memmap) and len(own.part("train")) == gpu.MINIATURE.steps * gpu.MINIATURE.batch
     assert own.table["row"].max() < len(own.pixels)
+
+
+# --- serving ---
+
+
+def test_what_was_measured_of_servers_is_judged_and_told(benchmark):
+    speed = benchmark("speed_serve")
+    names = (speed.PUBLISHED, speed.OURS, speed.ALONE)
+    tables = {}
+    for callers in speed.CALLERS:
+        rates = {name: [rate, rate * 1.1] for name, rate in zip(names, (10.0, 27.0, 30.0), strict=True)}
+        tables[callers] = pd.DataFrame({"median": [10.5, 28.4, 31.5], "low": [10, 27, 30], "high": [11, 29.7, 33],
+                                        "ratio": [1, 2.7, 3], "ratio_low": [1, 2.7, 3], "ratio_high": [1, 2.7, 3]},
+                                       index=pd.Index(names, name="case"))
+        tables[callers].attrs["rates"] = rates
+    found = speed.Found(tables, {(name, callers): [0.1 * (1 + (name == speed.PUBLISHED))] for name in names[:2]
+                                 for callers in speed.CALLERS}, {speed.PUBLISHED: 1.3, speed.OURS: 0.002})
+    judged = [(mark, reached(found)) for mark, reached in speed.MARKS]
+    assert [round(reached, 6) for _, reached in judged] == [2.7, 0.9, 0.5, 2.0]
+    assert all(mark.met(reached) for mark, reached in judged)
+    assert "| patholib serve | 32 | 100 | 100 |" in speed.report(found)
+
+
+@pytest.mark.slow
+def test_the_serving_benchmark_runs_in_miniature(benchmark, capsys):
+    assert benchmark("speed_serve").main(["--quick"]) == 0
+    assert "| patholib serve | 32 |" in capsys.readouterr().out

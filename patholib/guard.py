@@ -1,0 +1,302 @@
+"""What stands before an ASGI app that takes uploads: token, size, deadline and admission, before a byte is parsed.
+
+A web framework reads, and may spool to disk, a whole upload before the first line of an app's own code runs, and its
+server waits for ever for a body that does not come. So these four are decided here, by the standard library alone.
+Nothing that a client sends (names, headers, queries, bodies) is logged or sent back; a log line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import math
+import re
+import secrets
+import time
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+Message = dict
+App = Callable[[dict, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+LINGER = 2.0  # seconds for which the rest of a refused upload is read and dropped, so that its sender sees the answer
+OWN_ID = re.compile(rb"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # what is taken over from a client
+HEADERS = {  # of every answer, unless the app has its own
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
+HEAD = 16 * 2**10  # bytes of path, query and headers
+BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds, of the histogram
+CLIENT_GONE = 499  # nginx's number for it; never sent, only counted
+log = logging.getLogger("patholib.server")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is let through. Sizes in bytes, times in seconds, work in units of one plain prediction."""
+
+    body: int = 10 * 2**20  # of one request
+    bodies: int = 96 * 2**20  # of all requests that are being read or answered
+    units: int = 16  # admitted at once, waiting or computed
+    upload_seconds: float = 20.0  # from the head of a request to the end of its body
+    answer_seconds: float = 60.0  # from then on
+
+
+class Refusal(Exception):
+    """An answer that is no result: its status, and the three fields of its JSON."""
+
+    def __init__(self, status: int, code: str, reason: str, remedy: str, headers: Mapping[str, str] | None = None):
+        super().__init__(code)
+        self.status, self.headers = status, dict(headers or {})
+        self.body = {"code": code, "reason": reason, "remedy": remedy}
+
+
+class Gone(Exception):
+    """The client has closed the connection: nobody is there to answer."""
+
+
+class Guard:
+    """An ASGI app in front of another.
+
+    cost: the units of work that a request asks for, 0 for what is answered at once; only requests with a cost have
+    their body read (here, whole) and are counted against the limits. token: None lets everybody in; `public` are the
+    paths that need none. routes: the paths that logs and metrics may name.
+    """
+
+    def __init__(self, app: App, limits: Limits, cost: Callable[[dict], int], routes: Sequence[str] = (),
+                 token: str | None = None, public: Sequence[str] = ()):
+        self.app, self.limits, self.cost, self.routes, self.public = app, limits, cost, set(routes), set(public)
+        self._token = hashlib.sha256(token.encode()).digest() if token is not None else None
+        self.meter = Meter()
+        self.used = 0  # units
+        self.held = 0  # bytes
+        self._pace = 0.05  # seconds that a unit took lately
+
+    async def __call__(self, scope: dict, receive, send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        call = _Call(scope, receive, send)
+        try:
+            await self._pass(call)
+        except Refusal as refusal:
+            await call.refuse(refusal)
+        except Gone:
+            call.status = CLIENT_GONE
+        except Exception as error:
+            log.error("failed", exc_info=error, extra={"fields": {"id": call.id}})
+            if call.status is None:
+                await call.refuse(Refusal(500, "internal", "failed in an unforeseen way",
+                                          "Tell who runs the server the X-Request-ID of this answer"))
+        finally:
+            self.held -= call.size
+            self._note(call)
+
+    async def _pass(self, call: _Call) -> None:
+        if call.head > HEAD:
+            raise Refusal(431, "head_too_large", f"has a head of more than {HEAD // 1024} kB", "Send fewer headers")
+        if {b"transfer-encoding", b"content-length"} <= call.headers.keys():  # servers differ in which counts
+            raise Refusal(400, "bad_request", "declares a length and comes in chunks", "Send one of the two headers")
+        if self._token is not None and call.path not in self.public:
+            given = call.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            if not hmac.compare_digest(hashlib.sha256(given).digest(), self._token):
+                raise Refusal(401, "no_token", "needs the token of this server",
+                              "Send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+        cost = self.cost(call.scope)
+        if not cost:
+            await self.app(call.scope, call.receive, call.send)
+            return
+        self._stop_if_full(cost)  # before the upload, which would be for nothing
+        body = await self._read(call)
+        with self._admitted(cost):
+            await self._answer(call, body)
+
+    async def _read(self, call: _Call) -> bytes:
+        """The whole body; errors: 413 too_large, 408 too_slow, 503 busy."""
+        declared = call.headers.get(b"content-length", b"0")
+        if not re.fullmatch(rb"\d{1,20}", declared):
+            raise Refusal(400, "bad_request", "declares a length that is no number", "Send its length in bytes")
+        if int(declared) > self.limits.body:
+            raise self._too_large()
+        chunks = []
+        try:
+            async with asyncio.timeout(self.limits.upload_seconds):
+                while call.unread:
+                    chunks.append(await call.chunk())
+                    self.held += len(chunks[-1])
+                    if call.size > self.limits.body:
+                        raise self._too_large()
+                    if self.held > self.limits.bodies:
+                        raise self._busy(1)
+        except TimeoutError:
+            raise Refusal(408, "too_slow", f"was not here within {self.limits.upload_seconds:g} seconds",
+                          "Send a smaller picture, or over a faster line") from None
+        return b"".join(chunks)
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, "too_large", f"is larger than {self.limits.body / 2**20:g} MiB",
+                       "Send a smaller picture, or fewer at once")
+
+    def _busy(self, cost: int) -> Refusal:
+        wait = max(1, math.ceil((self.used + cost) * self._pace))
+        return Refusal(503, "busy", "came while the server had as much to do as it takes on",
+                       f"Send it again in {wait} s", {"Retry-After": str(wait)})
+
+    def _stop_if_full(self, cost: int) -> None:
+        if self.used and self.used + cost > self.limits.units:  # alone, everything fits
+            raise self._busy(cost)
+
+    @contextlib.contextmanager
+    def _admitted(self, cost: int) -> Iterator[None]:
+        self._stop_if_full(cost)
+        self.used += cost
+        start, before = time.perf_counter(), self.used
+        try:
+            yield
+        finally:
+            self._pace += 0.1 * ((time.perf_counter() - start) / before - self._pace)
+            self.used -= cost
+
+    async def _answer(self, call: _Call, body: bytes) -> None:
+        """Runs the app on a body that is here; stops it where its client goes away or it takes too long."""
+        gone = asyncio.create_task(call.receive())  # the body is read, so nothing else can come
+        parts = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            return parts.pop() if parts else await asyncio.shield(gone)
+
+        work = asyncio.create_task(self.app(call.scope, receive, call.send))
+        try:
+            done, _ = await asyncio.wait({work, gone}, timeout=self.limits.answer_seconds,
+                                         return_when=asyncio.FIRST_COMPLETED)
+            if work in done or call.complete:
+                await work
+            elif gone in done:
+                raise Gone
+            elif call.status is None:
+                raise self._busy(1)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    def _note(self, call: _Call) -> None:
+        route = call.path if call.path in self.routes else "other"
+        method = call.scope["method"] if call.scope["method"] in ("GET", "HEAD", "POST") else "other"
+        seconds = time.perf_counter() - call.start
+        self.meter.count(route, call.status or CLIENT_GONE, seconds)
+        log.info("request", extra={"fields": {"id": call.id, "method": method, "route": route,
+                                              "status": call.status or CLIENT_GONE, "bytes": call.size,
+                                              "seconds": round(seconds, 4)}})
+
+
+@dataclass
+class _Call:
+    """One request: what came, and how far its answer is."""
+
+    scope: dict
+    receive: Callable[[], Awaitable[Message]]
+    raw_send: Callable[[Message], Awaitable[None]]
+    status: int | None = None  # None until the answer begins
+    complete: bool = False
+    unread: bool = True
+    size: int = 0  # bytes of the body that were kept
+    start: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self):
+        self.headers, self.path = dict(self.scope["headers"]), self.scope["path"]
+        self.head = len(self.path) + len(self.scope["query_string"]) + sum(
+            len(name) + len(value) + 4 for name, value in self.scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.id = given.decode() if OWN_ID.fullmatch(given) else secrets.token_hex(16)
+
+    async def chunk(self) -> bytes:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        self.unread = message.get("more_body", False)
+        content = message.get("body", b"")
+        self.size += len(content)
+        return content
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, given = message["status"], dict(message.get("headers", ()))
+            missing = [(name, value) for name, value in HEADERS.items() if name not in given]
+            headers = [*message.get("headers", ()), *missing, (b"x-request-id", self.id.encode())]
+            message = {**message, "headers": headers}
+        elif message["type"] == "http.response.body":
+            self.complete = not message.get("more_body", False)
+        await self.raw_send(message)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Sends the refusal; then drops what still comes for a moment, or who is sending would see a broken pipe."""
+        content = json.dumps(refusal.body).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **refusal.headers}
+        await self.send({"type": "http.response.start", "status": refusal.status,
+                         "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()]})
+        await self.send({"type": "http.response.body", "body": content, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while self.unread:
+                    message = await self.receive()
+                    self.unread = message["type"] == "http.request" and message.get("more_body", False)
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Meter:
+    """Counts of answers and their seconds, in the text format of Prometheus."""
+
+    def __init__(self):
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.below: Counter[tuple[str, float]] = Counter()
+        self.seconds: Counter[str] = Counter()
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        self.answers[route, status] += 1
+        self.seconds[route] += seconds
+        for bound in BOUNDS:
+            self.below[route, bound] += seconds <= bound
+
+    def text(self, gauges: Mapping[str, tuple[str, float]]) -> str:
+        """All counts; gauges: name: (what it is, its value now)."""
+        lines = ["# HELP patholib_requests_total Answers by route and status (499: the client went away).",
+                 "# TYPE patholib_requests_total counter"]
+        lines += [f'patholib_requests_total{{route="{route}",status="{status}"}} {number}'
+                  for (route, status), number in sorted(self.answers.items())]
+        lines += ["# HELP patholib_request_seconds From the head of a request to the end of its answer.",
+                  "# TYPE patholib_request_seconds histogram"]
+        for route in sorted({route for route, _ in self.answers}):
+            total = sum(number for (name, _), number in self.answers.items() if name == route)
+            lines += [f'patholib_request_seconds_bucket{{route="{route}",le="{bound:g}"}} {self.below[route, bound]}'
+                      for bound in BOUNDS]
+            lines += [f'patholib_request_seconds_bucket{{route="{route}",le="+Inf"}} {total}',
+                      f'patholib_request_seconds_sum{{route="{route}"}} {self.seconds[route]:.6f}',
+                      f'patholib_request_seconds_count{{route="{route}"}} {total}']
+        for name, (what, value) in gauges.items():
+            lines += [f"# HELP patholib_{name} {what}", f"# TYPE patholib_{name} gauge", f"patholib_{name} {value:g}"]
+        return "\n".join(lines) + "\n"
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per record; of an exception its type and places, not its text, which may quote an upload."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+                "level": record.levelname.lower(), "event": record.getMessage(), **getattr(record, "fields", {})}
+        if record.exc_info and record.exc_info[1] is not None:
+            frames = traceback.extract_tb(record.exc_info[2])
+            line["error"] = type(record.exc_info[1]).__name__
+            line["at"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
+        return json.dumps(line)
