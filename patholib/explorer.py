@@ -44,7 +44,6 @@ ALL, YOURS = "all", "yours"
 OUTCOMES = (ALL, "right", "wrong", YOURS)
 ORDERS = ("as listed", "least certain first", "surest first")
 COLOURS = ("jet", "turbo", "viridis", "inferno", "cividis")  # the last three also read in grey
-METHODS = {"gradcam": gradcam.gradcam}
 MARKS = {"right": "✓", "wrong": "✗", YOURS: "•"}
 NOTES = "explored.csv"  # in the run folder: what was looked at, with notes
 COLUMNS = ("image", "label", "called", "p", "evidence_for", "block", "method", "blank", "note")
@@ -202,7 +201,7 @@ class Explorer(traitlets.HasTraits):
     image = traitlets.Unicode(help="path of the image looked at")
     target = traitlets.Unicode(help='the class whose evidence is shown; "": the one the image was called')
     block = traitlets.Unicode(help="block of the network whose maps are shown")
-    method = traitlets.Unicode(next(iter(METHODS)), help="how the evidence is found")
+    method = traitlets.Unicode(next(iter(gradcam.METHODS)), help="how the evidence is found")
     alpha = traitlets.Float(0.45, min=0, max=1, help="opacity of the heat on the picture")
     colours = traitlets.Unicode(COLOURS[0], help="colour map of the heat")
     outcome = traitlets.Unicode(ALL, help="only images with this outcome")
@@ -274,7 +273,7 @@ class Explorer(traitlets.HasTraits):
     def choices(self, trait: str) -> list[str]:
         """What the trait can be set to; [] where anything goes."""
         labels, patients = (sorted(set(self.table[name]) - {""}) for name in ("label", "patient"))
-        return {"image": list(self.table.index), "target": ["", *self.classes], "method": list(METHODS),
+        return {"image": list(self.table.index), "target": ["", *self.classes], "method": list(gradcam.METHODS),
                 "block": list(self.predictor.model.block_names), "colours": list(COLOURS),
                 "outcome": list(OUTCOMES), "order": list(ORDERS),
                 "label": [ALL, *(c for c in self.classes if c in labels)], "patient": [ALL, *patients]}.get(trait, [])
@@ -350,7 +349,7 @@ class Explorer(traitlets.HasTraits):
         key = (path, target, block, method)
         if key not in self._heats:
             self.message = "Computing the evidence ..."
-            found = METHODS[method](self.predictor.model, self._view(path), [self.classes.index(target)], block)
+            found = gradcam.heat(self.predictor.model, self._view(path), [self.classes.index(target)], block, method)
             self._heats[key] = found.maps
             self.computed += 1
             self.message = ""

@@ -151,15 +151,13 @@ class Predictor:
         return ["greyscale: has no colour; all three colour channels are equal"] * novelty.colourless(picture)
 
     def heat(self, pixels: np.ndarray, classes=None, block: str | None = None, method: str = "gradcam") -> gradcam.Heat:
-        """What in each picture (N, S, S, 3) argues for a class, by default the likeliest: see `gradcam`.
+        """What in each picture (N, S, S, 3) argues for a class, by default the likeliest: see `gradcam.heat`.
 
         Always by PyTorch, whatever `engine` is, and no state is left. block: None for the last that can tell where.
-        Errors: as `gradcam.gradcam`; unknown_method.
+        Errors: as `gradcam.heat`.
         """
-        if method != "gradcam":
-            raise PathoError("unknown_method", str(method), "is no way to make a heatmap", "Use gradcam")
         views = augment.plain_views(pixels, self.recipe.image_size)
-        return gradcam.gradcam(self.model, views, classes, block or self._block)
+        return gradcam.heat(self.model, views, classes, block or self._block, method)
 
     @functools.cached_property
     def _block(self) -> str:

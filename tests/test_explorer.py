@@ -201,7 +201,7 @@ def test_an_error_in_a_callback_is_told_in_one_line(looked, monkeypatch):
     def fails(*_, **__):
         raise ValueError("two\nlines")
 
-    monkeypatch.setitem(explorer.METHODS, "gradcam", fails)
+    monkeypatch.setitem(gradcam.METHODS, "gradcam", fails)
     looked.image = looked.paths[1]
     assert looked.error == "ValueError: two\\nlines"
     monkeypatch.undo()
