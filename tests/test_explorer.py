@@ -76,16 +76,16 @@ def a_png(seed=0, size=(50, 40)):
 def a_table():
     predictions = pd.DataFrame({
         "path": ["a", "b", "c", "d"], "label": ["benign", "malignant", "malignant", ""], "case": ["1", "1", "2", "3"],
-        "p_benign": [0.9, 0.65, 0.2, 0.5], "p_malignant": [0.1, 0.35, 0.8, 0.5]})
+        "p_benign": [0.55, 0.68, 0.2, 0.5], "p_malignant": [0.45, 0.32, 0.8, 0.5]})
     return explorer.listed(predictions, ("benign", "malignant"), "malignant", 0.4)
 
 
 def test_outcome_and_margin_follow_the_threshold_worked_by_hand():
     table = a_table()
-    assert list(table["called"]) == ["benign", "benign", "malignant", "malignant"]
-    assert list(table["outcome"]) == ["right", "wrong", "right", "yours"]
-    assert np.allclose(table["margin"], [0.3, 0.05, 0.4, 0.1])
-    assert list(table["p"]) == [0.9, 0.65, 0.8, 0.5]
+    assert list(table["called"]) == ["malignant", "benign", "malignant", "malignant"]
+    assert list(table["outcome"]) == ["wrong", "wrong", "right", "yours"]
+    assert np.allclose(table["margin"], [0.05, 0.08, 0.4, 0.1])
+    assert list(table["p"]) == [0.45, 0.68, 0.8, 0.5]
 
 
 def test_without_a_positive_class_the_two_likeliest_decide():
@@ -97,9 +97,9 @@ def test_without_a_positive_class_the_two_likeliest_decide():
 
 def test_filters_leave_what_they_say_in_the_order_asked_for():
     table = a_table()
-    assert list(explorer.left_by(table, outcome="wrong").index) == ["b"]
+    assert list(explorer.left_by(table, outcome="wrong").index) == ["a", "b"]
     assert list(explorer.left_by(table, label="malignant", order="least certain first").index) == ["b", "c"]
-    assert list(explorer.left_by(table, patient="1", order="surest first").index) == ["a", "b"]
+    assert list(explorer.left_by(table, patient="1", order="surest first").index) == ["b", "a"]
     assert list(explorer.left_by(table).index) == list("abcd")
 
 
