@@ -3,6 +3,7 @@
 import contextlib
 import io
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -360,14 +361,14 @@ def test_a_new_list_does_not_choose_an_image_by_itself(looked, face):
 
 
 def test_an_upload_is_shown_a_broken_one_told_and_told_again(looked, face):
-    entry = {"name": "mine.png", "type": "image/png", "size": 1, "last_modified": None}
+    entry = {"name": "mine.png", "type": "image/png", "size": 1, "last_modified": datetime.now(UTC)}
     upload = face["upload"]
     for content, image in ((a_png(), "yours: mine.png"), (b"broken", "yours: mine.png")):
         for _ in range(2):
             looked.error = ""
             explorer_value = ({**entry, "content": memoryview(content)},) if isinstance(upload.value, tuple) else {
                 "mine.png": {"metadata": entry, "content": content}}
-            looked._widgets._take(explorer_value)
+            upload.set_trait("value", explorer_value)  # as a browser does
             assert looked.image == image and not upload.value
             assert ("not_an_image" in face["error"].value) == (content == b"broken")
     assert face["image"].value == "yours: mine.png"
