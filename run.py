@@ -387,14 +387,15 @@ def notebooks(arguments):
     failed = []
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         env = {**os.environ, "PATHOLIB_DATA": "demo", "PATHOLIB_RECORD": "1", "TQDM_DISABLE": "1",
-               "OMP_WAIT_POLICY": "passive", "PATHOLIB_OUTPUTS": folder, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+               "OMP_WAIT_POLICY": "passive", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+               "OMP_NUM_THREADS": "1"}  # as under nbval: another number of threads ends with other last digits
         for path in [find(name) for name in arguments] or committed():
             start = time.monotonic()
             transcript = Transcript(quiet=True)
             code = follow([python, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", path,
                            "--ExecutePreprocessor.kernel_name=python3", "--ExecutePreprocessor.record_timing=False",
                            "--ExecutePreprocessor.store_widget_state=False", "--ExecutePreprocessor.timeout=1200"],
-                          transcript, env=env)
+                          transcript, env={**env, "PATHOLIB_OUTPUTS": str(Path(folder, label(path)))})
             if code:
                 failed.append(path)
                 print("\n".join(transcript.tail), file=sys.stderr)
