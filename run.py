@@ -384,7 +384,7 @@ def bench(arguments):
 def notebooks(arguments):
     """Executes the committed notebooks in place, records their reference numbers, and strips what only makes diffs."""
     python = environment()
-    failed = []
+    failed, done = [], []
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         env = {**os.environ, "PATHOLIB_DATA": "demo", "PATHOLIB_RECORD": "1", "TQDM_DISABLE": "1",
                "OMP_WAIT_POLICY": "passive", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -401,8 +401,9 @@ def notebooks(arguments):
                 print("\n".join(transcript.tail), file=sys.stderr)
             else:
                 path.write_text(cleaned(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+                done.append(path)
             print(f"{path.relative_to(ROOT)}: {'failed' if code else 'executed'} in {time.monotonic() - start:.0f} s")
-    return 1 if failed else 0
+    return 1 if failed or call([python, ROOT / "docs" / "make.py", "notebook", *done]) else 0
 
 
 def cleaned(text):

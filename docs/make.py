@@ -2,11 +2,14 @@
 
   python docs/make.py [RUN_FOLDER]            without a folder: the newest run
   python docs/make.py example [RUN_FOLDER]    docs/example: report and cards of such a run, with small pictures
+  python docs/make.py notebook NOTEBOOK ...   the pictures in executed notebooks, with 256 colours where they are large
 """
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import re
 import shutil
@@ -27,6 +30,7 @@ IMAGES, EXAMPLE = ROOT / "docs" / "images", ROOT / "docs" / "example"
 WIDTH, LIMIT = 1200, 300_000  # pixels, bytes
 PAGES = {"report": "Report", "model_card": "Model card", "data_card": "Data card", "checklist": "Checklists"}
 PAGE_LIMIT, EXAMPLE_LIMIT = 250_000, 1_500_000  # bytes of a picture on these pages, of all together
+NOTEBOOK_LIMIT = 200_000  # bytes of a picture in a notebook
 
 # Why the corrected recipes differ from the published ones, by the field in which they do.
 REASONS = {
@@ -48,6 +52,10 @@ REASONS = {
 
 
 def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["notebook"]:
+        for path in arguments[1:]:
+            in_notebook(Path(path))
+        return
     make, arguments = (example, arguments[1:]) if arguments[:1] == ["example"] else (readme, arguments)
     run_dir = Path(arguments[0]) if arguments else newest()
     facts = files.read_json(run_dir / "run.json")
@@ -85,6 +93,16 @@ def example(run_dir: Path, folder: Path = EXAMPLE) -> None:
     if size > EXAMPLE_LIMIT:
         raise PathoError("too_large", folder.name, f"holds {size:,} bytes, more than {EXAMPLE_LIMIT:,}",
                          "Lower PAGE_LIMIT")
+
+
+def in_notebook(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for cell in found["cells"]:
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            content = base64.b64decode(data.get("image/png", ""))
+            if len(content) > NOTEBOOK_LIMIT:
+                data["image/png"] = base64.b64encode(fitted(Image.open(io.BytesIO(content)), NOTEBOOK_LIMIT)).decode()
+    files.write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 def newest() -> Path:
@@ -132,12 +150,17 @@ def drawn(figure) -> Image.Image:
 
 
 def keep(path: Path, picture: Image.Image, limit: int = LIMIT) -> None:
-    """Writes a picture of at most `limit` bytes: in full colour if that fits, else in 256 colours, else smaller."""
+    content = fitted(picture, limit)
+    files.write_bytes(path, content)
+    print(f"{path.name}: {Image.open(path).width} pixels wide, {len(content) // 1000} kB")
+
+
+def fitted(picture: Image.Image, limit: int) -> bytes:
+    """A PNG of at most `limit` bytes: in full colour if that fits, else in 256 colours, else smaller."""
     picture, width, full = picture.convert("RGB"), min(WIDTH, picture.width), True
     while len(content := encoded(picture, width, full)) > limit:
         width, full = (width, False) if full else (width * 9 // 10, False)
-    files.write_bytes(path, content)
-    print(f"{path.name}: {width} pixels wide, {len(content) // 1000} kB")
+    return content
 
 
 def encoded(picture: Image.Image, width: int, full: bool) -> bytes:
