@@ -285,6 +285,17 @@ def test_S06_half_open_connections_delay_nobody(server, catalogue):
     catalogue("S06", "40 half-open connections", "another request takes at most twice as long")
 
 
+@pytest.mark.alone
+def test_no_answer_on_a_kept_connection_waits_for_an_acknowledgement(server):
+    """Systems acknowledge after 40 ms what is not followed by more."""
+    with connect(server.port) as connection:
+        def ask_again():
+            connection.sendall(head("GET", "/livez"))
+            assert answer(connection).body == b"ok"
+
+        assert sorted(timed(ask_again) for _ in range(21))[10] < 0.02
+
+
 def test_an_answer_that_takes_too_long_is_given_up(serve, slow):
     with serve(limits=Limits(answer_seconds=0.2)) as server:
         slow(server, 0.6)
