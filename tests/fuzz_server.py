@@ -61,8 +61,11 @@ def upload(rng: np.random.Generator) -> bytes:
     return body
 
 
-def fuzz(port: int, uploads: int, seconds: float = float("inf"), clients: int = 4, seed: int = 0):
-    """Sends so many uploads, or as many as that time allows: how often each status was answered, and the slowest."""
+def fuzz(port: int, uploads: int, seconds: float = float("inf"), clients: int = 3, seed: int = 0):
+    """Sends so many uploads, or as many as that time allows: how often each status was answered, and the slowest.
+
+    The clients ask for less together than the server admits (at most 5 of 16 units each), so none may be told: busy.
+    """
     counts, slowest, failures, end = collections.Counter(), [0.0], [], time.monotonic() + seconds
 
     def client(number: int) -> None:
