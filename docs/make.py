@@ -67,8 +67,7 @@ def main(arguments: list[str]) -> None:
 
 def readme(run_dir: Path) -> None:
     keep(IMAGES / "training_metrics.png", Image.open(run_dir / "training_metrics.png"))
-    keep(IMAGES / "gradcam.png", beside([heatmap(run_dir, chosen) for chosen in ("true-positive", "false-*",
-                                                                           "least-certain")]))
+    keep(IMAGES / "gradcam.png", Image.open(run_dir / "heatmaps" / "gallery.png"))
     keep(IMAGES / "augmentation.png", drawn(augmentation()))
     page = ROOT / "README.md"
     files.write_text(page, with_table(page.read_text(encoding="utf-8")))
@@ -111,22 +110,6 @@ def newest() -> Path:
 
 
 # --- pictures ---
-
-
-def heatmap(run_dir: Path, chosen: str) -> Image.Image | None:
-    """The first heatmap of a section of the gallery; None where a run has none of it."""
-    found = sorted((run_dir / "heatmaps" / "gallery").glob(f"??-{chosen}-*.png"))
-    return Image.open(found[0]) if found else None
-
-
-def beside(pictures: list[Image.Image | None]) -> Image.Image:
-    pictures = [picture.convert("RGB") for picture in pictures if picture]
-    sheet = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
-    left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width
-    return sheet
 
 
 def augmentation():

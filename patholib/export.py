@@ -37,7 +37,7 @@ FORMAT = 3  # 2: the weights hold a digest of the manifest; 3: decision, origin,
 NOTICE = "For research use only. Not a medical device: not for diagnosis or for decisions about any patient."
 DEMO_NOTICE = "Trained on generated demo images: it knows nothing about tissue or skin."
 WEIGHTS, MANIFEST, PUBLISHED = "model.safetensors", "model.json", "published.pt"
-CARDS = ("model_card.md", "model_card.json", "data_card.md", "data_card.json")  # copied with a model where they are
+CARDS = ("model_card.md", "model_card.html", "data_card.md", "data_card.html")  # copied with a model where they are
 ORIGIN = ("source", "data_licence", "fingerprint", "split_sha256", "commit")  # texts, "" where it is not known
 LICENCES = {  # of the data, by where they come from; data/README.md says more
     "breakhis": "for research; copies state CC BY 4.0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from pathlib import Path
 
@@ -32,11 +31,11 @@ def write(found: Gallery, folder: Path, name: str = "gallery", note: str = "", o
 
 def page(found: Gallery, note: str = "", one_scale: bool = False) -> str:
     """The gallery as one HTML file with its pictures inside."""
-    parts = [f"<blockquote><p><strong>{_text(note)}</strong></p></blockquote>"] * bool(note)
-    parts += [f"<h1>Where the evidence lies</h1><p>{_text(found.method)} after {_text(found.block)}, for the class "
-              "each image was called. Left what the network saw, right its heat.</p>", _bar(found, one_scale)]
+    parts = [f"<blockquote><p><strong>{pages.text(note)}</strong></p></blockquote>"] * bool(note)
+    parts += [f"<h1>Where the evidence lies</h1><p>{pages.text(found.method)} after {pages.text(found.block)}, for the "
+              "class each image was called. Left what the network saw, right its heat.</p>", _bar(found, one_scale)]
     for section, rows in found.sections.items():
-        parts += [f"<h2>{_text(section)}</h2>", '<div class="pairs">',
+        parts += [f"<h2>{pages.text(section)}</h2>", '<div class="pairs">',
                   *(_figure(found, row, one_scale) for row in rows), "</div>"]
     return pages.frame("Heatmaps", "\n".join(parts))
 
@@ -47,8 +46,9 @@ def _figure(found: Gallery, row: int, one_scale: bool) -> str:
     images = "".join(f'<img src="{pages.data_url(_encoded(_enlarged(part, side), ".jpg"), "jpeg")}" alt="" '
                      f'width="{SIDE}">' for part in (picture, overlay))
     blank = "" if found.heat[row].any() else "<br><strong>blank map: nothing argues for this class</strong>"
-    return (f"<figure>{images}<figcaption><strong>{_text(found.table['path'].iloc[row])}</strong><br>"
-            f"{_text(found.captions[row])}{blank}</figcaption></figure>")
+    path = found.table["path"].iloc[row]
+    return (f'<figure>{images}<figcaption title="{pages.text(path)}"><strong>{pages.text(Path(path).name)}</strong><br>'
+            f"{pages.text(found.captions[row])}{blank}</figcaption></figure>")
 
 
 def _bar(found: Gallery, one_scale: bool) -> str:
@@ -79,7 +79,3 @@ def _encoded(picture: np.ndarray, suffix: str) -> bytes:
 def _slug(text: str) -> str:
     """A file name that every system takes, of letters, digits and hyphens."""
     return re.sub(r"[^\w.]+", "-", shown(text)).strip("-.")[:80] or "image"
-
-
-def _text(value) -> str:
-    return html.escape(shown(value))

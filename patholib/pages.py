@@ -74,7 +74,7 @@ ul.pictures { list-style: none; padding: 0; }
 .pictures img { margin: 0; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
 .pairs figure { margin: 0; }
-.pairs img { display: inline-block; margin: 0 .2rem 0 0; vertical-align: top; }
+.pairs img { display: inline-block; margin: 0 .2rem 0 0; max-width: calc(50% - .2rem); vertical-align: top; }
 figcaption { font-size: .8rem; overflow-wrap: anywhere; }
 @media (max-width: 30rem) { th, td { min-width: 0; padding-right: .6rem; } td code { overflow-wrap: anywhere; } }
 @media print { body { background: #fff; } main { max-width: none; padding: 0; } .scroll { overflow: visible; } }
