@@ -115,11 +115,6 @@ def averaged(model: Classifier, images: torch.Tensor, classes=None, block: str |
     return Heat(maps, found[0].classes, probs, maps.amax(dim=(1, 2)) == 0)
 
 
-def for_many(model: Classifier) -> Classifier:
-    """A copy to ask for many maps: BatchNorm folded away, a third quicker; maps differ in their last digits."""
-    return models.folded(model).to(memory_format=torch.channels_last)
-
-
 def named(method: str, average: bool) -> str:
     """What to call a method in a title."""
     return f"{method}, mean of eight views" if average else method
@@ -295,8 +290,8 @@ def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, posi
     views = augment.plain_views(pictures, model.image_size)  # (N, 3, H, W)
     targets = [model.classes.index(name) for name in once["decision"]]
     parts = [slice(start, start + BATCH) for start in range(0, len(views), BATCH)]
-    ask, quick = averaged if average else heat, for_many(model)
-    maps = torch.cat([ask(quick, views[part].to(model.mean.device), targets[part], block, method).maps
+    ask = averaged if average else heat
+    maps = torch.cat([ask(model, views[part].to(model.mean.device), targets[part], block, method).maps
                       for part in parts])
     seen = views.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
     place = once.index.get_indexer(chosen.index)

@@ -471,7 +471,7 @@ def test_S14_S16_overload_costs_no_capacity_and_a_second_signal_means_now(folder
         concurrent.futures.wait(late)
     refused = [one for one in busy if one[0] == 503]
     assert {status for status, *_ in calm} == {200} and {status for status, *_ in busy} == {200, 503}
-    assert len(busy) > 5 * capacity * 4  # offered
+    assert len(busy) > 10 * capacity * 4  # offered
     assert goodput >= 0.95 * capacity, (goodput, capacity)
     assert all(1 <= int(after) <= 5 for _, after, _ in refused)
     assert sorted(took for *_, took in refused)[len(refused) * 99 // 100] < 1
@@ -524,7 +524,8 @@ def test_S17_alive_ready_and_healthy_are_three_things(serve, catalogue):
 def test_S18_the_memory_does_not_grow(process, catalogue):
     """A short form; python tests/fuzz_server.py --uploads 0 --mixed 10000 holds 10,000 requests to 1 %."""
     assert fuzz_server.growth(process, 500) < 0.02
-    catalogue("S18", "10,000 requests of every kind", "the memory grows by less than 1 %")
+    catalogue("S18", "500 requests of every kind; 10,000 by a command of its own", "the memory grows by less than 2 %; "
+              "by less than 1 %")
 
 
 @linux
