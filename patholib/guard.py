@@ -19,7 +19,7 @@ import secrets
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,8 +119,11 @@ class Guard:
             return
         self._stop_if_full(cost)  # before the upload, which would be for nothing
         body = await self._read(call)
-        with self._admitted(cost):
+        call.done = give_back = self._admit(cost)
+        try:
             await self._answer(call, body)
+        finally:
+            give_back()
 
     async def _read(self, call: _Call) -> bytes:
         """The whole body; errors: 413 too_large, 408 too_slow, 503 busy."""
@@ -157,16 +160,18 @@ class Guard:
         if self.used and self.used + cost > self.limits.units:  # alone, everything fits
             raise self._busy(cost)
 
-    @contextlib.contextmanager
-    def _admitted(self, cost: int) -> Iterator[None]:
+    def _admit(self, cost: int) -> Callable[[], None]:
+        """Takes so many units; returns what gives them back, once."""
         self._stop_if_full(cost)
         self.used += cost
-        start, before = time.perf_counter(), self.used
-        try:
-            yield
-        finally:
-            self._pace += 0.1 * ((time.perf_counter() - start) / before - self._pace)
-            self.used -= cost
+        start, before, taken = time.perf_counter(), self.used, [cost]
+
+        def give_back() -> None:
+            if taken:
+                self.used -= taken.pop()
+                self._pace += 0.1 * ((time.perf_counter() - start) / before - self._pace)
+
+        return give_back
 
     async def _answer(self, call: _Call, body: bytes) -> None:
         """Runs the app on a body that is here; stops it where its client goes away or it takes too long."""
@@ -212,6 +217,7 @@ class _Call:
     complete: bool = False
     unread: bool = True
     size: int = 0  # bytes of the body that were kept
+    done: Callable[[], None] = lambda: None  # called as the last part of the answer leaves
     start: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self):
@@ -238,6 +244,8 @@ class _Call:
             message = {**message, "headers": headers}
         elif message["type"] == "http.response.body":
             self.complete = not message.get("more_body", False)
+            if self.complete:  # not afterwards: who has an answer may ask again at once, and is not to be told "busy"
+                self.done()
         await self.raw_send(message)
 
     async def refuse(self, refusal: Refusal) -> None:

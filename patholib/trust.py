@@ -432,11 +432,11 @@ def checks(facts: Mapping) -> dict[str, dict]:
     found = {
         "evidence": evidence,
         "cascade": _most("likeness when all weights are drawn anew", drawn["cascade"][-1]["rank_correlation"], CHANGED,
-                         "The maps stay alike when all weights are drawn anew (rank correlation {number:.2f}, at most "
+                         "The maps stay alike when all weights are drawn anew (rank correlation {number:.3f}, at most "
                          f"{CHANGED} is allowed): they show the picture, not what was learnt"),
         "alone": _most("likeness when one part is drawn anew", alone, CHANGED,
                        "The maps stay alike when a part of the network is drawn anew (mean rank correlation "
-                       f"{{number:.2f}}, at most {CHANGED} is allowed): they do not depend on all that was learnt"),
+                       f"{{number:.3f}}, at most {CHANGED} is allowed): they do not depend on all that was learnt"),
         "over_random": _above("gain over random maps", over["over_random"]["gain"],
                               "Deleting and inserting what the maps mark moves the probability no more than random "
                               "regions do"),
@@ -463,7 +463,7 @@ def _most(asked: str, value: float, bound: float, reason: str) -> dict:
 def _least(asked: str, number: dict, reason: str) -> dict:
     return {"asked": asked, "number": number, "found": metrics.readable(number), "demanded": f"at least {STEADY:g}",
             "passed": bool(number["value"] >= STEADY),
-            "reason": f"{reason} (rank correlation {number['value']:.2f}, at least {STEADY:g} is demanded)"}
+            "reason": f"{reason} (rank correlation {number['value']:.3f}, at least {STEADY:g} is demanded)"}
 
 
 def _above(asked: str, number: dict, reason: str) -> dict:

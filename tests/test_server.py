@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import io
 import json
@@ -22,7 +23,7 @@ from PIL import Image
 
 from patholib import cli, export, figures, images, models, sandbox, serving, webapp
 from patholib.errors import PathoError
-from patholib.guard import JsonLines, Limits
+from patholib.guard import Guard, JsonLines, Limits
 from patholib.inference import Predictor
 from patholib.sandbox import Decoder
 
@@ -478,6 +479,28 @@ def test_S14_S16_overload_costs_no_capacity_and_a_second_signal_means_now(folder
     catalogue("S16", "SIGTERM twice", "ends at once, exit code 143")
     catalogue("S14", "many times as many requests as can be answered", "as many answers as ever, at least 95 %; the "
               "rest 503 with Retry-After")
+
+
+def test_whoever_has_an_answer_is_not_counted_any_more():
+    """A caller that asks one thing after another would else be told "busy" now and then."""
+    in_use = []
+
+    async def app(_scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"yes"})
+
+    guard = Guard(app, Limits(units=1), lambda _scope: 1)
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        in_use.append((message["type"], guard.used))
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    asyncio.run(guard(scope, receive, send))
+    assert in_use == [("http.response.start", 1), ("http.response.body", 0)] and guard.used == 0
 
 
 def test_S15_work_whose_client_has_gone_is_not_done(server, slow, catalogue):
