@@ -271,7 +271,6 @@ def _heat(predictor: Predictor, pixels: np.ndarray, decision: int) -> bytes:
 def _finish(predictor: Predictor, listed: list[str], journal: Path, done: dict[str, _Done], out: Path, bad: Path,
             heated: bool) -> tuple[int, int]:
     """The journal as tables in the order of `listed`, which replace it; how many were answered and how many not."""
-    counts = Counter()
     head = ["path", *(f"p_{name}" for name in predictor.classes), "decision", "alert", "warnings", "model"]
 
     def entries() -> Iterator[tuple[str, list | None, list | None]]:
@@ -285,7 +284,6 @@ def _finish(predictor: Predictor, listed: list[str], journal: Path, done: dict[s
         yield head + ["heatmap"] * heated
         for path, row, _ in entries():
             if row is not None:
-                counts["answered"] += 1
                 probs, decision, alert, text, heat = row
                 known = "" if alert is None else str(alert).lower()
                 yield [path, *map(repr, probs), decision, known, text, predictor.sha256, *([heat] if heated else [])]
@@ -294,17 +292,14 @@ def _finish(predictor: Predictor, listed: list[str], journal: Path, done: dict[s
         yield ["path", "code", "reason", "remedy"]
         for path, _, problem in entries():
             if problem is not None:
-                counts["bad"] += 1
                 yield [path, *problem]
 
-    for _ in problems():  # counted first: a file without problems is not written
-        pass
-    if counts["bad"]:
-        counts["bad"] = 0
+    unusable = sum(problem is not None for *_, problem in entries())
+    if unusable:
         files.write_parts(bad, _csv(problems()))
     files.write_parts(out, _csv(answers()))
     journal.unlink()
-    return counts["answered"], counts["bad"]
+    return len(listed) - unusable, unusable
 
 
 def _csv(rows: Iterable[list]) -> Iterator[bytes]:
