@@ -30,11 +30,11 @@ from pathlib import Path
 import harness
 import numpy as np
 import pandas as pd
-import torch
 from harness import Mark
 from PIL import Image
+from speed_judge import settled
 
-from patholib import export, inference, models, recipes
+from patholib import export, inference, recipes
 from patholib.errors import PathoError
 
 PUBLISHED, LITSERVE, OURS, ALONE = "as published", "LitServe", "patholib serve", "the model alone"
@@ -220,16 +220,6 @@ def measured(scale: Scale) -> Found:
                     port, body, callers, scale.requests, kept)
             tables[callers] = harness.compare(cases | {ALONE: alone}, scale.rounds)
         return Found(tables, seconds, {name: health(ports[name], body, scale.requests) for name in names})
-
-
-def settled(recipe: recipes.Recipe) -> models.Classifier:
-    """A network of random weights with statistics as after a training."""
-    model, generator = models.build(recipe), torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 2.0, generator=generator)
-    return model.eval()
 
 
 # --- what comes out ---

@@ -234,7 +234,7 @@ def _split(run: Record) -> list[str]:
         return [*lines, "`split.csv` is absent.", ""]
     if split.get("sha256") and files.sha256(path) != split["sha256"]:
         lines += ["> **The split file is not the one this run was made with:** its SHA-256 differs.", ""]
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = run.split
     counted = table.groupby(["label", "split"])["group"].agg(["size", "nunique"])
     names = [s for s in ("train", "val", "test") if s in set(table["split"])]
     cell = {key: f"{row['size']:,} ({row['nunique']:,})" for key, row in counted.iterrows()}
