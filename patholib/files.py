@@ -9,10 +9,12 @@ import json
 import os
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
+from patholib import places
 from patholib.errors import PathoError
 
 
@@ -37,8 +39,13 @@ def joined(folder: Path, name: str) -> str:
 
 
 def outputs() -> Path:
-    """The folder that holds run folders: PATHOLIB_OUTPUTS, or outputs/ of the project."""
-    return Path(os.environ.get("PATHOLIB_OUTPUTS") or project_root() / "outputs")
+    """The folder that holds run folders: PATHOLIB_OUTPUTS, or outputs/ of the project; on Colab it may be in Drive."""
+    return Path(os.environ.get("PATHOLIB_OUTPUTS") or places.outputs(project_root()))
+
+
+def remade() -> Path:
+    """The folder for what can be made again, cache and demo images: data/ of the project; not so on Kaggle."""
+    return places.remade(project_root())
 
 
 def as_least_able(path: str) -> str:
@@ -58,6 +65,14 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
     """The same for a file that need not fit into memory, given in parts."""
+    with written(path) as stream:
+        stream.writelines(parts)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """The same for who writes into a stream: the file has its name once the block has ended without an error."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +81,7 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
         raise unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.writelines(parts)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         umask = os.umask(0)
@@ -78,7 +93,6 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
     finally:
         Path(part).unlink(missing_ok=True)
     flush_folder(path.parent)
-    return path
 
 
 def flush_folder(folder: Path) -> None:

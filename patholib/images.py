@@ -586,8 +586,8 @@ def threads(workers: int | None, say: Callable | None = None) -> int:
 
 
 def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = None) -> Path:
-    """Where these files' pixels are cached: `cache_dir`, else the folder PATHOLIB_CACHE, else data/cache."""
-    folder = Path(cache_dir or os.environ.get("PATHOLIB_CACHE") or files.project_root() / "data" / "cache")
+    """Where these files' pixels are cached: `cache_dir`, else the folder PATHOLIB_CACHE, else `files.remade`."""
+    folder = Path(cache_dir or os.environ.get("PATHOLIB_CACHE") or files.remade() / "cache")
     listed = [[fact["path"], fact["bytes"], fact["mtime_ns"]] for fact in facts]
     key = files.digest({"pixels": PIXEL_VERSION, "size": size, "fit": fit, "files": listed})
     return folder / f"{key[:24]}.npy"

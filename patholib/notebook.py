@@ -15,11 +15,13 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from patholib import evaluation, files, images, manifest, recipes, runs, schedules
+from patholib import evaluation, files, images, manifest, places, recipes, runs, schedules, sessions
 from patholib.errors import PathoError, nearest, nearest_setting
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
 RECIPE_NUMBERS = recipes.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
+NEXT = ("To go on, attach the output of this notebook to it (Kaggle: Add Input > Your Work; Colab: the zip), and run "
+        "it again with the same parameters. The cells below were not run.")
 RECORD = "PATHOLIB_RECORD"  # "1": guards write the reference instead of comparing with it
 
 
@@ -191,7 +193,7 @@ def _ask_the_library(name: str, value) -> None:
         evaluation.check_target(value)
     elif name == "max_hours":
         schedules.deadline(value, 0)
-    elif name == "device" and value not in ("auto", "cpu"):
+    elif name == "device" and value != "cpu" and (value != "auto" or places.host()):
         from patholib import training  # with it comes torch, for which a plain first cell need not wait
 
         training.choose_device(value)
@@ -260,10 +262,38 @@ _run_dir: Path | None = None  # where errors are logged; None, before there is a
 
 
 def _log_errors() -> None:
-    """Lets IPython, if this is it, report the outcome of every cell."""
+    """Lets IPython, if this is it, report the outcome of every cell, and on Kaggle and Colab end it in good order."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and _log_error not in shell.events.callbacks["post_run_cell"]:
         shell.events.register("post_run_cell", _log_error)
+        if places.host():
+            shell.set_custom_exc((PathoError,), _end_well)
+
+
+class _Ended(SystemExit):
+    """The end of a notebook whose time is up: at this name with code 0, papermill, which Kaggle runs, is content."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__(0)
+        self.lines = lines
+
+    def _render_traceback_(self) -> list[str]:
+        return self.lines
+
+
+_Ended.__name__ = "SystemExit"
+
+
+def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
+    """Shows an error as ever; but time that is up ends the notebook without one, and with what is to be done next.
+
+    For Kaggle keeps no file of a notebook that failed.
+    """
+    if error.code != "time_is_up" or _run_dir is None:
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+        return
+    ended = _Ended([f"The time is up: {_run_dir.name} is saved, and not finished.", sessions.leave(_run_dir), NEXT])
+    shell.showtraceback((type(ended), ended, trace))
 
 
 def _log_error(result) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from patholib import __version__, files, leakage, locks, manifest, recipes
+from patholib import __version__, files, leakage, locks, manifest, recipes, sessions
 from patholib.errors import PathoError, nearest
 from patholib.images import Checked
 from patholib.recipes import Recipe
@@ -70,6 +70,8 @@ class Run:
 def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, resume: str = "auto",
           name: str | None = None, allow_leakage: bool = False) -> Run:
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
+
+    Where `output` has none, one that an earlier session on Kaggle or Colab left and that is attached is copied there.
 
     output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
     resume: "auto" goes on with such an unfinished run, and says so where another one is like it but for some changes;
@@ -131,7 +133,11 @@ def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, 
                if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")]
     earlier.sort(key=lambda run: run[1].get("status") == "finished")  # what is unfinished comes first
     same = [folder for folder, facts in earlier
-            if facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs]
+            if _same(facts, recipe, mark)]
+    if not same:
+        brought = sessions.take_up(output, lambda facts: facts.get("status") != "finished"
+                                   and _same(facts, recipe, mark))
+        same = [brought] * (brought is not None)
     for folder in same:
         lock = _lock(folder)
         if lock is not None:
@@ -154,6 +160,11 @@ def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, 
                              'Undo these changes, or start a new run with resume="auto"')
         print(f"A new run is started, because the unfinished {folder.name} was made otherwise: {changed}")
     return None
+
+
+def _same(facts: dict, recipe: Recipe, mark: str) -> bool:
+    """Whether a run can be gone on with by this recipe, whose fingerprint with data and split is `mark`."""
+    return facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs
 
 
 def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) -> list[str]:

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from patholib import augment, checkpoints, evaluation, files, losses, manifest, metrics, schedules
+from patholib import augment, checkpoints, evaluation, files, losses, manifest, metrics, places, schedules
 from patholib.errors import PathoError
 from patholib.images import Batch, ImageSet, batches, threads
 from patholib.models import Classifier, autocast
@@ -39,6 +39,8 @@ FAILED_WRITES = 3  # after so many checkpoints in a row that could not be writte
 WORTH = 1.2  # how much faster bf16 has to be on a CPU to be taken
 ROLLBACKS = 3  # how often training may go back and halve its rate
 VERSION = 1  # of the state in a checkpoint
+# Where a GPU is chosen that today's torch has kernels for.
+GPU_SETTING = {"Kaggle": "Settings > Accelerator > GPU T4 x2", "Colab": "Runtime > Change runtime type > T4 GPU"}
 
 
 @dataclass
@@ -541,9 +543,15 @@ def image_order(labels: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """"auto": a GPU that this torch has kernels for, otherwise the CPU."""
+    """"auto": a GPU that this torch has kernels for, otherwise the CPU; never without a word where that costs hours.
+
+    A GPU that cannot be used is told, and refused where its hours are counted (Kaggle, Colab). Errors: no_gpu,
+    bad_parameter.
+    """
     usable = torch.cuda.is_available() and _has_kernels()
     if name == "auto":
+        if not usable:
+            _tell_why_no_gpu()
         return torch.device("cuda" if usable else "cpu")
     known = re.fullmatch(r"cpu|cuda(?::(\d+))?", str(name))
     if known is None:
@@ -555,6 +563,23 @@ def choose_device(name: str = "auto") -> torch.device:
         raise PathoError("no_gpu", "device", f"is {name!r}, but the GPUs end with cuda:{torch.cuda.device_count() - 1}",
                          'Use device="cuda"')
     return torch.device(known[0])
+
+
+def _tell_why_no_gpu() -> None:
+    """Says what is in the way of training on a GPU, and what to choose instead."""
+    host = places.host()
+    choose = f"On {host}, choose {GPU_SETTING[host]}" if host else "Install a torch that is built for it"
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        reason = (f"the {torch.cuda.get_device_name()} of this machine cannot be used: this torch has kernels for "
+                  f"{', '.join(torch.cuda.get_arch_list())}, not for sm_{major}{minor}")
+        if host:
+            raise PathoError("no_gpu", "device", f"is 'auto', but {reason}; on the processor training takes hours",
+                             f'{choose}, or train on the processor all the same with device="cpu"')
+        say(f"NO GPU IS USED: {reason}. {choose}; training on the processor takes hours")
+    elif host:
+        say(f"NO GPU IS USED, because {host} has given this session none. {choose}; on the processor training on "
+            "anything but demo images takes hours")
 
 
 def _has_kernels() -> bool:

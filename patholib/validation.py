@@ -29,6 +29,7 @@ from patholib import (
     recipes,
     runs,
     schedules,
+    sessions,
     training,
 )
 from patholib.errors import PathoError
@@ -213,6 +214,8 @@ def _folder(recipe: Recipe, checked: Checked, folds: int, repeats: int, output: 
                          target_sensitivity])
     folder = runs.output_folder(output) / (f"{recipe.name}{'-demo' * checked.manifest.demo}-cv-{folds}x{repeats}-"
                                            f"{mark[:12]}")
+    if not folder.exists():
+        sessions.take_up_named(folder)  # of an earlier session
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -19,10 +19,12 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
+    {"places"},
     {"files", "locks", "progress", "calibration", "guard"},
     {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
+    {"sessions"},
     {"images", "augment", "models"},
     {"leakage"},
     {"checkpoints", "evaluation", "gradcam", "runs", "novelty", "checklists", "sandbox"},
