@@ -292,7 +292,11 @@ def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
     if error.code != "time_is_up" or _run_dir is None:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
         return
-    ended = _Ended([f"The time is up: {_run_dir.name} is saved, and not finished.", sessions.leave(_run_dir), NEXT])
+    try:
+        left = sessions.leave(_run_dir)
+    except PathoError as other:  # what was saved is in its folder all the same
+        left = str(other)
+    ended = _Ended([f"The time is up: {_run_dir.name} is saved, and not finished.", left, NEXT])
     shell.showtraceback((type(ended), ended, trace))
 
 
