@@ -23,6 +23,7 @@ from torchvision import models as networks
 
 from patholib import files
 from patholib.errors import PathoError, nearest
+from patholib.places import attached
 from patholib.recipes import CHOICES, Recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of RGB in [0, 1]
@@ -173,8 +174,8 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
     What has no given weights (the head; with weights="none" everything) is drawn from `generator_seed`, by default
     recipe.seed, and the global generators stay as they were. recipe.weights: "none"; the path of a torchvision state
     dict (.pth or .safetensors; its head is passed over); or "imagenet": torchvision's file, looked for in
-    PATHOLIB_WEIGHTS (the file or its folder), `data/weights` of the project and torch.hub's folder, then downloaded
-    with one line printed. Its SHA-256 must begin as its name says.
+    PATHOLIB_WEIGHTS (the file or its folder), what is attached (`places`), `data/weights` of the project and
+    torch.hub's folder, then downloaded with one line printed. Its SHA-256 must begin as its name says.
     Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -221,7 +222,7 @@ def _imagenet_file(arch: str) -> tuple[Path, str]:
     name = url.rsplit("/", 1)[-1]
     digest = re.search(r"-([0-9a-f]{8,})\.", name)[1]
     hub = Path(torch.hub.get_dir()) / "checkpoints"
-    places = [files.project_root() / "data" / "weights" / name, hub / name]
+    places = [*attached(name), files.project_root() / "data" / "weights" / name, hub / name]
     if chosen := os.environ.get("PATHOLIB_WEIGHTS"):
         chosen = Path(chosen).expanduser()
         places.insert(0, chosen if chosen.is_file() else chosen / name)

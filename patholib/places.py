@@ -19,6 +19,11 @@ def mounts() -> tuple[Path, ...]:
     return tuple(map(Path, filter(None, given.split(os.pathsep)) if given is not None else MOUNTS))
 
 
+def attached(name: str) -> list[Path]:
+    """The files of this name, or that fit this pattern, at most four folders below where things are attached."""
+    return [path for mount in mounts() for deep in range(5) for path in sorted(mount.glob("*/" * deep + name))]
+
+
 def host() -> str:
     """"Kaggle" or "Colab", whose sessions end and take what they have not handed out with them; else ""."""
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):  # asked first: Kaggle's image is built on Colab's

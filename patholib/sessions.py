@@ -25,6 +25,7 @@ PREFIX = "patholib-"  # begins the name of a zip, by which it is found again
 MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sklearn"}  # what is not called as it is
 STEP = re.compile(r"checkpoints/last-(\d{9})-[0-9a-f]{16}\.pt")
 DENSE = {".pt", ".safetensors", ".onnx", ".png", ".jpg"}  # what does not shrink
+TOP = 2  # levels of folders that are searched of a Drive
 FACTS = 2**24  # bytes that a run.json in a zip may have
 
 
@@ -141,8 +142,12 @@ def _names(place: Path) -> set[str]:
 
 
 def _below(mount: Path) -> Iterator[Path]:
+    """The folders to look into, nearest first; of a Drive, where listing one takes long, those at the top."""
     with contextlib.suppress(PathoError):  # what cannot be listed holds nothing that could be taken up
-        yield from folders(mount, skip=("drive",))  # MyDrive is a mount of its own
+        for folder in folders(mount, skip=("drive",)):  # MyDrive is a mount of its own
+            if mount.name == "MyDrive" and len(folder.relative_to(mount).parts) > TOP:
+                return
+            yield folder
 
 
 def _looked_at(place: Path) -> Attached | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from patholib import datasets, files, images, notebook, places, schedules, training
+from patholib import datasets, files, images, models, notebook, places, recipes, schedules, training
 from patholib.datasets import demo
 from patholib.errors import PathoError
 
@@ -85,6 +86,15 @@ def test_an_attached_data_set_is_found_and_without_one_demo_images_are_made_outs
     (place / "DEMO.json").unlink()
     source = datasets.load("isic2019")
     assert not source.demo and source.root == place
+
+
+@pytest.mark.parametrize("place", ["weights", "datasets/somebody/weights", "datasets/somebody/offline/weights"])
+def test_weights_that_are_attached_are_found_without_a_network(at, place):
+    there = at("Kaggle")
+    name = models.NETWORKS["resnet18"][1].url.rpartition("/")[2]
+    files.write_bytes(there.input / place / name, b"not these weights")
+    with pytest.raises(PathoError, match="weights_damaged"):  # that is: found, read, and held against its name
+        models.build(replace(recipes.BREAKHIS, arch="resnet18", weights="imagenet"))
 
 
 # --- time ---

@@ -119,6 +119,14 @@ def test_a_run_that_cannot_be_gone_on_with_is_left_where_it_is(prepared, kaggle,
     assert run.dir.name != earlier.name and not (run.dir / "checkpoints").exists()
 
 
+def test_of_a_drive_only_the_top_is_searched(prepared, kaggle, earlier, monkeypatch):
+    drive = kaggle / "content" / "drive" / "MyDrive"
+    monkeypatch.setenv("PATHOLIB_MOUNTS", os.pathsep.join(map(str, (drive.parents[1], drive))))
+    path = zipped(earlier, drive / "a" / "b")
+    zipped(earlier, drive / "a" / "b" / "c")
+    assert [run.place for run in sessions.attached()] == [path]
+
+
 def test_a_run_of_this_session_comes_before_an_attached_one(prepared, kaggle, earlier, capsys):
     run, _ = trained(prepared, hours=0.0, resume="never")
     zipped(earlier, kaggle / "kaggle/input/x")
