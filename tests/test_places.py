@@ -94,7 +94,7 @@ def test_weights_that_are_attached_are_found_without_a_network(at, place):
     name = models.NETWORKS["resnet18"][1].url.rpartition("/")[2]
     files.write_bytes(there.input / place / name, b"not these weights")
     with pytest.raises(PathoError, match="weights_damaged"):  # that is: found, read, and held against its name
-        models.build(replace(recipes.BREAKHIS, arch="resnet18", weights="imagenet"))
+        models.build(replace(recipes.for_demo(recipes.BREAKHIS), arch="resnet18", weights="imagenet"))
 
 
 # --- time ---
