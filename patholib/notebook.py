@@ -21,7 +21,7 @@ from patholib.errors import PathoError, nearest, nearest_setting
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
 RECIPE_NUMBERS = recipes.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
 NEXT = ("To go on, attach the output of this notebook to it (Kaggle: Add Input > Your Work; Colab: the zip), and run "
-        "it again with the same parameters. The cells below were not run.")
+        "it again with the same parameters{}. The cells below were not run.")
 RECORD = "PATHOLIB_RECORD"  # "1": guards write the reference instead of comparing with it
 
 
@@ -296,7 +296,10 @@ def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
         left = sessions.leave(_run_dir)
     except PathoError as other:  # what was saved is in its folder all the same
         left = str(other)
-    ended = _Ended([f"The time is up: {_run_dir.name} is saved, and not finished.", left, NEXT])
+    done = _run_dir in runs.finished(_run_dir.parent)  # then it was the cross-validation that had no more time
+    what = f"The cross-validation beside {_run_dir.name}" if done else _run_dir.name
+    also = ' and resume="must", so that the finished run is not trained anew' * done
+    ended = _Ended([f"The time is up: {what} is saved, and not finished.", left, NEXT.format(also)])
     shell.showtraceback((type(ended), ended, trace))
 
 

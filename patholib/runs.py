@@ -135,8 +135,7 @@ def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, 
     same = [folder for folder, facts in earlier
             if _same(facts, recipe, mark)]
     if not same:
-        brought = sessions.take_up(output, lambda facts: facts.get("status") != "finished"
-                                   and _same(facts, recipe, mark))
+        brought = sessions.take_up(output, lambda facts: _same(facts, recipe, mark), finished=must)
         same = [brought] * (brought is not None)
     for folder in same:
         lock = _lock(folder)

@@ -93,6 +93,10 @@ class Attached:
     facts: dict  # of its run.json
     step: int  # where its newest checkpoint stands; -1 without one
 
+    @property
+    def finished(self) -> bool:
+        return self.facts.get("status") == "finished"
+
 
 def attached(apart_from: Path | None = None) -> list[Attached]:
     """The runs that lie below the places where data sets are attached, the newest and furthest first.
@@ -110,12 +114,17 @@ def attached(apart_from: Path | None = None) -> list[Attached]:
     return sorted(found.values(), key=lambda run: (str(run.facts.get("created")), run.step), reverse=True)
 
 
-def take_up(output: Path, fits: Callable[[dict], bool]) -> Path | None:
-    """Copies the first attached run whose run.json `fits` into `output`, and says so; None where there is none."""
-    run = next((run for run in attached(output) if fits(run.facts) and not (output / run.name).exists()), None)
+def take_up(output: Path, fits: Callable[[dict], bool], finished: bool = False) -> Path | None:
+    """Copies the first attached run whose run.json `fits` into `output`, and says so; None where there is none.
+
+    finished: also one that was finished, if it has its checkpoints still; an unfinished one comes first.
+    """
+    found = [run for run in attached(output) if fits(run.facts) and not (output / run.name).exists()]
+    run = next((run for run in found if not run.finished),
+               next((run for run in found if finished and run.step >= 0), None))
     if run is None:
         return None
-    print(f"{run.name}, unfinished, is attached as {run.place}: it is copied, and taken up where it stood")
+    print(f"{run.name} is attached as {run.place}: it is copied, and taken up where it stood")
     return _fetch(run.place, output / run.name)
 
 
@@ -214,7 +223,9 @@ def leave(run_dir: Path) -> str:
         return f"{run_dir.name} stays in {run_dir.parent.name}; a zip is made where sessions end, on Kaggle and Colab"
     usual = files.outputs().resolve()
     folder = usual.parent if run_dir.parent == usual else run_dir.parent
-    path = pack([run_dir, *_cross_validations(run_dir)], folder / f"{PREFIX}{run_dir.name}.zip")
+    folders = [run_dir, *_cross_validations(run_dir)]
+    unfinished = not all((other / "cross_validation.json").exists() for other in folders[1:])
+    path = pack(folders, folder / f"{PREFIX}{run_dir.name}.zip", checkpoints=unfinished)
     return f"To take home: {path} ({path.stat().st_size / 1e6:,.1f} MB)"
 
 
@@ -225,25 +236,25 @@ def _cross_validations(run_dir: Path) -> list[Path]:
                   if lock.stat().st_mtime > begun)
 
 
-def pack(folders: list[Path], path: Path) -> Path:
+def pack(folders: list[Path], path: Path, checkpoints: bool = False) -> Path:
     """Writes folders of runs as a zip that is there whole or not at all, and holds no path of the machine.
 
     Left out: locks, what was not finished, and run.jsonl, whose tracebacks name files. Of a finished run also the
-    checkpoints; of another the newest ones stay, so that it can be gone on with. Errors: bad_json, no_space,
-    output_unwritable.
+    checkpoints, unless they are asked for; of another the newest ones stay, so that it can be gone on with.
+    Errors: bad_json, no_space, output_unwritable.
     """
     with files.written(path) as stream, zipfile.ZipFile(stream, "w", strict_timestamps=False) as archive:
         for folder in folders:
-            for file in sorted(file for file in folder.rglob("*") if file.is_file() and _taken(file)):
+            for file in sorted(file for file in folder.rglob("*") if file.is_file() and _taken(file, checkpoints)):
                 kind = zipfile.ZIP_STORED if file.suffix in DENSE else zipfile.ZIP_DEFLATED
                 archive.write(file, file.relative_to(folder.parent).as_posix(), kind)
     return path
 
 
-def _taken(file: Path) -> bool:
-    """Whether a file of a run goes into its zip."""
+def _taken(file: Path, checkpoints: bool) -> bool:
+    """Whether a file of a run goes into its zip; checkpoints: those of a finished run too."""
     if file.parent.name == "checkpoints":
         kind = file.name.partition("-")[0]
         finished = files.read_json(file.parent.parent / "run.json").get("status") == "finished"
-        return not finished and file.suffix == ".pt" and file == max(file.parent.glob(f"{kind}-*.pt"))
+        return (checkpoints or not finished) and file.suffix == ".pt" and file == max(file.parent.glob(f"{kind}-*.pt"))
     return not (file.name.startswith(".") or file.suffix == ".lock" or file.name == "run.jsonl")

@@ -86,7 +86,7 @@ def test_an_attached_unfinished_run_is_copied_and_goes_on_at_the_step_where_it_s
     run, error = trained(prepared)
     said = capsys.readouterr().out
     assert error is None and run.dir == kaggle / "kaggle/working/outputs" / earlier.name
-    assert f"{earlier.name}, unfinished, is attached as" in said and "resumed after epoch 0, step 1" in said
+    assert f"{earlier.name} is attached as" in said and "resumed after epoch 0, step 1" in said
     assert sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*")) == before
     assert [path.name for path in run.dir.parent.iterdir()] == [run.dir.name], "something was left lying about"
 
@@ -131,6 +131,20 @@ def test_a_run_of_this_session_comes_before_an_attached_one(prepared, kaggle, ea
     run, _ = trained(prepared, hours=0.0, resume="never")
     zipped(earlier, kaggle / "kaggle/input/x")
     assert trained(prepared)[0].dir == run.dir and "is attached" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_a_finished_run_is_brought_back_only_where_it_must_be_and_holds_what_it_learnt(prepared, kaggle, checkpoints):
+    run, _ = trained(prepared, kaggle / "earlier", name="breakhis-earlier")
+    runs.open_run(run.dir).finish()
+    (kaggle / "kaggle/input/x").mkdir()
+    sessions.pack([run.dir], kaggle / "kaggle/input/x/patholib-run.zip", checkpoints)
+    assert runs.start(RECIPE, *prepared, output=kaggle / "auto").dir.name != run.dir.name
+    if checkpoints:
+        assert runs.start(RECIPE, *prepared, resume="must").dir.name == run.dir.name
+    else:
+        with pytest.raises(PathoError, match="nothing_to_resume"):
+            runs.start(RECIPE, *prepared, resume="must")
 
 
 def test_what_is_no_run_is_passed_over(prepared, kaggle):
@@ -304,4 +318,11 @@ def test_time_that_is_up_ends_a_notebook_without_an_error_and_with_its_zip(prepa
     assert (kind.__name__, str(ended), same) == ("SystemExit", "0", other)
     lines = "\n".join(ended._render_traceback_())
     assert "attach the output" in lines and "To take home" in lines and json.dumps(run.dir.name)[1:-1] in lines
-    assert len(list((kaggle / "kaggle/working").glob("*.zip"))) == 1
+    assert len(list((kaggle / "kaggle/working").glob("*.zip"))) == 1 and "must" not in lines
+    trained(prepared)
+    runs.open_run(run.dir).finish()
+    files.write_text(run.dir.parent / "breakhis-cv-2x1" / "cross_validation.lock", "")
+    notebook._end_well(Shell(), PathoError, error, None)
+    assert 'and resume="must"' in "\n".join(shown[-1][1].lines)
+    with zipfile.ZipFile(next((kaggle / "kaggle/working").glob("*.zip"))) as archive:
+        assert [name for name in archive.namelist() if "checkpoints/last" in name], "must could not go on without"
