@@ -56,6 +56,11 @@ def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None =
                          "Read it above, and call again with --accept-licence")
     if origin == KAGGLE:
         return _read(source, _from_kaggle(kind, folder))
+    _fetch_and_unpack(missing, folder, remove, changed)
+    return _read(source, folder)
+
+
+def _fetch_and_unpack(missing: list[SourceFile], folder: Path, remove: bool, changed: bool) -> None:
     for file in missing:
         path = fetch.fetch(fetch.Remote(file.url, file.name, file.size, file.sha256), folder, changed=changed,
                            room=file.about if file.folder else 0)
@@ -66,7 +71,6 @@ def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None =
             print(f"{file.name}: removed")
         elif file.folder:
             print(f"{file.name}: {path.stat().st_size / 1e6:,.1f} MB, kept; it may be deleted, all is unpacked")
-    return _read(source, folder)
 
 
 def weights(arch: str, folder: str | Path | None = None) -> Path:
@@ -134,7 +138,7 @@ def _read(source: Source, folder: Path) -> Path:
     """Reads what is there, as a training would, and says what it found."""
     images = len(datasets.read(folder).table)
     odd = "" if images == source.images else f", although {source.images:,} were published"
-    print(f"{source.title}: {images:,} images in {folder}{odd}")
+    print(f"{source.title}: {images:,} images in {folder}{odd}. Train on them: -p data {folder}")
     return folder
 
 

@@ -71,6 +71,8 @@ def fetch(remote: Remote, folder: Path, patience: int = PATIENCE, wait: bool = F
                 raise PathoError(code, str(target), reason, "Move it away and call again to have it fetched anew")
             _say(f"{remote.name}: is there already, and whole as far as is known")
             return target
+        if target.exists():
+            raise PathoError("output_unwritable", str(target), "is no file, so none can be put there", "Move it away")
         part = _Part(target, remote.url)
         _receive(remote, part, patience, changed, room)
         part.flush()

@@ -174,9 +174,9 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
 
     What has no given weights (the head; with weights="none" everything) is drawn from `generator_seed`, by default
     recipe.seed, and the global generators stay as they were. recipe.weights: "none"; the path of a torchvision state
-    dict (.pth or .safetensors; its head is passed over); or "imagenet": torchvision's file, looked for in
-    PATHOLIB_WEIGHTS (the file or its folder), `data/weights` of the project and torch.hub's folder, then downloaded,
-    which is said first. Its SHA-256 must begin as its name says.
+    dict (.pth or .safetensors; its head is passed over), held against `<path>.sha256` where that exists; or "imagenet":
+    torchvision's file, looked for in PATHOLIB_WEIGHTS (the file or its folder), `data/weights` of the project and
+    torch.hub's folder, then downloaded, which is said first. Its SHA-256 must begin as its name says.
     Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -188,7 +188,8 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
     if recipe.weights == "imagenet":
         _load_backbone(model, "imagenet", *_found_or_fetched(recipe.arch))
     elif recipe.weights != "none":
-        _load_backbone(model, "file", given_file(recipe.weights))
+        path = given_file(recipe.weights)
+        _load_backbone(model, "file", path, _stated(path, recipe.arch))
     return model.freeze(recipe.stages[0].frozen, recipe.batchnorm)
 
 
@@ -247,13 +248,22 @@ def _found_or_fetched(arch: str) -> tuple[Path, str]:
                          'or set weights="none" to train from scratch') from error
 
 
+def _stated(path: Path, arch: str) -> str:
+    """How the SHA-256 of a given file must begin: as `<path>.sha256` says (sha256sum's), or a name of torchvision's."""
+    beside, official = path.with_name(f"{path.name}.sha256"), imagenet_file(arch)
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0].strip().lower()
+    return official.sha256 if path.name == official.name else ""
+
+
 def _load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") -> None:
     """Copies the backbone of a state dict into the model; all differences are told at once."""
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(digest):
         raise PathoError("weights_damaged", path.name, f"has SHA-256 {sha256[:12]}..., which must begin with {digest}",
-                         f'Delete {path} to have it fetched again; other weights are given as weights="<path>"')
+                         f'Delete {path} to have it fetched again; other weights are given as weights="<path>"'
+                         if kind == "imagenet" else "Copy it again from where you have it")
     head = f"{model.head_name}."
     given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(head)}
     wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(head)}

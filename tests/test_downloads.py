@@ -237,8 +237,10 @@ sys.exit(cli.main(["download", "breakhis", "--to", sys.argv[3], "--accept-licenc
 """
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
-def test_stopped_in_the_middle_the_command_goes_on_when_it_is_given_again(monkeypatch, project, tmp_path, sign):
+@pytest.mark.parametrize("how", ["killed", "Ctrl-C"])
+def test_stopped_in_the_middle_the_command_goes_on_when_it_is_given_again(monkeypatch, project, tmp_path, how):
+    if how == "Ctrl-C" and sys.platform == "win32":
+        pytest.skip("Windows has no signal that stands for Ctrl-C in one process")
     content, folder = breakhis_archive(), tmp_path / "there"
     with origin(Answer(content, piece=20, pause=0.05), Answer(content)) as server:
         publish(monkeypatch, server, "breakhis", {"BreaKHis_v1.tar.gz": len(content)})
@@ -249,10 +251,10 @@ def test_stopped_in_the_middle_the_command_goes_on_when_it_is_given_again(monkey
         while not (part.is_file() and part.stat().st_size > 100):
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        child.send_signal(sign)
+        child.kill() if how == "killed" else child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=30)
-        assert child.returncode == (130 if sign == signal.SIGINT else -signal.SIGKILL)
-        assert ("Interrupted" in err) == (sign == signal.SIGINT) and "Traceback" not in err
+        assert child.returncode == 130 if how == "Ctrl-C" else child.returncode != 0
+        assert ("Interrupted" in err) == (how == "Ctrl-C") and "Traceback" not in err
         there = part.stat().st_size
         assert datasets.find("breakhis").demo and not (folder / "BreaKHis_v1").exists()
         assert cli.main(["download", "breakhis", "--to", str(folder), "--accept-licence"]) == 0

@@ -7,7 +7,6 @@ import hashlib
 import os
 import random
 import shutil
-import signal
 import ssl
 import subprocess
 import sys
@@ -84,11 +83,12 @@ def test_dropped_anywhere_it_ends_with_the_same_bytes(tmp_path, seed):
         assert get(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_without_range_is_listened_to_from_the_beginning(tmp_path, catalogue):
+def test_a_server_without_range_is_listened_to_from_the_beginning(tmp_path, catalogue, capsys):
     with origin(Answer(CONTENT, drop=200_000, ranges=False), Answer(CONTENT, drop=100_000, ranges=False),
                 Answer(CONTENT, ranges=False)) as server:
         assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.spans == [(0, 200_000), (0, 100_000), (0, 300_000)]
+    assert capsys.readouterr().out.count("early, at 200,000 bytes") == 2, "what is there is never thrown away"
     catalogue("N02", "a server that knows no ranges", "whole: what is there already is passed over")
 
 
@@ -133,8 +133,8 @@ def killed_after(url: str, folder: Path, count: int) -> int:
     while not (part.is_file() and part.stat().st_size >= count):
         assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child.kill()
+    assert child.wait() != 0
     return part.stat().st_size
 
 
@@ -173,7 +173,10 @@ def test_killed_between_the_last_byte_and_the_name_nothing_is_fetched_again(tmp_
         assert get(server, tmp_path).read_bytes() == CONTENT and len(server.asked) == 1
 
 
-@pytest.mark.parametrize("note", ["", "[]", "{", '{"url": "http://other.example", "version": "x", "bytes": 300000}'])
+ELSEWHERE = '{"url": "http://other.example/set.bin", "version": "\\"first\\"", "bytes": 300000}'
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{", ELSEWHERE])
 def test_a_part_of_which_nothing_is_known_is_not_trusted(tmp_path, note):
     (tmp_path / "set.bin.part").write_bytes(OTHER[:1000])
     (tmp_path / "set.bin.part.json").write_text(note, encoding="utf-8")
@@ -456,8 +459,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_place_that_is_no_folder_is_named(tmp_path):
     files.write_text(tmp_path / "file", "x")
+    (tmp_path / "set.bin").mkdir()
     with origin(Answer(CONTENT)) as server:
         refusal("output_unwritable", server, tmp_path / "file" / "in")
+        refusal("output_unwritable", server, tmp_path)
+        assert not server.asked
 
 
 # ---------------------------------------------------------------------------------------------------- what is seen
