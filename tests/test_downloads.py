@@ -143,8 +143,18 @@ def test_what_is_there_is_not_fetched_again(breakhis, project, monkeypatch, caps
     by_hand = [project / "data" / "BreaKHis_v1"]
     assert downloads.fetch_by_name("breakhis", lambda terms: pytest.fail("asked")) == by_hand
     assert "already" in capsys.readouterr().out and len(breakhis.asked) == 1
+    (by_hand[0] / "BreaKHis_v1" / "BreaKHis_v1").rename(project / "histology")
+    assert downloads.fetch_by_name("breakhis", lambda terms: pytest.fail("asked"), project / "histology")
     downloads.fetch_by_name("breakhis", yes, project / "elsewhere")
     assert len(breakhis.asked) == 2
+
+
+def test_of_half_a_data_set_the_rest_is_fetched(isic, project):
+    """Though the table by which ISIC 2019 is recognised is there."""
+    truth = files.write_bytes(project / "data/isic2019" / datasets.isic2019.TRUTH, [*isic_files().values()][-1])
+    downloads.fetch_by_name("isic2019", yes)
+    assert [one.path for one in isic.asked] == ["/ISIC_2019_Training_Input.zip", "/ISIC_2019_Training_Metadata.csv"]
+    assert truth.is_file() and len(datasets.load("isic2019").table) == 2
 
 
 def test_an_archive_that_was_fetched_by_hand_is_unpacked(breakhis, project, capsys):
