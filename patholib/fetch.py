@@ -13,10 +13,12 @@ import http.client
 import os
 import re
 import shutil
+import socket
 import ssl
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -351,9 +353,11 @@ def _trouble(error: Exception, remote: Remote) -> str:
                          "Check the clock; behind a company's proxy name its certificates in SSL_CERT_FILE") from error
     if isinstance(cause, TimeoutError) and not isinstance(cause, _Drips):
         return f"nothing came for {TIMEOUT:g} s"
+    if isinstance(cause, socket.gaierror):
+        return f"{urllib.parse.urlsplit(remote.url).hostname} is not found ({shown(cause.strerror)})"
     if isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED:
         return "nobody answers there"
-    return shown(cause) or type(cause).__name__
+    return shown(getattr(cause, "strerror", None) or cause) or type(cause).__name__
 
 
 # ------------------------------------------------------------------------------------------------------ whole, or not

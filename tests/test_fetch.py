@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import os
 import random
+import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -33,10 +36,9 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Seconds become hundredths, and no proxy stands between."""
+    """Pauses become hundredths of a second, and no proxy stands between."""
     monkeypatch.setattr(fetch, "PAUSE", 0.01)
     monkeypatch.setattr(fetch, "LONGEST_PAUSE", 0.02)
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.5)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -315,6 +317,16 @@ def test_nobody_there(tmp_path, catalogue):
     catalogue("N08", "an address where nobody answers", stopped.value)
 
 
+@pytest.mark.parametrize(("error", "words"), [
+    (socket.gaierror(-2, "Name or service not known"), "example.org is not found (Name or service not known)"),
+    (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+    (http.client.RemoteDisconnected("Remote end closed connection"), "Remote end closed connection"),
+    (TimeoutError("timed out"), "nothing came for 30 s"), (http.client.IncompleteRead(b""), "IncompleteRead")])
+def test_what_broke_is_said_in_words(error, words):
+    for seen in (error, urllib.error.URLError(error)):
+        assert words in fetch._trouble(seen, Remote("https://example.org/x", "x"))
+
+
 def test_a_redirect_is_followed_with_its_range(tmp_path):
     def away(server):
         return Answer(b"", status=302, headers={"Location": server.url("other.bin")})
@@ -476,7 +488,7 @@ def test_people_see_a_bar_and_logs_get_lines(tmp_path, monkeypatch, capsys):
     with origin(slow) as server:
         get(server, tmp_path / "log")
         out, err = capsys.readouterr()
-        assert " MB (33%), " in out and "MB/s, about 0 min left" in out and err == ""
+        assert re.search(r" MB \(\d+%\), ", out) and "MB/s, about 0 min left" in out and err == ""
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         get(server, tmp_path / "screen")
         out, err = capsys.readouterr()

@@ -488,7 +488,7 @@ def test_without_a_network_it_stops_within_seconds(online):
     began = time.monotonic()
     with pytest.raises(PathoError, match="nobody answers there") as refusal:
         models.build(replace(SMALL["efficientnet_b0"], weights="imagenet"))
-    assert refusal.value.code == "weights_missing" and time.monotonic() - began < 5
+    assert refusal.value.code == "weights_missing" and time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("arch", recipes.ARCHITECTURES)
