@@ -65,12 +65,23 @@ def _fetch_and_unpack(missing: list[SourceFile], folder: Path, remove: bool, cha
         path = fetch.fetch(fetch.Remote(file.url, file.name, file.size, file.sha256), folder, changed=changed,
                            room=file.about if file.folder else 0)
         if file.folder:
-            archives.extract(path, folder / file.folder)
+            _unpack(path, folder / file.folder)
         if file.folder and remove:
             path.unlink()
             print(f"{file.name}: removed")
         elif file.folder:
             print(f"{file.name}: {path.stat().st_size / 1e6:,.1f} MB, kept; it may be deleted, all is unpacked")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks; a damaged archive, as a power cut may leave one, is set aside, and its SHA-256 is not that to come."""
+    try:
+        archives.extract(archive, folder)
+    except PathoError as error:
+        if error.code != "bad_archive":
+            raise
+        reason = f"{error.reason}; it is kept as {fetch.withdraw(archive)} and not used"
+        raise PathoError(error.code, archive.name, reason, "Call again to have it fetched anew") from error
 
 
 def weights(arch: str, folder: str | Path | None = None) -> Path:

@@ -80,12 +80,26 @@ def fetch(remote: Remote, folder: Path, patience: int = PATIENCE, wait: bool = F
         part.flush()
         if refusal := _refusal(part.path, remote, changed):
             code, reason = refusal
-            bad = part.set_aside()
+            bad = _set_aside(part.path, target)
+            part.forget()
             raise PathoError(code, remote.name, f"{reason}; it is kept as {bad} and not used",
                              "Call again to have it fetched anew; if it stays so, ask those who publish it"
                              + ("" if remote.sha256 else ", or take it as it is with --changed"))
         part.finish()
     return target
+
+
+def withdraw(path: Path) -> str:
+    """Sets a fetched file aside that proved to be of no use, with what was noted of it; returns its new name."""
+    path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+    return _set_aside(path, path)
+
+
+def _set_aside(path: Path, target: Path) -> str:
+    bad = target.with_name(f"{target.name}.bad")
+    with _writable(bad):
+        path.replace(bad)
+    return bad.name
 
 
 @contextlib.contextmanager
@@ -158,13 +172,6 @@ class _Part:
     def flush(self) -> None:
         with _writable(self.path), self.path.open("r+b") as stream:
             os.fsync(stream.fileno())
-
-    def set_aside(self) -> str:
-        bad = self.target.with_name(f"{self.target.name}.bad")
-        with _writable(bad):
-            self.path.replace(bad)
-        self.note.unlink(missing_ok=True)
-        return bad.name
 
     def finish(self) -> None:
         with _writable(self.target):

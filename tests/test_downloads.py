@@ -227,12 +227,15 @@ def test_a_hostile_archive_leaves_nothing_that_would_be_found(monkeypatch, proje
     assert not list(project.rglob("*.png")) and datasets.find("breakhis").demo
 
 
-def test_an_archive_that_ends_early_is_never_unpacked_in_part(monkeypatch, project):
-    content = breakhis_archive()[:-20]
-    with origin(Answer(content)) as server:
+def test_an_archive_that_ends_early_is_never_unpacked_in_part_and_fetched_anew(monkeypatch, project):
+    content = breakhis_archive()
+    with origin(Answer(content[:-20], etag='"cut off"'), Answer(content)) as server:
         publish(monkeypatch, server, "breakhis", {"BreaKHis_v1.tar.gz": len(content)})
-        refusal("bad_archive", "breakhis", yes)
-    assert not list(project.rglob("*.png")) and datasets.find("breakhis").demo
+        assert "BreaKHis_v1.tar.gz.bad and not used" in refusal("bad_archive", "breakhis", yes).reason
+        assert not list(project.rglob("*.png")) and datasets.find("breakhis").demo
+        assert not (project / "data/breakhis/BreaKHis_v1.tar.gz.sha256").exists()
+        downloads.fetch_by_name("breakhis", yes)
+    assert len(datasets.load("breakhis").table) == 2
 
 
 SCRIPT = """
