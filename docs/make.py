@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from patholib import augment, datasets, figures, files, images, manifest, recipes
+from patholib.datasets.sources import SOURCES
 from patholib.errors import PathoError
 from patholib.places import MOUNTS
 
@@ -267,14 +268,14 @@ def kernels(owner: str | None, root: Path = ROOT) -> dict[str, dict]:
     found = {}
     for path in notebooks(root):
         name = path.parent.name if path.stem == "train" else path.stem
-        kind = name if name in datasets.ON_KAGGLE else None  # the others begin with demo images, for which no GPU waits
+        kind = name if name in SOURCES else None  # the others begin with demo images, for which no GPU waits
         title = f"PathoVision {TITLES.get(name, name)}"
         found[name] = {
             "id": f"{account}/{title.lower().replace(' ', '-')}", "title": title,
             "code_file": f"../../{path.relative_to(root).as_posix()}", "language": "python",
             "kernel_type": "notebook", "is_private": True, "enable_gpu": kind is not None,
             **({"machine_shape": "NvidiaTeslaT4"} if kind else {}), "enable_internet": True,
-            "dataset_sources": [datasets.ON_KAGGLE[kind]] if kind else [], "competition_sources": [],
+            "dataset_sources": [SOURCES[kind].kaggle] if kind else [], "competition_sources": [],
             "kernel_sources": [], "model_sources": [],
         }
     return found

@@ -17,6 +17,7 @@ import pytest
 
 import kaggle
 from patholib import datasets, files, places
+from patholib.datasets.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = "https://github.com/somebody/pathovision"
@@ -124,15 +125,15 @@ def test_the_metadata_are_what_kaggle_takes(path):
     assert owner and len(slug) >= 5 and slug == facts["title"].lower().replace(" ", "-") and len(facts["title"]) <= 50
     assert facts["language"] == notebook["metadata"]["language_info"]["name"] == "python"
     assert facts["kernel_type"] == "notebook" and facts["is_private"] is True
-    trains = path.parent.name in datasets.ON_KAGGLE
+    trains = path.parent.name in SOURCES
     assert facts["enable_gpu"] is trains and facts["enable_internet"] is True
     assert facts.get("machine_shape") == ("NvidiaTeslaT4" if trains else None)
-    assert facts["dataset_sources"] == ([datasets.ON_KAGGLE[path.parent.name]] if trains else [])
+    assert facts["dataset_sources"] == ([SOURCES[path.parent.name].kaggle] if trains else [])
 
 
 def test_the_data_sets_of_every_recipe_have_a_copy_on_kaggle():
-    assert datasets.ON_KAGGLE.keys() == set(datasets.KINDS)
-    assert all(re.fullmatch(r"[\w-]+/[\w-]+", name) for name in datasets.ON_KAGGLE.values())
+    assert SOURCES.keys() == set(datasets.KINDS)
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+", source.kaggle) for source in SOURCES.values())
 
 
 # --- the first cell ---
