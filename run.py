@@ -352,20 +352,22 @@ def trial_run(python, name, place, *parameters):
             {"PATHOLIB_OUTPUTS": str(place / "outputs")})
 
 
-# Every module; what a user may lack is installed here. In a notebook kernel a module is imported the same way.
+# Every module is imported, with whatever it imports; and what that is.
 IMPORTS = """
-import importlib, pkgutil, patholib
+import importlib, pkgutil, re
+from importlib import metadata
+import patholib
 names = [m.name for m in pkgutil.walk_packages(patholib.__path__, "patholib.") if not m.name.endswith("__main__")]
 for name in names:
     importlib.import_module(name)
-print(f"{len(names)} modules")
+needed = [re.match(r"[\\w-]+", line)[0] for line in metadata.requires("patholib") if "extra ==" not in line]
+print(f"{len(names)} modules, with", ", ".join(f"{name} {metadata.version(name)}" for name in sorted(needed)))
 """
 
 
 def lowest(arguments):
     """Imports, unit tests and a headless run, with the oldest packages; 1 if any failed."""
     python = lowest_environment()
-    call([python, "-m", "uv", "pip", "list", "--quiet", "--python", python])
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         known = {
             "imports": ("every module is imported", code_step, [python, "-c", IMPORTS], {}),
