@@ -146,10 +146,12 @@ def pipeline(folder: Path) -> None:
         cli,
         comparison,
         datasets,
+        export,
         figures,
         files,
         images,
         inference,
+        models,
         report,
         runs,
         sandbox,
@@ -184,8 +186,9 @@ def pipeline(folder: Path) -> None:
         with zipfile.ZipFile(folder / "set.zip", "w") as archive:
             archive.write(picture, "set/picture.png")
         archives.extract(folder / "set.zip", folder / "unpacked")
-        with serving.running(folder / "export") as server:
-            assert server.predict(picture)["probs"]
+    export.save_model(folder / "served", models.build(tiny.TINY).state_dict(), tiny.TINY)  # known to another process
+    with serving.running(folder / "served") as server:
+        assert server.predict(picture)["probabilities"]
 
 
 PIPELINE = ("-c", "import sys, pathlib, windows; windows.pipeline(pathlib.Path(sys.argv[1]))")
