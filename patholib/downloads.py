@@ -178,7 +178,7 @@ def _from_kaggle(kind: str, folder: Path) -> Path:
         try:
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
             shutil.copytree(where, part, copy_function=_linked)
-            part.rename(target)
+            files.into_place(part, target)
         except OSError as error:  # shutil's own are of this kind
             shutil.rmtree(part, ignore_errors=True)
             raise files.unwritable(target, error) from error

@@ -650,7 +650,7 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
     try:
         facts = _fill(part, root, facts, shape, fit, workers, progress, say)
         with _writable(cache):
-            part.replace(cache)
+            files.into_place(part, cache)
         files.write_text(cache.with_suffix(".json"), json.dumps({"files": facts}))  # unindented: quicker
         _journal(part).unlink(missing_ok=True)
     except PathoError as error:
@@ -661,7 +661,8 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
     finally:
         if lock:
             lock.close()
-            held.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows: another process has just opened it to see whether it is held
+                held.unlink(missing_ok=True)
     return facts
 
 

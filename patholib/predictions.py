@@ -125,7 +125,8 @@ def _alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.close()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows: another process has just opened it to see whether it is held
+            path.unlink(missing_ok=True)
 
 
 def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:

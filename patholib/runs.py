@@ -299,7 +299,7 @@ def code() -> dict:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -316,11 +316,11 @@ def _commit() -> str | None:
     """The git commit of the library's own checkout, with a + where files differ from it; None outside of one."""
     here = Path(__file__).resolve().parent
     try:
-        shown = [subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, timeout=10, check=True)
+        shown = [subprocess.run(["git", "-C", here, *command], capture_output=True, timeout=10, check=True).stdout
                  for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])]
     except (OSError, subprocess.SubprocessError):
         return None
-    return shown[0].stdout.strip() + ("+" if shown[1].stdout.strip() else "")
+    return shown[0].decode("ascii").strip() + ("+" if shown[1].strip() else "")
 
 
 def _unwritable(folder: Path, error: OSError) -> PathoError:

@@ -610,7 +610,9 @@ def choose_precision(wanted: str, device: torch.device, model: Classifier, batch
 def cpu_computes_bf16() -> bool:
     """Whether the processor multiplies bf16 itself (AVX512-BF16, AMX); emulated it is 12 times slower than fp32."""
     info = Path("/proc/cpuinfo")
-    return info.exists() and bool({"avx512_bf16", "amx_bf16"} & set(info.read_text().split()))
+    if not info.exists():  # another system than Linux, which says it otherwise
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(info.read_text(encoding="utf-8", errors="replace").split()))
 
 
 def step_seconds(model: Classifier, precisions: Sequence[str], device: torch.device, batch_size: int,
