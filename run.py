@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 VENV = ROOT / ".venv"
 EXTRAS = "notebooks,onnx,serve,browser,test,dev"
+NAMED_ONLY = ("gpu", "quality")  # benchmarks that need a GPU, or real images and hours
 
 # What papermill and the kernel log around the notebook's own output, progress bars, and objects that have no text.
 NOISE = re.compile(r"\s*$|(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with "
@@ -366,8 +367,8 @@ def setup(_):
 def bench(arguments):
     """Runs the benchmarks of these names, by default all that need no data and no GPU; 1 where any failed or missed."""
     known = {path.stem.removeprefix("speed_"): path for path in sorted((ROOT / "benchmarks").glob("*.py"))
-             if path.stem.startswith("speed_") or path.stem == "gpu"}
-    names = [a for a in arguments if not a.startswith("-")] or [name for name in known if name != "gpu"]
+             if path.stem.startswith("speed_") or path.stem in NAMED_ONLY}
+    names = [a for a in arguments if not a.startswith("-")] or [name for name in known if name not in NAMED_ONLY]
     for name in names:
         if name not in known:
             sys.exit(f"{name} is no benchmark; there are {', '.join(known)}")
