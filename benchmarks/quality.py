@@ -40,7 +40,6 @@ from patholib.errors import PathoError
 
 FOLDS, SPECIFICITY, RESAMPLES = 3, 0.9, 1000
 SCRIPTS = Path(__file__).resolve().parent / "contenders"
-NEEDED = ("seconds", "epochs", "best_epoch", "planned", "prior")  # of facts.json
 OVERHEAD = 1.3  # what a training takes as a whole, times its seconds: the trial epoch, validation, judging
 
 
@@ -297,7 +296,7 @@ def recipe_of(contender: Contender, ready: Ready) -> recipes.Recipe:
 def planned(ready: Ready, options: argparse.Namespace) -> list[Task]:
     """The trainings that were asked for: fold by fold, so that what is there can be compared at any time."""
     return [Task(ready, name, contender, fold, fold - 1 + FOLDS * repeat)
-            for repeat in range(options.seeds) for fold in asked(options)
+            for repeat in range(options.seeds) for fold in range(1, FOLDS + 1)
             for name, contender in chosen(ready, options).items()
             if not contender.of and fold in folds_of(name, contender, ready, options)]
 
@@ -318,9 +317,12 @@ def chosen(ready: Ready, options: argparse.Namespace) -> dict[str, Contender]:
 
 
 def folds_of(name: str, contender: Contender, ready: Ready, options: argparse.Namespace) -> list[int]:
-    """All that were asked for; an ablation one, unless another split has other folds, which only match as a whole."""
-    whole = options.what == "contenders" or contender.split != "group" or (name == OURS and ready.several)
-    return asked(options) if whole else asked(options)[:1]
+    """Those that were asked for; an ablation takes the first. The leaky split, and ours beside it, take all of them:
+    its folds test other images, and only all together the same ones."""
+    if options.what == "contenders":
+        return asked(options)
+    leaky = contender.split != "group" or (name == OURS and ready.several)
+    return list(range(1, FOLDS + 1)) if leaky else asked(options)[:1]
 
 
 def trained(tasks: list[Task], options: argparse.Namespace) -> int:
@@ -393,10 +395,16 @@ def places(table: pd.DataFrame, classes) -> np.ndarray:
     return pd.Categorical(table["label"], categories=list(classes)).codes.astype(np.int64)
 
 
+def whole(options: argparse.Namespace) -> argparse.Namespace:
+    """The options without what limits a call to a part: sections are about all that is there, whoever asked for it."""
+    return argparse.Namespace(**vars(options) | {
+        "contenders": None, "folds": None if options.what == "contenders" else options.folds})
+
+
 def outcomes(ready: Ready, options: argparse.Namespace) -> dict[str, dict[tuple[int, int], Outcome]]:
     """What is there of every contender, by fold and seed."""
-    everyone, found = chosen(ready, options), {}
-    tasks = {(task.name, task.fold, task.seed): task for task in planned(ready, options)}
+    everyone, found = chosen(ready, whole(options)), {}
+    tasks = {(task.name, task.fold, task.seed): task for task in planned(ready, whole(options))}
     for name, contender in everyone.items():
         found[name] = {(fold, seed): outcome(task, contender.table) for (who, fold, seed), task in tasks.items()
                        if who == (contender.of or name) and task.done(options)
@@ -520,10 +528,16 @@ def differences(found: dict, ready: Ready, options: argparse.Namespace) -> dict[
     """Ours minus each of the others, on the folds and seeds that both have."""
     gains = {}
     for name, some in found.items():
-        both = some.keys() & found.get(OURS, {}).keys()
-        if name != OURS and both:
+        if name != OURS and (both := common(some, found.get(OURS, {}))):
             gains[name] = numbers(pooled(found[OURS], both), ready, pooled(some, both), options.resamples)
     return gains
+
+
+def common(some: dict, others: dict) -> list[tuple[int, int]]:
+    """The folds and seeds that both have, if they have judged the same images there."""
+    both = sorted(some.keys() & others.keys())
+    images_of = [sorted(path for key in both for path in one[key].table["path"]) for one in (some, others)]
+    return both if images_of[0] == images_of[1] else []
 
 
 def marks(ready: Ready, values: dict, gains: dict) -> list[tuple[Mark, float]]:
@@ -562,8 +576,8 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         f"{options.seeds}. The predictions of all folds are pooled; intervals draw {group}s",
         f"- Time: {options.seconds:g} s of training each, with {options.threads} threads and as many loaders. It "
         "counts reading, decoding, views, steps and, for ours, the check of all files; not the trial epoch before it, "
-        "by whose time the number of epochs is set so that the schedule ends with the time, nor imports, validation, "
-        "checkpoints and judging",
+        "by which as many whole epochs are planned as the time allows, so that every schedule comes to its end; nor "
+        "imports, validation, checkpoints and judging. The colour models take what they need",
         f"- Trained with commit {', '.join(commits)} on {'; '.join(processors)}; {', '.join(versions)}"
         + f"; load of the machine before a training at most {max(loads):.1f}" * bool(loads),
     ]
@@ -571,12 +585,15 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
 
 def missing(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
     """What was planned and is not there."""
-    whole = {(task.name, task.fold, task.seed) for task in planned(ready, options)}
-    there = {(name, *key) for name, some in found.items() for key in some}
-    lacking = sorted(whole - there)
-    return [f"**Missing: {len(lacking)} of {len(whole)} trainings**, "
-            + ", ".join(f"{name} (fold {fold}, seed {seed})" for name, fold, seed in lacking[:12])
-            + " and more" * (len(lacking) > 12) + ".", ""] if lacking else []
+    tasks = planned(ready, whole(options))
+    lacking: dict[str, list[str]] = {}
+    for task in tasks:
+        if (task.fold, task.seed) not in found.get(task.name, {}):
+            lacking.setdefault(task.name, []).append(f"{task.fold}" + f" (seed {task.seed})" * (options.seeds > 1))
+    number = sum(map(len, lacking.values()))
+    return [f"**Missing: {number} of {len(tasks)} trainings**: "
+            + "; ".join(f"{name}, fold {', '.join(folds)}" for name, folds in lacking.items()) + ".",
+            ""] if lacking else []
 
 
 def result_table(found: dict, values: dict) -> list[str]:
@@ -620,14 +637,14 @@ def write_ablations(every: list[Ready], options: argparse.Namespace) -> int:
     text, there = [], {}
     for ready in every:
         found = {name: some for name, some in outcomes(ready, options).items() if some}
-        if OURS not in found:
-            print(f"{ready.name}: the recipe to compare with has not been trained")
+        fold, seed = asked(options)[0], asked(options)[0] - 1
+        if (fold, seed) not in found.get(OURS, {}):
+            print(f"{ready.name}: the recipe to compare with has not been trained on fold {fold}")
             return 1
         there |= found
-        gains = {name: numbers(pooled(some, both), ready, pooled(found[OURS], both)) for name, some in found.items()
-                 if name != OURS and (both := some.keys() & found[OURS].keys())}
-        fold, seed = min(found[OURS])
-        reference = numbers(pooled(found[OURS], [(fold, seed)]), ready)
+        gains = {name: numbers(pooled(some, both), ready, pooled(found[OURS], both), options.resamples)
+                 for name, some in found.items() if name != OURS and (both := common(some, found[OURS]))}
+        reference = numbers(pooled(found[OURS], [(fold, seed)]), ready, resamples=options.resamples)
         text += [f"### {ready.name}", "", *facts(ready, found, options), "", *missing(ready, found, options),
                  f"One fold and one seed each (fold {fold}, seed {seed}): another seed alone moves these numbers too, "
                  "so a difference that is not bold is none, and a bold one is a reason to look further.",
@@ -650,15 +667,19 @@ def figure(path: Path, ready: Ready, found: dict, values: dict) -> Path:
     with matplotlib.rc_context(figures.STYLE):
         drawing = Figure(figsize=(9.5, 4.2), layout="constrained")
         curves, *results = drawing.subplots(1, 3, gridspec_kw={"width_ratios": (1.6, 1, 1)})
-        looks = {name: {"color": figures.COLOURS[k % len(figures.COLOURS)]} for k, name in enumerate(found)}
+        networks = [name for name in found if name not in COLOURS]
+        looks = {name: {"color": figures.COLOURS[networks.index(name) % len(figures.COLOURS)] if name in networks
+                        else figures.FAINT} for name in found}
         for name, some in found.items():
-            if CONTENDERS[name].of or "colour" in name:
+            if CONTENDERS[name].of or name in COLOURS:
                 continue
             for k, one in enumerate(some.values()):
-                curves.plot(one.curve["seconds"], one.curve["val_auc"], lw=1.2, alpha=0.8, **looks[name],
-                            label=name if k == 0 else None)
+                few = len(one.curve) < 10
+                curves.plot(one.curve["seconds"], one.curve["val_auc"], "o-" if few else "-", lw=1.2, ms=3, alpha=0.8,
+                            label=name if k == 0 else None, **looks[name])
         curves.set(title="As training goes on", xlabel="seconds of training", ylabel="validation AUC")
-        curves.legend(loc="lower right")
+        if curves.lines:
+            curves.legend(loc="lower right")
         for axes, number in zip(results, ("auc", "balanced_accuracy"), strict=True):
             for k, (name, row) in enumerate(values.items()):
                 value = row[number]

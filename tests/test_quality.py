@@ -159,7 +159,7 @@ def test_what_failed_is_said_to_be_missing_and_the_rest_is_compared(quality, opt
     options.contenders, trainings.skill = ("ours", "timm", "fastai"), {"ours": 0.6, "fastai": None}
     assert quality.measure(options) == 1
     text = options.results.read_text(encoding="utf-8")
-    assert "Missing: 3 of 9 trainings" in text and "fastai (fold 1, seed 0)" in text
+    assert "Missing: 18 of 24 trainings" in text and "fastai, fold 1, 2, 3;" in text and "ours, fold" not in text
     assert "| timm | 3 |" in text and "failed with exit code 1" in capsys.readouterr().out
     assert str(options.data) not in text
 
