@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--contenders", type=names)
     parser.add_argument("--folds", type=names)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int)
     parser.add_argument("--work", type=Path, default=files.outputs() / "quality")
@@ -516,8 +516,8 @@ def section(name: str, title: str, text: list[str], judged: list, found: dict, o
     defaults = {"seconds": 600, "threads": 2, "seeds": 1, "size": None}
     given = [part for key, value in defaults.items() if getattr(options, key) != value
              for part in ("--" + key, f"{getattr(options, key):g}")]
-    if options.what == "contenders":
-        given += ["--datasets", name]
+    if options.what == "contenders" or set(options.datasets) != set(DATASETS):
+        given += ["--datasets", name if options.what == "contenders" else ",".join(options.datasets)]
     command = shlex.join(["benchmarks/quality.py", *["ablations"] * (options.what == "ablations"), "--data", "DATA",
                           *given])
     return harness.section(name, title, f"python {command}", "\n".join(text), judged, ["scikit-learn"],
@@ -574,11 +574,15 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         f"- Folds: {FOLDS}, no {group} in two parts of one; each is judged by a network that learnt from the rest but "
         "15 % of all images, by which epoch and temperature are chosen. Seeds per fold: "
         f"{options.seeds}. The predictions of all folds are pooled; intervals draw {group}s",
+        "- Balanced accuracy calls the likeliest class; \"shares divided out\" first divides by the class shares that "
+        "the training behaved as if it had seen, so that nobody is worse for having left the imbalance alone. ECE is "
+        "of the probabilities as they come (ours with the temperature that it locks), then of everybody's after a "
+        "temperature from the validation images",
         f"- Time: {options.seconds:g} s of training each, with {options.threads} threads and as many loaders. It "
         "counts reading, decoding, views, steps and, for ours, the check of all files; not the trial epoch before it, "
         "by which as many whole epochs are planned as the time allows, so that every schedule comes to its end; nor "
         "imports, validation, checkpoints and judging. The colour models take what they need",
-        f"- Trained with commit {', '.join(commits)} on {'; '.join(processors)}; {', '.join(versions)}"
+        f"- Trained with commit {', '.join(commits)} on {'; '.join([*processors, ', '.join(versions)]).rstrip('; ')}"
         + f"; load of the machine before a training at most {max(loads):.1f}" * bool(loads),
     ]
 
