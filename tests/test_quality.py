@@ -219,6 +219,16 @@ def test_an_ablation_takes_one_fold_and_the_leaky_split_all(quality, options, tr
     assert "quality ablations: begin" in text and "| split by image: patients leak |" in text
 
 
+def test_a_part_of_the_leaky_folds_is_not_compared_because_it_tests_other_images(quality, options, trainings):
+    options.what, options.contenders = "ablations", ("ours", "split by image: patients leak")
+    quality.measure(options)
+    ready = quality.prepared("idc", quality.DATASETS["idc"], options)
+    ours, leaky = (quality.outcomes(ready, options)[name] for name in options.contenders)
+    assert quality.common(leaky, ours) == [(1, 0), (2, 1), (3, 2)]
+    del leaky[3, 2]
+    assert quality.common(leaky, ours) == []
+
+
 def test_stages_that_cost_more_leave_fewer_epochs(scripts):
     recipe = replace(recipes.from_scratch(recipes.ISIC2019), epochs=1)
     assert scripts["ours"].affordable(recipe, {0: 10.0}, 95) == 9
