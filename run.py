@@ -41,6 +41,7 @@ NOTEBOOKS = ROOT / "notebooks"
 VENV, LOWEST = ROOT / ".venv", ROOT / ".venv-lowest"
 EXTRAS = "notebooks,onnx,serve,browser,test,dev"
 LOWEST_EXTRAS = "notebooks,onnx,serve,test"  # what a user runs, and what tests it
+NAMED_ONLY = ("gpu", "quality")  # benchmarks that need a GPU, or real images and hours
 
 # What papermill and the kernel log around the notebook's own output, progress bars, and objects that have no text.
 NOISE = re.compile(r"\s*$|(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with "
@@ -604,8 +605,8 @@ def setup(_):
 def bench(arguments):
     """Runs the benchmarks of these names, by default all that need no data and no GPU; 1 where any failed or missed."""
     known = {path.stem.removeprefix("speed_"): path for path in sorted((ROOT / "benchmarks").glob("*.py"))
-             if path.stem.startswith("speed_") or path.stem == "gpu"}
-    names = [a for a in arguments if not a.startswith("-")] or [name for name in known if name != "gpu"]
+             if path.stem.startswith("speed_") or path.stem in NAMED_ONLY}
+    names = [a for a in arguments if not a.startswith("-")] or [name for name in known if name not in NAMED_ONLY]
     for name in names:
         if name not in known:
             sys.exit(f"{name} is no benchmark; there are {', '.join(known)}")

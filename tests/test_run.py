@@ -392,7 +392,7 @@ def test_its_help_needs_no_environment():
 
 def test_the_benchmarks_run_one_after_another_and_a_missed_mark_is_the_exit_code(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "benchmarks").mkdir()
-    for name in ("harness", "real", "gpu", "speed_input", "speed_training"):
+    for name in ("harness", "real", "gpu", "quality", "speed_input", "speed_training"):
         (tmp_path / "benchmarks" / f"{name}.py").touch()
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setenv("PATHOLIB_PYTHON", "python")
@@ -402,5 +402,5 @@ def test_the_benchmarks_run_one_after_another_and_a_missed_mark_is_the_exit_code
     run.fails = lambda line: "gpu" in line
     assert run.main(["bench", "gpu", "input"]) == 1
     assert "speed_input" in run.commands[-1] and "missed a mark" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="there are gpu, input, training"):
+    with pytest.raises(SystemExit, match="there are gpu, quality, input, training"):
         run.main(["bench", "real"])
