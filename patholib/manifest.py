@@ -257,6 +257,16 @@ def check_folds(folds: int = 2, repeats: int = 1) -> None:
             raise PathoError("bad_parameter", name, f"is {value!r}", f"Use a whole number from {least} on")
 
 
+def check_fold(fold: int, folds: int, repeats: int = 1) -> None:
+    """Refuses a fold that so many folds and repeats do not have; they are counted from 0. Errors: bad_parameter."""
+    if folds == 0:
+        raise PathoError("bad_parameter", "fold", f"is {fold!r}, but there are no folds",
+                         "Say with the parameter folds how many there are")
+    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < folds * repeats:
+        raise PathoError("bad_parameter", "fold", f"is {fold!r}", f"Use a whole number from 0 to "
+                         f"{folds * repeats - 1}, as folds are counted from 0 and on through the repeats")
+
+
 def _held_out(counts: np.ndarray, test: np.ndarray, share: float, order: list[int]) -> np.ndarray | None:
     """The split (0, 1, 2) of every group where `test` (G,) bool is tested and `share` of the rest validates."""
     rest = np.flatnonzero(~test)

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "patholib"
 LEVELS = (
     {"errors"},
     {"files", "locks", "progress", "calibration", "guard"},
-    {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives"},
+    {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives", "headless", "cluster"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
     {"images", "augment", "models"},
@@ -30,6 +30,7 @@ LEVELS = (
     {"inference", "validation", "report"},
     {"predictions", "comparison", "webapp"},
     {"notebook", "serving", "explorer"},
+    {"sweeps"},
     {"cli"},
     {"__main__"},
 )
@@ -37,7 +38,7 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SERVE_ALL = {"patholib", "errors", "files"}  # "patholib" itself: its __version__
 HOMES = {"matplotlib": {"figures"}, "seaborn": {"figures"}, "tqdm": {"progress"}, "ipywidgets": {"explorer"},
          "fastapi": {"webapp"}, "starlette": {"webapp"}, "uvicorn": {"webapp"}, "pydantic": {"webapp"},
-         "h11": {"webapp"}}
+         "h11": {"webapp"}, "ray": {"cluster"}, "pyarrow": {"cluster"}, "papermill": {"headless"}}
 
 
 def sources() -> dict[str, ast.Module]:

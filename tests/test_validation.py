@@ -159,7 +159,7 @@ def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
     predictions = pd.DataFrame({
         "label": labels, "group": [f"g{i % 40}" for i in range(400)],
         "p_malignant": p, "p_benign": 1 - p, "threshold": np.repeat([0.0, 0.2, 0.7, 1.0], 100)})
-    pooled = validation._pooled(predictions, RECIPE)
+    pooled = validation.pooled_summary(predictions, RECIPE)
     called, ill = p >= predictions["threshold"], predictions["label"] == "malignant"
     assert pooled["confusion"] == [[int((~called & ~ill).sum()), int((called & ~ill).sum())],
                                    [int((~called & ill).sum()), int((called & ill).sum())]]
