@@ -33,7 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 VENV = ROOT / ".venv"
-EXTRAS = "notebooks,onnx,serve,browser,test,dev"
+EXTRAS = "notebooks,onnx,serve,cluster,browser,test,dev"
 
 # What papermill and the kernel log around the notebook's own output, progress bars, and objects that have no text.
 NOISE = re.compile(r"\s*$|(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with "

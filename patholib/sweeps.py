@@ -144,11 +144,11 @@ def sweep(path: Path, planned: Mapping[str, dict], out: Path, on: Here | Ray | N
     if lock is None:
         raise PathoError("run_locked", str(out), f"is in use by {locks.holder(out / LOCK)}", "Wait until it ends")
     try:
-        state = _taken_up(out, path, planned)
+        state = taken_up(out, path, planned)
         before = [name for name in planned if state["runs"][name]["status"] == "finished"]
         todo = [name for name in planned if name not in before]
-        _run(out, state, [_job(path, out, name, planned[name]) for name in todo], on or Here(), progress,
-             len(before), len(planned))
+        run(out, state, [job(path, out, name, planned[name]) for name in todo], on or Here(), progress,
+            len(before))
         entries = {name: state["runs"][name] for name in planned}
         compared, remark = _compare(out, state)
     finally:
@@ -158,7 +158,7 @@ def sweep(path: Path, planned: Mapping[str, dict], out: Path, on: Here | Ray | N
                  compared, remark)
 
 
-def _taken_up(out: Path, path: Path, planned: Mapping[str, dict]) -> dict:
+def taken_up(out: Path, path: Path, planned: Mapping[str, dict]) -> dict:
     """What `sweep.json` says, with the planned runs in it and what finished unseen. Errors: other_sweep."""
     code = files.digest(["".join(cell["source"]) for cell in files.read_json(path)["cells"]
                          if cell["cell_type"] == "code"])
@@ -181,7 +181,8 @@ def _taken_up(out: Path, path: Path, planned: Mapping[str, dict]) -> dict:
     return state
 
 
-def _job(path: Path, out: Path, name: str, parameters: dict) -> Job:
+def job(path: Path, out: Path, name: str, parameters: dict) -> Job:
+    """What is to be run for this name, in a folder that is made here."""
     folder = out / name
     folder.mkdir(exist_ok=True)
     resumes = "resume" not in parameters and any(p.name == "resume" for p in notebook.declared(path))
@@ -190,8 +191,9 @@ def _job(path: Path, out: Path, name: str, parameters: dict) -> Job:
     return Job(str(path), str(folder), parameters)
 
 
-def _run(out: Path, state: dict, jobs: list[Job], on: Here | Ray, progress: bool, before: int, total: int) -> None:
-    """Runs the jobs, and keeps the state after each."""
+def run(out: Path, state: dict, jobs: list[Job], on: Here | Ray, progress: bool = True, before: int = 0) -> None:
+    """Runs the jobs, and keeps the state after each; before: how many were finished already, for the bar."""
+    total = before + len(jobs)
     shown = bar(total=total, initial=before, unit="run", desc="sweep", shown=progress and bool(jobs))
     outcomes = _on_ray(jobs, on) if isinstance(on, Ray) else _here(jobs, on)
     with shown:
