@@ -4,7 +4,7 @@
   python benchmarks/cluster.py --quick      in miniature, to see that it runs; writes nothing
 
 The tables must be the same, byte for byte. Two workers of one CPU each compete for this machine's caches and memory:
-it shows what Ray costs and that the work is shared out; what many machines gain it cannot show. Needs the extra cluster.
+it shows what Ray costs and that the work is shared out, not what many machines gain. Needs the extra cluster.
 """
 
 from __future__ import annotations

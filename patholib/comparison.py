@@ -20,6 +20,7 @@ from patholib import (
     evaluation,
     export,
     files,
+    headless,
     images,
     manifest,
     metrics,
@@ -232,12 +233,12 @@ def read(named: str = "", output: str | Path | None = None) -> Comparison:
     wanted = [name.strip() for name in named.split(",") if name.strip()]
     if wanted:
         places = {_place(name, folder).resolve(): None for name in wanted}  # a run that is named twice counts once
-        return Comparison(_named(list(places), folder))
+        return Comparison(_named(list(places)))
     newest = runs.finished(folder)[:NEWEST]
     if len(newest) >= 2:
-        return Comparison(_named(newest[::-1], folder))  # the oldest of them is what the others are measured against
+        return Comparison(_named(newest[::-1]))  # the oldest of them is what the others are measured against
     print("Fewer than two runs are finished here: two small ones are trained on demo images")
-    return Comparison(_named(demo_pair(folder), folder), made=True)
+    return Comparison(_named(demo_pair(folder)), made=True)
 
 
 def _place(name: str, output: Path) -> Path:
@@ -249,13 +250,13 @@ def _place(name: str, output: Path) -> Path:
                      nearest(name, [run.name for run in runs.finished(output)]) if output.is_dir() else "Name another")
 
 
-def _named(folders: list[Path], output: Path) -> tuple[Finished, ...]:
+def _named(folders: list[Path]) -> tuple[Finished, ...]:
     """The runs in these folders; where two are called the same, the folder above is named too.
 
-    A run of a sweep, which stands alone in a folder below output, is called after that folder: it says what was set.
+    The run of a sweep is called after the folder that the sweep gave it, which says what was set.
     """
     above = [folder.resolve().parent for folder in folders]
-    names = [parent.name if parent.parent == output and above.count(parent) == 1 else folder.name
+    names = [parent.name if (parent / headless.OUTCOME).exists() and above.count(parent) == 1 else folder.name
              for folder, parent in zip(folders, above, strict=True)]
     return tuple(_finished(folder, name if names.count(name) == 1 else f"{parent.name}/{folder.name}")
                  for folder, parent, name in zip(folders, above, names, strict=True))

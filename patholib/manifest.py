@@ -59,9 +59,7 @@ class Manifest:
             if not all(isinstance(value, str) for value in texts):
                 raise PathoError("bad_manifest", name, "holds values that are not text",
                                  'Write a missing value as "" and numbers as text')
-            stop_on([("unwritable_name", text, f"in column {name} holds a carriage return or bytes that are not UTF-8")
-                     for text in texts if UNWRITABLE.search(text)],
-                    "Rename it: no CSV file could hold it")
+            refuse_unwritable(name, texts)
         for name in ("path", *self.levels):
             if (self.table[name] == "").any():
                 raise PathoError("bad_manifest", name, "is empty in some rows", "Give every image an id of its own")
@@ -124,6 +122,12 @@ def first(names: Iterable[str], limit: int = 5) -> dict:
     """How many, and the first few by name: the form in which a reader reports a list."""
     names = list(names)
     return {"count": len(names), "first": [shown(name) for name in names[:limit]]}
+
+
+def refuse_unwritable(column: str, texts: list[str]) -> None:
+    """Refuses names that no CSV could hold, nor pandas where pyarrow is installed. Errors: unwritable_name."""
+    stop_on([("unwritable_name", text, f"in column {column} holds a carriage return or bytes that are not UTF-8")
+             for text in texts if UNWRITABLE.search(text)], "Rename it: no CSV file could hold it")
 
 
 def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) -> None:
