@@ -168,16 +168,15 @@ def test_a_sweep_that_was_killed_repeats_no_finished_run_and_no_finished_step(li
 
 
 def test_runs_beside_each_other_end_as_they_do_alone_and_a_failure_is_listed(light, tmp_path, capsys):
-    given = ["sweep", str(light), "--set", "seed=0,13,2", "--out", str(tmp_path / "o")]
-    assert cli.main([*given, "--at-once", "3"]) == 1
+    given = ["sweep", str(light), "--set", "seed=0,13", "--out", str(tmp_path / "o")]
+    assert cli.main([*given, "--at-once", "2"]) == 1
     out = capsys.readouterr().out
-    assert "2 of 3 runs are finished" in out and "Failed: seed-13: ValueError: an unlucky seed" in out
-    for seed in (0, 2):
-        assert files.read_json(tmp_path / "o" / f"seed-{seed}" / "result.json")["value"] == 190 + 20 * seed
-        assert "cells" in files.read_json(tmp_path / "o" / f"seed-{seed}" / "light.ipynb")
+    assert "1 of 2 runs are finished" in out and "Failed: seed-13: ValueError: an unlucky seed" in out
+    assert files.read_json(tmp_path / "o" / "seed-0" / "result.json")["value"] == 190
+    assert "cells" in files.read_json(tmp_path / "o" / "seed-0" / "light.ipynb")
     state = files.read_json(tmp_path / "o" / "sweep.json")
     assert {name: run["status"] for name, run in state["runs"].items()} == {
-        "seed-0": "finished", "seed-13": "failed", "seed-2": "finished"}
+        "seed-0": "finished", "seed-13": "failed"}
 
 
 def test_a_folder_holds_the_runs_of_one_notebook_with_one_set_of_parameters(light, tmp_path, monkeypatch):
