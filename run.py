@@ -39,7 +39,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 VENV, LOWEST = ROOT / ".venv", ROOT / ".venv-lowest"
-EXTRAS = "notebooks,onnx,serve,browser,test,dev"
+EXTRAS = "notebooks,onnx,serve,cluster,browser,test,dev"
 LOWEST_EXTRAS = "notebooks,onnx,serve,test"  # what a user runs, and what tests it
 NAMED_ONLY = ("gpu", "quality")  # benchmarks that need a GPU, or real images and hours
 

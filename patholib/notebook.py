@@ -22,6 +22,7 @@ KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bo
 RECIPE_NUMBERS = recipes.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
 NEXT = ("To go on, attach the output of this notebook to it (Kaggle: Add Input > Your Work; Colab: the zip), and run "
         "it again with the same parameters{}. The cells below were not run.")
+OF_A_MACHINE = ("device", "weights", "output")  # parameters whose values another machine may have, and this one not
 RECORD = "PATHOLIB_RECORD"  # "1": guards write the reference instead of comparing with it
 
 
@@ -79,31 +80,72 @@ def check_parameters(history: list[str], namespace: dict) -> Settings:
     """
     _log_errors()
     parameters, injected = _declared(history if any(history) else _compiled())
+    values = _checked(parameters, [name for name in injected if not name.startswith("PAPERMILL_")], namespace)
+    notes = {p.name: f" [read from the text {namespace[p.name]!r}]" for p in parameters
+             if isinstance(namespace.get(p.name), str) and p.kind != "str"}
+    namespace.update(values)
+    return Settings(parameters, values, notes)
+
+
+def declared(path: Path) -> list[Parameter]:
+    """The parameters of a notebook that is not running, from its cell tagged `parameters`.
+
+    Errors: missing_file, bad_json, no_parameters, parameters_cell.
+    """
+    try:
+        cells = [cell for cell in files.read_json(path)["cells"] if cell["cell_type"] == "code"]
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (KeyError, TypeError) as error:
+        raise PathoError("bad_notebook", str(path), f"is no notebook ({error!r})", "Name a file that Jupyter wrote"
+                         ) from None
+    return _declared(tagged)[0]
+
+
+def check_given(parameters: list[Parameter], given: dict, here: bool = True) -> dict:
+    """The values of those parameters that are given, as their kinds; a notebook would accept every one of them.
+
+    Text is read as in a shell: "true" and "false" for a bool, "None" where that is the default. here=False: the
+    notebook will run on another machine, so nothing is asked about the devices, files and folders of this one.
+    Errors: unknown_parameter, bad_parameter; one error names every problem at once.
+    """
+    kinds = {p.name: p for p in parameters}
+    typed = {name: _from_text(kinds[name], value) if name in kinds else value for name, value in given.items()}
+    values = _checked(parameters, list(given), typed, () if here else OF_A_MACHINE)
+    return {name: values[name] for name in given}
+
+
+def _from_text(p: Parameter, value):
+    """What a word on a command line means; numbers are left to `_read`."""
+    if p.default is None and value == "None":
+        return None
+    return {"true": True, "false": False}.get(str(value).lower(), value) if p.kind == "bool" else value
+
+
+def _checked(parameters: list[Parameter], given: list[str], namespace: dict, unasked: tuple[str, ...] = ()) -> dict:
+    """Every parameter with its value as the declared kind; given: the names that somebody set."""
     names = [p.name for p in parameters]
-    unknown = [name for name in injected if name not in names and not name.startswith("PAPERMILL_")]
+    unknown = [name for name in given if name not in names]
     problems = [f"{name} is no parameter ({nearest_setting(name, names)})" for name in unknown]
-    bad, values, notes = [], {}, {}
+    bad, values = [], {}
     for p in parameters:
-        given = namespace.get(p.name, p.default)
+        value = namespace.get(p.name, p.default)
         try:
-            values[p.name] = _read(p, given)
+            values[p.name] = _read(p, value)
         except ValueError as error:
             bad.append(p.name)
-            problems.append(f"{p.name}={given!r} {error}")
+            problems.append(f"{p.name}={value!r} {error}")
             continue
         try:
-            _ask_the_library(p.name, values[p.name])
+            if p.name not in unasked:
+                _ask_the_library(p.name, values[p.name], values)
         except PathoError as error:
             bad.append(p.name)
             problems.append(error.reason if error.code == "bad_recipe" else
                             f"{error.subject} {error.reason} ({error.remedy})")
-        if isinstance(given, str) and p.kind != "str":
-            notes[p.name] = f" [read from the text {given!r}]"
     if problems:
         raise PathoError("unknown_parameter" if unknown else "bad_parameter", ", ".join(unknown + bad),
                          "; ".join(problems), f"The parameters are {', '.join(names)}")
-    namespace.update(values)
-    return Settings(parameters, values, notes)
+    return values
 
 
 def _declared(history: list[str]) -> tuple[list[Parameter], list[str]]:
@@ -179,8 +221,8 @@ def _number(given: int | float | str, kind: str) -> int | float | None:
     return value if math.isfinite(value) else None
 
 
-def _ask_the_library(name: str, value) -> None:
-    """Raises the PathoError that the value would meet later, before an image is read."""
+def _ask_the_library(name: str, value, values: dict) -> None:
+    """Raises the PathoError that the value would meet later, before an image is read; values: those before it."""
     if name in RECIPE_NUMBERS and value is not None:
         recipes.Recipe("any", ("a", "b"), None, **{name: value})
     elif name == "workers":
@@ -189,6 +231,8 @@ def _ask_the_library(name: str, value) -> None:
         runs.output_folder(value)
     elif name == "repeats" or (name == "folds" and value != 0):
         manifest.check_folds(**{name: value})
+    elif name == "fold" and value is not None:
+        manifest.check_fold(value, values.get("folds", 0), values.get("repeats", 1))
     elif name == "target_sensitivity":
         evaluation.check_target(value)
     elif name == "max_hours":

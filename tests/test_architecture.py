@@ -21,7 +21,7 @@ LEVELS = (
     {"errors"},
     {"places"},
     {"files", "locks", "progress", "calibration", "guard"},
-    {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives", "fetch"},
+    {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives", "fetch", "headless", "cluster"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
     {"sessions"},
@@ -32,6 +32,7 @@ LEVELS = (
     {"inference", "validation", "report"},
     {"predictions", "comparison", "webapp"},
     {"notebook", "serving", "explorer"},
+    {"sweeps"},
     {"cli"},
     {"__main__"},
 )
@@ -39,7 +40,7 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SERVE_ALL = {"patholib", "errors", "files"}  # "patholib" itself: its __version__
 HOMES = {"matplotlib": {"figures"}, "seaborn": {"figures"}, "tqdm": {"progress"}, "ipywidgets": {"explorer"},
          "fastapi": {"webapp"}, "starlette": {"webapp"}, "uvicorn": {"webapp"}, "pydantic": {"webapp"},
-         "h11": {"webapp"}}
+         "h11": {"webapp"}, "ray": {"cluster"}, "pyarrow": {"cluster"}, "papermill": {"headless"}}
 
 
 def sources() -> dict[str, ast.Module]:
