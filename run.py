@@ -522,14 +522,8 @@ or a computer in a hospital. Made by `python3 run.py wheel`.
 1. Make a data set of this folder: on the website (New Dataset, drop the folder), or with the owner's name written into
    `dataset-metadata.json` and `kaggle datasets create -p dist --dir-mode zip`.
 2. Import one of `notebooks/` into Kaggle. Attach (Add Input) this data set, and the one with the images.
-3. Kaggle has all libraries that are needed. A first cell that installs nothing else, and changes none of them:
-
-   ```
-   !pip install --no-index --no-deps /kaggle/input/*/{wheel} /kaggle/input/*/*/*/{wheel}
-   ```
-
-   The two places are the one where Kaggle used to show a data set, and the one where it does now; keep the one that is
-   there.
+3. Run it. Kaggle has all libraries that are needed; the first cell of the notebook finds `{wheel}` below
+   `/kaggle/input`, installs it alone (`pip install --no-index --no-deps`) and changes none of the others.
 
 ## Pretrained weights
 
@@ -540,15 +534,9 @@ of this folder before the data set is made:
 |---|---|---|---|
 {weights}
 
-In the notebook, before the library loads them:
-
-```
-import os
-os.environ["PATHOLIB_WEIGHTS"] = "/kaggle/input/.../weights"  # the folder, or the file
-```
-
-On a computer of your own, `data/weights/` of the project does as well. A file whose SHA-256 begins otherwise is
-refused. Without any, `weights` set to `none` trains from scratch.
+On Kaggle and Colab they are found by their names, wherever the data set lies. On a computer of your own, their place is
+`data/weights/` of the project, or the folder or file that `PATHOLIB_WEIGHTS` names. A file whose SHA-256 begins
+otherwise is refused. Without any, `weights` set to `none` trains from scratch.
 
 ## On any other computer
 
