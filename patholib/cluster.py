@@ -42,12 +42,13 @@ def joined(address: str | None = None) -> Iterator:
     common = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR", "namespace": "patholib"}
     folder = None if address else _short_folder()
     try:
-        ray.init(address or "local", **common, **({} if address else {"_temp_dir": folder}))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PathoError("no_cluster", address or "ray", f"cannot be joined ({reason})",
-                         "Start it with ray start --head, and name what that prints with --address") from error
-    try:
+        try:
+            ray.init(address or "local", **common, **({} if address else {"_temp_dir": folder}))
+        except Exception as error:  # Ray raises a bare one where this machine is too busy to start it in half a minute
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            remedy = ("Start it with ray start --head, and name what that prints" if address else "Call again when the "
+                      "machine is less busy, or start it with ray start --head and join it with --address auto")
+            raise PathoError("no_cluster", address or "ray", f"cannot be reached ({reason})", remedy) from error
         yield ray
     finally:
         ray.shutdown()

@@ -108,13 +108,9 @@ def test_a_run_whose_worker_is_killed_goes_on_elsewhere_from_its_checkpoint(two_
     notebook = write_notebook(tmp_path / "light.ipynb", CHECKPOINTED)
     out = tmp_path / "ray"
     killed = kill_once((out / "seed-1" / "steps.json").exists, lambda: runner(out / "seed-1"))
-    given = ["sweep", str(notebook), "--set", "seed=0,1,13", "-p", "pause", "0.1", "--out", str(out)]
-    assert cli.main([*given, "--engine", "ray", "--address", two_machines]) == 1
-    assert len(killed) == 1
-    said = capsys.readouterr().out
-    assert "2 of 3 runs are finished" in said and "Failed: seed-13: ValueError: an unlucky seed" in said
-    state = files.read_json(out / "sweep.json")["runs"]
-    assert [run["status"] for run in state.values()] == ["finished"] * 2 + ["failed"]
+    given = ["sweep", str(notebook), "--set", "seed=0,1", "-p", "pause", "0.1", "--out", str(out)]
+    assert cli.main([*given, "--engine", "ray", "--address", two_machines]) == 0
+    assert len(killed) == 1 and "2 of 2 runs are finished" in capsys.readouterr().out
     results = [files.read_json(out / f"seed-{seed}" / "result.json") for seed in range(2)]
     assert [found["value"] for found in results] == [190, 210]
     assert [found["from"] > 0 for found in results] == [False, True]
@@ -169,7 +165,7 @@ def pictures(tmp_path_factory):
 def test_a_table_made_on_a_cluster_is_that_of_one_machine_though_a_worker_is_killed(two_machines, model, pictures,
                                                                                     tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(pictures.parent)
-    given = ["predict", str(model), "scans", "--tta"]
+    given = ["predict", str(model), "scans"]
     assert cli.main([*given, "--engine", "torch", "--out", str(tmp_path / "local.csv")]) == 1
     journal = tmp_path / "ray.csv.part"
     killed = kill_once(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 1, mappers)
