@@ -19,13 +19,14 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
-    {"files", "locks", "progress", "calibration", "guard"},
+    {"files", "locks", "progress", "calibration", "guard", "processes"},
     {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
     {"images", "augment", "models"},
     {"leakage"},
     {"checkpoints", "evaluation", "gradcam", "runs", "novelty", "checklists", "sandbox"},
+    {"jobs"},
     {"training", "cards", "export", "galleries", "trust"},
     {"inference", "validation", "report"},
     {"predictions", "comparison", "webapp"},
