@@ -280,6 +280,27 @@ def _passed_on(process: subprocess.Popen) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+class _Unheard:
+    """Standard output whose reader may have died: what nobody hears is no error."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text where somebody reads it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
 def hold_lifeline() -> None:
     """Asks this process to save and leave, once whoever has started it is gone."""
     def watch() -> None:
@@ -288,6 +309,7 @@ def hold_lifeline() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     if os.environ.get(LIFELINE) == "1":
+        sys.stdout = _Unheard(sys.stdout)
         threading.Thread(target=watch, daemon=True).start()
 
 
