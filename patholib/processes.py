@@ -233,7 +233,9 @@ def launch(count: int, program: Sequence[str], show: Callable[[str], None], thre
     command = [*LAUNCHER, "--nnodes", "1", "--nproc_per_node", str(count), "--local_addr", "127.0.0.1",
                "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", *program]  # 0: a free port
     # No bars: each state of one would be a line. Its own session: Ctrl-C comes from here, once.
-    env = os.environ | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", LIFELINE: "1",
+    # They import the same patholib, also where the notebook has put it on its path by hand.
+    home = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", LIFELINE: "1", "PYTHONPATH": home,
                         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} | _loopback()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
