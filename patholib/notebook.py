@@ -15,7 +15,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from patholib import evaluation, files, images, manifest, places, recipes, runs, schedules, sessions
+from patholib import evaluation, files, images, manifest, places, processes, recipes, runs, schedules, sessions
 from patholib.errors import PathoError, nearest, nearest_setting
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
@@ -227,6 +227,8 @@ def _ask_the_library(name: str, value, values: dict) -> None:
         recipes.Recipe("any", ("a", "b"), None, **{name: value})
     elif name == "workers":
         images.threads(value)
+    elif name == "processes":
+        processes.check(value)
     elif name == "output":
         runs.output_folder(value)
     elif name == "repeats" or (name == "folds" and value != 0):

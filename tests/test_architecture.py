@@ -20,7 +20,7 @@ PACKAGE = ROOT / "patholib"
 LEVELS = (
     {"errors"},
     {"places"},
-    {"files", "locks", "progress", "calibration", "guard"},
+    {"files", "locks", "progress", "calibration", "guard", "processes"},
     {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives", "fetch", "headless", "cluster"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
@@ -28,6 +28,7 @@ LEVELS = (
     {"images", "augment", "models"},
     {"leakage", "downloads"},
     {"checkpoints", "evaluation", "gradcam", "runs", "novelty", "checklists", "sandbox"},
+    {"jobs"},
     {"training", "cards", "export", "galleries", "trust"},
     {"inference", "validation", "report"},
     {"predictions", "comparison", "webapp"},
