@@ -20,7 +20,7 @@ PACKAGE = ROOT / "patholib"
 LEVELS = (
     {"errors"},
     {"files", "locks", "progress", "calibration", "guard"},
-    {"recipes", "metrics", "losses", "schedules", "pages", "signatures", "archives"},
+    {"recipes", "metrics", "losses", "schedules", "colour", "pages", "signatures", "archives"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
     {"images", "augment", "models"},
