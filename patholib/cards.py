@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from patholib import checklists, files, markdown, recipes
+from patholib.datasets.sources import SOURCES
 from patholib.leakage import IDS, WAYS
 from patholib.manifest import SPLITS, leaked
 from patholib.markdown import count, pairs, short, spoken, table, text, why, words
@@ -44,7 +45,7 @@ TERMS = {
         "Any image but these drawings.", ""),
     "breakhis": Terms(
         "BreakHis, breast tumour tissue under the microscope",
-        "For research; copies of the data set state CC BY 4.0. The terms of the place it was taken from hold.",
+        SOURCES["breakhis"].licence,
         "Research, with the data set named.",
         "Slides of the P&D Laboratory in Brazil, stained with haematoxylin and eosin, photographed at four "
         "magnifications; the diagnosis is that of pathologists (Spanhol et al. 2016).",
@@ -52,7 +53,7 @@ TERMS = {
         "Spanhol et al. 2016"),
     "isic2019": Terms(
         "ISIC 2019, skin lesions under the dermatoscope",
-        "CC BY-NC 4.0: no commercial use, and the three sources are to be named.",
+        SOURCES["isic2019"].licence,
         "Non-commercial, as the images are.",
         "Three collections of dermoscopic images from clinics, put together for a challenge; how each diagnosis was "
         "made differs between them (see the three papers).",

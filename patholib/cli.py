@@ -115,7 +115,44 @@ def serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     return serving.run
 
 
-COMMANDS = (audit, predict, export, serve)
+def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Fetch a public data set, or ImageNet weights to carry to a machine without a network.
+
+    Exit code: 0 all is there, 2 refused, or not finished. An interrupted call goes on where it stopped when it is given
+    again, at the byte; what is there already is not fetched.
+    """
+    parser.add_argument("what", metavar="WHAT", help="breakhis, isic2019, weights (of both recipes), or those of one "
+                        "network: weights-resnet50, weights-efficientnet_b0")
+    parser.add_argument("--to", metavar="FOLDER", help="where to put it (default: data/WHAT of the project, where "
+                        "it is found without being named; weights: data/weights)")
+    parser.add_argument("--from", metavar="ORIGIN", dest="origin", default="official", choices=("official", "kaggle"),
+                        help="official, or kaggle: a copy there, with the package kagglehub (default: official)")
+    parser.add_argument("--accept-licence", action="store_true", help="accept the licence, which is printed first, "
+                        "without being asked")
+    parser.add_argument("--remove-archive", action="store_true", help="delete an archive once it is unpacked")
+    parser.add_argument("--changed", action="store_true", help="take a file of another size or SHA-256 than was known, "
+                        "as of a new edition")
+
+    def agree(given: argparse.Namespace, terms: str) -> bool:
+        print(terms, flush=True)
+        if given.accept_licence or not sys.stdin.isatty():
+            return given.accept_licence
+        try:
+            return input("Do you accept this? [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
+    def run(given: argparse.Namespace) -> int:
+        from patholib import downloads
+
+        downloads.fetch_by_name(given.what, lambda terms: agree(given, terms), given.to, given.origin,
+                                given.remove_archive, given.changed)
+        return OK
+
+    return run
+
+
+COMMANDS = (audit, predict, export, serve, download)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models as networks
 
-from patholib import colour, files
+from patholib import colour, fetch, files
 from patholib.errors import PathoError, nearest
 from patholib.recipes import CHOICES, Recipe
 
@@ -36,6 +36,8 @@ NETWORKS = {
 }
 
 Block = tuple[nn.Module, ...]
+
+FEW = 2  # tries in a row without a byte: a training that has no network says so in seconds
 
 
 class Classifier(nn.Module):
@@ -190,9 +192,9 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
 
     What has no given weights (the head; with weights="none" everything) is drawn from `generator_seed`, by default
     recipe.seed, and the global generators stay as they were. recipe.weights: "none"; the path of a torchvision state
-    dict (.pth or .safetensors; its head is passed over); or "imagenet": torchvision's file, looked for in
-    PATHOLIB_WEIGHTS (the file or its folder), `data/weights` of the project and torch.hub's folder, then downloaded
-    with one line printed. Its SHA-256 must begin as its name says.
+    dict (.pth or .safetensors; its head is passed over), held against `<path>.sha256` where that exists; or "imagenet":
+    torchvision's file, looked for in PATHOLIB_WEIGHTS (the file or its folder), `data/weights` of the project and
+    torch.hub's folder, then downloaded, which is said first. Its SHA-256 must begin as its name says.
     Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -202,9 +204,10 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
         if recipe.weights == "none":
             _begin_as_identity(model)
     if recipe.weights == "imagenet":
-        _load_backbone(model, "imagenet", *_imagenet_file(recipe.arch))
+        _load_backbone(model, "imagenet", *_found_or_fetched(recipe.arch))
     elif recipe.weights != "none":
-        _load_backbone(model, "file", given_file(recipe.weights))
+        path = given_file(recipe.weights)
+        _load_backbone(model, "file", path, _stated(path, recipe.arch))
     return model.freeze(recipe.stages[0].frozen, recipe.batchnorm)
 
 
@@ -233,28 +236,42 @@ def given_file(weights: str) -> Path:
                      'Correct the path, or set weights="none" to train from scratch')
 
 
-def _imagenet_file(arch: str) -> tuple[Path, str]:
-    """torchvision's file of ImageNet weights, and how its SHA-256 must begin."""
+def imagenet_file(arch: str) -> fetch.Remote:
+    """torchvision's file of ImageNet weights, whose name says how its SHA-256 begins. Errors: unknown_arch."""
+    if arch not in NETWORKS:
+        raise PathoError("unknown_arch", arch, "is no network of this library", nearest(arch, NETWORKS))
     url = NETWORKS[arch][1].url
-    name = url.rsplit("/", 1)[-1]
-    digest = re.search(r"-([0-9a-f]{8,})\.", name)[1]
-    hub = Path(torch.hub.get_dir()) / "checkpoints"
-    places = [files.project_root() / "data" / "weights" / name, hub / name]
+    name = url.rpartition("/")[2]
+    return fetch.Remote(url, name, sha256=re.search(r"-([0-9a-f]{8,})\.", name)[1])
+
+
+def _found_or_fetched(arch: str) -> tuple[Path, str]:
+    """torchvision's file of ImageNet weights on this machine, and how its SHA-256 must begin."""
+    remote = imagenet_file(arch)
+    hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
+    places = [files.project_root() / "data" / "weights" / remote.name, hub / remote.name]
     if chosen := os.environ.get("PATHOLIB_WEIGHTS"):
         chosen = Path(chosen).expanduser()
-        places.insert(0, chosen if chosen.is_file() else chosen / name)
+        places.insert(0, chosen if chosen.is_file() else chosen / remote.name)
     for path in places:
         if path.is_file():
-            return path, digest
-    print(f"downloading {url} to {hub}", flush=True)
+            return path, remote.sha256
+    print(f"downloading {remote.url} to {hub}", flush=True)
     try:
-        hub.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(hub / name), hash_prefix=digest, progress=False)
-    except (OSError, RuntimeError) as error:  # no network, no space; a digest that does not match
-        raise PathoError("weights_missing", name,
-                         f"is not at {', '.join(map(str, places))}, and the download failed ({error})",
-                         f'Put {name} into {places[-2].parent}, or set weights="none" to train from scratch') from error
-    return hub / name, digest
+        return fetch.fetch(remote, hub, patience=FEW, wait=True), remote.sha256
+    except PathoError as error:  # no network, no space; a digest that does not match
+        raise PathoError("weights_missing", remote.name,
+                         f"is not at {', '.join(map(str, places))}, and the download failed ({error.reason})",
+                         f"Put it into {places[-2].parent}, fetched elsewhere by `patholib download weights-{arch}`, "
+                         'or set weights="none" to train from scratch') from error
+
+
+def _stated(path: Path, arch: str) -> str:
+    """How the SHA-256 of a given file must begin: as `<path>.sha256` says (sha256sum's), or a name of torchvision's."""
+    beside, official = path.with_name(f"{path.name}.sha256"), imagenet_file(arch)
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0].strip().lower()
+    return official.sha256 if path.name == official.name else ""
 
 
 def _load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") -> None:
@@ -263,7 +280,8 @@ def _load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") -
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(digest):
         raise PathoError("weights_damaged", path.name, f"has SHA-256 {sha256[:12]}..., which must begin with {digest}",
-                         f'Delete {path} to have it fetched again; other weights are given as weights="<path>"')
+                         f'Delete {path} to have it fetched again; other weights are given as weights="<path>"'
+                         if kind == "imagenet" else "Copy it again from where you have it")
     given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(model.own)}
     wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(model.own)}
     differences = [f"{k} is missing" for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 
 from tqdm.auto import tqdm
@@ -10,6 +11,11 @@ from tqdm.auto import tqdm
 SECONDS = 0.5  # between two states of a bar; in a notebook each is several messages to the browser
 
 say = tqdm.write  # a line above the bars that are open
+
+
+def watched() -> bool:
+    """Whether somebody may be looking on: at a terminal, or at a notebook that can draw bars."""
+    return sys.stderr.isatty() or any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
 
 
 def bar(items: Iterable | None = None, shown: bool = True, **looks) -> tqdm:

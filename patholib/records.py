@@ -77,10 +77,11 @@ class Record:
 
     @property
     def weights(self) -> str:
-        """What the weights were at the start."""
+        """What the weights were at the start: kind, name of the file, SHA-256."""
         found = self.run.get("weights") or {}
-        digest = f" (SHA-256 {found['sha256'][:12]}…)" if found.get("sha256") else ""
-        return f"{found.get('kind', self.recipe.weights)}{digest}"
+        name = f", {found['file']}" if found.get("file") else ""
+        digest = f" (SHA-256 {found['sha256']})" if found.get("sha256") else ""
+        return f"{found.get('kind', self.recipe.weights)}{name}{digest}"
 
     @cached_property
     def split(self) -> pd.DataFrame | None:

@@ -20,11 +20,11 @@ PACKAGE = ROOT / "patholib"
 LEVELS = (
     {"errors"},
     {"files", "locks", "progress", "calibration", "guard"},
-    {"recipes", "metrics", "losses", "schedules", "colour", "pages", "signatures", "archives"},
+    {"recipes", "metrics", "losses", "schedules", "colour", "pages", "signatures", "archives", "fetch"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
     {"images", "augment", "models"},
-    {"leakage"},
+    {"leakage", "downloads"},
     {"checkpoints", "evaluation", "gradcam", "runs", "novelty", "checklists", "sandbox"},
     {"training", "cards", "export", "galleries", "trust"},
     {"inference", "validation", "report"},

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from test_report import EVIL, PNG, RECIPE, Elements, full_run, number, record, summary
 
-from patholib import cards, checklists, files
+from patholib import cards, checklists, files, report
 from patholib.records import Record
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +91,17 @@ def test_the_licence_is_that_of_the_source(folder, source, licence, weights):
     assert weights.lower() in texts["model_card"].lower()
     change(folder, "run.json", demo=True)
     assert "a program drew the pictures" in written(folder)["data_card"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("imagenet", "resnet50-11ad3fa6.pth"), ("file", "mine.safetensors")])
+def test_where_the_weights_came_from_stands_in_card_and_report_with_its_digest(folder, kind, name):
+    change(folder, "run.json", weights={"kind": kind, "file": name, "sha256": "cd" * 32})
+    said = f"{kind}, {name} (SHA-256 {'cd' * 32})"
+    assert said in written(folder)["model_card"]
+    report.write(folder)
+    assert said in (folder / "report.md").read_text(encoding="utf-8")
+    change(folder, "run.json", weights={"kind": "none", "file": None, "sha256": None})
+    assert "| weights at the start | none |" in written(folder)["model_card"]
 
 
 def test_the_licences_are_those_of_the_page_about_the_data():

@@ -9,7 +9,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from tiny import TINY, image_set, network, train
 
 from patholib import (
     export,
+    fetch,
     files,
     images,
     losses,
@@ -488,13 +488,13 @@ def offline(tmp_path, monkeypatch):
     """A project and a torch.hub folder of the test's own, and no network; gives the addresses that were asked."""
     asked = []
 
-    def download(url, target, hash_prefix, progress):
-        asked.append(url.rsplit("/", 1)[-1])
-        raise URLError("no network")
+    def download(remote, folder, **how):
+        asked.append(remote.name)
+        raise PathoError("download_failed", remote.url, "no network", "Check the network")
 
     monkeypatch.setattr(files, "project_root", lambda: tmp_path / "project")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(fetch, "fetch", download)
     monkeypatch.setenv("PATHOLIB_WEIGHTS", str(tmp_path / "mine"))
     return asked
 
@@ -508,6 +508,7 @@ def test_without_network_and_file_it_stops_and_says_where_to_put_it(catalogue, t
     error = refused("weights_missing", models.build, recipe)
     for place in ("mine", "project/data/weights", "hub/checkpoints"):
         assert str(tmp_path / place / name) in error.reason
+    assert f"patholib download weights-{arch}" in error.remedy and "no network" in error.reason
     assert 'weights="none"' in error.remedy and str(tmp_path / "project/data/weights") in error.remedy
     assert error.subject == name and offline == [name]
     catalogue("P21", f"ImageNet weights of {arch} without a network",

@@ -77,6 +77,7 @@ def test_wrong_arguments_are_explained_with_exit_code_2(arguments, capsys):
 def test_help_names_every_command_and_its_exit_codes(capsys):
     for arguments, words in ((["--help"], [command.__name__ for command in cli.COMMANDS]),
                              (["audit", "--help"], ["1 leaks", "2 the split cannot be read", "--metadata"]),
+                             (["download", "--help"], ["0 all is there", "2 refused", "--accept-licence", "weights"]),
                              (["--version"], [__version__])):
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)

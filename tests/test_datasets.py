@@ -350,7 +350,9 @@ def test_demo_images_drawn_otherwise_have_a_folder_of_their_own(project):
 def test_demo_images_in_place_of_absent_data_are_announced(project, small_demo, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "find", lambda kind, data: datasets.Found(None, True, ("here", "there")))
     assert datasets.load("breakhis").demo
-    assert capsys.readouterr().out == "No breakhis images were found in here, there: demo images are used instead\n"
+    assert capsys.readouterr().out == (
+        "No breakhis images were found in here, there: demo images are used instead "
+        "(`patholib download breakhis` fetches the real ones)\n")
 
 
 def test_a_path_or_a_csv_is_loaded_as_what_it_is(project, tmp_path, tree):

@@ -1,17 +1,18 @@
 import copy
 import functools
 import hashlib
+import time
 from dataclasses import replace
-from urllib.error import URLError
 
 import pytest
 import torch
+from origin import Answer, origin
 from torch import nn
 from torch.nn import functional
 from torchvision import models as networks
 from torchvision.transforms.functional import normalize
 
-from patholib import files, models, recipes
+from patholib import fetch, files, models, recipes
 from patholib.errors import PathoError
 from patholib.recipes import Stage
 
@@ -313,13 +314,13 @@ def places(tmp_path, monkeypatch):
     """A project and a torch.hub folder of the test's own, and a downloader without a network."""
     asked = []
 
-    def download(url, target, hash_prefix, progress):
-        asked.append((url, target, hash_prefix))
-        raise URLError("no network")
+    def download(remote, folder, **how):
+        asked.append(remote)
+        raise PathoError("download_failed", remote.url, "no network", "Check the network")
 
     monkeypatch.setattr(files, "project_root", lambda: tmp_path / "project", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(fetch, "fetch", download)
     monkeypatch.delenv("PATHOLIB_WEIGHTS", raising=False)
     return tmp_path, asked
 
@@ -421,20 +422,73 @@ def test_a_damaged_imagenet_file_is_refused(places, weights, monkeypatch):
     assert refusal.value.code == "weights_damaged"
 
 
-def test_a_download_is_announced_and_checked(places, weights, monkeypatch, capsys):
-    tmp_path, _ = places
+def test_a_file_of_torchvisions_name_is_held_against_it_wherever_it_lies(tmp_path, weights, monkeypatch):
     made = _official(weights, monkeypatch, tmp_path)
-    prefixes = []
+    assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights=str(made))), weights)
+    torch.save(weights | {"classifier.1.bias": torch.ones(1000)}, made)
+    with pytest.raises(PathoError, match="must begin with") as refusal:
+        models.build(replace(SMALL["efficientnet_b0"], weights=str(made)))
+    assert refusal.value.code == "weights_damaged" and "Copy it again" in refusal.value.remedy
 
-    def download(url, target, hash_prefix, progress):
-        assert url in capsys.readouterr().out  # before, not after
-        prefixes.append(hash_prefix)
-        made.rename(target)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="imagenet")), weights)
-    assert prefixes == [made.stem.removeprefix("efficientnet_b0-")]
-    assert _holds(models.build(replace(SMALL["efficientnet_b0"], weights="imagenet")), weights) and len(prefixes) == 1
+def test_a_given_file_is_held_against_the_digest_beside_it(tmp_path, weights):
+    path = tmp_path / "mine-20250101.pth"  # a date is no digest
+    torch.save(weights, path)
+    recipe = replace(SMALL["efficientnet_b0"], weights=str(path))
+    for right in (f"{files.sha256(path)}  {path.name}\n", files.sha256(path).upper()):
+        files.write_text(tmp_path / f"{path.name}.sha256", right)
+        assert models.build(recipe).weights_source["sha256"] == files.sha256(path)
+    files.write_text(tmp_path / f"{path.name}.sha256", f"{'0' * 64}  {path.name}\n")
+    with pytest.raises(PathoError) as refusal:
+        models.build(recipe)
+    assert refusal.value.code == "weights_damaged"
+
+
+@pytest.fixture
+def online(places, weights, monkeypatch):
+    """torchvision's file at an address of this machine: (server, folder, content)."""
+    tmp_path, _ = places
+    monkeypatch.undo()  # the downloader is to be the real one
+    monkeypatch.setattr(files, "project_root", lambda: tmp_path / "project")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(fetch, "PAUSE", 0.01)
+    for name in ("PATHOLIB_WEIGHTS", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    made = _official(weights, monkeypatch, tmp_path)
+    content = made.read_bytes()
+    with origin(Answer(content)) as server:
+        models.NETWORKS["efficientnet_b0"][1].url = server.url(made.name)
+        yield server, tmp_path, content
+
+
+def test_weights_are_fetched_with_a_word_through_a_dropped_connection(online, weights, capsys):
+    server, tmp_path, content = online
+    server.answers.insert(0, Answer(content, drop=5_000_000))
+    recipe = replace(SMALL["efficientnet_b0"], weights="imagenet")
+    assert _holds(models.build(recipe), weights)
+    out = capsys.readouterr().out
+    assert out.startswith(f"downloading {server.url(server.asked[0].path.strip('/'))} to ")
+    assert server.spans == [(0, 5_000_000), (5_000_000, len(content))]
+    assert [path.name for path in (tmp_path / "hub" / "checkpoints").iterdir()] == [server.asked[0].path.strip("/")]
+    assert _holds(models.build(recipe), weights) and len(server.asked) == 2
+
+
+def test_fetched_weights_of_another_digest_are_refused_and_nothing_starts_from_scratch(online):
+    server, tmp_path, content = online
+    server.answers[:] = [Answer(content[:-1] + b"x")]
+    with pytest.raises(PathoError, match="must begin with") as refusal:
+        models.build(replace(SMALL["efficientnet_b0"], weights="imagenet"))
+    assert refusal.value.code == "weights_missing"
+    assert {path.suffix for path in (tmp_path / "hub" / "checkpoints").iterdir()} == {".bad", ".lock"}
+
+
+def test_without_a_network_it_stops_within_seconds(online):
+    server, _, _ = online
+    server.server.server_close()  # nobody listens any more
+    began = time.monotonic()
+    with pytest.raises(PathoError, match="nobody answers there") as refusal:
+        models.build(replace(SMALL["efficientnet_b0"], weights="imagenet"))
+    assert refusal.value.code == "weights_missing" and time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("arch", recipes.ARCHITECTURES)

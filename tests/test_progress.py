@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sys
 
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from patholib.progress import SECONDS, bar
+from patholib.progress import SECONDS, bar, watched
 
-BARS = "from patholib.progress import bar\nfor _ in bar(range(3), desc='three'): pass\nprint('done')"
+BARS = """
+from patholib.progress import bar, watched
+assert watched()
+for _ in bar(range(3), desc="three"):
+    print(end="")
+print("done")
+"""
 
 
 def messages(code: str) -> list[dict]:
@@ -41,6 +48,12 @@ def test_a_bar_is_silent_where_the_caller_says_so(monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     assert list(bar(range(3), shown=False)) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
+
+
+def test_somebody_looks_on_at_a_terminal_and_not_at_a_log(monkeypatch):
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        assert watched() is terminal
 
 
 def test_a_bar_is_seen_and_counts(monkeypatch, capsys):

@@ -85,7 +85,8 @@ def _load(kind: str, data: str | Path, missing: str, drawn: dict) -> Manifest:
     if not found.demo:
         return read(found.path, missing)
     if found.tried:
-        print(f"No {kind} images were found in {', '.join(found.tried)}: demo images are used instead")
+        print(f"No {kind} images were found in {', '.join(found.tried)}: demo images are used instead "
+              f"(`patholib download {kind}` fetches the real ones)")
     folder = f"{kind}-{files.digest(drawn)[:8]}" if drawn else kind
     return read(demo.write(files.project_root() / "data" / "demo" / folder, kind, **drawn), missing)
 
@@ -113,7 +114,7 @@ def read(where: str | Path, missing: str = "error") -> Manifest:
         found = find(kind)
         if found.demo:
             raise PathoError("data_root", kind, f"was not found; tried {', '.join(found.tried) or 'nothing'}",
-                             "Give its path, or set PATHOLIB_DATA to it")
+                             f"Give its path, set PATHOLIB_DATA to it, or fetch it: `patholib download {kind}`")
         where = found.path
     path = Path(where).expanduser()
     if path.is_file():

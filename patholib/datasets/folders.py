@@ -34,7 +34,7 @@ def not_there(what: str, holds: Callable[[Path], bool], path: Path, subject: str
     elif tables:
         remedy = f"To read a table of your own, name the file: {tables[0]}"
     else:
-        remedy = "Give the folder the data set was unpacked to, or use data='demo'"
+        remedy = "Give the folder the data set was unpacked to, fetch it (`patholib download`), or use data='demo'"
     tried = ", ".join(str(place) for place in places) or path.absolute()
     return PathoError("data_root", f"{subject}={path}", f"{reason}; tried {tried}, and {DEPTH} levels below", remedy)
 
