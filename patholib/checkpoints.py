@@ -27,14 +27,24 @@ def save(folder: Path, kind: str, step: int, state: dict, prune: bool = True) ->
     weights_only=True and is refused here, while the run still lives. prune: False keeps the older ones for now.
     Errors: no_space, output_unwritable.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
+    content = packed(state)
     name = f"{kind}-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     path = files.write_bytes(Path(folder) / name, content)
     if prune:
         prune_old(folder, kind)
     return path
+
+
+def packed(state: dict) -> bytes:
+    """A state as the bytes of a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes) -> dict:
+    """The state in these bytes, on the CPU; nothing in it is executed."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def prune_old(folder: Path, kind: str) -> None:
@@ -99,7 +109,7 @@ def read(path: Path, holds: Collection[str] = ()) -> dict:
                          "Use the checkpoint before it")
     remedy = "Only load checkpoints that this library wrote"
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = unpacked(content)
     except Exception as error:  # torch raises many kinds for a file that is whole but not a plain state
         raise PathoError("checkpoint_refused", str(path), f"holds more than plain values ({type(error).__name__})",
                          remedy) from error

@@ -20,13 +20,12 @@ FAR = 5.0  # deviations from the mean beyond which a statistic says no more
 class Beside(nn.Module):
     """Images (N, 3, H, W) in [0, 1] to what their colours add to the logits, (N, C).
 
-    Statistics, standardised by a BatchNorm that has nothing to learn, through two hidden layers of `width`. No gradient
-    reaches the images.
+    Statistics, standardised by a BatchNorm, through two hidden layers of `width`. No gradient reaches the images.
     """
 
     def __init__(self, width: int, classes: int, dropout: float = 0.2):
         super().__init__()
-        self.standardise = nn.BatchNorm1d(NUMBERS, affine=False, momentum=0.02)  # of many batches: tails are heavy
+        self.standardise = nn.BatchNorm1d(NUMBERS, momentum=0.02)  # statistics of many batches: tails are heavy
         layers: list[nn.Module] = [nn.Dropout(dropout)]
         for before in (NUMBERS, width):
             layers += [nn.Linear(before, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)]
@@ -34,8 +33,8 @@ class Beside(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            found = self.standardise(statistics(images.to(self.standardise.running_mean.dtype)))
-        return self.layers(found.clamp(-FAR, FAR))
+            found = statistics(images.to(self.standardise.running_mean.dtype))
+        return self.layers(self.standardise(found).clamp(-FAR, FAR))
 
 
 def statistics(images: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,7 @@ MEANT = {
     "patience": "early_stopping early_stopping_patience",
     "perspective": "distortion_scale",
     "precision": "amp fp16 half mixed_precision use_amp",
+    "processes": "gpus n_gpus nproc nproc_per_node num_gpus num_processes world_size",
     "resume": "checkpoint resume_from",
     "schedule": "lr_schedule lr_scheduler scheduler",
     "seed": "random_state",

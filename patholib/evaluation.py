@@ -19,6 +19,7 @@ import pandas as pd
 
 from patholib import calibration, files, metrics, recipes
 from patholib.errors import PathoError, nearest
+from patholib.processes import ALONE, Team
 from patholib.progress import bar
 from patholib.recipes import Recipe
 
@@ -35,24 +36,25 @@ ALIKE = 1e-3  # how far a model's probabilities may lie apart on two machines
 
 def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool = False,
             device: str | torch.device | None = None, batch_size: int = 64, precision: str = "fp32",
-            progress: bool = True) -> pd.DataFrame:
+            progress: bool = True, team: Team = ALONE) -> pd.DataFrame:
     """The probabilities of every image, in the order of the set; of its plain view, or with `tta` the mean of several.
 
     Softmax in float64. device: None leaves the model where it is. batch_size: views the model sees at once.
-    The model's modes are put back. Errors: model_output.
+    team: processes that share the images, and all get the whole table. The model's modes are put back.
+    Errors: model_output.
     """
-    found = _forward(model, images, recipe, tta, device, batch_size, precision, progress)  # (views, N, C)
+    found = _forward(model, images, recipe, tta, device, batch_size, precision, progress, team=team)  # (views, N, C)
     return as_predictions(images, probabilities(found))
 
 
 def logits(model: torch.nn.Module, images: ImageSet, recipe: Recipe, device: str | torch.device | None = None,
-           precision: str = "fp32", batch_size: int = 64, after_batch: Callable[[], None] | None = None
-           ) -> torch.Tensor:
+           precision: str = "fp32", batch_size: int = 64, after_batch: Callable[[], None] | None = None,
+           team: Team = ALONE) -> torch.Tensor:
     """The logits of every image's plain view, (N, C) float32 on the CPU, in the order of the set.
 
-    after_batch: called after each batch; what it raises ends the pass.
+    after_batch: called after each batch, in every process of the team as often; what it raises ends the pass.
     """
-    return _forward(model, images, recipe, False, device, batch_size, precision, False, after_batch, False)[0]
+    return _forward(model, images, recipe, False, device, batch_size, precision, False, after_batch, False, team)[0]
 
 
 def probabilities(logits: torch.Tensor) -> np.ndarray:
@@ -80,8 +82,8 @@ def _probabilities(logits: torch.Tensor) -> np.ndarray:
 
 
 def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="fp32", progress=True,
-             after_batch=None, final=True) -> torch.Tensor:
-    """Logits (views, N, C), float32 on the CPU.
+             after_batch=None, final=True, team=ALONE) -> torch.Tensor:
+    """Logits (views, N, C), float32 on the CPU, of all images in every process of the team.
 
     final: as the exported model will compute them there, `one_by_one`; on a GPU, between epochs and not in fp32 in
     batches.
@@ -100,32 +102,53 @@ def _forward(model, images, recipe, tta, device=None, batch_size=64, precision="
     model.to(device).eval()
     final = final and device.type == "cpu" and precision == "fp32"
     network = models.for_prediction(model) if final else model
-    parts = []
+    parts, positions = [], []
     meter = bar(shown=progress, total=len(images), unit="image", desc="predicting", leave=False)
     try:
         with meter, torch.inference_mode(), models.autocast(device, precision):
-            for batch in batches(images, np.arange(len(images)), max(1, batch_size // number)):
-                # On a GPU the pixels cross the bus as they are, a twelfth of what float views in several turns take.
-                pixels = batch.images if device.type == "cpu" else torch.from_numpy(batch.images).to(device)
-                with models.autocast(device, "fp32"):  # drawn views are matrix products, which are not to be halved
-                    views = augment.views_to_judge(pixels, recipe, tta, batch.rows)  # (views, B, 3, size, size)
-                stack = views.flatten(0, 1)  # all of them in one pass
-                stack = stack.contiguous(memory_format=torch.channels_last)
-                found = one_by_one(network, stack) if final else network(stack).float().cpu()
-                found = found.unflatten(0, (number, -1))  # (views, B, C)
+            at_once = max(1, batch_size // number) * team.count
+            for batch in batches(images, np.arange(len(images)), at_once, share=(team.rank, team.count)):
+                found = torch.empty(number, 0, len(images.classes))
+                if len(batch.rows):  # a share may be empty
+                    # Pixels cross the bus to a GPU as they are, a twelfth of what float views in several turns take.
+                    pixels = batch.images if device.type == "cpu" else torch.from_numpy(batch.images).to(device)
+                    with models.autocast(device, "fp32"):  # drawn views are matrix products, not to be halved
+                        views = augment.views_to_judge(pixels, recipe, tta, batch.rows)  # (views, B, 3, size, size)
+                    stack = views.flatten(0, 1)  # all of them in one pass
+                    stack = stack.contiguous(memory_format=torch.channels_last)
+                    found = one_by_one(network, stack) if final else network(stack).float().cpu()
+                    found = found.unflatten(0, (number, -1))  # (views, B, C)
                 finite = found.isfinite().all(dim=2).all(dim=0).numpy()
                 if not finite.all():
                     name = images.table["path"].iloc[batch.rows[~finite][0]]
                     raise PathoError("model_output", name, f"the model's output is not finite ({precision})",
                                      "Load the best checkpoint again, or predict with fp32")
                 parts.append(found)
-                meter.update(len(batch.rows))
+                positions.append(batch.positions)
+                meter.update(len(batch.whole))
                 if after_batch is not None:
                     after_batch()
     finally:
         for module, mode in modes:
             module.training = mode
-    return torch.cat(parts, dim=1)  # out here it is an ordinary tensor, which a temperature can be fitted on
+    # Out here it is an ordinary tensor, which a temperature can be fitted on.
+    return _put_together(torch.cat(parts, dim=1), np.concatenate(positions), len(images), device, team)
+
+
+def _put_together(own: torch.Tensor, positions: np.ndarray, number: int, device: torch.device, team: Team
+                  ) -> torch.Tensor:
+    """What all processes have found of their images, (views, number, C), in the order of the set."""
+    import torch
+
+    if team.count == 1:
+        return own
+    found, times = own.new_zeros(own.shape[0], number, own.shape[2], device=device), torch.zeros(number, device=device)
+    found[:, positions], times[positions] = own.to(device), 1.0
+    team.add_up([found, times])
+    if not (times == 1).all():
+        raise PathoError("process_lost", "predictions", f"{int((times != 1).sum())} images were not seen exactly once",
+                         "Predict with one process, and report this")
+    return found.cpu()
 
 
 def as_predictions(images: ImageSet, probs: np.ndarray) -> pd.DataFrame:

@@ -23,6 +23,10 @@ class Lock:
     def __init__(self, path: Path, handle, stop: threading.Event | None = None):
         self._path, self._handle, self._stop = path, handle, stop
 
+    def fileno(self) -> int:
+        """The open file that the system's lock hangs on: whoever keeps it open too keeps the lock."""
+        return self._handle.fileno()
+
     def close(self) -> None:
         """Gives the folder free."""
         if self._stop is not None and not self._stop.is_set():

@@ -15,7 +15,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from patholib import evaluation, files, images, manifest, recipes, runs, schedules
+from patholib import evaluation, files, images, manifest, processes, recipes, runs, schedules
 from patholib.errors import PathoError, nearest, nearest_setting
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
@@ -183,6 +183,8 @@ def _ask_the_library(name: str, value) -> None:
         recipes.Recipe("any", ("a", "b"), None, **{name: value})
     elif name == "workers":
         images.threads(value)
+    elif name == "processes":
+        processes.check(value)
     elif name == "output":
         runs.output_folder(value)
     elif name == "repeats" or (name == "folds" and value != 0):

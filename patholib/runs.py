@@ -35,6 +35,7 @@ class Run:
     fingerprint: str  # digest of the recipe, the data and the split
     lock: locks.Lock | None = None
     leaks: dict = field(default_factory=dict)  # what the parts of the split share, as `leakage.recorded` says it
+    writes: bool = True  # False in all but the first of several processes
 
     @property
     def note(self) -> str:
@@ -48,12 +49,14 @@ class Run:
 
     def update(self, **facts) -> None:
         """Adds facts to run.json."""
-        path = self.dir / "run.json"
-        files.write_json(path, files.read_json(path) | facts)
+        if self.writes:
+            path = self.dir / "run.json"
+            files.write_json(path, files.read_json(path) | facts)
 
     def log(self, event: str, **facts) -> None:
         """Adds a line to run.jsonl: the time, what happened, and JSON values."""
-        files.append_json(self.dir / "run.jsonl", {"event": event} | facts)
+        if self.writes:
+            files.append_json(self.dir / "run.jsonl", {"event": event} | facts)
 
     def finish(self) -> None:
         """Marks the run as complete, the last thing that is written, and gives the folder free."""

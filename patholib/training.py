@@ -1,8 +1,11 @@
-"""Training: one path for CPU, GPU and mixed precision, with randomness that is a function of where the run stands.
+"""Training: one path for CPU, GPUs and mixed precision, with randomness that is a function of where the run stands.
 
 The order of the images depends on (seed, epoch), a view on (seed, epoch, position, row) and dropout on
 (seed, epoch, step); the learning rate on the epoch and the history. So a checkpoint needs no generator state, and a
 run that was interrupted at any step ends with the same bits as one that was not.
+
+Several processes share each batch: they add up their gradients, and everything that decides how it goes on, once a
+step. The batch, its order and its views are those of one process; only dropout, which each draws for itself, is not.
 """
 
 from __future__ import annotations
@@ -14,20 +17,22 @@ import math
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from patholib import augment, checkpoints, evaluation, files, losses, manifest, metrics, schedules
+from patholib import augment, checkpoints, evaluation, files, jobs, losses, manifest, metrics, processes, schedules
 from patholib.errors import PathoError
 from patholib.images import Batch, ImageSet, batches, threads
-from patholib.models import Classifier, autocast
+from patholib.models import Classifier, autocast, share_batchnorm
+from patholib.processes import ALONE, Team
 from patholib.progress import bar, say
 from patholib.recipes import Recipe
 from patholib.runs import Run
@@ -63,20 +68,24 @@ NO_SUMS = {"loss": 0.0, "weight": 0.0, "right": 0.0, "images": 0.0, "seconds": 0
 
 
 def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", workers: int = 2,
-        max_hours: float | None = None) -> pd.DataFrame:
+        max_hours: float | None = None, processes: int = 1, team: Team = ALONE) -> pd.DataFrame:
     """Trains `model` on the train part of `images` and leaves the best epoch's weights in it.
 
     Goes on where the run folder's newest checkpoint stands, whole or in the middle of an epoch; a finished training
     is not repeated. Writes `checkpoints/`, `history.csv`, `history.json` and what happened on the way to `run.jsonl`.
-    Returns the history, one row per epoch. max_hours: stop cleanly after that time, saved.
+    Returns the history, one row per epoch. max_hours: stop cleanly after that time, saved. processes: so many of this
+    machine share each batch, on a GPU each where there are some; they are started here. team: the processes, already
+    started, that this one trains with.
     Errors: nonfinite_loss (with the files of the batch), time_is_up, out_of_memory, single_class,
     resume_changed, checkpoint_damaged, checkpoint_version, no_space and output_unwritable (after three checkpoints that
-    could not be written, and with the state kept in the home folder); SystemExit(143) on SIGTERM, KeyboardInterrupt on
-    SIGINT.
+    could not be written, and with the state kept in the home folder), process_lost; SystemExit(143) on SIGTERM,
+    KeyboardInterrupt on SIGINT.
     """
+    if check_processes(processes, device, run.recipe) > 1 and not has_ended(run):
+        jobs.train(model, images, run, device, workers, max_hours, processes)  # what they leave is then taken up here
     gpus = range(torch.cuda.device_count())  # named, as fork_rng warns where it has to find several by itself
     with torch.random.fork_rng(gpus), backend(run.recipe.fast):  # the caller's generators and switches stay
-        learner = Learner(model, images, run, choose_device(device), threads(workers, say))
+        learner = Learner(model, images, run, own_device(device, team), threads(workers, say), team)
         learner.resume()
         try:
             with _Stop(max_hours) as stop:
@@ -90,12 +99,14 @@ def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", wor
 class Learner:
     """The state of a training and its one step."""
 
-    def __init__(self, model: Classifier, images: ImageSet, run: Run, device: torch.device, workers: int):
-        self.run, self.recipe, self.device, self.workers = run, run.recipe, device, workers
+    def __init__(self, model: Classifier, images: ImageSet, run: Run, device: torch.device, workers: int,
+                 team: Team = ALONE):
+        self.run, self.recipe, self.device, self.workers, self.team = run, run.recipe, device, workers, team
         self.train, self.val = images.part("train"), images.part("val")
         self.model = model.to(device, memory_format=torch.channels_last)
         # What is validated and kept: the mean of the weights over the last steps, or the weights themselves.
-        self.judged = copy.deepcopy(self.model) if self.recipe.ema else self.model
+        self.averaged = copy.deepcopy(self.model) if self.recipe.ema else self.model
+        share_batchnorm(model, team)
         counts = np.bincount(self.train.labels, minlength=len(images.classes))
         self._refuse_what_cannot_be_learnt(counts)
         self.loss = losses.build(self.recipe, counts).to(device)
@@ -112,7 +123,7 @@ class Learner:
             torch.linalg.solve(torch.eye(1, device=device), torch.eye(1, device=device))
         self.progress = Progress(0, 0, dict(NO_SUMS), [])
         self.best = {}  # of the best epoch: model, optimizer, row of history
-        self.saving = Saving(run)
+        self.saving, self.stop = Saving(run, team.first), _Stop(None)
 
     def _refuse_what_cannot_be_learnt(self, counts: np.ndarray) -> None:
         problems = [("empty_class", "training split", f"has no image of {name}")
@@ -133,7 +144,8 @@ class Learner:
     @functools.cached_property
     def arithmetic(self) -> tuple[str, str]:
         """The precision and why it is taken; not before it is needed, because a resumed run knows its own."""
-        return choose_precision(self.recipe.precision, self.device, self.model, self.recipe.batch_size)
+        chosen = choose_precision(self.recipe.precision, self.device, self.model, self.recipe.batch_size)
+        return tuple(self.team.shared(lambda: chosen))  # each has tried, as a trial may exchange something too
 
     @property
     def precision(self) -> str:
@@ -150,7 +162,9 @@ class Learner:
 
     def run_epochs(self, stop: _Stop) -> None:
         """Trains until the recipe's end, an early stop or a request to stop."""
-        say(f"training on {self.device} in {self.precision}: {self.arithmetic[1]}")
+        self.stop, ended = stop, self.progress.reason
+        if not ended:
+            say(f"training on {self.device} in {self.precision}: {self.arithmetic[1]}{self._shares()}")
         total = self.steps_per_epoch()
         with bar(total=self.recipe.epochs * total, initial=self.progress.epoch * total + self.progress.step,
                  unit="step", desc="training") as meter:
@@ -165,7 +179,15 @@ class Learner:
                 self.saving.due(self, must=bool(self.progress.reason))
         self.saving.tables(self.progress.history)  # once more, where the disk was full after the last epoch
         self.model.load_state_dict(self.best["model"])
-        self.run.update(status="trained", training=self.facts(), weights=self.model.weights_source)
+        if not (ended and "training" in files.read_json(self.run.dir / "run.json")):  # its facts are of whoever trained
+            self.run.update(status="trained", training=self.facts(), weights=self.model.weights_source)
+
+    def _shares(self) -> str:
+        """How several processes share a batch, for a line of output: "; batch 32 = 2 x 16"."""
+        size, count = self.recipe.batch_size, self.team.count
+        largest = self.team.largest_share(size)
+        shares = f"{count} x {largest}" if size % count == 0 else f"{count} shares of at most {largest}"
+        return f"; {count} processes, batch {size} = {shares}" if count > 1 else ""
 
     def _end_reason(self) -> str:
         if self.progress.epoch >= self.recipe.epochs:
@@ -196,7 +218,8 @@ class Learner:
         recipe = self.recipe
         order = image_order(self.train.labels, recipe, epoch)
         return batches(self.train, order, recipe.batch_size, self._views(epoch), self.workers,
-                       drop_last=recipe.drop_last, start=self.progress.step * recipe.batch_size)
+                       drop_last=recipe.drop_last, start=self.progress.step * recipe.batch_size,
+                       share=(self.team.rank, self.team.count))
 
     def _leave_if_asked(self, stop: _Stop) -> None:
         """Saves and leaves where a signal or the end of the allowed time asks for it: between steps, in validation."""
@@ -204,6 +227,7 @@ class Learner:
             self.saving.write(self)
             error = stop.error(self.run.dir)
             self.run.log("stopped", why=str(error), epoch=self.progress.epoch + 1, step=self.progress.step)
+            self.team.wait()  # where one leaves, the others may be ended: not before all is saved
             raise error
 
     def _views(self, epoch: int):
@@ -214,6 +238,9 @@ class Learner:
         recipe, device = self.recipe, self.device
 
         def views(images, rows, positions):
+            if not len(rows):  # a share may be empty
+                none = torch.empty(0, 3, recipe.image_size, recipe.image_size, device=device)
+                return none if device.type == "cpu" else (none, self.side.record_event())
             if device.type == "cpu":
                 return augment.training_views(images, recipe.image_size, recipe.augmentation, recipe.seed, epoch,
                                               positions, rows)
@@ -237,14 +264,19 @@ class Learner:
 
     def step(self, batch, epoch: int) -> None:
         """Forward, backward, clip, update: the same lines for every precision and device."""
+        own = (self.team.rank,) if self.team.rank else ()  # no two processes drop out the same, the first as one alone
         while True:
-            torch.manual_seed(_seed(self.recipe.seed, DROPOUT, epoch, self.progress.step))
+            torch.manual_seed(_seed(self.recipe.seed, DROPOUT, epoch, self.progress.step, *own))
+            reason = ""
             try:
                 sums = self._gradients(batch)
-                break
             except torch.OutOfMemoryError as error:
                 reason = str(error)
-            self._use_less_memory(reason, len(batch.labels))  # out here the failed pass no longer holds memory
+            if reason:
+                sums = self._keep_company(batch)  # out here the failed pass no longer holds memory
+            if not self._settled(sums, reason):
+                break
+            self._use_less_memory(reason or "in another process", self.team.largest_share(len(batch.whole)))
         self.scaler.unscale_(self.optimizer)  # clipping is about the true gradient
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
         *sums, norm = torch.stack([*sums, norm]).tolist()  # the one wait for the device in a step
@@ -253,7 +285,7 @@ class Learner:
             raise self._nonfinite(batch, epoch, "gradient" if math.isfinite(sums[0]) else "loss")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for name, value in zip(("loss", "weight", "right", "images"), (*sums, len(batch.labels)), strict=True):
+        for name, value in zip(("loss", "weight", "right", "images"), (*sums, len(batch.whole)), strict=True):
             self.progress.sums[name] += value
         self.progress.step += 1
         self._average(epoch)
@@ -265,34 +297,64 @@ class Learner:
         done = epoch * self.steps_per_epoch() + self.progress.step
         share = 1 - min(self.recipe.ema, (1 + done) / (10 + done))
         with torch.no_grad():
-            pairs = list(zip(self.judged.state_dict().values(), self.model.state_dict().values(), strict=True))
+            pairs = list(zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True))
             floats = [pair for pair in pairs if pair[0].is_floating_point()]
             torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], share)
             for old, new in pairs:
                 if not old.is_floating_point():  # how many batches a BatchNorm has seen
                     old.copy_(new)
 
-    def _gradients(self, batch) -> list[torch.Tensor]:
+    def _gradients(self, batch, skipped: int = 0) -> list[torch.Tensor]:
         """Sets the gradients of the batch's loss; [that loss's sum, its weight, how many are right].
 
         In parts where memory asks for it: each is divided by the weight of the whole batch, which makes their
-        gradients add up to its own (a mean of means would not, where classes have weights).
+        gradients add up to its own (a mean of means would not, where classes have weights). So do those of several
+        processes.
         """
+        self.team.begin_pass(skipped)
         self.optimizer.zero_grad(set_to_none=True)
         views, labels = self._received(batch), batch.labels.to(self.device, non_blocking=True)  # (N, 3, H, W), (N,)
-        weight = self.loss.weight(labels)
+        weight = self.loss.weight(batch.whole.to(self.device, non_blocking=True))
         total, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        parts = max(1, min(self.progress.parts, len(labels) // 2))  # a short last batch has fewer
-        for rows in torch.arange(len(labels)).tensor_split(parts):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            images = views[part].contiguous(memory_format=torch.channels_last)
+        largest = self.team.largest_share(len(batch.whole))
+        parts = max(1, min(self.progress.parts, largest // 2))  # a short last batch has fewer
+        for images, answers in zip(views.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            images = images.contiguous(memory_format=torch.channels_last)
             with autocast(self.device, self.precision):
                 logits = self.model(images)  # (n, C)
-            part_total, _ = self.loss.total(logits.float(), labels[part])
+            part_total, _ = self.loss.total(logits.float(), answers)
             self.scaler.scale(part_total / weight).backward()
             total += part_total.detach()
-            right += (logits.argmax(1) == labels[part]).sum()
+            right += (logits.argmax(1) == answers).sum()
         return [total, weight, right]
+
+    def _keep_company(self, batch) -> list[torch.Tensor]:
+        """After a pass that memory did not suffice for: the exchanges it still owes the others, with no image."""
+        zero = torch.zeros((), device=self.device)
+        if self.team.count == 1:
+            return [zero, zero, zero]
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        none = self._received(batch)[:0]
+        none = none if self.device.type == "cpu" else (none, torch.cuda.current_stream(self.device).record_event())
+        empty = replace(batch, images=none, labels=batch.labels[:0], every_label=batch.whole)
+        return self._gradients(empty, skipped=self.team.passed)
+
+    def _settled(self, sums: list[torch.Tensor], reason: str) -> bool:
+        """Adds up over the processes what the pass has given, and what they are asked; True: one lacked memory.
+
+        One exchange for all of it. A flat sum of gradients is exact, since each is divided by the weight of the whole
+        batch; it needs no wrapper, which would have to know what is frozen, and names no parameter anew.
+        """
+        if self.team.count == 1:
+            return bool(reason)
+        total, _, right = sums
+        told = torch.tensor([float(bool(reason)), *self.stop.wishes()], device=self.device)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.team.add_up([*gradients, total, right, told])
+        lacking, *self.stop.heard = told.tolist()
+        return lacking > 0
 
     def _use_less_memory(self, reason: str, images: int) -> None:
         """Halves what is computed at once, or stops where that cannot be or would not be the same."""
@@ -326,7 +388,7 @@ class Learner:
         """After a loss that is no number: back to the last checkpoint with half the rate, where the recipe says so."""
         done = self.progress.rollbacks
         allowed = error.code == "nonfinite_loss" and self.recipe.on_nonfinite == "rollback" and done < ROLLBACKS
-        if not allowed or not checkpoints.list_of(self.saving.folder, "last"):
+        if not allowed or not self.team.shared(lambda: bool(checkpoints.list_of(self.saving.folder, "last"))):
             raise error
         self.resume()
         self.progress.rollbacks = done + 1
@@ -346,8 +408,8 @@ class Learner:
             "train_accuracy": sums["right"] / sums["images"], **val,
             "gap": sums["right"] / sums["images"] - val["val_accuracy"], "seconds": sums["seconds"],
             "val_seconds": time.perf_counter() - started, "images_per_second": sums["images"] / sums["seconds"],
-            "micro_batch": math.ceil(self.recipe.batch_size / progress.parts),
-            "gpu_memory_mb": gpu_memory_mb(self.device),
+            "micro_batch": math.ceil(self.team.largest_share(self.recipe.batch_size) / progress.parts),
+            "gpu_memory_mb": gpu_memory_mb(self.device), "processes": self.team.count,
         }
         progress.history.append(row)
         scores = progress.scores(self.recipe.monitor)
@@ -361,13 +423,25 @@ class Learner:
 
     def _weights(self, row: dict) -> dict:
         """A copy of what the best epoch learnt, apart from what goes on learning."""
-        model = {k: v.detach().cpu().clone() for k, v in self.judged.state_dict().items()}
+        model = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
         return {"model": model, "optimizer": copy.deepcopy(self.optimizer.state_dict()), "row": dict(row)}
 
     def validate(self, stop: _Stop) -> dict[str, float]:
         """Loss and metrics on the validation images as they are; an undefined metric is None."""
-        logits = evaluation.logits(self.judged, self.val, self.recipe, self.device, self.precision,
-                                   after_batch=lambda: self._leave_if_asked(stop))  # (N, C)
+        logits = evaluation.logits(self.averaged, self.val, self.recipe, self.device, self.precision,
+                                   after_batch=lambda: self._after_batch(stop), team=self.team)  # (N, C)
+        return self.team.shared(lambda: self._judged(logits))  # by one, so that all go on alike
+
+    def _after_batch(self, stop: _Stop) -> None:
+        """Between two batches of validation, where there are no gradients that a request could travel with."""
+        if self.team.count > 1:
+            told = torch.tensor(stop.wishes(), device=self.device)
+            self.team.add_up([told])
+            stop.heard = told.tolist()
+        self._leave_if_asked(stop)
+
+    def _judged(self, logits: torch.Tensor) -> dict[str, float]:
+        """What `validate` says of these logits (N, C) of all validation images."""
         total, weight = self.loss.total(logits.to(self.device), torch.tensor(self.val.labels, device=self.device))
         found = evaluation.as_predictions(self.val, torch.softmax(logits.double(), 1).numpy())
         numbers = metrics.summary(found, self.recipe.classes, self.recipe.positive, resamples=0)["metrics"]
@@ -377,29 +451,28 @@ class Learner:
     def state(self) -> dict:
         """All that a later process needs to go on, in values that weights_only loading admits."""
         return {"version": VERSION, "fingerprint": self.run.fingerprint, "circumstances": self._circumstances(),
-                "model": self.model.state_dict(), "average": self.judged.state_dict() if self.recipe.ema else {},
+                "model": self.model.state_dict(), "average": self.averaged.state_dict() if self.recipe.ema else {},
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "progress": copy.deepcopy(vars(self.progress))}
 
     def _circumstances(self) -> dict[str, str | int]:
         """What may change between two processes, at the price of the last digits."""
         return {"device": self.device.type, "precision": self.precision, "threads": torch.get_num_threads(),
-                "torch": torch.__version__.partition("+")[0], "fast": self.recipe.fast}
+                "torch": torch.__version__.partition("+")[0], "fast": self.recipe.fast,
+                "processes": self.team.count}
 
     def resume(self) -> None:
         """Takes up the newest whole checkpoint of the run folder, if there is one."""
-        for folder in (self.run.dir, self.saving.folder):
-            checkpoints.remove_leftovers(folder)
-        state = checkpoints.load(self.saving.folder, "last", holds=("version", "fingerprint"))
-        if state is None:
+        found = self.team.shared(self._saved, checkpoints.packed, checkpoints.unpacked)
+        if not found["last"]:
+            self._begin_alike()
             return
-        self._refuse_what_is_of_another_run(state)
-        before = state["circumstances"]
+        state, before = found["last"], found["last"]["circumstances"]
         if self.recipe.precision == "auto" and before["device"] == self.device.type:
             self.arithmetic = before["precision"], "as the run began"
         self.model.load_state_dict(state["model"])
         if self.recipe.ema:
-            self.judged.load_state_dict(state["average"])
+            self.averaged.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self).pop("scaler", None)  # one that was left in the middle of a step cannot be used again
         if state["scaler"] and self.scaler.is_enabled():  # both are so unless the precision is another one
@@ -407,20 +480,41 @@ class Learner:
         self.progress = Progress(**state["progress"])
         if self.progress.reason == "all epochs" and self.progress.epoch < self.recipe.epochs:
             self.progress.reason = ""
-        if self.progress.history:
-            best = schedules.best_epoch(self.recipe, self.progress.scores(self.recipe.monitor)) + 1
-            kept = checkpoints.load(self.saving.folder, "best", best, holds=("model", "optimizer", "row"))
-            if kept is None:
-                raise PathoError("checkpoint_damaged", str(self.saving.folder),
-                                 f"lacks the best epoch's weights ({best})",
-                                 "Restore the folder from a copy, or start a new run")
-            self.best, self.saving.best_is_new = kept, False
+        self.best, self.saving.best_is_new = found["best"], False
+        if self.progress.reason:
+            say(f"trained already ({self.progress.reason}, {self.progress.epoch} epochs): the best weights are taken")
+            return
         now = self._circumstances()
         other = {key: (old, now[key]) for key, old in before.items() if old != now[key]}
         self.run.log("resumed", epoch=self.progress.epoch + 1, step=self.progress.step, changed=other)
         say(f"resumed after epoch {self.progress.epoch}, step {self.progress.step} of {self.steps_per_epoch()}"
                    + "".join(f"; {key} {a} -> {b}" for key, (a, b) in other.items())
                    + (": not equal to the last bit from here on" if other else ""))
+
+    def _saved(self) -> dict:
+        """The newest whole checkpoint, "last", and the weights it refers to, "best"; both empty where there is none."""
+        for folder in (self.run.dir, self.saving.folder):
+            checkpoints.remove_leftovers(folder)
+        state = checkpoints.load(self.saving.folder, "last", holds=("version", "fingerprint"))
+        if state is None:
+            return {"last": {}, "best": {}}
+        self._refuse_what_is_of_another_run(state)
+        progress, kept = Progress(**state["progress"]), {}
+        if progress.history:
+            best = schedules.best_epoch(self.recipe, progress.scores(self.recipe.monitor)) + 1
+            kept = checkpoints.load(self.saving.folder, "best", best, holds=("model", "optimizer", "row"))
+            if kept is None:
+                raise PathoError("checkpoint_damaged", str(self.saving.folder),
+                                 f"lacks the best epoch's weights ({best})",
+                                 "Restore the folder from a copy, or start a new run")
+        return {"last": state, "best": kept}
+
+    def _begin_alike(self) -> None:
+        """Gives every process the first one's weights: drawn by another processor, their last bits may be others."""
+        if self.team.count > 1:
+            self.model.load_state_dict(self.team.shared(self.model.state_dict, checkpoints.packed,
+                                                        checkpoints.unpacked))
+            self.averaged.load_state_dict(self.model.state_dict())
 
     def _refuse_what_is_of_another_run(self, state: dict) -> None:
         if state.get("version") != VERSION:
@@ -444,15 +538,17 @@ class Learner:
         return {"ended": progress.reason, "epochs": progress.epoch, "best_epoch": best + 1,
                 f"best_val_{self.recipe.monitor}": scores[best], "device": str(self.device),
                 "precision": self.precision, "precision_reason": self.arithmetic[1],
-                "micro_batch": math.ceil(self.recipe.batch_size / progress.parts), "rollbacks": progress.rollbacks,
+                "micro_batch": progress.history[-1]["micro_batch"], "rollbacks": progress.rollbacks,
+                "batch": self.recipe.batch_size, "processes": progress.history[-1].get("processes", 1),
                 "effective_prior": self.effective_prior, "seconds": seconds, "saving_seconds": progress.saving}
 
 
 class Saving:
     """When a checkpoint is written: often enough to lose little, seldom enough to cost little."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, writes: bool = True):
         self.run, self.folder, self.best_is_new = run, run.dir / "checkpoints", False
+        self.writes = writes  # the first of several processes alone does
         self.started = self.last = time.monotonic()
         self.cost, self.spent, self.failures = 0.0, 0.0, 0  # seconds: of the last checkpoint, of all; in a row
 
@@ -468,6 +564,8 @@ class Saving:
 
         A failure is only told, until it is one too many: then the state goes to the home folder, and training stops.
         """
+        if not self.writes:
+            return
         started = time.monotonic()
         try:
             self._write_to(self.folder, learner)
@@ -506,6 +604,8 @@ class Saving:
 
     def tables(self, history: list[dict]) -> None:
         """Writes history.csv and history.json; they are made from the state, so a failure here costs nothing."""
+        if not self.writes:
+            return
         try:
             files.write_table(self.run.dir / "history.csv", pd.DataFrame(history))
             files.write_json(self.run.dir / "history.json", history)
@@ -514,11 +614,15 @@ class Saving:
 
 
 class _Stop:
-    """Turns SIGTERM, SIGINT and the end of the allowed time into a request that the step in progress may finish."""
+    """Turns SIGTERM, SIGINT and the end of the allowed time into a request that the step in progress may finish.
+
+    Of several processes each may be asked at another moment: what counts is what they have told each other, `heard`.
+    """
 
     def __init__(self, max_hours: float | None):
         self.deadline = schedules.deadline(max_hours, time.monotonic())
         self.signal: int | None = None
+        self.heard: list[float] | None = None  # the sums of all processes' wishes
         self.previous = {}
 
     def __enter__(self) -> _Stop:
@@ -535,15 +639,21 @@ class _Stop:
             raise KeyboardInterrupt
         self.signal = number
 
+    def wishes(self) -> list[float]:
+        """What this process was asked by: SIGTERM, SIGINT, the end of its time; 1 or 0 each."""
+        late = time.monotonic() >= self.deadline
+        return [float(self.signal == signal.SIGTERM), float(self.signal == signal.SIGINT), float(late)]
+
     @property
     def requested(self) -> bool:
-        return self.signal is not None or time.monotonic() >= self.deadline
+        return any(self.wishes() if self.heard is None else self.heard)
 
     def error(self, folder) -> BaseException:
         how = 'Run the same cell or command again with resume="auto" to go on'
-        if self.signal == signal.SIGTERM:
+        terminated, interrupted, _ = self.wishes() if self.heard is None else self.heard
+        if terminated:
             return SystemExit(143)
-        if self.signal is not None:
+        if interrupted:
             return KeyboardInterrupt(f"training is saved in {folder.name}. {how}")
         return PathoError("time_is_up", "max_hours", "the time allowed is over; training is saved", how)
 
@@ -558,6 +668,35 @@ def image_order(labels: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
         share = 1.0 / np.bincount(labels)[labels]
         return rng.choice(len(labels), len(labels), p=share / share.sum())
     return rng.permutation(len(labels))
+
+
+def own_device(name: str, team: Team) -> torch.device:
+    """The device of this process: of several on GPUs, each has its own."""
+    device = choose_device(name)
+    return torch.device("cuda", team.local) if device.type == "cuda" and team.count > 1 else device
+
+
+def check_processes(count: int, device: str, recipe: Recipe) -> int:
+    """The number of processes, if this machine and recipe have work for so many. Errors: bad_parameter."""
+    if processes.check(count) == 1:
+        return 1
+    chosen = choose_device(device)
+    if chosen.index is not None:
+        raise PathoError("bad_parameter", "device", f"is {device!r}, one GPU, for {count} processes",
+                         'Use device="cuda", and each takes a GPU of its own')
+    processes.check_gpus(count, chosen.type == "cuda")
+    if count > recipe.batch_size:
+        raise PathoError("bad_parameter", "processes", f"are {count}, more than the {recipe.batch_size} images of a "
+                         "batch", "Use fewer processes, or a larger batch_size")
+    return count
+
+
+def has_ended(run: Run) -> bool:
+    """Whether the run's training needs no more steps."""
+    state = checkpoints.load(run.dir / "checkpoints", "last") or {}
+    progress = state.get("progress", {})
+    return bool(progress.get("reason")) and (progress["reason"] != "all epochs"
+                                             or progress["epoch"] >= run.recipe.epochs)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -670,3 +809,34 @@ def _seed(*parts: int) -> int:
     """One 63-bit seed from several whole numbers."""
     return int(np.random.SeedSequence(parts).generate_state(2, np.uint32).astype(np.uint64) @ np.array(
         [1, 1 << 31], dtype=np.uint64)) & (2**63 - 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m patholib.training RUN.json`: trains what the parameters in RUN.json say; the exit code.
+
+    Alone, or started by torchrun in as many processes as are to share each batch. The notebook with the same parameters
+    then finds the run, and goes on with judging it. 0: trained; 2: refused; 130, 143: asked to stop, saved.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) != 1 or given[0].startswith("-"):
+        print(main.__doc__, file=sys.stderr)
+        return processes.REFUSED
+    path, team = Path(given[0]), processes.myself()
+    processes.hold_lifeline()
+    try:
+        asked = jobs.asked(path)
+        with processes.joined(choose_device(asked.device).type == "cuda") as team:
+            work = asked.opened(team)
+            check_processes(max(asked.count, team.count), work.device, work.run.recipe)
+            fit(work.model, work.images, work.run, work.device, work.workers, work.max_hours, asked.count, team)
+            work.run.close()
+            say(f"trained: {work.run.dir.name}")
+    except (PathoError, KeyboardInterrupt, SystemExit) as error:
+        return processes.leave(team, error, path if path.is_dir() else None)
+    return 0
+
+
+if __name__ == "__main__":
+    from patholib.training import main as imported  # one copy of this module, under its own name
+
+    sys.exit(imported())

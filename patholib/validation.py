@@ -67,7 +67,7 @@ class Trained:
 
 
 def train(recipe: Recipe, checked: Checked, split: pd.DataFrame, output: Path | None = None, device: str = "auto",
-          workers: int = 2, max_hours: float | None = None, **options) -> Trained:
+          workers: int = 2, max_hours: float | None = None, processes: int = 1, **options) -> Trained:
     """Trains the recipe on one split, in a run folder of its own that stays open; options: of `runs.start`.
 
     Errors: those of `runs.start`, `ImageSet.with_split` and `training.fit`; the folder is then given free.
@@ -75,7 +75,7 @@ def train(recipe: Recipe, checked: Checked, split: pd.DataFrame, output: Path | 
     run = runs.start(recipe, checked, split, output, **options)
     try:
         images, model = checked.images.with_split(split), models.build(recipe)
-        training.fit(model, images, run, device, workers, max_hours)
+        training.fit(model, images, run, device, workers, max_hours, processes)
     except BaseException:
         run.close()
         raise
@@ -172,7 +172,8 @@ def plan(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list
 
 def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: int = 1, output: Path | None = None,
                    device: str = "auto", workers: int = 2, max_hours: float | None = None,
-                   allow_leakage: bool = False, target_sensitivity: float = evaluation.TARGET) -> CrossValidated:
+                   allow_leakage: bool = False, target_sensitivity: float = evaluation.TARGET,
+                   processes: int = 1) -> CrossValidated:
     """Trains the recipe once for each fold of each repeat, and pools what every model says of its own test images.
 
     The folder is named after recipe, images and folds, and holds a run folder for each training. Called again after an
@@ -197,7 +198,7 @@ def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: in
             repeat, fold = divmod(number, folds)
             print(f"Cross-validation: fold {fold + 1} of {folds}, repeat {repeat + 1} of {repeats}")
             hours = None if max_hours is None else max(deadline - time.monotonic(), 0) / 3600
-            run = _fold(recipe, checked, split, folder, device, workers, hours, allow_leakage=allow_leakage,
+            run = _fold(recipe, checked, split, folder, device, workers, hours, processes, allow_leakage=allow_leakage,
                         target_sensitivity=target_sensitivity, name=f"repeat-{repeat + 1}-fold-{fold + 1}")
             done.append((repeat + 1, fold + 1, run))
         return _written(folder, recipe, checked, done, folds, repeats)

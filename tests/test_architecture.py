@@ -19,13 +19,14 @@ PACKAGE = ROOT / "patholib"
 # A module imports from the lines above its own only; errors and files serve all. Some are still to be written.
 LEVELS = (
     {"errors"},
-    {"files", "locks", "progress", "calibration", "guard"},
+    {"files", "locks", "progress", "calibration", "guard", "processes"},
     {"recipes", "metrics", "losses", "schedules", "colour", "pages", "signatures", "archives", "fetch"},
     {"manifest", "figures", "markdown"},
     {"datasets", "datareport", "records"},
     {"images", "augment", "models"},
     {"leakage", "downloads"},
     {"checkpoints", "evaluation", "gradcam", "runs", "novelty", "checklists", "sandbox"},
+    {"jobs"},
     {"training", "cards", "export", "galleries", "trust"},
     {"inference", "validation", "report"},
     {"predictions", "comparison", "webapp"},

@@ -162,7 +162,7 @@ def gradients(parts, kind="cross_entropy"):
     learner.loss = losses.Loss(kind, torch.tensor([0.3, 1.7]))
     learner.optimizer = torch.optim.Adam(learner.model.parameters())
     learner.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    learner.progress = training.Progress(0, 0, {}, [], parts=parts)
+    learner.progress, learner.team = training.Progress(0, 0, {}, [], parts=parts), training.ALONE
     pixels = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([0] * 19 + [1] * 5)
     sums = learner._gradients(images.Batch(pixels, labels, np.arange(24), np.arange(24)))

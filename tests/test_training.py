@@ -198,7 +198,7 @@ def test_the_weights_that_are_judged_are_the_mean_of_those_of_every_step(tmp_pat
             seen.append(deepcopy(self.model.state_dict()))
         step(self, batch, epoch)
         seen.append(deepcopy(self.model.state_dict()))
-        judged[:] = [self.judged]
+        judged[:] = [self.averaged]
 
     monkeypatch.setattr(training.Learner, "step", watched)
     kept, _ = train(tmp_path / "averaged", recipe)

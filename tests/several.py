@@ -1,0 +1,139 @@
+"""Teams of processes for tests: forked from one that has imported torch, connected through the loopback interface.
+
+Run as a script it is what a notebook's `processes` starts, with the small network of `tiny`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an installation
+
+import tiny
+import torch
+
+from patholib import models, processes, training
+from patholib.errors import PathoError
+
+PATIENCE = 60.0  # seconds after which a team counts as hung
+ALONE = {"OMP_NUM_THREADS": "1"}  # two threads add in another order, and a process that has threads must not fork
+
+
+class Told(Exception):
+    """What a process of a team ended with instead of a result: its code."""
+
+
+def server():
+    """The process that all teams are forked from."""
+    folder = str(Path(__file__).parent)
+    before = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "PYTHONPATH")}
+    os.environ |= ALONE | {"PYTHONPATH": os.pathsep.join([folder, str(Path(folder).parent)])}
+    try:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["several"])
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+    return context
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def team(count: int, folder: Path, work, *given, lost: tuple[int, ...] = ()) -> list:
+    """work(team, *given) in `count` processes: what each returned, by rank; of one that failed the name of its error.
+
+    folder: a new one, for the results. lost: ranks that are expected to die without a result.
+    """
+    folder.mkdir(parents=True)
+    context, port = server(), free_port()
+    members = [context.Process(target=member, args=(rank, count, port, folder, work, given)) for rank in range(count)]
+    for process in members:
+        process.start()
+    end = time.monotonic() + PATIENCE
+    try:
+        for process in members:
+            process.join(max(0.0, end - time.monotonic()))
+        hung = [rank for rank, process in enumerate(members) if process.is_alive()]
+        assert not hung, f"ranks {hung} hang"
+    finally:
+        for process in members:
+            process.kill()
+    return [None if rank in lost else torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def member(rank: int, count: int, port: int, folder: Path, work, given) -> None:
+    """One process of a team; what it does is kept in a file."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TQDM_DISABLE": "1", **ALONE,
+                   **processes._loopback()}
+    torch.set_num_threads(1)
+    try:
+        with tiny.network(), processes.joined(False) as own:
+            found = work(own, *given)
+    except (PathoError, SystemExit, KeyboardInterrupt) as error:
+        found = {"error": f"{getattr(error, 'code', type(error).__name__)}", "said": str(error)}
+    torch.save(found, folder / f"{rank}.pt")
+
+
+# --- what teams do ---
+
+
+def train(own, folder: Path, recipe=tiny.TINY, images=(32, 16), prepare=None, dtype=torch.float32,
+          **options) -> dict:
+    """Trains as one of a team; prepare(patch, team): what is to be different here."""
+    import pytest
+
+    run = replace(tiny.open_run(folder, recipe), writes=own.first)
+    model = models.build(recipe).to(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        if prepare is not None:
+            prepare(patch, own)
+        history = training.fit(model, tiny.image_set(*images), run, "cpu", team=own, **options)
+    return {"model": dict(model.state_dict()), "history": history.drop(columns=tiny.TIMES).to_dict("list")}
+
+
+def alone(folder: Path, *given, **options) -> dict:
+    """The same training in this process alone."""
+    with tiny.network():
+        return train(processes.ALONE, folder, *given, **options)
+
+
+def furthest(one: dict, other: dict) -> float:
+    """The largest difference between two models' weights and statistics."""
+    one, other = one["model"], other["model"]
+    assert one.keys() == other.keys()
+    return max(float((one[key].double() - other[key].double()).abs().max()) for key in one)
+
+
+def same(one: dict, other: dict) -> bool:
+    """Whether two trainings have given the same bits, in weights and history."""
+    return furthest(one, other) == 0 and one["history"] == other["history"]
+
+
+@contextlib.contextmanager
+def small_networks():
+    """Lets the recipe of demo images, too, train the small network: its ResNet50 would take minutes."""
+    before = models.NETWORKS["resnet50"]
+    models.NETWORKS["resnet50"] = (tiny.Network, None, "fc", 32)
+    try:
+        with tiny.network():
+            yield
+    finally:
+        models.NETWORKS["resnet50"] = before
+
+
+if __name__ == "__main__":  # what `jobs.PROGRAM` is in tests
+    with small_networks():
+        sys.exit(training.main())
