@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch is imported where a model is run: to read predictions
     import torch
 
     from patholib.images import ImageSet
+    from patholib.models import Classifier
 
 DECISION, FORMAT = "decision.json", 1
 TARGET = 0.95  # sensitivity that the threshold is chosen for, unless another is asked for
@@ -218,19 +219,61 @@ def colour_baseline(images: ImageSet) -> pd.DataFrame:
     Fitted on the train rows of a set with `split`, each class weighing the same. A network that does not beat it has
     learnt no shapes. A class without train rows gets probability 0.
     """
+    _refuse_unsplit(images)
+    features = np.stack([colours(images.pixels[row]) for row in images.table["row"]])  # (N, F)
+    return _linear(features, images)
+
+
+def probe(model: Classifier, images: ImageSet, splits: Sequence[pd.DataFrame] | None = None) -> pd.DataFrame:
+    """What a network that learns nothing here tells: as `colour_baseline`, on the averages of its last maps.
+
+    splits: tables of `manifest.folds`, of one repeat; each image is then judged once, by a regression fitted on other
+    groups, and the table holds all images, fold by fold. That is only fair to a network that was not trained on any of
+    them, as a pretrained one. None: the split of the set, whose train rows the network may know.
+    """
+    sets = [images] if splits is None else [images.with_split(table) for table in splits]
+    for one in sets:
+        _refuse_unsplit(one)
+    features = pooled(model, images)  # (N, K)
+    place = {path: i for i, path in enumerate(images.table["path"])}
+    found = [_linear(features[[place[path] for path in one.table["path"]]], one) for one in sets]
+    return found[0] if splits is None else pd.concat([part[part["split"] == "test"] for part in found],
+                                                     ignore_index=True)
+
+
+def pooled(model: Classifier, images: ImageSet, batch_size: int = 64) -> np.ndarray:
+    """The average of each of the last maps over every image's plain view, (N, K) float32; the model stays as it is."""
+    import torch
+
+    from patholib import augment, models
+    from patholib.images import batches
+
+    still, parts = models.evaluating(model), []
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for batch in batches(images, np.arange(len(images)), batch_size):
+            views = augment.plain_views(batch.images, model.image_size).to(device, memory_format=torch.channels_last)
+            parts.append(still.features(views).mean(dim=(2, 3)).float().cpu())
+    return torch.cat(parts).numpy()
+
+
+def _refuse_unsplit(images: ImageSet) -> None:
+    if "split" not in images.table:
+        raise PathoError("no_split", "images", "are not split yet", "Call with_split with the table of the split")
+
+
+def _linear(features: np.ndarray, images: ImageSet) -> pd.DataFrame:
+    """Predictions for the val and test rows, by a logistic regression fitted on the train rows of features (N, F)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if "split" not in images.table:
-        raise PathoError("no_split", "images", "are not split yet", "Call with_split with the table of the split")
     learn = (images.table["split"] == "train").to_numpy()
     judge = images.table["split"].isin(["val", "test"]).to_numpy()
     known = np.unique(images.labels[learn])
     if len(known) < 2 or not judge.any():
         raise PathoError("single_class", "training split", "needs two classes, and some images elsewhere",
                          "Split again")
-    features = np.stack([colours(images.pixels[row]) for row in images.table["row"]])  # (N, F)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
     model.fit(features[learn], images.labels[learn])
     probs = np.zeros((judge.sum(), len(images.classes)))

@@ -78,7 +78,7 @@ def occlusion(model: Classifier, images: torch.Tensor, classes=None, block: str 
     """
     still = evaluating(model)
     with torch.no_grad():
-        logits = still.classify(still.features(images, block), block)  # (N, C)
+        logits = still.classify(still.features(images, block), block, images)  # (N, C)
         classes = _classes(classes, logits)
         height, width = ([round(i * side / STEPS) for i in range(STEPS + 1)] for side in images.shape[2:])
         before = logits.gather(1, classes[:, None])[:, 0].float()
@@ -89,7 +89,7 @@ def occlusion(model: Classifier, images: torch.Tensor, classes=None, block: str 
             for j in range(STEPS - 1):
                 hidden = images.clone()
                 hidden[:, :, height[i]:height[i + 2], width[j]:width[j + 2]] = grey
-                after = still.classify(still.features(hidden)).gather(1, classes[:, None])[:, 0].float()
+                after = still(hidden).gather(1, classes[:, None])[:, 0].float()
                 fall[:, i:i + 2, j:j + 2] += (before - after)[:, None, None]
                 covered[i:i + 2, j:j + 2] += 1
     return _found((fall / covered).relu(), classes, logits)
@@ -107,7 +107,7 @@ def averaged(model: Classifier, images: torch.Tensor, classes=None, block: str |
     if classes is None:
         still = evaluating(model)
         with torch.no_grad():
-            views = [still.classify(still.features(view(images))).float().softmax(dim=1) for view in augment.SYMMETRIES]
+            views = [still(view(images)).float().softmax(dim=1) for view in augment.SYMMETRIES]
         classes = torch.stack(views).mean(dim=0).argmax(dim=1)
     found = [heat(model, view(images), classes, block, method) for view in augment.SYMMETRIES]
     maps = torch.stack([back(one.maps[:, None])[:, 0] for back, one in zip(augment.UNDO, found, strict=True)])
@@ -148,7 +148,7 @@ def _heat(model: Classifier, images: torch.Tensor, classes, block: str | None, m
         with torch.no_grad():
             maps = still.features(images, block).detach()  # (N, K, h, w); never the tensor of the images itself
         maps.requires_grad_()
-        logits = still.classify(maps, block)  # (N, C)
+        logits = still.classify(maps, block, images)  # (N, C)
         classes = _classes(classes, logits)
         chosen = logits.gather(1, classes[:, None]).sum()  # no image's logit depends on another's maps in eval mode
         gradient, = torch.autograd.grad(chosen, maps)  # (N, K, h, w)

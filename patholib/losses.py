@@ -39,11 +39,13 @@ def effective_prior(recipe, counts) -> pd.Series:
 
     counts: training images of each class. Drawing evenly divides a class's share by its size, and so does weighting:
     one of them gives every class the same, both together turn the imbalance round. Logit adjustment leaves images and
-    weights as they are and has the network learn the logits of even classes (Menon et al. 2021, equation 10).
-    Errors: empty_class.
+    weights as they are and has the network learn the logits of even classes (Menon et al. 2021, equation 10), or, with
+    an adjustment below 1, of shares that are so much nearer to even ones. Errors: empty_class.
     """
     shares = log_prior(counts).double().exp()
-    if recipe.balance == "logit_adjustment" or recipe.balance.startswith("sampler"):
+    if recipe.balance == "logit_adjustment":
+        shares = shares ** (1 - recipe.adjustment)
+    if recipe.balance.startswith("sampler"):
         shares = torch.ones_like(shares)
     if recipe.balance in WEIGHTED:
         shares = shares * class_weights(counts)
@@ -105,7 +107,7 @@ def build(recipe, counts) -> Loss:
         raise PathoError("bad_counts", "counts", f"are {len(counts)} for {len(recipe.classes)} classes",
                          "Give one count per class of the recipe")
     weights = class_weights(counts) if recipe.balance in WEIGHTED else torch.ones(len(counts))
-    shift = log_prior(counts) if recipe.balance == "logit_adjustment" else None
+    shift = recipe.adjustment * log_prior(counts) if recipe.balance == "logit_adjustment" else None
     return Loss(recipe.loss, weights, recipe.label_smoothing, recipe.focal_gamma, shift)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models as networks
 
-from patholib import fetch, files
+from patholib import colour, fetch, files
 from patholib.errors import PathoError, nearest
 from patholib.places import attached
 from patholib.processes import Team
@@ -56,6 +56,8 @@ class Classifier(nn.Module):
         network, _, self.head_name, channels = NETWORKS[recipe.arch]
         self.net = network(weights=None)
         setattr(self.net, self.head_name, _head(recipe, channels))
+        if recipe.colour:  # within the network, so that whoever keeps its state keeps all of it
+            self.net.colour = colour.Beside(recipe.colour, len(recipe.classes))
         # Constants, not state: outside the state dict, so that it stays torchvision's.
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
@@ -79,6 +81,16 @@ class Classifier(nn.Module):
         return tuple(self.blocks)
 
     @property
+    def sees_colour(self) -> bool:
+        """Whether statistics of the image's colours add to the logits, beside the maps."""
+        return hasattr(self.net, "colour")
+
+    @property
+    def own(self) -> tuple[str, str]:
+        """How the names of the weights begin that are the recipe's, and in no file of a pretrained backbone."""
+        return f"{self.head_name}.", "colour."
+
+    @property
     def head(self) -> nn.Sequential:
         """The recipe's layers after the global average."""
         return getattr(self.net, self.head_name)
@@ -92,15 +104,21 @@ class Classifier(nn.Module):
                 maps = module(maps)
         return maps
 
-    def classify(self, maps: torch.Tensor, after: str | None = None) -> torch.Tensor:
-        """Logits (N, C) from the maps of block `after`, the last one by default. Errors: unknown_block."""
+    def classify(self, maps: torch.Tensor, after: str | None = None, images: torch.Tensor | None = None
+                 ) -> torch.Tensor:
+        """Logits (N, C) from the maps of block `after`, the last one by default. Errors: unknown_block.
+
+        With the images too, of which the maps are: what their colours add is then in it, where the recipe has that.
+        It depends on no map, so that the gradient of a logit with respect to the maps is the same with it and without.
+        """
         for block in self._blocks(start=self._position(after) + 1):
             for module in block:
                 maps = module(maps)
-        return self.head(self.net.avgpool(maps).flatten(1))  # (N, K, 1, 1) -> (N, K) -> (N, C)
+        logits = self.head(self.net.avgpool(maps).flatten(1))  # (N, K, 1, 1) -> (N, K) -> (N, C)
+        return logits if images is None or not self.sees_colour else logits + self.net.colour(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(images))
+        return self.classify(self.features(images), images=images)
 
     def freeze(self, frozen: int, batchnorm: str) -> Classifier:
         """Lets the first `frozen` blocks not learn; everything after them, and the head, does.
@@ -268,9 +286,8 @@ def _load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") -
         raise PathoError("weights_damaged", path.name, f"has SHA-256 {sha256[:12]}..., which must begin with {digest}",
                          f'Delete {path} to have it fetched again; other weights are given as weights="<path>"'
                          if kind == "imagenet" else "Copy it again from where you have it")
-    head = f"{model.head_name}."
-    given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(head)}
-    wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(head)}
+    given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(model.own)}
+    wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(model.own)}
     differences = [f"{k} is missing" for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")]
     differences += [f"{k} is unknown" for k in given.keys() - wanted.keys()]
     for k in sorted(wanted.keys() & given.keys()):
@@ -438,7 +455,8 @@ def for_prediction(model: nn.Module) -> nn.Module:
                 for name, layer in list(parent.named_children()):
                     if layer in seen:
                         setattr(parent, name, Packed(layer, seen[layer]))
-            return packed if torch.equal(packed(image), network(image)) else network
+            # Of the maps and not of the logits, in whose larger numbers their last bits are lost.
+            return packed if torch.equal(packed.features(image), network.features(image)) else network
         except (RuntimeError, TypeError):  # what it calls is PyTorch's own business, and may change
             return network
 
@@ -481,7 +499,7 @@ def block_maps(model: Classifier) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def describe(model: Classifier) -> pd.DataFrame:
-    """One row per block, then backbone, head and model: parameters, trainable (of them), share, output.
+    """One row per block, then backbone, head, colour (if any) and model: parameters, trainable, share, output.
 
     output is the shape for one image of model.image_size, as "256 x 14 x 14". The model is left as it is.
     """
@@ -497,8 +515,10 @@ def describe(model: Classifier) -> pd.DataFrame:
         add(name, itertools.chain(*(module.parameters() for module in still.blocks[name])), maps)
     with torch.no_grad():
         logits = still.classify(maps)
-    add("backbone", [p for k, p in still.net.named_parameters() if not k.startswith(still.head_name)], maps)
+    add("backbone", [p for k, p in still.net.named_parameters() if not k.startswith(still.own)], maps)
     add("head", still.head.parameters(), logits)
+    if still.sees_colour:
+        add("colour", still.net.colour.parameters(), logits)
     add("model", still.parameters(), logits)
     return pd.DataFrame(rows)
 

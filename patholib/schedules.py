@@ -52,7 +52,7 @@ def plateau(scores, lr: float, factor: float, patience: int, eta_min: float) -> 
 
 
 def rate(recipe, epoch: int, scores=()) -> float:
-    """The learning rate of `epoch`: the base rule times the stage's factor; eta_min is the floor of the base rule.
+    """The learning rate of `epoch`: the base rule, warmed up, times the stage's factor; eta_min is the base's floor.
 
     Only plateau looks at `scores`, of which those before `epoch` count. Errors: history_short.
     """
@@ -63,6 +63,10 @@ def rate(recipe, epoch: int, scores=()) -> float:
 
 
 def _base(recipe, epoch: int, scores) -> float:
+    return _rule(recipe, epoch, scores) * min(1.0, (epoch + 1) / (recipe.warm_up + 1))
+
+
+def _rule(recipe, epoch: int, scores) -> float:
     if recipe.schedule == "sgdr":
         return sgdr(epoch, recipe.t_0 or recipe.epochs, recipe.t_mult, recipe.lr, recipe.eta_min)
     if recipe.schedule == "plateau":

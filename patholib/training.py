@@ -118,6 +118,8 @@ class Learner:
         self.run, self.recipe, self.device, self.workers, self.team = run, run.recipe, device, workers, team
         self.train, self.val = images.part("train"), images.part("val")
         self.model = model.to(device, memory_format=torch.channels_last)
+        # What is validated and kept: the mean of the weights over the last steps, or the weights themselves.
+        self.averaged = copy.deepcopy(self.model) if self.recipe.ema else self.model
         share_batchnorm(model, team)
         counts = np.bincount(self.train.labels, minlength=len(images.classes))
         self._refuse_what_cannot_be_learnt(counts)
@@ -300,6 +302,21 @@ class Learner:
         for name, value in zip(("loss", "weight", "right", "images"), (*sums, len(batch.whole)), strict=True):
             self.progress.sums[name] += value
         self.progress.step += 1
+        self._average(epoch)
+
+    def _average(self, epoch: int) -> None:
+        """Moves averaged weights and statistics towards the present ones, quickly at first: those were noise."""
+        if not self.recipe.ema:
+            return
+        done = epoch * self.steps_per_epoch() + self.progress.step
+        share = 1 - min(self.recipe.ema, (1 + done) / (10 + done))
+        with torch.no_grad():
+            pairs = list(zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True))
+            floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], share)
+            for old, new in pairs:
+                if not old.is_floating_point():  # how many batches a BatchNorm has seen
+                    old.copy_(new)
 
     def _gradients(self, batch, skipped: int = 0) -> list[torch.Tensor]:
         """Sets the gradients of the batch's loss; [that loss's sum, its weight, how many are right].
@@ -420,12 +437,12 @@ class Learner:
 
     def _weights(self, row: dict) -> dict:
         """A copy of what the best epoch learnt, apart from what goes on learning."""
-        model = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        model = {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
         return {"model": model, "optimizer": copy.deepcopy(self.optimizer.state_dict()), "row": dict(row)}
 
     def validate(self, stop: _Stop) -> dict[str, float]:
         """Loss and metrics on the validation images as they are; an undefined metric is None."""
-        logits = evaluation.logits(self.model, self.val, self.recipe, self.device, self.precision,
+        logits = evaluation.logits(self.averaged, self.val, self.recipe, self.device, self.precision,
                                    after_batch=lambda: self._after_batch(stop), team=self.team)  # (N, C)
         return self.team.shared(lambda: self._judged(logits))  # by one, so that all go on alike
 
@@ -448,7 +465,8 @@ class Learner:
     def state(self) -> dict:
         """All that a later process needs to go on, in values that weights_only loading admits."""
         return {"version": VERSION, "fingerprint": self.run.fingerprint, "circumstances": self._circumstances(),
-                "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "model": self.model.state_dict(), "average": self.averaged.state_dict() if self.recipe.ema else {},
+                "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "progress": copy.deepcopy(vars(self.progress))}
 
     def _circumstances(self) -> dict[str, str | int]:
@@ -467,6 +485,8 @@ class Learner:
         if self.recipe.precision == "auto" and before["device"] == self.device.type:
             self.arithmetic = before["precision"], "as the run began"
         self.model.load_state_dict(state["model"])
+        if self.recipe.ema:
+            self.averaged.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self).pop("scaler", None)  # one that was left in the middle of a step cannot be used again
         if state["scaler"] and self.scaler.is_enabled():  # both are so unless the precision is another one
@@ -508,6 +528,7 @@ class Learner:
         if self.team.count > 1:
             self.model.load_state_dict(self.team.shared(self.model.state_dict, checkpoints.packed,
                                                         checkpoints.unpacked))
+            self.averaged.load_state_dict(self.model.state_dict())
 
     def _refuse_what_is_of_another_run(self, state: dict) -> None:
         if state.get("version") != VERSION:

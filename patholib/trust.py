@@ -325,7 +325,7 @@ def _blurred(view: torch.Tensor) -> torch.Tensor:
 
 def _probability(asked: _Asked, views: torch.Tensor) -> np.ndarray:
     with torch.inference_mode():
-        logits = asked.model.classify(asked.model.features(views))
+        logits = asked.model(views)
     return logits.double().softmax(dim=1).cpu().gather(1, asked.heat.classes[:, None])[:, 0].numpy()
 
 

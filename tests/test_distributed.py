@@ -27,7 +27,7 @@ from several import alone, furthest, same, team
 from tiny import TINY
 from torch import nn
 
-from patholib import checkpoints, evaluation, files, jobs, locks, models, processes, recipes, runs, training
+from patholib import checkpoints, colour, evaluation, files, jobs, locks, models, processes, recipes, runs, training
 from patholib.errors import PathoError
 from patholib.notebook import check_parameters
 from patholib.recipes import Stage
@@ -42,6 +42,8 @@ RECIPES = {  # recipe, (training, validation) images
     "stages, sampler, adapting BatchNorm, focal loss": (
         replace(STILL, epochs=3, stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)), balance="sampler", optimizer="adamw",
                 batchnorm="adapt", loss="focal", label_smoothing=0.0), (32, 16)),
+    "averaged weights, warm-up, logit adjustment": (
+        replace(STILL, ema=0.9, warm_up=1, balance="logit_adjustment", adjustment=0.5), (32, 16)),
 }
 
 
@@ -97,6 +99,29 @@ def norms(own, maps, slopes, shares):
     own.add_up(gradients)
     return {"maps": given.detach(), "slope": mine.grad, "gradients": gradients, "state": dict(norm.state_dict()),
             "exchanges": own.passed}
+
+
+def coloured(own, images):
+    """Logits that colours add, of this process's share of the images, in train mode without dropout."""
+    beside = colour.Beside(4, 2, dropout=0.0).double()
+    with torch.no_grad():
+        for number, weight in enumerate(beside.parameters()):
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
+    models.share_batchnorm(beside, own)
+    found = beside(images[np.array_split(np.arange(len(images)), own.count)[own.rank]])
+    found.square().sum().backward()
+    gradients = [p.grad for p in beside.parameters()]
+    own.add_up(gradients)
+    return {"logits": found.detach(), "gradients": gradients}
+
+
+def test_what_colours_add_is_that_of_the_whole_batch(tmp_path):
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    whole = coloured(processes.ALONE, images)
+    found = team(2, tmp_path / "results", coloured, images)
+    torch.testing.assert_close(torch.cat([part["logits"] for part in found]), whole["logits"])
+    for ours, theirs in zip(whole["gradients"], found[0]["gradients"], strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("shares", [(3, 3), (5, 1), (4, 2, 0)])

@@ -1,5 +1,6 @@
 """Predictions: what the model says of every image, in order, untouched by how it was asked; and the colour baseline."""
 
+import copy
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from patholib import calibration, evaluation, files, metrics
+from patholib import augment, calibration, evaluation, files, metrics, models, recipes
 from patholib.errors import PathoError
+from patholib.images import ImageSet
 from patholib.recipes import BREAKHIS
 
 CLASSES = ("benign", "malignant")
@@ -308,6 +310,44 @@ def test_a_class_without_train_rows_gets_no_probability():
     found = evaluation.colour_baseline(images)
     assert (found["p_absent"] == 0).all()
     np.testing.assert_allclose(found[["p_benign", "p_malignant"]].sum(axis=1), 1)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """An untrained network, whose random maps still tell bright from dark."""
+    return models.build(replace(recipes.unfrozen(BREAKHIS), arch="resnet18", image_size=32)).train()
+
+
+def test_a_probe_judges_the_rows_of_the_colour_baseline_and_leaves_the_network_as_it_was(backbone):
+    images, before = image_set(n=120, kind=ImageSet), copy.deepcopy(backbone.state_dict())
+    found = evaluation.probe(backbone, images)
+    pd.testing.assert_frame_equal(found.iloc[:, :5], evaluation.colour_baseline(images).iloc[:, :5])
+    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["metrics"]["auc"]["value"] > 0.9
+    assert backbone.training and all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_pooled_features_are_what_the_head_is_given(backbone):
+    images, seen = image_set(n=5, kind=ImageSet), []
+    hook = backbone.head.register_forward_pre_hook(lambda head, given: seen.append(given[0]))
+    with torch.no_grad():
+        models.evaluating(backbone)(augment.plain_views(images.pictures, backbone.image_size))
+    hook.remove()
+    np.testing.assert_allclose(evaluation.pooled(backbone, images, batch_size=2), seen[0].numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_cross_validated_probe_judges_every_image_once_by_other_groups(backbone):
+    images = image_set(n=60, kind=ImageSet)
+    groups, tables = images.table["group"], []
+    for fold in range(3):
+        held = groups.isin(sorted(set(groups))[fold::3])
+        tables.append(images.table.assign(split=np.where(held, "test", "train")))
+    found = evaluation.probe(backbone, images, tables)
+    assert sorted(found["path"]) == sorted(images.table["path"])
+    assert (found["split"] == "test").all()
+    # Labels that are only wrong where an image is judged change none of its probabilities.
+    changed = tables[0].assign(label=tables[0]["label"].where(tables[0]["split"] == "train", CLASSES[0]))
+    again = evaluation.probe(backbone, images, [changed])
+    np.testing.assert_array_equal(again["p_malignant"], found["p_malignant"][:len(again)])
 
 
 def test_a_baseline_that_cannot_be_fitted_is_refused():

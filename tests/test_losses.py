@@ -81,9 +81,12 @@ def test_logit_adjustment_is_equation_10_worked_by_hand():
 
 def test_what_logit_adjustment_learns_is_the_answer_of_even_classes():
     """Of features that say nothing, cross-entropy learns the prior, and the adjusted loss that no class is likelier."""
-    labels = torch.arange(100).lt(25).long()
-    for balance, probability in (("none", 0.25), ("logit_adjustment", 0.5)):
-        loss = losses.build(replace(recipes.BREAKHIS, balance=balance, label_smoothing=0.0), [75, 25])
+    labels, half = torch.arange(100).lt(25).long(), 0.25**0.5 / (0.25**0.5 + 0.75**0.5)
+    for balance, share, probability in (("none", 1.0, 0.25), ("logit_adjustment", 1.0, 0.5),
+                                        ("logit_adjustment", 0.5, half)):
+        recipe = replace(recipes.BREAKHIS, balance=balance, adjustment=share, label_smoothing=0.0)
+        loss = losses.build(recipe, [75, 25])
+        assert losses.effective_prior(recipe, [75, 25]).tolist() == pytest.approx([1 - probability, probability])
         logits = torch.zeros(2, requires_grad=True)
         optimizer = torch.optim.SGD([logits], lr=2.0)
         for _ in range(200):

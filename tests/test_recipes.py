@@ -104,6 +104,21 @@ def test_from_scratch_freezes_nothing():
         assert scratch.weights == "none" and [s.frozen for s in scratch.stages] == [0] and scratch.lr >= 1e-3
 
 
+def test_from_scratch_leaves_a_published_recipe_and_demo_images_alone():
+    for name, recipe in recipes.RECIPES.items():
+        literal = recipes.as_published(name)
+        assert recipes.from_scratch(literal) == recipes.unfrozen(literal)
+        for other in (recipe, literal, recipes.for_demo(recipe)):  # their bits are those of before
+            assert (other.colour, other.ema, other.warm_up, other.adjustment) == (0, 0.0, 0, 1.0)
+
+
+def test_what_random_weights_want_is_named_by_recipe():
+    assert recipes.SCRATCH.keys() <= recipes.RECIPES.keys()
+    for name, recipe in recipes.RECIPES.items():
+        changed = recipes.diff(recipes.unfrozen(recipe), recipes.from_scratch(recipe))
+        assert {field.partition(".")[0] for field in changed} <= recipes.SCRATCH.get(name, {}).keys()
+
+
 def test_every_number_of_a_recipe_has_a_range_that_the_shipped_recipes_keep():
     for cls in (recipes.Recipe, Augmentation, Stage):
         numbers = {f.name for f in fields(cls) if f.type in ("int", "float", "float | None")}

@@ -80,6 +80,14 @@ def test_the_stage_factor_multiplies_the_base_rule():
     assert schedules.rate(half, 15) == BREAKHIS.lr / 2
 
 
+def test_a_rate_is_warmed_up_in_even_steps_and_then_left_to_its_rule():
+    cold = replace(BREAKHIS, schedule="constant", lr=0.3, warm_up=2)
+    assert [schedules.rate(cold, epoch) for epoch in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.3])
+    cosine, warm = replace(BREAKHIS, t_0=0), replace(BREAKHIS, t_0=0, warm_up=3)
+    rates = [[schedules.rate(recipe, epoch) for epoch in range(35)] for recipe in (cosine, warm)]
+    assert rates[1][3:] == rates[0][3:] and [b / a for a, b in zip(*rates, strict=True)][:3] == [0.25, 0.5, 0.75]
+
+
 def test_the_rate_of_an_epoch_looks_at_no_later_score():
     scores = [0.5] * 8
     assert schedules.rate(ISIC, 5, scores) == schedules.rate(ISIC, 5, scores[:5]) == ISIC.lr

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -70,6 +71,8 @@ RECIPES = {
         TINY, epochs=6, patience=1, stop="any_epoch", loss="focal", label_smoothing=0.0, schedule="constant",
         drop_last=False, batch_size=12),
     "fp16 with skipped steps": replace(TINY, precision="fp16", epochs=3),
+    "averaged weights, warm-up, colours, logit adjustment": replace(
+        TINY, epochs=3, ema=0.9, warm_up=2, colour=4, balance="logit_adjustment"),
 }
 
 
@@ -109,8 +112,9 @@ def test_resuming_after_any_step_changes_nothing(tmp_path, monkeypatch, name):
         pd.testing.assert_frame_equal(without_time(expected), without_time(history))
 
 
-MUTATED = replace(RICH, stages=(Stage(0, 0, 1.0),), precision="fp16", micro_batches="always", on_nonfinite="rollback")
-PARTS = ("model", "optimizer", "scaler", "epoch", "step", "sums", "history", "parts", "rollbacks")
+MUTATED = replace(RICH, stages=(Stage(0, 0, 1.0),), precision="fp16", micro_batches="always", on_nonfinite="rollback",
+                  ema=0.9)
+PARTS = ("model", "average", "optimizer", "scaler", "epoch", "step", "sums", "history", "parts", "rollbacks")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +166,7 @@ def test_every_part_of_a_checkpoint_is_needed(tmp_path, monkeypatch, broken_run,
 
     def forgetful(folder, kind, step=None, holds=()):
         state = load(folder, kind, step)
-        if kind == "last" and part in ("model", "optimizer", "scaler"):
+        if kind == "last" and part in ("model", "average", "optimizer", "scaler"):
             state[part] = fresh[part]
         elif kind == "last" and part != "nothing":
             state["progress"][part] = fresh["progress"][part]
@@ -182,6 +186,33 @@ def test_the_mutations_cover_all_that_a_checkpoint_holds(broken_run):
     state = checkpoints.load(broken_run[1] / "checkpoints", "last")
     told = {"version", "fingerprint", "circumstances", "reason", "saving"}  # T22, T12, T13, T15, a figure in run.json
     assert set(PARTS) | told == (set(state) | set(state["progress"])) - {"progress"}
+
+
+def test_the_weights_that_are_judged_are_the_mean_of_those_of_every_step(tmp_path, monkeypatch):
+    """Recomputed from every step's weights; and training itself goes where it goes without the mean."""
+    recipe = replace(TINY, epochs=1, ema=0.9)
+    step, seen, judged = training.Learner.step, [], []
+
+    def watched(self, batch, epoch):
+        if not seen:
+            seen.append(deepcopy(self.model.state_dict()))
+        step(self, batch, epoch)
+        seen.append(deepcopy(self.model.state_dict()))
+        judged[:] = [self.averaged]
+
+    monkeypatch.setattr(training.Learner, "step", watched)
+    kept, _ = train(tmp_path / "averaged", recipe)
+    expected = {k: v.double() for k, v in seen[0].items()}
+    for number, state in enumerate(seen[1:], 1):
+        share = min(0.9, (1 + number) / (10 + number))
+        expected = {k: share * v + (1 - share) * state[k].double() for k, v in expected.items()}
+    for name, value in kept.state_dict().items():
+        truth = expected[name] if value.is_floating_point() else seen[-1][name]
+        torch.testing.assert_close(value, truth.to(value.dtype), rtol=1e-4, atol=1e-6)
+    last = seen[-1]
+    seen.clear()
+    train(tmp_path / "plain", TINY, max_hours=None)
+    assert all(torch.equal(v, last[k]) for k, v in seen[4].items())  # after the same four steps
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ class Red(nn.Module):
     def features(self, images, until=None):
         return self.relu(self.conv(images))
 
-    def classify(self, maps, after=None):
+    def classify(self, maps, after=None, images=None):
         return self.head(maps.mean(dim=(2, 3)))
 
     def forward(self, images):
