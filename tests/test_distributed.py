@@ -362,7 +362,8 @@ def test_the_first_tells_the_others_and_goes_first(tmp_path, capfd):
 def test_only_the_first_writes(tmp_path):
     run = replace(tiny.open_run(tmp_path), writes=False)
     with tiny.network():
-        learner = training.Learner(tiny.build(TINY), tiny.image_set(), run, torch.device("cpu"), 1, processes.Team(1, 2))
+        device, second = torch.device("cpu"), processes.Team(1, 2)
+        learner = training.Learner(tiny.build(TINY), tiny.image_set(), run, device, 1, second)
     run.log("seen")
     run.update(status="trained")
     learner.saving.write(learner)
