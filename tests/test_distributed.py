@@ -384,6 +384,18 @@ def test_the_first_tells_the_others_and_goes_first(tmp_path, capfd):
     assert first["seen"] == 0 and all(other["seen"] >= 1 for other in others)
 
 
+def test_only_the_first_writes(tmp_path):
+    run = replace(tiny.open_run(tmp_path), writes=False)
+    with tiny.network():
+        device, second = torch.device("cpu"), processes.Team(1, 2)
+        learner = training.Learner(tiny.build(TINY), tiny.image_set(), run, device, 1, second)
+    run.log("seen")
+    run.update(status="trained")
+    learner.saving.write(learner)
+    learner.saving.tables([{"epoch": 1}])
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"] and files.read_json(tmp_path / "run.json") == {}
+
+
 def test_more_processes_than_gpus_or_images_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(PathoError, match="are 4, but this machine has 2 GPUs") as error:
