@@ -1,3 +1,3 @@
-.PHONY: train test lab notebooks bench setup
-train test lab notebooks bench setup:
+.PHONY: train test lowest lab notebooks bench wheel setup
+train test lowest lab notebooks bench wheel setup:
 	python3 run.py $@ $(ARGS)

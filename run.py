@@ -3,18 +3,24 @@
 
   python3 run.py train [NOTEBOOK] [ARGUMENTS]   run a notebook headless with papermill: breakhis (the default),
                                                 isic2019, quickstart or a path; e.g. -p epochs 35 -p data data/mine
-  python3 run.py test [ARGUMENTS]               every check; with arguments only pytest, which gets them
+  python3 run.py test [ARGUMENTS]               every check; with arguments only pytest, which gets them;
+                                                --only ruff,notebooks: only these steps (--only lists them)
+  python3 run.py lowest                         the same code with the oldest packages that pyproject.toml admits
   python3 run.py lab [ARGUMENTS]                open the notebooks in JupyterLab
   python3 run.py notebooks [NAMES]              execute the committed notebooks in place, on demo images
   python3 run.py bench [NAMES] [--quick]        time the library beside its rivals, one benchmark after another, and
                                                 write benchmarks/RESULTS.md; --quick: tiny, writes nothing
+  python3 run.py wheel                          build dist/: the library, the notebooks, and what to attach where,
+                                                for Kaggle and other places without a network
   python3 run.py setup                          only make the environment
 
 The first call installs everything into .venv beside this file (6 GB); a changed pyproject.toml installs again.
 PATHOLIB_PYTHON names an interpreter that has everything already (conda, for instance); then no .venv is made.
+PATHOLIB_KEEP names a folder that gets the executed notebooks and pages of the runs that are tested.
 Relative paths among the parameters of a notebook count from the folder of this file.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -32,8 +38,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
-VENV = ROOT / ".venv"
-EXTRAS = "notebooks,onnx,serve,browser,test,dev"
+VENV, LOWEST = ROOT / ".venv", ROOT / ".venv-lowest"
+EXTRAS = "notebooks,onnx,serve,cluster,browser,test,dev"
+LOWEST_EXTRAS = "notebooks,onnx,serve,test"  # what a user runs, and what tests it
+NAMED_ONLY = ("gpu", "quality")  # benchmarks that need a GPU, or real images and hours
 
 # What papermill and the kernel log around the notebook's own output, progress bars, and objects that have no text.
 NOISE = re.compile(r"\s*$|(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with "
@@ -47,7 +55,11 @@ def main(arguments):
         print(f"PathoVision needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable}). "
               f"Try: {newer} run.py {' '.join(arguments)}", file=sys.stderr)
         return 1
-    commands = {"train": train, "test": test, "lab": lab, "notebooks": notebooks, "bench": bench, "setup": setup}
+    for stream in (sys.stdout, sys.stderr):  # a redirected stream has the system's encoding, which may lack letters
+        stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("PYTHONUTF8", "1")  # what is started speaks UTF-8 on every system, as `follow` expects
+    commands = {"train": train, "test": test, "lowest": lowest, "lab": lab, "notebooks": notebooks, "bench": bench,
+                "wheel": wheel, "setup": setup}
     if not arguments or arguments[0] not in commands:
         print(__doc__)
         return 0 if arguments and arguments[0] in ("-h", "--help", "help") else 2
@@ -64,35 +76,83 @@ def environment():
     if os.environ.get("PATHOLIB_PYTHON"):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         return os.environ["PATHOLIB_PYTHON"]
-    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp = VENV / "patholib.stamp"
+    return installed(VENV, sys.executable, EXTRAS)
+
+
+def lowest_environment():
+    """An interpreter that has the oldest packages that pyproject.toml admits, and nothing of anybody's choice."""
+    least = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    base = sys.executable if here == least else shutil.which(f"python{least}")
+    if base is None:
+        sys.exit(f"The oldest packages are tried with the oldest Python, {least}, which is not here")
+    return installed(LOWEST, base, LOWEST_EXTRAS, oldest=True)
+
+
+def installed(venv, base, extras, oldest=False):
+    """The interpreter of an environment of ours, made where it is not there; one process at a time makes it.
+
+    base: the interpreter to make it from. oldest: of every requirement the oldest version, which only uv can find.
+    """
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     # The folder counts too: a copied .venv would run the code of the place it was copied from.
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
-    if VENV.exists() and not stamp.exists() and any(VENV.iterdir()):
-        sys.exit(f"{VENV} was not made by run.py, which leaves it alone. Move it away, or set PATHOLIB_PYTHON to an "
+    if state(venv, python) != wanted:
+        with alone(venv):
+            if state(venv, python) != wanted:  # else another process has just installed it
+                install(venv, python, base, f"{ROOT}[{extras}]", oldest)
+                (venv / "patholib.stamp").write_text(wanted)
+    return str(python)
+
+
+def state(venv, python):
+    """What the stamp of an environment says, "installing" where it is interrupted or not whole."""
+    stamp = venv / "patholib.stamp"
+    if venv.exists() and not stamp.exists() and any(venv.iterdir()):
+        sys.exit(f"{venv} was not made by run.py, which leaves it alone. Move it away, or set PATHOLIB_PYTHON to an "
                  "interpreter that has the packages of pyproject.toml.")
-    found = stamp.read_text() if stamp.exists() else "installing"
-    whole = python.exists() and (VENV / "pyvenv.cfg").exists()
-    if found == wanted and whole:
-        return str(python)
-    print(f"Installing into {VENV}; the first time it fetches several GB.", flush=True)
-    VENV.mkdir(exist_ok=True)
+    whole = python.exists() and (venv / "pyvenv.cfg").exists()
+    return stamp.read_text() if whole and stamp.exists() else "installing"
+
+
+def install(venv, python, base, what, oldest):
+    """Makes the environment, or brings an old one up to date."""
+    print(f"Installing into {venv}; the first time it fetches several GB.", flush=True)
+    stamp, anew = venv / "patholib.stamp", state(venv, python) == "installing"
+    venv.mkdir(exist_ok=True)
     stamp.write_text("installing")  # an interrupted installation starts over
-    if found == "installing" or not whole:
-        clear(VENV, but=stamp)
-        if call([sys.executable, "-m", "venv", VENV]):
+    if anew:
+        clear(venv, but=stamp)
+        if call([base, "-m", "venv", venv]):
             sys.exit("This Python cannot make a virtual environment; on Debian: apt install python3-venv")
     # Without its pyvenv.cfg the link in bin is the system's interpreter, which is not ours to install into.
     if call([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]):
-        sys.exit(f"{python} is not the interpreter of a virtual environment; delete {VENV} and call again")
-    what = ["-e", f"{ROOT}[{EXTRAS}]"]
+        sys.exit(f"{python} is not the interpreter of a virtual environment; delete {venv} and call again")
     pip = [python, "-m", "pip", "--require-virtualenv", "install", "--quiet", "--disable-pip-version-check"]
-    with_uv = not call([*pip, "uv"]) and not call([python, "-m", "uv", "pip", "install", "--python", python, *what])
-    if not with_uv and call([*pip, *what]):  # uv is five times quicker, but knows nothing of pip's configuration
+    uv = [python, "-m", "uv", "pip", "install", "--python", python, *["--resolution", "lowest-direct"] * oldest]
+    with_uv = not call([*pip, "uv"]) and not call([*uv, "-e", what])
+    if not with_uv and (oldest or call([*pip, "-e", what])):  # uv is quicker, but knows nothing of pip's configuration
         sys.exit("The installation failed: see above. Without a network, set PATHOLIB_PYTHON to an interpreter that "
                  "has the packages of pyproject.toml.")
-    stamp.write_text(wanted)
-    return str(python)
+
+
+@contextlib.contextmanager
+def alone(venv):
+    """Waits until no other process installs into the environment; the lock of one that was killed is gone with it."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # the library's locks need nothing that is installed
+    from patholib import locks
+
+    path = venv.with_name(f"{venv.name}.lock")  # beside the folder, which may be emptied
+    told = False
+    while (lock := locks.take(path)) is None:
+        if not told:
+            print(f"{locks.holder(path)} is installing into {venv}; waiting for it", flush=True)
+        told = True
+        time.sleep(0.5)
+    try:
+        yield
+    finally:
+        lock.close()
 
 
 def clear(folder, but):
@@ -220,8 +280,27 @@ def test(arguments):
     """Every check, in the order of what fails soonest; 1 if any failed or a step tested nothing."""
     python = environment()
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
-        results = [step(*s) for s in (steps(python, Path(folder)) if not arguments else
-                                      [("tests", pytest_step, [python, "-m", "pytest", *arguments], {})])]
+        known = steps(python, Path(folder))
+        if arguments[:1] == ["--only"]:
+            return judged(chosen(known, arguments[1:]))
+        if arguments:
+            known = {"tests": ("tests", pytest_step, [python, "-m", "pytest", *arguments], {})}
+        return judged(known)
+
+
+def chosen(known, names):
+    """The steps of these names, separated by spaces or commas, in their own order."""
+    names = {name for text in names for name in text.split(",") if name}
+    if not names or names - known.keys():
+        what = ", ".join(sorted(names - known.keys()))
+        sys.exit((f"{what}: no such step; " if what else "") + f"the steps are {', '.join(known)}")
+    needed = names | {"breakhis"} if "killed" in names else names  # which is compared with the run that was not
+    return {name: step for name, step in known.items() if name in needed}
+
+
+def judged(chosen):
+    """Runs the steps one after another and prints what came of each; 1 if any failed."""
+    results = [step(*s) for s in chosen.values()]
     print(f"\n{'step':<44}{'seconds':>8}  result")
     for name, seconds, counts in results:
         print(f"{name:<44}{seconds:>8.1f}  " + ", ".join(f"{n} {what}" for what, n in counts.items()))
@@ -230,32 +309,86 @@ def test(arguments):
     return 1 if total["failed"] else 0
 
 
+# Files beside each other, one thread each: small pictures keep no two threads busy.
+BESIDE = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+SMALL = ("-p", "epochs", "3", "-p", "image_size", "32", "-p", "batch_size", "16")
+
+
 def steps(python, folder):
-    """What is tested: name, how it is judged, the command, and its environment beyond the common one."""
+    """What is tested, by name: title, how it is judged, the command, and its environment beyond the common one."""
     outside = {"PATHOLIB_OUTPUTS": str(folder / "outputs")}  # trial runs are no runs of the user's
     nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "600"]
-    # Files beside each other, one thread each: small pictures keep no two threads busy.
-    beside = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
-    one = {"OMP_NUM_THREADS": "1"}
-    small = ("-p", "epochs", "3", "-p", "image_size", "32", "-p", "batch_size", "16")
 
     def trial(name, place, *parameters):
-        return (papermill(python, NOTEBOOKS / name / "train.ipynb", folder / place / "out.ipynb", *parameters),
-                {"PATHOLIB_OUTPUTS": str(folder / place / "outputs")})
+        return trial_run(python, name, folder / place, *parameters)
 
-    return [
-        ("ruff", code_step, [python, "-m", "ruff", "check", ROOT], {}),
-        ("tests", pytest_step, [python, "-m", "pytest", *beside, "-m", "not slow and not alone", "tests"], one),
-        ("tests that time something", pytest_step, [python, "-m", "pytest", "-m", "alone and not slow", "tests"], {}),
-        ("notebooks as committed (nbval)", pytest_step, [python, "-m", "pytest", *beside, *nbval, "notebooks"],
-         outside | one),
-        ("papermill isic2019 -p epochs 1, elsewhere", run_step, *trial("isic2019", "isic2019", "-p", "epochs", "1")),
-        ("papermill breakhis -p epochs 3, elsewhere", run_step, *trial("breakhis", "breakhis", *small)),
-        *[("the same, killed and started again", functools.partial(killed_step, folder / "breakhis" / "outputs"),
-           *trial("breakhis", "killed", *small))] * (os.name == "posix"),  # Windows has no SIGKILL
-        ("papermill -p epoch 1 is refused", refusal_step,
-         papermill(python, NOTEBOOKS / "breakhis" / "train.ipynb", folder / "out.ipynb", "-p", "epoch", "1"), outside),
-    ]
+    found = {
+        "ruff": ("ruff", code_step, [python, "-m", "ruff", "check", ROOT], {}),
+        "tests": ("tests", pytest_step, [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
+                  ONE_THREAD),
+        "alone": ("tests that time something", pytest_step,
+                  [python, "-m", "pytest", "-m", "alone and not slow", "tests"], {}),
+        "notebooks": ("notebooks as committed (nbval)", pytest_step,
+                      [python, "-m", "pytest", *BESIDE, *nbval, "notebooks"], outside | ONE_THREAD),
+        "isic2019": ("papermill isic2019 -p epochs 1, elsewhere", run_step,
+                     *trial("isic2019", "isic2019", "-p", "epochs", "1")),
+        "breakhis": ("papermill breakhis -p epochs 3, elsewhere", run_step, *trial("breakhis", "breakhis", *SMALL)),
+        "killed": ("the same, killed and started again",
+                   functools.partial(killed_step, folder / "breakhis" / "outputs"),
+                   *trial("breakhis", "killed", *SMALL)),
+        "refusal": ("papermill -p epoch 1 is refused", refusal_step,
+                    papermill(python, NOTEBOOKS / "breakhis" / "train.ipynb", folder / "out.ipynb", "-p", "epoch", "1"),
+                    outside),
+        "lowest": ("two sessions on Kaggle, oldest packages", lowest_step,
+                   [python, ROOT / "tests" / "kaggle.py", folder / "lowest"], {}),
+    }
+    if os.name != "posix":  # Windows has no SIGKILL
+        del found["killed"]
+    return found
+
+
+def trial_run(python, name, place, *parameters):
+    """The command of a headless run in the folder `place`, and its environment."""
+    return (papermill(python, NOTEBOOKS / name / "train.ipynb", place / "out.ipynb", *parameters),
+            {"PATHOLIB_OUTPUTS": str(place / "outputs")})
+
+
+# Every module is imported, with whatever it imports; and what that is.
+IMPORTS = """
+import importlib, pkgutil, re
+from importlib import metadata
+import patholib
+names = [m.name for m in pkgutil.walk_packages(patholib.__path__, "patholib.") if not m.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+needed = [re.match(r"[\\w-]+", line)[0] for line in metadata.requires("patholib") if "extra ==" not in line]
+print(f"{len(names)} modules, with", ", ".join(f"{name} {metadata.version(name)}" for name in sorted(needed)))
+"""
+
+
+def lowest(arguments):
+    """Imports, unit tests and a headless run, with the oldest packages; 1 if any failed."""
+    python = lowest_environment()
+    with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
+        known = {
+            "imports": ("every module is imported", code_step, [python, "-c", IMPORTS], {}),
+            "breakhis": ("papermill breakhis -p epochs 3, elsewhere", run_step,
+                         *trial_run(python, "breakhis", Path(folder, "breakhis"), *SMALL)),
+            "tests": ("tests", pytest_step, [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
+                      ONE_THREAD),
+        }
+        return judged(chosen(known, arguments[1:]) if arguments[:1] == ["--only"] else known)
+
+
+def lowest_step(command, env):
+    """Kaggle, played with the oldest packages; their environment is made where it is not there."""
+    try:
+        python = lowest_environment()
+    except SystemExit as error:
+        print(error)
+        return {"failed": 1}
+    return code_step([*command, python], env)
 
 
 def step(name, judge, command, extra):
@@ -298,13 +431,23 @@ def run_step(command, env):
     outputs.parent.mkdir(parents=True)
     transcript = Transcript(quiet=True)
     code = follow(command, transcript, cwd=outputs.parent, env=env)
+    run_dir = run_folder(outputs) if (outputs / "latest.json").exists() else outputs
+    keep(outputs.parent.name, [*outputs.parent.glob("*.ipynb"), *run_dir.glob("*.html"), *run_dir.glob("*.jsonl")])
     if code:
         print(transcript.error())
         return {"failed": 1}
-    run_dir = run_folder(outputs) if (outputs / "latest.json").exists() else outputs
     missing = [name for name in ("metrics.json", "report.html") if not (run_dir / name).exists()]
     print(f"the run folder lacks {', '.join(missing)}" if missing else "the run folder is complete")
     return {"failed": 1} if missing else {"passed": 1}
+
+
+def keep(name, paths):
+    """Copies what is worth a look into a folder of that name in PATHOLIB_KEEP, where one is set."""
+    if os.environ.get("PATHOLIB_KEEP"):
+        folder = Path(os.environ["PATHOLIB_KEEP"]).absolute() / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            shutil.copyfile(path, folder / path.name)
 
 
 def killed_step(peaceful, command, env):
@@ -358,6 +501,91 @@ def lab(arguments):
     return call([environment(), "-m", "jupyter", "lab", *arguments], cwd=NOTEBOOKS)
 
 
+# Which weights a recipe begins with; the library knows them, and this file imports nothing that is to be installed.
+WEIGHTS = """
+import json
+from patholib import models, recipes
+chosen = (recipes.BREAKHIS, recipes.ISIC2019)
+print(json.dumps([[recipe.name, models.NETWORKS[recipe.arch][1].url] for recipe in chosen]))
+"""
+
+BUNDLE = """# PathoVision without a network
+
+Everything that a notebook needs where packages and weights cannot be downloaded: Kaggle with its internet switched off,
+or a computer in a hospital. Made by `python3 run.py wheel`.
+
+| file | SHA-256 |
+|---|---|
+{listed}
+
+## On Kaggle
+
+1. Make a data set of this folder: on the website (New Dataset, drop the folder), or with the owner's name written into
+   `dataset-metadata.json` and `kaggle datasets create -p dist --dir-mode zip`.
+2. Import one of `notebooks/` into Kaggle. Attach (Add Input) this data set, and the one with the images.
+3. Run it. Kaggle has all libraries that are needed; the first cell of the notebook finds `{wheel}` below
+   `/kaggle/input`, installs it alone (`pip install --no-index --no-deps`) and changes none of the others.
+
+## Pretrained weights
+
+A recipe begins with torchvision's ImageNet weights. Fetch the file where there is a network, and put it into `weights/`
+of this folder before the data set is made:
+
+| recipe | file | its SHA-256 begins with | from |
+|---|---|---|---|
+{weights}
+
+On Kaggle and Colab they are found by their names, wherever the data set lies. On a computer of your own, their place is
+`data/weights/` of the project, or the folder or file that `PATHOLIB_WEIGHTS` names. A file whose SHA-256 begins
+otherwise is refused. Without any, `weights` set to `none` trains from scratch.
+
+## On any other computer
+
+With Python 3.11 or newer and the packages that `{wheel}` names (`pip download` fetches them elsewhere):
+
+```
+python -m pip install --no-index --no-deps {wheel}
+```
+"""
+
+
+def wheel(_):
+    """Builds the library as a wheel and lays beside it what a data set for a place without a network needs."""
+    python, dist = environment(), ROOT / "dist"
+    found = subprocess.run([python, "-c", WEIGHTS], cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
+        # With hatchling at hand nothing is fetched; otherwise pip fetches it, and nothing else.
+        isolated = call([python, "-c", "import hatchling"], stderr=subprocess.DEVNULL)
+        command = [python, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "-w", folder,
+                   *["--no-build-isolation"] * (not isolated), ROOT]
+        date = os.environ.get("SOURCE_DATE_EPOCH", "1577836800")  # 2020: when it was built is no part of what it is
+        if found.returncode or call(command, env={**os.environ, "SOURCE_DATE_EPOCH": date}):
+            return 1
+        (built,) = Path(folder).glob("*.whl")
+        for old in (*dist.glob("patholib-*.whl"), *dist.glob("notebooks")):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        (dist / "weights").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(built, dist / built.name)
+    for path in committed():
+        target = dist / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    bundled = [dist / built.name, *sorted((dist / "notebooks").rglob("*.ipynb"))]
+    listed = [f"| `{path.relative_to(dist).as_posix()}` | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
+              for path in bundled]
+    files = [(recipe, url, url.rpartition("/")[2]) for recipe, url in json.loads(found.stdout)]
+    weights = [f"| {recipe} | `{name}` | `{name.rpartition('-')[2].partition('.')[0]}` | <{url}> |"
+               for recipe, url, name in files]
+    facts = {"title": "PathoVision without a network", "id": "OWNER/pathovision-offline",
+             "licenses": [{"name": "other"}]}  # MIT, for which there is no word there; it stands in the wheel
+    for name, text in (("README.md", BUNDLE.format(listed="\n".join(listed), weights="\n".join(weights),
+                                                   wheel=built.name)),
+                       ("dataset-metadata.json", json.dumps(facts, indent=1) + "\n")):
+        (dist / name).write_text(text, encoding="utf-8", newline="\n")
+    print(f"{shown_path(dist)}: {built.name} and {len(bundled) - 1} notebooks; README.md says what to attach where")
+    return 0
+
+
 def setup(_):
     print(f"The environment is ready: {environment()}")
     return 0
@@ -366,8 +594,8 @@ def setup(_):
 def bench(arguments):
     """Runs the benchmarks of these names, by default all that need no data and no GPU; 1 where any failed or missed."""
     known = {path.stem.removeprefix("speed_"): path for path in sorted((ROOT / "benchmarks").glob("*.py"))
-             if path.stem.startswith("speed_") or path.stem == "gpu"}
-    names = [a for a in arguments if not a.startswith("-")] or [name for name in known if name != "gpu"]
+             if path.stem.startswith("speed_") or path.stem in NAMED_ONLY}
+    names = [a for a in arguments if not a.startswith("-")] or [name for name in known if name not in NAMED_ONLY]
     for name in names:
         if name not in known:
             sys.exit(f"{name} is no benchmark; there are {', '.join(known)}")

@@ -3,6 +3,8 @@
   python docs/make.py [RUN_FOLDER]            without a folder: the newest run
   python docs/make.py example [RUN_FOLDER]    docs/example: report and cards of such a run, with small pictures
   python docs/make.py notebook NOTEBOOK ...   the pictures in executed notebooks, with 256 colours where they are large
+  python docs/make.py places                  what follows from the addresses in pyproject.toml: the first cell of every
+                                              notebook, kaggle/*/kernel-metadata.json, the badges in README.md
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,7 +26,9 @@ import torch
 from PIL import Image
 
 from patholib import augment, datasets, figures, files, images, manifest, recipes
+from patholib.datasets.sources import SOURCES
 from patholib.errors import PathoError
+from patholib.places import MOUNTS
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, EXAMPLE = ROOT / "docs" / "images", ROOT / "docs" / "example"
@@ -31,6 +36,26 @@ WIDTH, LIMIT = 1200, 300_000  # pixels, bytes
 PAGES = {"report": "Report", "model_card": "Model card", "data_card": "Data card", "checklist": "Checklists"}
 PAGE_LIMIT, EXAMPLE_LIMIT = 250_000, 1_500_000  # bytes of a picture on these pages, of all together
 NOTEBOOK_LIMIT = 200_000  # bytes of a picture in a notebook
+
+FIRST = "find-patholib"  # the id of the first code cell of every notebook
+FIRST_CELL = """\
+# patholib is there where the project was set up; on Kaggle and Colab it comes from a wheel that is attached
+import importlib.util, os, pathlib, subprocess, sys
+
+if not importlib.util.find_spec("patholib"):
+    mounts = os.environ.get("PATHOLIB_MOUNTS", os.pathsep.join([{mounts}])).split(os.pathsep)
+    wheels = [w for m in mounts for deep in range(5) for w in pathlib.Path(m).glob("*/" * deep + "patholib-*.whl")]
+    source = ["--no-index", *{{f"--find-links={{w.parent}}" for w in wheels}}, "patholib"] if wheels else {otherwise}
+    if not source:
+        raise ModuleNotFoundError("{advice}")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *source], check=True)
+from patholib import sessions
+sessions.ready()"""
+ADVICE = ("patholib is not installed. Kaggle: attach patholib-*.whl with Add Input > Upload; Colab: put it into "
+          "/content; elsewhere: pip install -e . in the folder of the project")
+TITLES = {"breakhis": "BreakHis", "isic2019": "ISIC 2019"}  # of notebooks on Kaggle; its slugs follow from them
+COLAB_BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+KAGGLE_BADGE = "https://kaggle.com/static/images/open-in-kaggle.svg"
 
 # Why the corrected recipes differ from the published ones, by the field in which they do.
 REASONS = {
@@ -55,6 +80,9 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["notebook"]:
         for path in arguments[1:]:
             in_notebook(Path(path))
+        return
+    if arguments[:1] == ["places"]:
+        everywhere()
         return
     make, arguments = (example, arguments[1:]) if arguments[:1] == ["example"] else (readme, arguments)
     run_dir = Path(arguments[0]) if arguments else newest()
@@ -158,11 +186,16 @@ def encoded(picture: Image.Image, width: int, full: bool) -> bytes:
 
 def with_table(readme: str) -> str:
     """The README with the table between its two marks written anew."""
-    begin, end = "<!-- recipes: begin -->\n", "<!-- recipes: end -->"
-    if readme.count(begin) != 1 or readme.count(end) != 1:
-        raise PathoError("no_marks", "README.md", "lacks the marks of the table of recipes", f"Restore {begin}{end}")
-    before, _, rest = readme.partition(begin)
-    return before + begin + table() + end + rest.partition(end)[2]
+    return between(readme, "recipes", table())
+
+
+def between(page: str, name: str, text: str) -> str:
+    """The page with what stands between the two marks of this name written anew."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise PathoError("no_marks", "README.md", f"lacks the marks of its part {name}", f"Restore {begin}{end}")
+    before, _, rest = page.partition(begin)
+    return before + begin + text + end + rest.partition(end)[2]
 
 
 def table() -> str:
@@ -191,6 +224,79 @@ def spoken(value) -> str:
     if isinstance(value, tuple):  # stages
         return "from " + ", ".join(f"{stage.start:g}" for stage in value)
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"`{value}`"
+
+
+# --- places: what a notebook needs on Kaggle and Colab ---
+
+
+def everywhere(root: Path = ROOT) -> None:
+    """Writes all that depends on the addresses in pyproject.toml, or on there being none."""
+    urls = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
+    for path in notebooks(root):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        cell = next((cell for cell in found["cells"] if cell["id"] == FIRST), None)
+        if cell is None:
+            cell = {"cell_type": "code", "execution_count": None, "id": FIRST, "metadata": {}, "outputs": []}
+            number = next(i for i, other in enumerate(found["cells"]) if other["cell_type"] == "code")
+            found["cells"].insert(number, cell)
+        cell["source"] = first_cell(urls.get("Repository")).splitlines(keepends=True)
+        files.write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    for name, facts in kernels(urls.get("Kaggle"), root).items():
+        files.write_json(root / "kaggle" / name / "kernel-metadata.json", facts)
+    page = root / "README.md"
+    files.write_text(page, between(page.read_text(encoding="utf-8"), "badges", badges(urls.get("Repository"), root)))
+
+
+def notebooks(root: Path = ROOT) -> list[Path]:
+    return sorted(p for p in (root / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def first_cell(repository: str | None) -> str:
+    """The first code cell of every notebook: patholib itself cannot say where it comes from before it is there."""
+    return FIRST_CELL.format(
+        mounts=", ".join(f'"{mount}"' for mount in MOUNTS[:2]),  # the second holds the third
+        advice=ADVICE, otherwise=f'["git+{repository}"] * any(pathlib.Path(m).is_dir() for m in mounts)'
+        if repository else "[]")
+
+
+def kernels(owner: str | None, root: Path = ROOT) -> dict[str, dict]:
+    """What Kaggle wants to know of each notebook, by the name of its folder in kaggle/.
+
+    owner: the address of an account on Kaggle; None: a name to be replaced by one's own.
+    """
+    account = owner.rstrip("/").rpartition("/")[2] if owner else "your-name"
+    found = {}
+    for path in notebooks(root):
+        name = path.parent.name if path.stem == "train" else path.stem
+        kind = name if name in SOURCES else None  # the others begin with demo images, for which no GPU waits
+        title = f"PathoVision {TITLES.get(name, name)}"
+        found[name] = {
+            "id": f"{account}/{title.lower().replace(' ', '-')}", "title": title,
+            "code_file": f"../../{path.relative_to(root).as_posix()}", "language": "python",
+            "kernel_type": "notebook", "is_private": True, "enable_gpu": kind is not None,
+            **({"machine_shape": "NvidiaTeslaT4"} if kind else {}), "enable_internet": True,
+            "dataset_sources": [SOURCES[kind].kaggle] if kind else [], "competition_sources": [],
+            "kernel_sources": [], "model_sources": [],
+        }
+    return found
+
+
+def badges(repository: str | None, root: Path = ROOT) -> str:
+    """Links that open the notebooks on Colab and Kaggle, and how to install; nothing without a public address."""
+    if not repository:
+        return ""
+    lines = []
+    if where := re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", repository):
+        lines += ["| notebook | open it |", "|---|---|"]
+        for path in notebooks(root):
+            name = path.relative_to(root).as_posix()
+            colab = f"https://colab.research.google.com/github/{where[1]}/blob/main/{name}"
+            kaggle = f"https://kaggle.com/kernels/welcome?src=https://github.com/{where[1]}/blob/main/{name}"
+            lines.append(f"| `{name.removeprefix('notebooks/')}` | [![Colab]({COLAB_BADGE})]({colab}) "
+                         f"[![Kaggle]({KAGGLE_BADGE})]({kaggle}) |")
+        lines.append("")
+    lines.append(f'Into an environment of your own: `pip install "patholib[notebooks] @ git+{repository}"`')
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def extract(archive: Path, folder: Path, max_bytes: int | None = None, max_files
             with _writable(folder):
                 if folder.exists():
                     folder.rmdir()
-                part.rename(folder)
+                files.into_place(part, folder)
             files.flush_folder(folder.parent)
     print(f"{archive.name}: unpacked into {folder.name}", flush=True)
     return folder

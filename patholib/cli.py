@@ -62,9 +62,13 @@ def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--out", metavar="CSV", required=True, help="the table to write: path, the probability of each "
                         "class, decision, alert, warnings, the model's SHA-256")
     parser.add_argument("--tta", action="store_true", help="average over several views of each picture")
-    parser.add_argument("--engine", default="auto", metavar="ENGINE", help="auto, onnx or torch (default: auto)")
+    parser.add_argument("--engine", default="auto", metavar="ENGINE", help="what computes: auto, onnx or torch "
+                        "(default: auto); or ray, ray:onnx, ray:torch for the same on a Ray cluster (extra cluster)")
+    parser.add_argument("--address", metavar="HOST:PORT", help="with ray: the cluster to join, auto for the one of "
+                        "this machine (default: one is made of this machine, and stopped in the end)")
     parser.add_argument("--heatmaps", metavar="FOLDER", help="write a picture of what argues for each decision there")
-    parser.add_argument("--workers", metavar="N", type=int, help="threads that decode (default: one a core)")
+    parser.add_argument("--workers", metavar="N", type=int, help="threads that decode (default: one a core); with ray, "
+                        "processes that decode and compute (default: one for each CPU of the cluster)")
     parser.add_argument("--sha256", metavar="DIGEST", help="of the model's weights, if you know it from elsewhere: "
                         "another model is refused")
 
@@ -72,10 +76,15 @@ def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         from patholib import predictions
         from patholib.inference import Predictor
 
-        predictor = Predictor(given.model, given.engine, sha256=given.sha256)
+        where, _, engine = given.engine.partition(":")
+        on = predictions.Ray(given.model, given.address) if where == "ray" else None
+        if given.address and not on:
+            parser.error("--address is for --engine ray")
+        predictor = Predictor(given.model, (engine or "auto") if on else given.engine, sha256=given.sha256)
         print(f"{predictor.manifest['run'] or 'model'} by {predictor.engine}. {predictor.manifest['notice']}",
               file=sys.stderr)
-        written = predictions.write(predictor, given.pictures, given.out, given.tta, given.heatmaps, given.workers)
+        written = predictions.write(predictor, given.pictures, given.out, given.tta, given.heatmaps, given.workers,
+                                    on=on)
         print(written)
         return FOUND if written.bad else OK
 
@@ -152,7 +161,55 @@ def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     return run
 
 
-COMMANDS = (audit, predict, export, serve, download)
+def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Run a notebook once for every combination of parameters, and compare the runs.
+
+    Exit code: 0 all runs are finished, 1 some failed (listed in the end), 2 refused. An interrupted call goes on where
+    it stopped when it is given again.
+    """
+    parser.add_argument("notebook", metavar="NOTEBOOK", help="breakhis, isic2019 or the path of a notebook")
+    parser.add_argument("--set", dest="grid", metavar="NAME=VALUE,VALUE", action="append", default=[], type=_pair,
+                        help="a parameter and its values; several: every combination")
+    parser.add_argument("-p", dest="common", metavar=("NAME", "VALUE"), nargs=2, action="append", default=[],
+                        help="a parameter of all runs, as papermill takes it")
+    parser.add_argument("--runs", metavar="JSON", help="a list of runs, [{\"seed\": 0, \"lr\": 0.001}, ...]; with "
+                        "--set, each in every combination")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="gets a folder for every run, sweep.json and "
+                        "compare/compare.ipynb")
+    parser.add_argument("--engine", default="local", choices=("local", "ray"), help="local: this machine (default); "
+                        "ray: a Ray cluster (extra cluster)")
+    parser.add_argument("--at-once", metavar="N", type=_count, default=1, help="local: so many runs beside each other")
+    parser.add_argument("--cpus-per-run", metavar="C", type=_amount, help="threads of each run, which ray also "
+                        "reserves (default: local, all cores shared out; ray, 1)")
+    parser.add_argument("--gpus-per-run", metavar="G", type=_amount, default=0, help="ray: GPUs of each run, or a "
+                        "part of one (default: 0)")
+    parser.add_argument("--address", metavar="HOST:PORT", help="ray: the cluster to join, auto for the one of this "
+                        "machine (default: one is made of this machine, and stopped in the end)")
+
+    def run(given: argparse.Namespace) -> int:
+        from patholib import sweeps
+
+        ray = given.engine == "ray"
+        if not ray and (given.gpus_per_run or given.address):
+            parser.error("--gpus-per-run and --address are for --engine ray; a local run has the whole machine")
+        if ray and given.at_once != 1:
+            parser.error("--at-once is for --engine local; ray starts what fits into the cluster")
+        on = (sweeps.Ray(1 if given.cpus_per_run is None else given.cpus_per_run, given.gpus_per_run, given.address)
+              if ray else sweeps.Here(given.at_once, given.cpus_per_run))
+        for names in ([name for name, _ in given.grid], [name for name, _ in given.common]):
+            if len(names) != len(set(names)):
+                parser.error("every parameter is set once: --set seed=0,1,2")
+        notebook = sweeps.find(given.notebook)
+        planned = sweeps.plan(notebook, {name: values.split(",") for name, values in given.grid}, dict(given.common),
+                              sweeps.read_list(given.runs) if given.runs else ({},), here=not ray)
+        done = sweeps.sweep(notebook, planned, given.out, on)
+        print(done)
+        return FOUND if done.failed else OK
+
+    return run
+
+
+COMMANDS = (audit, predict, export, serve, download, sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,6 +233,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted; nothing that was finished is lost", file=sys.stderr)
         return STOPPED
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return value
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -20,13 +20,16 @@ from patholib import (
     evaluation,
     export,
     files,
+    headless,
     images,
     manifest,
     metrics,
     models,
+    recipes,
     report,
     runs,
     training,
+    validation,
 )
 from patholib.errors import PathoError, nearest
 from patholib.markdown import words
@@ -141,6 +144,38 @@ class Comparison:
             lines += ["One run alone: there is nothing to subtract."]
         return "\n".join(lines)
 
+    @cached_property
+    def pooled(self) -> pd.DataFrame:
+        """The numbers of runs that are folds of one experiment, all their test images together, one column for each.
+
+        Folds are runs of one recipe on the same images of which no two share a test image; whether every image was
+        tested stands in the first row. An interval resamples whole groups. Empty where no two runs belong together.
+        """
+        columns = {}
+        for folds in self._folds():
+            recipe, tables = folds[0].record.recipe, []
+            for run in folds:
+                threshold = run.record.metrics["test"].get("threshold")
+                tables.append(validation.decided(run.test, recipe, threshold))
+            table = pd.concat(tables, ignore_index=True)
+            known = len(manifest.read_csv(folds[0].record.folder / "images.csv", ("path", "sha256")))
+            found = validation.pooled_summary(table.drop(columns=["sha256"]), recipe)["metrics"]
+            columns[" + ".join(run.name for run in folds)] = {
+                "images tested": f"{len(table):,} of {known:,}", "groups": f"{table['group'].nunique():,}",
+                **{words(number): metrics.readable(found[number]) for number in ORDER if number in found}}
+        return pd.DataFrame(columns)
+
+    def _folds(self) -> list[list[Finished]]:
+        """Runs that differ in nothing but which images they test, and test none twice; two at least."""
+        alike: dict[str, list[Finished]] = {}
+        for run in self.runs:
+            mark = [recipes.without_folders(run.record.recipe).to_json(), run.record.images_digest]
+            alike.setdefault(files.digest(mark), []).append(run)
+        tested = {run.name: set(run.test["path"]) for run in self.runs}
+        return [runs for runs in alike.values()
+                if len(runs) > 1 and len(set().union(*(tested[run.name] for run in runs))) ==
+                sum(len(tested[run.name]) for run in runs)]
+
     @property
     def drawn(self) -> dict[str, tuple]:
         """{name: (labels (N,), probs (N, C))} of the runs that have the classes of the first, for ROC curves."""
@@ -216,10 +251,15 @@ def _place(name: str, output: Path) -> Path:
 
 
 def _named(folders: list[Path]) -> tuple[Finished, ...]:
-    """The runs in these folders; where two are called the same, the folder above is named too."""
-    names = [folder.name for folder in folders]
-    return tuple(_finished(folder, folder.name if names.count(folder.name) == 1 else
-                           f"{folder.resolve().parent.name}/{folder.name}") for folder in folders)
+    """The runs in these folders; where two are called the same, the folder above is named too.
+
+    The run of a sweep is called after the folder that the sweep gave it, which says what was set.
+    """
+    above = [folder.resolve().parent for folder in folders]
+    names = [parent.name if (parent / headless.OUTCOME).exists() and above.count(parent) == 1 else folder.name
+             for folder, parent in zip(folders, above, strict=True)]
+    return tuple(_finished(folder, name if names.count(name) == 1 else f"{parent.name}/{folder.name}")
+                 for folder, parent, name in zip(folders, above, names, strict=True))
 
 
 def _finished(folder: Path, name: str) -> Finished:
@@ -263,8 +303,8 @@ def demo_pair(output: Path | None = None) -> list[Path]:
                              batch_size=16, tta_views=2)
     checked = images.check(source, recipe.cache_size, recipe.fit, progress=False)
     split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
-    recipes = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
-    return [_trained(recipe, checked, split, output, name, source.subgroups) for name, recipe in recipes.items()]
+    pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
+    return [_trained(recipe, checked, split, output, name, source.subgroups) for name, recipe in pair.items()]
 
 
 def _trained(recipe, checked, split, output: Path | None, name: str, subgroups) -> Path:

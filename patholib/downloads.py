@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from patholib import archives, datasets, fetch, files, recipes
+from patholib import archives, datasets, fetch, files, places, recipes
 from patholib.datasets.sources import SOURCES, Source, SourceFile
 from patholib.errors import PathoError, nearest, shown
 
@@ -170,7 +170,7 @@ def _from_kaggle(kind: str, folder: Path) -> Path:
         raise PathoError("download_failed", f"https://www.kaggle.com/datasets/{handle}", shown(error),
                          "Call again; where Kaggle wants to know who you are, see kagglehub.login()") from error
     where = datasets.find(kind, where).path
-    if any(where.is_relative_to(mount) for mount in datasets.MOUNTS):
+    if any(where.is_relative_to(mount) for mount in places.mounts()):
         return where
     target = folder / KAGGLE
     with fetch.alone(target):
@@ -178,7 +178,7 @@ def _from_kaggle(kind: str, folder: Path) -> Path:
         try:
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
             shutil.copytree(where, part, copy_function=_linked)
-            part.rename(target)
+            files.into_place(part, target)
         except OSError as error:  # shutil's own are of this kind
             shutil.rmtree(part, ignore_errors=True)
             raise files.unwritable(target, error) from error

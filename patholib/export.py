@@ -362,7 +362,7 @@ def _of_weights(content: bytes, state: Mapping[str, torch.Tensor]) -> dict:
 
 
 def _stop_on_nonfinite(state: Mapping[str, torch.Tensor], subject: str, remedy: str) -> None:
-    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]  # of any type
     if broken:
         raise PathoError("nonfinite_weights", subject,
                          f"has NaN or infinite weights in {len(broken)} tensors, first {shown(broken[0])}", remedy)

@@ -175,7 +175,7 @@ class _Part:
 
     def finish(self) -> None:
         with _writable(self.target):
-            self.path.replace(self.target)
+            files.into_place(self.path, self.target)
         files.flush_folder(self.target.parent)
         self.note.unlink(missing_ok=True)
 

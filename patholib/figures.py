@@ -1035,8 +1035,13 @@ def _some_runs(runs: Mapping, what: str) -> None:
 
 
 def _legend_below(figure, axes, columns: int = 2) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+    _named_below(figure, *axes.get_legend_handles_labels(), columns)
+
+
+def _named_below(figure, handles: Sequence, names: Sequence[str], columns: int = 2) -> None:
+    legend = figure.legend(handles, ["x"] * len(names), loc="outside lower center", ncols=min(columns, len(names)))
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)  # matplotlib before 3.10 leaves out what is given a name that begins with an underscore
 
 
 @_styled
@@ -1084,8 +1089,8 @@ def roc_overlay(runs: Mapping[str, tuple], classes: Sequence[str], positive: str
     for axes in grid[len(drawn):]:
         axes.set_axis_off()
     if columns > 1:
-        handles = [plt.Line2D([], [], label=_plain(name, 44), **_looks(i)) for i, name in enumerate(runs)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(2, len(handles)))
+        _named_below(figure, [plt.Line2D([], [], **_looks(i)) for i in range(len(runs))],
+                     [_plain(name, 44) for name in runs])
     return figure
 
 

@@ -8,12 +8,19 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
+from patholib import places
 from patholib.errors import PathoError
+
+IN_USE = (5, 32, 33)  # what Windows answers where another program has the file open; elsewhere that keeps nobody
+TOO_LONG = (3, 206)  # ... and where a path is longer than it takes
+LONGEST_PATH = 259  # characters that every Windows takes
 
 
 def project_root() -> Path:
@@ -37,8 +44,13 @@ def joined(folder: Path, name: str) -> str:
 
 
 def outputs() -> Path:
-    """The folder that holds run folders: PATHOLIB_OUTPUTS, or outputs/ of the project."""
-    return Path(os.environ.get("PATHOLIB_OUTPUTS") or project_root() / "outputs")
+    """The folder that holds run folders: PATHOLIB_OUTPUTS, or outputs/ of the project; on Colab it may be in Drive."""
+    return Path(os.environ.get("PATHOLIB_OUTPUTS") or places.outputs(project_root()))
+
+
+def remade() -> Path:
+    """The folder for what can be made again, cache and demo images: data/ of the project; not so on Kaggle."""
+    return places.remade(project_root())
 
 
 def as_least_able(path: str) -> str:
@@ -58,6 +70,14 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
     """The same for a file that need not fit into memory, given in parts."""
+    with written(path) as stream:
+        stream.writelines(parts)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """The same for who writes into a stream: the file has its name once the block has ended without an error."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,19 +86,35 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
         raise unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.writelines(parts)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
         Path(part).chmod(0o666 & ~umask)  # mkstemp makes it private; the file is to be as any other
-        Path(part).replace(path)
+        into_place(Path(part), path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        Path(part).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a scanner of viruses may have it open on Windows
+            Path(part).unlink(missing_ok=True)
     flush_folder(path.parent)
-    return path
+
+
+def into_place(part: Path, path: Path) -> None:
+    """Renames a file or folder to its place, over a file that is there.
+
+    Windows refuses while anybody has either open: scanners of viruses mostly for a moment, which is waited for.
+    """
+    for seconds in (0.05, 0.1, 0.2, 0.4, 0.8):
+        try:
+            part.replace(path)
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in IN_USE:
+                raise
+            time.sleep(seconds)
+    part.replace(path)
 
 
 def flush_folder(folder: Path) -> None:
@@ -96,8 +132,14 @@ def flush_folder(folder: Path) -> None:
 def unwritable(path: Path, error: OSError) -> PathoError:
     """The refusal for a file that could not be written: `no_space`, or `output_unwritable`."""
     code = "no_space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "output_unwritable"
-    return PathoError(code, str(path), f"cannot be written ({error.strerror or error})",
-                      f"Free some space in {path.parent}, or choose another output folder")
+    reason, remedy = error.strerror or error, f"Free some space in {path.parent}, or choose another output folder"
+    known = getattr(error, "winerror", None)  # only Windows has such numbers
+    if known in IN_USE:
+        remedy = "Close the program that has it open, such as a spreadsheet or another notebook; or correct its rights"
+    if known in TOO_LONG and len(str(path.absolute())) + len(".12345678.part") > LONGEST_PATH:
+        reason = f"its path is {len(str(path.absolute()))} characters long, about as many as Windows takes"
+        remedy = "Choose an output folder with a shorter path, or switch on long paths in Windows"
+    return PathoError(code, str(path), f"cannot be written ({reason})", remedy)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -586,8 +586,8 @@ def threads(workers: int | None, say: Callable | None = None) -> int:
 
 
 def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = None) -> Path:
-    """Where these files' pixels are cached: `cache_dir`, else the folder PATHOLIB_CACHE, else data/cache."""
-    folder = Path(cache_dir or os.environ.get("PATHOLIB_CACHE") or files.project_root() / "data" / "cache")
+    """Where these files' pixels are cached: `cache_dir`, else the folder PATHOLIB_CACHE, else `files.remade`."""
+    folder = Path(cache_dir or os.environ.get("PATHOLIB_CACHE") or files.remade() / "cache")
     listed = [[fact["path"], fact["bytes"], fact["mtime_ns"]] for fact in facts]
     key = files.digest({"pixels": PIXEL_VERSION, "size": size, "fit": fit, "files": listed})
     return folder / f"{key[:24]}.npy"
@@ -650,7 +650,7 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
     try:
         facts = _fill(part, root, facts, shape, fit, workers, progress, say)
         with _writable(cache):
-            part.replace(cache)
+            files.into_place(part, cache)
         files.write_text(cache.with_suffix(".json"), json.dumps({"files": facts}))  # unindented: quicker
         _journal(part).unlink(missing_ok=True)
     except PathoError as error:
@@ -661,7 +661,8 @@ def _build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, work
     finally:
         if lock:
             lock.close()
-            held.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows: another process has just opened it to see whether it is held
+                held.unlink(missing_ok=True)
     return facts
 
 

@@ -29,10 +29,10 @@ class Lock:
 
     def close(self) -> None:
         """Gives the folder free."""
+        self._handle.close()  # first: Windows removes no file that is open
         if self._stop is not None and not self._stop.is_set():
             self._stop.set()
             self._path.unlink(missing_ok=True)
-        self._handle.close()
 
 
 def take(path: Path) -> Lock | None:
@@ -86,7 +86,10 @@ def _take_by_heartbeat(path: Path) -> Lock | None:
     if path.exists():
         if _age(path) < DEAD:
             return None
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:  # Windows: it is still open, so its process lives
+            return None
     try:
         handle = path.open("x", encoding="utf-8")
     except FileExistsError:  # another one was quicker

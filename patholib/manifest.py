@@ -59,9 +59,7 @@ class Manifest:
             if not all(isinstance(value, str) for value in texts):
                 raise PathoError("bad_manifest", name, "holds values that are not text",
                                  'Write a missing value as "" and numbers as text')
-            stop_on([("unwritable_name", text, f"in column {name} holds a carriage return or bytes that are not UTF-8")
-                     for text in texts if UNWRITABLE.search(text)],
-                    "Rename it: no CSV file could hold it")
+            refuse_unwritable(name, texts)
         for name in ("path", *self.levels):
             if (self.table[name] == "").any():
                 raise PathoError("bad_manifest", name, "is empty in some rows", "Give every image an id of its own")
@@ -124,6 +122,12 @@ def first(names: Iterable[str], limit: int = 5) -> dict:
     """How many, and the first few by name: the form in which a reader reports a list."""
     names = list(names)
     return {"count": len(names), "first": [shown(name) for name in names[:limit]]}
+
+
+def refuse_unwritable(column: str, texts: list[str]) -> None:
+    """Refuses names that no CSV could hold, nor pandas where pyarrow is installed. Errors: unwritable_name."""
+    stop_on([("unwritable_name", text, f"in column {column} holds a carriage return or bytes that are not UTF-8")
+             for text in texts if UNWRITABLE.search(text)], "Rename it: no CSV file could hold it")
 
 
 def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) -> None:
@@ -255,6 +259,16 @@ def check_folds(folds: int = 2, repeats: int = 1) -> None:
     for name, value, least in (("folds", folds, 2), ("repeats", repeats, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise PathoError("bad_parameter", name, f"is {value!r}", f"Use a whole number from {least} on")
+
+
+def check_fold(fold: int, folds: int, repeats: int = 1) -> None:
+    """Refuses a fold that so many folds and repeats do not have; they are counted from 0. Errors: bad_parameter."""
+    if folds == 0:
+        raise PathoError("bad_parameter", "fold", f"is {fold!r}, but there are no folds",
+                         "Say with the parameter folds how many there are")
+    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < folds * repeats:
+        raise PathoError("bad_parameter", "fold", f"is {fold!r}", f"Use a whole number from 0 to "
+                         f"{folds * repeats - 1}, as folds are counted from 0 and on through the repeats")
 
 
 def _held_out(counts: np.ndarray, test: np.ndarray, share: float, order: list[int]) -> np.ndarray | None:

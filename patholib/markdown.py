@@ -102,7 +102,7 @@ def page(title: str, markdown: str, folder: Path) -> str:
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(folder, m[2]), body)
     body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
-    body = re.sub(r"<tr>(?=\s*<td>[^<]* \*</td>)", '<tr class="few">', body)  # subgroups too small to judge
+    body = re.sub(r"<tr>(?=\s*<td>[^<]* (?:\*|&#42;)</td>)", '<tr class="few">', body)  # subgroups too small to judge
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
     return pages.frame(title, body)
 

@@ -24,6 +24,7 @@ from torchvision import models as networks
 
 from patholib import colour, fetch, files
 from patholib.errors import PathoError, nearest
+from patholib.places import attached
 from patholib.processes import Team
 from patholib.recipes import CHOICES, Recipe
 
@@ -195,8 +196,9 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
     What has no given weights (the head; with weights="none" everything) is drawn from `generator_seed`, by default
     recipe.seed, and the global generators stay as they were. recipe.weights: "none"; the path of a torchvision state
     dict (.pth or .safetensors; its head is passed over), held against `<path>.sha256` where that exists; or "imagenet":
-    torchvision's file, looked for in PATHOLIB_WEIGHTS (the file or its folder), `data/weights` of the project and
-    torch.hub's folder, then downloaded, which is said first. Its SHA-256 must begin as its name says.
+    torchvision's file, looked for in PATHOLIB_WEIGHTS (the file or its folder), in what is attached (`places`), in
+    `data/weights` of the project and torch.hub's folder, then downloaded, which is said first. Its SHA-256 must begin
+    as its name says.
     Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -251,7 +253,7 @@ def _found_or_fetched(arch: str) -> tuple[Path, str]:
     """torchvision's file of ImageNet weights on this machine, and how its SHA-256 must begin."""
     remote = imagenet_file(arch)
     hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
-    places = [files.project_root() / "data" / "weights" / remote.name, hub / remote.name]
+    places = [*attached(remote.name), files.project_root() / "data" / "weights" / remote.name, hub / remote.name]
     if chosen := os.environ.get("PATHOLIB_WEIGHTS"):
         chosen = Path(chosen).expanduser()
         places.insert(0, chosen if chosen.is_file() else chosen / remote.name)

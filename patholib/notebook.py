@@ -15,11 +15,14 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from patholib import evaluation, files, images, manifest, processes, recipes, runs, schedules
+from patholib import evaluation, files, images, manifest, places, processes, recipes, runs, schedules, sessions
 from patholib.errors import PathoError, nearest, nearest_setting
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
 RECIPE_NUMBERS = recipes.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
+NEXT = ("To go on, attach the output of this notebook to it (Kaggle: Add Input > Your Work; Colab: the zip), and run "
+        "it again with the same parameters{}. The cells below were not run.")
+OF_A_MACHINE = ("device", "weights", "output")  # parameters whose values another machine may have, and this one not
 RECORD = "PATHOLIB_RECORD"  # "1": guards write the reference instead of comparing with it
 
 
@@ -77,31 +80,72 @@ def check_parameters(history: list[str], namespace: dict) -> Settings:
     """
     _log_errors()
     parameters, injected = _declared(history if any(history) else _compiled())
+    values = _checked(parameters, [name for name in injected if not name.startswith("PAPERMILL_")], namespace)
+    notes = {p.name: f" [read from the text {namespace[p.name]!r}]" for p in parameters
+             if isinstance(namespace.get(p.name), str) and p.kind != "str"}
+    namespace.update(values)
+    return Settings(parameters, values, notes)
+
+
+def declared(path: Path) -> list[Parameter]:
+    """The parameters of a notebook that is not running, from its cell tagged `parameters`.
+
+    Errors: missing_file, bad_json, no_parameters, parameters_cell.
+    """
+    try:
+        cells = [cell for cell in files.read_json(path)["cells"] if cell["cell_type"] == "code"]
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (KeyError, TypeError) as error:
+        raise PathoError("bad_notebook", str(path), f"is no notebook ({error!r})", "Name a file that Jupyter wrote"
+                         ) from None
+    return _declared(tagged)[0]
+
+
+def check_given(parameters: list[Parameter], given: dict, here: bool = True) -> dict:
+    """The values of those parameters that are given, as their kinds; a notebook would accept every one of them.
+
+    Text is read as in a shell: "true" and "false" for a bool, "None" where that is the default. here=False: the
+    notebook will run on another machine, so nothing is asked about the devices, files and folders of this one.
+    Errors: unknown_parameter, bad_parameter; one error names every problem at once.
+    """
+    kinds = {p.name: p for p in parameters}
+    typed = {name: _from_text(kinds[name], value) if name in kinds else value for name, value in given.items()}
+    values = _checked(parameters, list(given), typed, () if here else OF_A_MACHINE)
+    return {name: values[name] for name in given}
+
+
+def _from_text(p: Parameter, value):
+    """What a word on a command line means; numbers are left to `_read`."""
+    if p.default is None and value == "None":
+        return None
+    return {"true": True, "false": False}.get(str(value).lower(), value) if p.kind == "bool" else value
+
+
+def _checked(parameters: list[Parameter], given: list[str], namespace: dict, unasked: tuple[str, ...] = ()) -> dict:
+    """Every parameter with its value as the declared kind; given: the names that somebody set."""
     names = [p.name for p in parameters]
-    unknown = [name for name in injected if name not in names and not name.startswith("PAPERMILL_")]
+    unknown = [name for name in given if name not in names]
     problems = [f"{name} is no parameter ({nearest_setting(name, names)})" for name in unknown]
-    bad, values, notes = [], {}, {}
+    bad, values = [], {}
     for p in parameters:
-        given = namespace.get(p.name, p.default)
+        value = namespace.get(p.name, p.default)
         try:
-            values[p.name] = _read(p, given)
+            values[p.name] = _read(p, value)
         except ValueError as error:
             bad.append(p.name)
-            problems.append(f"{p.name}={given!r} {error}")
+            problems.append(f"{p.name}={value!r} {error}")
             continue
         try:
-            _ask_the_library(p.name, values[p.name])
+            if p.name not in unasked:
+                _ask_the_library(p.name, values[p.name], values)
         except PathoError as error:
             bad.append(p.name)
             problems.append(error.reason if error.code == "bad_recipe" else
                             f"{error.subject} {error.reason} ({error.remedy})")
-        if isinstance(given, str) and p.kind != "str":
-            notes[p.name] = f" [read from the text {given!r}]"
     if problems:
         raise PathoError("unknown_parameter" if unknown else "bad_parameter", ", ".join(unknown + bad),
                          "; ".join(problems), f"The parameters are {', '.join(names)}")
-    namespace.update(values)
-    return Settings(parameters, values, notes)
+    return values
 
 
 def _declared(history: list[str]) -> tuple[list[Parameter], list[str]]:
@@ -177,8 +221,8 @@ def _number(given: int | float | str, kind: str) -> int | float | None:
     return value if math.isfinite(value) else None
 
 
-def _ask_the_library(name: str, value) -> None:
-    """Raises the PathoError that the value would meet later, before an image is read."""
+def _ask_the_library(name: str, value, values: dict) -> None:
+    """Raises the PathoError that the value would meet later, before an image is read; values: those before it."""
     if name in RECIPE_NUMBERS and value is not None:
         recipes.Recipe("any", ("a", "b"), None, **{name: value})
     elif name == "workers":
@@ -189,11 +233,13 @@ def _ask_the_library(name: str, value) -> None:
         runs.output_folder(value)
     elif name == "repeats" or (name == "folds" and value != 0):
         manifest.check_folds(**{name: value})
+    elif name == "fold" and value is not None:
+        manifest.check_fold(value, values.get("folds", 0), values.get("repeats", 1))
     elif name == "target_sensitivity":
         evaluation.check_target(value)
     elif name == "max_hours":
         schedules.deadline(value, 0)
-    elif name == "device" and value not in ("auto", "cpu"):
+    elif name == "device" and value != "cpu" and (value != "auto" or places.host()):
         from patholib import training  # with it comes torch, for which a plain first cell need not wait
 
         training.choose_device(value)
@@ -262,10 +308,45 @@ _run_dir: Path | None = None  # where errors are logged; None, before there is a
 
 
 def _log_errors() -> None:
-    """Lets IPython, if this is it, report the outcome of every cell."""
+    """Lets IPython, if this is it, report the outcome of every cell, and on Kaggle and Colab end it in good order."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and _log_error not in shell.events.callbacks["post_run_cell"]:
         shell.events.register("post_run_cell", _log_error)
+        if places.host():
+            shell.set_custom_exc((PathoError,), _end_well)
+
+
+class _Ended(SystemExit):
+    """The end of a notebook whose time is up: at this name with code 0, papermill, which Kaggle runs, is content."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__(0)
+        self.lines = lines
+
+    def _render_traceback_(self) -> list[str]:
+        return self.lines
+
+
+_Ended.__name__ = "SystemExit"
+
+
+def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
+    """Shows an error as ever; but time that is up ends the notebook without one, and with what is to be done next.
+
+    For Kaggle keeps no file of a notebook that failed.
+    """
+    if error.code != "time_is_up" or _run_dir is None:
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+        return
+    try:
+        left = sessions.leave(_run_dir)
+    except PathoError as other:  # what was saved is in its folder all the same
+        left = str(other)
+    done = _run_dir in runs.finished(_run_dir.parent)  # then it was the cross-validation that had no more time
+    what = f"The cross-validation beside {_run_dir.name}" if done else _run_dir.name
+    also = ' and resume="must", so that the finished run is not trained anew' * done
+    ended = _Ended([f"The time is up: {what} is saved, and not finished.", left, NEXT.format(also)])
+    shell.showtraceback((type(ended), ended, trace))
 
 
 def _log_error(result) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patholib import files, gradcam, images, locks
+from patholib import cluster, files, gradcam, images, locks
 from patholib.datasets.folders import IMAGES, walk
 from patholib.errors import PathoError, shown
 from patholib.inference import Picture, Predictor
@@ -34,6 +34,14 @@ SAFE = 5.0  # seconds of work that a power cut may cost; a kill costs one pictur
 AHEAD = 4  # pictures that wait decoded, for each decoding thread
 LEFT = {"ignored": "of litter or hidden", "unknown_extension": "that are no pictures by their name",
         "links_not_followed": "links to folders"}
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Pictures computed on a Ray cluster: on the one at `address`, or on one that is made of this machine."""
+
+    model: Path  # as `Predictor` takes it; every worker loads it once
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,15 @@ def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
 
 
 def write(predictor: Predictor, places: Sequence[str], out: Path, tta: bool = False, heatmaps: Path | None = None,
-          workers: int | None = None, progress: bool = True) -> Table:
+          workers: int | None = None, progress: bool = True, on: Ray | None = None) -> Table:
     """Writes the table of the answers to all pictures in `places`: path, p_<class>, decision, alert, warnings, model.
 
     Files that cannot be used are listed beside it, in `<name>_bad.csv`, with the reason and the remedy. heatmaps: the
     folder for one PNG a picture, of what argues for its decision, named in a column of its own. workers: threads that
-    decode ahead of the model. After an interruption the same call goes on; a file that has changed since is computed
-    again. Errors: as `gather`; output_exists, other_model, output_locked, output_in_data, loader_timeout, model_output.
+    decode ahead of the model; on a cluster, processes that do all of it. After an interruption the same call goes on,
+    here or there; a file that has changed since is computed again.
+    Errors: as `gather`; output_exists, other_model, output_locked, output_in_data, loader_timeout, model_output; on a
+    cluster no_engine, no_cluster, not_shared, cluster_failed.
     """
     out = Path(out)
     listed, left = gather(places)
@@ -96,7 +106,9 @@ def write(predictor: Predictor, places: Sequence[str], out: Path, tta: bool = Fa
                 raise PathoError("output_exists", str(path), "is there already", "Name another file, or move it away")
         done = _taken_up(journal, _settings(predictor, tta, heatmaps))
         todo = [path for path in listed if path not in done or _facts(path) != done[path].facts]
-        _compute(predictor, todo, journal, done, len(listed), tta, heatmaps, images.threads(workers), progress)
+        entries = (_here(predictor, todo, tta, heatmaps, images.threads(workers)) if on is None else
+                   _on_ray(on, predictor, todo, tta, heatmaps, workers))
+        _compute(entries, len(todo), journal, done, len(listed), progress)
         counts = _finish(predictor, listed, journal, done, out, bad, heatmaps is not None)
     return Table(out, bad, *counts, len(listed) - len(todo), left)
 
@@ -125,7 +137,8 @@ def _alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.close()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows: another process has just opened it to see whether it is held
+            path.unlink(missing_ok=True)
 
 
 def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:
@@ -198,9 +211,19 @@ def _refuse_others(journal: Path, found, settings: dict) -> None:
                          "Go on as it was begun, name another file, or delete it to begin anew")
 
 
-def _compute(predictor: Predictor, todo: list[str], journal: Path, done: dict[str, _Done], total: int, tta: bool,
-             heatmaps: Path | None, workers: int, progress: bool) -> None:
-    """Adds every picture of `todo` to the journal, in order."""
+def _compute(entries: Iterator[list], todo: int, journal: Path, done: dict[str, _Done], total: int, progress: bool
+             ) -> None:
+    """Adds the entries to the journal as they come."""
+    shown_bar = bar(total=total, initial=total - todo, unit="image", desc="predicting", shown=progress)
+    with contextlib.closing(entries), shown_bar, _appending(journal) as add:
+        for entry in entries:
+            path, facts = entry[:2]
+            done[path] = _Done(add(entry), facts, False)
+            shown_bar.update()
+
+
+def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int) -> Iterator[list]:
+    """An entry for each path, in order, decoded ahead of the model."""
     def look(path: str) -> tuple[list[int], Picture | PathoError]:
         facts = _facts(path)
         try:
@@ -209,8 +232,7 @@ def _compute(predictor: Predictor, todo: list[str], journal: Path, done: dict[st
             return facts, error
 
     found = images.in_order(look, todo, workers, AHEAD * workers)
-    shown_bar = bar(total=total, initial=total - len(todo), unit="image", desc="predicting", shown=progress)
-    with warnings.catch_warnings(), contextlib.closing(found), shown_bar, _appending(journal) as add:
+    with warnings.catch_warnings(), contextlib.closing(found):
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # the reason is in the table
         for path, (facts, seen) in zip(todo, found, strict=True):
             row = problem = None
@@ -218,8 +240,44 @@ def _compute(predictor: Predictor, todo: list[str], journal: Path, done: dict[st
                 problem = [seen.code, seen.reason, seen.remedy]
             else:
                 row = _row(predictor, path, seen, tta, heatmaps)
-            done[path] = _Done(add([path, facts, row, problem]), facts, False)
-            shown_bar.update()
+            yield [path, facts, row, problem]
+
+
+def _on_ray(on: Ray, predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int | None
+            ) -> Iterator[list]:
+    """The same from the workers of a cluster, in whatever order."""
+    images.threads(workers)  # refuses what is no number of workers
+    if not todo:
+        return
+    given = (str(Path(on.model).resolve()), predictor.engine, predictor.sha256, tta,
+             heatmaps and str(Path(heatmaps).resolve()), str(Path.cwd()))
+    with cluster.joined(on.address) as ray:
+        for line in cluster.mapped(ray, _worker, given, [json.dumps(path).encode() for path in todo], workers):
+            entry = json.loads(line)
+            if entry[3] is not None and entry[3][0] == "missing_file" and Path(entry[0]).exists():
+                raise _not_shared(entry[0])
+            yield entry
+
+
+def _worker(model: str, engine: str, sha256: str, tta: bool, heatmaps: str | None, cwd: str
+            ) -> Callable[[bytes], bytes]:
+    """What a worker does with a path, as JSON: the line of the journal."""
+    for place in (cwd, model):
+        if not Path(place).exists():
+            raise _not_shared(place)
+    os.chdir(cwd)  # what the paths count from
+    predictor = Predictor(model, engine, threads=1, sha256=sha256)  # one picture is too small for several threads
+
+    def answer(item: bytes) -> bytes:
+        (entry,) = _here(predictor, [json.loads(item)], tta, heatmaps and Path(heatmaps), 1)
+        return _line(entry)
+
+    return answer
+
+
+def _not_shared(place: str) -> PathoError:
+    return PathoError("not_shared", place, "is not there on every machine of the cluster", "All have to see the same "
+                      "folders under the same names, as on a network drive: pictures, model and outputs")
 
 
 @contextlib.contextmanager

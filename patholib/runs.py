@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from patholib import __version__, files, leakage, locks, manifest, recipes
+from patholib import __version__, files, leakage, locks, manifest, recipes, sessions
 from patholib.errors import PathoError, nearest
 from patholib.images import Checked
 from patholib.recipes import Recipe
@@ -73,6 +73,8 @@ class Run:
 def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, resume: str = "auto",
           name: str | None = None, allow_leakage: bool = False) -> Run:
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
+
+    Where `output` has none, one that an earlier session on Kaggle or Colab left and that is attached is copied there.
 
     output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
     resume: "auto" goes on with such an unfinished run, and says so where another one is like it but for some changes;
@@ -134,7 +136,10 @@ def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, 
                if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")]
     earlier.sort(key=lambda run: run[1].get("status") == "finished")  # what is unfinished comes first
     same = [folder for folder, facts in earlier
-            if facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs]
+            if _same(facts, recipe, mark)]
+    if not same:
+        brought = sessions.take_up(output, lambda facts: _same(facts, recipe, mark), finished=must)
+        same = [brought] * (brought is not None)
     for folder in same:
         lock = _lock(folder)
         if lock is not None:
@@ -157,6 +162,11 @@ def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, 
                              'Undo these changes, or start a new run with resume="auto"')
         print(f"A new run is started, because the unfinished {folder.name} was made otherwise: {changed}")
     return None
+
+
+def _same(facts: dict, recipe: Recipe, mark: str) -> bool:
+    """Whether a run can be gone on with by this recipe, whose fingerprint with data and split is `mark`."""
+    return facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs
 
 
 def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) -> list[str]:
@@ -292,7 +302,7 @@ def code() -> dict:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -309,11 +319,11 @@ def _commit() -> str | None:
     """The git commit of the library's own checkout, with a + where files differ from it; None outside of one."""
     here = Path(__file__).resolve().parent
     try:
-        shown = [subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, timeout=10, check=True)
+        shown = [subprocess.run(["git", "-C", here, *command], capture_output=True, timeout=10, check=True).stdout
                  for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])]
     except (OSError, subprocess.SubprocessError):
         return None
-    return shown[0].stdout.strip() + ("+" if shown[1].stdout.strip() else "")
+    return shown[0].decode("ascii").strip() + ("+" if shown[1].strip() else "")
 
 
 def _unwritable(folder: Path, error: OSError) -> PathoError:

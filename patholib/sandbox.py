@@ -98,7 +98,8 @@ class Decoder:
         hidden = {name: value for name, value in os.environ.items() if not name.startswith("PATHOLIB_")}
         return subprocess.Popen([sys.executable, "-m", "patholib.sandbox", json.dumps(self._settings)],
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                env=hidden | one_thread, start_new_session=True)  # Ctrl-C is for the server alone
+                                env=hidden | one_thread, start_new_session=True,  # Ctrl-C is for the server alone
+                                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))  # as Windows says it
 
 
 @contextlib.contextmanager

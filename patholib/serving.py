@@ -191,10 +191,10 @@ def running(model: Path, *options: str, token: str | None = None) -> Iterator[Cl
     """
     command = [sys.executable, "-m", "patholib.serving", str(model), "--port", "0", *options]
     environment = {name: value for name, value in os.environ.items() if name != TOKEN}
-    environment |= {TOKEN: token} if token else {}
-    with tempfile.TemporaryFile("w+") as said:
+    environment |= {"PYTHONIOENCODING": "utf-8", **({TOKEN: token} if token else {})}  # names in any letters
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=said, text=True)
+                                   stderr=said, encoding="utf-8")
         try:
             with _killed_after(process, SECONDS):
                 found = READY.match(process.stdout.readline())

@@ -28,7 +28,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from patholib import augment, checkpoints, evaluation, files, jobs, losses, manifest, metrics, processes, schedules
+from patholib import (
+    augment,
+    checkpoints,
+    evaluation,
+    files,
+    jobs,
+    losses,
+    manifest,
+    metrics,
+    places,
+    processes,
+    schedules,
+)
 from patholib.errors import PathoError
 from patholib.images import Batch, ImageSet, batches, threads
 from patholib.models import Classifier, autocast, share_batchnorm
@@ -44,6 +56,8 @@ FAILED_WRITES = 3  # after so many checkpoints in a row that could not be writte
 WORTH = 1.2  # how much faster bf16 has to be on a CPU to be taken
 ROLLBACKS = 3  # how often training may go back and halve its rate
 VERSION = 1  # of the state in a checkpoint
+# Where a GPU is chosen that today's torch has kernels for.
+GPU_SETTING = {"Kaggle": "Settings > Accelerator > GPU T4 x2", "Colab": "Runtime > Change runtime type > T4 GPU"}
 
 
 @dataclass
@@ -700,9 +714,15 @@ def has_ended(run: Run) -> bool:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """"auto": a GPU that this torch has kernels for, otherwise the CPU."""
+    """"auto": a GPU that this torch has kernels for, otherwise the CPU; never without a word where that costs hours.
+
+    A GPU that cannot be used is told, and refused where its hours are counted (Kaggle, Colab). Errors: no_gpu,
+    bad_parameter.
+    """
     usable = torch.cuda.is_available() and _has_kernels()
     if name == "auto":
+        if not usable:
+            _tell_why_no_gpu()
         return torch.device("cuda" if usable else "cpu")
     known = re.fullmatch(r"cpu|cuda(?::(\d+))?", str(name))
     if known is None:
@@ -714,6 +734,23 @@ def choose_device(name: str = "auto") -> torch.device:
         raise PathoError("no_gpu", "device", f"is {name!r}, but the GPUs end with cuda:{torch.cuda.device_count() - 1}",
                          'Use device="cuda"')
     return torch.device(known[0])
+
+
+def _tell_why_no_gpu() -> None:
+    """Says what is in the way of training on a GPU, and what to choose instead."""
+    host = places.host()
+    choose = f"On {host}, choose {GPU_SETTING[host]}" if host else "Install a torch that is built for it"
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        reason = (f"the {torch.cuda.get_device_name()} of this machine cannot be used: this torch has kernels for "
+                  f"{', '.join(torch.cuda.get_arch_list())}, not for sm_{major}{minor}")
+        if host:
+            raise PathoError("no_gpu", "device", f"is 'auto', but {reason}; on the processor training takes hours",
+                             f'{choose}, or train on the processor all the same with device="cpu"')
+        say(f"NO GPU IS USED: {reason}. {choose}; training on the processor takes hours")
+    elif host:
+        say(f"NO GPU IS USED, because {host} has given this session none. {choose}; on the processor training on "
+            "anything but demo images takes hours")
 
 
 def _has_kernels() -> bool:
@@ -744,7 +781,9 @@ def choose_precision(wanted: str, device: torch.device, model: Classifier, batch
 def cpu_computes_bf16() -> bool:
     """Whether the processor multiplies bf16 itself (AVX512-BF16, AMX); emulated it is 12 times slower than fp32."""
     info = Path("/proc/cpuinfo")
-    return info.exists() and bool({"avx512_bf16", "amx_bf16"} & set(info.read_text().split()))
+    if not info.exists():  # another system than Linux, which says it otherwise
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(info.read_text(encoding="utf-8", errors="replace").split()))
 
 
 def step_seconds(model: Classifier, precisions: Sequence[str], device: torch.device, batch_size: int,

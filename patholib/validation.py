@@ -29,6 +29,7 @@ from patholib import (
     recipes,
     runs,
     schedules,
+    sessions,
     training,
 )
 from patholib.errors import PathoError
@@ -108,6 +109,7 @@ class CrossValidated:
     folder: Path | None = None
     facts: dict = field(default_factory=dict)  # of cross_validation.json
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)  # out of fold: a row per image and repeat
+    said: str = NOT_ASKED  # why it is empty, where it is
 
     @property
     def note(self) -> str:
@@ -151,12 +153,12 @@ class CrossValidated:
 
     def __repr__(self) -> str:
         if not self.facts:
-            return NOT_ASKED
+            return self.said
         return "\n".join(filter(None, [self.note, self.table.to_string(float_format="{:.3f}".format), NOTE]))
 
     def _repr_html_(self) -> str:
         if not self.facts:
-            return f"<p>{html.escape(NOT_ASKED)}</p>"
+            return f"<p>{html.escape(self.said)}</p>"
         picture = pages.data_url((self.folder / PICTURE).read_bytes(), "png")
         return (f"<p><b>{html.escape(self.note)}</b></p>" * bool(self.note)
                 + self.table.to_html(float_format="{:.3f}".format) + f"<p>{html.escape(NOTE)}</p>"
@@ -170,22 +172,40 @@ def plan(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list
     return manifest.folds(checked.manifest, folds, repeats, recipe.seed, recipe.group_by, recipe.fractions[1])
 
 
+def split(recipe: Recipe, checked: Checked, folds: int = 0, repeats: int = 1, fold: int | None = None) -> pd.DataFrame:
+    """The one split of a run; with `fold` that of this fold of `cross_validate`, from 0 and on through the repeats.
+
+    The runs of all folds together test every image once a repeat, wherever and in whatever order they are made. Folds
+    that cannot be are refused here, before anything is trained, also where they come later.
+    Errors: bad_parameter, split_infeasible and others of `manifest.split` and `manifest.folds`.
+    """
+    if fold is not None:
+        manifest.check_fold(fold, folds, repeats)
+    tables = plan(recipe, checked, folds, repeats)
+    if fold is not None:
+        return tables[fold]
+    return manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+
+
 def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: int = 1, output: Path | None = None,
                    device: str = "auto", workers: int = 2, max_hours: float | None = None,
                    allow_leakage: bool = False, target_sensitivity: float = evaluation.TARGET,
-                   processes: int = 1) -> CrossValidated:
+                   processes: int = 1, fold: int | None = None) -> CrossValidated:
     """Trains the recipe once for each fold of each repeat, and pools what every model says of its own test images.
 
     The folder is named after recipe, images and folds, and holds a run folder for each training. Called again after an
     interruption, it repeats no finished fold and goes on in the unfinished one at the step where it stood. Every fold
     chooses its best epoch, temperature and threshold on its own validation images; a finished one keeps its best
-    weights alone. folds=0: nothing is trained, as nobody asked. max_hours: for all folds together. allow_leakage: see
-    `runs.start`; target_sensitivity: see `evaluation.lock`.
+    weights alone. folds=0: nothing is trained, as nobody asked; neither where this run itself is one `fold`.
+    max_hours: for all folds together. allow_leakage: see `runs.start`; target_sensitivity: see `evaluation.lock`.
     Errors: split_infeasible, bad_parameter, run_locked, time_is_up and others of `train`.
     """
     tables = plan(recipe, checked, folds, repeats)
     if not tables:
         return CrossValidated()
+    if fold is not None:
+        return CrossValidated(said=f"This run is fold {fold}, counted from 0, of {len(tables)}: the others are runs of "
+                              "their own, and notebooks/compare.ipynb pools them.")
     deadline = schedules.deadline(max_hours, time.monotonic())
     folder = _folder(recipe, checked, folds, repeats, output, target_sensitivity)
     lock = locks.take(folder / LOCK)
@@ -214,6 +234,8 @@ def _folder(recipe: Recipe, checked: Checked, folds: int, repeats: int, output: 
                          target_sensitivity])
     folder = runs.output_folder(output) / (f"{recipe.name}{'-demo' * checked.manifest.demo}-cv-{folds}x{repeats}-"
                                            f"{mark[:12]}")
+    if not folder.exists():
+        sessions.take_up_named(folder)  # of an earlier session
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -241,13 +263,11 @@ def _fold(recipe: Recipe, checked: Checked, split: pd.DataFrame, folder: Path, *
 
 def _written(folder: Path, recipe: Recipe, checked: Checked, done: list, folds: int, repeats: int) -> CrossValidated:
     """Pools the folds and writes the predictions, the result and its picture."""
-    classes, positive, tables, rows = recipe.classes, recipe.positive, [], []
+    tables, rows = [], []
     for repeat, fold, run in done:
         facts, found = files.read_json(run.dir / "run.json"), files.read_json(run.dir / "metrics.json")["test"]
-        table = evaluation.calibrated(run.dir, "test")
-        threshold = 0.5 if found["threshold"] is None else found["threshold"]  # None: the largest probability decides
-        called = metrics.decide(table, classes, positive, threshold)
-        tables.append(table.assign(repeat=repeat, fold=fold, threshold=threshold, decision=called))
+        table = evaluation.calibrated(run.dir, "test").assign(repeat=repeat, fold=fold)
+        tables.append(decided(table, recipe, found["threshold"]))
         rows.append({"repeat": repeat, "fold": fold, "run": run.dir.name, "split_sha256": facts["split"]["sha256"],
                      "images": found["images"], "groups": found["groups"], "threshold": found["threshold"],
                      "temperature": evaluation.locked(run.dir)["temperature"], "metrics": found["metrics"]})
@@ -259,7 +279,8 @@ def _written(folder: Path, recipe: Recipe, checked: Checked, done: list, folds: 
         "repeats": repeats, "seed": recipe.seed, "group_by": recipe.group_by, "monitor": recipe.monitor,
         "images": len(checked.images), "images_sha256": runs.images_sha256(checked),
         "recipe": recipes.without_folders(recipe).to_json(), "runs": rows, "over_folds": _over_folds(rows),
-        "pooled": _pooled(pooled, recipe), "predictions_sha256": files.sha256(folder / PREDICTIONS), "remark": NOTE,
+        "pooled": pooled_summary(pooled, recipe), "remark": NOTE,
+        "predictions_sha256": files.sha256(folder / PREDICTIONS),
     }
     found = CrossValidated(folder, json.loads(json.dumps(facts)), pooled)  # as it will be read
     figures.save(found.figure, folder / PICTURE)
@@ -278,11 +299,17 @@ def _over_folds(rows: list[dict]) -> dict[str, dict]:
     return found
 
 
-def _pooled(table: pd.DataFrame, recipe: Recipe) -> dict:
-    """`metrics.summary` of all folds together, each decided by its own threshold; a group is drawn with all repeats.
+def decided(table: pd.DataFrame, recipe: Recipe, threshold: float | None) -> pd.DataFrame:
+    """Calibrated predictions with what is called at the threshold of their run; None: the largest probability."""
+    threshold = 0.5 if threshold is None else threshold
+    return table.assign(threshold=threshold, decision=metrics.decide(table, recipe.classes, recipe.positive, threshold))
 
-    Decisions are counted on probabilities moved so that every fold's threshold is 0.5, ranks and errors on the
-    probabilities themselves.
+
+def pooled_summary(table: pd.DataFrame, recipe: Recipe) -> dict:
+    """`metrics.summary` of all folds together, as `decided` gives them; a group is drawn with all repeats.
+
+    Each fold is decided by its own threshold: decisions are counted on probabilities moved so that every one is 0.5,
+    ranks and errors on the probabilities themselves.
     """
     classes, positive = recipe.classes, recipe.positive
     found = metrics.summary(table, classes, positive, seed=recipe.seed)

@@ -22,7 +22,7 @@ import torch
 from patholib import models, processes, training
 from patholib.errors import PathoError
 
-PATIENCE = 60.0  # seconds after which a team counts as hung
+PATIENCE = 180.0  # seconds after which a team counts as hung
 ALONE = {"OMP_NUM_THREADS": "1"}  # two threads add in another order, and a process that has threads must not fork
 
 

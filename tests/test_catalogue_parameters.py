@@ -408,6 +408,8 @@ def gpus(monkeypatch):
     def pretend(count: int, kernels: bool = True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
         monkeypatch.setattr(training, "_has_kernels", lambda: kernels)
 
     return pretend

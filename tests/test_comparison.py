@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import tiny
 
-from patholib import comparison, evaluation, files, metrics, recipes, runs
+from patholib import comparison, evaluation, files, headless, metrics, recipes, runs
 from patholib.errors import PathoError
 
 RECIPE = recipes.BREAKHIS
@@ -189,3 +189,40 @@ def test_two_demo_runs_are_trained_where_there_is_nothing_to_compare(tmp_path, m
     assert [run.record.run["status"] for run in found.runs] == ["finished"] * 2
     again = comparison.read(output=tmp_path / "outputs")
     assert not again.made and [run.name for run in again.runs] == ["compare-plain", "compare-augmented"]
+
+
+# ------------------------------------------------------------------------------------------------------------- folds
+
+
+def folds(output, parts=3, **options):
+    """Runs that share the 60 images out for testing, each in a folder of its own, as a sweep leaves them."""
+    found = []
+    for fold in range(parts):
+        folder = write_run(output / f"fold-{fold}" / "run", **options)
+        files.write_json(folder.parent / headless.OUTCOME, {})
+        for name in ("predictions_test.csv", "split.csv"):
+            change(folder, name, lambda table, k=fold: table[[int(path[5:-4]) % parts == k for path in table["path"]]])
+        found.append(f"fold-{fold}/run")
+    return ",".join(found)
+
+
+def test_folds_are_called_after_their_folders_and_pooled_to_what_one_table_gives(tmp_path):
+    found = comparison.read(folds(tmp_path), tmp_path)
+    assert [run.name for run in found.runs] == ["fold-0", "fold-1", "fold-2"]
+    (column,) = found.pooled
+    assert column == "fold-0 + fold-1 + fold-2" and found.pooled[column]["images tested"] == "60 of 60"
+    whole = write_run(tmp_path / "whole")
+    expected = metrics.summary(evaluation.calibrated(whole, "test"), RECIPE.classes, RECIPE.positive, seed=RECIPE.seed)
+    assert found.pooled[column]["AUC"] == metrics.readable(expected["metrics"]["auc"])
+    assert found.pooled[column]["sensitivity"] == metrics.readable(expected["metrics"]["sensitivity"])
+
+
+def test_what_are_no_folds_of_one_experiment_is_not_pooled(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", 1)
+    assert comparison.read("a,b", tmp_path).pooled.empty  # the same images, twice
+    named = folds(tmp_path / "sweep", 2)
+    record = files.read_json(tmp_path / "sweep" / "fold-1" / "run" / "run.json")
+    record["recipe"] = replace(RECIPE, lr=0.5).to_json()
+    files.write_json(tmp_path / "sweep" / "fold-1" / "run" / "run.json", record)
+    assert comparison.read(named, tmp_path / "sweep").pooled.empty  # another recipe

@@ -66,7 +66,7 @@ def isic_files() -> dict[str, bytes]:
 def project(tmp_path, monkeypatch):
     """A project of the test's own with nothing in it, no proxies, and no time to wait."""
     monkeypatch.setattr(files, "project_root", lambda: tmp_path / "project")
-    monkeypatch.setattr(datasets, "MOUNTS", (str(tmp_path / "mounted"),))
+    monkeypatch.setenv("PATHOLIB_MOUNTS", str(tmp_path / "mounted"))
     monkeypatch.setattr(fetch, "PAUSE", 0.01)
     monkeypatch.setattr(os, "sync", lambda: None, raising=False)
     for name in ("PATHOLIB_DATA", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -338,7 +338,7 @@ def test_a_copy_on_kaggle_is_brought_into_the_project(kagglehub, project, capsys
 
 
 def test_in_a_kaggle_notebook_the_data_stay_where_they_are(kagglehub, project, monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets, "MOUNTS", (str(kagglehub.cache),))
+    monkeypatch.setenv("PATHOLIB_MOUNTS", str(kagglehub.cache))
     assert downloads.fetch_by_name("breakhis", yes, origin="kaggle")[0].is_relative_to(kagglehub.cache)
     assert not (project / "data").exists()
 

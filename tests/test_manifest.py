@@ -297,7 +297,8 @@ def test_a_manifest_is_sorted_by_path():
 
 def test_names_no_csv_could_hold_are_refused():
     refusal("unwritable_name", make, list("ab"), list("xy"), paths=["a\r.png", "b.png"])
-    refusal("unwritable_name", make, list("ab"), list("xy"), paths=["a\udcff.png", "b.png"])
+    refusal("unwritable_name", m.refuse_unwritable, "path", ["a\udcff.png", "b.png"])
+    refusal("unwritable_name", breakhis.from_names, ["caf\udce9/SOB_M_DC-14-2523-40-010.png"])
 
 
 def test_a_manifest_never_holds_nan_an_unknown_class_or_an_empty_id():

@@ -68,9 +68,12 @@ def test_a_misspelt_parameter_names_the_nearest_and_the_whole_list():
 
 
 @pytest.mark.parametrize(("given", "fits"), [("folds = 0", True), ("folds = 5\nrepeats = 3", True),
-                                             ("folds = 1", False), ("folds = -2", False), ("repeats = 0", False)])
+                                             ("folds = 1", False), ("folds = -2", False), ("repeats = 0", False),
+                                             ("folds = 3\nfold = 2", True), ("folds = 3\nrepeats = 2\nfold = 5", True),
+                                             ("folds = 3\nfold = 3", False), ("folds = 3\nfold = -1", False),
+                                             ("fold = 0", False)])
 def test_numbers_of_folds_that_cannot_be_are_refused_before_an_image_is_read(given, fits):
-    cell = "folds: int = 0  # splits\nrepeats: int = 1  # rounds\n"
+    cell = "folds: int = 0  # splits\nrepeats: int = 1  # rounds\nfold: int = None  # one\n"
     if fits:
         check(f"# Parameters\n{given}\n", cell=cell)
     else:

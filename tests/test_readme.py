@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data" / "README.md",
                      ROOT / "outputs" / "README.md") if p.exists()]
-COMMANDS = set(re.search(r"commands = \{(.*?)\}", (ROOT / "run.py").read_text(encoding="utf-8"))[1].split(", "))
+COMMANDS = set(re.split(r",\s*", re.search(r"(?s)commands = \{(.*?)\}", (ROOT / "run.py").read_text("utf-8"))[1]))
 
 
 @pytest.fixture

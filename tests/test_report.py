@@ -1,4 +1,5 @@
 import builtins
+import html
 import json
 import re
 from dataclasses import replace
@@ -140,7 +141,8 @@ def test_the_report_tells_what_was_locked_and_what_it_gave(tmp_path):
                  "One patient is 4.8 % of that rate. Leaving any one out, the AUC lies between 0.930 and 0.960."):
         assert part in text, part
     assert "alert beside the decision" not in text
-    assert page.count('<tr class="few">') == 1 == page.partition('<tr class="few">')[2].count("magnification: 40 *")
+    marked = html.unescape(page.partition('<tr class="few">')[2])  # an old nbconvert writes * as an entity
+    assert page.count('<tr class="few">') == 1 == marked.count("magnification: 40 *")
     (tmp_path / "decision.json").unlink()
     assert "were not locked before the test images" in written(tmp_path)[0]
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,21 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("a requirement")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(module, "LOWEST", tmp_path / ".venv-lowest")
     monkeypatch.setattr(module, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.delenv("PATHOLIB_PYTHON", raising=False)
+    monkeypatch.delenv("PATHOLIB_KEEP", raising=False)
+    monkeypatch.setenv("PYTHONUTF8", "1")  # run.py sets it; here it is put back
     module.commands, module.fails = [], lambda line: False
 
     def call(command, **_):
         line = " ".join(map(str, command))
         module.commands.append(line)
         if "-m venv" in line:
-            python = module.VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+            python = Path(command[-1], "Scripts/python.exe" if os.name == "nt" else "bin/python")
             python.parent.mkdir(exist_ok=True)
             python.touch()
-            (module.VENV / "pyvenv.cfg").touch()
+            Path(command[-1], "pyvenv.cfg").touch()
         return int(module.fails(line))
 
     monkeypatch.setattr(module, "call", call)
@@ -103,6 +107,92 @@ def test_pip_takes_over_where_uv_fails(run):
     assert "-m pip" in run.commands[-1] and "--require-virtualenv" in run.commands[-1] and " -e " in run.commands[-1]
 
 
+SOMEWHERE = '''
+import importlib.util, sys, time
+from pathlib import Path
+
+code, root, log = map(Path, sys.argv[1:4])
+spec = importlib.util.spec_from_file_location("run", code)
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+run.ROOT, run.VENV = root, root / ".venv"
+
+def call(command, **_):
+    line = " ".join(map(str, command))
+    if "-m venv" in line:
+        for part in ("bin/python", "Scripts/python.exe", "pyvenv.cfg"):
+            Path(command[-1], part).parent.mkdir(exist_ok=True)
+            Path(command[-1], part).touch()
+    if " -e " in line:
+        for word in ("begins", "ends"):
+            with log.open("a") as stream:
+                stream.write(word + chr(10))
+            time.sleep(float(sys.argv[4]))
+    return 0
+
+run.call = call
+print(run.environment())
+'''
+
+
+def calling(folder, seconds):
+    """A process that calls run.py in the folder, where an installation takes so long."""
+    return subprocess.Popen([sys.executable, "-c", SOMEWHERE, ROOT / "run.py", folder, folder / "log", str(seconds)],
+                            stdout=subprocess.PIPE, text=True, env={**os.environ, "PATHOLIB_PYTHON": ""})
+
+
+def until(truth):
+    end = time.monotonic() + 60
+    while not truth():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_of_two_calls_at_once_one_installs_and_the_other_waits(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("a requirement")
+    said = [process.communicate(timeout=60)[0] for process in [calling(tmp_path, 0.4) for _ in range(2)]]
+    assert (tmp_path / "log").read_text().split() == ["begins", "ends"]
+    assert len({text.splitlines()[-1] for text in said}) == 1
+
+
+def test_a_call_that_was_killed_while_it_installed_keeps_nobody_waiting(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("a requirement")
+    first = calling(tmp_path, 60)
+    until((tmp_path / "log").exists)
+    second = calling(tmp_path, 0)
+    assert "waiting for it" in second.stdout.readline()
+    first.kill()
+    first.communicate()
+    assert second.communicate(timeout=60)[0] and second.returncode == 0
+    assert (tmp_path / "log").read_text().split() == ["begins", "begins", "ends"]
+
+
+def test_the_lowest_packages_get_an_environment_of_their_own_from_the_oldest_python(run, monkeypatch):
+    (run.ROOT / "pyproject.toml").write_text('requires-python = ">=3.9"')
+    monkeypatch.setattr(run.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert run.lowest_environment().startswith(str(run.LOWEST))
+    assert run.commands[0] == f"/usr/bin/python3.9 -m venv {run.LOWEST}"
+    assert "--resolution lowest-direct -e" in run.commands[-1]
+    assert not run.VENV.exists()
+    run.commands.clear()
+    run.lowest_environment()
+    assert run.commands == []
+
+
+def test_where_uv_fails_nothing_else_is_taken_for_the_lowest_packages(run, monkeypatch):
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    (run.ROOT / "pyproject.toml").write_text(f'requires-python = ">={here}"')
+    run.fails = lambda line: "-m uv" in line
+    with pytest.raises(SystemExit, match="failed"):
+        run.lowest_environment()
+    assert "-m uv" in run.commands[-1]  # pip would take the newest
+    assert run.lowest_step(["python"], {}) == {"failed": 1}
+    (run.ROOT / "pyproject.toml").write_text('requires-python = ">=3.9"')
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match=r"oldest Python, 3\.9, which is not here"):
+        run.lowest_environment()
+
+
 def test_a_named_interpreter_is_taken_as_it_is(run, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setenv("PATHOLIB_PYTHON", sys.executable)
@@ -118,6 +208,52 @@ def test_an_old_python_is_told_which_one_is_needed(run, monkeypatch, capsys):
 def test_an_unknown_command_shows_the_known_ones(run, capsys):
     assert run.main(["trian"]) == 2
     assert "run.py train" in capsys.readouterr().out
+
+
+def test_single_steps_are_chosen_by_name_and_an_unknown_one_is_told(run, tmp_path):
+    known = run.steps("python", tmp_path)
+    assert list(run.chosen(known, ["refusal,ruff"])) == ["ruff", "refusal"]
+    assert list(run.chosen(known, ["lowest", "tests"])) == ["tests", "lowest"]
+    with pytest.raises(SystemExit, match=r"tets: no such step; the steps are ruff, tests, alone, notebooks"):
+        run.chosen(known, ["tets"])
+    with pytest.raises(SystemExit, match=r"^the steps are"):
+        run.chosen(known, [])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+def test_a_run_that_is_killed_is_compared_with_one_that_was_not(run, tmp_path):
+    assert list(run.chosen(run.steps("python", tmp_path), ["killed"])) == ["breakhis", "killed"]
+
+
+def test_only_the_chosen_steps_run(run, monkeypatch, capsys):
+    monkeypatch.setenv("PATHOLIB_PYTHON", "python")
+    assert run.main(["test", "--only", "ruff"]) == 0
+    assert run.commands == [f"python -m ruff check {run.ROOT}"] and "1 passed" in capsys.readouterr().out
+    run.fails = lambda line: True
+    assert run.main(["test", "--only", "ruff"]) == 1
+
+
+RUN = '''
+import json, os, sys
+from pathlib import Path
+
+run_dir = Path(os.environ["PATHOLIB_OUTPUTS"], "a-run")
+run_dir.mkdir(parents=True)
+(run_dir.parent / "latest.json").write_text(json.dumps({"run_dir": str(run_dir)}))
+for name in ("metrics.json", "report.html", "data_card.html", "model.safetensors"):
+    (run_dir / name).touch()
+Path("out.ipynb").touch()
+sys.exit(int(sys.argv[1]))
+'''
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_pages_of_a_run_and_its_notebook_are_kept_where_that_is_asked_for(run, tmp_path, monkeypatch, code):
+    monkeypatch.setenv("PATHOLIB_KEEP", str(tmp_path / "kept"))
+    env = {**os.environ, "PATHOLIB_OUTPUTS": str(tmp_path / "isic2019" / "outputs")}
+    assert run.run_step([sys.executable, "-c", RUN, str(code)], env) == {"failed" if code else "passed": 1}
+    kept = sorted(path.name for path in (tmp_path / "kept" / "isic2019").iterdir())
+    assert kept == ["data_card.html", "out.ipynb", "report.html"]
 
 
 PAPERMILL = '''Input Notebook:  a.ipynb
@@ -256,7 +392,7 @@ def test_its_help_needs_no_environment():
 
 def test_the_benchmarks_run_one_after_another_and_a_missed_mark_is_the_exit_code(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "benchmarks").mkdir()
-    for name in ("harness", "real", "gpu", "speed_input", "speed_training"):
+    for name in ("harness", "real", "gpu", "quality", "speed_input", "speed_training"):
         (tmp_path / "benchmarks" / f"{name}.py").touch()
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setenv("PATHOLIB_PYTHON", "python")
@@ -266,5 +402,5 @@ def test_the_benchmarks_run_one_after_another_and_a_missed_mark_is_the_exit_code
     run.fails = lambda line: "gpu" in line
     assert run.main(["bench", "gpu", "input"]) == 1
     assert "speed_input" in run.commands[-1] and "missed a mark" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="there are gpu, input, training"):
+    with pytest.raises(SystemExit, match="there are gpu, quality, input, training"):
         run.main(["bench", "real"])

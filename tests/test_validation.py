@@ -150,6 +150,37 @@ def test_no_folds_mean_that_nobody_asked(checked, tmp_path):
     assert none.table.empty and none.folder is None and list(tmp_path.iterdir()) == []
 
 
+# --- one fold as a run of its own ---
+
+
+def test_the_folds_of_single_runs_are_those_of_the_cross_validation(whole, checked):
+    tested = []
+    for number, run in enumerate(whole.facts["runs"]):
+        split = validation.split(RECIPE, checked, 3, 2, number)
+        kept = manifest.read_split(whole.folder / run["run"] / "split.csv", checked.manifest)
+        assert split[["path", "split"]].to_numpy().tolist() == kept[["path", "split"]].to_numpy().tolist()
+        tested.append(set(split.loc[split["split"] == "test", "path"]))
+    everything = set(checked.manifest.table["path"])
+    for repeat in (tested[:3], tested[3:]):
+        assert set.union(*repeat) == everything and sum(map(len, repeat)) == len(everything)
+
+
+def test_without_a_fold_the_one_split_is_as_before_and_folds_that_cannot_be_are_refused(checked):
+    one = manifest.split(checked.manifest, RECIPE.fractions, RECIPE.seed, RECIPE.group_by)
+    pd.testing.assert_frame_equal(validation.split(RECIPE, checked, 3), one)
+    for folds, fold, code in ((0, 0, "bad_parameter"), (3, 3, "bad_parameter"), (3, -1, "bad_parameter"),
+                              (40, None, "split_infeasible")):
+        with pytest.raises(PathoError) as error:
+            validation.split(RECIPE, checked, folds, 1, fold)
+        assert error.value.code == code
+
+
+def test_a_run_that_is_a_fold_trains_no_other_one(checked, tmp_path):
+    none = cross(checked, tmp_path, fold=1)
+    assert none.table.empty and list(tmp_path.iterdir()) == []
+    assert "This run is fold 1, counted from 0, of 3" in repr(none) and "fold 1" in none._repr_html_()
+
+
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
 def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
@@ -159,7 +190,7 @@ def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
     predictions = pd.DataFrame({
         "label": labels, "group": [f"g{i % 40}" for i in range(400)],
         "p_malignant": p, "p_benign": 1 - p, "threshold": np.repeat([0.0, 0.2, 0.7, 1.0], 100)})
-    pooled = validation._pooled(predictions, RECIPE)
+    pooled = validation.pooled_summary(predictions, RECIPE)
     called, ill = p >= predictions["threshold"], predictions["label"] == "malignant"
     assert pooled["confusion"] == [[int((~called & ~ill).sum()), int((called & ~ill).sum())],
                                    [int((~called & ill).sum()), int((called & ill).sum())]]

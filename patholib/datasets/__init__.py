@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from patholib import files, metrics
+from patholib import files, metrics, places
 from patholib.datasets import breakhis, demo, isic2019, table
 from patholib.datasets.folders import demo_folder, folders, is_demo, not_there
 from patholib.errors import PathoError, nearest
 from patholib.manifest import Manifest
 
-# Where Kaggle and Colab put data sets; Kaggle's own are one folder (slug) or three (datasets/owner/slug) further down.
-MOUNTS = ("/kaggle/input", "/content", "/content/drive/MyDrive")
 READERS = {"breakhis": breakhis, "isic2019": isic2019}
 KINDS = tuple(READERS)
 
@@ -29,12 +27,13 @@ class Found:
     tried: tuple[str, ...]  # every place looked at, in order
 
 
-def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] = MOUNTS) -> Found:
+def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | None = None) -> Found:
     """Looks for the images of a data set: at `data`, else where PATHOLIB_DATA says, else in the usual places.
 
     data: a path (from the current folder, then from the project's), "demo" (make demo images), or "auto", over which
     the variable PATHOLIB_DATA rules, with the same values.
-    Usual places: data/<kind> and data/ of the project, then `mounts`. Demo images lying there are passed over.
+    Usual places: data/<kind> and data/ of the project, then `mounts` (None: `places.mounts`). Demo images lying
+    there are passed over.
     Raises PathoError: `unknown_source`; `data_root` if a path was given that does not hold the data.
     """
     if kind not in KINDS:
@@ -45,14 +44,14 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] = 
         return Found(None, True, ())
     if data != "auto":
         path = Path(data).expanduser()
-        places = [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
-        right = next((place for place in places if _usable(kind, place)), None)
+        near = [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
+        right = next((place for place in near if _usable(kind, place)), None)
         if right is None:
-            reader, place = READERS[kind], next((place for place in places if place.exists()), places[0])
-            raise not_there(reader.WHAT, reader.holds, place, named, places)
-        return Found(right, False, tuple(map(str, places)))
+            reader, place = READERS[kind], next((place for place in near if place.exists()), near[0])
+            raise not_there(reader.WHAT, reader.holds, place, named, near)
+        return Found(right, False, tuple(map(str, near)))
     home, tried = files.project_root() / "data", []
-    for place in (home / kind, home, *map(Path, mounts)):
+    for place in (home / kind, home, *map(Path, places.mounts() if mounts is None else mounts)):
         tried.append(str(place))
         for folder in folders(place, skip=("drive",)):  # MyDrive is a mount of its own, with its own depth
             named_so = kind == "isic2019" or "breakhis" in folder.name.lower() or folder.name == "histology_slides"
@@ -66,7 +65,7 @@ def load(kind: str, data: str | Path = "auto", missing: str = "error", positive:
     """The manifest of a data set, wherever it lies; of demo images, with a line that says so, where there is none.
 
     data: see `find`; or a CSV of one's own. positive: the class that must not be missed; None: as the reader says.
-    Demo images are written to data/demo/<kind> of the project once; drawn: settings of `demo.write` other than its own,
+    Demo images are written to demo/<kind> in `files.remade` once; drawn: settings of `demo.write` other than its own,
     for which they get a folder of theirs. Raises PathoError: also `unknown_class`.
     """
     source = _load(kind, data, missing, drawn)
@@ -88,7 +87,7 @@ def _load(kind: str, data: str | Path, missing: str, drawn: dict) -> Manifest:
         print(f"No {kind} images were found in {', '.join(found.tried)}: demo images are used instead "
               f"(`patholib download {kind}` fetches the real ones)")
     folder = f"{kind}-{files.digest(drawn)[:8]}" if drawn else kind
-    return read(demo.write(files.project_root() / "data" / "demo" / folder, kind, **drawn), missing)
+    return read(demo.write(files.remade() / "demo" / folder, kind, **drawn), missing)
 
 
 def best_possible(source: Manifest, predictions: pd.DataFrame) -> pd.DataFrame:

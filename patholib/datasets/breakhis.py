@@ -15,7 +15,7 @@ import pandas as pd
 
 from patholib.datasets.folders import IMAGES, demo_folder, folders, not_there, subfolders, walk
 from patholib.errors import nearest
-from patholib.manifest import Manifest, first, in_several, stop_on
+from patholib.manifest import Manifest, first, in_several, refuse_unwritable, stop_on
 
 WHAT = "BreakHis (folders benign and malignant)"
 CLASSES = ("benign", "malignant")
@@ -115,6 +115,7 @@ def from_names(names: Iterable[str], root: Path = Path(), found: dict | None = N
         given = next((folder.lower() for folder in above if folder.lower() in GIVEN), "")
         rows.append((path, *facts, given))
     stop_on(problems, "Rename or move these files, or take them out of the folder")
+    refuse_unwritable("path", [path for path, *_ in rows])
     table = pd.DataFrame(rows, columns=["path", *Facts._fields, "given_split"], dtype=str)
     counted = {"images": len(table), **_count(table), **(found or {})}
     if not (table["given_split"] != "").any():

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from patholib.errors import PathoError, nearest
-from patholib.files import read_json, write_json, write_table
+from patholib.files import into_place, read_json, write_json, write_table
 
 VERSION = 3  # of the pictures: raise it whenever the same settings give other files
 MARKER, TRUTH, MASKS = "DEMO.json", "truth.csv", "truth"
@@ -73,7 +73,7 @@ def write(folder: Path, layout: str = "breakhis", *, groups: int | None = None, 
         if folder.exists() and not _complete(folder, settings):
             shutil.rmtree(folder)
         if not folder.exists():  # else another process has just finished the same set
-            part.rename(folder)
+            into_place(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

@@ -108,6 +108,8 @@ def _paths(name: str, table: pd.DataFrame, root: Path) -> list[str]:
             problems.append(("csv_format", where, "has no path"))
         elif path.split("/")[0] == "..":
             problems.append(("path_outside_root", where, f"{text!r} leaves the folder of the CSV"))
+        elif path.startswith("/"):
+            problems.append(("path_outside_root", where, f"{text!r} begins at the root of another system"))
         elif rooted and PureWindowsPath(path).drive:
             problems.append(("path_outside_root", where, f"{text!r} is on a drive of another system"))
         paths.append(path)

@@ -1,0 +1,130 @@
+"""Times runs and predictions on one machine and on a Ray cluster of two workers that is made of it.
+
+  python benchmarks/cluster.py              about ten minutes; writes the section speed cluster of RESULTS.md
+  python benchmarks/cluster.py --quick      in miniature, to see that it runs; writes nothing
+
+The tables must be the same, byte for byte. Two workers of one CPU each compete for this machine's caches and memory:
+it shows what Ray costs and that the work is shared out, not what many machines gain. Needs the extra cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import harness
+import numpy as np
+from harness import Mark
+from PIL import Image
+
+from patholib import cluster, export, models, predictions, recipes, sweeps
+from patholib.errors import PathoError
+from patholib.inference import Predictor
+
+MARKS = (Mark("predictions: one Ray worker keeps of one process", 0.8, reason="Handing out and fetching costs more."),
+         Mark("predictions: two Ray workers beside one", 1.6, reason="The machine has less than two free cores."),
+         Mark("runs: two at once by Ray beside one after another", 1.4, reason="Starting kernels is bound by the disk "
+              "and by the one processor that two runs share."))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much."""
+
+    pictures: int = 600
+    side: int = 600  # pixels of a picture
+    size: int = 224  # of what the model sees
+    runs: int = 4
+    epochs: int = 6
+
+
+QUICK = Scale(pictures=24, side=64, size=32, runs=2, epochs=1)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args(arguments).quick
+    scale = QUICK if quick else Scale()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of every worker and run; what is compared is their number
+    with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
+        pictures, training = predicted(Path(folder), scale), trained(Path(folder), scale)
+    text = [*table("pictures", "pictures/s", scale.pictures, pictures), "",
+            *table(f"runs of breakhis on demo images, {scale.epochs} epochs", "runs/hour", 3600 * scale.runs, training)]
+    one, alone, both = pictures.values()
+    judged = list(zip(MARKS, (one / alone, alone / both, training["one after another"] / training["two at once, Ray"]),
+                      strict=True))
+    if quick:
+        print("\n".join([*text, *harness.verdicts(judged)]))
+        return 0
+    said = __doc__.partition("\n\n")[2].partition("\n\n")[2].strip()
+    return harness.section("cluster", "Many runs and pictures: one machine, and Ray on it",
+                           "python benchmarks/cluster.py", "\n".join([said, "", *text]), judged, ["ray"])
+
+
+def table(what: str, unit: str, amount: float, seconds: dict[str, float]) -> list[str]:
+    first = next(iter(seconds.values()))
+    return harness.markdown([what, "seconds", unit, "times the first"],
+                            [[name, f"{found:.1f}", f"{amount / found:.3g}", f"{first / found:.2f}"]
+                             for name, found in seconds.items()])
+
+
+def timed(call, *given, **options) -> tuple[float, object]:
+    start = time.perf_counter()
+    found = call(*given, **options)
+    return time.perf_counter() - start, found
+
+
+def predicted(folder: Path, scale: Scale) -> dict[str, float]:
+    """Seconds for all pictures by one process, and by one and two workers that are there already."""
+    recipe = replace(recipes.ISIC2019, weights="none", image_size=scale.size)
+    export.save_model(folder / "model", models.build(recipe).state_dict(), recipe)
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    for i in range(scale.pictures):
+        pixels = rng.integers(0, 256, (scale.side // 8, scale.side // 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((scale.side, scale.side)).save(folder / "pictures" / f"{i:04}.jpg")
+    predictor = Predictor(folder / "model", "torch", threads=1)
+
+    def write(name: str, workers: int, on=None) -> float:
+        seconds, _ = timed(predictions.write, predictor, [folder / "pictures"], folder / f"{name}.csv", workers=workers,
+                           progress=False, on=on)
+        return seconds
+
+    write("warm-up", 1)
+    found = {"one process": write("one", 1)}
+    with cluster.joined():
+        on = predictions.Ray(folder / "model")
+        found |= {f"{count} Ray worker{'s' * (count > 1)}": write(f"ray{count}", count, on) for count in (1, 2)}
+    if len({path.read_bytes() for path in folder.glob("*.csv")}) != 1:
+        raise PathoError("number_changed", "predictions", "differ between one process and Ray", "Find what differs")
+    return found
+
+
+def trained(folder: Path, scale: Scale) -> dict[str, float]:
+    """Seconds for the same runs, one after another, two at once, and two at once by Ray."""
+    notebook = sweeps.find("breakhis")
+    planned = sweeps.plan(notebook, {"seed": list(range(scale.runs))}, {"data": "demo", "epochs": scale.epochs,
+                                                                        "image_size": 32, "workers": 1})
+    ways = {"one after another": sweeps.Here(1, 1), "two at once": sweeps.Here(2, 1), "two at once, Ray": sweeps.Ray()}
+    found = {}
+    for number, (name, on) in enumerate(ways.items()):
+        state = sweeps.taken_up(folder / str(number), notebook, planned)
+        jobs = [sweeps.job(notebook, folder / str(number), run, planned[run]) for run in planned]
+        found[name], _ = timed(sweeps.run, folder / str(number), state, jobs, on, progress=False)
+        failed = [run["reason"] for run in state["runs"].values() if run["status"] != "finished"]
+        if failed:
+            raise PathoError("run_failed", name, failed[0], "Run the notebook alone")
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except PathoError as error:
+        sys.exit(str(error))

@@ -1,0 +1,103 @@
+"""timm's training script with the settings its documentation gives for EfficientNet-B0 from scratch (RandAugment).
+
+timm does not install its train.py, so its steps are done here with the library's own functions: RMSpropTF, learning
+rate 0.048 per 768 images of a batch, step decay, warm-up, RandAugment, random erasing, dropout and drop path 0.2, label
+smoothing, moving average of the weights, of which the epoch with the best validation accuracy is kept. The schedule of
+450 epochs is compressed into those there is time for, and the average is warmed up (--model-ema-warmup), because 0.9999
+would not leave the start in so few steps.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import job as jobs
+import numpy as np
+import timm
+import torch
+from job import Clock, Job
+from PIL import Image
+from timm.data import create_loader, resolve_data_config
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, random_seed
+
+BATCH, EPOCHS = 32, 450  # EPOCHS: of the documented schedule
+
+
+class Images(torch.utils.data.Dataset):
+    """The images of a split as PIL pictures, for timm's loader to transform."""
+
+    def __init__(self, table):
+        self.files, self.labels, self.transform = table["file"].tolist(), table["place"].tolist(), None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int):
+        with Image.open(self.files[i]) as picture:
+            return self.transform(picture.convert("RGB")), self.labels[i]
+
+
+def main(job: Job) -> None:
+    torch.set_num_threads(job.threads)
+    of_one = train(job, 1)["seconds"]
+    epochs = jobs.epochs_within(job.seconds, of_one)
+    found = train(job, epochs)
+    tables = {split: jobs.predictions(job, split, probabilities(job, found["model"], split))
+              for split in ("val", "test")}
+    jobs.leave(job, tables, found["curve"], ("timm", "torch"), epochs=epochs, best_epoch=found["best_epoch"],
+               seconds=found["seconds"], planned=epochs * of_one)
+
+
+def train(job: Job, epochs: int) -> dict:
+    """The averaged model of the best epoch, the curve, the seconds of training."""
+    random_seed(job.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = timm.create_model("efficientnet_b0", num_classes=len(job.classes), drop_rate=0.2, drop_path_rate=0.2)
+    model.to(device)
+    average = ModelEmaV3(model, decay=0.9999, use_warmup=True)
+    loader = create_loader(
+        Images(job.part("train")), (3, job.size, job.size), BATCH, is_training=True, auto_augment="rand-m9-mstd0.5",
+        re_prob=0.2, re_mode="pixel", interpolation="random", num_workers=job.threads, use_prefetcher=False)
+    optimizer = create_optimizer_v2(model, "rmsproptf", lr=0.048 * BATCH / 768, weight_decay=1e-5, eps=1e-3)
+    share = epochs / EPOCHS
+    scheduler, _ = create_scheduler_v2(
+        optimizer, "step", num_epochs=epochs, decay_epochs=2.4 * share, decay_rate=0.97, warmup_lr=1e-6,
+        warmup_epochs=5 * share, step_on_epochs=False, updates_per_epoch=len(loader))
+    criterion, clock, curve, best, step = LabelSmoothingCrossEntropy(0.1), Clock(), [], (-1.0, 0, None), 0
+    for epoch in range(1, epochs + 1):
+        model.train()
+        clock.start()
+        for images, labels in loader:
+            loss = criterion(model(images.to(device)), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            average.update(model, step=step)
+            scheduler.step_update(num_updates=step)
+        clock.stop()
+        probs = probabilities(job, average.module, "val")
+        curve.append(jobs.point(job, epoch, clock.seconds, probs))
+        accuracy = float((probs.argmax(axis=1) == job.part("val")["place"].to_numpy()).mean())
+        if accuracy > best[0]:
+            best = accuracy, epoch, copy.deepcopy(average.module)
+    return {"model": best[2], "best_epoch": best[1], "curve": curve, "seconds": clock.seconds}
+
+
+def probabilities(job: Job, model: torch.nn.Module, split: str) -> np.ndarray:
+    """(N, C) for the images of a split, as timm's validation sees them."""
+    config = resolve_data_config({"input_size": (3, job.size, job.size)}, model=model)
+    loader = create_loader(Images(job.part(split)), config["input_size"], 64, interpolation=config["interpolation"],
+                           mean=config["mean"], std=config["std"], crop_pct=config["crop_pct"],
+                           num_workers=job.threads, use_prefetcher=False, persistent_workers=False)
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(images.to(device)).double().softmax(1).cpu() for images, _ in loader]).numpy()
+
+
+if __name__ == "__main__":
+    jobs.run(main)

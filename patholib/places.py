@@ -1,0 +1,52 @@
+"""Where a notebook runs: on a machine of one's own, on Kaggle or on Colab; and what that decides."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+# Where Kaggle and Colab put data sets; Kaggle's own are one folder (slug) or three (datasets/owner/slug) further down.
+MOUNTS = ("/kaggle/input", "/content", "/content/drive/MyDrive")
+SESSION_HOURS = 12.0  # after which Kaggle ends a session, and keeps nothing of one that was not done
+SPARE_HOURS = 1.0  # of them, for what comes after the training: judging, heatmaps, report
+STARTED = time.monotonic()  # the first cell imports this, so it is about when the session began
+
+
+def mounts() -> tuple[Path, ...]:
+    """Where data sets, weights and earlier outputs are attached: PATHOLIB_MOUNTS, written as PATH is, else MOUNTS."""
+    given = os.environ.get("PATHOLIB_MOUNTS")
+    return tuple(map(Path, filter(None, given.split(os.pathsep)) if given is not None else MOUNTS))
+
+
+def attached(name: str) -> list[Path]:
+    """The files of this name, or that fit this pattern, at most four folders below where things are attached."""
+    return [path for mount in mounts() for deep in range(5) for path in sorted(mount.glob("*/" * deep + name))]
+
+
+def host() -> str:
+    """"Kaggle" or "Colab", whose sessions end and take what they have not handed out with them; else ""."""
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):  # asked first: Kaggle's image is built on Colab's
+        return "Kaggle"
+    return "Colab" if os.environ.get("COLAB_RELEASE_TAG") or os.environ.get("COLAB_GPU") else ""
+
+
+def outputs(root: Path) -> Path:
+    """The folder for run folders where nobody names one: outputs/ of `root`; on Colab in Drive, if it is mounted."""
+    drive = next((mount for mount in mounts() if mount.name == "MyDrive" and mount.is_dir()), None)
+    return drive / "PathoVision" / "outputs" if host() == "Colab" and drive else root / "outputs"
+
+
+def remade(root: Path) -> Path:
+    """The folder for what can be made again, such as the cache of pixels: data/ of `root`.
+
+    On Kaggle it is the folder temp beside the inputs, because all that lies in the working folder is kept and counted.
+    """
+    return next(iter(mounts()), root).parent / "temp" if host() == "Kaggle" else root / "data"
+
+
+def hours_left() -> float | None:
+    """How long a training may still take, so that time is left for what follows it; None where no session ends."""
+    if host() != "Kaggle":
+        return None
+    return max(SESSION_HOURS - SPARE_HOURS - (time.monotonic() - STARTED) / 3600, 0.0)
