@@ -110,7 +110,8 @@ def _what_it_is(run: Record) -> list[str]:
     recipe, code = run.recipe, run.run.get("code") or {}
     exported = _json(run, "model.json")
     facts = {
-        "network": f"{recipe.arch}, images of {recipe.image_size} pixels",
+        "network": f"{recipe.arch}, images of {recipe.image_size} pixels"
+                   + "; beside it a small one on statistics of colour and grain" * bool(recipe.colour),
         "classes": ", ".join(recipe.classes),
         "positive class": recipe.positive or "none is singled out",
         "weights at the start": run.weights,
@@ -291,7 +292,8 @@ def _heatmaps(run: Record) -> list[str]:
     reasons = run.trust.get("reasons") or []
     return [*lines, f"**{text(run.trust.get('verdict', 'no verdict'))}**", "",
             *[f"- {text(reason)}" for reason in reasons], "",
-            "A heatmap shows where the evidence lies, not whether it is sound.", ""]
+            "A heatmap shows where the evidence lies, not whether it is sound."
+            + " What statistics of colour add to a probability, no heatmap shows." * bool(run.recipe.colour), ""]
 
 
 def _limits(run: Record) -> list[str]:

@@ -472,7 +472,8 @@ def _pictures(run: Record) -> list[str]:
     if not run.heatmaps:
         return [*lines, "There are no heatmaps in `heatmaps/`.", ""]
     lines += ["A heatmap shows where the evidence for a class lies (Grad-CAM). It does not show that the evidence is "
-              "medically sound, and a model can be right for a wrong reason.", ""]
+              "medically sound, and a model can be right for a wrong reason."
+              + " What statistics of colour add to a probability, no heatmap shows." * bool(run.recipe.colour), ""]
     limit = 1 if run.heatmaps[0].stem == "gallery" else HEATMAPS_SHOWN  # the gallery has all the others in it
     for path in run.heatmaps[:limit]:
         lines += [picture(run.folder, path), ""]

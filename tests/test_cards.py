@@ -52,6 +52,18 @@ def test_a_changed_number_changes_the_card(folder):
     assert "0.731 (0.711 to 0.751)" in after and "0.951" not in after
 
 
+def test_a_model_that_is_told_colours_says_so_and_that_no_heatmap_shows_them(tmp_path):
+    for width in (0, 16):
+        full_run(tmp_path, replace(RECIPE, colour=width))
+        change(tmp_path, "trust.json", verdict="Some trust", reasons=[])
+        card = written(tmp_path)["model_card"]
+        assert ("statistics of colour and grain" in card) == bool(width)
+        assert ("no heatmap shows" in card) == bool(width)
+        (tmp_path / "heatmaps").mkdir(exist_ok=True)
+        (tmp_path / "heatmaps" / "gallery.png").write_bytes(PNG)
+        assert ("no heatmap shows" in report.write(tmp_path).read_text(encoding="utf-8")) == bool(width)
+
+
 def test_each_card_is_a_file_of_markdown_and_a_page_without_scripts(folder):
     assert cards.write(folder) == folder / "model_card.html"
     for stem, text in written(folder).items():
