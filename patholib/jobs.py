@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from patholib import checkpoints, datasets, files, images, locks, manifest, models, processes, recipes, runs
+from patholib import checkpoints, datasets, files, images, locks, models, processes, recipes, runs
 from patholib.errors import PathoError, nearest_setting
 from patholib.images import ImageSet
 from patholib.models import Classifier
@@ -25,7 +25,7 @@ from patholib.recipes import Recipe
 from patholib.runs import Run
 
 PROGRAM = ("-m", "patholib.training")  # what each process runs
-LATER = ("target_sensitivity", "folds", "repeats")  # parameters of what the notebook does once it has been trained
+LATER = ("target_sensitivity",)  # parameters of what the notebook does once it has been trained
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,9 @@ class Parameters:
     precision: str | None = None
     workers: int = 2
     processes: int = 1
+    folds: int = 0
+    repeats: int = 1
+    fold: int | None = None
     allow_leakage: bool = False
     max_hours: float | None = None
     output: str | None = None
@@ -193,7 +196,7 @@ class Parameters:
         with tempfile.TemporaryDirectory(prefix="patholib-") as folder:  # the report of the first one is enough
             checked = images.check(source, recipe.cache_size, recipe.fit, on_bad=self.on_bad, workers=self.workers,
                                    progress=team.first, report_dir=None if team.first else Path(folder))
-        split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+        split = runs.split(recipe, checked, self.folds, self.repeats, self.fold)
         return recipe, checked, split, models.build(recipe)
 
 

@@ -371,6 +371,28 @@ def recipe_for(name: str, source: manifest.Manifest, published: bool = False, we
     return replace(recipe, **{field: value for field, value in overrides.items() if value is not None})
 
 
+def fold_splits(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list[pd.DataFrame]:
+    """The splits that `validation.cross_validate` will train on, refused here if they cannot be; none for folds=0."""
+    if folds == 0:
+        return []
+    return manifest.folds(checked.manifest, folds, repeats, recipe.seed, recipe.group_by, recipe.fractions[1])
+
+
+def split(recipe: Recipe, checked: Checked, folds: int = 0, repeats: int = 1, fold: int | None = None) -> pd.DataFrame:
+    """The one split of a run; with `fold` that of this fold of a cross-validation, from 0 and on through the repeats.
+
+    The runs of all folds together test every image once a repeat, wherever and in whatever order they are made. Folds
+    that cannot be are refused here, before anything is trained, also where they come later.
+    Errors: bad_parameter, split_infeasible and others of `manifest.split` and `manifest.folds`.
+    """
+    if fold is not None:
+        manifest.check_fold(fold, folds, repeats)
+    tables = fold_splits(recipe, checked, folds, repeats)
+    if fold is not None:
+        return tables[fold]
+    return manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+
+
 def differences(a: Recipe, b: Recipe, names: tuple[str, str] = ("the recipe", "here")) -> pd.DataFrame:
     """The fields in which two recipes differ, one row each; names: what to call the two."""
     rows = recipes.diff(a, b)

@@ -22,7 +22,6 @@ from patholib import (
     figures,
     files,
     locks,
-    manifest,
     metrics,
     models,
     pages,
@@ -165,28 +164,6 @@ class CrossValidated:
                 + f'<img alt="The folds" style="max-width:100%" src="{picture}">')
 
 
-def plan(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list[pd.DataFrame]:
-    """The splits that `cross_validate` will train on, refused here if they cannot be; none for folds=0."""
-    if folds == 0:
-        return []
-    return manifest.folds(checked.manifest, folds, repeats, recipe.seed, recipe.group_by, recipe.fractions[1])
-
-
-def split(recipe: Recipe, checked: Checked, folds: int = 0, repeats: int = 1, fold: int | None = None) -> pd.DataFrame:
-    """The one split of a run; with `fold` that of this fold of `cross_validate`, from 0 and on through the repeats.
-
-    The runs of all folds together test every image once a repeat, wherever and in whatever order they are made. Folds
-    that cannot be are refused here, before anything is trained, also where they come later.
-    Errors: bad_parameter, split_infeasible and others of `manifest.split` and `manifest.folds`.
-    """
-    if fold is not None:
-        manifest.check_fold(fold, folds, repeats)
-    tables = plan(recipe, checked, folds, repeats)
-    if fold is not None:
-        return tables[fold]
-    return manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
-
-
 def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: int = 1, output: Path | None = None,
                    device: str = "auto", workers: int = 2, max_hours: float | None = None,
                    allow_leakage: bool = False, target_sensitivity: float = evaluation.TARGET,
@@ -200,7 +177,7 @@ def cross_validate(recipe: Recipe, checked: Checked, folds: int = 5, repeats: in
     max_hours: for all folds together. allow_leakage: see `runs.start`; target_sensitivity: see `evaluation.lock`.
     Errors: split_infeasible, bad_parameter, run_locked, time_is_up and others of `train`.
     """
-    tables = plan(recipe, checked, folds, repeats)
+    tables = runs.fold_splits(recipe, checked, folds, repeats)
     if not tables:
         return CrossValidated()
     if fold is not None:

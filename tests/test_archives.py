@@ -477,7 +477,7 @@ def killed(archive: Path, folder: Path, place: str) -> None:
         if place == "before the marker":
             files.write_json = die
         if place == "after the marker":
-            Path.rename = die
+            files.into_place = die
         if place == "after the rename":
             files.flush_folder = lambda where: die() if where == folder.parent else None
         archives.extract(archive, folder)

@@ -239,7 +239,9 @@ def test_an_archive_that_ends_early_is_never_unpacked_in_part_and_fetched_anew(m
 
 
 SCRIPT = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background has it ignored
 from dataclasses import replace
 from patholib import cli, fetch
 from patholib.datasets.sources import SOURCES

@@ -43,13 +43,13 @@ TRAINING = (
     'folds: int = 0  # how many\nrepeats: int = 1  # how often\nfold: int = None  # this one alone\n'
     'epochs: int = 2  # passes\nresume: str = "auto"  # one of: auto, must, never',
     "from patholib import notebook\n\nsettings = notebook.check_parameters(In, globals())",
-    """from patholib import datasets, evaluation, images, models, runs, training, validation
+    """from patholib import datasets, evaluation, images, models, runs, training
 
 source = datasets.load("breakhis", "demo")
 recipe = runs.recipe_for("breakhis", source, small=True, arch="resnet18", image_size=32, batch_size=16, tta_views=2,
                          epochs=settings.epochs, precision="fp32")
 checked = images.check(source, recipe.cache_size, recipe.fit, progress=False, workers=1)
-split = validation.split(recipe, checked, settings.folds, settings.repeats, settings.fold)
+split = runs.split(recipe, checked, settings.folds, settings.repeats, settings.fold)
 run = runs.start(recipe, checked, split, resume=settings.resume)
 notebook.remember_run(run.dir)
 tiles, model = checked.images.with_split(split), models.build(recipe)

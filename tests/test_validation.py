@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tiny import TINY, network
 
-from patholib import files, images, locks, manifest, metrics, training, validation
+from patholib import files, images, locks, manifest, metrics, runs, training, validation
 from patholib.datasets import table
 from patholib.errors import PathoError
 from patholib.recipes import BREAKHIS
@@ -156,7 +156,7 @@ def test_no_folds_mean_that_nobody_asked(checked, tmp_path):
 def test_the_folds_of_single_runs_are_those_of_the_cross_validation(whole, checked):
     tested = []
     for number, run in enumerate(whole.facts["runs"]):
-        split = validation.split(RECIPE, checked, 3, 2, number)
+        split = runs.split(RECIPE, checked, 3, 2, number)
         kept = manifest.read_split(whole.folder / run["run"] / "split.csv", checked.manifest)
         assert split[["path", "split"]].to_numpy().tolist() == kept[["path", "split"]].to_numpy().tolist()
         tested.append(set(split.loc[split["split"] == "test", "path"]))
@@ -167,11 +167,11 @@ def test_the_folds_of_single_runs_are_those_of_the_cross_validation(whole, check
 
 def test_without_a_fold_the_one_split_is_as_before_and_folds_that_cannot_be_are_refused(checked):
     one = manifest.split(checked.manifest, RECIPE.fractions, RECIPE.seed, RECIPE.group_by)
-    pd.testing.assert_frame_equal(validation.split(RECIPE, checked, 3), one)
+    pd.testing.assert_frame_equal(runs.split(RECIPE, checked, 3), one)
     for folds, fold, code in ((0, 0, "bad_parameter"), (3, 3, "bad_parameter"), (3, -1, "bad_parameter"),
                               (40, None, "split_infeasible")):
         with pytest.raises(PathoError) as error:
-            validation.split(RECIPE, checked, folds, 1, fold)
+            runs.split(RECIPE, checked, folds, 1, fold)
         assert error.value.code == code
 
 

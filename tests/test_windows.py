@@ -35,6 +35,7 @@ POSIX = {
 MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "multiprocessing", "posix"}
 GUARDED = {("archives", "os.sync"), ("images", "os.posix_fallocate"), ("images", "os.sched_getaffinity"),  # hasattr
            ("locks", "fcntl"),  # beside msvcrt
+           ("processes", "pass_fds"),  # os.name
            ("sandbox", "resource")}  # whose absence is caught
 
 
