@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY, network, pictures, prepare
 
-from patholib import files, models, notebook, runs, sessions, training, validation
+from patholib import files, models, notebook, places, runs, sessions, training, validation
 from patholib.errors import PathoError
 
 RECIPE = replace(TINY, group_by="group", epochs=3, batch_size=4)
@@ -294,6 +295,7 @@ def test_versions_are_compared_as_numbers():
 
 
 def test_at_home_the_first_cell_says_nothing_and_on_kaggle_where_and_how_long(prepared, kaggle, monkeypatch, capsys):
+    monkeypatch.setattr(places, "STARTED", time.monotonic())  # other tests may have run for minutes in this process
     sessions.ready()
     said = capsys.readouterr().out
     assert str(kaggle / "kaggle/working/outputs") in said and "stops in 11.0 hours" in said
