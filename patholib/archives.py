@@ -95,7 +95,7 @@ def extract(archive: Path, folder: Path, max_bytes: int | None = None, max_files
                                              "unpacked_bytes": total})
             if hasattr(os, "sync"):
                 os.sync()  # the files, before they get the name that says they are whole: once, not one by one
-            with _writable(folder):
+            with files.writable(folder):
                 if folder.exists():
                     folder.rmdir()
                 files.into_place(part, folder)
@@ -130,18 +130,10 @@ def _readable(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise files.unwritable(path, error) from error
-
-
-@contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, to be filled by this process alone; what is left of it at the end is removed."""
     beside = folder.with_name(f".{folder.name}.part")
-    with _writable(folder):
+    with files.writable(folder):
         beside.mkdir(parents=True, exist_ok=True)
         lock = locks.take(beside / "lock")
     if lock is None:
@@ -149,7 +141,7 @@ def _alone(folder: Path) -> Iterator[Path]:
                          "Wait until it ends, or end it")
     part = beside / "files"
     try:
-        with _writable(folder):
+        with files.writable(folder):
             if part.exists():  # of a process that was killed
                 shutil.rmtree(part)
             part.mkdir()
@@ -164,7 +156,7 @@ def _write(entries: list[Entry], folder: Path, total: int, name: str) -> None:
     with bar(total=total, unit="B", unit_scale=True, desc=f"Unpacking {name}", leave=False) as meter:
         for entry in entries:
             path = folder / PurePosixPath(entry.name)
-            with _writable(path):
+            with files.writable(path):
                 (path if entry.open is None else path.parent).mkdir(parents=True, exist_ok=True)
                 if entry.open is not None:
                     with path.open("xb") as target:  # a new file: never over another one, nor through a link

@@ -97,7 +97,7 @@ def withdraw(path: Path) -> str:
 
 def _set_aside(path: Path, target: Path) -> str:
     bad = target.with_name(f"{target.name}.bad")
-    with _writable(bad):
+    with files.writable(bad):
         path.replace(bad)
     return bad.name
 
@@ -106,7 +106,7 @@ def _set_aside(path: Path, target: Path) -> str:
 def alone(target: Path, wait: bool = False) -> Iterator[None]:
     """No other process makes `target` meanwhile; its folder is made. Errors: download_locked, output_unwritable."""
     path = target.with_name(f".{target.name}.lock")
-    with _writable(target):
+    with files.writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = locks.take(path)
     if lock is None and not wait:
@@ -123,14 +123,6 @@ def alone(target: Path, wait: bool = False) -> Iterator[None]:
         lock.close()
     with contextlib.suppress(OSError):  # it is of no use once the target is there, and in nobody's way
         path.unlink()
-
-
-@contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise files.unwritable(path, error) from error
 
 
 class _Part:
@@ -159,7 +151,7 @@ class _Part:
 
     def begin(self, version: str, total: int) -> None:
         """Starts over with another version."""
-        with _writable(self.path):
+        with files.writable(self.path):
             self.path.write_bytes(b"")  # before the note: old bytes must not stand beside a new version
         files.write_json(self.note, {"url": self.url, "version": version, "bytes": total})
         self.version, self.total = version, total
@@ -170,11 +162,11 @@ class _Part:
         self.version, self.total = "", None
 
     def flush(self) -> None:
-        with _writable(self.path), self.path.open("r+b") as stream:
+        with files.writable(self.path), self.path.open("r+b") as stream:
             os.fsync(stream.fileno())
 
     def finish(self) -> None:
-        with _writable(self.target):
+        with files.writable(self.target):
             files.into_place(self.path, self.target)
         files.flush_folder(self.target.parent)
         self.note.unlink(missing_ok=True)
@@ -239,7 +231,7 @@ def _try_once(remote: Remote, part: _Part, meter: _Meter, changed: bool, room: i
 def _append(response: http.client.HTTPResponse, part: _Part, skip: int, meter: _Meter) -> None:
     """The body to the end of the part, without its first `skip` bytes."""
     since, came = time.monotonic(), 0
-    with _writable(part.path):
+    with files.writable(part.path):
         stream = part.path.open("ab", buffering=0)
     with stream:
         while chunk := response.read1(CHUNK):
@@ -247,7 +239,7 @@ def _append(response: http.client.HTTPResponse, part: _Part, skip: int, meter: _
             fresh = memoryview(chunk)[min(skip, len(chunk)):]
             skip -= len(chunk) - len(fresh)
             meter.update(len(fresh))
-            with _writable(part.path):
+            with files.writable(part.path):
                 while fresh:
                     fresh = fresh[stream.write(fresh):]
             if (seconds := time.monotonic() - since) > WINDOW:

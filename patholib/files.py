@@ -142,6 +142,15 @@ def unwritable(path: Path, error: OSError) -> PathoError:
     return PathoError(code, str(path), f"cannot be written ({reason})", remedy)
 
 
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turns an error of the system in writing `path` into its refusal: see `unwritable`."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def write_text(path: Path, text: str) -> Path:
     """Writes UTF-8 with \\n line ends on every system."""
     return write_bytes(path, text.encode("utf-8"))

@@ -6,6 +6,7 @@ With PATHOLIB_RECORD=1 the rows of every id that was seen are written anew, so t
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -66,3 +67,12 @@ def pytest_sessionfinish():
         head = lines[:next(i for i, line in enumerate(lines) if line.startswith("|")) + 2]
         body = [f"| {name} | {given} | {answer} |" for (name, given), answer in sorted(rows.items())]
         TABLE.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8", newline="\n")
+
+
+@pytest.fixture(scope="session")
+def make():
+    """docs/make.py, which is a script and no module of the library."""
+    spec = importlib.util.spec_from_file_location("make", Path(__file__).parents[1] / "docs" / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

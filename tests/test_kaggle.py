@@ -25,14 +25,6 @@ URLS = f'[project.urls]\nRepository = "{ADDRESS}"\nKaggle = "https://www.kaggle.
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Kaggle and Colab are Linux, and the links need it")
 
 
-@pytest.fixture(scope="module")
-def make():
-    spec = importlib.util.spec_from_file_location("make", ROOT / "docs" / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def copy(tmp_path):
     """A copy of what is generated and of what it is generated from."""
