@@ -26,8 +26,8 @@ from patholib import cluster, export, models, predictions, recipes, sweeps
 from patholib.errors import PathoError
 from patholib.inference import Predictor
 
-MARKS = (Mark("predictions: one Ray worker keeps of one process", 0.8, reason="Handing out and fetching costs more."),
-         Mark("predictions: two Ray workers beside one", 1.6, reason="The machine has less than two free cores."),
+MARKS = (Mark("pictures/s: one Ray worker keeps of one process", 0.8, reason="Handing out and fetching costs more."),
+         Mark("pictures/s: two Ray workers beside one", 1.6, reason="The machine has less than two free cores."),
          Mark("runs: two at once by Ray beside one after another", 1.4, reason="Starting kernels is bound by the disk "
               "and by the one processor that two runs share."))
 
@@ -36,6 +36,7 @@ MARKS = (Mark("predictions: one Ray worker keeps of one process", 0.8, reason="H
 class Scale:
     """How much."""
 
+    few: int = 24  # pictures, to see what comes before the first
     pictures: int = 600
     side: int = 600  # pixels of a picture
     size: int = 224  # of what the model sees
@@ -43,7 +44,7 @@ class Scale:
     epochs: int = 6
 
 
-QUICK = Scale(pictures=24, side=64, size=32, runs=2, epochs=1)
+QUICK = Scale(few=6, pictures=24, side=64, size=32, runs=2, epochs=1)
 
 
 def main(arguments: list[str]) -> int:
@@ -54,10 +55,10 @@ def main(arguments: list[str]) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # of every worker and run; what is compared is their number
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         pictures, training = predicted(Path(folder), scale), trained(Path(folder), scale)
-    text = [*table("pictures", "pictures/s", scale.pictures, pictures), "",
-            *table(f"runs of breakhis on demo images, {scale.epochs} epochs", "runs/hour", 3600 * scale.runs, training)]
-    one, alone, both = pictures.values()
-    judged = list(zip(MARKS, (one / alone, alone / both, training["one after another"] / training["two at once, Ray"]),
+    text = [*rates(scale, pictures), "", *table(f"runs of breakhis on demo images, {scale.epochs} epochs",
+                                                scale.runs, training)]
+    one, alone, both = (rate for _, rate in pictures.values())
+    judged = list(zip(MARKS, (alone / one, both / alone, training["one after another"] / training["two at once, Ray"]),
                       strict=True))
     if quick:
         print("\n".join([*text, *harness.verdicts(judged)]))
@@ -67,10 +68,17 @@ def main(arguments: list[str]) -> int:
                            "python benchmarks/cluster.py", "\n".join([said, "", *text]), judged, ["ray"])
 
 
-def table(what: str, unit: str, amount: float, seconds: dict[str, float]) -> list[str]:
+def rates(scale: Scale, found: dict[str, tuple[float, float]]) -> list[str]:
+    first = next(rate for _, rate in found.values())
+    return harness.markdown([f"{scale.pictures} pictures", "seconds before the first", "pictures/s", "times the first"],
+                            [[name, f"{start:.1f}", f"{rate:.3g}", f"{rate / first:.2f}"]
+                             for name, (start, rate) in found.items()])
+
+
+def table(what: str, runs: int, seconds: dict[str, float]) -> list[str]:
     first = next(iter(seconds.values()))
-    return harness.markdown([what, "seconds", unit, "times the first"],
-                            [[name, f"{found:.1f}", f"{amount / found:.3g}", f"{first / found:.2f}"]
+    return harness.markdown([what, "seconds", "runs/hour", "times the first"],
+                            [[name, f"{found:.1f}", f"{3600 * runs / found:.3g}", f"{first / found:.2f}"]
                              for name, found in seconds.items()])
 
 
@@ -80,8 +88,11 @@ def timed(call, *given, **options) -> tuple[float, object]:
     return time.perf_counter() - start, found
 
 
-def predicted(folder: Path, scale: Scale) -> dict[str, float]:
-    """Seconds for all pictures by one process, and by one and two workers that are there already."""
+def predicted(folder: Path, scale: Scale) -> dict[str, tuple[float, float]]:
+    """By one process, and by one and two workers: seconds before the first picture, and pictures a second from then on.
+
+    Both follow from the time for a few pictures and that for all of them.
+    """
     recipe = replace(recipes.ISIC2019, weights="none", image_size=scale.size)
     export.save_model(folder / "model", models.build(recipe).state_dict(), recipe)
     rng = np.random.default_rng(0)
@@ -91,17 +102,21 @@ def predicted(folder: Path, scale: Scale) -> dict[str, float]:
         Image.fromarray(pixels).resize((scale.side, scale.side)).save(folder / "pictures" / f"{i:04}.jpg")
     predictor = Predictor(folder / "model", "torch", threads=1)
 
-    def write(name: str, workers: int, on=None) -> float:
-        seconds, _ = timed(predictions.write, predictor, [folder / "pictures"], folder / f"{name}.csv", workers=workers,
-                           progress=False, on=on)
-        return seconds
+    def write(name: str, workers: int, on=None) -> tuple[float, float]:
+        few = sorted((folder / "pictures").iterdir())[:scale.few]
+        some, _ = timed(predictions.write, predictor, few, folder / f"{name}-few.csv", workers=workers,
+                        progress=False, on=on)
+        whole, _ = timed(predictions.write, predictor, [folder / "pictures"], folder / f"{name}.csv", workers=workers,
+                         progress=False, on=on)
+        rate = (scale.pictures - scale.few) / (whole - some)
+        return max(0.0, some - scale.few / rate), rate
 
     write("warm-up", 1)
     found = {"one process": write("one", 1)}
     with cluster.joined():
         on = predictions.Ray(folder / "model")
         found |= {f"{count} Ray worker{'s' * (count > 1)}": write(f"ray{count}", count, on) for count in (1, 2)}
-    if len({path.read_bytes() for path in folder.glob("*.csv")}) != 1:
+    if len({path.read_bytes() for path in folder.glob("*.csv") if "few" not in path.name}) != 1:
         raise PathoError("number_changed", "predictions", "differ between one process and Ray", "Find what differs")
     return found
 
