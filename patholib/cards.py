@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from patholib import checklists, files, markdown, recipes
+from patholib import checklists, files, markdown, recipes, runs
 from patholib.datasets.sources import SOURCES
 from patholib.leakage import IDS, WAYS
 from patholib.manifest import SPLITS, leaked
 from patholib.markdown import count, pairs, short, spoken, table, text, why, words
 from patholib.metrics import FEWEST_GROUPS, of_subgroup, readable
-from patholib.records import NOTICE, ORDER, SETS, Record
+from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record
 
 NAMED = 5  # files that are named of those left out for one reason; excluded.csv names all
 VALUES = 12  # a column with more values than this is no subgroup
@@ -189,7 +189,8 @@ def _learning(run: Record) -> list[str]:
         "frozen blocks": "; ".join(f"{s.frozen} from epoch {s.first_epoch(recipe.epochs) + 1}" for s in recipe.stages),
         "best epoch by": f"validation {words(recipe.monitor)}", "seed": recipe.seed,
     }
-    lines = ["## Training", "", *pairs(facts)]
+    said = runs.profile(recipe)
+    lines = ["## Training", "", *pairs(facts), *[f"**{text(said)}**", ""] * bool(said)]
     if recipe.name in recipes.RECIPES:
         changed = recipes.diff(recipes.get(recipe.name), recipe)
         lines += [f"Against the recipe as shipped, changed: {', '.join(f'`{field}`' for field in changed)}." if changed
@@ -231,7 +232,8 @@ def _numbers(run: Record) -> list[str]:
     test, lines = run.metrics.get("test"), ["## Numbers", ""]
     if test is None:
         return [*lines, "There are no test numbers.", ""]
-    named = {"this model": "test", "with averaged views": "test_tta", "colour statistics alone": "baseline"}
+    named = {"this model": "test", "with averaged views": "test_tta", "colour statistics alone": "baseline",
+             "a linear probe": "probe"}
     sets = {title: run.metrics[key] for title, key in named.items() if key in run.metrics}
     two = len(run.recipe.classes) == 2  # means over two classes say what the numbers of the positive one say
     names = [n for n in ORDER if n in test["metrics"] and not (two and n.startswith("macro"))]
@@ -314,21 +316,20 @@ def _limits(run: Record) -> list[str]:
         low = min(rows, key=lambda row: row["accuracy"])
         lines += [f"- Lowest accuracy of a subgroup that is large enough: {low['accuracy']:.3f} ({text(low['column'])} "
                   f"{text(low['value'])}, {count(low['images'])} images)."]
-    lines += _beside_colours(run)
+    lines += [line for key, rival in RIVALS.items() for line in _beside(run, key, rival)]
     return [*lines, "- Who is harmed by its errors, and how, is a question for the authors of a study.", ""]
 
 
-def _beside_colours(run: Record) -> list[str]:
-    """What to say where it is not better than a model that sees only colours, or not surely so."""
+def _beside(run: Record, key: str, rival: str) -> list[str]:
+    """What to say where it is not better than one of RIVALS, or not surely so."""
     name = run.recipe.monitor
-    ours, floor = (((run.metrics.get(key) or {}).get("metrics") or {}).get(name) or {} for key in ("test", "baseline"))
+    ours, floor = (((run.metrics.get(of) or {}).get("metrics") or {}).get(name) or {} for of in ("test", key))
     if ours.get("value") is None or floor.get("value") is None:
         return []
     if ours["value"] <= floor["value"]:
-        return [f"- It is not better than colour statistics: {words(name)} {ours['value']:.3f}, theirs "
-                f"{floor['value']:.3f}."]
+        return [f"- It is not better than {rival}: {words(name)} {ours['value']:.3f}, theirs {floor['value']:.3f}."]
     if ours.get("low") is not None and ours["low"] <= floor["value"]:
-        return [f"- That it beats colour statistics is not shown: the interval of its {words(name)} begins at "
+        return [f"- That it beats {rival} is not shown: the interval of its {words(name)} begins at "
                 f"{ours['low']:.3f}, theirs is {floor['value']:.3f}."]
     return []
 

@@ -1,8 +1,8 @@
 """From a model and images to predictions, from validation images to a locked decision, from that to the test numbers.
 
 A table of predictions has the columns of the images' table but `row`, in its order, and one `p_<class>` per class. The
-files hold the model's own probabilities; `calibrated` reads them with the temperature that `lock` fitted. A rival that
-sees only colour is judged beside the model.
+files hold the model's own probabilities; `calibrated` reads them with the temperature that `lock` fitted. Rivals are
+judged beside the model: one that sees only colour, and where it is asked for a linear probe.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # torch is imported where a model is run: to read predictions
 
 DECISION, FORMAT = "decision.json", 1
 TARGET = 0.95  # sensitivity that the threshold is chosen for, unless another is asked for
+RIVALS = ("baseline", "probe")  # judged beside the model, by the same rules: colour statistics, and a linear probe
 ALIKE = 1e-3  # how far a model's probabilities may lie apart on two machines
 
 
@@ -224,17 +225,21 @@ def colour_baseline(images: ImageSet) -> pd.DataFrame:
     return _linear(features, images)
 
 
-def probe(model: Classifier, images: ImageSet, splits: Sequence[pd.DataFrame] | None = None) -> pd.DataFrame:
+def probe(model: Classifier, images: ImageSet, splits: Sequence[pd.DataFrame] | None = None,
+          device: str | torch.device | None = None) -> pd.DataFrame:
     """What a network that learns nothing here tells: as `colour_baseline`, on the averages of its last maps.
+
+    Asked before the training, it is what the training has to add to: features of other images, or random ones.
 
     splits: tables of `manifest.folds`, of one repeat; each image is then judged once, by a regression fitted on other
     groups, and the table holds all images, fold by fold. That is only fair to a network that was not trained on any of
     them, as a pretrained one. None: the split of the set, whose train rows the network may know.
+    device: where to compute; None leaves the model where it is.
     """
     sets = [images] if splits is None else [images.with_split(table) for table in splits]
     for one in sets:
         _refuse_unsplit(one)
-    features = pooled(model, images)  # (N, K)
+    features = pooled(model if device is None else model.to(device), images)  # (N, K)
     place = {path: i for i, path in enumerate(images.table["path"])}
     found = [_linear(features[[place[path] for path in one.table["path"]]], one) for one in sets]
     return found[0] if splits is None else pd.concat([part[part["split"] == "test"] for part in found],
@@ -475,15 +480,15 @@ def locked(run_dir: Path) -> dict:
 
 
 def calibrated(run_dir: Path, name: str) -> pd.DataFrame:
-    """predictions_<name>.csv ("val", "test", "test_tta", "baseline") with calibrated probabilities.
+    """predictions_<name>.csv ("val", "test", "test_tta", "baseline", "probe") with calibrated probabilities.
 
-    The temperature is that of decision.json, 1 where a run has none. The baseline, a model of its own, is stored with
-    its own temperature applied. Errors: as `read_predictions`.
+    The temperature is that of decision.json, 1 where a run has none. Of RIVALS, models of their own, each is stored
+    with its own temperature applied. Errors: as `read_predictions`.
     """
     run_dir = Path(run_dir)
     classes = recipes.from_json(files.read_json(run_dir / "run.json")["recipe"]).classes
     table = read_predictions(run_dir / f"predictions_{name}.csv", classes)
-    if name == "baseline" or not (run_dir / DECISION).exists():
+    if name in RIVALS or not (run_dir / DECISION).exists():
         return table
     return tempered(table, classes, locked(run_dir)["temperature"])
 
@@ -573,7 +578,8 @@ class Judged:
     @property
     def table(self) -> pd.DataFrame:
         """The headline numbers side by side, each with its 95 % interval over groups."""
-        shown = {"validation": "val", "test": "test", "test, TTA": "test_tta", "colour baseline": "baseline"}
+        shown = {"validation": "val", "test": "test", "test, TTA": "test_tta", "colour baseline": "baseline",
+                 "linear probe": "probe"}
         columns = {title: self.metrics[key]["metrics"] for title, key in shown.items() if key in self.metrics}
         return pd.DataFrame({title: {name: metrics.readable(number) for name, number in numbers.items()}
                              for title, numbers in columns.items()})
@@ -647,13 +653,14 @@ def patient_column(table: pd.DataFrame) -> str:
 
 
 def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe, baseline: pd.DataFrame | None = None,
-          subgroups: Sequence[str] = ()) -> Judged:
+          subgroups: Sequence[str] = (), probed: pd.DataFrame | None = None) -> Judged:
     """Applies the model and the locked decision to the test images; writes predictions_*.csv and metrics.json.
 
     Test images are predicted plainly and, if the recipe has more than one view, with test-time augmentation. All
     numbers are of calibrated probabilities, at the locked threshold, with intervals over groups drawn with one seed.
-    baseline: predictions of `colour_baseline`, which gets temperature and threshold from its own validation rows.
-    subgroups: columns to report apart, of the test images, as are the patients. Errors: those of `locked`.
+    baseline, probed: predictions of `colour_baseline` and of `probe`, each of which gets temperature and threshold from
+    its own validation rows. subgroups: columns to report apart, of the test images, as are the patients.
+    Errors: those of `locked`.
     """
     run_dir, test, classes, positive = Path(run_dir), images.part("test"), recipe.classes, recipe.positive
     decision = locked(run_dir)  # before a test image is touched
@@ -664,8 +671,9 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recip
         raw["test_tta"] = as_predictions(test, views.mean(axis=0))
     tables = {name: tempered(table, classes, decision["temperature"]) for name, table in raw.items()}
     thresholds = dict.fromkeys(tables, _deciding(decision, recipe))
-    if baseline is not None:
-        tables["baseline"], thresholds["baseline"] = _of_its_own(baseline, recipe, decision)
+    for name, rival in zip(RIVALS, (baseline, probed), strict=True):
+        if rival is not None:
+            tables[name], thresholds[name] = _of_its_own(rival, recipe, decision)
     for name, table in (tables | raw).items():
         if name != "val":
             write_predictions(table, run_dir / f"predictions_{name}.csv")
@@ -688,9 +696,9 @@ def _deciding(decision: dict, recipe: Recipe) -> float:
     return decision["threshold"] if len(recipe.classes) == 2 and decision["threshold"] is not None else 0.5
 
 
-def _of_its_own(baseline: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float]:
-    """The test rows of the baseline, calibrated, and its threshold, by the same rule from its own validation rows."""
-    parts = {name: baseline[baseline["split"] == name].reset_index(drop=True) for name in ("val", "test")}
+def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float]:
+    """The test rows of a rival, calibrated, and its threshold, by the same rule from its own validation rows."""
+    parts = {name: rival[rival["split"] == name].reset_index(drop=True) for name in ("val", "test")}
     target = decision["target"]
     own = choose(parts["val"], recipe.classes, recipe.positive, target.get("sensitivity", TARGET),
                  target.get("cost_ratio"), recipe.seed)

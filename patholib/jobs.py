@@ -25,7 +25,7 @@ from patholib.recipes import Recipe
 from patholib.runs import Run
 
 PROGRAM = ("-m", "patholib.training")  # what each process runs
-LATER = ("target_sensitivity",)  # parameters of what the notebook does once it has been trained
+LATER = ("target_sensitivity", "probe")  # parameters of what the notebook does, beside and after the training
 
 
 @dataclass(frozen=True)

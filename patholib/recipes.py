@@ -390,6 +390,16 @@ SCRATCH = {
 }
 
 
+# The reasons in a sentence each, for people: of `unfrozen`, and of SCRATCH by recipe.
+WHY_UNFROZEN = ("Nothing is frozen, because a frozen random network learns nothing; the rate is one that random "
+                "weights need, in one cosine cycle over the run; the head has no dropout, which would keep a short run "
+                "from learning")
+WHY_SCRATCH = {
+    "isic2019": "Statistics of colour and grain join the logits, because they need no pretraining, and with them comes "
+                "what was found to help where a few thousand images of skin have to teach everything",
+}
+
+
 def from_scratch(recipe: Recipe) -> Recipe:
     """The recipe for random weights and real images: `unfrozen`, and what SCRATCH says, unless it is as published."""
     return replace(unfrozen(recipe), **({} if recipe.published else SCRATCH.get(recipe.name, {})))

@@ -17,7 +17,10 @@ DEMO = ("**DEMO IMAGES: NOT A RESULT.** This run was made with generated picture
         "No number below says anything about tissue, skin or people.")
 PUBLISHED = ("**Recipe as published, mistakes included.** This run measures what those mistakes cost; its numbers are "
              "not to be quoted as performance.")
-SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)"}
+SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)",
+        "probe": "linear probe (test)"}
+ON_REQUEST = ("probe",)  # nothing lacks where it is not there
+RIVALS = {"baseline": "colour statistics", "probe": "the features of the network before its training"}
 ORDER = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_precision",
          "macro_specificity", "macro_f1", "log_loss", "brier", "ece")
 
@@ -47,7 +50,7 @@ class Record:
         if not self.heatmaps:
             self.absent.append("`heatmaps/`: no heatmaps")
         for key, name in SETS.items():
-            if self.metrics and key not in self.metrics:
+            if self.metrics and key not in self.metrics and key not in ON_REQUEST:
                 self.absent.append(f"`{key}` in `metrics.json`: no {name} numbers")
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from patholib import cards, files, markdown, recipes
+from patholib import cards, files, markdown, recipes, runs
 from patholib.errors import shown
 from patholib.markdown import count as _count  # underscored: count, table and text are also what sections work on
 from patholib.markdown import pairs as _pairs
@@ -25,7 +25,7 @@ from patholib.markdown import why as _why
 from patholib.markdown import words as _words
 from patholib.metrics import ALERT, of_subgroup, readable
 from patholib.recipes import Recipe
-from patholib.records import NOTICE, ORDER, SETS, Record
+from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record
 
 HEATMAPS_SHOWN = 12
 CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
@@ -102,7 +102,7 @@ def _learning_hints(table: pd.DataFrame, recipe: Recipe) -> list[str]:
 
 def _judging_hints(metrics: Mapping, recipe: Recipe) -> list[str]:
     found = []
-    val, test, tta, base = (metrics.get(key) for key in ("val", "test", "test_tta", "baseline"))
+    val, test, tta = (metrics.get(key) for key in ("val", "test", "test_tta"))
     name = recipe.monitor
     if test is not None:
         found += _sensitivity_hints(test, recipe)
@@ -112,17 +112,7 @@ def _judging_hints(metrics: Mapping, recipe: Recipe) -> list[str]:
                          f"({here:.3f}). The best epoch was chosen on the validation images, which flatters them, and "
                          f"few groups ({val.get('groups', '?')} there, {test.get('groups', '?')} in the test set) "
                          "differ by chance. Quote the test number; more groups (`fractions`) would steady both.")
-        if (floor := _value(base, name)) is not None and here is not None:
-            low = test["metrics"][name].get("low")
-            if here <= floor:
-                found.append(f"The network ({_words(name)} {here:.3f} on the test images) is not better than a "
-                             f"logistic regression on colour statistics ({floor:.3f}): it has learnt nothing "
-                             "that colour does not tell. Check the labels, use pretrained `weights`, or train longer "
-                             "(`epochs`).")
-            elif low is not None and low <= floor:
-                found.append(f"That the network beats colour statistics is not shown: the interval of its test "
-                             f"{_words(name)} begins at {low:.3f}, the baseline has {floor:.3f}. More test groups "
-                             "(`fractions`) or a better model would settle it.")
+        found += [hint for key in RIVALS for hint in _rival_hints(test, metrics.get(key), name, key)]
         if (many := _value(tta, name)) is not None and here is not None and many - here < 0.002:
             found.append(f"Averaging {recipe.tta_views} views changed the test {_words(name)} by {many - here:+.3f} "
                          "and costs as many passes as views. Lower `tta_views`, or judge without it.")
@@ -135,6 +125,23 @@ def _judging_hints(metrics: Mapping, recipe: Recipe) -> list[str]:
         found.append("The split is by image: pictures of one patient stand in training and in test, and every number "
                      "is too high by an unknown amount. Set `group_by` to the patient, case or lesion.")
     return found
+
+
+def _rival_hints(test: Mapping, rival: Mapping | None, name: str, key: str) -> list[str]:
+    """Whether that one of RIVALS, a logistic regression, does as well by the number `name`, or may do so."""
+    here, floor, what = _value(test, name), _value(rival, name), RIVALS[key]
+    if here is None or floor is None:
+        return []
+    low = test["metrics"][name].get("low")
+    if here <= floor:
+        return [f"The network ({_words(name)} {here:.3f} on the test images) is not better than a logistic regression "
+                f"on {what} ({floor:.3f}): it has learnt nothing that these do not tell. Check the labels, use "
+                "pretrained `weights`, or train longer (`epochs`)."]
+    if low is not None and low <= floor:
+        return [f"That the network beats {what} is not shown: the interval of its test {_words(name)} begins at "
+                f"{low:.3f}, the {key} has {floor:.3f}. More test groups (`fractions`) or a better model "
+                "would settle it."]
+    return []
 
 
 def _sensitivity_hints(test: Mapping, recipe: Recipe) -> list[str]:
@@ -179,9 +186,11 @@ def _in_short(run: Record) -> list[str]:
     by_threshold = recipe.positive is not None and len(recipe.classes) == 2
     names = [recipe.monitor, "balanced_accuracy"] + ["sensitivity", "specificity"] * by_threshold
     names = list(dict.fromkeys(names))
+    sets = {"test": "this model (95 % interval)", "baseline": "colour statistics alone"}
+    sets |= {"probe": "a linear probe"} if "probe" in run.metrics else {}
     rows = [(_words(n), *(readable(run.metrics[k]["metrics"].get(n)) if k in run.metrics else "absent"
-                          for k in ("test", "baseline"))) for n in names]
-    lines += _table(("test images", "this model (95 % interval)", "colour statistics alone"), rows)
+                          for k in sets)) for n in names]
+    lines += _table(("test images", *sets.values()), rows)
     lines += _why((_words(n), test["metrics"].get(n)) for n in names)
     if recipe.group_by == "image":
         split = "**The split is by image: one patient may stand in training and in test.**"
@@ -254,6 +263,8 @@ def _recipe(run: Record) -> list[str]:
               f"{recipe.image_size} pixels, {recipe.epochs} epochs at most, batches of {recipe.batch_size}, "
               f"{_text(recipe.optimizer)} at {recipe.lr:g}, {_text(recipe.schedule)}, loss {_text(recipe.loss)}, "
               f"balance {_text(recipe.balance)}; best epoch by validation {_words(recipe.monitor)}.", ""]
+    said = runs.profile(recipe)
+    lines += [f"**{_text(said)}**", ""] * bool(said)
     if recipe.name not in recipes.RECIPES:
         return [*lines, "No recipe of that name ships with patholib, so there is none to compare it with; `run.json` "
                 "has every field.", ""]

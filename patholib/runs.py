@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from patholib import __version__, files, leakage, locks, manifest, recipes, sessions
+from patholib import __version__, files, leakage, locks, manifest, processes, recipes, sessions
 from patholib.errors import PathoError, nearest
 from patholib.images import Checked
 from patholib.recipes import Recipe
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless", "scikit-learn",
              "matplotlib", "seaborn", "safetensors")
+OF_DATA = ("classes", "positive", "group_by")  # fields of a recipe that the images decide
 # A change of these does not make another run; of the epochs only upwards.
 RESUMABLE = ("epochs", "patience", "precision", "fast", "micro_batches", "on_nonfinite")
 
@@ -358,6 +359,7 @@ def recipe_for(name: str, source: manifest.Manifest, published: bool = False, we
     published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
     file; None: what the recipe says. Demo images without other weights get the recipe cut down (`recipes.for_demo`),
     and so do others with `small`, for a first look. overrides: fields of the recipe; None leaves a field.
+    Random weights that were asked for, or that are trained on real images, are announced (`profile`).
     """
     recipe = recipes.as_published(name) if published else recipes.get(name)
     recipe = replace(recipe, classes=source.classes, positive=source.positive,
@@ -368,7 +370,28 @@ def recipe_for(name: str, source: manifest.Manifest, published: bool = False, we
         recipe = recipes.from_scratch(recipe)
     else:
         recipe = replace(recipe, weights=weights or recipe.weights)
-    return replace(recipe, **{field: value for field, value in overrides.items() if value is not None})
+    recipe = replace(recipe, **{field: value for field, value in overrides.items() if value is not None})
+    if recipe.weights == "none" and (weights == "none" or not source.demo) and processes.myself().first:
+        print(profile(recipe))  # of several processes one says it
+    return recipe
+
+
+def profile(recipe: Recipe) -> str:
+    """What is said wherever random weights are trained: that it is not the recipe as it ships, what differs, and why.
+
+    "" for other weights, which are trained by the recipe itself.
+    """
+    if recipe.weights != "none":
+        return ""
+    said = ("Profile for random weights: no pretrained weights are loaded, so this is not the recipe as it ships, and "
+            f"its numbers are not those of the recipe. {recipes.WHY_UNFROZEN}.")
+    if recipe.name not in recipes.RECIPES:
+        return said
+    base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
+    fields = [field for field in recipes.diff(base, recipe) if field not in OF_DATA]
+    if recipe.colour and recipe.name in recipes.WHY_SCRATCH:
+        said += f" {recipes.WHY_SCRATCH[recipe.name]}."
+    return f"{said} Other than in the recipe {recipe.name}{' as published' * recipe.published}: {', '.join(fields)}."
 
 
 def fold_splits(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list[pd.DataFrame]:

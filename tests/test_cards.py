@@ -167,6 +167,14 @@ def test_a_rival_that_sees_only_colours_is_told_among_the_limits(folder, auc, sa
     assert says in limits if says else "colour statistics" not in limits
 
 
+@pytest.mark.parametrize(("auc", "says"), [(0.70, "not better than the features of the network before its training"),
+                                           (0.82, "That it beats the features of the network before"), (0.95, None)])
+def test_a_probe_that_does_as_well_is_told_among_the_limits(folder, auc, says):
+    change(folder, "metrics.json", test=summary(auc=auc), baseline=summary(auc=0.1), probe=summary(auc=0.812))
+    limits = written(folder)["model_card"].partition("## Limits")[2]
+    assert says in limits if says else "before its training" not in limits
+
+
 def test_of_more_than_two_classes_the_threshold_is_that_of_an_alert(tmp_path):
     classes = ("MEL", "NV", "BCC")
     full_run(tmp_path, replace(RECIPE, classes=classes, positive="MEL"))

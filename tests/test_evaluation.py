@@ -565,6 +565,23 @@ def test_the_baseline_gets_its_threshold_from_its_own_validation_images(judged):
                                   evaluation.tempered(test, CLASSES, own["temperature"])["p_malignant"])
 
 
+def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backbone, tmp_path):
+    before, images, found = judged
+    shutil.copytree(before, tmp_path, dirs_exist_ok=True)
+    probed = evaluation.probe(backbone, images, device="cpu")
+    again = evaluation.judge(Lopsided(), images, tmp_path, found.recipe, evaluation.colour_baseline(images), ("site",),
+                             probed)
+    own = evaluation.choose(probed[probed["split"] == "val"], CLASSES, "malignant", seed=RECIPE.seed)
+    assert again.metrics["probe"]["threshold"] == own["threshold"] != again.threshold
+    test = probed[probed["split"] == "test"].reset_index(drop=True)
+    kept = evaluation.calibrated(tmp_path, "probe")  # its own temperature is in the file already
+    np.testing.assert_array_equal(kept["p_malignant"],
+                                  evaluation.tempered(test, CLASSES, own["temperature"])["p_malignant"])
+    assert list(kept["path"]) == list(evaluation.calibrated(tmp_path, "test")["path"])
+    assert again.table.loc["auc", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
+    assert {key: value for key, value in again.metrics.items() if key != "probe"} == found.metrics  # and no more
+
+
 def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
     folder, _, found = judged
     test, tta = (evaluation.calibrated(folder, name) for name in ("test", "test_tta"))

@@ -291,6 +291,8 @@ TROUBLE = {
     "0.100 above the test one": {"val": summary(0.99), "test": summary(0.89)},
     "is not better than a logistic regression": {"baseline": summary(0.95)},
     "is not shown": {"baseline": summary(0.94)},
+    "regression on the features of the network before its training (0.950)": {"probe": summary(0.95)},
+    "beats the features of the network before its training is not shown": {"probe": summary(0.94)},
     "changed the test AUC by +0.001": {"test_tta": summary(0.951)},
     "is 0.24 wide": {"test": summary(0.95, width=0.12)},
     "The split is by image": {"recipe": recipes.as_published("breakhis")},
@@ -301,11 +303,33 @@ TROUBLE = {
 def test_each_trouble_is_named_with_its_numbers_and_a_field_to_change(words):
     case = TROUBLE[words]
     metrics = {"val": summary(0.955), "test": summary(0.95), "test_tta": summary(0.96), "baseline": summary(0.8)}
-    metrics |= {k: v for k, v in case.items() if k in metrics}
+    metrics |= {k: v for k, v in case.items() if k not in ("history", "recipe")}
     found = report.hints(history(**case.get("history", {})), metrics, case.get("recipe", RECIPE))
     hint = next(h for h in found if words in h)
     fields = {f.split("=")[0] for f in re.findall(r"`([^`]+)`", hint)}
     assert fields and fields <= set(RECIPE.to_json())
+
+
+def test_a_probe_stands_beside_the_baseline_where_it_was_asked_for_and_is_missed_nowhere_else(tmp_path):
+    text, _ = written(full_run(tmp_path))
+    assert "probe" not in text and "probe" not in (tmp_path / "model_card.md").read_text()
+    known = files.read_json(tmp_path / "metrics.json")
+    files.write_json(tmp_path / "metrics.json", known | {"probe": summary(auc=0.777)})
+    text, _ = written(tmp_path)
+    assert "colour statistics alone | a linear probe |" in text and "linear probe (test)" in text
+    assert text.count("0.777 (0.757 to 0.797)") == 2  # in short, and among the results
+    assert "0.777 (0.757 to 0.797)" in (tmp_path / "model_card.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
+def test_random_weights_are_told_in_report_and_card_with_every_field_that_differs(tmp_path, name):
+    recipe = recipes.from_scratch(recipes.get(name))
+    text, _ = written(full_run(tmp_path, recipe))
+    for page in (text, (tmp_path / "model_card.md").read_text()):
+        (said,) = [line for line in page.splitlines() if line.startswith("**Profile for random weights: ")]
+        assert all(field in said.replace("\\", "") for field in recipes.diff(recipes.get(name), recipe))
+    text, _ = written(full_run(tmp_path, recipes.get(name)))
+    assert "Profile" not in text and "Profile" not in (tmp_path / "model_card.md").read_text()
 
 
 def test_a_restart_of_the_rate_is_no_instability():

@@ -1,6 +1,7 @@
 """A run folder says what made it, is taken up where it stands, and belongs to one process at a time."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -256,6 +257,40 @@ def test_without_weights_nothing_is_frozen(sources):
     recipe = runs.recipe_for("breakhis", sources["real"], weights="none")
     assert [stage.frozen for stage in recipe.stages] == [0] and recipe.weights == "none" and recipe.image_size == 224
     assert runs.recipe_for("breakhis", sources["real"], weights="my.pth").stages == BREAKHIS.stages
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
+def test_random_weights_are_announced_with_the_reason_and_every_field_that_differs(sources, capsys, name, published):
+    recipe = runs.recipe_for(name, sources["real"], published, weights="none", image_size=64)
+    said = capsys.readouterr().out
+    base = recipes.as_published(name) if published else recipes.get(name)
+    assert said == runs.profile(recipe) + "\n" and said.startswith("Profile for random weights: no pretrained weights")
+    assert "a frozen random network learns nothing" in said
+    fields = said.rpartition(": ")[2].strip(".\n").split(", ")
+    assert fields == [field for field in recipes.diff(base, recipe) if field not in ("classes", "positive", "group_by")]
+    assert {"weights", "stages", "image_size"} <= set(fields)
+    assert ("Statistics of colour" in said) == bool(recipe.colour) == (name == "isic2019" and not published)
+
+
+def test_random_weights_are_never_used_in_silence(sources, capsys, monkeypatch):
+    for given in ({"small": True}, {"weights": "none"}):
+        runs.recipe_for("breakhis", sources["real"], **given)
+        assert "Profile for random weights" in capsys.readouterr().out
+    runs.recipe_for("breakhis", sources["demo"], weights="none")
+    assert "Profile for random weights" in capsys.readouterr().out
+    for source, given in (("real", {}), ("real", {"weights": "my.pth"}), ("demo", {})):  # demo images have a banner
+        runs.recipe_for("breakhis", sources[source], **given)
+        assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "1")  # of several processes the first has said it
+    runs.recipe_for("breakhis", sources["real"], weights="none")
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_in_the_library_makes_a_recipe_for_random_weights_but_what_announces_it():
+    quiet = re.compile(r"recipes\.(unfrozen|from_scratch|for_demo)\(")
+    modules = sorted((Path(__file__).parents[1] / "patholib").rglob("*.py"))
+    assert [path.name for path in modules if quiet.search(path.read_text(encoding="utf-8"))] == ["runs.py"]
 
 
 @pytest.mark.parametrize("name", ["breakhis", "isic2019"])
