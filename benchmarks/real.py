@@ -6,8 +6,9 @@
 
 Options: --epochs, --image-size, --batch-size, --lr, --seed, --results FILE, and --run RUN_FOLDER, which trains nothing
 and writes the section of a run that this command made before. Each name has its own section of RESULTS.md between two
-marks; all else in the file stays. Of the images nothing is kept but numbers and curves of numbers. The exit code is 1
-where a run failed or missed its mark.
+marks; all else in the file stays. The run folder keeps what the notebook makes (report, cards, galleries of heatmaps,
+the exported model) and model.onnx; here nothing is kept of the images but numbers and curves of numbers. The exit code
+is 1 where a run failed or missed its mark.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +29,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pandas as pd
 from harness import HEAD, RESULTS, ROOT, machine_line, markdown, with_section  # first: it makes patholib importable
 
-from patholib import files, manifest, runs
+from patholib import augment, datasets, evaluation, export, files, images, manifest, metrics, recipes, runs, trust
 from patholib.errors import PathoError
+from patholib.markdown import words
+from patholib.records import SETS
 
 FACTS = "benchmark.json"  # in the run folder: what no other file of it knows
 METRICS = ("auc", "balanced_accuracy", "accuracy", "macro_f1", "sensitivity", "specificity", "log_loss", "brier")
-SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)"}
+RIVALS = {"baseline": "the colour baseline, a regression that sees no shapes",
+          "probe": "the linear probe, a regression on the random features the training began with"}
+CALIBRATION = ("temperature", "ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
+KEPT = {"report.html": "the report", "model_card.html": "the model card", "data_card.html": "the data card",
+        "checklist.html": "CLAIM and TRIPOD+AI, filled in as far as a run can",
+        "heatmaps/gallery.html": "heatmaps of the surest, the least sure and the worst answers",
+        "heatmaps/classes.html": "heatmaps by class"}
+COMPARED = 16  # validation images, about, on which ONNX Runtime has to give PyTorch's probabilities
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_balanced_accuracy", "val_auc", "seconds")
 
 
@@ -48,7 +59,8 @@ class Benchmark:
     refusal: str | None = None  # the code of the error with which the notebook has to stop
 
 
-FROM_SCRATCH = {"weights": "none", "on_bad": "skip", "resume": "never"}  # no download; a resumed run has no wall time
+# Nothing is downloaded; a resumed run has no wall time; random features are a floor beside the colours.
+FROM_SCRATCH = {"weights": "none", "on_bad": "skip", "resume": "never", "probe": True}
 BENCHMARKS = {
     "isic2019": Benchmark("ISIC 2019: skin lesions, from scratch", "isic2019", "",
                           {"missing": "skip", **FROM_SCRATCH, "image_size": 64, "epochs": 30}, mark=0.80),
@@ -119,7 +131,28 @@ def run(name: str, benchmark: Benchmark, data: Path, changed: dict) -> tuple[str
         raise PathoError("run_failed", benchmark.notebook, f"ended with exit code {done.returncode}, see above",
                          "Nothing was written")
     files.write_json(run_dir / FACTS, facts)
+    if refusal := add_onnx(run_dir, benchmark.notebook, parameters):
+        files.write_json(run_dir / FACTS, facts | {"onnx": refusal})
     return judged(benchmark, run_dir)
+
+
+def add_onnx(run_dir: Path, notebook: str, given: dict) -> str:
+    """Writes model.onnx beside the model that the notebook exported, held against it on validation images.
+
+    Where it cannot be made, what is in the way; else "".
+    """
+    recipe = runs.open_run(run_dir).recipe
+    source = datasets.load(notebook, given["data"], missing=given.get("missing", "error"))
+    with tempfile.TemporaryDirectory(prefix="patholib-") as folder:  # the notebook's report of the check is enough
+        checked = images.check(source, recipe.cache_size, recipe.fit, on_bad=given["on_bad"], progress=False,
+                               report_dir=Path(folder))
+    split = manifest.read_split(run_dir / "split.csv")
+    some = checked.images.with_split(split).part("val").examples(math.ceil(COMPARED / len(recipe.classes)), "group")
+    try:
+        export.to_onnx(run_dir, augment.plain_views(some.pictures, recipe.image_size))
+    except PathoError as error:
+        return f"{error.code}: {error.reason}"
+    return ""
 
 
 def latest(outputs: Path) -> Path | None:
@@ -156,7 +189,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         raise PathoError("wrong_run", run_dir.name, f"is a run of {facts['benchmark']}", "Name a run of this benchmark")
     history = pd.read_csv(run_dir / "history.csv")
     split = manifest.read_split(run_dir / "split.csv")
-    training, recipe, code = record["training"], record["recipe"], record["code"]
+    training, recipe, code = record["training"], recipes.from_json(record["recipe"]), record["code"]
     lines = [
         *opening(benchmark, facts, record["machine"]),
         f"- Code: version {code['version']}, commit {(code['commit'] or 'unknown')[:12]}; torch "
@@ -164,12 +197,16 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         f"- Time: {duration(facts['seconds'])} for the whole notebook, {duration(history['seconds'].sum())} of it "
         f"training (epochs: {len(history)}, on {training['device']}, {training['precision']}, "
         f"{history['images_per_second'].median():.0f} images per second)",
-        f"- Model: {recipe['arch']}, weights {recipe['weights']}, {recipe['image_size']} pixels, batches of "
-        f"{recipe['batch_size']}, lr {recipe['lr']:g}, seed {record['seed']}; the epoch kept is "
-        f"{training['best_epoch']}",
+        f"- Model: {recipe.arch}{' and a small one on statistics of colour and grain' * bool(recipe.colour)}, weights "
+        f"{recipe.weights}, {recipe.image_size} pixels, batches of {recipe.batch_size}, lr {recipe.lr:g}, seed "
+        f"{record['seed']}; the epoch kept is {training['best_epoch']}",
+        *[f"- {runs.profile(recipe)}"] * (recipe.weights == "none"),
         f"- Images: {left_out(record['data'], checked)}",
         "", f"Images of one {record['data']['group_by']} are in one split only.", "", *split_table(split), "",
-        *number_table(found), "", *mark(benchmark, found), "", *history_table(history, training["best_epoch"]),
+        *number_table(found), "", mark(benchmark, found), "",
+        *difference(run_dir, recipe, found), "", *alert(found), "", *calibration(found), "", *believed(run_dir), "",
+        *exported(run_dir, facts), "", *kept(run_dir), "",
+        "### Training", "", *history_table(history, training["best_epoch"]),
     ]
     good = found["test"]["metrics"]["auc"]["value"] >= benchmark.mark
     return "\n".join(lines) + "\n", good, run_dir / "figures" / "curves.png"
@@ -207,30 +244,119 @@ def number_table(found: dict) -> list[str]:
             *(f"- {line}" for line in notes)]
 
 
-def number(value: dict | None) -> str:
+def number(value: dict | None, sign: str = "") -> str:
+    """A number with its interval; sign "+": of a difference."""
     if value is None:
         return ""
     if value["value"] is None:
-        return f"undefined: {value['undefined']}"
-    interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
-    return f"{value['value']:.3f}{interval}"
+        return f"undefined: {value.get('undefined', 'the reason is not recorded')}"
+    interval = "" if value["low"] is None else f" ({value['low']:{sign}.3f} to {value['high']:{sign}.3f})"
+    return f"{value['value']:{sign}.3f}{interval}"
 
 
-def mark(benchmark: Benchmark, found: dict) -> list[str]:
-    """Whether the declared mark was met, and how the network stands to the colour baseline."""
+def mark(benchmark: Benchmark, found: dict) -> str:
+    """Whether the declared mark was met."""
     auc = found["test"]["metrics"]["auc"]
     macro = "macro " * (len(found["test"]["classes"]) > 2)
     verdict = "met" if auc["value"] >= benchmark.mark else "**not met**"
-    lines = [f"Declared mark: test {macro}AUC of at least {benchmark.mark:.2f}. It was {verdict}: {number(auc)}."]
-    if "baseline" in found:
-        floor = found["baseline"]["metrics"]["auc"]
-        how = "above" if auc["value"] > floor["value"] else "**not above**"
-        lines.append(f"The network's AUC is {how} that of the colour baseline, a logistic regression that sees no "
-                     f"shapes: {number(floor)}.")
-        if auc["low"] is not None and floor["low"] is not None and auc["low"] <= floor["high"] and \
-                floor["low"] <= auc["high"]:
-            lines.append("Their intervals overlap: on these images neither is shown to be the better one.")
-    return lines
+    return f"Declared mark: test {macro}AUC of at least {benchmark.mark:.2f}. It was {verdict}: {number(auc)}."
+
+
+def lacking(what: str) -> list[str]:
+    """What stands in place of a part whose file the run folder has not, as that of an older version."""
+    return [f"**Left out:** the run folder has no {what}. A run that is made now with the command above has."]
+
+
+def difference(run_dir: Path, recipe: recipes.Recipe, found: dict) -> list[str]:
+    """The network minus each rival on the same test images, in the same draws of whole groups."""
+    ours = "test_tta" if "test_tta" in found else "test"
+    there = [name for name in RIVALS if (run_dir / f"predictions_{name}.csv").exists()]
+    lines = [f"### The network ({SETS[ours]}) minus its rivals", ""]
+    if not there or not (run_dir / f"predictions_{ours}.csv").exists():
+        return [*lines, *lacking("predictions of both")]
+    table = evaluation.calibrated(run_dir, ours)
+    paired = {name: metrics.paired(table, evaluation.calibrated(run_dir, name), recipe.classes, recipe.positive,
+                                   (threshold(found[ours]), threshold(found[name])), seed=recipe.seed)
+              for name in there}
+    rows = [[words(name), *(number(of[name], "+") for of in paired.values())] for name in METRICS
+            if all(name in of for of in paired.values())]
+    return [*lines, *markdown(["difference (95% interval, the same groups drawn for both)",
+                               *(f"minus {SETS[name]}" for name in there)], rows), "",
+            *(f"- {verdict(of['auc'], RIVALS[name])}" for name, of in paired.items())]
+
+
+def threshold(summary: dict) -> float:
+    """Where the positive one of two classes begins; 0.5, which nothing uses, where the largest probability decides."""
+    return 0.5 if summary.get("threshold") is None else summary["threshold"]
+
+
+def verdict(auc: dict, rival: str) -> str:
+    """What a paired difference of AUC shows."""
+    if auc["low"] is None:
+        return (f"By AUC the network and {rival}, differ by {number(auc, '+')}; no interval, so nothing is shown: "
+                f"{auc.get('no_interval', 'it is undefined')}.")
+    if auc["low"] > 0:
+        return f"By AUC the network is better than {rival}: {number(auc, '+')}."
+    if auc["high"] < 0:
+        return f"**By AUC the network is worse than {rival}:** {number(auc, '+')}."
+    return f"**By AUC the network is not shown to be better, or worse, than {rival}:** {number(auc, '+')} holds 0."
+
+
+def alert(found: dict) -> list[str]:
+    """How the class that must not be missed is found at the threshold that the validation images chose."""
+    lines = ["### At the locked threshold", ""]
+    if "decision" not in found:
+        return [*lines, *lacking("decision that was locked before the test")]
+    of, decision = found["test"].get("alert"), found["decision"]
+    if of is None:
+        return [*lines, "No class is singled out as the one not to be missed: the largest probability decides."]
+    rows = [[f"test, {words(name)}", number(of[name])] for name in metrics.ALERT]
+    rows += [[f"validation, {words(name)}", number(decision["validation"].get(name))] for name in metrics.ALERT[:2]]
+    beside = "An alert beside the decision: " * (len(found["test"]["classes"]) > 2)
+    return [*lines, f"{beside}{of['positive']} where its probability is at least {of['threshold']:.4g} "
+            f"({decision['rule']}): {of['flagged']:.0%} of {of['images']} test images; {of['positives']} are "
+            f"{of['positive']}, of {of['positive_groups']} groups.", "", *markdown(["", "value"], rows),
+            *[""] * bool(decision["notes"]), *(f"- {note}" for note in decision["notes"])]
+
+
+def calibration(found: dict) -> list[str]:
+    """The errors of the probabilities before and after the temperature that the validation images chose."""
+    lines = ["### Calibration", ""]
+    if not found.get("calibration"):
+        return [*lines, *lacking("calibration")]
+    rows = [[SETS[name], when, *(f"{both[when][what]:.3f}" for what in CALIBRATION)]
+            for name, both in found["calibration"].items() for when in ("before", "after")]
+    return [*lines, *markdown(["", "", *map(words, CALIBRATION)], rows)]
+
+
+def believed(run_dir: Path) -> list[str]:
+    """Whether the heatmaps can be believed: the verdict, its reasons, and every check with its number."""
+    lines = ["### Can its heatmaps be believed", ""]
+    if not (run_dir / trust.FILE).exists():
+        return [*lines, *lacking("trust.json")]
+    found = trust.read(run_dir)
+    return [*lines, f"**{found.verdict}**", "", *(f"- {reason}." for reason in found.reasons),
+            *[""] * bool(found.reasons), *markdown(list(found.table), found.table.to_numpy().tolist())]
+
+
+def exported(run_dir: Path, facts: dict) -> list[str]:
+    """The files of the model with their sizes, and how near ONNX Runtime comes to PyTorch."""
+    sizes = [[name, f"{(run_dir / name).stat().st_size / 1e6:.1f} MB"]
+             for name in (export.WEIGHTS, export.PUBLISHED, export.ONNX) if (run_dir / name).exists()]
+    lines = ["### The exported model", "", *(markdown(["file", "size"], sizes) if sizes else lacking("export")), ""]
+    if "onnx" in facts:
+        return [*lines, f"**No {export.ONNX}:** {facts['onnx']}."]
+    if not (run_dir / export.ONNX_FACTS).exists():
+        return [*lines, *lacking(export.ONNX)]
+    near = files.read_json(run_dir / export.ONNX_FACTS)
+    return [*lines, f"ONNX Runtime's probabilities differ from PyTorch's by at most {near['max_difference']:.1e} on "
+            f"{near['compared']} pictures, of validation images and of noise; {export.ALIKE:g} would be refused."]
+
+
+def kept(run_dir: Path) -> list[str]:
+    """Where report, cards and galleries lie: in the run folder alone, as they show pictures."""
+    rows = [[name, what if (run_dir / name).exists() else f"{what}: **not there**"] for name, what in KEPT.items()]
+    return [f"### In the run folder `{run_dir.name}`", "", *markdown(["file", "what it is"], rows)]
 
 
 def history_table(history: pd.DataFrame, best: int) -> list[str]:
