@@ -36,6 +36,7 @@ from patholib.records import SETS
 
 FACTS = "benchmark.json"  # in the run folder: what no other file of it knows
 METRICS = ("auc", "balanced_accuracy", "accuracy", "macro_f1", "sensitivity", "specificity", "log_loss", "brier")
+LOWER = ("log_loss", "brier")  # better, as of no other number
 RIVALS = {"baseline": "the colour baseline, a regression that sees no shapes",
           "probe": "the linear probe, a regression on the random features the training began with"}
 CALIBRATION = ("temperature", "ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
@@ -278,7 +279,8 @@ def difference(run_dir: Path, recipe: recipes.Recipe, found: dict) -> list[str]:
     paired = {name: metrics.paired(table, evaluation.calibrated(run_dir, name), recipe.classes, recipe.positive,
                                    (threshold(found[ours]), threshold(found[name])), seed=recipe.seed)
               for name in there}
-    rows = [[words(name), *(number(of[name], "+") for of in paired.values())] for name in METRICS
+    rows = [[words(name) + " (lower is better)" * (name in LOWER), *(number(of[name], "+") for of in paired.values())]
+            for name in METRICS
             if all(name in of for of in paired.values())]
     return [*lines, *markdown(["difference (95% interval, the same groups drawn for both)",
                                *(f"minus {SETS[name]}" for name in there)], rows), "",

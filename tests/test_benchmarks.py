@@ -367,6 +367,7 @@ def test_the_network_is_subtracted_from_its_rivals_image_by_image_at_the_thresho
     found = metrics.paired(ours, theirs, ("idc", "normal"), "idc", (0.375, 0.6))
     for name in ("auc", "sensitivity", "brier"):
         assert real.number(found[name], "+") in text, name
+    assert "| Brier score (lower is better) | " in text
     assert "(test, averaged views) minus its rivals" in text and "minus colour baseline (test)" in text
     assert "linear probe" not in text
     table = theirs.assign(p_idc=ours["p_idc"], p_normal=ours["p_normal"])  # a probe that says the same
