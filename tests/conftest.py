@@ -110,6 +110,15 @@ def pytest_sessionfinish():
         TABLE.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8", newline="\n")
 
 
+@pytest.fixture(scope="module")
+def small_network():
+    """Lets resnet18 be the network of `tiny`, of milliseconds, in a whole module."""
+    from tiny import network  # with it comes torch, for which other tests need not wait
+
+    with network():
+        yield
+
+
 @pytest.fixture(scope="session")
 def make():
     """docs/make.py, which is a script and no module of the library."""
