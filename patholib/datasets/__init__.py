@@ -32,8 +32,8 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | 
 
     data: a path (from the current folder, then from the project's), "demo" (make demo images), or "auto", over which
     the variable PATHOLIB_DATA rules, with the same values.
-    Usual places: data/<kind> and data/ of the project, then `mounts` (None: `places.mounts`). Demo images lying
-    there are passed over.
+    Usual places: data/<kind> and data/ of the project, the same in `files.remade`, then `mounts` (None:
+    `places.mounts`). Demo images lying there are passed over.
     Raises PathoError: `unknown_source`; `data_root` if a path was given that does not hold the data.
     """
     if kind not in KINDS:
@@ -50,8 +50,9 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | 
             reader, place = READERS[kind], next((place for place in near if place.exists()), near[0])
             raise not_there(reader.WHAT, reader.holds, place, named, near)
         return Found(right, False, tuple(map(str, near)))
-    home, tried = files.project_root() / "data", []
-    for place in (home / kind, home, *map(Path, places.mounts() if mounts is None else mounts)):
+    kept, remade, tried = files.project_root() / "data", files.remade(), []
+    usual = (kept / kind, kept, remade / kind, remade, *map(Path, places.mounts() if mounts is None else mounts))
+    for place in dict.fromkeys(usual):
         tried.append(str(place))
         for folder in folders(place, skip=("drive",)):  # MyDrive is a mount of its own, with its own depth
             named_so = kind == "isic2019" or "breakhis" in folder.name.lower() or folder.name == "histology_slides"
