@@ -299,9 +299,9 @@ def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_sai
 def test_in_a_drive_what_is_called_like_the_data_set_is_looked_at_first(project, tmp_path, kind, mount, place, there,
                                                                         monkeypatch):
     monkeypatch.setattr(datasets, "MOST", 30)
-    for folder in ("breakhis of isic", *(f"folder {number}" for number in range(9))):  # the first one is a project
-        for deeper in "abcd":
-            (tmp_path / mount / folder / deeper / "deep" / "deeper").mkdir(parents=True)
+    for number in range(36):  # of a project and others
+        (tmp_path / mount / f"folder {number % 9}" / f"{number}" / "deep").mkdir(parents=True)
+        (tmp_path / mount / "breakhis and isic" / f"{number % 4}" / "deep" / f"{number}").mkdir(parents=True)
     put(tmp_path / mount / place / "BreaKHis_v1/histology_slides/breast", BENIGN, MALIGNANT)
     isic(tmp_path / mount / place)
     found = datasets.find(kind, mounts=(tmp_path / mount,))
