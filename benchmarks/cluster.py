@@ -1,6 +1,6 @@
 """Times runs and predictions on one machine and on a Ray cluster of two workers that is made of it.
 
-  python benchmarks/cluster.py              about ten minutes; writes the section speed cluster of RESULTS.md
+  python benchmarks/cluster.py              about fifteen minutes; writes the section speed cluster of RESULTS.md
   python benchmarks/cluster.py --quick      in miniature, to see that it runs; writes nothing
 
 The tables must be the same, byte for byte. Two workers of one CPU each compete for this machine's caches and memory:
@@ -36,8 +36,8 @@ MARKS = (Mark("pictures/s: one Ray worker keeps of one process", 0.8, reason="Ha
 class Scale:
     """How much."""
 
-    few: int = 24  # pictures, to see what comes before the first
-    pictures: int = 600
+    few: int = 500  # pictures, to see what comes before the first
+    pictures: int = 5000
     side: int = 600  # pixels of a picture
     size: int = 224  # of what the model sees
     runs: int = 4

@@ -28,7 +28,7 @@ from typing import BinaryIO
 
 from patholib import files, locks
 from patholib.errors import PathoError, shown
-from patholib.progress import bar
+from patholib.progress import bar, watched
 
 MARKER = ".archive.json"  # the last file of a finished folder: name, bytes and sha256 of its archive, and what came out
 RATIO, FLOOR = 100, 2**30  # files may take this many times the archive's bytes; from a small one 1 GiB
@@ -153,7 +153,7 @@ def _alone(folder: Path) -> Iterator[Path]:
 
 def _write(entries: list[Entry], folder: Path, total: int, name: str) -> None:
     """Writes every entry as a new file or folder."""
-    with bar(total=total, unit="B", unit_scale=True, desc=f"Unpacking {name}", leave=False) as meter:
+    with bar(total=total, unit="B", unit_scale=True, desc=f"Unpacking {name}", leave=False, shown=watched()) as meter:
         for entry in entries:
             path = folder / PurePosixPath(entry.name)
             with files.writable(path):
@@ -222,7 +222,7 @@ def _checked(members: Iterator[Entry], name: str, allowed: int, max_files: int) 
     """Every member, checked by itself and against all others; nothing has been written by then."""
     entries, known, total = [], {}, 0
     with _readable(name):
-        for entry in bar(members, unit=" files", desc=f"Reading {name}", leave=False):
+        for entry in bar(members, unit=" files", desc=f"Reading {name}", leave=False, shown=watched()):
             total += entry.size
             if total > allowed:
                 raise _unsafe(name, entry.name, f"makes it more than the {allowed:,} bytes that are allowed",

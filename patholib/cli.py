@@ -133,7 +133,7 @@ def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     parser.add_argument("what", metavar="WHAT", help="breakhis, isic2019, weights (of both recipes), or those of one "
                         "network: weights-resnet50, weights-efficientnet_b0")
     parser.add_argument("--to", metavar="FOLDER", help="where to put it (default: data/WHAT of the project, where "
-                        "it is found without being named; weights: data/weights)")
+                        "it is found without being named; weights: data/weights; on Kaggle temp instead of data)")
     parser.add_argument("--from", metavar="ORIGIN", dest="origin", default="official", choices=("official", "kaggle"),
                         help="official, or kaggle: a copy there, with the package kagglehub (default: official)")
     parser.add_argument("--accept-licence", action="store_true", help="accept the licence, which is printed first, "

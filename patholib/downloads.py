@@ -35,14 +35,14 @@ def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None =
     """The folder of a whole data set: fetched, unpacked and read once, as far as it is not there.
 
     agree: is given the licence and the citation, and says whether they are accepted; nothing is fetched before.
-    folder: by default data/<kind> of the project, where `datasets.load` finds it. origin: "official" or "kaggle".
+    folder: by default <kind> in `files.remade`, where `datasets.load` finds it. origin: "official" or "kaggle".
     remove: deletes an archive once it is unpacked. changed: see `fetch.fetch`.
     Errors: licence_not_accepted, folder_exists, extra_missing (kagglehub), those of `fetch.fetch`, `archives.extract`
     and of the reader.
     """
     source = SOURCES[kind]
     usual = _found(kind) if folder is None else None
-    folder = Path(folder or files.project_root() / "data" / kind).expanduser().absolute()
+    folder = Path(folder or files.remade() / kind).expanduser().absolute()
     missing = [file for file in source.files if not _there(file, folder)]
     place = usual or _found(kind, folder / KAGGLE) or _found(kind, folder)
     if place and (place != folder or not missing or source.files[-1] in missing):  # and so not half fetched by this
@@ -85,14 +85,14 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def weights(arch: str, folder: str | Path | None = None) -> Path:
-    """torchvision's file of ImageNet weights, by default in data/weights of the project, where it is found first.
+    """torchvision's file of ImageNet weights, by default in weights in `files.remade`, where it is found again.
 
     Errors: unknown_arch, those of `fetch.fetch`.
     """
     from patholib import models  # with it comes torch, for which a data set need not wait
 
     remote = models.imagenet_file(arch)
-    folder = Path(folder or files.project_root() / "data" / "weights").expanduser().absolute()
+    folder = Path(folder or files.remade() / "weights").expanduser().absolute()
     print(f"ImageNet weights of {arch}, by torchvision, under terms of their own: {TERMS_OF_WEIGHTS}", flush=True)
     path = fetch.fetch(remote, folder)
     print(f"{path}\nOn another machine: into data/weights of the project, or name its folder in PATHOLIB_WEIGHTS")
@@ -110,7 +110,8 @@ def terms(kind: str, folder: Path, origin: str = "official") -> str:
         lines += [f"From {file.url}, about {file.about / 1e6:,.0f} MB"
                   + ("" if file.sha256 else ", no checksum published: the SHA-256 of the first copy is noted beside it")
                   for file in source.files]
-    return "\n".join([*lines, f"To {folder}"])
+    passing = places.host() == "Kaggle" and folder.is_relative_to(files.remade())
+    return "\n".join([*lines, f"To {folder}" + ", which ends with this session: attached data stay" * passing])
 
 
 def _found(kind: str, place: str | Path = "auto") -> Path | None:

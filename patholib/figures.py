@@ -1034,14 +1034,12 @@ def _some_runs(runs: Mapping, what: str) -> None:
         raise PathoError("shape_mismatch", what, "has no run to draw", "Give at least one run by its name")
 
 
-def _legend_below(figure, axes, columns: int = 2) -> None:
-    _named_below(figure, *axes.get_legend_handles_labels(), columns)
-
-
-def _named_below(figure, handles: Sequence, names: Sequence[str], columns: int = 2) -> None:
-    legend = figure.legend(handles, ["x"] * len(names), loc="outside lower center", ncols=min(columns, len(names)))
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)  # matplotlib before 3.10 leaves out what is given a name that begins with an underscore
+def _named_below(figure, handles: Mapping[str, plt.Line2D], columns: int = 2, width: int = 44) -> None:
+    """A legend of runs; matplotlib by itself leaves out names that begin with an underscore."""
+    legend = figure.legend([*handles.values()], ["x"] * len(handles), loc="outside lower center",
+                           ncols=min(columns, len(handles)))
+    for text, name in zip(legend.get_texts(), handles, strict=True):
+        text.set_text(_plain(name, width))
 
 
 @_styled
@@ -1052,20 +1050,21 @@ def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str
     tables = {name: _frame(history) for name, history in runs.items()}
     figure = _open(9.5, 3.4 + 0.22 * math.ceil(len(runs) / 2), title, note)
     left, right = figure.subplots(1, 2)
+    lines = {}
     for i, (name, table) in enumerate(tables.items()):
         best = _best_epoch(table, monitor)
         for axes, column in ((left, "val_loss"), (right, f"val_{monitor}")):
             if column not in table:
                 continue
             values = table[column].replace([np.inf, -np.inf], np.nan)
-            axes.plot(table["epoch"], values, label=_plain(name, 44), marker="o" * (len(table) < 3), **_looks(i))
+            (lines[name],) = axes.plot(table["epoch"], values, marker="o" * (len(table) < 3), **_looks(i))
             if best is not None:
                 axes.plot(best, values[table["epoch"] == best].iloc[0], "o", color=COLOURS[i % 8], markersize=6)
     every = np.concatenate([table["epoch"].to_numpy() for table in tables.values()])
     for axes, label in ((left, "loss"), (right, monitor.replace("_", " ").replace("auc", "AUC"))):
         _by_epoch(axes, every)
         axes.set_ylabel(f"validation {label}")
-    _legend_below(figure, left)
+    _named_below(figure, lines)
     return figure
 
 
@@ -1089,8 +1088,7 @@ def roc_overlay(runs: Mapping[str, tuple], classes: Sequence[str], positive: str
     for axes in grid[len(drawn):]:
         axes.set_axis_off()
     if columns > 1:
-        _named_below(figure, [plt.Line2D([], [], **_looks(i)) for i in range(len(runs))],
-                     [_plain(name, 44) for name in runs])
+        _named_below(figure, {name: plt.Line2D([], [], **_looks(i)) for i, name in enumerate(runs)})
     return figure
 
 
@@ -1120,12 +1118,13 @@ def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the called 
     figure = _open(5.6, 4.6 + 0.22 * math.ceil(len(runs) / 2), title, note)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 2)))
+    lines = {}
     for i, (name, table) in enumerate(runs.items()):
-        axes.plot(table["confidence"], table["accuracy"], marker="o", label=_plain(name, 44), **_looks(i))
+        (lines[name],) = axes.plot(table["confidence"], table["accuracy"], marker="o", **_looks(i))
     axes.set(xlabel=f"probability of {_plain(of, 28)}", ylabel="share that came true", xlim=(-0.02, 1.02),
              ylim=(-0.02, 1.02))
     axes.set_box_aspect(1)
-    _legend_below(figure, axes)
+    _named_below(figure, lines)
     return figure
 
 
@@ -1141,13 +1140,12 @@ def differences(table: pd.DataFrame, title: str = "Differences with 95 % interva
     figure = _open(8.2, 0.9 + 0.24 * len(table) + 0.16 * len(numbers) + 0.22 * math.ceil(len(runs) / 2), title, note)
     axes = figure.subplots()
     axes.axvline(0, color=INK, linewidth=1)
-    place, ticks, drawn = 0.0, [], set()
+    place, ticks, dots = 0.0, [], {}
     for number in numbers:
         rows = table[table["number"] == number]
         ticks.append((place + (len(rows) - 1) / 2, number))
         for _, row in rows.iterrows():
-            _draw_difference(axes, row, place, runs.index(row["run"]), row["run"] not in drawn)
-            drawn.add(row["run"])
+            dots[row["run"]] = _draw_difference(axes, row, place, runs.index(row["run"]))
             place += 1
         place += 0.7
     axes.set(ylim=(place - 1, -0.8), xlabel="difference and 95 % interval")
@@ -1156,19 +1154,20 @@ def differences(table: pd.DataFrame, title: str = "Differences with 95 % interva
     axes.set_yticks([at for at, _ in ticks], [_plain(name, 40) for _, name in ticks])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    _legend_below(figure, axes, 1 if max(len(str(run)) for run in runs) > 40 else 2)
+    _named_below(figure, dots, 1 if max(len(str(run)) for run in runs) > 40 else 2, 90)
     return figure
 
 
-def _draw_difference(axes, row, place: float, i: int, named: bool) -> None:
+def _draw_difference(axes, row, place: float, i: int) -> plt.Line2D:
+    """One row of it; returns the dot."""
     colour = COLOURS[i % 8]
     value, low, high = (math.nan if row[name] is None else float(row[name]) for name in ("value", "low", "high"))
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="round")
-    axes.plot(value, place, "osD^v<>P"[i % 8], color=colour, markersize=6,
-              label=_plain(row["run"], 90) if named else None)
+    (dot,) = axes.plot(value, place, "osD^v<>P"[i % 8], color=colour, markersize=6)
     text = "undefined" if math.isnan(value) else f"{value:+.3f}" + " (no interval)" * math.isnan(low)
     axes.annotate(text, (1.02, place), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
+    return dot
 
 
 def save(figure: Figure, path: Path) -> Figure:

@@ -253,7 +253,8 @@ def _found_or_fetched(arch: str) -> tuple[Path, str]:
     """torchvision's file of ImageNet weights on this machine, and how its SHA-256 must begin."""
     remote = imagenet_file(arch)
     hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
-    places = [*attached(remote.name), files.project_root() / "data" / "weights" / remote.name, hub / remote.name]
+    own = dict.fromkeys(folder / "weights" / remote.name for folder in (files.project_root() / "data", files.remade()))
+    places = [*attached(remote.name), *own, hub / remote.name]
     if chosen := os.environ.get("PATHOLIB_WEIGHTS"):
         chosen = Path(chosen).expanduser()
         places.insert(0, chosen if chosen.is_file() else chosen / remote.name)

@@ -176,9 +176,14 @@ def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) 
         before = recipes.from_json(facts["recipe"])
     except (PathoError, TypeError) as error:
         return [f"its recipe is of another version of patholib ({error})"]
+    lacking = _lacking(facts["recipe"], recipe)
     fields = recipes.diff(before, recipes.without_folders(recipe))
     found = [f"{field} {_readable(old)} -> {_readable(new)}" for field, (old, new) in fields.items()
-             if field not in RESUMABLE or (field == "epochs" and new < old)]
+             if field not in lacking and (field not in RESUMABLE or (field == "epochs" and new < old))]
+    if lacking:
+        code = facts.get("code") or {}
+        by = f"patholib {code.get('version')} (commit {str(code.get('commit'))[:7]})"
+        found.insert(0, f"its run.json lacks {', '.join(lacking)} of the recipe: only {by}, which wrote it, can go on")
     old, new = _bytes_of(folder / "images.csv"), dict(zip(checked.facts["path"], checked.facts["sha256"], strict=True))
     where = manifest.read_csv(folder / "split.csv", ("path", "split"))
     was, now = dict(zip(where["path"], where["split"], strict=True)), dict(zip(split["path"], split["split"],
@@ -191,6 +196,13 @@ def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) 
         if names:
             found.append(f"{len(names):,} images {what} (such as {min(names)})")
     return found or ["its data or recipe in a way that its files do not show"]
+
+
+def _lacking(stored: dict, recipe: Recipe) -> list[str]:
+    """The fields that a stored recipe lacks, nested ones as `augmentation.noise`: they came with a later version."""
+    now, views = recipe.to_json(), stored.get("augmentation", {})
+    return [name for name in now if name not in stored] + [
+        f"augmentation.{name}" for name in now["augmentation"] if name not in views and "augmentation" in stored]
 
 
 def _bytes_of(path: Path) -> dict[str, str]:

@@ -162,6 +162,16 @@ def test_a_finished_folder_stays_as_it_is(tmp_path, capsys):
         archives.extract(archive, folder)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_who_looks_on_and_a_log_has_two_lines(tmp_path, monkeypatch, capsys, terminal):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(archives, "watched", lambda: terminal)
+    (tmp_path / "set.zip").write_bytes(zipped(("a.txt", b"a")))
+    archives.extract(tmp_path / "set.zip", tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert ("Reading " in err, "Unpacking " in err) == (terminal, terminal) and len(out.splitlines()) == 2
+
+
 def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
     archive, folder = put(tmp_path, zipped(*HONEST.items())), tmp_path / "out"
     folder.mkdir()

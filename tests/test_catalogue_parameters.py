@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import TINY, image_set, network, train
+from tiny import TINY, image_set, train
 
 from patholib import (
     export,
@@ -55,11 +55,7 @@ resume: str = "auto"  # one of: auto, must, never
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_network():
-    """A resnet18 of few channels, so that a training takes no time."""
-    with network():
-        yield
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def refused(code: str, call, *args, **options) -> PathoError:

@@ -13,18 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, image_set, network, open_run, pictures, prepare, same_bits, train, without_time
+from tiny import TINY, image_set, open_run, pictures, prepare, same_bits, train, without_time
 
 from patholib import augment, checkpoints, files, images, locks, losses, recipes, runs, training
 from patholib.errors import PathoError
 from patholib.models import build
 from patholib.recipes import BREAKHIS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small_network():
-    with network():
-        yield
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 @pytest.fixture(scope="module")

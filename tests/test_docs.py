@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -58,6 +61,49 @@ def test_every_entry_of_the_catalogue_has_its_answer(letter, last):
     rows = re.findall(r"^\| ([A-Z]\d\d) \|", (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8"), re.M)
     assert [row for row in rows if row[0] == letter] == sorted(row for row in rows if row[0] == letter)
     assert {row for row in rows if row[0] == letter} == {f"{letter}{number:02}" for number in range(1, last + 1)}
+
+
+RECORDED = """
+def test_cut(catalogue):
+    catalogue("D01", "cut off", "refused")
+
+
+def test_empty(catalogue):
+    catalogue("D01", "empty", "refused")
+
+
+def test_neither():
+    pass
+"""
+HEAD = "# Faults\n\n| id | input or fault | answer |\n|---|---|---|\n"
+BEFORE = HEAD + "| D01 | cut off | accepted |\n| D01 | empty | refused |\n| T01 | a kill | resumed |\n"
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), [
+    (["tests"], 0, ""),
+    (["tests", "-k", "cut or neither"], 4, "test_one.py::test_empty is left out"),
+    (["tests", "--deselect", "tests/test_one.py::test_cut"], 4, "test_one.py::test_cut is left out"),
+    (["tests/test_one.py"], 4, "test_two.py is not among the tests"),
+    (["tests", "-n", "1"], 4, "-n gives"),
+    (["tests/test_plain.py"], 0, ""),
+    (["tests", "--maxfail", "1"], 1, "stays as it is: tests/test_two.py::test_it did not pass"),
+])
+def test_a_part_of_the_tests_or_a_failing_one_never_drops_rows_of_the_catalogue(tmp_path, arguments, code, said):
+    failing = "--maxfail" in arguments
+    copied = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    for name, text in {"tests/conftest.py": copied, "docs/robustness.md": BEFORE, "tests/test_one.py": RECORDED,
+                       "tests/test_plain.py": "def test_nothing():\n    assert True\n",
+                       "tests/test_two.py": "def test_it(catalogue):\n    catalogue('D02', 'odd', 'accepted')\n"
+                                            f"    assert {not failing}\n"}.items():
+        files.write_text(tmp_path / name, text)
+    environment = {"PATHOLIB_RECORD": "1", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "xdist", *arguments], cwd=tmp_path, text=True,
+                          capture_output=True, env=os.environ | environment)
+    assert done.returncode == code and said in done.stdout + done.stderr
+    after = HEAD + "| D01 | cut off | refused |\n| D01 | empty | refused |\n| D02 | odd | accepted |\n" \
+        "| T01 | a kill | resumed |\n"
+    whole = arguments == ["tests"]
+    assert (tmp_path / "docs" / "robustness.md").read_text(encoding="utf-8") == (after if whole else BEFORE)
 
 
 def test_the_pictures_are_small():

@@ -369,6 +369,36 @@ def test_a_disk_that_fills_while_copying_leaves_nothing(kagglehub, project, monk
     assert not list(project.rglob("*.png")) and datasets.find("breakhis").demo
 
 
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    """The folders of a session on Kaggle: what lies in working is kept of it, and nothing else."""
+    kaggle = tmp_path / "kaggle"
+    for name in ("input", "working"):
+        (kaggle / name).mkdir(parents=True)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setenv("PATHOLIB_MOUNTS", str(kaggle / "input"))
+    monkeypatch.setattr(files, "project_root", lambda: kaggle / "working")
+    return kaggle
+
+
+@pytest.mark.parametrize("kind", ["breakhis", "isic2019"])
+def test_on_kaggle_a_data_set_is_found_where_it_was_fetched_and_kept_out_of_the_output(request, session, kind, capsys):
+    server, folder = request.getfixturevalue(kind.removesuffix("2019")), session / "temp" / kind
+    assert cli.main(["download", kind, "--accept-licence"]) == 0
+    out = capsys.readouterr().out
+    assert f"To {folder}, which ends with this session" in out and f"-p data {folder}" in out
+    source, asked = datasets.load(kind), len(server.asked)
+    assert source.root.is_relative_to(folder) and len(source.table) == 2 and not source.demo
+    assert cli.main(["download", kind]) == 0 and len(server.asked) == asked
+    assert not list((session / "working").iterdir())
+
+
+def test_on_kaggle_a_folder_that_is_named_is_used_and_said_to_be_no_passing_one(breakhis, session, capsys):
+    cli.main(["download", "breakhis", "--accept-licence", "--to", str(session / "working" / "mine")])
+    assert f"To {session / 'working' / 'mine'}\n" in capsys.readouterr().out
+    assert datasets.load("breakhis", session / "working" / "mine").root.is_relative_to(session / "working")
+
+
 # ------------------------------------------------------------------------------------------------------------- weights
 
 
@@ -388,6 +418,9 @@ def test_weights_are_fetched_into_a_folder_to_be_carried(project, monkeypatch, t
         assert "PATHOLIB_WEIGHTS" in (out := capsys.readouterr().out) and "terms of their own" in out
         assert cli.main(["download", "weights-resnet50"]) == 0
         assert (project / "data" / "weights" / f"resnet50-{digest[:8]}.pth").read_bytes() == content
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+        assert cli.main(["download", "weights-resnet18"]) == 0
+        assert models._found_or_fetched("resnet18")[0] == tmp_path / "temp" / "weights" / f"resnet18-{digest[:8]}.pth"
 
 
 def test_what_is_unknown_is_named_with_what_is_near(capsys):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, image_set, network
+from tiny import TINY, image_set
 
 from patholib import augment, evaluation, explorer, export, files, gradcam, images, models, recipes, runs
 from patholib.datasets import demo
@@ -21,11 +21,7 @@ from patholib.explorer import Explorer
 CLASSES = TINY.classes
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_network():
-    """Networks of milliseconds."""
-    with network():
-        yield
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 @pytest.fixture(scope="module")

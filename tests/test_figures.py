@@ -334,6 +334,19 @@ def test_several_runs_are_told_apart_and_their_undefined_numbers_said():
     assert len(looks) == 32
 
 
+@pytest.mark.parametrize("draw", [
+    lambda names: figures.histories({name: history() for name in names}),
+    lambda names: figures.reliability_overlay({name: reliability() for name in names}),
+    lambda names: figures.differences(differences(names)),
+    lambda names: figures.roc_overlay(dict.fromkeys(names, predictions(EIGHT)), EIGHT),
+], ids=["histories", "reliability", "differences", "roc"])
+def test_every_run_stands_in_the_legend_also_one_whose_name_begins_with_an_underscore(draw):
+    names = ["_first", "second", "_child2"]
+    (legend,) = draw(names).legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in legend.get_lines()}) == 3
+
+
 def test_a_difference_is_drawn_with_its_sign_and_zero_stands_in_the_middle():
     figure = figures.differences(differences(["b - a"]))
     assert {"+0.020", "-0.100 (no interval)", "undefined"} <= set(texts(figure))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, image_set, network
+from tiny import TINY, image_set
 
 from patholib import augment, calibration, evaluation, export, files, inference, metrics, models, novelty
 from patholib.errors import PathoError
@@ -19,10 +19,7 @@ onnx = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in
                           reason="the extra onnx is not installed")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_network():
-    with network():
-        yield
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def trained(recipe=TINY):

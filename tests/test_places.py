@@ -97,6 +97,13 @@ def test_weights_that_are_attached_are_found_without_a_network(at, place):
         models.build(replace(recipes.for_demo(recipes.BREAKHIS), arch="resnet18", weights="imagenet"))
 
 
+def test_of_a_drive_only_the_top_is_searched_for_a_file(at):
+    there = at("Colab")
+    for place in ("", "a/b", "a/b/c"):
+        files.write_bytes(there.drive / place / "weights.pth", b"weights")
+    assert set(places.attached("weights.pth")) == {there.drive / "weights.pth", there.drive / "a/b/weights.pth"}
+
+
 # --- time ---
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data" / "README.md",
-                     ROOT / "outputs" / "README.md") if p.exists()]
+PAGES = [p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"),
+                     ROOT / "data" / "README.md", ROOT / "outputs" / "README.md") if p.exists()]
 COMMANDS = set(re.split(r",\s*", re.search(r"(?s)commands = \{(.*?)\}", (ROOT / "run.py").read_text("utf-8"))[1]))
 
 

@@ -123,6 +123,23 @@ def test_another_recipe_data_or_split_gets_a_folder_of_its_own(prepared, tmp_pat
     assert refusal(prepared, tmp_path, replace(RECIPE, lr=1e-4), resume="must").code == "resume_changed"
 
 
+def test_a_run_of_an_earlier_version_is_refused_with_its_file_the_fields_it_lacks_and_who_can_go_on(prepared, tmp_path,
+                                                                                                   capsys):
+    run = start(prepared, tmp_path)
+    run.close()
+    earlier = RECIPE.to_json()
+    del earlier["ema"], earlier["augmentation"]["noise"]
+    run.update(recipe=earlier, fingerprint="of fewer fields", code={"version": "0.0.9", "commit": "123456789abc+"})
+    for wanted in (RECIPE, replace(RECIPE, ema=0.9)):
+        error = refusal(prepared, tmp_path, wanted, resume="must")
+        assert (error.code, error.subject) == ("resume_changed", run.dir.name)
+        assert error.reason == ("was made otherwise: its run.json lacks ema, augmentation.noise of the recipe: only "
+                                "patholib 0.0.9 (commit 1234567), which wrote it, can go on")
+    assert runs.open_run(run.dir).recipe == RECIPE, "to look at it, what is absent has its default"
+    assert start(prepared, tmp_path).dir != run.dir
+    assert "lacks ema, augmentation.noise of the recipe" in capsys.readouterr().out
+
+
 def test_never_starts_anew_and_auto_leaves_a_busy_folder_alone(prepared, tmp_path):
     first = start(prepared, tmp_path)
     assert start(prepared, tmp_path).dir != first.dir  # the first is open

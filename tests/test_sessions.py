@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import TINY, network, pictures, prepare
+from tiny import TINY, pictures, prepare
 
 from patholib import files, models, notebook, places, runs, sessions, training, validation
 from patholib.errors import PathoError
@@ -20,11 +20,7 @@ RECIPE = replace(TINY, group_by="group", epochs=3, batch_size=4)
 NEW, OLD = "/kaggle/input/notebooks/somebody/breakhis", "/kaggle/input/breakhis"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_network():
-    """A network whose checkpoint takes milliseconds."""
-    with network():
-        yield
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import TINY, image_set, network, open_run, same_bits, train, without_time
+from tiny import TINY, image_set, open_run, same_bits, train, without_time
 
 from patholib import checkpoints, training
 from patholib.errors import PathoError
 from patholib.models import build
 from patholib.recipes import Stage
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small_network():
-    with network():
-        yield
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def test_a_planted_cue_is_learnt_and_the_history_is_kept(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny import TINY, network
+from tiny import TINY
 
 from patholib import files, images, locks, manifest, metrics, runs, training, validation
 from patholib.datasets import table
@@ -19,10 +19,7 @@ from patholib.recipes import BREAKHIS
 RECIPE = replace(TINY, group_by="group", epochs=1, tta_views=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_network():
-    with network():
-        yield
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 @pytest.fixture(scope="module")

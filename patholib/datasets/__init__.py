@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import pandas as pd
 
 from patholib import files, metrics, places
 from patholib.datasets import breakhis, demo, isic2019, table
-from patholib.datasets.folders import demo_folder, folders, is_demo, not_there
+from patholib.datasets.folders import demo_folder, folders, is_demo, like_first, not_there
 from patholib.errors import PathoError, nearest
 from patholib.manifest import Manifest
 
 READERS = {"breakhis": breakhis, "isic2019": isic2019}
 KINDS = tuple(READERS)
+LIKE = {"breakhis": "breakhis", "isic2019": "isic"}  # what the names of their folders hold, in small letters
+MOST = 500  # folders of a Drive that are looked at: each is asked for over the network, and there may be thousands
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | 
 
     data: a path (from the current folder, then from the project's), "demo" (make demo images), or "auto", over which
     the variable PATHOLIB_DATA rules, with the same values.
-    Usual places: data/<kind> and data/ of the project, then `mounts` (None: `places.mounts`). Demo images lying
-    there are passed over.
+    Usual places: data/<kind> and data/ of the project, the same in `files.remade`, then `mounts` (None:
+    `places.mounts`); of a Drive the nearest MOST folders. Demo images lying there are passed over.
     Raises PathoError: `unknown_source`; `data_root` if a path was given that does not hold the data.
     """
     if kind not in KINDS:
@@ -50,14 +54,26 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | 
             reader, place = READERS[kind], next((place for place in near if place.exists()), near[0])
             raise not_there(reader.WHAT, reader.holds, place, named, near)
         return Found(right, False, tuple(map(str, near)))
-    home, tried = files.project_root() / "data", []
-    for place in (home / kind, home, *map(Path, places.mounts() if mounts is None else mounts)):
+    kept, remade, tried = files.project_root() / "data", files.remade(), []
+    usual = (kept / kind, kept, remade / kind, remade, *map(Path, places.mounts() if mounts is None else mounts))
+    for place in dict.fromkeys(usual):
         tried.append(str(place))
-        for folder in folders(place, skip=("drive",)):  # MyDrive is a mount of its own, with its own depth
+        drive, looked = place.name == "MyDrive", 0
+        for folder in _looked_into(kind, place, drive):
+            looked += 1
             named_so = kind == "isic2019" or "breakhis" in folder.name.lower() or folder.name == "histology_slides"
-            if named_so and not is_demo(folder) and _usable(kind, folder):
+            if named_so and _usable(kind, folder, drive) and not is_demo(folder):
                 return Found(folder, False, tuple(tried))
+        if drive and looked == MOST:
+            tried[-1] += f" (its {MOST} nearest folders alone: name any other with the parameter data)"
     return Found(None, True, tuple(tried))
+
+
+def _looked_into(kind: str, place: Path, drive: bool) -> Iterator[Path]:
+    """The folders of a usual place, nearest first; of a Drive MOST, those that are called like the data set first."""
+    if drive:
+        return itertools.islice(like_first(place, LIKE[kind], skip=("outputs",)), MOST)  # runs have many folders
+    return folders(place, skip=("drive",))  # MyDrive is a mount of its own, with its own depth
 
 
 def load(kind: str, data: str | Path = "auto", missing: str = "error", positive: str | None = None,
@@ -126,9 +142,9 @@ def read(where: str | Path, missing: str = "error") -> Manifest:
                     path, "path")
 
 
-def _usable(kind: str, path: Path) -> bool:
-    """Whether the reader of this kind takes `path` as its root."""
-    return bool(READERS[kind].locate(path))
+def _usable(kind: str, path: Path, drive: bool = False) -> bool:
+    """Whether the reader of this kind takes `path` as its root; on a Drive also BreakHis has to begin near it."""
+    return bool(breakhis.locate(path, MOST if drive else None) if kind == "breakhis" else isic2019.locate(path))
 
 
 def check_against_best(source: Manifest, predictions: pd.DataFrame, tol: float = 0.05, stop: bool = True) -> None:

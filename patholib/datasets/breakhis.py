@@ -5,6 +5,7 @@ Spanhol et al. 2016, "A Dataset for Breast Cancer Histopathological Image Classi
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Iterable
@@ -66,10 +67,13 @@ def holds(folder: Path) -> bool:
     return any(one.name.lower() in CLASSES for one in below + given)
 
 
-def locate(path: Path) -> list[Path]:
-    """The folders nearest below `path` in which a BreakHis tree begins: one, or several side by side, or none."""
+def locate(path: Path, most: int | None = None) -> list[Path]:
+    """The folders nearest below `path` in which a BreakHis tree begins: one, or several side by side, or none.
+
+    most: how many folders are looked at; None: all of them.
+    """
     hits: list[Path] = []
-    for folder in folders(path):
+    for folder in itertools.islice(folders(path), most):
         if hits and len(folder.parts) > len(hits[0].parts):
             break
         if holds(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -61,6 +62,22 @@ def folders(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
     for _ in range(DEPTH + 1):
         yield from level
         level = [below for folder in level for below in subfolders(folder) if below.name not in skip]
+
+
+def like_first(root: Path, like: str, skip: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The same, but those whose path below `root` holds `like`, in small letters, come as if two levels nearer.
+
+    A folder is listed only when the next one is asked for.
+    """
+    waiting = [(0, Path(root))] if Path(root).is_dir() else []
+    while waiting:
+        _, folder = heapq.heappop(waiting)
+        yield folder
+        deep = len(folder.relative_to(root).parts) + 1
+        for below in subfolders(folder) if deep <= DEPTH else ():
+            if below.name not in skip:
+                near = 2 * (like in below.relative_to(root).as_posix().lower())
+                heapq.heappush(waiting, (deep - near, below))
 
 
 def subfolders(folder: Path) -> list[Path]:
