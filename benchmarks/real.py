@@ -271,7 +271,7 @@ def lacking(what: str) -> list[str]:
 def difference(run_dir: Path, recipe: recipes.Recipe, found: dict) -> list[str]:
     """The network minus each rival on the same test images, in the same draws of whole groups."""
     ours = "test_tta" if "test_tta" in found else "test"
-    there = [name for name in RIVALS if (run_dir / f"predictions_{name}.csv").exists()]
+    there = [name for name in RIVALS if name in found and (run_dir / f"predictions_{name}.csv").exists()]
     lines = [f"### The network ({SETS[ours]}) minus its rivals", ""]
     if not there or not (run_dir / f"predictions_{ours}.csv").exists():
         return [*lines, *lacking("predictions of both")]
