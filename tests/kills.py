@@ -7,7 +7,8 @@
 A process that has imported torch forks children. Each trains in a run folder and is killed; the next one goes on in
 the same folder with another number of workers, until the run is finished. Its weights and its history must then be
 those of a run that nobody killed, to the last bit. After every kill all checkpoints are read, and their SHA-256 is
-compared with the one in their names. One kill in three waits for a checkpoint's unfinished file, so as to hit a write.
+compared with the one in their names. One kill in three waits for a checkpoint's unfinished file, so as to hit a write,
+and one for a step, which is over soon.
 
 The exit code is 1 where a run was lost (it could not go on, or stood further back than its last checkpoint), where a
 checkpoint was damaged, where any bit of a result was different, or where the unfinished file of a killed write
@@ -56,7 +57,7 @@ RECIPES = {
     "fp16": replace(BASE, precision="fp16"),  # its scaler passes over two steps here
 }
 INTERVALS = (0.0, 0.0, 0.05, 300.0)  # seconds between checkpoints: after every step, now and then, at ends of epochs
-AIMED = 3  # one kill in so many waits for a write
+AIMS = ("writing", "training", "")  # what a kill waits for, if for anything; they take turns by chance
 WRITE = 0.002  # seconds that a disk then takes at least, so that the kill hits the write also on a quick one
 LIFE = 60.0  # seconds after which a process that nobody killed counts as hung
 CHECKPOINT = re.compile(r"(?P<kind>last|best)-(?P<step>\d{9})-(?P<digest>[0-9a-f]{16})\.pt")
@@ -181,24 +182,26 @@ def digest(model: torch.nn.Module, folder: Path) -> str:
 
 # --- in the parent ---
 
-def spawn(recipe: Recipe, interval: float, folder: Path, workers: int, moment: float = LIFE,
-          into_write: float | None = None, number: int = signal.SIGKILL) -> Life:
-    """One process, sent a signal at `moment` in seconds, or `into_write` seconds into the first write after it."""
+def spawn(recipe: Recipe, interval: float, folder: Path, workers: int, moment: float = LIFE, aim: str = "",
+          after: float = 0.0, number: int = signal.SIGKILL) -> Life:
+    """One process, sent a signal at `moment` in seconds, or `after` the next write or step begins, if aimed at one."""
     before = unfinished(folder)
     reading, writing = os.pipe()
+    os.set_blocking(reading, False)
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        live(recipe, interval, folder, workers, into_write is not None, writing)
+        live(recipe, interval, folder, workers, aim == "writing", writing)
     os.close(writing)
-    status, killed = None, False
+    status, killed, words = None, False, b""
     try:
         while (status := ended(pid)) is None and time.monotonic() < started + LIFE:
+            said = waiting(reading)
+            words += said
             if time.monotonic() >= started + moment:
-                if into_write is None:
-                    break
-                if unfinished(folder) - before:
-                    time.sleep(into_write)
+                there = {"writing": unfinished(folder) - before, "training": said.endswith(b"training\n"), "": True}
+                if there[aim]:
+                    time.sleep(after)
                     break
             time.sleep(1e-4)
     finally:
@@ -207,15 +210,24 @@ def spawn(recipe: Recipe, interval: float, folder: Path, workers: int, moment: f
             os.kill(pid, number)
             _, status = os.waitpid(pid, 0)
             killed = os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 143  # it may have ended in this very moment
-    with os.fdopen(reading, encoding="utf-8") as pipe:
-        words = [line.rstrip("\n") for line in pipe if line.endswith("\n")]
+    while said := waiting(reading):
+        words += said
+    os.close(reading)
     life = Life(killed, time.monotonic() - started, leaving=time.monotonic() - asked)
-    life.hear(words)
+    life.hear(words.decode().split("\n")[:-1])  # the last line may have been cut off
     if killed and life.seconds > LIFE:
         raise Lost(f"its process hung while {life.phase}")
     if not killed and not life.result:
         raise Lost(f"its process ended by itself while {life.phase}, with status {status}")
     return life
+
+
+def waiting(pipe: int) -> bytes:
+    """What can be read from it at once; nothing where that is nothing, or all writers are gone."""
+    try:
+        return os.read(pipe, 2**16)
+    except BlockingIOError:
+        return b""
 
 
 def ended(pid: int) -> int | None:
@@ -256,9 +268,9 @@ def break_run(recipe: Recipe, interval: float, folder: Path, wanted: int, counts
         before = unfinished(broken)
         options = {}
         if counts.kills < wanted:
-            aimed = rng.integers(AIMED) == 0
-            options = {"moment": rng.uniform(0, latest),
-                       "into_write": rng.uniform(0, WRITE) if aimed else None, "number": number}
+            aim = str(rng.choice(AIMS))
+            options = {"moment": rng.uniform(0, latest), "aim": aim, "after": rng.uniform(0, WRITE) if aim else 0.0,
+                       "number": number}
         life = spawn(recipe, interval, broken, workers, **options)
         if life.steps:
             left |= before & unfinished(broken)
