@@ -102,35 +102,62 @@ CONTENDERS = {
 
 
 def ablations(kind: str, size: int, several: bool, squares: bool) -> dict[str, Contender]:
-    """Ours with one thing changed at a time, for a data set with or without several images of a group, all squares."""
+    """Ours with one thing changed at a time, for a data set with or without several images of a group, all squares.
+
+    By subject. What the recipe does anyway stands in it too, and is left out when the trainings are planned.
+    """
     own, literal = recipes.get(kind), recipes.as_published(kind)
     published, nothing = (dataclasses.asdict(a) for a in (literal.augmentation, recipes.Augmentation()))
     stages = [dataclasses.asdict(stage) for stage in own.stages]
-    changes = {
-        "augmentation as published": {"augmentation": published},
-        "no augmentation": {"augmentation": nothing},
-        "a warp for each transform": {"augmentation": {"warps": "each"}},
-        "imbalance: left alone": {"balance": "none"},
-        "imbalance: class weights": {"balance": "weights"},
-        "imbalance: sampler": {"balance": "sampler"},
-        "imbalance: logit adjustment": {"balance": "logit_adjustment"},
-        "focal loss": {"loss": "focal", "label_smoothing": 0.0},
-        "cross-entropy": {"loss": "cross_entropy", "label_smoothing": 0.0},
-        "cross-entropy with labels smoothed by 0.1": {"loss": "cross_entropy", "label_smoothing": 0.1},
-        **{f"gradual unfreezing with BatchNorm {policy}": {"stages": stages, "batchnorm": policy}
+    grey = Contender("in every image the channels are given the same Minkowski norm, p = 6, as if the light had been "
+                     "grey (Finlayson & Trezzi 2004)", options={"grey_norm": 6})
+    jitter = Contender("each stain of a training view, by colour deconvolution, times 1 +- 0.05 and plus +- 0.05 in "
+                       "optical density (Tellez et al. 2018)", options={"stains": 0.05})
+    smaller = Contender("the first half of the epochs sees its views at 3/4 of the side, and there are more of them",
+                        options={"first_half": 0.75})
+
+    def changed(**fields) -> Contender:
+        return Contender("", overrides=fields)
+
+    found = {
+        "augmentation as published": changed(augmentation=published),
+        "no augmentation": changed(augmentation=nothing),
+        "a warp for each transform": changed(augmentation={"warps": "each"}),
+
+        "colours beside the network": changed(colour=128),
+        "without colours beside the network": changed(colour=0),
+        **({"shades of grey": grey} if kind == "isic2019" else {"stain jitter": jitter}),
+
+        "imbalance: left alone": changed(balance="none"),
+        "imbalance: class weights": changed(balance="weights"),
+        "imbalance: sampler": changed(balance="sampler"),
+        "imbalance: logit adjustment": changed(balance="logit_adjustment", adjustment=1.0),
+        "imbalance: half the logit adjustment": changed(balance="logit_adjustment", adjustment=0.5),
+
+        "focal loss": changed(loss="focal", label_smoothing=0.0),
+        "cross-entropy": changed(loss="cross_entropy", label_smoothing=0.0),
+        "cross-entropy with labels smoothed by 0.1": changed(loss="cross_entropy", label_smoothing=0.1),
+
+        **{f"gradual unfreezing with BatchNorm {policy}": changed(stages=stages, batchnorm=policy)
            for policy in ("frozen", "drift", "adapt")},
-        "warm restarts": {"schedule": "sgdr", "t_0": 5, "t_mult": 2, "patience": 0},
-        "plateau": {"schedule": "plateau", "patience": 0},
-        "constant rate": {"schedule": "constant", "patience": 0},
-        "dropout in the head": {"head_dropout": list(own.head_dropout)},
-        **{f"{other} pixels": {"image_size": other} for other in (max(32, size * 3 // 4), size * 3 // 2)},
-        **{f"squares by: {fit}": {"fit": fit} for fit in ("crop", "pad", "squeeze") if not squares},
+
+        "warm restarts": changed(schedule="sgdr", t_0=5, t_mult=2, patience=0),
+        "plateau": changed(schedule="plateau", patience=0),
+        "constant rate": changed(schedule="constant", patience=0),
+        "warm-up": changed(warm_up=2),
+        "without warm-up": changed(warm_up=0),
+
+        "averaged weights": changed(ema=0.998),
+        "without averaged weights": changed(ema=0.0),
+        "dropout in the head": changed(head_dropout=list(own.head_dropout)),
+
+        **{f"{other} pixels": changed(image_size=other) for other in (max(32, size * 3 // 4), size * 3 // 2)},
+        "image-size warm-up": smaller,
+        **{f"squares by: {fit}": changed(fit=fit) for fit in ("crop", "pad", "squeeze") if not squares},
+
+        "averaged views": CONTENDERS[AVERAGED],
     }
-    found = {name: Contender("", overrides=change) for name, change in changes.items()}
-    found["averaged views"] = CONTENDERS[AVERAGED]
-    if several:
-        found["split by image: patients leak"] = Contender("", split="image")
-    return found
+    return found | ({"split by image: patients leak": Contender("", split="image")} if several else {})
 
 
 def main(arguments: list[str]) -> int:
@@ -311,8 +338,8 @@ def chosen(ready: Ready, options: argparse.Namespace) -> dict[str, Contender]:
     if options.what == "ablations":
         own = recipe_of(CONTENDERS[OURS], ready)
         tried = ablations(ready.data.kind, ready.size, ready.several, ready.squares)
-        found = {OURS: CONTENDERS[OURS]} | {name: one for name, one in tried.items() if one.of or one.split != "group"
-                                            or recipes.diff(own, recipe_of(one, ready))}
+        found = {OURS: CONTENDERS[OURS]} | {name: one for name, one in tried.items() if one.of or one.options
+                                            or one.split != "group" or recipes.diff(own, recipe_of(one, ready))}
     return {known(name, found): found[name] for name in options.contenders or found}
 
 
@@ -649,12 +676,15 @@ def write_ablations(every: list[Ready], options: argparse.Namespace) -> int:
         gains = {name: numbers(pooled(some, both), ready, pooled(found[OURS], both), options.resamples)
                  for name, some in found.items() if name != OURS and (both := common(some, found[OURS]))}
         reference = numbers(pooled(found[OURS], [(fold, seed)]), ready, resamples=options.resamples)
+        tried = [f"{name}: {one.what}" for name, one in chosen(ready, whole(options)).items()
+                 if one.options and name in gains]
         text += [f"### {ready.name}", "", *facts(ready, found, options), "", *missing(ready, found, options),
                  f"One fold and one seed each (fold {fold}, seed {seed}): another seed alone moves these numbers too, "
                  "so a difference that is not bold is none, and a bold one is a reason to look further.",
                  *["The split by image was trained on all folds, and is compared with ours on all images: what it "
-                   "seems to gain is what leaks."] * any("image" in name for name in gains),
-                 *["All pictures are squares: how they are made square changes nothing."] * ready.squares, "",
+                   "seems to gain is what leaks."] * any("split by image" in name for name in gains),
+                 *["All pictures are squares: how they are made square changes nothing."] * ready.squares,
+                 *[f"Not in the library, but tried here: {'; '.join(tried)}."] * bool(tried), "",
                  *markdown(["", *NUMBERS.values()],
                            [[OURS, *(metrics.readable(reference[number]) for number in NUMBERS)]]), "",
                  *gain_table(gains, f"minus {OURS}", "With one change, minus the recipe without it."), ""]

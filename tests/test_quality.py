@@ -11,13 +11,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from patholib import files, recipes
+from patholib import augment, files, images, recipes
 from patholib.errors import PathoError
 from patholib.recipes import Stage
 
@@ -204,19 +206,54 @@ def test_every_ablation_is_a_recipe_with_something_changed(quality, kind):
         augmentation = reference.to_json()["augmentation"] | changes.pop("augmentation", {})
         changed = recipes.from_json(json.loads(json.dumps(reference.to_json() | changes
                                                           | {"augmentation": augmentation})))
-        differ[name] = recipes.diff(reference, changed) or one.of or one.split != "group"
+        differ[name] = recipes.diff(reference, changed) or one.of or one.options or one.split != "group"
     same = {name for name, found in differ.items() if not found}
-    assert len(same) == 3, same  # its own loss, its own corrector, its own way to squares: left out when it is planned
+    skin = kind == "isic2019"
+    assert same == {  # what it does anyway: left out when it is planned
+        "imbalance: half the logit adjustment" if skin else "imbalance: class weights",
+        "cross-entropy" if skin else "cross-entropy with labels smoothed by 0.1", "squares by: crop",
+        *(name if skin else f"without {name}" for name in ("colours beside the network", "warm-up",
+                                                           "averaged weights"))}
+
+
+@pytest.mark.parametrize(("kind", "own"), [("isic2019", "shades of grey"), ("breakhis", "stain jitter")])
+def test_what_the_library_lacks_is_an_option_that_the_script_knows(quality, scripts, kind, own):
+    options = {name: one.options for name, one in quality.ablations(kind, 64, True, False).items() if one.options}
+    assert set(options) == {own, "image-size warm-up"}
+    for some in options.values():
+        assert replace(scripts["ours"].Tried(), **some) != scripts["ours"].Tried()
+    with pytest.raises(TypeError):
+        scripts["ours"].Tried(greynorm=6)
+
+
+def test_an_option_is_in_its_own_job_and_in_the_mark_of_no_other(quality, options):
+    options.what = "ablations"
+    ready = quality.prepared("idc", quality.DATASETS["idc"], options)
+    tasks = {task.name: task for task in quality.planned(ready, options) if task.fold == 1}
+    asked = {name: set(task.job(options)["options"]) - {"recipe"} for name, task in tasks.items()}
+    assert {name: some for name, some in asked.items() if some} == {"stain jitter": {"stains"},
+                                                                    "image-size warm-up": {"first_half"}}
+    assert len({task.mark(options) for task in tasks.values()}) == len(tasks)
 
 
 def test_an_ablation_takes_one_fold_and_the_leaky_split_all(quality, options, trainings):
     options.what = "ablations"
-    options.contenders = ("ours", "imbalance: sampler", "split by image: patients leak")
+    options.contenders = ("ours", "imbalance: sampler", "stain jitter", "split by image: patients leak")
     assert quality.measure(options) == 0
     assert sorted(trainings) == ["imbalance--sampler group_1", *(f"ours group_{k}" for k in (1, 2, 3)),
-                                 *(f"split-by-image--patients-leak image_{k}" for k in (1, 2, 3))]
+                                 *(f"split-by-image--patients-leak image_{k}" for k in (1, 2, 3)),
+                                 "stain-jitter group_1"]
     text = options.results.read_text(encoding="utf-8")
     assert "quality ablations: begin" in text and "| split by image: patients leak |" in text
+    assert text.index("| stain jitter |") < text.index("| imbalance: sampler |")  # by subject
+    assert "tried here: stain jitter: each stain" in text and "image-size warm-up: " not in text
+
+
+def test_smaller_images_are_no_split_by_image(quality, options, trainings):
+    options.what, options.contenders = "ablations", ("ours", "image-size warm-up")
+    quality.measure(options)
+    text = options.results.read_text(encoding="utf-8")
+    assert "tried here: image-size warm-up: " in text and "what leaks" not in text
 
 
 def test_a_part_of_the_leaky_folds_is_not_compared_because_it_tests_other_images(quality, options, trainings):
@@ -230,11 +267,142 @@ def test_a_part_of_the_leaky_folds_is_not_compared_because_it_tests_other_images
 
 
 def test_stages_that_cost_more_leave_fewer_epochs(scripts):
-    recipe = replace(recipes.from_scratch(recipes.ISIC2019), epochs=1)
-    assert scripts["ours"].affordable(recipe, {0: 10.0}, 95) == 9
-    assert scripts["ours"].affordable(recipe, {0: 10.0}, 3) == 1
+    ours, recipe = scripts["ours"], replace(recipes.from_scratch(recipes.ISIC2019), epochs=1, image_size=64)
+    assert ours.affordable(recipe, {(0, 64): 10.0}, 95, ours.Tried()) == 9
+    assert ours.affordable(recipe, {(0, 64): 10.0}, 3, ours.Tried()) == 1
     half = replace(recipe, stages=(Stage(0, 7, 1.0), Stage(0.5, 0, 1.0)))
-    assert scripts["ours"].affordable(half, {7: 5.0, 0: 10.0}, 75) == 10
+    assert ours.affordable(half, {(7, 64): 5.0, (0, 64): 10.0}, 75, ours.Tried()) == 10
+
+
+def test_smaller_views_in_the_first_half_leave_more_epochs_in_the_same_seconds(scripts):
+    ours, recipe = scripts["ours"], replace(recipes.from_scratch(recipes.ISIC2019), epochs=1, image_size=64)
+    cost, tried = {(0, 64): 10.0, (0, 48): 6.0}, scripts["ours"].Tried(first_half=0.75)
+    assert ours.affordable(recipe, cost, 100, tried) == 12  # six of 6 s and six of 10 s; a thirteenth would be of 10 s
+    assert ours.spent(replace(recipe, epochs=5), cost, tried) == [6, 6, 10, 10, 10]
+
+
+def test_a_smaller_side_is_a_multiple_of_8_and_the_second_half_has_its_own(scripts):
+    tried = scripts["ours"].Tried(first_half=0.75)
+    sides = {size: [tried.side(replace(recipes.ISIC2019, image_size=size, epochs=3), epoch) for epoch in range(3)]
+             for size in (32, 48, 64, 224)}
+    assert sides == {32: [24, 32, 32], 48: [40, 48, 48], 64: [48, 64, 64], 224: [168, 224, 224]}
+    assert scripts["ours"].Tried().side(replace(recipes.ISIC2019, image_size=36), 0) == 36
+
+
+@pytest.fixture
+def drawn():
+    """What views are made of: pictures that get brighter to the right, a recipe's augmentation, and their keys."""
+    pictures = np.broadcast_to(np.linspace(40, 215, 74).astype(np.uint8)[None, None, :, None], (6, 74, 74, 3))
+    return np.ascontiguousarray(pictures), 64, recipes.Augmentation(brightness=0.1, flip_vertical=0.5), 3
+
+
+def test_smaller_views_show_as_much_as_large_ones(scripts, drawn):
+    ours, rows = scripts["ours"], np.arange(6)
+    make = ours.training_views(ours.Tried(first_half=0.75), lambda epoch: (48, 64)[epoch])
+    small, large = (make(*drawn, epoch, rows, rows) for epoch in (0, 1))
+    assert small.shape == (6, 3, 48, 48)
+    assert torch.equal(large, augment.training_views(*drawn, 1, rows, rows))
+    whole = augment.training_views(*drawn, 0, rows, rows)
+    ramp = whole.mean(dim=2).reshape(6, 3, 16, 4).mean(dim=3)  # means of 4 columns of 64 are means of 3 of 48
+    assert torch.allclose(small.mean(dim=2).reshape(6, 3, 16, 3).mean(dim=3), ramp, atol=0.005)
+
+
+def test_a_pure_stain_has_the_colour_of_its_density_and_is_found_again(scripts):
+    ours = scripts["ours"]
+    colour = ours.composed(torch.eye(3, dtype=torch.float64))
+    assert torch.allclose(colour[0], torch.tensor([0.2239, 0.1995, 0.5129], dtype=torch.float64), atol=1e-4)
+    assert torch.allclose(ours.deconvolved(colour), torch.eye(3, dtype=torch.float64), atol=1e-6)
+    known = torch.tensor([[1.87798274, -1.00767869, -0.55611582], [-0.06590806, 1.13473037, -0.1355218],
+                          [-0.60190736, -0.48041419, 1.57358807]], dtype=torch.float64)  # of Ruifrok & Johnston's
+    assert torch.allclose(ours.deconvolved(0.1 ** torch.eye(3, dtype=torch.float64)), known, atol=1e-6)
+
+
+def test_what_was_taken_apart_into_stains_is_put_together_again(scripts):
+    pixels = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    pixels[0, 0, 0], pixels[0, 0, 1] = 0.0, 1.0
+    assert torch.allclose(scripts["ours"].composed(scripts["ours"].deconvolved(pixels)), pixels, atol=2e-5)
+
+
+def test_no_jitter_of_stains_changes_nothing_and_any_stays_in_its_range(scripts, drawn):
+    ours, rows = scripts["ours"], np.arange(6)
+    plain = augment.training_views(*drawn, 0, rows, rows)
+    assert torch.equal(ours.training_views(ours.Tried(), lambda epoch: 64)(*drawn, 0, rows, rows), plain)
+    assert torch.allclose(ours.restained(plain, 0.0, 3, 0, rows, rows), plain, atol=2e-5)
+    many = plain[:1].expand(500, 3, 64, 64)[..., ::9, ::9]
+    stains, other = (ours.deconvolved(views.permute(0, 2, 3, 1)) for views in
+                     (many, ours.restained(many, 0.05, 3, 0, np.arange(500), np.arange(500))))
+    moved, bound = (other - stains).abs(), 0.05 * stains.abs() + 0.05
+    assert (moved <= bound + 1e-4).all() and (moved / bound).amax(dim=(0, 1, 2)).min() > 0.9
+
+
+def test_a_jitter_of_stains_is_the_same_again_and_another_for_each_view(scripts, drawn):
+    ours, rows, views = scripts["ours"], np.arange(6), torch.full((6, 3, 8, 8), 0.5)
+    first = ours.restained(views, 0.05, 3, 0, rows, rows)
+    assert torch.equal(ours.restained(views, 0.05, 3, 0, rows, rows), first)
+    alone = ours.restained(views[4:5], 0.05, 3, 0, rows[4:5], rows[4:5])
+    assert torch.allclose(alone, first[4:5], atol=1e-6)
+    every = [first, *(ours.restained(views, 0.05, *keys) for keys in
+                      ((4, 0, rows, rows), (3, 1, rows, rows), (3, 0, rows + 6, rows), (3, 0, rows, rows + 6)))]
+    assert len({tuple(view[:, 0, 0].tolist()) for some in every for view in some}) == 5 * 6
+    make = ours.training_views(ours.Tried(stains=0.05), lambda epoch: 64)
+    plain = augment.training_views(*drawn, 2, rows, rows)
+    assert torch.equal(make(*drawn, 2, rows, rows), ours.restained(plain, 0.05, drawn[-1], 2, rows, rows))
+
+
+def test_in_grey_light_all_channels_have_the_same_norm_and_the_mean_stays(scripts):
+    shades = scripts["ours"].shades_of_grey
+    assert shades(np.full((4, 4, 3), (120, 60, 60), np.uint8), 6).tolist() == np.full((4, 4, 3), 80).tolist()
+    # Norms 200 / 2 ** (1 / 6) = 178.18, 100, 89.09; 250 / (100 / 178.18 + 1 + 50 / 89.09) = 117.79 is made of each.
+    picture = np.array([[[200, 100, 0], [0, 100, 100]]], np.uint8)
+    assert shades(picture, 6).tolist() == [[[132, 118, 0], [0, 118, 132]]]
+    assert shades(picture, 1).tolist() == [[[167, 83, 0], [0, 83, 167]]]  # the grey world
+    black = np.zeros((2, 2, 3), np.uint8)
+    assert (shades(black, 6) == 0).all()
+    black[..., 1] = 90
+    assert shades(black, 6).tolist() == black.tolist()  # nothing in two channels: no factor changes that
+    bright = np.full((10, 10, 3), (20, 20, 200), np.uint8)
+    bright[0, 0] = 255
+    assert shades(bright, 6).max() == 255  # cut off, not wrapped around
+
+
+def test_grey_light_falls_on_every_image_of_a_set_and_leaves_the_rest(scripts):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    own = images.ImageSet(pixels, pd.DataFrame({"row": range(5), "label": list("ababa")}), ("a", "b"))
+    grey = scripts["ours"].in_grey_light(own, 6)
+    assert grey.table.equals(own.table) and grey.pixels.dtype == np.uint8
+    assert all((a == scripts["ours"].shades_of_grey(b, 6)).all() for a, b in zip(grey.pixels, pixels, strict=True))
+
+
+def test_the_script_times_both_sides_and_trains_on_what_is_tried(quality, scripts, options, monkeypatch):
+    ours, seen, rows = scripts["ours"], {}, np.arange(4)
+    options.seconds, taken = 50.0, {32: 10.0, 24: 5.0}
+    asked = quality.Contender("", options={"first_half": 0.75, "grey_norm": 6, "stains": 0.05})
+    task = quality.Task(quality.prepared("idc", quality.DATASETS["idc"], options), "all", asked, 1, 0)
+    files.write_json(task.folder / "job.json", task.job(options))
+    untouched = augment.training_views
+
+    class Ended(Exception):
+        """Raised instead of the training itself."""
+
+    def train(recipe, checked, split, output, name, **_):
+        draw = [checked.images.pixels[:4], recipe.image_size, recipe.augmentation, recipe.seed]
+        views = [augment.training_views(*draw, epoch, rows, rows) for epoch in range(recipe.epochs)]
+        assert not torch.equal(views[-1], untouched(*draw, recipe.epochs - 1, rows, rows))  # other stains
+        seen[name] = [view.shape[-1] for view in views]
+        plain = images.check(task.ready.source, recipe.cache_size, recipe.fit, options.work / "plain", progress=False,
+                             report_dir=options.work / "plain")
+        assert (checked.images.pixels == ours.in_grey_light(plain.images, 6).pixels).all()
+        if name == "run":
+            raise Ended
+        files.write_json(output / name / "history.json", [{"seconds": taken[views[0].shape[-1]]}])
+        return SimpleNamespace(run=SimpleNamespace(dir=output / name, close=lambda: None))
+
+    monkeypatch.setattr(ours.validation, "train", train)
+    monkeypatch.setattr(ours.torch, "set_num_threads", lambda number: None)
+    with pytest.raises(Ended):
+        ours.main(scripts["job"].read(str(task.folder / "job.json")))
+    assert seen == {"frozen-0-side-32": [32], "frozen-0-side-24": [24], "run": [24] * 3 + [32] * 3}  # 45 of 50 s
+    assert augment.training_views is untouched
 
 
 def test_colour_statistics_do_not_know_shapes(scripts):
