@@ -27,7 +27,8 @@ from patholib.errors import PathoError
 from patholib.inference import Predictor
 
 MARKS = (Mark("pictures/s: one Ray worker keeps of one process", 0.8, reason="Handing out and fetching costs more."),
-         Mark("pictures/s: two Ray workers beside one", 1.6, reason="The machine has less than two free cores."),
+         Mark("pictures/s: two Ray workers beside one", 1.6, reason="Two workers share caches and memory, and "
+              "the cores also with the process that writes the table."),
          Mark("runs: two at once by Ray beside one after another", 1.4, reason="Starting kernels is bound by the disk "
               "and by the one processor that two runs share."))
 
