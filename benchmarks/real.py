@@ -280,8 +280,7 @@ def difference(run_dir: Path, recipe: recipes.Recipe, found: dict) -> list[str]:
                                    (threshold(found[ours]), threshold(found[name])), seed=recipe.seed)
               for name in there}
     rows = [[words(name) + " (lower is better)" * (name in LOWER), *(number(of[name], "+") for of in paired.values())]
-            for name in METRICS
-            if all(name in of for of in paired.values())]
+            for name in METRICS if all(name in of for of in paired.values())]
     return [*lines, *markdown(["difference (95% interval, the same groups drawn for both)",
                                *(f"minus {SETS[name]}" for name in there)], rows), "",
             *(f"- {verdict(of['auc'], RIVALS[name])}" for name, of in paired.items())]
