@@ -40,7 +40,7 @@ from patholib.errors import PathoError
 
 FOLDS, SPECIFICITY, RESAMPLES = 3, 0.9, 1000
 SCRIPTS = Path(__file__).resolve().parent / "contenders"
-OVERHEAD = 1.3  # what a training takes as a whole, times its seconds: the trial epoch, validation, judging
+OVERHEAD = 1.3  # what a training takes as a whole, times its seconds: trial epochs, validation, judging
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def ablations(kind: str, size: int, several: bool, squares: bool) -> dict[str, C
 
     By subject. What the recipe does anyway stands in it too, and is left out when the trainings are planned.
     """
-    own, literal = recipes.get(kind), recipes.as_published(kind)
+    own, literal, scratch = recipes.get(kind), recipes.as_published(kind), recipes.from_scratch(recipes.get(kind))
     published, nothing = (dataclasses.asdict(a) for a in (literal.augmentation, recipes.Augmentation()))
     stages = [dataclasses.asdict(stage) for stage in own.stages]
     grey = Contender("in every image the channels are given the same Minkowski norm, p = 6, as if the light had been "
@@ -119,13 +119,16 @@ def ablations(kind: str, size: int, several: bool, squares: bool) -> dict[str, C
     def changed(**fields) -> Contender:
         return Contender("", overrides=fields)
 
+    def turned(what: str, name: str, value) -> dict[str, Contender]:
+        """Without it where the recipe has it, else with it."""
+        return {f"without {what}": changed(**{name: 0})} if getattr(scratch, name) else {what: changed(**{name: value})}
+
     found = {
         "augmentation as published": changed(augmentation=published),
         "no augmentation": changed(augmentation=nothing),
         "a warp for each transform": changed(augmentation={"warps": "each"}),
 
-        "colours beside the network": changed(colour=128),
-        "without colours beside the network": changed(colour=0),
+        **turned("colours beside the network", "colour", 128),
         **({"shades of grey": grey} if kind == "isic2019" else {"stain jitter": jitter}),
 
         "imbalance: left alone": changed(balance="none"),
@@ -144,11 +147,9 @@ def ablations(kind: str, size: int, several: bool, squares: bool) -> dict[str, C
         "warm restarts": changed(schedule="sgdr", t_0=5, t_mult=2, patience=0),
         "plateau": changed(schedule="plateau", patience=0),
         "constant rate": changed(schedule="constant", patience=0),
-        "warm-up": changed(warm_up=2),
-        "without warm-up": changed(warm_up=0),
+        **turned("warm-up", "warm_up", 2),
 
-        "averaged weights": changed(ema=0.998),
-        "without averaged weights": changed(ema=0.0),
+        **turned("averaged weights", "ema", 0.998),
         "dropout in the head": changed(head_dropout=list(own.head_dropout)),
 
         **{f"{other} pixels": changed(image_size=other) for other in (max(32, size * 3 // 4), size * 3 // 2)},
@@ -394,6 +395,7 @@ class Outcome:
     facts: dict
     curve: pd.DataFrame
     table: pd.DataFrame  # predictions of its test images, as they come
+    called: pd.DataFrame  # the same with all probability on the class that the contender calls
     even: pd.DataFrame  # the same with the training's class shares divided out
     tempered: pd.DataFrame  # the same with the temperature that suits the validation images
 
@@ -404,13 +406,14 @@ def outcome(task: Task, table: str) -> Outcome:
     facts = files.read_json(task.folder / "done.json")
     val, test = (evaluation.read_predictions(task.folder / f"{name}.csv", classes) for name in ("val", table))
     probs = of(test, classes)
+    called = np.eye(len(classes))[metrics.called(probs, classes, None, facts.get("shares") or 0.5)]
     even = probs / np.asarray(facts["prior"])
     try:
         temperature = calibration.fit(places(val, classes), of(val, classes))
     except PathoError:  # too few validation images, or all of them right: as for ours
         temperature = 1.0
     tables = [evaluation.with_probs(test, classes, p) for p in
-              (probs, even / even.sum(axis=1, keepdims=True), calibration.apply(probs, temperature))]
+              (probs, called, even / even.sum(axis=1, keepdims=True), calibration.apply(probs, temperature))]
     return Outcome(facts, pd.read_csv(task.folder / "curve.csv"), *tables)
 
 
@@ -444,6 +447,7 @@ class Pooled:
     """The test predictions of several folds and seeds in one table each, in a fixed order of images."""
 
     plain: pd.DataFrame
+    called: pd.DataFrame
     even: pd.DataFrame
     tempered: pd.DataFrame
 
@@ -452,7 +456,7 @@ def pooled(found: dict[tuple[int, int], Outcome], which: Iterable[tuple[int, int
     """which: the folds and seeds; None: all that are there. With more seeds an image stands in it several times."""
     keys = sorted(found if which is None else which)
     tables = [pd.concat([getattr(found[key], name).assign(repeat=key[1] // FOLDS) for key in keys])
-              .sort_values(["repeat", "path"], ignore_index=True) for name in ("table", "even", "tempered")]
+              .sort_values(["repeat", "path"], ignore_index=True) for name in ("table", "called", "even", "tempered")]
     return Pooled(*tables)
 
 
@@ -470,11 +474,11 @@ def numbers(one: Pooled, ready: Ready, other: Pooled | None = None, resamples: i
     """
     classes, positive = ready.source.classes, ready.source.positive
     if other is None:
-        found = metrics.summary(one.plain, classes, positive, resamples=resamples)["metrics"]
-        even = metrics.summary(one.even, classes, positive, resamples=resamples)["metrics"]
+        found, called, even = (metrics.summary(table, classes, positive, resamples=resamples)["metrics"]
+                               for table in (one.plain, one.called, one.even))
     else:
-        found = metrics.paired(one.plain, other.plain, classes, positive, resamples=resamples)
-        even = metrics.paired(one.even, other.even, classes, positive, resamples=resamples)
+        pairs = (one.plain, other.plain), (one.called, other.called), (one.even, other.even)
+        found, called, even = (metrics.paired(*pair, classes, positive, resamples=resamples) for pair in pairs)
     values, draws = drawn(one, classes, positive, resamples)
     if other is not None:
         others = drawn(other, classes, positive, resamples)
@@ -485,7 +489,7 @@ def numbers(one: Pooled, ready: Ready, other: Pooled | None = None, resamples: i
     if other is None:
         own = {name: number | {"low": max(number["low"], 0.0), "high": min(number["high"], 1.0)}
                for name, number in own.items()}
-    return {"auc": found["auc"], "balanced_accuracy": found["balanced_accuracy"], "even": even["balanced_accuracy"],
+    return {"auc": found["auc"], "balanced_accuracy": called["balanced_accuracy"], "even": even["balanced_accuracy"],
             **own}
 
 
@@ -601,8 +605,11 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         f"- Folds: {FOLDS}, no {group} in two parts of one; each is judged by a network that learnt from the rest but "
         "15 % of all images, by which epoch and temperature are chosen. Seeds per fold: "
         f"{options.seeds}. The predictions of all folds are pooled; intervals draw {group}s",
-        "- Balanced accuracy calls the likeliest class; \"shares divided out\" first divides by the class shares that "
-        "the training behaved as if it had seen, so that nobody is worse for having left the imbalance alone. ECE is "
+        "- Balanced accuracy is of the class that is called, the likeliest one" + (
+            "; ours calls by the rule that its recipe locks, the largest probability over the class's share of the "
+            "training images" * any(one.get("shares") is not None for one in every)) +
+        ". \"Shares divided out\" divides, for everybody, by the class shares that a training behaved as if it had "
+        "seen, so that nobody is worse for having left the imbalance alone. ECE is "
         "of the probabilities as they come (ours with the temperature that it locks), then of everybody's after a "
         "temperature from the validation images",
         f"- Time: {options.seconds:g} s of training each, with {options.threads} threads and as many loaders. It "

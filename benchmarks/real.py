@@ -310,7 +310,8 @@ def alert(found: dict) -> list[str]:
         return [*lines, *lacking("decision that was locked before the test")]
     of, decision = found["test"].get("alert"), found["decision"]
     if of is None:
-        return [*lines, "No class is singled out as the one not to be missed: the largest probability decides."]
+        return [*lines, "No class is singled out as the one not to be missed: the decision is by "
+                f"{found['test']['decision']}."]
     rows = [[f"test, {words(name)}", number(of[name])] for name in metrics.ALERT]
     rows += [[f"validation, {words(name)}", number(decision["validation"].get(name))] for name in metrics.ALERT[:2]]
     beside = "An alert beside the decision: " * (len(found["test"]["classes"]) > 2)

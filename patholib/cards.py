@@ -17,7 +17,7 @@ from patholib.datasets.sources import SOURCES
 from patholib.leakage import IDS, WAYS
 from patholib.manifest import SPLITS, leaked
 from patholib.markdown import count, pairs, short, spoken, table, text, why, words
-from patholib.metrics import FEWEST_GROUPS, of_subgroup, readable
+from patholib.metrics import FEWEST_GROUPS, RULES, of_subgroup, readable
 from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record
 
 NAMED = 5  # files that are named of those left out for one reason; excluded.csv names all
@@ -191,7 +191,7 @@ def _learning(run: Record) -> list[str]:
     }
     said = runs.profile(recipe)
     lines = ["## Training", "", *pairs(facts), *[f"**{text(said)}**", ""] * bool(said)]
-    if recipe.name in recipes.RECIPES:
+    if recipe.name in recipes.RECIPES and not said:
         changed = recipes.diff(recipes.get(recipe.name), recipe)
         lines += [f"Against the recipe as shipped, changed: {', '.join(f'`{field}`' for field in changed)}." if changed
                   else "It is the recipe as shipped.", ""]
@@ -208,6 +208,8 @@ def _decision(run: Record) -> list[str]:
         "temperature": _plain(locked.get("temperature")), "positive class": locked.get("positive") or "none",
         "threshold" + " of the alert" * (len(run.recipe.classes) > 2): _plain(locked.get("threshold")),
         "rule": locked.get("rule") or "the largest probability decides",
+        **({"called": f"{RULES['even']} in training: the likeliest class if all were equally common"}
+           if locked.get("shares") else {}),
         **{f"{words(name)} on validation": _number(found) for name, found in (locked.get("validation") or {}).items()},
         "locked": locked.get("locked", "not recorded"),
     }

@@ -50,10 +50,9 @@ class Finished:
     test: pd.DataFrame  # predictions, and sha256 of each image
 
     @property
-    def threshold(self) -> float:
-        """Where two classes are divided: the locked threshold, 0.5 without one or with more classes."""
-        threshold = (self.record.decision or {}).get("threshold")
-        return 0.5 if threshold is None or len(self.record.recipe.classes) != 2 else threshold
+    def threshold(self) -> float | metrics.Shares:
+        """How images are called: see `evaluation.deciding`."""
+        return evaluation.deciding(self.record.decision, self.record.recipe.classes)
 
     @property
     def task(self) -> tuple:
@@ -153,11 +152,8 @@ class Comparison:
         """
         columns = {}
         for folds in self._folds():
-            recipe, tables = folds[0].record.recipe, []
-            for run in folds:
-                threshold = run.record.metrics["test"].get("threshold")
-                tables.append(validation.decided(run.test, recipe, threshold))
-            table = pd.concat(tables, ignore_index=True)
+            recipe = folds[0].record.recipe
+            table = pd.concat([validation.decided(run.test, recipe, run.threshold) for run in folds], ignore_index=True)
             known = len(manifest.read_csv(folds[0].record.folder / "images.csv", ("path", "sha256")))
             found = validation.pooled_summary(table.drop(columns=["sha256"]), recipe)["metrics"]
             columns[" + ".join(run.name for run in folds)] = {

@@ -8,7 +8,7 @@ judged beside the model: one that sees only colour, and where it is asked for a 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -359,6 +359,8 @@ class Locked:
         """The decision in words, one line for each part of it."""
         found = self.decision
         rows = {"temperature": f"{found['temperature']:.3f}", "rule": found["rule"]}
+        if found.get("shares"):
+            rows["called"] = metrics.RULES["even"]
         if found["threshold"] is not None:
             rows["threshold"] = f"p_{found['positive']} >= {found['threshold']:.4g}"
             rows |= {f"validation {name}": metrics.readable(number) for name, number in found["validation"].items()}
@@ -385,12 +387,16 @@ def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe
          cost_ratio: float | None = None) -> Locked:
     """Fits the temperature and chooses the threshold on the validation images alone, and writes decision.json.
 
-    target_sensitivity, cost_ratio: see `choose`. Once test images were judged, nothing of it can be changed: the same
+    target_sensitivity, cost_ratio: see `choose`. With `decide="even"` the shares of the training images are locked too
+    (`losses.shares`). Once test images were judged, nothing of it can be changed: the same
     decision again changes no file, another one is refused. Errors: test_seen; those of `predict` and `choose`.
     """
+    from patholib import losses
+
     run_dir = Path(run_dir)
     val = predict(model, images.part("val"), recipe)
-    chosen = choose(val, recipe.classes, recipe.positive, target_sensitivity, cost_ratio, recipe.seed)
+    shares = losses.shares(recipe, np.bincount(images.part("train").labels, minlength=len(recipe.classes)))
+    chosen = choose(val, recipe.classes, recipe.positive, target_sensitivity, cost_ratio, recipe.seed, shares)
     before = _as_before(run_dir, val, chosen, recipe)
     if before is not None:
         return before
@@ -406,13 +412,15 @@ def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe
 
 
 def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-           target_sensitivity: float = TARGET, cost_ratio: float | None = None, seed: int = 0) -> dict:
+           target_sensitivity: float = TARGET, cost_ratio: float | None = None, seed: int = 0,
+           shares: metrics.Shares | None = None) -> dict:
     """Temperature and threshold from predictions of validation images, with the rule and what is to be said of it.
 
     The threshold is the largest under which the validation sensitivity for `positive` reaches the target; with a
     `cost_ratio` instead the one of the lowest cost, if a missed positive costs as much as that many false alarms. Two
-    classes are decided by it; of more it is an alert for `positive`, and the largest probability decides. Without a
-    positive class there is none. A temperature that cannot be fitted is 1, and `notes` say why.
+    classes are decided by it; of more it is an alert for `positive`, and the largest probability decides, or that over
+    its share where `shares` are given. Without a positive class there is no threshold. A temperature that cannot be
+    fitted is 1, and `notes` say why.
     Errors: bad_parameter.
     """
     check_target(target_sensitivity, cost_ratio)
@@ -425,7 +433,8 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
             raise
         notes.append(f"the temperature stays 1: it {error.reason}")
     target = {"cost_ratio": float(cost_ratio)} if by_cost else {"sensitivity": float(target_sensitivity)}
-    found = {"temperature": temperature, "positive": positive, "threshold": None, "rule": "largest probability",
+    found = {"temperature": temperature, "positive": positive, "threshold": None,
+             "rule": metrics.RULES["even" if shares else "likeliest"], **({"shares": dict(shares)} if shares else {}),
              "target": target, "validation": {}, "notes": notes}
     if positive is None:
         return found | {"target": {}}
@@ -533,7 +542,7 @@ def _as_before(run_dir: Path, val: pd.DataFrame, chosen: dict, recipe: Recipe) -
         decision, kept = locked(run_dir), read_predictions(run_dir / "predictions_val.csv", recipe.classes)
     except PathoError:
         return None
-    same = all(decision.get(key) == chosen[key] for key in ("positive", "target")) and \
+    same = all(decision.get(key) == chosen.get(key) for key in ("positive", "target", "shares")) and \
         list(kept["path"]) == list(val["path"]) and \
         np.abs(_probs(kept, recipe.classes) - _probs(val, recipe.classes)).max() < ALIKE
     return Locked(decision, kept, recipe) if same else None
@@ -561,9 +570,9 @@ class Judged:
     recipe: Recipe
 
     @property
-    def threshold(self) -> float:
-        """Where two classes are told apart; 0.5, which nothing then uses, where the largest probability decides."""
-        return _deciding(self.metrics["decision"], self.recipe)
+    def threshold(self) -> float | metrics.Shares:
+        """How images are called: see `deciding`."""
+        return deciding(self.metrics["decision"], self.recipe.classes)
 
     @property
     def summary(self) -> dict:
@@ -670,7 +679,7 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recip
     if recipe.tta_views > 1:
         raw["test_tta"] = as_predictions(test, views.mean(axis=0))
     tables = {name: tempered(table, classes, decision["temperature"]) for name, table in raw.items()}
-    thresholds = dict.fromkeys(tables, _deciding(decision, recipe))
+    thresholds = dict.fromkeys(tables, deciding(decision, classes))
     for name, rival in zip(RIVALS, (baseline, probed), strict=True):
         if rival is not None:
             tables[name], thresholds[name] = _of_its_own(rival, recipe, decision)
@@ -691,23 +700,30 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recip
     return Judged(found, tables["test"], recipe)
 
 
-def _deciding(decision: dict, recipe: Recipe) -> float:
-    """The threshold of `metrics.summary`: the locked one of two classes; an alert among more decides nothing."""
-    return decision["threshold"] if len(recipe.classes) == 2 and decision["threshold"] is not None else 0.5
+def deciding(decision: Mapping | None, classes: Sequence[str]) -> float | metrics.Shares:
+    """What `metrics.called` takes, from decision.json: the shares it locked, or the threshold between two classes.
+
+    0.5, which is not used where the largest probability decides, if there is neither: an alert decides nothing.
+    """
+    shares, threshold = ((decision or {}).get(name) for name in ("shares", "threshold"))
+    return shares or (threshold if len(classes) == 2 and threshold is not None else 0.5)
 
 
 def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float]:
-    """The test rows of a rival, calibrated, and its threshold, by the same rule from its own validation rows."""
+    """The test rows of a rival, calibrated, and its threshold, by the same rule from its own validation rows.
+
+    Rivals have learnt with every class weighing the same: of more than two classes the largest probability decides.
+    """
     parts = {name: rival[rival["split"] == name].reset_index(drop=True) for name in ("val", "test")}
     target = decision["target"]
     own = choose(parts["val"], recipe.classes, recipe.positive, target.get("sensitivity", TARGET),
                  target.get("cost_ratio"), recipe.seed)
-    return tempered(parts["test"], recipe.classes, own["temperature"]), _deciding(own, recipe)
+    return tempered(parts["test"], recipe.classes, own["temperature"]), deciding(own, recipe.classes)
 
 
 def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequence[str]) -> dict:
     """What metrics.json has of the test images alone: subgroups, patients, alert, abstention, decision curve."""
-    classes, positive, threshold = recipe.classes, recipe.positive, _deciding(decision, recipe)
+    classes, positive, threshold = recipe.classes, recipe.positive, deciding(decision, recipe.classes)
     apart = metrics.by_subgroup(test, classes, positive, subgroups, threshold, seed=recipe.seed)
     found = {
         "subgroups": apart.astype(object).where(apart.notna(), None).to_dict("records"),

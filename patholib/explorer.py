@@ -31,6 +31,7 @@ from patholib import (
     gradcam,
     inference,
     manifest,
+    metrics,
     models,
     recipes,
     report,
@@ -129,19 +130,15 @@ def _source(facts: dict, data: str | Path) -> manifest.Manifest:
     return datasets.load(kind if kind in datasets.KINDS else facts["recipe"]["name"], data, missing="skip")
 
 
-def listed(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, threshold: float) -> pd.DataFrame:
+def listed(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None,
+           threshold: float | metrics.Shares) -> pd.DataFrame:
     """What the lists need of each image, by its path: label, patient, called, p (of that), outcome, margin, p_<class>.
 
-    label "" is unknown. margin: how far the decision is from turning, 0 at the threshold or between two classes.
+    label "" is unknown. margin: see `metrics.margin`.
     """
     probs = predictions[[f"p_{c}" for c in classes]].to_numpy(float)  # (N, C)
-    if positive is not None and len(classes) == 2:
-        place = classes.index(positive)
-        called = np.where(probs[:, place] >= threshold, place, 1 - place)
-        margin = np.abs(probs[:, place] - threshold)
-    else:
-        called, ranked = probs.argmax(axis=1), np.sort(probs, axis=1)
-        margin = ranked[:, -1] - ranked[:, -2]
+    called = metrics.called(probs, classes, positive, threshold)
+    margin = metrics.margin(probs, classes, positive, threshold)
     names, labels = np.array(classes, dtype=object)[called], predictions["label"].to_numpy()
     outcome = np.where(labels == "", YOURS, np.where(labels == names, "right", "wrong"))
     known = {"case", "lesion", "given_group", "group"} & set(predictions)
@@ -221,8 +218,7 @@ class Explorer(traitlets.HasTraits):
         self.run, self.predictor = Path(run), inference.Predictor(run)
         self.classes = self.predictor.classes
         self.demo = self.predictor.manifest["demo"]
-        self.positive, chosen = self.predictor.recipe.positive, self.predictor.manifest["threshold"]
-        self.threshold = 0.5 if chosen is None else chosen
+        self.positive = self.predictor.recipe.positive
         if images is None and str(data) != "none" and (self.run / "run.json").exists():
             images = images_of(self.run, data, split)
         elif images is not None and "split" in images.table:
@@ -257,8 +253,10 @@ class Explorer(traitlets.HasTraits):
     @property
     def marked(self) -> tuple[str, float] | None:
         """The class that has a threshold, and which; None where the likeliest class decides and none was chosen."""
-        decides = len(self.classes) == 2 or self.predictor.manifest["threshold"] is not None
-        return (self.positive, self.threshold) if self.positive is not None and decides else None
+        chosen = self.predictor.threshold
+        if self.positive is None or (chosen is None and len(self.classes) > 2):
+            return None
+        return self.positive, 0.5 if chosen is None else chosen
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -318,7 +316,7 @@ class Explorer(traitlets.HasTraits):
         if path not in self._pixels:
             answer = self.predictor.answer(square, warnings=warnings)
             told = pd.DataFrame({"path": [path], "label": [""]} | {f"p_{c}": [p] for c, p in answer.probs.items()})
-            rows = listed(told, self.classes, self.positive, self.threshold)
+            rows = listed(told, self.classes, self.positive, self.predictor.deciding)
             self.table = pd.concat([self.table, rows]) if len(self.table) else rows
             self._pixels[path], self._warnings[path] = square, answer.warnings
         self.outcome = self.label = self.patient = ALL
@@ -363,7 +361,7 @@ class Explorer(traitlets.HasTraits):
         """The table of all images, and their pixels by path."""
         columns = ["path", "label", *(f"p_{c}" for c in self.classes)]
         if images is None:
-            return listed(pd.DataFrame(columns=columns), self.classes, self.positive, self.threshold), {}
+            return listed(pd.DataFrame(columns=columns), self.classes, self.positive, self.predictor.deciding), {}
         size = self.predictor.recipe.cache_size
         if images.pixels.shape[1] != size:
             raise PathoError("bad_images", "images", f"are {images.pixels.shape[1]} pixels wide, but this model's are "
@@ -379,7 +377,7 @@ class Explorer(traitlets.HasTraits):
         if not len(predictions):
             raise PathoError("other_images", "images", f"are none of the run's {split} images",
                              "Give the images of this run")
-        return listed(predictions, self.classes, self.positive, self.threshold), {
+        return listed(predictions, self.classes, self.positive, self.predictor.deciding), {
             path: images.pixels[rows[path]] for path in predictions["path"]}
 
     def _earlier(self) -> list[dict]:

@@ -475,9 +475,13 @@ def _wrong_values(manifest: dict) -> list[str]:
 
 
 def _wrong_decision(manifest: dict) -> list[str]:
-    """How temperature and threshold were chosen, other than what they are."""
+    """How temperature and threshold were chosen, other than what they are; shares that are none."""
     decision = manifest["decision"]
-    return [f"{name}={short(manifest[name])} instead of its decision's {short(decision.get(name))}"
+    shares = (decision or {}).get("shares", dict.fromkeys(manifest["classes"], 1))
+    sound = isinstance(shares, dict) and shares.keys() == set(manifest["classes"]) and all(
+        type(share) in (float, int) and 0 < share < math.inf for share in shares.values())
+    found = [] if sound else [f"the decision's shares {short(shares)} are no number above 0 for each class"]
+    return found + [f"{name}={short(manifest[name])} instead of its decision's {short(decision.get(name))}"
             for name in ("temperature", "threshold", "positive")
             if decision is not None and files.digest(decision.get(name)) != files.digest(manifest[name])]
 

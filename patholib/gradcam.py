@@ -225,14 +225,14 @@ class Gallery:
         return {name: np.flatnonzero(self.table["section"] == name) for name in self.table["section"].unique()}
 
 
-def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float | None = None,
-         each: int = 4, by: str = "outcome") -> pd.DataFrame:
+def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+         threshold: float | metrics.Shares | None = None, each: int = 4, by: str = "outcome") -> pd.DataFrame:
     """The images worth a look in sections of at most `each`; the rows with `section`, `decision`, its `p`, and `loss`.
 
     by "outcome": the surest of the true and false positives and negatives (of more than two classes, or without a
     positive one: right and wrong), those nearest to being called otherwise, and those of the highest loss; an image may
     stand in two sections. by a column, such as "label" or a subgroup: of each value images evenly spread from the best
-    recognised to the worst. threshold: None is 0.5, and not used where the largest probability decides.
+    recognised to the worst. threshold: as of `metrics.called`; None is 0.5.
     Errors: unknown_column.
     """
     threshold = 0.5 if threshold is None else threshold
@@ -246,8 +246,7 @@ def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None
             raise PathoError("unknown_column", by, "is no column of the predictions", nearest(by, predictions.columns))
         return _by_column(table, by, each)
     two = positive is not None and len(classes) == 2
-    highest = np.sort(probs, axis=1)
-    margin = np.abs(probs[:, classes.index(positive)] - threshold) if two else highest[:, -1] - highest[:, -2]
+    margin = metrics.margin(probs, classes, positive, threshold)
     names = _outcomes(decision, table["label"].to_numpy(), positive if two else None)
     surest = table.assign(section=names, margin=margin).sort_values("margin", ascending=False, kind="stable")
     order = ("true positive", "false positive", "false negative", "true negative") if two else ("right", "wrong")
@@ -275,8 +274,8 @@ def _by_column(table: pd.DataFrame, column: str, each: int) -> pd.DataFrame:
 
 
 def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, positive: str | None = None,
-            threshold: float | None = None, each: int = 4, by: str = "outcome", block: str | None = None,
-            method: str = "gradcam", average: bool = False) -> Gallery:
+            threshold: float | metrics.Shares | None = None, each: int = 4, by: str = "outcome",
+            block: str | None = None, method: str = "gradcam", average: bool = False) -> Gallery:
     """The heat of what `pick` chooses, for the class each image was called; average: that of `averaged`.
 
     images and predictions: the same images in the same order; the probabilities are shown as they are given, so give

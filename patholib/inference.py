@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from patholib import augment, calibration, evaluation, export, gradcam, images, models, novelty, recipes
+from patholib import augment, calibration, evaluation, export, gradcam, images, metrics, models, novelty, recipes
 from patholib.errors import PathoError, nearest
 
 ENGINES = ("auto", "onnx", "torch")
@@ -37,7 +37,7 @@ class Answer:
     """What the model says of one picture."""
 
     probs: dict[str, float]  # calibrated, of every class, in the model's order; they sum to 1
-    decision: str  # two classes with a positive one: by the threshold; else the likeliest class
+    decision: str  # two classes with a positive one: by the threshold; else the likeliest class, or over its share
     threshold: float | None  # locked on validation images, of the positive class; None: none was, and 0.5 decides
     alert: bool | None  # more than two classes: is the positive one at its threshold? None: there is no such threshold
     warnings: tuple[str, ...]  # why to distrust this answer, each "code: text"
@@ -65,6 +65,8 @@ class Predictor:
         self.recipe = recipes.from_json(self.manifest["recipe"])
         self.classes, self.positive = tuple(self.manifest["classes"]), self.manifest["positive"]
         self.temperature, self.threshold = self.manifest["temperature"], self.manifest["threshold"]
+        self.deciding = evaluation.deciding((self.manifest["decision"] or {}) | {"threshold": self.threshold},
+                                            self.classes)  # what `metrics.called` takes
         self.sha256, self.demo = self.manifest["weights"]["sha256"], self.manifest["demo"]
         self.familiar = self.manifest["novelty"] and novelty.from_json(self.manifest["novelty"])
         graph = export.onnx_file(path, self.manifest)
@@ -130,20 +132,14 @@ class Predictor:
                 warnings: Sequence[Sequence[str]] | None = None) -> list[Answer]:
         """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
         probs = self.probabilities(pixels, tta)
+        called = metrics.called(probs, self.classes, self.positive, self.deciding)
+        alerts = len(self.classes) > 2 and self.positive is not None and self.threshold is not None
         found = []
-        for picture, row, known in zip(pixels, probs.tolist(), warnings or [()] * len(pixels), strict=True):
+        for picture, row, k, known in zip(pixels, probs.tolist(), called, warnings or [()] * len(pixels), strict=True):
             named = dict(zip(self.classes, row, strict=True))
-            decision, alert = self._decided(named)
-            found.append(Answer(named, decision, self.threshold, alert, (*known, *self._strange(picture)), tta))
+            alert = named[self.positive] >= self.threshold if alerts else None
+            found.append(Answer(named, self.classes[k], self.threshold, alert, (*known, *self._strange(picture)), tta))
         return found
-
-    def _decided(self, probs: dict[str, float]) -> tuple[str, bool | None]:
-        if self.positive is not None and len(self.classes) == 2:
-            other = next(name for name in self.classes if name != self.positive)
-            least = 0.5 if self.threshold is None else self.threshold
-            return self.positive if probs[self.positive] >= least else other, None
-        known = self.positive is not None and self.threshold is not None
-        return max(probs, key=probs.get), probs[self.positive] >= self.threshold if known else None
 
     def _strange(self, picture: np.ndarray) -> list[str]:
         if self.familiar is not None:

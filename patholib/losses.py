@@ -52,6 +52,18 @@ def effective_prior(recipe, counts) -> pd.Series:
     return pd.Series((shares / shares.sum()).numpy(), index=list(recipe.classes), name="effective prior")
 
 
+def shares(recipe, counts) -> dict[str, float] | None:
+    """What each class's probability is divided by before the largest decides (`metrics.called`); None: by nothing.
+
+    With `decide="even"` these are the shares that the training behaves as if it had seen, which makes the called class
+    the likeliest one if all were equally common. Between two classes a threshold decides.
+    counts: training images of each class. Errors: empty_class.
+    """
+    if recipe.decide != "even" or len(recipe.classes) == 2:
+        return None
+    return effective_prior(recipe, counts).to_dict()
+
+
 class Loss(nn.Module):
     """Logits (N, C) and labels (N,) to the mean loss.
 

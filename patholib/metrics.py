@@ -25,6 +25,10 @@ BLOCKS = 200  # groups are left out in at most so many blocks, for the accelerat
 ONE_BY_ONE = 500  # patients up to which each is left out once; of more, one hardly moves a number
 POINTS = 50  # of a curve that is kept in metrics.json
 
+Shares = Mapping[str, float]  # of all images, by class
+RULES = {"likeliest": "largest probability",  # how `called` decides where no threshold does, for people
+         "even": "largest probability over the share of the class"}
+
 INTERVALS = ("percentile", "bca")
 ALERT = ("sensitivity", "specificity", "ppv", "npv")
 MEANS = ("balanced_accuracy", "macro_precision", "macro_sensitivity", "macro_specificity", "macro_f1", "auc")
@@ -38,12 +42,13 @@ WHY = {  # what leaves a number of one class without a value
 }
 
 
-def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float = 0.5,
-            resamples: int = 1000, seed: int = 0, interval: str = "bca") -> dict:
+def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+            threshold: float | Shares = 0.5, resamples: int = 1000, seed: int = 0, interval: str = "bca") -> dict:
     """All numbers of a table of predictions as JSON values, each `{"value", "low", "high"}` with a 95 % interval.
 
     Two classes and a `positive` one: an image is called positive where p_positive >= threshold. Otherwise the largest
-    probability decides and the threshold is not used. A number without a value is None beside `"undefined"`, the
+    probability decides and the threshold is not used. Shares of the classes in its place: it is called the class whose
+    probability is largest over its share (see `called`). A number without a value is None beside `"undefined"`, the
     reason; one without an interval has `"no_interval"`; a mean that leaves classes out says so in `"note"`.
     Intervals: bootstrap over groups; `resamples=0` gives none. "bca" moves the ends by bias and skewness (Efron 1987)
     and widens them for few groups; "percentile" takes 2.5 and 97.5 % of the resamples as they are. The first is the
@@ -82,7 +87,8 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
         "classes": list(judged.classes),
         "positive": positive,
         "threshold": float(threshold) if judged.by_threshold else None,
-        "decision": f"p_{positive} >= {threshold:g}" if judged.by_threshold else "largest probability",
+        "decision": f"p_{positive} >= {threshold:g}" if judged.by_threshold else RULES[
+            "even" if isinstance(threshold, Mapping) else "likeliest"],
         "level": LEVEL,
         "resamples": resamples,
         "seed": seed,
@@ -111,15 +117,58 @@ def of_subgroup(row: Mapping, name: str) -> dict:
     return {"value": row[name], "low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")}
 
 
+def called(probs: np.ndarray, classes: Sequence[str], positive: str | None = None,
+           threshold: float | Shares = 0.5) -> np.ndarray:
+    """The place of the class that each row of probs (N, C) is called, (N,); of equal ones the class named first.
+
+    threshold: a number, which tells two classes apart where one is `positive` (p >= threshold), while the largest
+    probability decides otherwise; or the share of every class, above 0, by name: then the largest p / share decides,
+    which is the likeliest class if all were equally common. Where the probabilities are right and the shares are those
+    they were learnt from, no rule has a higher balanced accuracy (Menon et al. 2021). Errors: bad_threshold.
+    """
+    classes = tuple(classes)
+    if isinstance(threshold, Mapping):
+        return evened(probs, classes, threshold).argmax(axis=1)
+    if not 0 <= threshold <= 1:
+        raise PathoError("bad_threshold", f"threshold={threshold}", "is outside [0, 1]", "Give a probability")
+    if positive is not None and len(classes) == 2:
+        k = classes.index(positive)
+        return np.where(probs[:, k] >= threshold, k, 1 - k)
+    return probs.argmax(axis=1)
+
+
+def evened(probs: np.ndarray, classes: Sequence[str], threshold: float | Shares) -> np.ndarray:
+    """What `called` compares: probs (N, C) over the shares, scaled to sum 1; as they are without shares.
+
+    Errors: bad_threshold.
+    """
+    if not isinstance(threshold, Mapping):
+        return probs
+    if threshold.keys() != set(classes) or not all(0 < share < np.inf for share in threshold.values()):
+        raise PathoError("bad_threshold", f"shares={dict(threshold)}", "are no number above 0 for each of "
+                         f"{', '.join(classes)}", "Give the share of every class")
+    found = probs / [threshold[name] for name in classes]
+    return found / found.sum(axis=1, keepdims=True)
+
+
+def margin(probs: np.ndarray, classes: Sequence[str], positive: str | None = None,
+           threshold: float | Shares = 0.5) -> np.ndarray:
+    """How far what `called` says is from turning, (N,): the distance to the threshold, or between the two largest."""
+    if positive is not None and len(classes) == 2 and not isinstance(threshold, Mapping):
+        return np.abs(probs[:, list(classes).index(positive)] - threshold)
+    ranked = np.sort(evened(probs, classes, threshold), axis=1)
+    return ranked[:, -1] - ranked[:, -2]
+
+
 def decide(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-           threshold: float = 0.5) -> np.ndarray:
-    """The class each image is called, (N,) text; equal largest probabilities go to the class named first."""
+           threshold: float | Shares = 0.5) -> np.ndarray:
+    """The class each image is called, (N,) text: see `called`."""
     judged = _judge(predictions, classes, positive, threshold)
     return np.array(judged.classes, dtype=object)[judged.decisions]
 
 
 def classification_report(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-                          threshold: float = 0.5) -> pd.DataFrame:
+                          threshold: float | Shares = 0.5) -> pd.DataFrame:
     """Precision, sensitivity (recall), F1 and support per class, with scikit-learn's numbers and row names.
 
     As there, 0/0 counts as 0; `summary` tells an undefined number from a zero.
@@ -138,7 +187,7 @@ def classification_report(predictions: pd.DataFrame, classes: Sequence[str], pos
 
 
 def by_subgroup(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, columns: Iterable[str],
-                threshold: float = 0.5, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+                threshold: float | Shares = 0.5, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """The headline numbers in every value of every column: one row per `column`, `value`.
 
     `few` marks the rows with fewer than 10 groups. An undefined number is NaN, and `note` says why.
@@ -172,7 +221,7 @@ def two_labels(predictions: pd.DataFrame, column: str = "case") -> list[str]:
 
 
 def by_patient(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, column: str = "case",
-               threshold: float = 0.5) -> pd.DataFrame:
+               threshold: float | Shares = 0.5) -> pd.DataFrame:
     """One row per patient, sorted: images, true label, patient score, mean probabilities and what these decide.
 
     `score` is the share of the patient's images that are right (Spanhol et al. 2016: N_rec / N_P). Patients with two
@@ -194,7 +243,7 @@ def by_patient(predictions: pd.DataFrame, classes: Sequence[str], positive: str 
 
 
 def patient_recognition_rate(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-                             column: str = "case", threshold: float = 0.5) -> float | None:
+                             column: str = "case", threshold: float | Shares = 0.5) -> float | None:
     """The mean of the patient scores (Spanhol et al. 2016): every patient counts once, however many images there are.
 
     None where no patient has a single label.
@@ -204,7 +253,8 @@ def patient_recognition_rate(predictions: pd.DataFrame, classes: Sequence[str], 
 
 
 def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-                    column: str = "case", threshold: float = 0.5, resamples: int = 1000, seed: int = 0) -> dict:
+                    column: str = "case", threshold: float | Shares = 0.5, resamples: int = 1000,
+                    seed: int = 0) -> dict:
     """`summary` with patients for images, decided by mean probability, and the patient recognition rate."""
     both = two_labels(predictions, column)
     patients = by_patient(predictions, classes, positive, column, threshold)
@@ -233,12 +283,12 @@ def _without_one(predictions, patients, classes, positive, column, threshold) ->
 
 
 def paired(a: pd.DataFrame, b: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-           threshold: float | tuple[float, float] = 0.5, resamples: int = 1000, seed: int = 0) -> dict:
+           threshold: float | Shares | tuple = 0.5, resamples: int = 1000, seed: int = 0) -> dict:
     """Every number of `a` minus that of `b`, `{"value", "low", "high"}`: two models that saw the same images.
 
     a, b: tables of the same images in the same order. Each resample draws the same groups for both, so what makes an
     image hard for both cancels: two intervals that overlap may still be a difference that does not hold zero.
-    threshold: of both, or of each. Errors: not_paired; those of `summary`.
+    threshold: of both, or a pair, one of each. Errors: not_paired; those of `summary`.
     """
     columns = ["label", "group", *(["path"] if "path" in a and "path" in b else [])]
     for table in (a, b):
@@ -326,16 +376,17 @@ def decision_curve(predictions: pd.DataFrame, positive: str) -> dict:
 
 
 def abstention(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-               threshold: float = 0.5) -> dict:
+               threshold: float | Shares = 0.5) -> dict:
     """The share of wrong answers among those given, if the least sure images are left to a person.
 
-    Sureness is the largest probability or, where a threshold decides, the distance to it in log odds (Geifman &
-    El-Yaniv 2017). Lists `coverage` and `risk`, at most 50 long; `aurc`, the mean risk over all coverages, beside
-    `aurc_best`, that of leaving out the wrong ones first, and `aurc_random`, that of leaving out by chance.
+    Sureness is the largest probability (`evened` by shares) or, where a threshold decides, the distance to it in log
+    odds (Geifman & El-Yaniv 2017). Lists `coverage` and `risk`, at most 50 long; `aurc`, the mean risk over all
+    coverages, beside `aurc_best`, that of leaving out the wrong ones first, and `aurc_random`, that of leaving out by
+    chance.
     """
     judged = _judge(predictions, classes, positive, threshold)
     probs = predictions[[f"p_{c}" for c in classes]].to_numpy(dtype=float)
-    sure = probs.max(axis=1)
+    sure = evened(probs, judged.classes, threshold).max(axis=1)
     if judged.by_threshold:
         sure = np.abs(_log_odds(probs[:, judged.positive]) - _log_odds(threshold))
     wrong = np.array(judged.classes, dtype=object)[judged.decisions] != predictions["label"].to_numpy()
@@ -456,14 +507,13 @@ class _Judged:
     rankings: list  # of each class; for two classes one of the positive, as the other has the same AUC
 
 
-def _judge(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, threshold: float) -> _Judged:
+def _judge(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None,
+           threshold: float | Shares) -> _Judged:
     classes = tuple(classes)
     columns = [f"p_{c}" for c in classes]
     _need(predictions, ["label", "group", *columns])
     if positive is not None and positive not in classes:
         raise PathoError("unknown_class", str(positive), "is no class", nearest(positive, classes))
-    if not 0 <= threshold <= 1:
-        raise PathoError("bad_threshold", f"threshold={threshold}", "is outside [0, 1]", "Give a probability")
     if not len(predictions):
         raise PathoError("no_predictions", "predictions", "the table has no rows", "Choose a split that has images")
     labels = pd.Index(classes).get_indexer(predictions["label"])
@@ -477,12 +527,9 @@ def _judge(predictions: pd.DataFrame, classes: Sequence[str], positive: str | No
                          f"has {probs[wrong[0]].tolist()}, no probabilities that sum to 1 ({len(wrong)} such rows)",
                          "Predict again")
 
-    by_threshold = positive is not None and len(classes) == 2
     k = classes.index(positive) if positive is not None else None
-    if by_threshold:
-        decisions = np.where(probs[:, k] >= threshold, k, 1 - k)
-    else:
-        decisions = probs.argmax(axis=1)
+    by_threshold = positive is not None and len(classes) == 2 and not isinstance(threshold, Mapping)
+    decisions = called(probs, classes, positive, threshold)
     groups, names = pd.factorize(predictions["group"].astype(str), sort=True)  # sorted: row order changes no draw
     n, n_classes = len(labels), len(classes)
     own = probs[np.arange(n), labels]

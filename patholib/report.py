@@ -23,7 +23,7 @@ from patholib.markdown import table as _table
 from patholib.markdown import text as _text
 from patholib.markdown import why as _why
 from patholib.markdown import words as _words
-from patholib.metrics import ALERT, of_subgroup, readable
+from patholib.metrics import ALERT, RULES, of_subgroup, readable
 from patholib.recipes import Recipe
 from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record
 
@@ -317,6 +317,9 @@ def _decision(run: Record) -> list[str]:
     if found["threshold"] is not None:
         what = "threshold" if len(run.recipe.classes) == 2 else "threshold of the alert"
         rows[what] = f"p_{found['positive']} >= {found['threshold']:.4g}"
+    if found.get("shares"):
+        rows["called"] = RULES["even"]
+        rows |= {f"share of {name}": f"{share:.4g}" for name, share in found["shares"].items()}
     lines += ["Chosen on the validation images alone and locked before a test image was judged.", "",
               *_table(("", "value"), [(key, _text(value)) for key, value in rows.items()])]
     if found["validation"]:
@@ -358,7 +361,7 @@ def _alert(run: Record) -> list[str]:
         return []
     name = _text(found["positive"])
     apart = "" if len(run.recipe.classes) == 2 else \
-        " It is an alert beside the decision, which the largest probability takes."
+        f" It is an alert beside the decision ({_text(run.metrics['test'].get('decision', 'not recorded'))})."
     lines = [f"### {name} at the locked threshold (test)", "",
              f"Called {name} where its probability is at least {found['threshold']:.4g}: "
              f"{100 * found['flagged']:.0f} % of {_count(found['images'])} images; {_count(found['positives'])} are "

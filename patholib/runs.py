@@ -401,8 +401,8 @@ def profile(recipe: Recipe) -> str:
         return said
     base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
     fields = [field for field in recipes.diff(base, recipe) if field not in OF_DATA]
-    if recipe.colour and recipe.name in recipes.WHY_SCRATCH:
-        said += f" {recipes.WHY_SCRATCH[recipe.name]}."
+    if recipe.colour:
+        said += f" {recipes.WHY_SCRATCH}."
     return f"{said} Other than in the recipe {recipe.name}{' as published' * recipe.published}: {', '.join(fields)}."
 
 

@@ -125,6 +125,7 @@ class Learner:
         self._refuse_what_cannot_be_learnt(counts)
         self.loss = losses.build(self.recipe, counts).to(device)
         self.effective_prior = losses.effective_prior(self.recipe, counts).to_dict()
+        self.shares = losses.shares(self.recipe, counts)
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.recipe.optimizer]
         # Every parameter is in the optimizer from the start; what is frozen has no gradient and is passed over.
         self.optimizer = optimizer(model.parameters(), lr=self.recipe.lr, weight_decay=self.recipe.weight_decay,
@@ -458,7 +459,8 @@ class Learner:
         """What `validate` says of these logits (N, C) of all validation images."""
         total, weight = self.loss.total(logits.to(self.device), torch.tensor(self.val.labels, device=self.device))
         found = evaluation.as_predictions(self.val, torch.softmax(logits.double(), 1).numpy())
-        numbers = metrics.summary(found, self.recipe.classes, self.recipe.positive, resamples=0)["metrics"]
+        numbers = metrics.summary(found, self.recipe.classes, self.recipe.positive, self.shares or 0.5,
+                                  resamples=0)["metrics"]
         monitored = ("accuracy", "balanced_accuracy", "auc")
         return {"val_loss": float(total / weight)} | {f"val_{name}": numbers[name]["value"] for name in monitored}
 

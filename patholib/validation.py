@@ -244,10 +244,11 @@ def _written(folder: Path, recipe: Recipe, checked: Checked, done: list, folds: 
     for repeat, fold, run in done:
         facts, found = files.read_json(run.dir / "run.json"), files.read_json(run.dir / "metrics.json")["test"]
         table = evaluation.calibrated(run.dir, "test").assign(repeat=repeat, fold=fold)
-        tables.append(decided(table, recipe, found["threshold"]))
+        decision = evaluation.locked(run.dir)
+        tables.append(decided(table, recipe, evaluation.deciding(decision, recipe.classes)))
         rows.append({"repeat": repeat, "fold": fold, "run": run.dir.name, "split_sha256": facts["split"]["sha256"],
                      "images": found["images"], "groups": found["groups"], "threshold": found["threshold"],
-                     "temperature": evaluation.locked(run.dir)["temperature"], "metrics": found["metrics"]})
+                     "temperature": decision["temperature"], "metrics": found["metrics"]})
     pooled = pd.concat(tables, ignore_index=True)
     files.write_table(folder / PREDICTIONS, pooled)
     note = done[0][2].note
@@ -276,33 +277,24 @@ def _over_folds(rows: list[dict]) -> dict[str, dict]:
     return found
 
 
-def decided(table: pd.DataFrame, recipe: Recipe, threshold: float | None) -> pd.DataFrame:
-    """Calibrated predictions with what is called at the threshold of their run; None: the largest probability."""
-    threshold = 0.5 if threshold is None else threshold
-    return table.assign(threshold=threshold, decision=metrics.decide(table, recipe.classes, recipe.positive, threshold))
+def decided(table: pd.DataFrame, recipe: Recipe, threshold: float | metrics.Shares) -> pd.DataFrame:
+    """Calibrated predictions with what each image is called by its run (`evaluation.deciding`)."""
+    decision = metrics.decide(table, recipe.classes, recipe.positive, threshold)
+    return table.assign(threshold=None if isinstance(threshold, Mapping) else threshold, decision=decision)
 
 
 def pooled_summary(table: pd.DataFrame, recipe: Recipe) -> dict:
     """`metrics.summary` of all folds together, as `decided` gives them; a group is drawn with all repeats.
 
-    Each fold is decided by its own threshold: decisions are counted on probabilities moved so that every one is 0.5,
-    ranks and errors on the probabilities themselves.
+    Each fold is decided by its own threshold or shares: decisions are counted as they are, ranks and errors on the
+    probabilities.
     """
     classes, positive = recipe.classes, recipe.positive
     found = metrics.summary(table, classes, positive, seed=recipe.seed)
-    if positive is None or len(classes) > 2:
-        return found
-    decided = metrics.summary(_moved(table, positive, classes), classes, positive, seed=recipe.seed)
+    certain = table.assign(**{f"p_{name}": (table["decision"] == name).astype(float) for name in classes})
+    decided = metrics.summary(certain, classes, positive, seed=recipe.seed)
     ranked = {name: found["metrics"][name] for name in OF_PROBABILITIES}
     per_class = {name: {**row, "auc": found["per_class"][name]["auc"]} for name, row in decided["per_class"].items()}
+    two = positive is not None and len(classes) == 2
     return {**decided, "metrics": {**decided["metrics"], **ranked}, "per_class": per_class, "threshold": None,
-            "decision": f"p_{positive} >= the threshold of the fold"}
-
-
-def _moved(table: pd.DataFrame, positive: str, classes: tuple[str, ...]) -> pd.DataFrame:
-    """The table with p_positive bent so that its threshold lies at 0.5; no order and no decision changes."""
-    p, t = table[f"p_{positive}"].to_numpy(), table["threshold"].to_numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a threshold of 0 or 1 the other side is empty
-        p = np.where(p < t, 0.5 * p / t, np.where(t < 1, 0.5 + 0.5 * (p - t) / (1 - t), 1.0))
-    (other,) = set(classes) - {positive}
-    return table.assign(**{f"p_{positive}": p, f"p_{other}": 1 - p})
+            "decision": f"p_{positive} >= the threshold of the fold" if two else metrics.RULES[recipe.decide]}

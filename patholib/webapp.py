@@ -96,7 +96,7 @@ class Heatmap(BaseModel):
 class Reply(BaseModel):
     """What the model says of one picture."""
 
-    decision: str
+    decision: str = Field(description="by the threshold, or the largest probability, or that over a locked share")
     probabilities: dict[str, float] = Field(description="calibrated, of every class; they sum to 1")
     threshold: float | None = Field(description="of the positive class, locked on validation images")
     alert: bool | None = Field(description="more than two classes: the positive one reaches its threshold")

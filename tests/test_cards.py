@@ -185,6 +185,9 @@ def test_of_more_than_two_classes_the_threshold_is_that_of_an_alert(tmp_path):
     text = written(tmp_path)["model_card"]
     assert "| threshold of the alert | 0.31 |" in text
     assert "Alert for MEL" in text and "sensitivity 0.900 (0.880 to 0.920)" in text and "20 % of the images" in text
+    assert "over the share" not in text
+    change(tmp_path, "decision.json", **DECISION, shares={"MEL": 0.1, "NV": 0.7, "BCC": 0.2})
+    assert "| called | largest probability over the share of the class in training" in written(tmp_path)["model_card"]
 
 
 def test_the_verdict_on_the_heatmaps_is_told_and_its_absence_too(folder):

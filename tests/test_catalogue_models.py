@@ -398,6 +398,19 @@ def test_M15_a_decision_that_is_not_the_one_applied(folder, changed, catalogue):
     refusal(folder, "bad_manifest")
 
 
+@pytest.mark.parametrize("shares", [
+    {"benign": 0.5}, {"benign": 0.5, "malignant": 0}, {"benign": 0.5, "malignant": float("nan")},
+    {"benign": 0.5, "malignant": "0.5"}, {"benign": True, "malignant": 0.5}, [0.5, 0.5], 0.5, None, {}])
+def test_M15_shares_that_nothing_can_be_divided_by(folder, shares, catalogue):
+    decision = {"temperature": 1.5, "threshold": 0.4, "positive": "malignant"}
+    sound = decision | {"shares": {"benign": 0.3, "malignant": 0.7}}
+    manifest = manifest_of(folder) | {"temperature": 1.5, "threshold": 0.4}
+    forge(folder, manifest | {"decision": sound})
+    export.load_model(folder)
+    forge(folder, manifest | {"decision": decision | {"shares": shares}})
+    catalogue("M15", "a decision other than the temperature and threshold", refusal(folder, "bad_manifest"))
+
+
 @pytest.mark.parametrize("name", export.ORIGIN)
 def test_M15_an_origin_that_is_no_text(folder, name, catalogue):
     origin = manifest_of(folder)["origin"]

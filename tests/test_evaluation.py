@@ -532,6 +532,36 @@ def test_of_more_classes_the_threshold_is_an_alert_and_the_largest_probability_d
     assert by_largest["decision"] == "largest probability" and by_largest["threshold"] is None
 
 
+def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images):
+    """The classes of the images are named MEL, NV, BCC; with three of them no threshold divides."""
+    classes = ("BCC", "MEL", "NV")
+    names = np.array(classes)[np.arange(len(images)) % 3]
+    images = replace(images, table=images.table.assign(label=names), classes=classes)
+    recipe = replace(RECIPE, classes=classes, positive="MEL", balance="none", decide="even", tta_views=1)
+    model = Lopsided()
+    model.net[-1] = nn.Linear(400, 3)
+    locked = evaluation.lock(model, images, tmp_path, recipe)
+    counts = images.part("train").table["label"].value_counts()
+    assert locked.decision["shares"] == pytest.approx({name: counts[name] / counts.sum() for name in classes})
+    assert locked.table.table.loc["called", "locked"] == "largest probability over the share of the class"
+    judged = evaluation.judge(model, images, tmp_path, recipe)
+    assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == locked.decision["shares"]
+    even = judged.probs / [locked.decision["shares"][name] for name in classes]
+    right = (even.argmax(axis=1) == judged.labels).mean()
+    assert judged.summary["metrics"]["accuracy"]["value"] == pytest.approx(right)
+    assert judged.summary["alert"]["threshold"] == locked.threshold
+    again = evaluation.lock(model, images, tmp_path, recipe)  # from the file, and equal
+    assert again.decision == locked.decision
+    with pytest.raises(PathoError, match="test_seen"):
+        evaluation.lock(model, images, tmp_path, replace(recipe, decide="likeliest"))
+
+
+def test_an_older_decision_without_shares_goes_on_as_it_was():
+    assert evaluation.deciding({"threshold": 0.3}, CLASSES) == 0.3
+    assert evaluation.deciding({"threshold": 0.3}, EIGHT) == evaluation.deciding(None, EIGHT) == 0.5
+    assert evaluation.deciding({"threshold": None, "shares": {"a": 1}}, EIGHT) == {"a": 1}
+
+
 def test_without_a_class_to_watch_there_is_a_temperature_and_no_threshold():
     found = evaluation.choose(eight_classes(), EIGHT, None)
     assert found["threshold"] is None and found["positive"] is None and found["rule"] == "largest probability"

@@ -92,6 +92,13 @@ def test_without_a_positive_class_the_two_likeliest_decide():
     assert row["patient"] == ""
 
 
+def test_with_shares_what_is_called_and_how_surely_follows_them():
+    predictions = pd.DataFrame({"path": ["a"], "label": ["x"], "p_x": [0.2], "p_y": [0.35], "p_z": [0.45]})
+    row = explorer.listed(predictions, ("x", "y", "z"), "x", {"x": 0.1, "y": 0.35, "z": 0.9}).loc["a"]  # 2, 1, 0.5
+    assert row["called"] == "x" and row["outcome"] == "right" and row["p"] == 0.2
+    assert np.isclose(row["margin"], 1 / 3.5)
+
+
 def test_filters_leave_what_they_say_in_the_order_asked_for():
     table = a_table()
     assert list(explorer.left_by(table, outcome="wrong").index) == ["a", "b"]

@@ -142,6 +142,17 @@ def test_of_more_classes_the_largest_probability_decides_and_the_threshold_alert
     assert (without.answer(PICTURE).decision, without.answer(PICTURE).alert) == ("NV", None)
 
 
+def test_with_locked_shares_the_probability_over_the_share_decides(tmp_path):
+    recipe = replace(TINY, classes=("MEL", "NV", "BCC"), positive="MEL")
+    decision = {"temperature": 1.0, "threshold": 0.5, "positive": "MEL", "shares": {"MEL": 0.1, "NV": 0.7, "BCC": 0.2}}
+    predictor = predictor_of(tmp_path, recipe, [0.15, 0.55, 0.3], decision=decision)
+    answer = predictor.answer(PICTURE)  # over the shares 1.5, 0.79, 1.5: of equal ones, but for rounding, one of them
+    assert answer.decision in ("MEL", "BCC") and answer.alert is False
+    assert predictor_of(tmp_path, recipe, [0.2, 0.6, 0.2], decision=decision).answer(PICTURE).decision == "MEL"
+    del decision["shares"]
+    assert predictor_of(tmp_path, recipe, [0.2, 0.6, 0.2], decision=decision).answer(PICTURE).decision == "NV"
+
+
 def test_the_threshold_is_compared_with_the_calibrated_probability(tmp_path):
     predictor = predictor_of(tmp_path, probs=[0.8, 0.2], temperature=2.0, threshold=0.3)
     answer = predictor.answer(PICTURE)

@@ -71,6 +71,17 @@ def test_what_a_sampler_draws_and_what_weights_weigh_is_the_effective_prior():
         assert seen / seen.sum() == pytest.approx(losses.effective_prior(recipe, [310, 690]).to_numpy(), abs=0.01)
 
 
+@pytest.mark.parametrize(("balance", "adjustment", "expected"), [
+    ("none", 1.0, [0.2, 0.3, 0.5]), ("weights", 1.0, [1 / 3] * 3), ("logit_adjustment", 1.0, [1 / 3] * 3),
+    ("logit_adjustment", 0.5, np.sqrt([0.2, 0.3, 0.5]) / np.sqrt([0.2, 0.3, 0.5]).sum())])
+def test_what_decides_evenly_divides_by_the_shares_that_were_learnt(balance, adjustment, expected):
+    recipe = replace(recipes.ISIC2019, classes=("a", "b", "c"), positive="a", balance=balance, adjustment=adjustment)
+    assert losses.shares(recipe, [20, 30, 50]) is None
+    even = replace(recipe, decide="even")
+    assert losses.shares(even, [20, 30, 50]) == pytest.approx(dict(zip("abc", expected, strict=True)), abs=1e-6)
+    assert losses.shares(replace(even, classes=("a", "b")), [20, 30]) is None  # a threshold decides
+
+
 def test_logit_adjustment_is_equation_10_worked_by_hand():
     # log(1 + pi_1 / pi_0 e^(f_1 - f_0)) for label 0, with pi = 1/4, 3/4 and f = (2, 1): log(1 + 3 e^-1)
     loss = losses.build(replace(recipes.BREAKHIS, balance="logit_adjustment", label_smoothing=0.0), [25, 75])

@@ -168,6 +168,76 @@ def test_curves_equal_scikit_learn(decimals):
     assert np.trapezoid(sensitivity, false_rate) == pytest.approx(metrics.auc(true, scores), abs=1e-14)
 
 
+SHARES = {"MEL": 0.1, "NV": 0.7, "BCC": 0.2}
+
+
+def test_with_shares_the_probability_over_the_share_decides_worked_by_hand():
+    # Over the shares: 3 0.71 1; 1 1.14 0.5; the tie 1 1 1 goes to the first. Of their sum 3/4.71, 1.14/2.64, 1/3.
+    probs = np.array([[0.3, 0.5, 0.2], [0.1, 0.8, 0.1], [0.1, 0.7, 0.2]])
+    assert metrics.called(probs, THREE, threshold=SHARES).tolist() == [THREE.index(n) for n in ("MEL", "NV", "MEL")]
+    assert metrics.evened(probs, THREE, SHARES)[:, THREE.index("MEL")] == pytest.approx(
+        [3 / (3 + 5 / 7 + 1), 1 / (1 + 8 / 7 + 0.5), 1 / 3])
+    assert metrics.margin(probs, THREE, threshold=SHARES)[1] == pytest.approx((8 / 7 - 1) / (1 + 8 / 7 + 0.5))
+    assert (metrics.evened(probs, THREE, 0.5) == probs).all()
+    table = pd.DataFrame(probs, columns=[f"p_{name}" for name in THREE]).assign(
+        label=["MEL", "NV", "BCC"], group=["a", "b", "c"])
+    found = metrics.summary(table, THREE, "MEL", SHARES, resamples=0)
+    assert found["threshold"] is None and found["decision"] == "largest probability over the share of the class"
+    assert values(found)["balanced_accuracy"] == pytest.approx(2 / 3)
+    assert values(found)["auc"] == values(metrics.summary(table, THREE, "MEL", resamples=0))["auc"]
+    assert metrics.decide(table, THREE, "MEL", SHARES).tolist() == ["MEL", "NV", "MEL"]
+
+
+def test_shares_of_two_classes_are_a_threshold():
+    p = np.random.default_rng(0).uniform(size=500)
+    probs = np.stack([1 - p, p], axis=1)
+    for threshold in (0.1, 0.31, 0.8):
+        shares = {"benign": 1 - threshold, "malignant": threshold}
+        assert (metrics.called(probs, BINARY, "malignant", threshold) == metrics.called(
+            probs, BINARY, "malignant", shares)).all()
+
+
+def test_of_true_probabilities_the_shares_give_the_highest_balanced_accuracy():
+    """One number that is seen, normal around another mean in each class: probabilities by Bayes, known exactly."""
+    rng = np.random.default_rng(1)
+    shares = np.array([SHARES[name] for name in THREE])
+    labels = rng.choice(3, size=60_000, p=shares)
+    seen = rng.normal(np.array([-1.0, 0.0, 1.2])[labels])
+    likely = np.exp(-((seen[:, None] - [-1.0, 0.0, 1.2]) ** 2) / 2) * shares
+    probs = likely / likely.sum(axis=1, keepdims=True)
+
+    def balanced(bars) -> float:
+        return metrics.balanced_accuracy(labels, metrics.called(probs, THREE, threshold=dict(zip(THREE, bars,
+                                                                                                 strict=True))))
+
+    best = balanced(shares)
+    assert best > balanced([1, 1, 1]) + 0.1
+    assert all(balanced(shares * factor) < best + 0.003 for factor in rng.uniform(0.4, 2.5, (60, 3)))
+
+
+def test_the_surest_with_shares_are_those_far_ahead_over_their_share():
+    table = pd.DataFrame({"label": ["MEL", "NV", "NV"], "group": ["a", "b", "c"], "p_MEL": [0.6, 0.0, 0.05],
+                          "p_NV": [0.3, 0.55, 0.95], "p_BCC": [0.1, 0.45, 0.0]})
+    # Over the shares, of their sum: 0.87 MEL (right), 0.74 BCC (wrong), 0.73 NV (right).
+    found = metrics.abstention(table, THREE, threshold=SHARES)
+    assert found["risk"] == pytest.approx([0, 0.5, 1 / 3], abs=1e-6)
+    assert metrics.abstention(table, THREE)["risk"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("shares", [{"MEL": 0.5, "NV": 0.5}, SHARES | {"DF": 0.1}, SHARES | {"NV": 0.0},
+                                    SHARES | {"NV": float("nan")}, SHARES | {"NV": float("inf")}])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(PathoError, match="bad_threshold"):
+        metrics.summary(random_table(0, classes=THREE), THREE, "MEL", shares, resamples=0)
+
+
+def test_two_models_that_decide_by_other_shares_are_compared():
+    table = random_table(8, classes=THREE)
+    found = metrics.paired(table, table, THREE, "MEL", (SHARES, 0.5), resamples=20)
+    parts = [values(metrics.summary(table, THREE, "MEL", rule, resamples=0))["accuracy"] for rule in (SHARES, 0.5)]
+    assert found["accuracy"]["value"] == pytest.approx(parts[0] - parts[1]) and found["auc"]["value"] == 0
+
+
 @pytest.mark.parametrize(("classes", "unused"), [(BINARY, None), (THREE, None), (THREE, "NV")])
 def test_classification_report_equals_scikit_learn(classes, unused):
     predictions = random_table(6, classes=classes)

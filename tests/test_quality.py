@@ -189,6 +189,23 @@ def test_the_same_predictions_differ_by_nothing_and_better_ones_by_more(quality,
     assert set(every) == set(quality.NUMBERS) and all(one["low"] <= one["high"] for one in every.values())
 
 
+def test_balanced_accuracy_is_of_what_a_contender_calls(quality, options, trainings):
+    """Whoever has locked shares calls by them; everybody else the likeliest class."""
+    options.contenders = ("ours", "timm")
+    quality.measure(options)
+    ready = quality.prepared("idc", quality.DATASETS["idc"], options)
+    for path in options.work.glob("idc-*/ours/*/done.json"):
+        files.write_json(path, files.read_json(path) | {"shares": {"idc": 0.8, "normal": 0.2}})
+    found = {name: quality.pooled(some) for name, some in quality.outcomes(ready, options).items() if some}
+    for name, threshold in (("ours", 0.8), ("timm", 0.5)):
+        plain = found[name].plain
+        assert ((found[name].called["p_idc"] == 1) == (plain["p_idc"] >= threshold)).all()
+        value = quality.numbers(found[name], ready, resamples=20)["balanced_accuracy"]["value"]
+        by_hand = [((plain["p_idc"] >= threshold) == (kind == "idc"))[plain["label"] == kind].mean()
+                   for kind in ("idc", "normal")]
+        assert value == pytest.approx(np.mean(by_hand))
+
+
 def test_sensitivity_at_a_specificity_is_that_of_the_best_threshold(quality):
     labels = np.array([1, 1, 1, 1, *[0] * 10], bool)
     scores = np.array([0.9, 0.8, 0.7, 0.2, 0.75, 0.6, 0.5, *[0.1] * 7])
@@ -210,10 +227,8 @@ def test_every_ablation_is_a_recipe_with_something_changed(quality, kind):
     same = {name for name, found in differ.items() if not found}
     skin = kind == "isic2019"
     assert same == {  # what it does anyway: left out when it is planned
-        "imbalance: half the logit adjustment" if skin else "imbalance: class weights",
-        "cross-entropy" if skin else "cross-entropy with labels smoothed by 0.1", "squares by: crop",
-        *(name if skin else f"without {name}" for name in ("colours beside the network", "warm-up",
-                                                           "averaged weights"))}
+        "imbalance: left alone" if skin else "imbalance: class weights", "cross-entropy", "squares by: crop"}
+    assert {f"without {what}" for what in ("colours beside the network", "warm-up", "averaged weights")} < differ.keys()
 
 
 @pytest.mark.parametrize(("kind", "own"), [("isic2019", "shades of grey"), ("breakhis", "stain jitter")])

@@ -147,6 +147,20 @@ def test_the_report_tells_what_was_locked_and_what_it_gave(tmp_path):
     assert "were not locked before the test images" in written(tmp_path)[0]
 
 
+def test_the_report_tells_the_shares_that_decide(tmp_path):
+    recipe = replace(RECIPE, classes=("MEL", "NV", "BCC"), positive="MEL")
+    full_run(tmp_path, recipe)
+    decision = files.read_json(tmp_path / "decision.json")
+    files.write_json(tmp_path / "decision.json", decision | {"shares": {"MEL": 0.12345, "NV": 0.7, "BCC": 0.17655}})
+    numbers = files.read_json(tmp_path / "metrics.json")
+    numbers["test"]["decision"] = "largest probability over the share of the class"
+    files.write_json(tmp_path / "metrics.json", numbers)
+    text, _ = written(tmp_path)
+    for part in ("| called | largest probability over the share of the class |", "| share of MEL | 0.1235 |",
+                 "It is an alert beside the decision (largest probability over the share of the class)."):
+        assert part in text, part
+
+
 def test_the_report_is_written_from_files_alone_and_is_the_same_each_time(tmp_path):
     first = written(full_run(tmp_path))
     assert written(tmp_path) == first

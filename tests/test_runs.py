@@ -287,7 +287,7 @@ def test_random_weights_are_announced_with_the_reason_and_every_field_that_diffe
     fields = said.rpartition(": ")[2].strip(".\n").split(", ")
     assert fields == [field for field in recipes.diff(base, recipe) if field not in ("classes", "positive", "group_by")]
     assert {"weights", "stages", "image_size"} <= set(fields)
-    assert ("Statistics of colour" in said) == bool(recipe.colour) == (name == "isic2019" and not published)
+    assert ("Statistics of colour" in said) == bool(recipe.colour) == (not published)
 
 
 def test_random_weights_are_never_used_in_silence(sources, capsys, monkeypatch):

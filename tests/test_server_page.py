@@ -118,6 +118,19 @@ def test_the_keyboard_alone_is_enough(page, tmp_path):
     assert page.get_attribute("#status", "aria-live") == "polite"
 
 
+def test_shares_that_decide_are_told_beside_the_probabilities(browser, tmp_path):
+    decision = {"temperature": 1.0, "threshold": 0.6, "positive": "malignant", "shares": {"benign": 0.4,
+                                                                                          "malignant": 0.6}}
+    with live.threaded(live.predictor(live.model(tmp_path, decision=decision))) as found:
+        page = browser.new_page()
+        page.set_default_timeout(live.SECONDS * 1000)
+        page.goto(f"http://127.0.0.1:{found.port}/")
+        page.wait_for_selector("#model:not(:empty)")
+        drop(page, PICTURE)
+        assert "called is the class with the most for its share of the training images" in shown(page)["rule"]
+        page.close()
+
+
 def test_it_fits_a_phone(page, tmp_path):
     page.set_viewport_size({"width": 390, "height": 844})
     unlock(page)

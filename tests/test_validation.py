@@ -186,7 +186,11 @@ def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
     labels = np.where(rng.uniform(size=400) < p, "malignant", "benign")
     predictions = pd.DataFrame({
         "label": labels, "group": [f"g{i % 40}" for i in range(400)],
-        "p_malignant": p, "p_benign": 1 - p, "threshold": np.repeat([0.0, 0.2, 0.7, 1.0], 100)})
+        "p_malignant": p, "p_benign": 1 - p})
+    thresholds = (0.0, 0.2, 0.7, 1.0)
+    predictions = pd.concat([validation.decided(predictions[i * 100:(i + 1) * 100], RECIPE, threshold)
+                             for i, threshold in enumerate(thresholds)])
+    assert predictions["threshold"].tolist() == np.repeat(thresholds, 100).tolist()
     pooled = validation.pooled_summary(predictions, RECIPE)
     called, ill = p >= predictions["threshold"], predictions["label"] == "malignant"
     assert pooled["confusion"] == [[int((~called & ~ill).sum()), int((called & ~ill).sum())],
@@ -194,6 +198,22 @@ def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
     plain = metrics.summary(predictions, RECIPE.classes, RECIPE.positive)["metrics"]
     assert {name: pooled["metrics"][name] for name in validation.OF_PROBABILITIES} == {
         name: plain[name] for name in validation.OF_PROBABILITIES}
+
+
+def test_every_fold_decides_by_its_own_shares():
+    recipe = replace(RECIPE, classes=("a", "b", "c"), positive="a", decide="even")
+    table = pd.DataFrame({"label": ["a", "b", "a", "b"], "group": ["1", "2", "3", "4"], "p_a": [0.2, 0.2, 0.4, 0.4],
+                          "p_b": [0.5, 0.5, 0.5, 0.5], "p_c": [0.3, 0.3, 0.1, 0.1]})
+    shares = ({"a": 0.1, "b": 0.5, "c": 0.4}, {"a": 0.5, "b": 0.4, "c": 0.1})  # called a; then b
+    table = pd.concat([validation.decided(table[:2], recipe, shares[0]), validation.decided(table[2:], recipe,
+                                                                                            shares[1])])
+    assert table["decision"].tolist() == ["a", "a", "b", "b"]
+    pooled = validation.pooled_summary(table, recipe)
+    assert pooled["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert pooled["decision"] == "largest probability over the share of the class"
+    plain = metrics.summary(table, recipe.classes, "a")["metrics"]
+    assert {n: pooled["metrics"][n] for n in validation.OF_PROBABILITIES} == {
+        n: plain[n] for n in validation.OF_PROBABILITIES}
 
 
 def test_estimates_draw_patients_whatever_the_split_took_for_groups():

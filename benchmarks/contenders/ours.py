@@ -80,7 +80,7 @@ def main(job: Job) -> None:
     counts = job.part("train")["label"].value_counts().reindex(job.classes).to_numpy()
     jobs.leave(job, tables, curve, epochs=len(history), best_epoch=facts["best_epoch"], seconds=float(seconds[-1]),
                planned=sum(spent(recipe, cost, tried)) + checking, precision=facts["precision"],
-               prior=losses.effective_prior(recipe, counts).tolist())
+               prior=losses.effective_prior(recipe, counts).tolist(), shares=losses.shares(recipe, counts))
     for name in ("runs", "trial", "cache", "check"):  # weights and pictures: of these only numbers are kept
         shutil.rmtree(out / name, ignore_errors=True)
 
