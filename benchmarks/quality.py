@@ -381,7 +381,7 @@ def train(task: Task, options: argparse.Namespace) -> bool:
         return False
     facts = files.read_json(folder / "facts.json")
     files.write_json(folder / "done.json", {"mark": task.mark(options), "load": load, "machine": runs.machine(),
-                                            "code": runs.code(), **facts})
+                                            "held": images.cores(), "code": runs.code(), **facts})
     return True
 
 
@@ -580,8 +580,8 @@ def marks(ready: Ready, values: dict, gains: dict) -> list[tuple[Mark, float]]:
         if floors:
             best = max(floors, key=floors.get)
             judged.append((Mark(f"ours minus {best}: {NUMBERS[number]}", 0.0, ""), gains[best][number]["value"]))
-    judged += [(Mark(f"ours: {NUMBERS[number]}", bound, ""), values[OURS][number]["value"])
-               for number, bound in ready.data.marks if OURS in values]
+    judged += [(Mark(f"{name}: {NUMBERS[number]}", bound, ""), values[name][number]["value"])
+               for number, bound in ready.data.marks for name in (OURS, AVERAGED) if name in values]
     return judged
 
 
@@ -596,6 +596,7 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
     commits = sorted({(one["code"]["commit"] or "unknown")[:12] for one in every})
     processors = sorted({f"{one['machine']['processor']}, {one['machine']['cores']} cores" for one in every})
     loads = [one["load"] for one in every if one["load"] is not None]
+    held = sorted({one["held"] for one in every if one.get("held", one["machine"]["cores"]) < one["machine"]["cores"]})
     versions = sorted({f"{name} {number}" for one in every for name, number in one["versions"].items()})
     group = ready.source.group_by.replace("group", "patient")
     return [
@@ -612,7 +613,8 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         "seen, so that nobody is worse for having left the imbalance alone. ECE is "
         "of the probabilities as they come (ours with the temperature that it locks), then of everybody's after a "
         "temperature from the validation images",
-        f"- Time: {options.seconds:g} s of training each, with {options.threads} threads and as many loaders. It "
+        f"- Time: {options.seconds:g} s of training each, with {options.threads} threads and as many loaders"
+        + f", held to {' or '.join(map(str, held))} cores of the machine" * bool(held) + ". It "
         "counts reading, decoding, views, steps and, for ours, the check of all files; not the trial epoch before it, "
         "by which as many whole epochs are planned as the time allows, so that every schedule comes to its end; nor "
         "imports, validation, checkpoints and judging. The colour models take what they need",
