@@ -2,9 +2,9 @@
 
 timm does not install its train.py, so its steps are done here with the library's own functions: RMSpropTF, learning
 rate 0.048 per 768 images of a batch, step decay, warm-up, RandAugment, random erasing, dropout and drop path 0.2, label
-smoothing, moving average of the weights, of which the epoch with the best validation accuracy is kept. The schedule of
-450 epochs is compressed into those there is time for, and the average is warmed up (--model-ema-warmup), because 0.9999
-would not leave the start in so few steps.
+smoothing, moving average of the weights, of which the epoch with the best validation accuracy is kept, of equal ones
+the last. The schedule of 450 epochs is compressed into those there is time for, and the average is warmed up
+(--model-ema-warmup), because 0.9999 would not leave the start in so few steps.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def train(job: Job, epochs: int) -> dict:
         probs = probabilities(job, average.module, "val")
         curve.append(jobs.point(job, epoch, clock.seconds, probs))
         accuracy = float((probs.argmax(axis=1) == job.part("val")["place"].to_numpy()).mean())
-        if accuracy > best[0]:
+        if accuracy >= best[0]:  # of equal ones the last: as long as all is called one class they are equal
             best = accuracy, epoch, copy.deepcopy(average.module)
     return {"model": best[2], "best_epoch": best[1], "curve": curve, "seconds": clock.seconds}
 
