@@ -187,7 +187,8 @@ def _learning(run: Record) -> list[str]:
         "batches of": recipe.batch_size, "optimizer": f"{recipe.optimizer}, rate {recipe.lr:g}, {recipe.schedule}",
         "loss": f"{recipe.loss}, label smoothing {recipe.label_smoothing:g}", "class balance": recipe.balance,
         "frozen blocks": "; ".join(f"{s.frozen} from epoch {s.first_epoch(recipe.epochs) + 1}" for s in recipe.stages),
-        "best epoch by": f"validation {words(recipe.monitor)}", "seed": recipe.seed,
+        **({"epoch kept": "the last"} if recipe.keep == "last" else
+           {"best epoch by": f"validation {words(recipe.monitor)}"}), "seed": recipe.seed,
     }
     said = runs.profile(recipe)
     lines = ["## Training", "", *pairs(facts), *[f"**{text(said)}**", ""] * bool(said)]

@@ -188,6 +188,11 @@ class Comparison:
                 for name, (labels, probs) in self.drawn.items()}
 
     @property
+    def kept(self) -> dict[str, int | None]:
+        """{name: the number of the epoch whose weights were kept} of every run."""
+        return {run.name: (run.record.run.get("training") or {}).get("best_epoch") for run in self.runs}
+
+    @property
     def histories(self) -> dict[str, pd.DataFrame]:
         """{name: history} of every run."""
         return {run.name: run.record.history for run in self.runs if len(run.record.history)}

@@ -257,18 +257,25 @@ def unfreezing(history, blocks: int | None = None, title: str = "What was allowe
 
 
 @_styled
-def curves(history, best: int | None = None, monitor: str = "auc", title: str = "Training", note: str = "") -> Figure:
-    """Loss and metrics of training and validation by epoch, the best epoch marked.
+def curves(history, kept: int | None = None, monitor: str = "auc", title: str = "Training", note: str = "") -> Figure:
+    """Loss and metrics of training and validation by epoch, the epoch whose weights are kept marked.
 
-    best: its number, from 1; otherwise the first epoch with the highest validation `monitor`.
+    kept: its number, from 1 (`schedules.kept`); otherwise the first epoch with the highest validation `monitor`.
     """
     table = _frame(history)
     figure = _open(9.5, 3.5, title, note)
     left, right = figure.subplots(1, 2)
-    best = best if best is not None else _best_epoch(table, monitor)
-    _draw_losses(left, table, best)
-    _draw_scores(right, table, best, monitor)
+    kept = _kept(table, monitor, kept)
+    _draw_losses(left, table, kept)
+    _draw_scores(right, table, kept, monitor)
     return figure
+
+
+def _kept(table: pd.DataFrame, monitor: str, kept: int | None) -> tuple[int, str] | None:
+    """The number of the epoch that is marked, and the words beside it."""
+    best = _best_epoch(table, monitor)
+    kept = best if kept is None else kept
+    return None if kept is None else (kept, f"{'best' if kept == best else 'kept'}: epoch {kept}")
 
 
 def _best_epoch(table: pd.DataFrame, monitor: str) -> int | None:
@@ -311,26 +318,27 @@ def _draw_frozen(axes, table, blocks: int | None) -> None:
     _by_epoch(axes, edges)
 
 
-def _mark_best(axes, best) -> None:
-    if best is not None:
-        axes.axvline(best, color=FAINT, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-        axes.text(best, 1.01, f"best: epoch {best}", transform=axes.get_xaxis_transform(), ha="center", va="bottom",
+def _mark_kept(axes, kept: tuple[int, str] | None) -> None:
+    if kept is not None:
+        epoch, words = kept
+        axes.axvline(epoch, color=FAINT, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+        axes.text(epoch, 1.01, words, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
                   fontsize=8, color=INK)
 
 
-def _draw_lines(axes, table, lines, best) -> None:
+def _draw_lines(axes, table, lines, kept) -> None:
     """lines: (column, label, colour, dash); a column that is absent or empty is not drawn."""
     marker = "o" if len(table) < 3 else None
     for column, label, colour, dash in lines:
         if column in table and table[column].notna().any():
             values = table[column].replace([np.inf, -np.inf], np.nan)
             axes.plot(table["epoch"], values, label=label, color=colour, linestyle=dash, marker=marker)
-    _mark_best(axes, best)
+    _mark_kept(axes, kept)
     _by_epoch(axes, table["epoch"])
 
 
-def _draw_losses(axes, table, best) -> None:
-    _draw_lines(axes, table, [("train_loss", "training", BLUE, "-"), ("val_loss", "validation", ORANGE, "-")], best)
+def _draw_losses(axes, table, kept) -> None:
+    _draw_lines(axes, table, [("train_loss", "training", BLUE, "-"), ("val_loss", "validation", ORANGE, "-")], kept)
     axes.set_ylabel("loss")
     axes.set_ylim(min(0, axes.get_ylim()[0]), axes.get_ylim()[1] * 1.03)
     axes.legend(loc="best")
@@ -340,13 +348,13 @@ def _draw_losses(axes, table, best) -> None:
                   color=WARNING, fontsize=9, weight="bold")
 
 
-def _draw_scores(axes, table, best, monitor: str) -> None:
+def _draw_scores(axes, table, kept, monitor: str) -> None:
     names = [("train_accuracy", "training accuracy", BLUE, DASHES[1]),
              ("val_accuracy", "validation accuracy", ORANGE, DASHES[1]),
              ("val_balanced_accuracy", "validation balanced accuracy", GREEN, DASHES[3]),
              ("val_auc", "validation AUC", PINK, "-")]
     lines = [(c, f"{label} (monitored)" if c == f"val_{monitor}" else label, *look) for c, label, *look in names]
-    _draw_lines(axes, table, lines, best)
+    _draw_lines(axes, table, lines, kept)
     axes.set_ylabel("share (0 to 1)")
     low = table[[c for c, *_ in names if c in table]].min().min()
     axes.set_ylim(0.4 if low > 0.45 else 0, 1.02)
@@ -710,21 +718,21 @@ def abstention(found: Mapping, title: str = "If the least sure images go to a pe
 
 @_styled
 def training_metrics(history, summary: Mapping, matrix, classes: Sequence[str], labels=None, probs=None,
-                     positive: str | None = None, best: int | None = None, monitor: str = "auc",
+                     positive: str | None = None, kept: int | None = None, monitor: str = "auc",
                      title: str = "Training and results", note: str = "") -> Figure:
     """The whole run on one page: losses, metrics, rate and freezing; intervals, confusion matrix, ROC curves.
 
-    summary: of `metrics.summary`. labels (N,), probs (N, C): of the images the matrix counts; without
-    them the page has no ROC curve.
+    summary: of `metrics.summary`. kept: see `curves`. labels (N,), probs (N, C): of the images the matrix counts;
+    without them the page has no ROC curve.
     """
     table, matrix = _frame(history), _square(matrix)
-    best = best if best is not None else _best_epoch(table, monitor)
+    kept = _kept(table, monitor, kept)
     grow = 0.34 * max(len(matrix) - 4, 0)
     figure = _open(15, 8.2 + grow, title, note)
     upper, lower = figure.subfigures(2, 1, height_ratios=(3.4, 4.4 + grow))
     losses, scores, middle = upper.subplots(1, 3)
-    _draw_losses(losses, table, best)
-    _draw_scores(scores, table, best, monitor)
+    _draw_losses(losses, table, kept)
+    _draw_scores(scores, table, kept, monitor)
     _draw_rate(middle, table)
     if table["frozen"].min() < table["frozen"].max():
         other = middle.twinx()
@@ -1044,15 +1052,18 @@ def _named_below(figure, handles: Mapping[str, plt.Line2D], columns: int = 2, wi
 
 @_styled
 def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str = "Training, run by run",
-              note: str = "") -> Figure:
-    """Validation loss and the validation `monitor` of several runs by epoch; the dot is each run's best epoch."""
+              note: str = "", kept: Mapping[str, int | None] | None = None) -> Figure:
+    """Validation loss and the validation `monitor` of several runs by epoch; the dot is the epoch that each run kept.
+
+    kept: its number, by run; otherwise the first epoch with the highest `monitor`.
+    """
     _some_runs(runs, "histories")
     tables = {name: _frame(history) for name, history in runs.items()}
     figure = _open(9.5, 3.4 + 0.22 * math.ceil(len(runs) / 2), title, note)
     left, right = figure.subplots(1, 2)
     lines = {}
     for i, (name, table) in enumerate(tables.items()):
-        best = _best_epoch(table, monitor)
+        best = (kept or {}).get(name) or _best_epoch(table, monitor)
         for axes, column in ((left, "val_loss"), (right, f"val_{monitor}")):
             if column not in table:
                 continue

@@ -74,7 +74,7 @@ def _learning_hints(table: pd.DataFrame, recipe: Recipe) -> list[str]:
                      f"rose by {100 * rise:.0f} % while the training loss fell: the model grows too sure of itself. "
                      "The temperature mends its probabilities, not its ranking; try `label_smoothing`, more "
                      "`weight_decay` or fewer `epochs`.")
-    if n >= 8 and best <= epochs.iloc[0] + 0.15 * n:
+    if n >= 8 and best <= epochs.iloc[0] + 0.15 * n and recipe.keep == "best":
         found.append(f"The best epoch was {best} of {last}: nothing was gained afterwards. The rate may be too high "
                      f"for pretrained weights or the backbone too free. Lower `lr` (now {recipe.lr:g}) or freeze more "
                      "blocks at first (`stages`).")
@@ -262,7 +262,9 @@ def _recipe(run: Record) -> list[str]:
     lines += [f"**{_text(recipe.name)}**: {_text(recipe.arch)}, weights {_text(run.weights)}, "
               f"{recipe.image_size} pixels, {recipe.epochs} epochs at most, batches of {recipe.batch_size}, "
               f"{_text(recipe.optimizer)} at {recipe.lr:g}, {_text(recipe.schedule)}, loss {_text(recipe.loss)}, "
-              f"balance {_text(recipe.balance)}; best epoch by validation {_words(recipe.monitor)}.", ""]
+              f"balance {_text(recipe.balance)}; " + (
+                  "the last epoch is kept." if recipe.keep == "last" else
+                  f"best epoch by validation {_words(recipe.monitor)}."), ""]
     said = runs.profile(recipe)
     lines += [f"**{_text(said)}**", ""] * bool(said)
     if recipe.name not in recipes.RECIPES:

@@ -90,18 +90,28 @@ def table(recipe) -> list[dict]:
 
 
 def best_epoch(recipe, scores) -> int:
-    """The epoch whose weights are kept: the first with the highest score.
+    """The epoch whose weights are kept: the first with the highest score, or with keep="last" the last one.
 
     With stop="any_epoch", as published: the last that exceeded the best before it by more than min_delta, from 0 on;
     where none did, as at an accuracy of 0, the first with the highest score. Errors: undefined_metric where no score
     is defined.
     """
+    if recipe.keep == "last" and len(scores):
+        return len(scores) - 1
     best = _improvements(scores, recipe.min_delta, 0.0) if recipe.stop == "any_epoch" else []
     best = best or _improvements(scores, 0.0, -math.inf)
     if not best:
         raise PathoError("undefined_metric", f"val_{recipe.monitor}", f"picks no epoch out of {len(scores)}",
                          "Look at the validation split, or monitor another metric")
     return best[-1]
+
+
+def kept(recipe, history) -> int | None:
+    """The number of the epoch, from 1, that `best_epoch` keeps of a history (a table); None where none can be."""
+    try:
+        return int(history["epoch"].iloc[best_epoch(recipe, history[f"val_{recipe.monitor}"].tolist())])
+    except PathoError:
+        return None
 
 
 def should_stop(recipe, scores) -> bool:

@@ -148,7 +148,8 @@ def test_drawing_leaves_the_callers_style_alone():
 
 def test_the_first_of_several_equally_good_epochs_is_marked():
     assert "best: epoch 2" in texts(figures.curves(history()))
-    assert "best: epoch 5" in texts(figures.curves(history(), best=5))
+    assert "kept: epoch 5" in texts(figures.curves(history(), kept=5))
+    assert "best: epoch 2" in texts(figures.curves(history(), kept=2))
 
 
 def test_one_epoch_and_a_broken_loss_are_drawn_and_said():

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -102,6 +103,14 @@ def test_a_constant_rate_is_constant():
 
 def test_best_is_any_strict_improvement():
     assert schedules.best_epoch(STRICT, [0.7, 0.8, 0.8001, 0.8001, 0.79]) == 2
+
+
+def test_the_last_is_kept_whatever_the_scores_where_the_recipe_says_so():
+    last = replace(STRICT, keep="last")
+    assert schedules.best_epoch(last, [0.9, 0.8, math.nan]) == 2 and schedules.best_epoch(last, [None]) == 0
+    history = pd.DataFrame({"epoch": [1, 2, 3], "val_auc": [0.7, 0.9, 0.8], "val_balanced_accuracy": 0.5})
+    assert (schedules.kept(last, history), schedules.kept(STRICT, history)) == (3, 2)
+    assert schedules.kept(STRICT, history.assign(val_auc=math.nan, val_balanced_accuracy=math.nan)) is None
 
 
 def test_best_as_published_needs_min_delta():

@@ -48,6 +48,13 @@ def test_the_weights_of_the_best_epoch_are_returned(tmp_path):
     assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
 
 
+def test_the_weights_of_the_last_epoch_are_returned_where_the_recipe_keeps_them(tmp_path):
+    model, history = train(tmp_path, replace(TINY, epochs=3, lr=0.05, keep="last"))
+    kept = checkpoints.load(tmp_path / "checkpoints", "best", 3)["model"]
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+    assert history["val_auc"].to_numpy().argmax() < 2  # the best was another one
+
+
 class Killed(Exception):
     """Stands for a process that ends without a word."""
 
