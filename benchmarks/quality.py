@@ -409,13 +409,13 @@ def outcome(task: Task, table: str) -> Outcome:
     val, test = (evaluation.read_predictions(task.folder / f"{name}.csv", classes) for name in ("val", table))
     probs = of(test, classes)
     called = np.eye(len(classes))[metrics.called(probs, classes, None, facts.get("shares") or 0.5)]
-    even = probs / np.asarray(facts["prior"])
+    even = metrics.evened(probs, classes, dict(zip(classes, facts["prior"], strict=True)))
     try:
         temperature = calibration.fit(places(val, classes), of(val, classes))
     except PathoError:  # too few validation images, or all of them right: as for ours
         temperature = 1.0
     tables = [evaluation.with_probs(test, classes, p) for p in
-              (probs, called, even / even.sum(axis=1, keepdims=True), calibration.apply(probs, temperature))]
+              (probs, called, even, calibration.apply(probs, temperature))]
     return Outcome(facts, pd.read_csv(task.folder / "curve.csv"), *tables)
 
 
@@ -606,7 +606,7 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         f"- Images: {len(table)} of {table[ready.source.group_by].nunique()} {group}s, at {ready.size} pixels; "
         + ", ".join(f"{name} {number}" for name, number in table["label"].value_counts().items()),
         f"- Folds: {FOLDS}, no {group} in two parts of one; each is judged by a network that learnt from the rest but "
-        "15 % of all images, by which epoch and temperature are chosen. Seeds per fold: "
+        "15 % of all images, by which the temperature is chosen and, where one is, the epoch. Seeds per fold: "
         f"{options.seeds}. The predictions of all folds are pooled; intervals draw {group}s",
         "- Balanced accuracy is of the class that is called, the likeliest one" + (
             "; ours calls by the rule that its recipe locks, the largest probability over the class's share of the "
@@ -616,8 +616,8 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         "of the probabilities as they come (ours with the temperature that it locks), then of everybody's after a "
         "temperature from the validation images",
         f"- Time: {options.seconds:g} s of training each, with {options.threads} threads and as many loaders"
-        + f", held to {' or '.join(map(str, held))} cores of the machine" * bool(held) + ". It "
-        "counts reading, decoding, views, steps and, for ours, the check of all files; not the trial epoch before it, "
+        + f", held to {' or '.join(map(str, held))} of the machine's cores" * bool(held) + ". It "
+        "counts reading, decoding, views, steps and, for ours, the check of all files; not the trial before it, "
         "by which as many whole epochs are planned as the time allows, so that every schedule comes to its end; nor "
         "imports, validation, checkpoints and judging. The colour models take what they need",
         f"- Trained with commit {', '.join(commits)} on {'; '.join([*processors, ', '.join(versions)]).rstrip('; ')}"

@@ -275,20 +275,15 @@ def difference(run_dir: Path, recipe: recipes.Recipe, found: dict) -> list[str]:
     lines = [f"### The network ({SETS[ours]}) minus its rivals", ""]
     if not there or not (run_dir / f"predictions_{ours}.csv").exists():
         return [*lines, *lacking("predictions of both")]
-    table = evaluation.calibrated(run_dir, ours)
+    table, deciding = evaluation.calibrated(run_dir, ours), evaluation.deciding(found.get("decision"), recipe.classes)
     paired = {name: metrics.paired(table, evaluation.calibrated(run_dir, name), recipe.classes, recipe.positive,
-                                   (threshold(found[ours]), threshold(found[name])), seed=recipe.seed)
+                                   (deciding, evaluation.deciding(found[name], recipe.classes)), seed=recipe.seed)
               for name in there}
     rows = [[words(name) + " (lower is better)" * (name in LOWER), *(number(of[name], "+") for of in paired.values())]
             for name in METRICS if all(name in of for of in paired.values())]
     return [*lines, *markdown(["difference (95% interval, the same groups drawn for both)",
                                *(f"minus {SETS[name]}" for name in there)], rows), "",
             *(f"- {verdict(of['auc'], RIVALS[name])}" for name, of in paired.items())]
-
-
-def threshold(summary: dict) -> float:
-    """Where the positive one of two classes begins; 0.5, which nothing uses, where the largest probability decides."""
-    return 0.5 if summary.get("threshold") is None else summary["threshold"]
 
 
 def verdict(auc: dict, rival: str) -> str:

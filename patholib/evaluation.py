@@ -388,8 +388,8 @@ def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe
     """Fits the temperature and chooses the threshold on the validation images alone, and writes decision.json.
 
     target_sensitivity, cost_ratio: see `choose`. With `decide="even"` the shares of the training images are locked too
-    (`losses.shares`). Once test images were judged, nothing of it can be changed: the same
-    decision again changes no file, another one is refused. Errors: test_seen; those of `predict` and `choose`.
+    (`losses.shares`). Once test images were judged, nothing of it can be changed: the same decision again changes no
+    file, another one is refused. Errors: test_seen; those of `predict` and `choose`.
     """
     from patholib import losses
 
@@ -420,8 +420,7 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
     `cost_ratio` instead the one of the lowest cost, if a missed positive costs as much as that many false alarms. Two
     classes are decided by it; of more it is an alert for `positive`, and the largest probability decides, or that over
     its share where `shares` are given. Without a positive class there is no threshold. A temperature that cannot be
-    fitted is 1, and `notes` say why.
-    Errors: bad_parameter.
+    fitted is 1, and `notes` say why. Errors: bad_parameter.
     """
     check_target(target_sensitivity, cost_ratio)
     by_cost = cost_ratio is not None

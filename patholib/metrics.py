@@ -131,10 +131,15 @@ def called(probs: np.ndarray, classes: Sequence[str], positive: str | None = Non
         return evened(probs, classes, threshold).argmax(axis=1)
     if not 0 <= threshold <= 1:
         raise PathoError("bad_threshold", f"threshold={threshold}", "is outside [0, 1]", "Give a probability")
-    if positive is not None and len(classes) == 2:
+    if _divides(classes, positive, threshold):
         k = classes.index(positive)
         return np.where(probs[:, k] >= threshold, k, 1 - k)
     return probs.argmax(axis=1)
+
+
+def _divides(classes: Sequence[str], positive: str | None, threshold: float | Shares) -> bool:
+    """Whether a threshold tells two classes apart, one of them `positive`."""
+    return positive is not None and len(classes) == 2 and not isinstance(threshold, Mapping)
 
 
 def evened(probs: np.ndarray, classes: Sequence[str], threshold: float | Shares) -> np.ndarray:
@@ -154,7 +159,7 @@ def evened(probs: np.ndarray, classes: Sequence[str], threshold: float | Shares)
 def margin(probs: np.ndarray, classes: Sequence[str], positive: str | None = None,
            threshold: float | Shares = 0.5) -> np.ndarray:
     """How far what `called` says is from turning, (N,): the distance to the threshold, or between the two largest."""
-    if positive is not None and len(classes) == 2 and not isinstance(threshold, Mapping):
+    if _divides(classes, positive, threshold):
         return np.abs(probs[:, list(classes).index(positive)] - threshold)
     ranked = np.sort(evened(probs, classes, threshold), axis=1)
     return ranked[:, -1] - ranked[:, -2]
@@ -528,7 +533,7 @@ def _judge(predictions: pd.DataFrame, classes: Sequence[str], positive: str | No
                          "Predict again")
 
     k = classes.index(positive) if positive is not None else None
-    by_threshold = positive is not None and len(classes) == 2 and not isinstance(threshold, Mapping)
+    by_threshold = _divides(classes, positive, threshold)
     decisions = called(probs, classes, positive, threshold)
     groups, names = pd.factorize(predictions["group"].astype(str), sort=True)  # sorted: row order changes no draw
     n, n_classes = len(labels), len(classes)

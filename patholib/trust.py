@@ -73,8 +73,8 @@ class Trust:
 
 def examine(model: Classifier, pictures: images.ImageSet, predictions: pd.DataFrame, run=None,
             masks: Mapping[str, np.ndarray] | None = None, positive: str | None = None,
-            threshold: float | None = None, count: int = 16, block: str | None = None, method: str = "gradcam",
-            average: bool = False, seed: int = 0) -> Trust:
+            threshold: float | metrics.Shares | None = None, count: int = 16, block: str | None = None,
+            method: str = "gradcam", average: bool = False, seed: int = 0) -> Trust:
     """Examines the maps of up to `count` images, for the class each was called; writes <run>/trust.json.
 
     Of two classes with a positive one only images called positive are taken: what argues for the other is that

@@ -377,6 +377,16 @@ def test_the_network_is_subtracted_from_its_rivals_image_by_image_at_the_thresho
     assert "minus linear probe (test)" in text and "training began with, differ by +0.000;" in text
 
 
+def test_the_network_is_subtracted_as_its_locked_shares_decide(real, whole):
+    shares = {"idc": 0.995, "normal": 0.005}
+    changed(whole, "metrics.json", lambda found: found["decision"].update(shares=shares))
+    ours, theirs = (evaluation.calibrated(whole, name) for name in ("test_tta", "baseline"))
+    _, text = written(real, whole)
+    by_shares, by_threshold = (metrics.paired(ours, theirs, ("idc", "normal"), "idc", (rule, 0.6))["balanced_accuracy"]
+                               for rule in (shares, 0.375))
+    assert real.number(by_shares, "+") in text and by_shares["value"] != by_threshold["value"]
+
+
 @pytest.mark.parametrize(("low", "high", "says"), [
     (0.01, 0.2, "By AUC the network is better than X: +0.100 (+0.010 to +0.200)."),
     (-0.2, -0.01, "**By AUC the network is worse than X:**"),
