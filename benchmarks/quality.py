@@ -149,8 +149,12 @@ def ablations(kind: str, size: int, several: bool, squares: bool) -> dict[str, C
         "plateau": changed(schedule="plateau", patience=0),
         "constant rate": changed(schedule="constant", patience=0),
         **turned("warm-up", "warm_up", 2),
+        "half the rate": changed(lr=scratch.lr / 2),
+        "twice the rate": changed(lr=scratch.lr * 2),
 
         **turned("averaged weights", "ema", 0.998),
+        "the last epoch": changed(keep="last"),
+        "the best epoch": changed(keep="best"),
         "dropout in the head": changed(head_dropout=list(own.head_dropout)),
 
         **{f"{other} pixels": changed(image_size=other) for other in (max(32, size * 3 // 4), size * 3 // 2)},
