@@ -200,9 +200,8 @@ def measure(options: argparse.Namespace) -> int:
     ready = [prepared(name, DATASETS[known(name, DATASETS)], options) for name in options.datasets]
     tasks = [task for one in ready for task in planned(one, options)]
     failed = 0 if options.write else trained(tasks, options)
-    if options.what == "ablations":
-        return max(failed, write_ablations(ready, options))
-    return max([failed, *(write(one, options) for one in ready)])
+    written = write_ablations if options.what == "ablations" else write
+    return max([failed, *(written(one, options) for one in ready)])
 
 
 def quick(options: argparse.Namespace) -> int:
@@ -540,25 +539,23 @@ def write(ready: Ready, options: argparse.Namespace) -> int:
     gains = differences(found, ready, options)
     picture = figure(options.results.with_name(f"quality-{ready.name}.png"), ready, found, values)
     text = [*facts(ready, found, options), "", *missing(ready, found, options), *result_table(found, values), "",
-            *gain_table(gains, f"{OURS} minus", "Ours minus the others, on the images that both were judged on."), "",
+            *gain_table(gains), "",
             *details(found), "", f"![Curves and results]({picture.name})"]
-    return section(ready.name, ready.data.title, text, marks(ready, values, gains), found, options)
+    return section(ready, ready.data.title, text, marks(ready, values, gains), options)
 
 
-def section(name: str, title: str, text: list[str], judged: list, found: dict, options: argparse.Namespace) -> int:
+def section(ready: Ready, title: str, text: list[str], judged: list, options: argparse.Namespace) -> int:
     """Puts it into the results: its command, machine, code, text and verdicts."""
     import torch
 
     torch.set_num_threads(options.threads)  # what the line about the machine then says
+    what = ["ablations"] * (options.what == "ablations")
     defaults = {"seconds": 600, "threads": 2, "seeds": 1, "size": None}
     given = [part for key, value in defaults.items() if getattr(options, key) != value
              for part in ("--" + key, f"{getattr(options, key):g}")]
-    if options.what == "contenders" or set(options.datasets) != set(DATASETS):
-        given += ["--datasets", name if options.what == "contenders" else ",".join(options.datasets)]
-    command = shlex.join(["benchmarks/quality.py", *["ablations"] * (options.what == "ablations"), "--data", "DATA",
-                          *given])
-    return harness.section(name, title, f"python {command}", "\n".join(text), judged, ["scikit-learn"],
-                           results=options.results, family="quality")
+    command = shlex.join(["benchmarks/quality.py", *what, "--data", "DATA", *given, "--datasets", ready.name])
+    return harness.section(" ".join([*what, ready.name]), title, f"python {command}", "\n".join(text), judged,
+                           ["scikit-learn"], results=options.results, family="quality")
 
 
 def differences(found: dict, ready: Ready, options: argparse.Namespace) -> dict[str, dict]:
@@ -649,9 +646,10 @@ def result_table(found: dict, values: dict) -> list[str]:
     return markdown(["value (95 % interval over groups)", "trainings", *NUMBERS.values()], rows)
 
 
-def gain_table(gains: dict, title: str, caption: str) -> list[str]:
+def gain_table(gains: dict) -> list[str]:
     rows = [[name, *(signed(gain[number]) for number in NUMBERS)] for name, gain in gains.items()]
-    return [f"{caption} Of an ECE less is better.", "", *markdown([title, *NUMBERS.values()], rows)]
+    return ["Ours minus the others, on the images that both were judged on. Of an ECE less is better.", "",
+            *markdown([f"{OURS} minus", *NUMBERS.values()], rows)]
 
 
 def signed(number: dict) -> str:
@@ -678,32 +676,34 @@ def spread(values: list[float]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def write_ablations(every: list[Ready], options: argparse.Namespace) -> int:
-    """Writes the one section about what single changes do; no mark is declared for it."""
-    text, there = [], {}
-    for ready in every:
-        found = {name: some for name, some in outcomes(ready, options).items() if some}
-        fold, seed = asked(options)[0], asked(options)[0] - 1
-        if (fold, seed) not in found.get(OURS, {}):
-            print(f"{ready.name}: the recipe to compare with has not been trained on fold {fold}")
-            return 1
-        there |= found
-        gains = {name: numbers(pooled(some, both), ready, pooled(found[OURS], both), options.resamples)
-                 for name, some in found.items() if name != OURS and (both := common(some, found[OURS]))}
-        reference = numbers(pooled(found[OURS], [(fold, seed)]), ready, resamples=options.resamples)
-        tried = [f"{name}: {one.what}" for name, one in chosen(ready, whole(options)).items()
-                 if one.options and name in gains]
-        text += [f"### {ready.name}", "", *facts(ready, found, options), "", *missing(ready, found, options),
-                 f"One fold and one seed each (fold {fold}, seed {seed}): another seed alone moves these numbers too, "
-                 "so a difference that is not bold is none, and a bold one is a reason to look further.",
-                 *["The split by image was trained on all folds, and is compared with ours on all images: what it "
-                   "seems to gain is what leaks."] * any("split by image" in name for name in gains),
-                 *["All pictures are squares: how they are made square changes nothing."] * ready.squares,
-                 *[f"Not in the library, but tried here: {'; '.join(tried)}."] * bool(tried), "",
-                 *markdown(["", *NUMBERS.values()],
-                           [[OURS, *(metrics.readable(reference[number]) for number in NUMBERS)]]), "",
-                 *gain_table(gains, f"minus {OURS}", "With one change, minus the recipe without it."), ""]
-    return section("ablations", "What single parts of the recipe are worth", text, [], there, options)
+def write_ablations(ready: Ready, options: argparse.Namespace) -> int:
+    """Writes the section about what single changes do to a data set; no mark is declared for it."""
+    found = {name: some for name, some in outcomes(ready, options).items() if some}
+    fold, seed = asked(options)[0], asked(options)[0] - 1
+    if (fold, seed) not in found.get(OURS, {}):
+        print(f"{ready.name}: the recipe to compare with has not been trained on fold {fold}")
+        return 1
+    gains = {name: numbers(pooled(some, both), ready, pooled(found[OURS], both), options.resamples)
+             for name, some in found.items() if name != OURS and (both := common(some, found[OURS]))}
+    reference = numbers(pooled(found[OURS], [(fold, seed)]), ready, resamples=options.resamples)
+    tried = [f"{name}: {one.what}" for name, one in chosen(ready, whole(options)).items()
+             if one.options and name in gains]
+    epochs = {name: spread([one.facts["epochs"] for one in some.values()]) for name, some in found.items()}
+    text = [*facts(ready, found, options), "", *missing(ready, found, options),
+            f"One fold and one seed each (fold {fold}, seed {seed}): another seed alone moves these numbers too, "
+            "so a difference that is not bold is none, and a bold one is a reason to look further.",
+            *["The split by image was trained on all folds, and is compared with ours on all images: what it "
+              "seems to gain is what leaks."] * any("split by image" in name for name in gains),
+            *["All pictures are squares: how they are made square changes nothing."] * ready.squares,
+            *[f"Not in the library, but tried here: {'; '.join(tried)}."] * bool(tried), "",
+            *markdown(["", *NUMBERS.values(), "epochs"],
+                      [[OURS, *(metrics.readable(reference[number]) for number in NUMBERS), epochs[OURS]]]), "",
+            "With one change, minus the recipe without it. Of an ECE less is better.", "",
+            *markdown([f"minus {OURS}", *NUMBERS.values(), "epochs"],
+                      [[name, *(signed(gain[number]) for number in NUMBERS), epochs[name]]
+                       for name, gain in gains.items()])]
+    return section(ready, f"{ready.data.title.split(',')[0]}: what single parts of the recipe are worth", text, [],
+                   options)
 
 
 def figure(path: Path, ready: Ready, found: dict, values: dict) -> Path:

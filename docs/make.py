@@ -1,6 +1,7 @@
-"""Makes what README.md shows: its pictures from a run on demo images, its table of recipes from the recipes.
+"""Makes what README.md shows: pictures from a run on demo images, a table from the recipes, one from RESULTS.md.
 
   python docs/make.py [RUN_FOLDER]            without a folder: the newest run
+  python docs/make.py tables                  the tables alone, for which no run is needed
   python docs/make.py example [RUN_FOLDER]    docs/example: report and cards of such a run, with small pictures
   python docs/make.py notebook NOTEBOOK ...   the pictures in executed notebooks, with 256 colours where they are large
   python docs/make.py places                  what follows from the addresses in pyproject.toml: the first cell of every
@@ -17,6 +18,7 @@ import re
 import shutil
 import sys
 import tomllib
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -75,6 +77,10 @@ REASONS = {
     "monitor": "calling everything a naevus is right half of the time; balanced accuracy is the challenge's metric",
 }
 
+# What README.md shows of the sections quality, by data set.
+SHOWN = {"isic2019": ("AUC", "balanced accuracy, shares divided out"), "idc": ("AUC",)}
+DATA_SETS = {"isic2019": "ISIC 2019", "idc": "IDC"}
+
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["notebook"]:
@@ -83,6 +89,9 @@ def main(arguments: list[str]) -> None:
         return
     if arguments[:1] == ["places"]:
         everywhere()
+        return
+    if arguments[:1] == ["tables"]:
+        tables()
         return
     make, arguments = (example, arguments[1:]) if arguments[:1] == ["example"] else (readme, arguments)
     run_dir = Path(arguments[0]) if arguments else newest()
@@ -97,8 +106,7 @@ def readme(run_dir: Path) -> None:
     keep(IMAGES / "training_metrics.png", Image.open(run_dir / "training_metrics.png"))
     keep(IMAGES / "gradcam.png", Image.open(run_dir / "heatmaps" / "gallery.png"))
     keep(IMAGES / "augmentation.png", drawn(augmentation()))
-    page = ROOT / "README.md"
-    files.write_text(page, with_table(page.read_text(encoding="utf-8")))
+    tables()
 
 
 def example(run_dir: Path, folder: Path = EXAMPLE) -> None:
@@ -184,9 +192,14 @@ def encoded(picture: Image.Image, width: int, full: bool) -> bytes:
 # --- the table of recipes ---
 
 
-def with_table(readme: str) -> str:
-    """The README with the table between its two marks written anew."""
-    return between(readme, "recipes", table())
+def tables() -> None:
+    page = ROOT / "README.md"
+    files.write_text(page, with_tables(page.read_text(encoding="utf-8")))
+
+
+def with_tables(readme: str) -> str:
+    """The README with the tables between their marks written anew."""
+    return between(between(readme, "recipes", table()), "quality", rivals())
 
 
 def between(page: str, name: str, text: str) -> str:
@@ -210,6 +223,25 @@ def table() -> str:
         published, corrected = (either(by_recipe, side) for side in (0, 1))
         lines.append(f"| `{field}` | {published} | {corrected} | {REASONS[field]} |")
     return "\n".join(lines) + "\n"
+
+
+def rivals(results: Path = ROOT / "benchmarks" / "RESULTS.md") -> str:
+    """Markdown: a row per contender of `benchmarks/quality.py`, with what was measured on each data set."""
+    text, found = results.read_text(encoding="utf-8"), {}
+    for name, numbers in SHOWN.items():
+        section = text.partition(f"<!-- quality {name}: begin -->")[2].partition(f"<!-- quality {name}: end -->")[0]
+        below = dropwhile(lambda line: not line.startswith("|"), section.splitlines())
+        first = list(takewhile(lambda line: line.startswith("|"), below))
+        if not first:
+            raise PathoError("no_results", results.name, f"has no section quality {name}",
+                             "Measure it: python3 run.py bench quality")
+        head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in first)
+        for row in rows:
+            found.setdefault(row[0], {}).update({(name, number): row[head.index(number)] for number in numbers})
+    columns = [(name, number) for name, numbers in SHOWN.items() for number in numbers]
+    lines = [["", *(f"{DATA_SETS[name]}: {number}" for name, number in columns)], ["---"] * (1 + len(columns)),
+             *([who, *(values.get(column, "") for column in columns)] for who, values in found.items())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def either(by_recipe: dict, side: int) -> str:

@@ -22,14 +22,30 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_recipes_is_that_of_the_recipes(make):
-    assert make.with_table(README) == README, "python docs/make.py writes it anew"
+def test_the_tables_are_those_of_the_recipes_and_of_what_was_measured(make):
+    assert make.with_tables(README) == README, "python docs/make.py tables writes them anew"
 
 
 def test_a_changed_recipe_changes_the_table(make, monkeypatch):
     monkeypatch.setitem(recipes.RECIPES, "breakhis", replace(recipes.BREAKHIS, fit="pad"))
-    assert "`crop` (isic2019)" in make.with_table(README)
-    assert make.with_table(README) != README
+    assert "`crop` (isic2019)" in make.with_tables(README)
+    assert make.with_tables(README) != README
+
+
+def test_the_table_of_rivals_is_read_from_the_results(make, tmp_path):
+    text = ("<!-- quality {0}: begin -->\n"
+            "| value | trainings | AUC | balanced accuracy, shares divided out | ECE |\n| - | - | - | - | - |\n"
+            "| ours | 3 | 0.9 ({0}) | 0.5 | 0.1 |\n{1}\n| ours minus | AUC |\n| - | - |\n| timm | +0.2 |\n"
+            "<!-- quality {0}: end -->\n")
+    results = tmp_path / "RESULTS.md"
+    results.write_text(text.format("isic2019", "| timm | 3 | 0.7 | 0.2 | 0.3 |\n") + text.format("idc", ""))
+    assert make.rivals(results).splitlines() == [
+        "|  | ISIC 2019: AUC | ISIC 2019: balanced accuracy, shares divided out | IDC: AUC |",
+        "| --- | --- | --- | --- |",
+        "| ours | 0.9 (isic2019) | 0.5 | 0.9 (idc) |", "| timm | 0.7 | 0.2 |  |"]
+    results.write_text("nothing")
+    with pytest.raises(PathoError, match="has no section quality isic2019"):
+        make.rivals(results)
 
 
 def test_every_test_that_the_readme_names_exists():
