@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pandas as pd
 from harness import HEAD, RESULTS, ROOT, machine_line, markdown, with_section  # first: it makes patholib importable
 
-from patholib import augment, datasets, evaluation, export, files, images, manifest, metrics, recipes, runs, trust
+from patholib import augment, datasets, export, files, images, manifest, metrics, recipes, runs, trust
 from patholib.errors import PathoError
 from patholib.markdown import words
 from patholib.records import SETS
@@ -205,7 +205,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         f"- Images: {left_out(record['data'], checked)}",
         "", f"Images of one {record['data']['group_by']} are in one split only.", "", *split_table(split), "",
         *number_table(found), "", mark(benchmark, found), "",
-        *difference(run_dir, recipe, found), "", *alert(found), "", *calibration(found), "", *believed(run_dir), "",
+        *difference(found), "", *alert(found), "", *calibration(found), "", *believed(run_dir), "",
         *exported(run_dir, facts), "", *kept(run_dir), "",
         "### Training", "", *history_table(history, training["best_epoch"]),
     ]
@@ -268,21 +268,15 @@ def lacking(what: str) -> list[str]:
     return [f"**Left out:** the run folder has no {what}. A run that is made now with the command above has."]
 
 
-def difference(run_dir: Path, recipe: recipes.Recipe, found: dict) -> list[str]:
+def difference(found: dict) -> list[str]:
     """The network minus each rival on the same test images, in the same draws of whole groups."""
-    ours = "test_tta" if "test_tta" in found else "test"
-    there = [name for name in RIVALS if name in found and (run_dir / f"predictions_{name}.csv").exists()]
-    lines = [f"### The network ({SETS[ours]}) minus its rivals", ""]
-    if not there or not (run_dir / f"predictions_{ours}.csv").exists():
-        return [*lines, *lacking("predictions of both")]
-    table, deciding = evaluation.calibrated(run_dir, ours), evaluation.deciding(found.get("decision"), recipe.classes)
-    paired = {name: metrics.paired(table, evaluation.calibrated(run_dir, name), recipe.classes, recipe.positive,
-                                   (deciding, evaluation.deciding(found[name], recipe.classes)), seed=recipe.seed)
-              for name in there}
+    lines, paired = ["### The network minus its rivals", ""], found.get("gain_over")
+    if not paired:
+        return [*lines, *lacking("differences from its rivals")]
     rows = [[words(name) + " (lower is better)" * (name in LOWER), *(number(of[name], "+") for of in paired.values())]
             for name in METRICS if all(name in of for of in paired.values())]
     return [*lines, *markdown(["difference (95% interval, the same groups drawn for both)",
-                               *(f"minus {SETS[name]}" for name in there)], rows), "",
+                               *(f"minus {SETS[name]}" for name in paired)], rows), "",
             *(f"- {verdict(of['auc'], RIVALS[name])}" for name, of in paired.items())]
 
 

@@ -18,7 +18,7 @@ from patholib.leakage import IDS, WAYS
 from patholib.manifest import SPLITS, leaked
 from patholib.markdown import count, pairs, short, spoken, table, text, why, words
 from patholib.metrics import FEWEST_GROUPS, RULES, of_subgroup, readable
-from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record
+from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record, not_beaten
 
 NAMED = 5  # files that are named of those left out for one reason; excluded.csv names all
 VALUES = 12  # a column with more values than this is no subgroup
@@ -319,22 +319,8 @@ def _limits(run: Record) -> list[str]:
         low = min(rows, key=lambda row: row["accuracy"])
         lines += [f"- Lowest accuracy of a subgroup that is large enough: {low['accuracy']:.3f} ({text(low['column'])} "
                   f"{text(low['value'])}, {count(low['images'])} images)."]
-    lines += [line for key, rival in RIVALS.items() for line in _beside(run, key, rival)]
+    lines += [f"- {said}" for key in RIVALS if (said := not_beaten(run.metrics, key, run.recipe.monitor))]
     return [*lines, "- Who is harmed by its errors, and how, is a question for the authors of a study.", ""]
-
-
-def _beside(run: Record, key: str, rival: str) -> list[str]:
-    """What to say where it is not better than one of RIVALS, or not surely so."""
-    name = run.recipe.monitor
-    ours, floor = (((run.metrics.get(of) or {}).get("metrics") or {}).get(name) or {} for of in ("test", key))
-    if ours.get("value") is None or floor.get("value") is None:
-        return []
-    if ours["value"] <= floor["value"]:
-        return [f"- It is not better than {rival}: {words(name)} {ours['value']:.3f}, theirs {floor['value']:.3f}."]
-    if ours.get("low") is not None and ours["low"] <= floor["value"]:
-        return [f"- That it beats {rival} is not shown: the interval of its {words(name)} begins at "
-                f"{ours['low']:.3f}, theirs is {floor['value']:.3f}."]
-    return []
 
 
 def _origin(run: Record) -> list[str]:

@@ -121,7 +121,8 @@ class Comparison:
             found = metrics.paired(*(one.test.drop(columns=["path", "sha256"]) for one in (run, first)), *run.task,
                                    threshold=(run.threshold, first.threshold))
             rows += [{"number": words(number) + " (lower is better)" * (number in LOWER),
-                      "run": f"{run.name} - {first.name}", **_ends(found[number]), "difference": _signed(found[number])}
+                      "run": f"{run.name} - {first.name}", **_ends(found[number]),
+                      "difference": metrics.readable(found[number], sign="+")}
                      for number in ORDER if number in found and not (len(run.task[0]) == 2 and "macro" in number)]
         table = pd.DataFrame(rows, columns=["number", "run", "value", "low", "high", "difference"])
         order = list(dict.fromkeys(table["number"]))
@@ -283,15 +284,6 @@ def _letters(values: list) -> list[str]:
 
 def _ends(found: dict) -> dict:
     return {name: np.nan if found.get(name) is None else found[name] for name in ("value", "low", "high")}
-
-
-def _signed(found: dict) -> str:
-    """`+0.012 (-0.003 to +0.027)`, as `metrics.readable`, with signs."""
-    if found.get("value") is None:
-        return "undefined"
-    if found.get("low") is None:
-        return f"{found['value']:+.3f} (no interval)"
-    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
 
 
 # ----------------------------------------------------------------------------------------------- something to compare

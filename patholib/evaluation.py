@@ -667,7 +667,8 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recip
     Test images are predicted plainly and, if the recipe has more than one view, with test-time augmentation. All
     numbers are of calibrated probabilities, at the locked threshold, with intervals over groups drawn with one seed.
     baseline, probed: predictions of `colour_baseline` and of `probe`, each of which gets temperature and threshold from
-    its own validation rows. subgroups: columns to report apart, of the test images, as are the patients.
+    its own validation rows; `gain_over` is the model minus them, in the same draws of groups. subgroups: columns to
+    report apart, of the test images, as are the patients.
     Errors: those of `locked`.
     """
     run_dir, test, classes, positive = Path(run_dir), images.part("test"), recipe.classes, recipe.positive
@@ -693,6 +694,9 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recip
     if "test_tta" in tables:
         found["tta_gain"] = metrics.paired(tables["test_tta"], tables["test"], classes, positive, thresholds["test"],
                                            seed=recipe.seed)
+    found["gain_over"] = {name: metrics.paired(tables["test"], tables[name], classes, positive,
+                                               (thresholds["test"], thresholds[name]), seed=recipe.seed)
+                          for name in RIVALS if name in tables}
     # Without the time, so that the same training gives the same bytes.
     found["decision"] = {key: value for key, value in decision.items() if key != "locked"}
     files.write_json(run_dir / "metrics.json", found)

@@ -101,15 +101,19 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
     }
 
 
-def readable(number: Mapping | None, digits: int = 3) -> str:
-    """`0.912 (0.880 to 0.940)`; "undefined", "(no interval)" and "absent" where there is none of it."""
+def readable(number: Mapping | None, digits: int = 3, sign: str = "") -> str:
+    """`0.912 (0.880 to 0.940)`; "undefined", "(no interval)" and "absent" where there is none of it.
+
+    sign: "+" for a difference, which then has its sign also where it is positive.
+    """
     if not number:
         return "absent"
     if number.get("value") is None:
         return "undefined"
     value, low, high = (number.get(name) for name in ("value", "low", "high"))
-    interval = "no interval" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
-    return f"{value:.{digits}f} ({interval})"
+    form = f"{sign}.{digits}f"
+    interval = "no interval" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+    return f"{value:{form}} ({interval})"
 
 
 def of_subgroup(row: Mapping, name: str) -> dict:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from patholib import files, recipes
-from patholib.markdown import text
+from patholib.markdown import text, words
+from patholib.metrics import readable
 
 NOTICE = ("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
           "patient.")
@@ -148,3 +149,22 @@ class Record:
             return pd.DataFrame(files.read_json(self.folder / "history.json"))
         self.absent.append("`history.csv`: how training went is not known")
         return pd.DataFrame()
+
+
+def not_beaten(metrics: Mapping, key: str, name: str) -> str:
+    """A sentence where the test images do not show that the network beats one of RIVALS by the number `name`, or ""."""
+    ours, theirs = (((metrics.get(of) or {}).get("metrics") or {}).get(name) or {} for of in ("test", key))
+    if ours.get("value") is None or theirs.get("value") is None:
+        return ""
+    rival, gain = RIVALS[key], metrics.get("gain_over", {}).get(key, {}).get(name)
+    both = f"{words(name)} {ours['value']:.3f}, theirs {theirs['value']:.3f}"
+    if ours["value"] <= theirs["value"]:
+        return f"The network is not better than {rival}: {both}."
+    if gain is None:
+        return f"Whether the network beats {rival} was not asked: {both}, and no interval of their difference is kept."
+    if gain.get("low") is None:
+        return f"That the network beats {rival} is not shown: {both}, and their difference has no interval."
+    if gain["low"] <= 0:
+        return (f"That the network beats {rival} is not shown: {both}, and their difference on the same groups, "
+                f"{readable(gain, sign='+')}, may be none.")
+    return ""

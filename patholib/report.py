@@ -25,7 +25,7 @@ from patholib.markdown import why as _why
 from patholib.markdown import words as _words
 from patholib.metrics import ALERT, RULES, of_subgroup, readable
 from patholib.recipes import Recipe
-from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record
+from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record, not_beaten
 
 HEATMAPS_SHOWN = 12
 CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
@@ -112,7 +112,8 @@ def _judging_hints(metrics: Mapping, recipe: Recipe) -> list[str]:
                          f"({here:.3f}). The best epoch was chosen on the validation images, which flatters them, and "
                          f"few groups ({val.get('groups', '?')} there, {test.get('groups', '?')} in the test set) "
                          "differ by chance. Quote the test number; more groups (`fractions`) would steady both.")
-        found += [hint for key in RIVALS for hint in _rival_hints(test, metrics.get(key), name, key)]
+        found += [f"{said} Check the labels, use pretrained `weights`, train longer (`epochs`), or judge more groups "
+                  "(`fractions`)." for key in RIVALS if (said := not_beaten(metrics, key, name))]
         if (many := _value(tta, name)) is not None and here is not None and many - here < 0.002:
             found.append(f"Averaging {recipe.tta_views} views changed the test {_words(name)} by {many - here:+.3f} "
                          "and costs as many passes as views. Lower `tta_views`, or judge without it.")
@@ -125,23 +126,6 @@ def _judging_hints(metrics: Mapping, recipe: Recipe) -> list[str]:
         found.append("The split is by image: pictures of one patient stand in training and in test, and every number "
                      "is too high by an unknown amount. Set `group_by` to the patient, case or lesion.")
     return found
-
-
-def _rival_hints(test: Mapping, rival: Mapping | None, name: str, key: str) -> list[str]:
-    """Whether that one of RIVALS, a logistic regression, does as well by the number `name`, or may do so."""
-    here, floor, what = _value(test, name), _value(rival, name), RIVALS[key]
-    if here is None or floor is None:
-        return []
-    low = test["metrics"][name].get("low")
-    if here <= floor:
-        return [f"The network ({_words(name)} {here:.3f} on the test images) is not better than a logistic regression "
-                f"on {what} ({floor:.3f}): it has learnt nothing that these do not tell. Check the labels, use "
-                "pretrained `weights`, or train longer (`epochs`)."]
-    if low is not None and low <= floor:
-        return [f"That the network beats {what} is not shown: the interval of its test {_words(name)} begins at "
-                f"{low:.3f}, the {key} has {floor:.3f}. More test groups (`fractions`) or a better model "
-                "would settle it."]
-    return []
 
 
 def _sensitivity_hints(test: Mapping, recipe: Recipe) -> list[str]:
@@ -188,9 +172,10 @@ def _in_short(run: Record) -> list[str]:
     names = list(dict.fromkeys(names))
     sets = {"test": "this model (95 % interval)", "baseline": "colour statistics alone"}
     sets |= {"probe": "a linear probe"} if "probe" in run.metrics else {}
-    rows = [(_words(n), *(readable(run.metrics[k]["metrics"].get(n)) if k in run.metrics else "absent"
-                          for k in sets)) for n in names]
-    lines += _table(("test images", *sets.values()), rows)
+    gains = run.metrics.get("gain_over", {})
+    rows = [(_words(n), *(readable(run.metrics[k]["metrics"].get(n)) if k in run.metrics else "absent" for k in sets),
+             *(readable(gain.get(n), sign="+") for gain in gains.values())) for n in names]
+    lines += _table(("test images", *sets.values(), *(f"this minus {sets[k]}" for k in gains)), rows)
     lines += _why((_words(n), test["metrics"].get(n)) for n in names)
     if recipe.group_by == "image":
         split = "**The split is by image: one patient may stand in training and in test.**"
@@ -201,7 +186,8 @@ def _in_short(run: Record) -> list[str]:
     else:
         split = f"No {_text(recipe.group_by)} stands in two of training, validation and test."
     lines += [f"{_count(test.get('images', '?'))} test images of {_count(test.get('groups', '?'))} groups. {split} "
-              f"Decision: {_text(test.get('decision', 'not recorded'))}. Intervals resample whole groups."]
+              f"Decision: {_text(test.get('decision', 'not recorded'))}. Intervals resample whole groups, "
+              "those of a difference the same ones for both."]
     return [*lines, "", *[f"- {_text(note)}" for note in test.get("notes", [])], ""]
 
 

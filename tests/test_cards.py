@@ -30,7 +30,8 @@ def folder(tmp_path):
     full_run(tmp_path, data={"source": "breakhis", "images": 30, "groups": 30, "images_sha256": "ab" * 32})
     (tmp_path / "decision.json").unlink(missing_ok=True)
     known = files.read_json(tmp_path / "metrics.json")
-    files.write_json(tmp_path / "metrics.json", {key: known[key] for key in ("val", "test", "test_tta", "baseline")})
+    kept = ("val", "test", "test_tta", "baseline", "gain_over")
+    files.write_json(tmp_path / "metrics.json", {key: known[key] for key in kept})
     return tmp_path
 
 
@@ -159,20 +160,17 @@ def test_subgroups_of_few_groups_are_grey_and_no_others(folder):
     assert "(1 of 2)" in text and "Lowest accuracy" not in text  # of one large subgroup there is no lowest
 
 
-@pytest.mark.parametrize(("auc", "says"), [(0.70, "is not better than colour statistics"),
-                                           (0.82, "beats colour statistics is not shown"), (0.95, None)])
-def test_a_rival_that_sees_only_colours_is_told_among_the_limits(folder, auc, says):
-    change(folder, "metrics.json", test=summary(auc=auc), baseline=summary(auc=0.812))
+@pytest.mark.parametrize(("key", "rival"), [("baseline", "colour statistics"),
+                                            ("probe", "the features of the network before its training")])
+@pytest.mark.parametrize(("auc", "gain", "says"), [
+    (0.70, number(-0.1), "The network is not better than {}: AUC 0.700, theirs 0.812."),
+    (0.95, number(0.01, -0.01, 0.03), "That the network beats {} is not shown: AUC 0.950, theirs 0.812, and their"),
+    (0.95, number(0.01, 0.001, 0.03), None)])
+def test_a_rival_that_may_do_as_well_is_told_among_the_limits(folder, key, rival, auc, gain, says):
+    change(folder, "metrics.json", test=summary(auc=auc), **{"baseline": summary(auc=0.1), key: summary(auc=0.812)},
+           gain_over={"baseline": {"auc": number(0.8)}, key: {"auc": gain}})
     limits = written(folder)["model_card"].partition("## Limits")[2]
-    assert says in limits if says else "colour statistics" not in limits
-
-
-@pytest.mark.parametrize(("auc", "says"), [(0.70, "not better than the features of the network before its training"),
-                                           (0.82, "That it beats the features of the network before"), (0.95, None)])
-def test_a_probe_that_does_as_well_is_told_among_the_limits(folder, auc, says):
-    change(folder, "metrics.json", test=summary(auc=auc), baseline=summary(auc=0.1), probe=summary(auc=0.812))
-    limits = written(folder)["model_card"].partition("## Limits")[2]
-    assert says in limits if says else "before its training" not in limits
+    assert says.format(rival) in limits if says else rival not in limits
 
 
 def test_of_more_than_two_classes_the_threshold_is_that_of_an_alert(tmp_path):

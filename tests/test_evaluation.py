@@ -387,7 +387,7 @@ def test_judging_writes_every_table_and_all_numbers_of_it(judged):
         *(f"predictions_{name}.csv" for name in ("val", "test", "test_tta", "baseline"))}
     stored = files.read_json(folder / "metrics.json")
     assert stored == json.loads(json.dumps(found.metrics)) and set(stored) == {
-        "val", "test", "test_tta", "baseline", "calibration", "decision", "tta_gain"}
+        "val", "test", "test_tta", "baseline", "calibration", "decision", "tta_gain", "gain_over"}
     decision = files.read_json(folder / "decision.json")
     assert decision.pop("locked").endswith("Z") and stored["decision"] == decision
     for name, part in (("val", "val"), ("test", "test"), ("test_tta", "test"), ("baseline", "test")):
@@ -540,12 +540,17 @@ def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images
     recipe = replace(RECIPE, classes=classes, positive="MEL", balance="none", decide="even", tta_views=1)
     model = Lopsided()
     model.net[-1] = nn.Linear(400, 3)
+    files.write_json(tmp_path / "run.json", {"recipe": recipe.to_json()})
     locked = evaluation.lock(model, images, tmp_path, recipe)
     counts = images.part("train").table["label"].value_counts()
     assert locked.decision["shares"] == pytest.approx({name: counts[name] / counts.sum() for name in classes})
     assert locked.table.table.loc["called", "locked"] == "largest probability over the share of the class"
-    judged = evaluation.judge(model, images, tmp_path, recipe)
-    assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == locked.decision["shares"]
+    judged = evaluation.judge(model, images, tmp_path, recipe, evaluation.colour_baseline(images))
+    shares = locked.decision["shares"]
+    assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == shares
+    likeliest = evaluation.calibrated(tmp_path, "baseline")  # which learnt with all classes weighing the same
+    assert judged.metrics["gain_over"]["baseline"] == metrics.paired(judged.test, likeliest, classes, "MEL",
+                                                                     (shares, 0.5), seed=recipe.seed)
     even = judged.probs / [locked.decision["shares"][name] for name in classes]
     right = (even.argmax(axis=1) == judged.labels).mean()
     assert judged.summary["metrics"]["accuracy"]["value"] == pytest.approx(right)
@@ -609,7 +614,11 @@ def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backb
                                   evaluation.tempered(test, CLASSES, own["temperature"])["p_malignant"])
     assert list(kept["path"]) == list(evaluation.calibrated(tmp_path, "test")["path"])
     assert again.table.loc["auc", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
-    assert {key: value for key, value in again.metrics.items() if key != "probe"} == found.metrics  # and no more
+    gains = again.metrics["gain_over"]
+    assert gains["probe"] == metrics.paired(evaluation.calibrated(tmp_path, "test"), kept, CLASSES, "malignant",
+                                            (again.threshold, own["threshold"]), seed=RECIPE.seed)
+    less = {key: value for key, value in again.metrics.items() if key != "probe"}
+    assert less | {"gain_over": {"baseline": gains["baseline"]}} == found.metrics  # and no more
 
 
 def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
@@ -666,6 +675,7 @@ def test_without_subgroups_baseline_and_views_there_is_less_and_nothing_breaks(t
     recipe = replace(RECIPE, tta_views=1)
     evaluation.lock(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, recipe)
     found = evaluation.judge(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, recipe)
-    assert set(found.metrics) == {"val", "test", "calibration", "decision"} and found.tta_gain.empty
+    assert set(found.metrics) == {"val", "test", "calibration", "decision", "gain_over"} and found.tta_gain.empty
+    assert found.metrics["gain_over"] == {}
     assert list(found.table) == ["validation", "test"]
     assert found.subgroups.empty and found.summary["subgroups"] == []

@@ -58,7 +58,8 @@ def locked(recipe):
                          "validation": reached, "notes": ["only 7 groups"], "locked": "2026-11-22T10:00:00Z",
                          "predictions_val_sha256": "ef" * 32},
             "calibration": {"test": {"before": errors, "after": errors | {"temperature": 1.37, "ece_mass": 0.041}}},
-            "tta_gain": {"auc": number(0.006, -0.001, 0.013)}}
+            "tta_gain": {"auc": number(0.006, -0.001, 0.013)},
+            "gain_over": {"baseline": {"auc": number(0.139, 0.089, 0.181), "sensitivity": number(-0.03)}}}
 
 
 def history(epochs=20, **columns):
@@ -287,9 +288,16 @@ def test_without_nbconvert_the_install_line_is_given(tmp_path, monkeypatch):
     assert (tmp_path / "report.md").is_file()
 
 
+def over(**rivals):
+    return {"gain_over": {key: {"auc": gain} for key, gain in rivals.items()}}
+
+
+SOUND = {"val": summary(0.955), "test": summary(0.95), "test_tta": summary(0.96), "baseline": summary(0.8),
+         **over(baseline=number(0.15))}
+
+
 def test_a_sound_run_gives_no_hint():
-    metrics = {"val": summary(0.955), "test": summary(0.95), "test_tta": summary(0.96), "baseline": summary(0.8)}
-    assert report.hints(history(), metrics, RECIPE) == []
+    assert report.hints(history(), SOUND, RECIPE) == []
 
 
 TROUBLE = {
@@ -303,10 +311,13 @@ TROUBLE = {
     "undefined in every epoch": {"history": {"val_auc": np.nan}},
     "Sensitivity for malignant is 0.700: 60 of 200": {"test": summary(sensitivity=0.7)},
     "0.100 above the test one": {"val": summary(0.99), "test": summary(0.89)},
-    "is not better than a logistic regression": {"baseline": summary(0.95)},
-    "is not shown": {"baseline": summary(0.94)},
-    "regression on the features of the network before its training (0.950)": {"probe": summary(0.95)},
-    "beats the features of the network before its training is not shown": {"probe": summary(0.94)},
+    "not better than colour statistics: AUC 0.950, theirs 0.950": {"baseline": summary(0.95)},
+    "groups, +0.010 (-0.010 to +0.030), may be none": {"baseline": summary(0.94), **over(baseline=number(0.01))},
+    "and their difference has no interval": over(baseline={"value": 0.15, "low": None, "high": None}),
+    "was not asked: AUC 0.950, theirs 0.800": {"gain_over": {}},
+    "not better than the features of the network before its training: AUC 0.950": {"probe": summary(0.95)},
+    "beats the features of the network before its training is not shown": {
+        "probe": summary(0.94), **over(baseline=number(0.15), probe=number(0.01))},
     "changed the test AUC by +0.001": {"test_tta": summary(0.951)},
     "is 0.24 wide": {"test": summary(0.95, width=0.12)},
     "The split is by image": {"recipe": recipes.as_published("breakhis")},
@@ -316,8 +327,7 @@ TROUBLE = {
 @pytest.mark.parametrize("words", TROUBLE)
 def test_each_trouble_is_named_with_its_numbers_and_a_field_to_change(words):
     case = TROUBLE[words]
-    metrics = {"val": summary(0.955), "test": summary(0.95), "test_tta": summary(0.96), "baseline": summary(0.8)}
-    metrics |= {k: v for k, v in case.items() if k not in ("history", "recipe")}
+    metrics = SOUND | {k: v for k, v in case.items() if k not in ("history", "recipe")}
     found = report.hints(history(**case.get("history", {})), metrics, case.get("recipe", RECIPE))
     hint = next(h for h in found if words in h)
     fields = {f.split("=")[0] for f in re.findall(r"`([^`]+)`", hint)}
@@ -328,9 +338,12 @@ def test_a_probe_stands_beside_the_baseline_where_it_was_asked_for_and_is_missed
     text, _ = written(full_run(tmp_path))
     assert "probe" not in text and "probe" not in (tmp_path / "model_card.md").read_text()
     known = files.read_json(tmp_path / "metrics.json")
+    known["gain_over"]["probe"] = {"auc": number(0.174, 0.124, 0.224)}
     files.write_json(tmp_path / "metrics.json", known | {"probe": summary(auc=0.777)})
     text, _ = written(tmp_path)
-    assert "colour statistics alone | a linear probe |" in text and "linear probe (test)" in text
+    assert "colour statistics alone | a linear probe | this minus colour statistics alone | this minus a li" in text
+    assert "| +0.139 (+0.089 to +0.181) | +0.174 (+0.124 to +0.224) |" in text  # in short
+    assert "linear probe (test)" in text
     assert text.count("0.777 (0.757 to 0.797)") == 2  # in short, and among the results
     assert "0.777 (0.757 to 0.797)" in (tmp_path / "model_card.md").read_text()
 
