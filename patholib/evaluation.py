@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from patholib import calibration, files, metrics, recipes
+from patholib import calibration, files, metrics, recipes, records
 from patholib.errors import PathoError, nearest
 from patholib.processes import ALONE, Team
 from patholib.progress import bar
@@ -630,10 +630,10 @@ class Judged:
         return pd.DataFrame(rows).T
 
     @property
-    def tta_gain(self) -> pd.DataFrame:
-        """What averaged views change, averaged minus plain, with 95 % intervals; empty without such views."""
-        found = self.metrics.get("tta_gain", {})
-        return pd.DataFrame({"averaged minus plain": {k: metrics.readable(v) for k, v in found.items()}})
+    def gains(self) -> pd.DataFrame:
+        """What averaged views change, and what the network has over its rivals: differences with 95 % intervals."""
+        return pd.DataFrame({what: {name: metrics.readable(number, sign="+") for name, number in gain.items()}
+                             for what, gain in records.gains(self.metrics).items()})
 
     @property
     def patients(self) -> pd.DataFrame:

@@ -151,6 +151,13 @@ class Record:
         return pd.DataFrame()
 
 
+def gains(metrics: Mapping) -> dict[str, Mapping]:
+    """Every difference on the test images that `evaluation.judge` drew in pairs, by what was subtracted from what."""
+    over = {f"plain minus {SETS[key].removesuffix(' (test)')}": gain
+            for key, gain in metrics.get("gain_over", {}).items()}
+    return {what: gain for what, gain in {"averaged minus plain": metrics.get("tta_gain"), **over}.items() if gain}
+
+
 def not_beaten(metrics: Mapping, key: str, name: str) -> str:
     """A sentence where the test images do not show that the network beats one of RIVALS by the number `name`, or ""."""
     ours, theirs = (((metrics.get(of) or {}).get("metrics") or {}).get(name) or {} for of in ("test", key))

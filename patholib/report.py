@@ -25,7 +25,7 @@ from patholib.markdown import why as _why
 from patholib.markdown import words as _words
 from patholib.metrics import ALERT, RULES, of_subgroup, readable
 from patholib.recipes import Recipe
-from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record, not_beaten
+from patholib.records import NOTICE, ORDER, RIVALS, SETS, Record, gains, not_beaten
 
 HEATMAPS_SHOWN = 12
 CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
@@ -338,7 +338,7 @@ def _results(run: Record) -> list[str]:
     for key, s in sets.items():
         lines += [f"- {SETS[key]}: {_text(note)}" for note in s.get("notes", [])]
     lines += [""]
-    for part in (_per_class, _alert, _calibration, _abstention, _tta_gain, _subgroups, _patients):
+    for part in (_per_class, _alert, _calibration, _abstention, _gains, _subgroups, _patients):
         lines += part(run)
     return lines
 
@@ -383,15 +383,16 @@ def _abstention(run: Record) -> list[str]:
             f"leaving out the wrong ones first {found['aurc_best']:.3f}.", ""]
 
 
-def _tta_gain(run: Record) -> list[str]:
-    found = run.metrics.get("tta_gain")
+def _gains(run: Record) -> list[str]:
+    found = gains(run.metrics)
     if not found:
         return []
-    numbers = [(_words(n), found[n]) for n in ORDER if n in found]
-    return ["### What averaged views change (test)", "", "Averaged minus plain, the same groups drawn for both; an "
-            "interval that holds 0 shows no difference.", "",
-            *_table(("", "difference (95 % interval)"), [(n, readable(v)) for n, v in numbers]),
-            *_why((n, v) for n, v in numbers if n != _words("ece"))]
+    names = [n for n in ORDER if any(n in gain for gain in found.values())]
+    rows = [(_words(n), *(readable(gain.get(n), sign="+") for gain in found.values())) for n in names]
+    return ["### Differences (test)", "", "The same groups are drawn for both, as what makes an image hard for one "
+            "makes it hard for the other; an interval that holds 0 shows no difference.", "",
+            *_table(("difference (95 % interval)", *found), rows),
+            *_why((f"{_words(n)} ({what})", gain.get(n)) for what, gain in found.items() for n in names if n != "ece")]
 
 
 def _judged(run: Record) -> tuple[str, dict]:

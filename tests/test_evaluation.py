@@ -636,7 +636,9 @@ def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
     assert sum(row["n"] for row in after["bins"]) == stored["val"]["images"]
     assert found.calibration.loc[("val", "after"), "log_loss"] == after["log_loss"]
     assert found.alert.iloc[0, 0] == metrics.readable(stored["test"]["alert"]["sensitivity"])
-    assert found.tta_gain.loc["auc"].item() == metrics.readable(stored["tta_gain"]["auc"])
+    assert found.gains.loc["auc"].tolist() == [metrics.readable(gain["auc"], sign="+") for gain in (
+        stored["tta_gain"], stored["gain_over"]["baseline"])]
+    assert list(found.gains) == ["averaged minus plain", "plain minus colour baseline"]
 
 
 def test_what_a_notebook_shows_of_it_are_the_numbers_of_the_file(judged):
@@ -675,7 +677,7 @@ def test_without_subgroups_baseline_and_views_there_is_less_and_nothing_breaks(t
     recipe = replace(RECIPE, tta_views=1)
     evaluation.lock(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, recipe)
     found = evaluation.judge(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, recipe)
-    assert set(found.metrics) == {"val", "test", "calibration", "decision", "gain_over"} and found.tta_gain.empty
+    assert set(found.metrics) == {"val", "test", "calibration", "decision", "gain_over"} and found.gains.empty
     assert found.metrics["gain_over"] == {}
     assert list(found.table) == ["validation", "test"]
     assert found.subgroups.empty and found.summary["subgroups"] == []

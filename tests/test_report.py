@@ -138,7 +138,9 @@ def test_the_report_tells_what_was_locked_and_what_it_gave(tmp_path):
     for part in ("| threshold | p\\_malignant >= 0.3125 |", "sensitivity >= 0.95 on validation", "1.37", "ef" * 32,
                  "| sensitivity | 0.970 (0.950 to 0.990) |", "- only 7 groups", "### malignant at the locked threshold",
                  "74 % of 300 images; 200 are malignant, of 14 groups.", "| test | before | 1 | 0.113 |",
-                 "| test | after | 1.37 | 0.041 |", "| 50 % | 1.2 % |", "0.006 (-0.001 to 0.013)",
+                 "| test | after | 1.37 | 0.041 |", "| 50 % | 1.2 % |",
+                 "| AUC | +0.006 (-0.001 to +0.013) | +0.139 (+0.089 to +0.181) |",
+                 "| difference (95 % interval) | averaged minus plain | plain minus colour baseline |",
                  "One patient is 4.8 % of that rate. Leaving any one out, the AUC lies between 0.930 and 0.960."):
         assert part in text, part
     assert "alert beside the decision" not in text
