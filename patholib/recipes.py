@@ -381,10 +381,11 @@ def unfrozen(recipe: Recipe) -> Recipe:
 
 
 # What random weights and a few hundred or thousand real images want beyond `unfrozen`, by recipe, where it was found to
-# pay. Statistics of colour beside the network, which need no pretraining, and a jitter so small that they keep their
-# meaning; every turn and flip, as neither microscope nor dermatoscope knows a right way up; weights averaged over the
-# last steps. Tissue: the last epoch, as a dozen patients in validation pick another by luck. Skin: classes as common as
-# they are, so that the probabilities are those of the images, and evened out in the decision.
+# pay, or to cost nothing (in benchmarks/RESULTS.md: what single parts of the recipe are worth). Statistics of colour
+# beside the network, which need no pretraining, and a jitter so small that they keep their meaning; every turn and
+# flip, as neither microscope nor dermatoscope knows a right way up; weights averaged over the last steps. Tissue: the
+# last epoch, as a dozen patients in validation pick another by luck. Skin: classes as common as they are, so that the
+# probabilities are those of the images, and evened out in the decision.
 _FROM_NOTHING = {
     "augmentation": Augmentation(rotation=180, shift=0.05, zoom=(0.85, 1.15), flip_horizontal=0.5, flip_vertical=0.5,
                                  brightness=0.04, contrast=0.04, saturation=0.04, hue=0.008),
