@@ -608,8 +608,9 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         + ", ".join(f"{name} {number}" for name, number in table["label"].value_counts().items()),
         f"- Folds: {FOLDS}, no {group} in two parts of one; each is judged by a network that learnt from the rest but "
         "15 % of all images, by which the temperature is chosen and, where one is, the epoch. Seeds per fold: "
-        f"{options.seeds}. " + "The predictions of all folds are pooled; " * (options.what == "contenders")
-        + f"intervals draw {group}s",
+        f"{options.seeds}. "
+        + ("The predictions of all folds are pooled; intervals" if options.what == "contenders" else "Intervals")
+        + f" draw {group}s",
         "- Balanced accuracy is of the class that is called, the likeliest one" + (
             "; ours calls by the rule that its recipe locks, the largest probability over the class's share of the "
             "training images" * any(one.get("shares") is not None for one in every)) +
