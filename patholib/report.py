@@ -172,10 +172,10 @@ def _in_short(run: Record) -> list[str]:
     names = list(dict.fromkeys(names))
     sets = {"test": "this model (95 % interval)", "baseline": "colour statistics alone"}
     sets |= {"probe": "a linear probe"} if "probe" in run.metrics else {}
-    gains = run.metrics.get("gain_over", {})
+    over = run.metrics.get("gain_over", {})
     rows = [(_words(n), *(readable(run.metrics[k]["metrics"].get(n)) if k in run.metrics else "absent" for k in sets),
-             *(readable(gain.get(n), sign="+") for gain in gains.values())) for n in names]
-    lines += _table(("test images", *sets.values(), *(f"this minus {sets[k]}" for k in gains)), rows)
+             *(readable(gain.get(n), sign="+") for gain in over.values())) for n in names]
+    lines += _table(("test images", *sets.values(), *(f"this minus {sets[k]}" for k in over)), rows)
     lines += _why((_words(n), test["metrics"].get(n)) for n in names)
     if recipe.group_by == "image":
         split = "**The split is by image: one patient may stand in training and in test.**"
