@@ -539,8 +539,8 @@ def write(ready: Ready, options: argparse.Namespace) -> int:
     gains = differences(found, ready, options)
     picture = figure(options.results.with_name(f"quality-{ready.name}.png"), ready, found, values)
     text = [*facts(ready, found, options), "", *missing(ready, found, options), *result_table(found, values), "",
-            *gain_table(gains), "",
-            *details(found), "", f"![Curves and results]({picture.name})"]
+            "Ours minus the others, on the images that both were judged on. Of an ECE less is better.", "",
+            *gain_table(f"{OURS} minus", gains), "", *details(found), "", f"![Curves and results]({picture.name})"]
     return section(ready, ready.data.title, text, marks(ready, values, gains), options)
 
 
@@ -648,18 +648,17 @@ def result_table(found: dict, values: dict) -> list[str]:
     return markdown(["value (95 % interval over groups)", "trainings", *NUMBERS.values()], rows)
 
 
-def gain_table(gains: dict) -> list[str]:
-    rows = [[name, *(signed(gain[number]) for number in NUMBERS)] for name, gain in gains.items()]
-    return ["Ours minus the others, on the images that both were judged on. Of an ECE less is better.", "",
-            *markdown([f"{OURS} minus", *NUMBERS.values()], rows)]
+def gain_table(head: str, gains: dict, **beside: dict) -> list[str]:
+    """The differences, a row each, and further columns by their names."""
+    rows = [[name, *(signed(gain[number]) for number in NUMBERS), *(column[name] for column in beside.values())]
+            for name, gain in gains.items()]
+    return markdown([head, *NUMBERS.values(), *beside], rows)
 
 
 def signed(number: dict) -> str:
     """A difference, in bold where its interval leaves out zero."""
-    if number["value"] is None or number["low"] is None:
-        return metrics.readable(number)
-    text = f"{number['value']:+.3f} ({number['low']:+.3f} to {number['high']:+.3f})"
-    return f"**{text}**" if number["low"] > 0 or number["high"] < 0 else text
+    text, low = metrics.readable(number, sign="+"), number["low"]
+    return f"**{text}**" if low is not None and (low > 0 or number["high"] < 0) else text
 
 
 def details(found: dict) -> list[str]:
@@ -701,9 +700,7 @@ def write_ablations(ready: Ready, options: argparse.Namespace) -> int:
             *markdown(["", *NUMBERS.values(), "epochs"],
                       [[OURS, *(metrics.readable(reference[number]) for number in NUMBERS), epochs[OURS]]]), "",
             "With one change, minus the recipe without it. Of an ECE less is better.", "",
-            *markdown([f"minus {OURS}", *NUMBERS.values(), "epochs"],
-                      [[name, *(signed(gain[number]) for number in NUMBERS), epochs[name]]
-                       for name, gain in gains.items()])]
+            *gain_table(f"minus {OURS}", gains, epochs=epochs)]
     return section(ready, f"{ready.data.title.split(',')[0]}: what single parts of the recipe are worth", text, [],
                    options)
 

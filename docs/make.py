@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an 
 import torch
 from PIL import Image
 
-from patholib import augment, datasets, figures, files, images, manifest, recipes
+from patholib import augment, datasets, figures, files, images, manifest, markdown, recipes
 from patholib.datasets.sources import SOURCES
 from patholib.errors import PathoError
 from patholib.places import MOUNTS
@@ -189,7 +189,7 @@ def encoded(picture: Image.Image, width: int, full: bool) -> bytes:
     return buffer.getvalue()
 
 
-# --- the table of recipes ---
+# --- the tables ---
 
 
 def tables() -> None:
@@ -239,9 +239,8 @@ def rivals(results: Path = ROOT / "benchmarks" / "RESULTS.md") -> str:
         for row in rows:
             found.setdefault(row[0], {}).update({(name, number): row[head.index(number)] for number in numbers})
     columns = [(name, number) for name, numbers in SHOWN.items() for number in numbers]
-    lines = [["", *(f"{DATA_SETS[name]}: {number}" for name, number in columns)], ["---"] * (1 + len(columns)),
-             *([who, *(values.get(column, "") for column in columns)] for who, values in found.items())]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    rows = [[who, *(values.get(column, "") for column in columns)] for who, values in found.items()]
+    return "\n".join(markdown.table(["", *(f"{DATA_SETS[name]}: {number}" for name, number in columns)], rows))
 
 
 def either(by_recipe: dict, side: int) -> str:
