@@ -1,7 +1,7 @@
-"""Makes what README.md shows: pictures from a run on demo images, a table from the recipes, one from RESULTS.md.
+"""Makes what README.md and docs/ show: pictures from a run on demo images, tables from code and from RESULTS.md.
 
   python docs/make.py [RUN_FOLDER]            without a folder: the newest run
-  python docs/make.py tables                  the tables alone, for which no run is needed
+  python docs/make.py tables                  the tables alone (README, recipes, parameters), without a run
   python docs/make.py example [RUN_FOLDER]    docs/example: report and cards of such a run, with small pictures
   python docs/make.py notebook NOTEBOOK ...   the pictures in executed notebooks, with 256 colours where they are large
   python docs/make.py places                  what follows from the addresses in pyproject.toml: the first cell of every
@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -77,8 +78,9 @@ REASONS = {
     "monitor": "calling everything a naevus is right half of the time; balanced accuracy is the challenge's metric",
 }
 
-# What README.md shows of the sections quality, by data set.
-SHOWN = {"isic2019": ("AUC", "balanced accuracy, shares divided out"), "idc": ("AUC",)}
+# What README.md shows of the sections quality: by data set, the column there and its name here.
+SHOWN = {"isic2019": {"AUC": "AUC", "balanced accuracy, shares divided out": "balanced accuracy, prior-corrected"},
+         "idc": {"AUC": "AUC"}}
 DATA_SETS = {"isic2019": "ISIC 2019", "idc": "IDC"}
 
 
@@ -193,20 +195,23 @@ def encoded(picture: Image.Image, width: int, full: bool) -> bytes:
 
 
 def tables() -> None:
-    page = ROOT / "README.md"
-    files.write_text(page, with_tables(page.read_text(encoding="utf-8")))
+    for name in TABLES:
+        page = ROOT / name
+        files.write_text(page, with_tables(name, page.read_text(encoding="utf-8")))
 
 
-def with_tables(readme: str) -> str:
-    """The README with the tables between their marks written anew."""
-    return between(between(readme, "recipes", table()), "quality", rivals())
+def with_tables(name: str, page: str) -> str:
+    """The page of this name, a key of TABLES, with the tables between their marks written anew."""
+    for part, made in TABLES[name].items():
+        page = between(page, part, made())
+    return page
 
 
 def between(page: str, name: str, text: str) -> str:
     """The page with what stands between the two marks of this name written anew."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     if page.count(begin) != 1 or page.count(end) != 1:
-        raise PathoError("no_marks", "README.md", f"lacks the marks of its part {name}", f"Restore {begin}{end}")
+        raise PathoError("no_marks", name, "is not marked in its page", f"Restore {begin}{end}")
     before, _, rest = page.partition(begin)
     return before + begin + text + end + rest.partition(end)[2]
 
@@ -237,8 +242,9 @@ def rivals(results: Path = ROOT / "benchmarks" / "RESULTS.md") -> str:
                              "Measure it: python3 run.py bench quality")
         head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in first)
         for row in rows:
-            found.setdefault(row[0], {}).update({(name, number): row[head.index(number)] for number in numbers})
-    columns = [(name, number) for name, numbers in SHOWN.items() for number in numbers]
+            found.setdefault(row[0], {}).update({(name, here): row[head.index(there)]
+                                                 for there, here in numbers.items()})
+    columns = [(name, number) for name, numbers in SHOWN.items() for number in numbers.values()]
     rows = [[who, *(values.get(column, "") for column in columns)] for who, values in found.items()]
     return "\n".join(markdown.table(["", *(f"{DATA_SETS[name]}: {number}" for name, number in columns)], rows))
 
@@ -255,6 +261,25 @@ def spoken(value) -> str:
     if isinstance(value, tuple):  # stages
         return "from " + ", ".join(f"{stage.start:g}" for stage in value)
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"`{value}`"
+
+
+def parameters() -> str:
+    """Markdown: a table of the parameters of a study for each group of them."""
+    from patholib import options
+
+    lines, group = [], None
+    for field in dataclasses.fields(options.Options):
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            lines += ["", f"## {group.capitalize()}", "", "| parameter | default | meaning |", "|---|---|---|"]
+        default = f'"{field.default}"' if isinstance(field.default, str) else repr(field.default)
+        lines.append(f"| `{field.name}` | `{default}` | {field.metadata['help']} |")
+    return "\n".join([*lines, "", ""])
+
+
+# What is written between marks, by page and name of the marks.
+TABLES = {"README.md": {"quality": rivals}, "docs/recipes.md": {"recipes": table},
+          "docs/parameters.md": {"parameters": parameters}}
 
 
 # --- places: what a notebook needs on Kaggle and Colab ---
