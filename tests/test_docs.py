@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from patholib import files, recipes
+from patholib.datasets import table
 from patholib.errors import PathoError
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,36 @@ def test_a_part_of_the_tests_or_a_failing_one_never_drops_rows_of_the_catalogue(
         "| T01 | a kill | resumed |\n"
     whole = arguments == ["tests"]
     assert (tmp_path / "docs" / "robustness.md").read_text(encoding="utf-8") == (after if whole else BEFORE)
+
+
+SETS = {  # heading: files, and a table with its rows, as the makers of the data set have them
+    "HAM10000": (
+        [f"HAM10000/HAM10000_images_part_{1 + i % 2}/ISIC_{i:07}.jpg" for i in range(4)],
+        "HAM10000/HAM10000_metadata.csv",
+        ["lesion_id,image_id,dx,dx_type,age,sex,localization",
+         *(f"HAM_{i // 2:07},ISIC_{i:07},{('mel', 'nv')[i // 2]},histo,50.0,male,back" for i in range(4))]),
+    "PAD-UFES-20": (
+        [f"PAD-UFES-20/imgs_part_1/PAT_{i // 2}_{i}_7.png" for i in range(4)],
+        "PAD-UFES-20/metadata.csv",
+        ["patient_id,lesion_id,smoke,age,region,diagnostic,img_id,biopsed",
+         *(f"PAT_{i // 2},{i},,50,ARM,{('MEL', 'NEV')[i % 2]},PAT_{i // 2}_{i}_7.png,True" for i in range(4))]),
+    "One folder per class": (
+        [f"my_images/{('normal', 'tumour')[i % 2]}/patient{i // 2}_{i}.png" for i in range(4)], "", []),
+}
+
+
+@pytest.mark.parametrize("heading", SETS)
+def test_the_script_for_a_data_set_writes_a_table_that_is_read(tmp_path, monkeypatch, heading):
+    section = (ROOT / "docs" / "own-images.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    pictures, csv, rows = SETS[heading]
+    for name in pictures:
+        files.write_bytes(tmp_path / name, b"")
+    if csv:
+        files.write_text(tmp_path / csv, "\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    exec(section.partition("```python\n")[2].partition("```")[0], {})
+    read = table.read(tmp_path / pictures[0].split("/")[0] / "images.csv")
+    assert len(read.table) == 4 and read.table["group"].nunique() == 2 and len(read.classes) == 2
 
 
 def test_the_pictures_are_small():
