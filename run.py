@@ -140,7 +140,7 @@ def install(venv, python, base, what, oldest):
 def alone(venv):
     """Waits until no other process installs into the environment; the lock of one that was killed is gone with it."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # the library's locks need nothing that is installed
-    from patholib import locks
+    from patholib.base import locks
 
     path = venv.with_name(f"{venv.name}.lock")  # beside the folder, which may be emptied
     told = False

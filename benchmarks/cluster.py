@@ -22,9 +22,12 @@ import numpy as np
 from harness import Mark
 from PIL import Image
 
-from patholib import cluster, export, models, predictions, recipes, sweeps
-from patholib.errors import PathoError
-from patholib.inference import Predictor
+from patholib.base import cluster
+from patholib.base.errors import PathoError
+from patholib.deploy import export, predictions
+from patholib.deploy.inference import Predictor
+from patholib.lab import sweeps
+from patholib.model import building, recipes
 
 MARKS = (Mark("pictures/s: one Ray worker keeps of one process", 0.8, reason="Handing out and fetching costs more."),
          Mark("pictures/s: two Ray workers beside one", 1.6, reason="Two workers share caches and memory, and "
@@ -95,7 +98,7 @@ def predicted(folder: Path, scale: Scale) -> dict[str, tuple[float, float]]:
     Both follow from the time for a few pictures and that for all of them.
     """
     recipe = replace(recipes.ISIC2019, weights="none", image_size=scale.size)
-    export.save_model(folder / "model", models.build(recipe).state_dict(), recipe)
+    export.save_model(folder / "model", building.build(recipe).state_dict(), recipe)
     rng = np.random.default_rng(0)
     (folder / "pictures").mkdir()
     for i in range(scale.pictures):

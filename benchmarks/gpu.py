@@ -25,7 +25,10 @@ import pandas as pd
 import torch
 from harness import Mark
 
-from patholib import augment, evaluation, gradcam, images, models, recipes, training
+from patholib.data import imagesets
+from patholib.judge import gradcam, predicting
+from patholib.model import augment, building, networks, recipes
+from patholib.train import devices, training
 
 FED, RESIDENT, VIEWS = "from the cache", "on the device", "views alone"
 SHARE = 0.95  # of the rate on resident batches that training from the cache has to reach
@@ -61,7 +64,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--miniature", action="store_true")
     options = parser.parse_args(arguments)
-    device, scale = training.choose_device(options.device), MINIATURE if options.miniature else Scale()
+    device, scale = devices.choose_device(options.device), MINIATURE if options.miniature else Scale()
     text, judged = measured(device, scale)
     if device.type == "cpu" or options.miniature:
         print("\n".join([*text, *harness.verdicts(judged)]))
@@ -88,7 +91,7 @@ def measured(device: torch.device, scale: Scale) -> tuple[list[str], list[tuple[
                                 share[0])]
             lines += ["", f"### {recipe.name}, {recipe.arch}, images/s", "",
                       *harness.markdown(["", RESIDENT, FED, VIEWS, "share", "peak memory, MB"], rows)]
-            model = models.build(recipe).to(device, memory_format=torch.channels_last).eval()
+            model = building.build(recipe).to(device, memory_format=torch.channels_last).eval()
             for title, table in {"averaged views": averaged(model, own, recipe, device, scale),
                                  f"{scale.gallery} heatmaps": gallery(model, own, device, scale)}.items():
                 lines += ["", f"### {recipe.name}, {recipe.arch}, {title}", "", *harness.rate_table(table)]
@@ -104,7 +107,7 @@ def modes(device: torch.device) -> dict[str, Mode]:
             f"{half}, autotuned, compiled": Mode(half, fast=True, compiled=True)}
 
 
-def generated(recipe: recipes.Recipe, scale: Scale, folder: Path) -> images.ImageSet:
+def generated(recipe: recipes.Recipe, scale: Scale, folder: Path) -> imagesets.ImageSet:
     """Pictures of noise in a memory-mapped cache, listed as often as an epoch of one timing needs."""
     shape = (scale.cached, recipe.cache_size, recipe.cache_size, 3)
     pixels = np.lib.format.open_memmap(folder / f"{recipe.name}.npy", "w+", np.uint8, shape)
@@ -116,20 +119,20 @@ def generated(recipe: recipes.Recipe, scale: Scale, folder: Path) -> images.Imag
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(count)], "row": np.arange(count) % scale.cached,
                           "label": np.resize(recipe.classes, count), "group": np.arange(count).astype(str)})
     table["split"] = np.where(table.index < scale.steps * scale.batch, "train", "val")
-    return images.ImageSet(np.load(folder / f"{recipe.name}.npy", mmap_mode="r"), table, recipe.classes)
+    return imagesets.ImageSet(np.load(folder / f"{recipe.name}.npy", mmap_mode="r"), table, recipe.classes)
 
 
 # --- training ---
 
 
-def trained(recipe: recipes.Recipe, own: images.ImageSet, device: torch.device, mode: Mode,
+def trained(recipe: recipes.Recipe, own: imagesets.ImageSet, device: torch.device, mode: Mode,
             scale: Scale) -> tuple[pd.DataFrame, str]:
     """Rates of `compare` fed from the cache, on resident batches and of the views alone; peak memory."""
     recipe = replace(recipe, precision=mode.precision, fast=mode.fast)
     run = SimpleNamespace(recipe=recipe, dir=Path("nowhere"), log=lambda *_, **__: None)
     empty(device)
-    with torch.random.fork_rng(range(torch.cuda.device_count())), training.backend(mode.fast):
-        learner = training.Learner(models.build(recipe), own, run, device, 2)
+    with torch.random.fork_rng(range(torch.cuda.device_count())), devices.backend(mode.fast):
+        learner = training.Learner(building.build(recipe), own, run, device, 2)
         if mode.compiled:
             torch.compiler.reset()  # of the recipe before
             learner.model.compile(backend="inductor" if device.type == "cuda" else "eager")
@@ -159,7 +162,7 @@ def trained(recipe: recipes.Recipe, own: images.ImageSet, device: torch.device, 
         rates = harness.compare({RESIDENT: resident, FED: fed, VIEWS: views}, scale.rounds)
         if learner.progress.parts > 1:
             raise SystemExit(f"A batch of {recipe.batch_size} does not fit in {mode}: close what else runs on the GPU")
-    memory = training.gpu_memory_mb(device)
+    memory = devices.gpu_memory_mb(device)
     return rates, "-" if memory is None else f"{memory:,.0f}"
 
 
@@ -179,7 +182,7 @@ def empty(device: torch.device) -> None:
 # --- averaged views and heatmaps ---
 
 
-def averaged(model: models.Classifier, own: images.ImageSet, recipe: recipes.Recipe, device: torch.device,
+def averaged(model: networks.Classifier, own: imagesets.ImageSet, recipe: recipes.Recipe, device: torch.device,
              scale: Scale) -> pd.DataFrame:
     """The recipe's views of each picture of the gallery: a pass each, one picture after another, or all in batches."""
     chosen = replace(own, table=own.table.head(scale.gallery))
@@ -193,12 +196,12 @@ def averaged(model: models.Classifier, own: images.ImageSet, recipe: recipes.Rec
         return len(chosen)
 
     def ours() -> int:
-        return len(evaluation.predict(model, chosen, recipe, tta=True, progress=False))
+        return len(predicting.predict(model, chosen, recipe, tta=True, progress=False))
 
     return harness.compare({PUBLISHED: published, OURS: ours}, scale.rounds)
 
 
-def gallery(model: models.Classifier, own: images.ImageSet, device: torch.device, scale: Scale) -> pd.DataFrame:
+def gallery(model: networks.Classifier, own: imagesets.ImageSet, device: torch.device, scale: Scale) -> pd.DataFrame:
     """Heatmaps one by one with hooks and a full backward pass, or all at once."""
     views = augment.plain_views(own.pixels[:scale.gallery], model.image_size).to(device)
     normal, targets = literal.NORMALISE(views.contiguous()), [0] * len(views)

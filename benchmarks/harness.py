@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an 
 
 import pandas as pd
 
-from patholib import files, runs
-from patholib.errors import PathoError
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.train import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -127,9 +128,9 @@ def section(name: str, title: str, command: str, text: str, judged: Iterable[tup
     It says the command, the machine, the code and library versions with those of `rivals` (distribution names), then
     `text`, then the verdicts on `judged`, pairs of a mark and the figure reached.
     """
-    judged, code = list(judged), runs.code()
+    judged, code = list(judged), origin.code()
     versions = [f"{package} {metadata.version(package)}" for package in ("torch", "numpy", *rivals)]
-    body = [f"## {title}", "", "```", *command.splitlines(), "```", "", machine_line(runs.machine()),
+    body = [f"## {title}", "", "```", *command.splitlines(), "```", "", machine_line(origin.machine()),
             f"- Code: version {code['version']}, commit {(code['commit'] or 'unknown')[:12]}; "
             f"{', '.join(versions)}; {datetime.now(UTC):%Y-%m-%d}",
             "", text.strip("\n"), *([""] if judged else []), *(verdicts(judged) if judged else [])]
@@ -176,9 +177,9 @@ def bars(path: Path, tables: dict[str, pd.DataFrame], title: str) -> Path:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from patholib import figures
+    from patholib.report.figures import style
 
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(style.STYLE):
         heights = [0.5 + 0.28 * len(table) for table in tables.values()]
         figure = Figure(figsize=(7.5, sum(heights) + 0.6), layout="constrained")
         grid = figure.subplots(len(tables), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
@@ -186,8 +187,8 @@ def bars(path: Path, tables: dict[str, pd.DataFrame], title: str) -> Path:
             middle = table["ratio"].to_numpy()
             reach = abs(table[["ratio_low", "ratio_high"]].to_numpy().T - middle)
             best_one = table["ratio"].to_numpy().argmax()
-            axes.barh(range(len(table)), middle, xerr=reach, height=0.62, ecolor=figures.INK,
-                      color=[figures.BLUE if i == best_one else figures.FAINT for i in range(len(table))])
+            axes.barh(range(len(table)), middle, xerr=reach, height=0.62, ecolor=style.INK,
+                      color=[style.BLUE if i == best_one else style.FAINT for i in range(len(table))])
             axes.set_yticks(range(len(table)), table.index)
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)

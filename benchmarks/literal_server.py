@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI, UploadFile
 from PIL import Image
 
-from patholib import export
+from patholib.deploy import loading
 
 app = FastAPI()
 held = {}
@@ -20,7 +20,7 @@ held = {}
 
 @app.on_event("startup")
 async def load_model():
-    model, facts = export.classifier(sys.argv[1])
+    model, facts = loading.classifier(sys.argv[1])
     held.update(model=literal.twin(model), classes=facts["classes"])
 
 

@@ -9,7 +9,7 @@ import sys
 
 import litserve
 
-from patholib.inference import Predictor
+from patholib.deploy.inference import Predictor
 
 
 class Classify(litserve.LitAPI):

@@ -35,9 +35,12 @@ import numpy as np
 import pandas as pd
 from harness import Mark, markdown
 
-from patholib import calibration, datasets, evaluation, files, images, manifest, metrics, recipes, runs
-from patholib.datasets import demo
-from patholib.errors import PathoError
+from patholib.base import cpu, files
+from patholib.base.errors import PathoError
+from patholib.data import checking, demo, manifest, readers, splitting
+from patholib.judge import calibration, metrics, predicting, ranking, rules
+from patholib.model import profiles, recipes
+from patholib.train import origin
 
 FOLDS, SPECIFICITY, RESAMPLES = 3, 0.9, 1000
 SCRIPTS = Path(__file__).resolve().parent / "contenders"
@@ -255,15 +258,15 @@ def prepared(name: str, data: DataSet, options: argparse.Namespace) -> Ready:
     place = options.data / data.place
     if not place.exists():
         raise PathoError("missing_file", f"--data {data.place}", "does not exist", "Give the folder that holds it")
-    source = datasets.load(data.kind, place, missing="skip", positive=data.positive)
+    source = readers.load(data.kind, place, missing="skip", positive=data.positive)
     work = options.work / f"{name}-{data.size}px-{options.seconds:g}s-{options.threads}t"
-    checked = images.check(source, data.size, on_bad="skip", cache_dir=options.work / "cache", progress=False,
+    checked = checking.check(source, data.size, on_bad="skip", cache_dir=options.work / "cache", progress=False,
                            report_dir=options.work / "check" / name)
     source, table = checked.manifest, checked.manifest.table
     several = bool(table[source.group_by].duplicated().any())
-    columns = {f"group_{k + 1}": split for k, split in enumerate(manifest.folds(source, FOLDS))}
+    columns = {f"group_{k + 1}": split for k, split in enumerate(splitting.folds(source, FOLDS))}
     if several:
-        columns |= {f"image_{k + 1}": split for k, split in enumerate(manifest.folds(source, FOLDS, group_by="image"))}
+        columns |= {f"image_{k + 1}": split for k, split in enumerate(splitting.folds(source, FOLDS, group_by="image"))}
     folds = pd.DataFrame({"path": table["path"], "label": table["label"], "group": table[source.group_by],
                           **{column: split["split"] for column, split in columns.items()}})
     path, text = work / "folds.csv", folds.to_csv(index=False, lineterminator="\n")
@@ -319,7 +322,7 @@ class Task:
 def recipe_of(contender: Contender, ready: Ready) -> recipes.Recipe:
     """Ours for these images, from random weights, with the contender's changes."""
     with contextlib.redirect_stdout(None):  # that it is not the recipe as it ships stands in the section
-        recipe = runs.recipe_for(ready.data.kind, ready.source, contender.published, "none", image_size=ready.size,
+        recipe = profiles.recipe_for(ready.data.kind, ready.source, contender.published, "none", image_size=ready.size,
                                  group_by=ready.source.group_by)
     values, changes = recipe.to_json(), dict(contender.overrides)
     augmentation = values["augmentation"] | changes.pop("augmentation", {})
@@ -385,8 +388,8 @@ def train(task: Task, options: argparse.Namespace) -> bool:
         print("\n".join([*tail, f"failed with exit code {code}; see {folder / 'log.txt'}"]), flush=True)
         return False
     facts = files.read_json(folder / "facts.json")
-    files.write_json(folder / "done.json", {"mark": task.mark(options), "load": load, "machine": runs.machine(),
-                                            "held": images.cores(), "code": runs.code(), **facts})
+    files.write_json(folder / "done.json", {"mark": task.mark(options), "load": load, "machine": origin.machine(),
+                                            "held": cpu.cores(), "code": origin.code(), **facts})
     return True
 
 
@@ -409,15 +412,15 @@ def outcome(task: Task, table: str) -> Outcome:
     """Reads it: predictions of `table` and what follows from them."""
     classes = task.ready.source.classes
     facts = files.read_json(task.folder / "done.json")
-    val, test = (evaluation.read_predictions(task.folder / f"{name}.csv", classes) for name in ("val", table))
+    val, test = (predicting.read_predictions(task.folder / f"{name}.csv", classes) for name in ("val", table))
     probs = of(test, classes)
-    called = np.eye(len(classes))[metrics.called(probs, classes, None, facts.get("shares") or 0.5)]
-    even = metrics.evened(probs, classes, dict(zip(classes, facts["prior"], strict=True)))
+    called = np.eye(len(classes))[rules.called(probs, classes, None, facts.get("shares") or 0.5)]
+    even = rules.evened(probs, classes, dict(zip(classes, facts["prior"], strict=True)))
     try:
         temperature = calibration.fit(places(val, classes), of(val, classes))
     except PathoError:  # too few validation images, or all of them right: as for ours
         temperature = 1.0
-    tables = [evaluation.with_probs(test, classes, p) for p in
+    tables = [predicting.with_probs(test, classes, p) for p in
               (probs, called, even, calibration.apply(probs, temperature))]
     return Outcome(facts, pd.read_csv(task.folder / "curve.csv"), *tables)
 
@@ -522,7 +525,7 @@ def sensitivity_at(labels: np.ndarray, scores: np.ndarray, specificity: float = 
     """
     if labels.all() or not labels.any():
         return float("nan")
-    sensitivity, reached, _ = metrics.operating_points(labels, scores)
+    sensitivity, reached, _ = ranking.operating_points(labels, scores)
     return float(sensitivity[reached >= specificity].max(initial=0.0))
 
 
@@ -710,14 +713,14 @@ def figure(path: Path, ready: Ready, found: dict, values: dict) -> Path:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from patholib import figures
+    from patholib.report.figures import style
 
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(style.STYLE):
         drawing = Figure(figsize=(9.5, 4.2), layout="constrained")
         curves, *results = drawing.subplots(1, 3, gridspec_kw={"width_ratios": (1.6, 1, 1)})
         networks = [name for name in found if name not in COLOURS]
-        looks = {name: {"color": figures.COLOURS[networks.index(name) % len(figures.COLOURS)] if name in networks
-                        else figures.FAINT} for name in found}
+        looks = {name: {"color": style.COLOURS[networks.index(name) % len(style.COLOURS)] if name in networks
+                        else style.FAINT} for name in found}
         for name, some in found.items():
             if CONTENDERS[name].of or name in COLOURS:
                 continue

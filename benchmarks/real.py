@@ -29,10 +29,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pandas as pd
 from harness import HEAD, RESULTS, ROOT, machine_line, markdown, with_section  # first: it makes patholib importable
 
-from patholib import augment, datasets, export, files, images, manifest, metrics, recipes, runs, trust
-from patholib.errors import PathoError
-from patholib.markdown import words
-from patholib.records import SETS
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.data import checking, readers, splitting
+from patholib.deploy import exportformat, onnx_export
+from patholib.judge import metrics, trust
+from patholib.model import augment, profiles, recipes
+from patholib.report.markdown import words
+from patholib.report.records import SETS
+from patholib.train import origin, runs
 
 FACTS = "benchmark.json"  # in the run folder: what no other file of it knows
 METRICS = ("auc", "balanced_accuracy", "accuracy", "macro_f1", "sensitivity", "specificity", "log_loss", "brier")
@@ -143,14 +148,14 @@ def add_onnx(run_dir: Path, notebook: str, given: dict) -> str:
     Where it cannot be made, what is in the way; else "".
     """
     recipe = runs.open_run(run_dir).recipe
-    source = datasets.load(notebook, given["data"], missing=given.get("missing", "error"))
+    source = readers.load(notebook, given["data"], missing=given.get("missing", "error"))
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:  # the notebook's report of the check is enough
-        checked = images.check(source, recipe.cache_size, recipe.fit, on_bad=given["on_bad"], progress=False,
+        checked = checking.check(source, recipe.cache_size, recipe.fit, on_bad=given["on_bad"], progress=False,
                                report_dir=Path(folder))
-    split = manifest.read_split(run_dir / "split.csv")
+    split = splitting.read_split(run_dir / "split.csv")
     some = checked.images.with_split(split).part("val").examples(math.ceil(COMPARED / len(recipe.classes)), "group")
     try:
-        export.to_onnx(run_dir, augment.plain_views(some.pictures, recipe.image_size))
+        onnx_export.to_onnx(run_dir, augment.plain_views(some.pictures, recipe.image_size))
     except PathoError as error:
         return f"{error.code}: {error.reason}"
     return ""
@@ -174,7 +179,7 @@ def refused(benchmark: Benchmark, facts: dict, error: str) -> tuple[str, bool, N
     good = error.startswith(f"PathoError [{benchmark.refusal}]")
     verdict = (f"Refused with `{benchmark.refusal}`, as declared:" if good else
                f"**Not as declared:** the notebook should have stopped with `{benchmark.refusal}`.")
-    lines = [*opening(benchmark, facts, runs.machine()), f"- Until the refusal: {duration(facts['seconds'])}", "",
+    lines = [*opening(benchmark, facts, origin.machine()), f"- Until the refusal: {duration(facts['seconds'])}", "",
              verdict, "", *(("```", *error.splitlines(), "```") if error else ("It ended without an error.",))]
     return "\n".join(lines) + "\n", good, None
 
@@ -189,7 +194,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
     if BENCHMARKS.get(facts["benchmark"]) != benchmark:
         raise PathoError("wrong_run", run_dir.name, f"is a run of {facts['benchmark']}", "Name a run of this benchmark")
     history = pd.read_csv(run_dir / "history.csv")
-    split = manifest.read_split(run_dir / "split.csv")
+    split = splitting.read_split(run_dir / "split.csv")
     training, recipe, code = record["training"], recipes.from_json(record["recipe"]), record["code"]
     lines = [
         *opening(benchmark, facts, record["machine"]),
@@ -201,7 +206,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         f"- Model: {recipe.arch}{' and a small one on statistics of colour and grain' * bool(recipe.colour)}, weights "
         f"{recipe.weights}, {recipe.image_size} pixels, batches of {recipe.batch_size}, lr {recipe.lr:g}, seed "
         f"{record['seed']}; the epoch kept is {training['best_epoch']}",
-        *[f"- {runs.profile(recipe)}"] * (recipe.weights == "none"),
+        *[f"- {profiles.profile(recipe)}"] * (recipe.weights == "none"),
         f"- Images: {left_out(record['data'], checked)}",
         "", f"Images of one {record['data']['group_by']} are in one split only.", "", *split_table(split), "",
         *number_table(found), "", mark(benchmark, found), "",
@@ -226,10 +231,10 @@ def left_out(data: dict, checked: dict) -> str:
 
 
 def split_table(split: pd.DataFrame) -> list[str]:
-    counts = manifest.split_counts(split)
-    rows = [[name, *(f"{row[f'{part} images']} / {row[f'{part} groups']}" for part in manifest.SPLITS)]
+    counts = splitting.split_counts(split)
+    rows = [[name, *(f"{row[f'{part} images']} / {row[f'{part} groups']}" for part in splitting.SPLITS)]
             for name, row in counts.iterrows()]
-    return markdown(["images / groups", *manifest.SPLITS], rows)
+    return markdown(["images / groups", *splitting.SPLITS], rows)
 
 
 def number_table(found: dict) -> list[str]:
@@ -333,15 +338,15 @@ def believed(run_dir: Path) -> list[str]:
 def exported(run_dir: Path, facts: dict) -> list[str]:
     """The files of the model with their sizes, and how near ONNX Runtime comes to PyTorch."""
     sizes = [[name, f"{(run_dir / name).stat().st_size / 1e6:.1f} MB"]
-             for name in (export.WEIGHTS, export.PUBLISHED, export.ONNX) if (run_dir / name).exists()]
+             for name in (exportformat.WEIGHTS, exportformat.PUBLISHED, onnx_export.ONNX) if (run_dir / name).exists()]
     lines = ["### The exported model", "", *(markdown(["file", "size"], sizes) if sizes else lacking("export")), ""]
     if "onnx" in facts:
-        return [*lines, f"**No {export.ONNX}:** {facts['onnx']}."]
-    if not (run_dir / export.ONNX_FACTS).exists():
-        return [*lines, *lacking(export.ONNX)]
-    near = files.read_json(run_dir / export.ONNX_FACTS)
+        return [*lines, f"**No {onnx_export.ONNX}:** {facts['onnx']}."]
+    if not (run_dir / onnx_export.ONNX_FACTS).exists():
+        return [*lines, *lacking(onnx_export.ONNX)]
+    near = files.read_json(run_dir / onnx_export.ONNX_FACTS)
     return [*lines, f"ONNX Runtime's probabilities differ from PyTorch's by at most {near['max_difference']:.1e} on "
-            f"{near['compared']} pictures, of validation images and of noise; {export.ALIKE:g} would be refused."]
+            f"{near['compared']} pictures, of validation images and of noise; {onnx_export.ALIKE:g} would be refused."]
 
 
 def kept(run_dir: Path) -> list[str]:

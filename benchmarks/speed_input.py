@@ -34,8 +34,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets as vision
 from torchvision.transforms import v2
 
-from patholib import augment, images, manifest, recipes
-from patholib.datasets import table
+from patholib.data import batching, checking, splitting
+from patholib.data.readers import table
+from patholib.model import augment, recipes
 
 SIDE, BATCH, WORKERS = 224, 32, 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
@@ -112,9 +113,9 @@ def write_images(folder: Path, count: int, size: tuple[int, int], noise: float, 
     (folder / "labels.csv").write_text("\n".join(["path,label,group", *lines]) + "\n", encoding="utf-8")
 
 
-def check(folder: Path, size: int = recipes.BREAKHIS.cache_size, cache: str = "cache") -> images.Checked:
+def check(folder: Path, size: int = recipes.BREAKHIS.cache_size, cache: str = "cache") -> checking.Checked:
     with contextlib.redirect_stdout(io.StringIO()):
-        return images.check(table.read(folder / "labels.csv"), size, cache_dir=folder / cache, workers=WORKERS,
+        return checking.check(table.read(folder / "labels.csv"), size, cache_dir=folder / cache, workers=WORKERS,
                             progress=False, report_dir=folder / "report")
 
 
@@ -185,7 +186,7 @@ def fastai_loaders(folder: Path, _: str):
 def patholib_batches(folder: Path, kind: str):
     """The cache of the data check and the recipe's augmentation, and then what the model does first: normalise."""
     found = check(folder)
-    part = found.images.with_split(manifest.split(found.manifest))
+    part = found.images.with_split(splitting.split(found.manifest))
     recipe = recipes.BREAKHIS if kind.startswith("BreakHis") else recipes.ISIC2019
 
     def views(pixels, rows, positions):
@@ -196,7 +197,7 @@ def patholib_batches(folder: Path, kind: str):
 
         def __iter__(self):
             order = np.concatenate([np.random.default_rng(e).permutation(len(part)) for e in range(10)])
-            return ((b.images, b.labels) for b in images.batches(part, order, BATCH, views, WORKERS, drop_last=True))
+            return ((b.images, b.labels) for b in batching.batches(part, order, BATCH, views, WORKERS, drop_last=True))
 
     return Epochs()
 
@@ -440,20 +441,20 @@ def first_batch(folder: Path) -> int:
     start = time.perf_counter()
     source = table.read(folder / "labels.csv")
     read = time.perf_counter()
-    found = images.check(source, size, cache_dir=folder / "cache", workers=WORKERS, report_dir=folder / "report")
+    found = checking.check(source, size, cache_dir=folder / "cache", workers=WORKERS, report_dir=folder / "report")
     checked = time.perf_counter()
-    train = found.images.with_split(manifest.split(found.manifest)).part("train")
+    train = found.images.with_split(splitting.split(found.manifest)).part("train")
     order = np.random.default_rng(0).permutation(len(train))
     split = time.perf_counter()
 
     def views(pixels, rows, positions):
         return augment.training_views(pixels, 56, recipes.BREAKHIS.augmentation, 0, 0, positions, rows)
 
-    next(images.batches(train, order, BATCH, views, WORKERS))
+    next(batching.batches(train, order, BATCH, views, WORKERS))
     end = time.perf_counter()
     order = np.resize(order, 8_000)
     begin = time.perf_counter()
-    for _ in images.batches(train, order, BATCH, views, WORKERS):
+    for _ in batching.batches(train, order, BATCH, views, WORKERS):
         pass
     per_image, (peak, own) = (time.perf_counter() - begin) / len(order), memory()
     print(json.dumps({"read": read - start, "check": checked - read, "split": split - checked, "batch": end - split,

@@ -23,7 +23,9 @@ import pandas as pd
 import torch
 from harness import Mark
 
-from patholib import augment, export, gradcam, inference, metrics, models, recipes
+from patholib.deploy import export, inference, onnx_export
+from patholib.judge import gradcam, metrics
+from patholib.model import augment, building, networks, recipes
 
 PUBLISHED = "as published"
 NETWORKS = {"EfficientNet-B0": recipes.ISIC2019, "ResNet50": recipes.BREAKHIS}
@@ -83,7 +85,7 @@ def measured(scale: Scale) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
             model, place = settled(recipe), Path(folder, name)
             export.save_model(place, model.state_dict(), recipe)
             if util.find_spec("onnxruntime") and util.find_spec("onnxscript"):
-                export.to_onnx(place)
+                onnx_export.to_onnx(place)
             tables |= predictions(name, model, place, scale)
             if name == "EfficientNet-B0":
                 tables[TTA] = averaged(model, recipe, place, scale)
@@ -95,9 +97,9 @@ def measured(scale: Scale) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     return tables, seconds
 
 
-def settled(recipe: recipes.Recipe) -> models.Classifier:
+def settled(recipe: recipes.Recipe) -> networks.Classifier:
     """A network of random weights with statistics as after a training, laid out as training leaves it."""
-    model, generator = models.build(recipe), torch.Generator().manual_seed(0)
+    model, generator = building.build(recipe), torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.1, generator=generator)
@@ -112,14 +114,14 @@ def pictures(count: int, side: int) -> np.ndarray:
 
 def predictors(place: Path) -> dict[str, inference.Predictor]:
     """The engines that are there, the quickest last."""
-    engines = ("torch", "onnx") if (place / export.ONNX).exists() else ("torch",)
+    engines = ("torch", "onnx") if (place / onnx_export.ONNX).exists() else ("torch",)
     return {f"patholib, {engine}": inference.Predictor(place, engine, torch.get_num_threads()) for engine in engines}
 
 
 # --- predictions ---
 
 
-def predictions(name: str, model: models.Classifier, place: Path, scale: Scale) -> dict[str, pd.DataFrame]:
+def predictions(name: str, model: networks.Classifier, place: Path, scale: Scale) -> dict[str, pd.DataFrame]:
     """Eager fp32 against the engines at two batch sizes."""
     tables, net = {}, literal.twin(model)
     for batch, passes in ((1, scale.passes), (scale.large, 1)):
@@ -147,7 +149,7 @@ def repeated(way, passes: int, items: int):
     return case
 
 
-def averaged(model: models.Classifier, recipe: recipes.Recipe, place: Path, scale: Scale) -> pd.DataFrame:
+def averaged(model: networks.Classifier, recipe: recipes.Recipe, place: Path, scale: Scale) -> pd.DataFrame:
     """The recipe's views of one picture: one pass each as published, or all in one batch."""
     pixels, net = pictures(1, recipe.cache_size), literal.twin(model)
 
@@ -166,7 +168,7 @@ def averaged(model: models.Classifier, recipe: recipes.Recipe, place: Path, scal
 # --- heatmaps ---
 
 
-def gallery(model: models.Classifier, count: int, scale: Scale) -> pd.DataFrame:
+def gallery(model: networks.Classifier, count: int, scale: Scale) -> pd.DataFrame:
     """A heatmap of each of `count` images for a class given beforehand, at the last block."""
     views = augment.plain_views(pictures(count, scale.side), scale.side)
     normal = literal.NORMALISE(views.contiguous())

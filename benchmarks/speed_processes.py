@@ -3,7 +3,7 @@
   python benchmarks/speed_processes.py             writes the section speed processes of RESULTS.md: some minutes
   python benchmarks/speed_processes.py --quick     in miniature; writes nothing
 
-Each training is the command `python -m patholib.training`, on demo images. A rate is the images per second that its
+Each training is the command `python -m patholib.train.training`, on demo images. A rate is the images per second that its
 history says of the epochs after the first, so that neither the start of a process nor its first step counts.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import harness
 from harness import Mark
 
-from patholib import files
+from patholib.base import files
 
 ONE, BOTH = "one process, two threads", "two processes, a thread each"
 SHARE = 0.8  # of the rate of one process, at the recipe's size, where nothing is gained but cores of another machine
@@ -74,7 +74,7 @@ def rate(recipe: str, side: int, processes: int, threads: int, scale: Scale) -> 
             "processes": processes})
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(harness.ROOT), env.get("PYTHONPATH")]))
-        subprocess.run([sys.executable, "-m", "patholib.training", path], env=env, cwd=harness.ROOT, check=True,
+        subprocess.run([sys.executable, "-m", "patholib.train.training", path], env=env, cwd=harness.ROOT, check=True,
                        stdout=subprocess.DEVNULL)
         (history,) = [files.read_json(found) for found in Path(folder).glob("*/history.json")]
     assert [row["processes"] for row in history] == [processes] * scale.epochs

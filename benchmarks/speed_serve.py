@@ -34,8 +34,9 @@ from harness import Mark
 from PIL import Image
 from speed_judge import settled
 
-from patholib import export, inference, recipes
-from patholib.errors import PathoError
+from patholib.base.errors import PathoError
+from patholib.deploy import export, inference, onnx_export
+from patholib.model import recipes
 
 PUBLISHED, LITSERVE, OURS, ALONE = "as published", "LitServe", "patholib serve", "the model alone"
 CALLERS = (1, 8, 32)  # at once
@@ -112,7 +113,7 @@ def running(name: str, model: Path) -> Iterator[int]:
         port = free.getsockname()[1]
     command = {PUBLISHED: [Path(__file__).with_name("literal_server.py"), model, port],
                LITSERVE: [Path(__file__).with_name("litserver.py"), model, port],
-               OURS: ["-m", "patholib.serving", model, "--port", port, "--units", "64"]}[name]
+               OURS: ["-m", "patholib.deploy.server.serving", model, "--port", port, "--units", "64"]}[name]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen([sys.executable, *map(str, command)], stdout=said, stderr=said, env=os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(harness.ROOT), os.environ.get("PYTHONPATH")]))})
@@ -200,7 +201,7 @@ def measured(scale: Scale) -> Found:
         place = Path(folder, "model")
         export.save_model(place, model.state_dict(), recipe, run="benchmark")
         if util.find_spec("onnxruntime") and util.find_spec("onnxscript"):
-            export.to_onnx(place)
+            onnx_export.to_onnx(place)
         predictor = inference.Predictor(place)
         pixels = predictor.read(stream.getvalue())
 

@@ -26,9 +26,10 @@ import pandas as pd
 import torch
 from harness import Mark
 
-from patholib import datasets, images, manifest, models, recipes, training
-from patholib.datasets import demo
-from patholib.runs import Run
+from patholib.data import batching, checking, demo, imagesets, readers, splitting
+from patholib.model import building, recipes
+from patholib.train import devices, training
+from patholib.train.runs import Run
 
 PUBLISHED = "as published"
 ADAPT, WHOLE = "frozen, BatchNorm adapts", "frozen whole"
@@ -83,7 +84,7 @@ def best_cases() -> list[str]:
 
 def precisions() -> tuple[str, ...]:
     """Emulated, bf16 is many times slower than fp32 and nobody's choice."""
-    return ("fp32", "bf16") if training.cpu_computes_bf16() else ("fp32",)
+    return ("fp32", "bf16") if devices.cpu_computes_bf16() else ("fp32",)
 
 
 # --- one step ---
@@ -94,7 +95,7 @@ def steps(scale: Scale) -> dict[str, pd.DataFrame]:
     found = {}
     for table, (_, ways) in CASES.items():
         names = [PUBLISHED, *(f"{way}, {precision}" for way in ways for precision in precisions())]
-        with training.backend(fast=False):
+        with devices.backend(fast=False):
             found[table] = harness.compare({name: step(table, name, scale) for name in names}, scale.rounds)
     return found
 
@@ -114,7 +115,7 @@ def step(table: str, case: str, scale: Scale):
                      image_size=scale.side)
     learner = learner_of(recipe)
     rows = np.arange(scale.batch)
-    batch = images.Batch(views.contiguous(memory_format=torch.channels_last), labels, rows, rows)
+    batch = batching.Batch(views.contiguous(memory_format=torch.channels_last), labels, rows, rows)
 
     def ours() -> int:
         learner.step(batch, 0)
@@ -128,10 +129,10 @@ def learner_of(recipe: recipes.Recipe) -> training.Learner:
     count = 2 * max(recipe.batch_size, len(recipe.classes))
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(count)], "row": 0,
                           "label": np.resize(recipe.classes, count)})
-    nothing = images.ImageSet(np.zeros((1, 8, 8, 3), np.uint8),
+    nothing = imagesets.ImageSet(np.zeros((1, 8, 8, 3), np.uint8),
                               pd.concat([table.assign(split="train"), table.assign(split="val")]), recipe.classes)
     run = SimpleNamespace(recipe=recipe, dir=Path("nowhere"))
-    return training.Learner(models.build(recipe), nothing, run, torch.device("cpu"), 1)
+    return training.Learner(building.build(recipe), nothing, run, torch.device("cpu"), 1)
 
 
 def memory_of(table: str, case: str, quick: bool) -> float:
@@ -145,7 +146,7 @@ def memory_of(table: str, case: str, quick: bool) -> float:
 
 def step_memory(table: str, case: str, scale: Scale) -> float:
     """The most memory held in three steps beyond what was held before them, weights and images among it; in MB."""
-    with training.backend(fast=False):
+    with devices.backend(fast=False):
         one = step(table, case, scale)
         before = held("VmRSS")
         for _ in range(3):
@@ -170,15 +171,15 @@ def epoch(scale: Scale) -> tuple[pd.DataFrame, list[str]]:
                    size=scale.picture)
         recipe = replace(recipes.BREAKHIS, weights="none", epochs=1, batch_size=scale.epoch_batch,
                          image_size=scale.side)
-        source = datasets.read(folder / "demo")
+        source = readers.read(folder / "demo")
         started = time.perf_counter()
-        checked = images.check(source, recipe.cache_size, cache_dir=folder / "cache", on_bad="skip", progress=False)
+        checked = checking.check(source, recipe.cache_size, cache_dir=folder / "cache", on_bad="skip", progress=False)
         check_seconds = time.perf_counter() - started
         started = time.perf_counter()
         for path in source.table["path"]:  # the published validation: open, convert, look at the shape
             assert np.asarray(literal.Image.open(source.root / path).convert("RGB")).ndim == 3
         published_seconds = time.perf_counter() - started
-        split = manifest.split(checked.manifest, recipe.fractions, recipe.seed)
+        split = splitting.split(checked.manifest, recipe.fractions, recipe.seed)
         own = checked.images.with_split(split)
         counts = {}
         cases = {PUBLISHED: lambda: published_epoch(own, source.root, folder, recipe, counts),
@@ -196,7 +197,7 @@ def epoch(scale: Scale) -> tuple[pd.DataFrame, list[str]]:
         f"the check with hashes and cache {check_seconds:.1f} s on all."]
 
 
-def published_epoch(own: images.ImageSet, root: Path, folder: Path, recipe: recipes.Recipe, counts: dict) -> int:
+def published_epoch(own: imagesets.ImageSet, root: Path, folder: Path, recipe: recipes.Recipe, counts: dict) -> int:
     from sklearn.metrics import roc_auc_score
 
     train, val = (literal.Images([root / p for p in part.table["path"]], part.labels, transform)
@@ -226,11 +227,11 @@ def sized(transform, recipe: recipes.Recipe):
     return literal.transforms.Compose([first, *transform.transforms[1:]])
 
 
-def our_epoch(own: images.ImageSet, folder: Path, recipe: recipes.Recipe, counts: dict) -> int:
+def our_epoch(own: imagesets.ImageSet, folder: Path, recipe: recipes.Recipe, counts: dict) -> int:
     with tempfile.TemporaryDirectory(dir=folder) as run_dir:
         (Path(run_dir) / "run.json").write_text("{}", encoding="utf-8")
         run = Run(Path(run_dir), recipe, demo=True, fingerprint="benchmark")
-        training.fit(models.build(recipe), own, run, "cpu")
+        training.fit(building.build(recipe), own, run, "cpu")
     done = len(own.part("train")) // recipe.batch_size
     counts["patholib"] = done * recipe.batch_size, done
     return done * recipe.batch_size

@@ -25,9 +25,12 @@ import numpy as np
 import pandas as pd
 from harness import Mark, markdown
 
-from patholib import datasets, evaluation, images, manifest, metrics, models, runs, training, trust
-from patholib.datasets import isic2019
-from patholib.errors import PathoError
+from patholib.base.errors import PathoError
+from patholib.data import checking, decoding, imagesets, readers, splitting
+from patholib.data.readers import isic2019
+from patholib.judge import heatchecks, metrics, predicting, trust
+from patholib.model import building, profiles
+from patholib.train import runs, training
 
 TITLES = {"demo": "Heatmaps on demo images: is the planted cue found?",
           "isic": "Heatmaps on real lesions: do they lie on them?"}
@@ -41,7 +44,7 @@ HEAT = {"energy": "heat on the mask", "iou": "IoU, same area", "pointing": "peak
 class Known:
     """Images that were not trained on, with the places that count."""
 
-    images: images.ImageSet
+    images: imagesets.ImageSet
     masks: dict[str, np.ndarray]
     what: str
 
@@ -65,15 +68,15 @@ def measure(options: argparse.Namespace) -> int:
     """Trains, examines, writes the section; the exit code."""
     start = time.monotonic()
     checked, run = prepared(options)
-    tiles, recipe = checked.images.with_split(manifest.read_split(run.dir / "split.csv")), run.recipe
-    model = models.build(recipe)
+    tiles, recipe = checked.images.with_split(splitting.read_split(run.dir / "split.csv")), run.recipe
+    model = building.build(recipe)
     history = training.fit(model, tiles, run, workers=2)
     known = planted(checked, tiles, run) if options.name == "demo" else annotated(options.data, recipe)
     count = options.count or (16 if options.name == "demo" else len(known.images))
-    predictions = evaluation.predict(model, known.images, recipe, progress=False)  # both are asked for the same classes
+    predictions = predicting.predict(model, known.images, recipe, progress=False)  # both are asked for the same classes
     score = metrics.summary(predictions, recipe.classes, recipe.positive, seed=recipe.seed)["metrics"]["auc"]
     found = {}
-    for title, network in (("trained", model), ("untrained", models.build(recipe).eval())):
+    for title, network in (("trained", model), ("untrained", building.build(recipe).eval())):
         for method, average in METHODS:
             begun = time.process_time()  # of the processor: a busy machine does not add to it
             report = trust.examine(network, known.images, predictions, masks=known.masks, positive=recipe.positive,
@@ -90,16 +93,16 @@ def measure(options: argparse.Namespace) -> int:
 def prepared(options: argparse.Namespace):
     """The checked images to train on and the run folder, new or cut off."""
     kind, demo = KINDS[options.name], options.name == "demo"
-    source = datasets.load(kind, "demo" if demo else options.data / "isic2019", missing="error" if demo else "skip")
+    source = readers.load(kind, "demo" if demo else options.data / "isic2019", missing="error" if demo else "skip")
     size = options.image_size or 64
     epochs = options.epochs or (None if demo else 20)
-    recipe = runs.recipe_for(kind, source, weights="none", image_size=size, epochs=epochs, seed=options.seed)
-    checked = images.check(source, recipe.cache_size, recipe.fit, on_bad="skip", progress=False)
-    split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+    recipe = profiles.recipe_for(kind, source, weights="none", image_size=size, epochs=epochs, seed=options.seed)
+    checked = checking.check(source, recipe.cache_size, recipe.fit, on_bad="skip", progress=False)
+    split = splitting.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
     return checked, runs.start(recipe, checked, split)
 
 
-def planted(checked: images.Checked, tiles: images.ImageSet, run: runs.Run) -> Known:
+def planted(checked: checking.Checked, tiles: imagesets.ImageSet, run: runs.Run) -> Known:
     """The test images of the demo set, and the nests that were drawn into them."""
     test = tiles.part("test")
     masks = trust.planted(checked.manifest, test, run.recipe.fit)
@@ -116,12 +119,12 @@ def annotated(folder: Path, recipe) -> Known:
     if not names or trained_on & set(names):
         raise PathoError("bad_masks", "isic_masks", f"holds {len(names)} labelled images, "
                          f"{len(trained_on & set(names))} of them in the training set", "Give other images")
-    pixels = np.stack([images.to_square(images.read(folder / "isic_masks" / f"{name}.jpg"), recipe.cache_size,
+    pixels = np.stack([decoding.to_square(decoding.read(folder / "isic_masks" / f"{name}.jpg"), recipe.cache_size,
                                         recipe.fit) for name in names])
     table = pd.DataFrame({"path": names, "label": truth.loc[names, list(recipe.classes)].idxmax(axis=1).to_numpy(),
                           "group": names, "row": np.arange(len(names))})
     masks = trust.squares({name: outlines[name] for name in names}, recipe.cache_size, recipe.fit)
-    return Known(images.ImageSet(pixels, table, recipe.classes), masks,
+    return Known(imagesets.ImageSet(pixels, table, recipe.classes), masks,
                  "real dermoscopy images with an expert's outline of the lesion, none of them trained on")
 
 
@@ -143,8 +146,8 @@ def tables(found: dict) -> list[str]:
     for (name, method), (report, _) in found.items():
         where = report.facts["localisation"]
         rows.append([name, method, *(metrics.readable(where["map"][kind], 2) for kind in HEAT),
-                     *(metrics.readable(where[f"over_{other}"]["energy"], 2) for other in trust.BASELINES)])
-    for name, words in trust.BASELINES.items():
+                     *(metrics.readable(where[f"over_{other}"]["energy"], 2) for other in heatchecks.BASELINES)])
+    for name, words in heatchecks.BASELINES.items():
         rows.append([words, "", *(metrics.readable(first[name][kind], 2) for kind in HEAT), "", ""])
     of = next(iter(found.values()))[0].facts["of"]
     lines = [f"Where the heat of {first['images']} images{f' called {of}' * bool(of)} of {first['groups']} groups "
@@ -178,8 +181,8 @@ def reasons(found: dict) -> list[str]:
 def marks(found: dict) -> list[tuple[Mark, float]]:
     """The trained network's Grad-CAM lies on what counts more than a blob or edges would; the untrained one's fails."""
     where = {name: found[name, "gradcam"][0].facts["localisation"] for name in ("trained", "untrained")}
-    judged = [(Mark(f"trained, Grad-CAM: heat on the mask over {trust.BASELINES[name]}, low end", 0.0, ""),
-               lower(where["trained"][f"over_{name}"]["energy"])) for name in trust.BASELINES]
+    judged = [(Mark(f"trained, Grad-CAM: heat on the mask over {heatchecks.BASELINES[name]}, low end", 0.0, ""),
+               lower(where["trained"][f"over_{name}"]["energy"])) for name in heatchecks.BASELINES]
     judged.append((Mark("untrained, Grad-CAM: failed checks", 1.0, ""),
                    float(len(found["untrained", "gradcam"][0].reasons))))
     return judged

@@ -28,10 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an 
 import torch
 from PIL import Image
 
-from patholib import augment, datasets, figures, files, images, manifest, markdown, recipes
-from patholib.datasets.sources import SOURCES
-from patholib.errors import PathoError
-from patholib.places import MOUNTS
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.base.places import MOUNTS
+from patholib.data import checking, manifest, readers, splitting
+from patholib.data.readers.sources import SOURCES
+from patholib.model import augment, recipes
+from patholib.report import markdown
+from patholib.report.figures import sheets
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, EXAMPLE = ROOT / "docs" / "images", ROOT / "docs" / "example"
@@ -152,15 +156,15 @@ def newest() -> Path:
 
 def augmentation():
     """The same random draws as corrected and as published, on a demo image."""
-    source = datasets.load("breakhis", "demo")
+    source = readers.load("breakhis", "demo")
     shown = {}
     for title, recipe in (("as published", recipes.as_published("breakhis")), ("corrected", recipes.BREAKHIS)):
-        checked = images.check(source, recipe.cache_size, recipe.fit, progress=False)
-        split = manifest.split(checked.manifest, recipe.fractions, recipe.seed, source.group_by)
+        checked = checking.check(source, recipe.cache_size, recipe.fit, progress=False)
+        split = splitting.split(checked.manifest, recipe.fractions, recipe.seed, source.group_by)
         shown[title] = augment.preview(checked.images.with_split(split), recipe, count=1, views=5)
     pixels = [pixels[0] for pixels, _ in shown.values()]
     views = torch.cat([views for _, views in shown.values()], dim=1)  # (5, 2, 3, H, W)
-    return figures.augmented(pixels, views, list(shown), "The same random draws, as published and corrected",
+    return sheets.augmented(pixels, views, list(shown), "The same random draws, as published and corrected",
                              note=manifest.DEMO_NOTE)
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from patholib import __version__
-from patholib.errors import PathoError
+from patholib.base.errors import PathoError
 
 OK, FOUND, UNREADABLE = 0, 1, 2  # exit codes; argparse uses 2 for wrong arguments as well
 STOPPED = 130  # as a shell says of a command that was interrupted
@@ -36,7 +36,7 @@ def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     parser.add_argument("--out", metavar="FOLDER", help="write audit.json and audit.html there")
 
     def run(given: argparse.Namespace) -> int:
-        from patholib import leakage
+        from patholib.data import leakage
 
         folders = {name: getattr(given, name) for name in ("train", "val", "test") if getattr(given, name)}
         if bool(given.split) == bool(folders):
@@ -73,8 +73,8 @@ def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
                         "another model is refused")
 
     def run(given: argparse.Namespace) -> int:
-        from patholib import predictions
-        from patholib.inference import Predictor
+        from patholib.deploy import predictions
+        from patholib.deploy.inference import Predictor
 
         where, _, engine = given.engine.partition(":")
         on = predictions.Ray(given.model, given.address) if where == "ray" else None
@@ -104,7 +104,7 @@ def export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
     def run(given: argparse.Namespace) -> int:
         from pathlib import Path
 
-        from patholib.export import copy
+        from patholib.deploy.export import copy
 
         for path in copy(Path(given.folder), Path(given.out or Path(given.folder, "export")), given.onnx):
             print(path)
@@ -118,7 +118,7 @@ def serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
 
     Exit code: 0 stopped by SIGTERM or Ctrl-C, 2 refused, 78 the model cannot be used. For research use only.
     """
-    from patholib import serving
+    from patholib.deploy.server import serving
 
     serving.arguments(parser)
     return serving.run
@@ -152,9 +152,9 @@ def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
             return False
 
     def run(given: argparse.Namespace) -> int:
-        from patholib import downloads
+        from patholib.model import downloading
 
-        downloads.fetch_by_name(given.what, lambda terms: agree(given, terms), given.to, given.origin,
+        downloading.fetch_by_name(given.what, lambda terms: agree(given, terms), given.to, given.origin,
                                 given.remove_archive, given.changed)
         return OK
 
@@ -187,7 +187,7 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
                         "machine (default: one is made of this machine, and stopped in the end)")
 
     def run(given: argparse.Namespace) -> int:
-        from patholib import sweeps
+        from patholib.lab import sweeps
 
         ray = given.engine == "ray"
         if not ray and (given.gpus_per_run or given.address):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from patholib.errors import PathoError
+from patholib.base.errors import PathoError
 
 TABLE = Path(__file__).parents[1] / "docs" / "robustness.md"
 RECORDING = os.environ.get("PATHOLIB_RECORD") == "1"

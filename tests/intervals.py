@@ -22,7 +22,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from patholib import metrics
+from patholib.judge import metrics
 
 CLASSES, BIAS, SPREAD, WITHIN = ("benign", "malignant"), 0.8, 1.0, 0.3
 NAMES = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "log_loss", "brier")

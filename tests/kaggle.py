@@ -94,8 +94,8 @@ def wheel(folder: Path) -> Path:
 def data(place: Path) -> None:
     """Small pictures in the layout of ISIC 2019, without the mark that would have them known as demo images."""
     sys.path.insert(0, str(ROOT))
-    from patholib.datasets import demo
-    from patholib.datasets.folders import DEMO
+    from patholib.data import demo
+    from patholib.data.readers.folders import DEMO
 
     demo.write(place, "isic2019", groups=64, images_per_group=1, size=(64, 64))
     (place / DEMO).unlink()

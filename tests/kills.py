@@ -43,8 +43,8 @@ import tiny
 import torch
 from tqdm import tqdm
 
-from patholib import runs, training
-from patholib.recipes import Recipe, Stage
+from patholib.model.recipes import Recipe, Stage
+from patholib.train import runs, saving, training
 
 BASE = replace(tiny.TINY, epochs=3)
 RECIPES = {
@@ -133,12 +133,12 @@ def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        training.SAVE_SECONDS = interval
+        saving.SAVE_SECONDS = interval
         if slow:
             sync = os.fsync
             os.fsync = lambda handle: (time.sleep(WRITE), sync(handle))
         announced = {(training.Learner, "resume"): "loading", (training.Learner, "step"): "training",
-                     (training.Learner, "validate"): "validating", (training.Saving, "write"): "writing",
+                     (training.Learner, "validate"): "validating", (saving.Saving, "write"): "writing",
                      (training.Learner, "facts"): "finishing"}
         for (owner, name), phase in announced.items():
             setattr(owner, name, telling(getattr(owner, name), phase, say))

@@ -19,8 +19,10 @@ from typing import NamedTuple
 import tiny
 from samples import encoded, picture
 
-from patholib import export, models, serving, webapp
-from patholib.inference import Predictor
+from patholib.deploy import export
+from patholib.deploy.inference import Predictor
+from patholib.deploy.server import serving, webapp
+from patholib.model import building
 
 HERE = Path(__file__).parent
 MARK = "b0undary"
@@ -42,7 +44,7 @@ class Answer(NamedTuple):
 def model(folder: Path, **facts) -> Path:
     """An export of the tiny network."""
     with tiny.network():
-        export.save_model(folder, models.build(tiny.TINY).state_dict(), tiny.TINY, run="a run",
+        export.save_model(folder, building.build(tiny.TINY).state_dict(), tiny.TINY, run="a run",
                           **{"threshold": 0.4, "temperature": 1.3} | facts)
     return folder
 

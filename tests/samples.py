@@ -10,9 +10,10 @@ import zlib
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from patholib import files, images
-from patholib.datasets import isic2019, table
-from patholib.manifest import Manifest
+from patholib.base import files
+from patholib.data import decoding
+from patholib.data.manifest import Manifest
+from patholib.data.readers import isic2019, table
 
 # ---------------------------------------------------------------------------------------------------------- images
 
@@ -58,13 +59,13 @@ def textured(seed: int, side: int = 192) -> Image.Image:
 def copied(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Scaled by 0.5 to 2 each way, turned, brightened by up to 15 %, saved as JPEG of quality 30 to 95."""
     scale = np.exp(rng.uniform(np.log(0.5), np.log(2), 2))
-    size = tuple(max(images.MIN_SIDE, round(side * by)) for side, by in zip(image.size, scale, strict=True))
+    size = tuple(max(decoding.MIN_SIDE, round(side * by)) for side, by in zip(image.size, scale, strict=True))
     image = image.resize(size, Image.Resampling(int(rng.choice([1, 2, 3, 4, 5]))))  # all but the nearest pixel
     turn = (None, *Image.Transpose)[rng.integers(8)]
     image = image if turn is None else image.transpose(turn)
     image = ImageEnhance.Contrast(ImageEnhance.Brightness(image).enhance(rng.uniform(0.85, 1.15))).enhance(
         rng.uniform(0.9, 1.1))
-    return images.read(encoded(image, "JPEG", quality=int(rng.integers(30, 96))))
+    return decoding.read(encoded(image, "JPEG", quality=int(rng.integers(30, 96))))
 
 
 def chunk(name, content):

@@ -13,7 +13,8 @@ import time
 
 import tiny
 
-from patholib import inference, serving
+from patholib.deploy import inference
+from patholib.deploy.server import serving
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
 TOUCHING = {"os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink", "os.truncate", "tempfile.mkstemp",

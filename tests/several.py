@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an 
 import tiny
 import torch
 
-from patholib import models, processes, training
-from patholib.errors import PathoError
+from patholib.base.errors import PathoError
+from patholib.model import architectures, building
+from patholib.train import launching, training
 
 PATIENCE = 180.0  # seconds after which a team counts as hung
 ALONE = {"OMP_NUM_THREADS": "1"}  # two threads add in another order, and a process that has threads must not fork
@@ -77,10 +78,10 @@ def member(rank: int, count: int, port: int, folder: Path, work, given) -> None:
     """One process of a team; what it does is kept in a file."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TQDM_DISABLE": "1", **ALONE,
-                   **processes._loopback()}
+                   **launching._loopback()}
     torch.set_num_threads(1)
     try:
-        with tiny.network(), processes.joined(False) as own:
+        with tiny.network(), launching.joined(False) as own:
             found = work(own, *given)
     except (PathoError, SystemExit, KeyboardInterrupt) as error:
         found = {"error": f"{getattr(error, 'code', type(error).__name__)}", "said": str(error)}
@@ -96,7 +97,7 @@ def train(own, folder: Path, recipe=tiny.TINY, images=(32, 16), prepare=None, dt
     import pytest
 
     run = replace(tiny.open_run(folder, recipe), writes=own.first)
-    model = models.build(recipe).to(dtype)
+    model = building.build(recipe).to(dtype)
     with pytest.MonkeyPatch.context() as patch:
         if prepare is not None:
             prepare(patch, own)
@@ -107,7 +108,7 @@ def train(own, folder: Path, recipe=tiny.TINY, images=(32, 16), prepare=None, dt
 def alone(folder: Path, *given, **options) -> dict:
     """The same training in this process alone."""
     with tiny.network():
-        return train(processes.ALONE, folder, *given, **options)
+        return train(launching.ALONE, folder, *given, **options)
 
 
 def furthest(one: dict, other: dict) -> float:
@@ -125,13 +126,13 @@ def same(one: dict, other: dict) -> bool:
 @contextlib.contextmanager
 def small_networks():
     """Lets the recipe of demo images, too, train the small network: its ResNet50 would take minutes."""
-    before = models.NETWORKS["resnet50"]
-    models.NETWORKS["resnet50"] = (tiny.Network, None, "fc", 32)
+    before = architectures.NETWORKS["resnet50"]
+    architectures.NETWORKS["resnet50"] = (tiny.Network, None, "fc", 32)
     try:
         with tiny.network():
             yield
     finally:
-        models.NETWORKS["resnet50"] = before
+        architectures.NETWORKS["resnet50"] = before
 
 
 if __name__ == "__main__":  # what `jobs.PROGRAM` is in tests

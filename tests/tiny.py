@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patholib import files, images, manifest, models, recipes, training
-from patholib.datasets import table
-from patholib.images import ImageSet
-from patholib.models import build
-from patholib.recipes import BREAKHIS
-from patholib.runs import Run
+from patholib.base import files
+from patholib.data import checking, splitting
+from patholib.data.imagesets import ImageSet
+from patholib.data.readers import table
+from patholib.model import architectures, recipes
+from patholib.model.building import build
+from patholib.model.recipes import BREAKHIS
+from patholib.train import training
+from patholib.train.runs import Run
 
 TINY = replace(recipes.unfrozen(BREAKHIS), arch="resnet18", image_size=32, batch_size=8, epochs=2, head_width=16,
                lr=1e-2, patience=0, precision="fp32")  # auto is decided by the clock
@@ -50,12 +53,12 @@ def block(before, after, stride=1):
 @contextlib.contextmanager
 def network():
     """Lets resnet18 be that network, whose checkpoint takes milliseconds instead of half a second."""
-    before = models.NETWORKS["resnet18"]
-    models.NETWORKS["resnet18"] = (Network, None, "fc", 32)
+    before = architectures.NETWORKS["resnet18"]
+    architectures.NETWORKS["resnet18"] = (Network, None, "fc", 32)
     try:
         yield
     finally:
-        models.NETWORKS["resnet18"] = before
+        architectures.NETWORKS["resnet18"] = before
 
 
 def image_set(train=32, val=16, seed=0, cue=60):
@@ -85,9 +88,9 @@ def pictures(folder):
 
 def prepare(folder, seed=0):
     """(checked, split) of such a folder: the same in any process."""
-    checked = images.check(table.read(folder / "mine.csv"), TINY.cache_size, cache_dir=folder.parent / "cache",
+    checked = checking.check(table.read(folder / "mine.csv"), TINY.cache_size, cache_dir=folder.parent / "cache",
                            progress=False)
-    return checked, manifest.split(checked.manifest, seed=seed)
+    return checked, splitting.split(checked.manifest, seed=seed)
 
 
 def open_run(folder, recipe=TINY):

@@ -37,7 +37,7 @@ FAR = 1 << 30  # where a lock must lie: behind the text, which others are to rea
 
 def pretend(folder: str) -> None:
     """From here on this process, and what it starts, lives on such a system; its rules for files hold in `folder`."""
-    from patholib import locks
+    from patholib.base import locks
 
     real = os.path.realpath(folder)
     for name in ABSENT:
@@ -127,10 +127,10 @@ def there(folder: Path, *command: str, **options) -> subprocess.CompletedProcess
     hooks = folder.parent / "hooks"
     hooks.mkdir(exist_ok=True)
     here = Path(__file__).resolve().parent
-    (hooks / "sitecustomize.py").write_text(f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n"
+    (hooks / "sitecustomize.py").write_text(f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parent)!r}, {str(here / 'project')!r}]\n"
                                             f"import windows\nwindows.pretend({str(folder)!r})\n", encoding="utf-8")
     env = {**os.environ, **SETTINGS, PLAYED: str(folder), "PRETEND_WINDOWS_LOG": str(folder.parent / "refused.txt"),
-           "PYTHONPATH": os.pathsep.join([str(hooks), str(here.parent), str(here)]), "OMP_NUM_THREADS": "1"}
+           "PYTHONPATH": os.pathsep.join([str(hooks), str(here.parent), str(here), str(here / "project")]), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, **options)
 
 
@@ -141,32 +141,24 @@ def pipeline(folder: Path) -> None:
     import test_pipeline
     import tiny
 
-    from patholib import (
-        archives,
-        cli,
-        comparison,
-        datasets,
-        export,
-        figures,
-        files,
-        images,
-        inference,
-        models,
-        report,
-        runs,
-        sandbox,
-        serving,
-        training,
-    )
+    from patholib import cli
+    from patholib.base import files
+    from patholib.data import archives, checking, readers
+    from patholib.deploy import export, inference
+    from patholib.deploy.server import sandbox, serving
+    from patholib.model import building
+    from patholib.report import comparison, report
+    from patholib.report.figures import style
+    from patholib.train import runs, training
 
-    figures.FILE_DPI = 40
+    style.FILE_DPI = 40
     with tiny.network():
         done = test_pipeline.finish(folder, "table")
         report.write(done.run.dir)  # again, over what is there
         done.tiles.pixels[0].sum()  # its cache is mapped, and stays so while the same is checked again
         table = folder / "data" / "mine.csv"
         table.write_text(table.read_text(encoding="utf-8").replace("/", "\\"), encoding="utf-8")
-        checked = images.check(datasets.load("table", table), done.run.recipe.cache_size, done.run.recipe.fit,
+        checked = checking.check(readers.load("table", table), done.run.recipe.cache_size, done.run.recipe.fit,
                                cache_dir=folder / "cache", progress=False)
         assert checked.report["cache"]["reused"], "a backslash made another path of it"
         for epochs in (1, 3):  # saved, gone on with, and the older checkpoints removed
@@ -186,7 +178,7 @@ def pipeline(folder: Path) -> None:
         with zipfile.ZipFile(folder / "set.zip", "w") as archive:
             archive.write(picture, "set/picture.png")
         archives.extract(folder / "set.zip", folder / "unpacked")
-    export.save_model(folder / "served", models.build(tiny.TINY).state_dict(), tiny.TINY)  # known to another process
+    export.save_model(folder / "served", building.build(tiny.TINY).state_dict(), tiny.TINY)  # known to another process
     with serving.running(folder / "served") as server:
         assert server.predict(picture)["probabilities"]
 

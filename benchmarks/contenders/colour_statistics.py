@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from patholib import images
+from patholib.data import decoding
 
 SIDE = 128  # of the squares that are looked at
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
@@ -62,7 +62,7 @@ def candidates(job: Job) -> dict:
 
 def pixels(file: str) -> np.ndarray:
     """The picture as a square of colours (S, S, 3) uint8."""
-    return images.to_square(images.read(file), SIDE)
+    return decoding.to_square(decoding.read(file), SIDE)
 
 
 def statistics(square: np.ndarray) -> np.ndarray:

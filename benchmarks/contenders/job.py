@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also without an 
 import numpy as np
 import pandas as pd
 
-from patholib import files, metrics
+from patholib.base import files
+from patholib.judge import ranking
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as every rival normalises
 
@@ -91,8 +92,8 @@ def point(job: Job, epoch: int, seconds: float, probs: np.ndarray) -> dict:
     """One row of the curve, from the probabilities (N, C) of the validation images."""
     place = job.part("val")["place"].to_numpy()
     return {"epoch": epoch, "seconds": round(seconds, 2),
-            "val_auc": metrics.auc(place, probs if probs.shape[1] > 2 else probs[:, 1]),
-            "val_balanced_accuracy": metrics.balanced_accuracy(place, probs.argmax(axis=1))}
+            "val_auc": ranking.auc(place, probs if probs.shape[1] > 2 else probs[:, 1]),
+            "val_balanced_accuracy": ranking.balanced_accuracy(place, probs.argmax(axis=1))}
 
 
 def predictions(job: Job, split: str, probs: np.ndarray) -> pd.DataFrame:

@@ -20,9 +20,13 @@ import torch
 from job import Job
 from torch.nn import functional as F
 
-from patholib import augment, datasets, evaluation, files, images, losses, recipes, validation
-from patholib.images import ImageSet
-from patholib.recipes import Recipe, Stage
+from patholib.base import files
+from patholib.data import checking, readers
+from patholib.data.imagesets import ImageSet
+from patholib.judge import decisions, judging
+from patholib.model import augment, losses, recipes
+from patholib.model.recipes import Recipe, Stage
+from patholib.train import validation
 
 # Optical density in red, green and blue of one unit of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001).
 STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -49,43 +53,43 @@ def main(job: Job) -> None:
     torch.set_num_threads(job.threads)
     out, recipe = Path(job.out), replace(recipes.from_json(job.options["recipe"]), seed=job.seed)
     tried = Tried(**{name: value for name, value in job.options.items() if name != "recipe"})
-    source = datasets.load(job.kind, job.data, missing="skip", positive=job.positive)
+    source = readers.load(job.kind, job.data, missing="skip", positive=job.positive)
     started = time.perf_counter()
-    checked = images.check(source, recipe.cache_size, recipe.fit, out / "cache", on_bad="skip", workers=job.threads,
+    checked = checking.check(source, recipe.cache_size, recipe.fit, out / "cache", on_bad="skip", workers=job.threads,
                            progress=False, report_dir=out / "check")
     if tried.grey_norm:
         checked = replace(checked, images=in_grey_light(checked.images, tried.grey_norm))
-    checking = time.perf_counter() - started
+    checked_in = time.perf_counter() - started
     place = job.table.set_index("path").loc[checked.manifest.table["path"]]
     split = checked.manifest.table.assign(group=place["group"].to_numpy(), split=place["split"].to_numpy())
     sides = {tried.side(replace(recipe, epochs=2), epoch): None for epoch in (1, 0)}  # of either half, the last first
     cost = {(frozen, side): trial(recipe, frozen, side, tried, checked, split, job)
             for frozen in sorted({stage.frozen for stage in recipe.stages}) for side in sides}
-    recipe = replace(recipe, epochs=affordable(recipe, cost, job.seconds - checking, tried))
+    recipe = replace(recipe, epochs=affordable(recipe, cost, job.seconds - checked_in, tried))
     with mock.patch.object(augment, "training_views", training_views(tried, lambda epoch: tried.side(recipe, epoch))):
         trained = validation.train(recipe, checked, split, out / "runs", workers=job.threads, resume="never",
                                    allow_leakage=True, name="run")
     folder = trained.run.dir
-    evaluation.lock(trained.model, trained.images, folder, recipe)
-    evaluation.judge(trained.model, trained.images, folder, recipe)
+    decisions.lock(trained.model, trained.images, folder, recipe)
+    judging.judge(trained.model, trained.images, folder, recipe)
     trained.run.finish()
     history, facts = files.read_json(folder / "history.json"), files.read_json(folder / "run.json")["training"]
-    seconds = checking + np.cumsum([row["seconds"] for row in history])
+    seconds = checked_in + np.cumsum([row["seconds"] for row in history])
     curve = [{"epoch": row["epoch"], "seconds": round(float(at), 2), "val_auc": row["val_auc"],
               "val_balanced_accuracy": row["val_balanced_accuracy"]}
              for row, at in zip(history, seconds, strict=True)]
-    tables = {name: in_order(job, name, evaluation.calibrated(folder, name)) for name in ("val", "test")}
+    tables = {name: in_order(job, name, decisions.calibrated(folder, name)) for name in ("val", "test")}
     if recipe.tta_views > 1:
-        tables["test_tta"] = in_order(job, "test", evaluation.calibrated(folder, "test_tta"))
+        tables["test_tta"] = in_order(job, "test", decisions.calibrated(folder, "test_tta"))
     counts = job.part("train")["label"].value_counts().reindex(job.classes).to_numpy()
     jobs.leave(job, tables, curve, epochs=len(history), best_epoch=facts["best_epoch"], seconds=float(seconds[-1]),
-               planned=sum(spent(recipe, cost, tried)) + checking, precision=facts["precision"],
+               planned=sum(spent(recipe, cost, tried)) + checked_in, precision=facts["precision"],
                prior=losses.effective_prior(recipe, counts).tolist(), shares=losses.shares(recipe, counts))
     for name in ("runs", "trial", "cache", "check"):  # weights and pictures: of these only numbers are kept
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def trial(recipe: Recipe, frozen: int, side: int, tried: Tried, checked: images.Checked, split, job: Job) -> float:
+def trial(recipe: Recipe, frozen: int, side: int, tried: Tried, checked: checking.Checked, split, job: Job) -> float:
     """The seconds of an epoch with so many blocks frozen and views so large, from one that is thrown away."""
     short = replace(recipe, epochs=1, stages=(Stage(0, frozen, 1.0),))
     with mock.patch.object(augment, "training_views", training_views(tried, lambda epoch: side)):

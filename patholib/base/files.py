@@ -1,0 +1,215 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, then renamed over it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from patholib.base import places
+from patholib.base.errors import PathoError
+
+IN_USE = (5, 32, 33)  # what Windows answers where another program has the file open; elsewhere that keeps nobody
+TOO_LONG = (3, 206)  # ... and where a path is longer than it takes
+LONGEST_PATH = 259  # characters that every Windows takes
+
+
+def project_root() -> Path:
+    """The nearest folder, from the working one upwards, whose pyproject.toml names patholib; else the working one.
+
+    Jupyter and nbval run a notebook in its own folder, papermill in the caller's: both find the same data and outputs.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        try:
+            if 'name = "patholib"' in (folder / "pyproject.toml").read_text(encoding="utf-8"):
+                return folder
+        except (OSError, UnicodeDecodeError):
+            continue  # no such file here, or none of ours
+    return here
+
+
+def joined(folder: Path, name: str) -> str:
+    """The path of a file in a folder, as text: `folder / name` takes ten times as long, a second for 100,000 files."""
+    return os.path.join(folder, name)  # noqa: PTH118
+
+
+def outputs() -> Path:
+    """The folder that holds run folders: PATHOLIB_OUTPUTS, or outputs/ of the project; on Colab it may be in Drive."""
+    return Path(os.environ.get("PATHOLIB_OUTPUTS") or places.outputs(project_root()))
+
+
+def remade() -> Path:
+    """The folder for what can be made again, cache and demo images: data/ of the project; not so on Kaggle."""
+    return places.remade(project_root())
+
+
+def as_least_able(path: str) -> str:
+    """A path as the least able system sees it: two that agree in this are one file on Windows or macOS.
+
+    Unicode writes an accent in two ways, and capitals do not count (canonical caseless matching, Unicode 3.13, D145).
+    """
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes `content` so that `path` holds either the old or the new bytes, whenever the power goes."""
+    return write_parts(path, [content])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
+    """The same for a file that need not fit into memory, given in parts."""
+    with written(path) as stream:
+        stream.writelines(parts)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """The same for who writes into a stream: the file has its name once the block has ended without an error."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(part).chmod(0o666 & ~umask)  # mkstemp makes it private; the file is to be as any other
+        into_place(Path(part), path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # a scanner of viruses may have it open on Windows
+            Path(part).unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def into_place(part: Path, path: Path) -> None:
+    """Renames a file or folder to its place, over a file that is there.
+
+    Windows refuses while anybody has either open: scanners of viruses mostly for a moment, which is waited for.
+    """
+    for seconds in (0.05, 0.1, 0.2, 0.4, 0.8):
+        try:
+            part.replace(path)
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in IN_USE:
+                raise
+            time.sleep(seconds)
+    part.replace(path)
+
+
+def flush_folder(folder: Path) -> None:
+    """Has the names in a folder written to disk, without which a power cut may undo a rename."""
+    if os.name != "posix":  # Windows has no such call; NTFS keeps a journal of its names
+        return
+    with contextlib.suppress(OSError):  # some network folders refuse; the file is whole with the old name or the new
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def unwritable(path: Path, error: OSError) -> PathoError:
+    """The refusal for a file that could not be written: `no_space`, or `output_unwritable`."""
+    code = "no_space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "output_unwritable"
+    reason, remedy = error.strerror or error, f"Free some space in {path.parent}, or choose another output folder"
+    known = getattr(error, "winerror", None)  # only Windows has such numbers
+    if known in IN_USE:
+        remedy = "Close the program that has it open, such as a spreadsheet or another notebook; or correct its rights"
+    if known in TOO_LONG and len(str(path.absolute())) + len(".12345678.part") > LONGEST_PATH:
+        reason = f"its path is {len(str(path.absolute()))} characters long, about as many as Windows takes"
+        remedy = "Choose an output folder with a shorter path, or switch on long paths in Windows"
+    return PathoError(code, str(path), f"cannot be written ({reason})", remedy)
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turns an error of the system in writing `path` into its refusal: see `unwritable`."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8 with \\n line ends on every system."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value) -> Path:
+    """Writes indented JSON with its keys in the given order; NaN is refused, because JSON has none."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_json(path: Path, value: dict) -> None:
+    """Adds a line with the time (UTC) and the values to a log; a log that cannot be written stops nobody."""
+    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds")} | value, ensure_ascii=False)
+    with contextlib.suppress(OSError):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def read_bytes(path: Path, first: int = -1) -> bytes:
+    """The bytes of a regular file, all or the `first`.
+
+    Errors: missing_file; unreadable (a folder, a pipe, no permission, a failing disk).
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # looked at first: opening a pipe would wait for ever
+            raise PathoError("unreadable", str(path), "is a folder, a pipe or a device, not a file",
+                             "Move it away and restore the file")
+        with path.open("rb") as stream:
+            return stream.read(first)
+    except FileNotFoundError:
+        raise PathoError("missing_file", str(path), "does not exist",
+                         "Run the step that writes it, or name another run folder") from None
+    except OSError as error:
+        raise PathoError("unreadable", str(path), f"cannot be read ({error.strerror or error})",
+                         "Correct its permissions, or check that the drive is still there") from error
+
+
+def read_json(path: Path):
+    """Reads JSON, or says which file is not JSON and where it breaks. Errors: as `read_bytes`, bad_json."""
+    content = read_bytes(path)
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits; nested too deep
+        raise PathoError("bad_json", str(path), f"is not valid JSON ({error})", "Restore it or run again") from error
+
+
+def write_table(path: Path, table) -> Path:
+    """Writes a DataFrame as CSV without its index; floats keep the 17 digits that read back exactly."""
+    return write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(value) -> str:
+    """The hexadecimal SHA-256 of any JSON value, the same on every system."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""From files to batches: manifest, check, cache, splits, leak audit."""

@@ -1,0 +1,200 @@
+"""The cache: every checked image once, as uint8, in one memory-mapped file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from patholib.base import cpu, files, locks
+from patholib.base.errors import PathoError
+from patholib.base.progress import bar
+from patholib.data import decoding
+
+WRITE_DOWN = 5.0  # seconds of a check that a kill may cost
+
+# Problems of the moment, not of the bytes: the next check looks again instead of remembering them.
+PASSING = {"unreadable", "io_error", "changed_file", "missing_file"}
+
+
+def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = None) -> Path:
+    """Where these files' pixels are cached: `cache_dir`, else the folder PATHOLIB_CACHE, else `files.remade`."""
+    folder = Path(cache_dir or os.environ.get("PATHOLIB_CACHE") or files.remade() / "cache")
+    listed = [[fact["path"], fact["bytes"], fact["mtime_ns"]] for fact in facts]
+    key = files.digest({"pixels": decoding.PIXEL_VERSION, "size": size, "fit": fit, "files": listed})
+    return folder / f"{key[:24]}.npy"
+
+
+def problem(error: PathoError) -> dict:
+    return {"code": error.code, "reason": error.reason, "remedy": error.remedy}
+
+
+def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndarray | None]:
+    """All facts of one file, and its square unless it is refused."""
+    if "problem" in fact:
+        return fact, None
+    name = fact["path"]
+    try:
+        found = decoding.stat_file(path, name)
+        content = decoding.content(path, found, name, decoding.most_bytes(decoding.MAX_PIXELS))
+        if (found.st_size, found.st_mtime_ns) != (fact["bytes"], fact["mtime_ns"]):
+            raise PathoError("changed_file", name, "changed during the check", "Check again")
+        fact = fact | {"sha256": hashlib.sha256(content).hexdigest()}
+        image, seen = decoding.decode(content, name, decoding.MAX_PIXELS)
+    except PathoError as error:
+        return fact | {"problem": problem(error)}, None
+    square = decoding.to_square(image, size, fit)
+    same = hashlib.blake2b(square.tobytes(), digest_size=16).hexdigest()  # equal pixels, whatever the encoding
+    return fact | seen | {"phash": decoding.perceptual_hash(square), "pixels": same}, square
+
+
+def build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, workers: int, progress: bool,
+           say: Callable) -> list[dict]:
+    """Writes the cache and, beside it, the facts of every file; a refused file's pixels stay zero and unused."""
+    shape = (len(facts), size, size, 3)
+    need = int(np.prod(shape))
+    with _writable(cache):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(cache.parent)
+        free = shutil.disk_usage(cache.parent).free
+    say(f"Cache: {shape[0]:,} images of {size} x {size} pixels take {need / 1e9:.2f} GB in {short(cache.parent)} "
+        f"({free / 1e9:.1f} GB free)")
+    if need + 2**20 > free:
+        raise PathoError("no_space", str(cache.parent), f"has {free / 1e9:.2f} GB free, but the cache takes "
+                         f"{need / 1e9:.2f}", "Free some space, or name another folder in PATHOLIB_CACHE")
+    held = cache.with_name(f".{cache.stem}.lock")
+    lock = locks.take(held)
+    alone = "" if lock else f".{os.getpid()}"  # two processes that build the same cache do not share a file
+    part = cache.with_name(f".{cache.stem}{alone}.part")
+    try:
+        facts = _fill(part, root, facts, shape, fit, workers, progress, say)
+        with _writable(cache):
+            files.into_place(part, cache)
+        files.write_text(cache.with_suffix(".json"), json.dumps({"files": facts}))  # unindented: quicker
+        _journal(part).unlink(missing_ok=True)
+    except PathoError as error:
+        if error.code in ("no_space", "output_unwritable"):  # the space is given back; other builds can be gone on with
+            part.unlink(missing_ok=True)
+            _journal(part).unlink(missing_ok=True)
+        raise
+    finally:
+        if lock:
+            lock.close()
+            with contextlib.suppress(OSError):  # Windows: another process has just opened it to see whether it is held
+                held.unlink(missing_ok=True)
+    return facts
+
+
+def short(path: Path) -> str:
+    """A path in the project relative to it, any other in full."""
+    root = files.project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int, progress: bool,
+          say: Callable) -> list[dict]:
+    """Decodes every file into the array at `part`, on disk when it returns; the facts of all, in order.
+
+    What is done is written down every few seconds, and a build that was killed goes on from there.
+    """
+    done = _done_before(part, shape)
+    if done:
+        say(f"Going on with a check that was interrupted: {len(done):,} of {len(facts):,} images are done")
+    with _writable(part):
+        pixels = np.lib.format.open_memmap(part, "r+" if done else "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a bus error in the mapping
+            with part.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, part.stat().st_size)
+
+    def work(i: int) -> dict:
+        fact, square = _examine(root / facts[i]["path"], facts[i], shape[1], fit)
+        if square is not None:
+            pixels[i] = square
+        return fact
+
+    named = [fact["path"] for fact in facts].__getitem__
+    todo = [i for i in range(len(facts)) if i not in done]
+    meter = bar(shown=progress, total=len(facts), initial=len(done), desc="Checking images", unit="img",
+                leave=False)
+    with _writable(part):
+        journal = _journal(part).open("a" if done else "w", encoding="utf-8")
+    fresh: dict[int, dict] = {}
+
+    def write_down() -> float:
+        with _writable(part):
+            pixels.flush()  # first, or a power cut would leave a line about pixels that are not there
+            journal.writelines(json.dumps([i, fact]) + "\n" for i, fact in fresh.items())
+            journal.flush()
+        done.update(fresh)
+        fresh.clear()
+        return time.monotonic()
+
+    with meter, journal, contextlib.closing(cpu.in_order(work, todo, workers, 16 * workers, named)) as found:
+        since = time.monotonic()
+        try:
+            for i, fact in zip(todo, found, strict=True):
+                fresh[i] = fact
+                meter.update()
+                if time.monotonic() - since > WRITE_DOWN:
+                    since = write_down()
+        finally:
+            write_down()
+    return [done[i] for i in range(len(facts))]
+
+
+def _journal(part: Path) -> Path:
+    return part.with_suffix(".jsonl")
+
+
+def _done_before(part: Path, shape: tuple) -> dict[int, dict]:
+    """The facts of the files that an interrupted build has written down, by index; problems of the moment are none."""
+    done: dict[int, dict] = {}
+    try:
+        if np.load(part, mmap_mode="r").shape != shape:
+            return done
+        for line in _journal(part).read_text(encoding="utf-8").splitlines():
+            i, fact = json.loads(line)
+            if fact.get("problem", {}).get("code") not in PASSING:
+                done[i] = fact
+    except (OSError, ValueError):  # none, or cut off in its last line: what stands before counts
+        return done
+    return done
+
+
+def known_facts(cache: Path, now: list[dict], size: int) -> list[dict] | None:
+    """The facts written beside a complete cache; None where there is none, or where a problem may have passed."""
+    beside = cache.with_suffix(".json")
+    if not (cache.is_file() and beside.is_file()):
+        return None
+    try:
+        known = files.read_json(beside)["files"]
+        fits = np.load(cache, mmap_mode="r").shape == (len(now), size, size, 3) and len(known) == len(now)
+    except (PathoError, KeyError, ValueError, OSError):  # cut off by a crash or by hand: it is built anew
+        return None
+    known = [fact if "problem" in fact else old for fact, old in zip(now, known, strict=False)]
+    passing = any(fact["mtime_ns"] and fact.get("problem", {}).get("code") in PASSING for fact in known)
+    return known if fits and not passing else None
+
+
+@contextlib.contextmanager
+def _writable(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PathoError(files.unwritable(cache, error).code, str(cache.parent),
+                         f"cannot hold the cache ({error.strerror or error})",
+                         "Free some space, or name another folder in PATHOLIB_CACHE") from error
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Deletes what a killed build left behind; a day is longer than any build that is still running."""
+    for part in (*folder.glob(".*.part"), *folder.glob(".*.jsonl"), *folder.glob(".*.lock")):
+        if time.time() - part.stat().st_mtime > 86_400:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""CSV tables from users, read as text: no value is converted and no column is shifted."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from patholib.base.errors import PathoError, nearest, shown
+
+
+def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) -> None:
+    """Raises one PathoError for all problems, each (code, subject, reason); its code is that of the first."""
+    if not problems:
+        return
+    code, subject, reason = problems[0]
+    if len(problems) == 1:
+        raise PathoError(code, subject, reason, remedy)
+    counts = ", ".join(f"{n} {name}" for name, n in Counter(problem[0] for problem in problems).items())
+    lines = [f"\n  [{name}] {shown(what)}: {why}" for name, what, why in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"\n  and {len(problems) - limit} more\n")
+    raise PathoError(code, f"{len(problems)} problems", f"{counts}{''.join(lines)}", remedy)
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+def read_csv(path: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
+    """A CSV as text, "" where a cell is empty; the index is each row's line in the file.
+
+    Nothing is guessed: "NA" and "0012" stay as written, and no row may have more or fewer fields than the header.
+    Raises PathoError: `missing_file`, `csv_format` (names the column, line or encoding).
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise PathoError("missing_file", path.name, f"does not exist in {path.parent}", "Check the path") from None
+    except OSError as error:
+        raise PathoError("unreadable", str(path), f"cannot be read ({error.strerror})", "Name a CSV file") from error
+    header, rows, lines = _parse_csv(path.name, content)
+    bad = [("csv_format", f"{path.name} line {line}", f"has {len(row)} fields, the header has {len(header)}")
+           for row, line in zip(rows, lines, strict=True) if len(row) != len(header)]
+    stop_on(bad, "Correct these lines; a comma inside a value needs double quotes around the value")
+    missing = [("csv_format", f"{path.name} column {name}", f"is missing; {nearest(name, header)}")
+               for name in needed if name not in header]
+    stop_on(missing, "Rename the column or add it")
+    return pd.DataFrame(rows, columns=header, index=pd.Index(lines, name="line"), dtype=str)
+
+
+def _parse_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]], list[int]]:
+    def refuse(where: str, reason: str, remedy: str):
+        raise PathoError("csv_format", f"{name}{where}", reason, remedy)
+
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        refuse("", "is UTF-16", "Save it as CSV UTF-8")
+    if b"\0" in content:
+        refuse(f" line {content[:content.index(0)].count(10) + 1}", "holds a NUL byte", "Write the file again")
+    try:
+        text = content.decode("utf-8-sig")  # spreadsheets put a byte order mark first; it is no part of a column name
+    except UnicodeDecodeError as error:
+        refuse(f" line {content[:error.start].count(10) + 1}",
+               f"is not UTF-8 (byte 0x{content[error.start]:02x}; perhaps cp1252)", "Save it as CSV UTF-8")
+    rows, lines = [], []
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if row:  # a blank line is no row
+                rows.append(row)
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        refuse(f" line {reader.line_num}", f"is not CSV ({error})", "Check the double quotes")
+    if not rows:
+        refuse("", "is empty", "Write a header line and one line per image")
+    header = rows[0]
+    for separator in (";", "\t", "|"):
+        if len(header) == 1 and separator in header[0]:
+            refuse(" line 1", f"separates its fields with {separator!r}", "Save it with commas")
+    for column, count in Counter(header).items():
+        if count > 1 or not column.strip():
+            refuse(f" column {column!r}", "is in the header twice" if count > 1 else "has no name",
+                   "Give every column a name of its own")
+    return header, rows[1:], lines[1:]

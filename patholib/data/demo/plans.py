@@ -1,0 +1,141 @@
+"""Which demo images are drawn: patients, classes, stains and views, as tables."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from patholib.data.demo import drawing, skin_images, tissue_images
+
+MARKER, TRUTH, MASKS = "DEMO.json", "truth.csv", "truth"
+
+# Subtype code: (class, folder, number of slides at 40X in the real BreakHis, whose root sets its share here).
+SUBTYPES = {
+    "A": ("benign", "adenosis", 4), "DC": ("malignant", "ductal_carcinoma", 38),
+    "F": ("benign", "fibroadenoma", 10), "LC": ("malignant", "lobular_carcinoma", 5),
+    "TA": ("benign", "tubular_adenoma", 7), "MC": ("malignant", "mucinous_carcinoma", 9),
+    "PT": ("benign", "phyllodes_tumor", 3), "PC": ("malignant", "papillary_carcinoma", 6),
+}
+MAGNIFICATIONS = {40: 1.0, 100: 1.4, 200: 1.9, 400: 2.6}  # size of a nucleus: far below the true ratio, so a nest fits
+# Images per class in the real ISIC 2019 training set, in the order of its columns.
+LESIONS = {"MEL": 4522, "NV": 12875, "BCC": 3323, "AK": 867, "BKL": 2624, "DF": 239, "VASC": 253, "SCC": 628}
+SITES = ("anterior torso", "head/neck", "lower extremity", "upper extremity", "posterior torso", "palms/soles")
+
+
+def separation(settings: dict) -> float:
+    """d in AUC = Phi(d / sqrt(2)), the equal-variance binormal model."""
+    return 2**0.5 * statistics.NormalDist().inv_cdf(settings["best_auc"])
+
+
+def confusion(settings: dict) -> float:
+    """q in AUC = 1 - q / 2: of a two-valued score, (1 + sensitivity - false positive rate) / 2."""
+    return 2 * (1 - settings["best_auc"])
+
+
+def _in_turn(weights: dict[str, float], count: int) -> list[str]:
+    """`count` names, each at least once, then always the one furthest below its share (Sainte-Lague)."""
+    names = list(weights)[:count]
+    seen = Counter(names)
+    while len(names) < count:
+        names.append(max(weights, key=lambda name: weights[name] / (2 * seen[name] + 1)))
+        seen[names[-1]] += 1
+    return names
+
+
+def plan_breakhis(settings: dict):
+    """One row per image, the tables beside them (none), the painter, and the class prior."""
+    seed, d = settings["seed"], separation(settings)
+    weights = {code: slides**0.5 for code, (_, _, slides) in SUBTYPES.items()}  # the root, so that rare ones are seen
+    codes = _in_turn(weights, settings["groups"])
+    numbers = drawing.generator(seed, drawing.CASE).choice(np.arange(1000, 30000), settings["groups"], replace=False)
+    cases = [f"14-{number}" for number in numbers]
+    suffixes = [("", "AB", "CD", "C")[i % 4] for i in range(len(cases))]
+    if "leak" in settings["faults"]:  # the first malignant case is the first benign one's patient
+        cases[1], suffixes[1] = cases[0], "EF"
+    rows = []
+    for index, (code, case, suffix) in enumerate(zip(codes, cases, suffixes, strict=True)):
+        label, subtype, _ = SUBTYPES[code]
+        z = drawing.generator(seed, drawing.LATENT, index).standard_normal(settings["images_per_group"])
+        z += d / 2 if label == "malignant" else -d / 2
+        numbered: Counter = Counter()
+        for image, latent in enumerate(z):
+            second = suffix == "AB" and image >= len(z) / 2  # every fourth case comes as two slides
+            slide = case + ("CD" if second else suffix)
+            magnification = settings["magnifications"][image % len(settings["magnifications"])]
+            numbered[slide, magnification] += 1
+            tree = f"BreaKHis_v1/histology_slides/breast/{label}/SOB/{subtype}/SOB_{label[0].upper()}_{code}_{slide}"
+            stem = f"SOB_{label[0].upper()}_{code}-{slide}-{magnification}-{numbered[slide, magnification]:03d}"
+            rows.append({"path": f"{tree}/{magnification}X/{stem}.png", "mask": f"{MASKS}/{stem}_mask.png",
+                         "label": label, "group": case, "latent": float(latent),
+                         "magnification": magnification, "key": (index, image)})
+    share = sum(row["label"] == "malignant" for row in rows) / len(rows)
+
+    def paint(row: dict) -> tuple[np.ndarray, np.ndarray]:
+        dye, mask = tissue_images.tissue(drawing.generator(seed, drawing.TISSUE, *row["key"]), settings["size"], row["latent"],
+                           MAGNIFICATIONS[row["magnification"]])
+        return drawing.develop(dye, *drawing.stain(seed, row["group"], settings["patient_effect"])), mask
+
+    return rows, lambda table: {}, paint, {"benign": 1 - share, "malignant": share}
+
+
+def plan_isic(settings: dict):
+    """One row per image, the two CSV tables of the challenge, the painter, and the class prior."""
+    seed, mean = settings["seed"], settings["images_per_group"]
+    floor = max(1, min(8, settings["groups"] // 16))  # enough lesions of the rare classes for three splits
+    labels = [name for name in LESIONS for _ in range(floor)]
+    labels += _in_turn(LESIONS, settings["groups"] - len(labels) + len(LESIONS))[len(LESIONS):]
+    prior = {name: labels.count(name) / len(labels) for name in LESIONS}
+    rng = drawing.generator(seed, drawing.LESION)
+    swapped = rng.random(len(labels)) < confusion(settings)
+    strangers = rng.choice(list(LESIONS), len(labels), p=list(prior.values()))
+    rows, seen = [], Counter()
+    for index, (label, swap, stranger) in enumerate(zip(labels, swapped, strangers, strict=True)):
+        seen[label] += 1
+        count = mean if mean == 1 else mean + seen[label] % 3 - 1
+        lesion = "" if count == 1 and index % 2 else f"DEMO_{index:07d}"
+        if "leak" in settings["faults"] and index == labels.index("BCC"):
+            lesion = next(row["lesion"] for row in rows if row["label"] == "NV" and row["lesion"])
+        person = {
+            "age": "" if rng.random() < 0.02 else str(5 * int(np.clip(rng.normal(11, 3.5), 1, 17))),
+            "site": "" if rng.random() < 0.1 else str(rng.choice(SITES)),
+            "sex": "" if rng.random() < 0.02 else str(rng.choice(["female", "male"])),
+        }
+        rows += [{"label": label, "latent": str(stranger) if swap else label, "lesion": lesion, **person,
+                  "key": (index, view)} for view in range(count)]
+    for number, row in zip(rng.permutation(len(rows)), rows, strict=True):  # the number says nothing about the class
+        name_isic(row, int(number))
+
+    def paint(row: dict) -> tuple[np.ndarray, np.ndarray]:
+        lesion, view = row["key"]
+        return skin_images.skin(drawing.generator(seed, drawing.FORM, lesion), drawing.generator(seed, drawing.VIEW, lesion, view), settings["size"], row["latent"],
+                    settings["patient_effect"])
+
+    def tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        table = table.sort_values("image")
+        one_hot = {name: (table["label"] == name).astype(float) for name in LESIONS}
+        metadata = {"image": "image", "age": "age_approx", "site": "anatom_site_general",
+                    "lesion": "lesion_id", "sex": "sex"}
+        return {"ISIC_2019_Training_GroundTruth.csv": pd.DataFrame({"image": table["image"], **one_hot, "UNK": 0.0}),
+                "ISIC_2019_Training_Metadata.csv": table[list(metadata)].rename(columns=metadata)}
+
+    return rows, tables, paint, prior
+
+
+def name_isic(row: dict, number: int) -> None:
+    """Gives an ISIC row its number and all that follows from it."""
+    row["image"] = f"ISIC_{number:07d}"
+    row["path"] = f"ISIC_2019_Training_Input/{row['image']}.jpg"
+    row["mask"] = f"{MASKS}/{row['image']}_mask.png"
+    row["group"] = row["lesion"] or row["image"]
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------------
+
+def planned_leaks(table: pd.DataFrame) -> list[dict]:
+    """Every patient or lesion that stands under two classes (planned before drawing)."""
+    mixed = table.groupby("group")["label"].nunique()
+    return [{"kind": "leak", "group": group, "paths": sorted(table.loc[table["group"] == group, "path"])}
+            for group in mixed.index[mixed > 1]]

@@ -1,0 +1,166 @@
+"""Data sets and ImageNet weights from where their makers publish them, fetched only when asked for by name.
+
+Images come through here alone; weights also through `models.build`, for a recipe that names them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from patholib.base import files, places
+from patholib.base.errors import PathoError, shown
+from patholib.data import archives, fetch, readers
+from patholib.data.readers.sources import SOURCES, Source, SourceFile
+
+KAGGLE = "kaggle"  # the folder of what came from there
+
+
+def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None = None, origin: str = "official",
+            remove: bool = False, changed: bool = False) -> Path:
+    """The folder of a whole data set: fetched, unpacked and read once, as far as it is not there.
+
+    agree: is given the licence and the citation, and says whether they are accepted; nothing is fetched before.
+    folder: by default <kind> in `files.remade`, where `datasets.load` finds it. origin: "official" or "kaggle".
+    remove: deletes an archive once it is unpacked. changed: see `fetch.fetch`.
+    Errors: licence_not_accepted, folder_exists, extra_missing (kagglehub), those of `fetch.fetch`, `archives.extract`
+    and of the reader.
+    """
+    source = SOURCES[kind]
+    usual = _found(kind) if folder is None else None
+    folder = Path(folder or files.remade() / kind).expanduser().absolute()
+    missing = [file for file in source.files if not _there(file, folder)]
+    place = usual or _found(kind, folder / KAGGLE) or _found(kind, folder)
+    if place and (place != folder or not missing or source.files[-1] in missing):  # and so not half fetched by this
+        print(f"{source.title}: is there already" + ("; --to FOLDER fetches it a second time" if usual else ""))
+        return _read(source, place)
+    if origin == "official":
+        _refuse_foreign(missing, folder)
+        _check_space(missing, folder)
+    if not agree(terms(kind, folder, origin)):
+        raise PathoError("licence_not_accepted", source.title, "is not fetched before its licence is accepted",
+                         "Read it above, and call again with --accept-licence")
+    if origin == KAGGLE:
+        return _read(source, _from_kaggle(kind, folder))
+    _fetch_and_unpack(missing, folder, remove, changed)
+    return _read(source, folder)
+
+
+def _fetch_and_unpack(missing: list[SourceFile], folder: Path, remove: bool, changed: bool) -> None:
+    for file in missing:
+        path = fetch.fetch(fetch.Remote(file.url, file.name, file.size, file.sha256), folder, changed=changed,
+                           room=file.about if file.folder else 0)
+        if file.folder:
+            _unpack(path, folder / file.folder)
+        if file.folder and remove:
+            path.unlink()
+            print(f"{file.name}: removed")
+        elif file.folder:
+            print(f"{file.name}: {path.stat().st_size / 1e6:,.1f} MB, kept; it may be deleted, all is unpacked")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks; a damaged archive, as a power cut may leave one, is set aside, and its SHA-256 is not that to come."""
+    try:
+        archives.extract(archive, folder)
+    except PathoError as error:
+        if error.code != "bad_archive":
+            raise
+        reason = f"{error.reason}; it is kept as {fetch.withdraw(archive)} and not used"
+        raise PathoError(error.code, archive.name, reason, "Call again to have it fetched anew") from error
+
+
+def terms(kind: str, folder: Path, origin: str = "official") -> str:
+    """What is to be known before a data set is fetched: licence, citation, what comes from where, how much it is."""
+    source = SOURCES[kind]
+    lines = [source.title, f"Licence: {source.licence} {source.licence_page}",
+             *[f"Cite: {text}" for text in source.cite], f"Its makers' page: {source.page}"]
+    if origin == KAGGLE:
+        lines.append(f"From a copy that somebody made: https://www.kaggle.com/datasets/{source.kaggle}")
+    else:
+        lines += [f"From {file.url}, about {file.about / 1e6:,.0f} MB"
+                  + ("" if file.sha256 else ", no checksum published: the SHA-256 of the first copy is noted beside it")
+                  for file in source.files]
+    passing = places.host() == "Kaggle" and folder.is_relative_to(files.remade())
+    return "\n".join([*lines, f"To {folder}" + ", which ends with this session: attached data stay" * passing])
+
+
+def _found(kind: str, place: str | Path = "auto") -> Path | None:
+    """Where the data set lies already: at `place`, or in the usual ones."""
+    try:
+        return readers.find(kind, place).path
+    except PathoError:  # that place, or the one that PATHOLIB_DATA names, does not hold it (yet)
+        return None
+
+
+def _there(file: SourceFile, folder: Path) -> bool:
+    """Whether nothing is left to do for a file: fetched or, an archive, unpacked to its end."""
+    return (folder / file.folder / archives.MARKER if file.folder else folder / file.name).is_file()
+
+
+def _refuse_foreign(missing: list[SourceFile], folder: Path) -> None:
+    """Stops before gigabytes are fetched for a folder into which they could not be unpacked."""
+    for place in (folder / file.folder for file in missing if file.folder):
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise PathoError("folder_exists", str(place), "holds something that was not unpacked here",
+                             "Use it as it is, or name another folder with --to")
+
+
+def _check_space(missing: list[SourceFile], folder: Path) -> None:
+    """Stops where the disk cannot hold what is missing, archives a second time, unpacked."""
+    wanted = 0
+    for file in missing:
+        here = [path.stat().st_size for path in (folder / file.name, folder / f"{file.name}.part") if path.is_file()]
+        wanted += max(file.about - sum(here), 0) + (file.about if file.folder else 0)
+    nearest_there = next(place for place in (folder, *folder.parents) if place.exists())
+    if wanted > (free := shutil.disk_usage(nearest_there).free):
+        raise fetch.no_space(folder, wanted, free)
+
+
+def _read(source: Source, folder: Path) -> Path:
+    """Reads what is there, as a training would, and says what it found."""
+    images = len(readers.read(folder).table)
+    odd = "" if images == source.images else f", although {source.images:,} were published"
+    print(f"{source.title}: {images:,} images in {folder}{odd}. Train on them: -p data {folder}")
+    return folder
+
+
+
+
+def _from_kaggle(kind: str, folder: Path) -> Path:
+    """The folder of a copy on Kaggle: that of a Kaggle notebook as it is, else brought from the cache of kagglehub."""
+    handle = SOURCES[kind].kaggle
+    try:
+        import kagglehub
+    except ImportError:
+        raise PathoError("extra_missing", "kagglehub", "is needed for data sets from Kaggle and is not installed",
+                         "pip install kagglehub, or leave out --from kaggle") from None
+    try:
+        where = Path(kagglehub.dataset_download(handle))
+    except Exception as error:  # it has errors of its own, and those of what it uses
+        raise PathoError("download_failed", f"https://www.kaggle.com/datasets/{handle}", shown(error),
+                         "Call again; where Kaggle wants to know who you are, see kagglehub.login()") from error
+    where = readers.find(kind, where).path
+    if any(where.is_relative_to(mount) for mount in places.mounts()):
+        return where
+    target = folder / KAGGLE
+    with fetch.alone(target):
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+            shutil.copytree(where, part, copy_function=_linked)
+            files.into_place(part, target)
+        except OSError as error:  # shutil's own are of this kind
+            shutil.rmtree(part, ignore_errors=True)
+            raise files.unwritable(target, error) from error
+    return target
+
+
+def _linked(source: str, target: str) -> None:
+    """The same bytes under another name where the disk allows it, else a copy; either is only ever read."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,466 @@
+"""Audit of a split: which test images share a patient, a file or a picture with the training images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import html
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from patholib.base import cpu, files, pages
+from patholib.base.errors import PathoError, shown
+from patholib.base.progress import bar
+from patholib.data import caching, checking, decoding, foreign, manifest, readers, signatures, splitting
+from patholib.data.csvfiles import read_csv
+from patholib.data.foreign import Listed
+from patholib.data.manifest import DEMO_NOTE, first, in_several
+from patholib.data.readers import breakhis, isic2019
+from patholib.data.splitting import SPLITS, leaked
+
+WAYS = (("train", "test"), ("train", "val"), ("val", "test"))  # what the first has, is not new in the second
+KINDS = ("same file", "same pixels", "near-duplicate")  # how two images can be one picture, the surest first
+NEAR = KINDS[2]
+SAYS = {"path": "are listed in {} too", "same file": "are byte for byte a file of {}",
+        "same pixels": "equal an image of {}", "near-duplicate": "nearly equal an image of {}"}
+PAIR = ["kind", "similarity", "path", "label", "split", "other path", "other label", "other split"]
+WRONG = {"missing_file": "are not at hand", "flat": "are too plain for near-duplicates to be recognised"}
+PAIRS_SHOWN, THUMBNAILS, SIDE = 200, 30, 144  # on the page: rows, pairs of pictures, pixels
+
+
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of every image; "" or zeros where there is no sound file."""
+
+    sha256: pd.Series
+    pixels: pd.Series  # digest of the decoded picture
+    signatures: np.ndarray  # (N, 16, 16)
+    unchecked: list[str]
+
+
+def _look(listed: Listed, progress: bool) -> _Seen:
+    """Opens every file that is there."""
+    paths = listed.table["path"]
+    known = np.zeros((len(paths), *signatures.SHAPE), np.float32)
+
+    def work(i: int) -> tuple[str, str, str]:
+        """sha256, digest of the pixels, and the code of what is wrong."""
+        if listed.places[i] is None:
+            return "", "", "missing_file"
+        try:
+            content = decoding.read_content(listed.places[i], paths[i])
+        except PathoError as error:  # what is too large still has bytes; a pipe would never end
+            passing = error.code in caching.PASSING | {"broken_link"}
+            return "" if passing else files.sha256(listed.places[i]), "", error.code
+        sha256 = hashlib.sha256(content).hexdigest()
+        try:
+            image = decoding.read(content, paths[i])
+        except PathoError as error:
+            return sha256, "", error.code
+        known[i] = signatures.of(image)
+        pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
+        return sha256, pixels, "" if known[i].any() else "flat"
+
+    rows, workers = range(len(paths)), cpu.cores()
+    with contextlib.closing(cpu.in_order(work, rows, workers, ahead=16 * workers)) as results:
+        sha256, pixels, codes = zip(*bar(results, progress, total=len(rows), desc="Reading images", unit="img",
+                                         leave=False), strict=True)
+    unchecked = [f"pictures: {n:,} of {len(rows):,} {WRONG.get(code, 'cannot be read')} ({code}), as "
+                 + shown(paths[codes.index(code)]) for code, n in Counter(filter(None, codes)).most_common()]
+    return _Seen(pd.Series(sha256), pd.Series(pixels), known, unchecked)
+
+
+def _links(listed: pd.DataFrame, seen: _Seen | None, near: tuple, ways: list) -> pd.DataFrame:
+    """Which image of an earlier split each image shows again, the surest of each: columns of `_linked` and seen in."""
+    splits = listed["split"].to_numpy()
+    parts = [_linked(NEAR, *near), _linked(NEAR, near[1], near[0], near[2])]
+    for way in ways if seen else ():
+        for kind, keys in zip(KINDS, (seen.sha256, seen.pixels), strict=False):
+            mine = keys[leaked(keys, listed["split"], *way)]
+            parts.append(_linked(kind, mine.index, mine.map(_firsts(keys[splits == way[0]])), 1.0))
+    links = pd.concat(parts)
+    seen_in, found_in = splits[links["other"]], splits[links["image"]]
+    forward = [way in ways for way in zip(seen_in, found_in, strict=True)]
+    links = links.assign(**{"seen in": seen_in})[np.array(forward, bool)]
+    return _surest_first(links).drop_duplicates(["image", "seen in"])
+
+
+def _conflicts(listed: pd.DataFrame, seen: _Seen | None, near: tuple) -> pd.DataFrame:
+    """Equal and nearly equal images with two labels, as `_linked`."""
+    label = listed["label"].to_numpy()
+    parts = [_linked(NEAR, *near)]
+    for kind, keys in zip(KINDS, (seen.sha256, seen.pixels) if seen else (), strict=False):
+        keys = keys[(keys != "") & (label != "")]
+        parts.append(_linked(kind, keys.map(_firsts(keys)), keys.index, 1.0))
+    links = _surest_first(pd.concat(parts)).drop_duplicates(["image", "other"])
+    a, b = label[links["image"]], label[links["other"]]
+    return links[(a != b) & (a != "") & (b != "")]
+
+
+def _linked(kind: str, image, other, similarity) -> pd.DataFrame:
+    """Pairs of row numbers that show one picture."""
+    image, other = np.asarray(image, np.int64), np.asarray(other, np.int64)
+    links = {"kind": kind, "similarity": similarity, "image": image, "other": other}
+    return pd.DataFrame(links, index=range(len(image))).astype({"similarity": float})
+
+
+def _firsts(keys: pd.Series) -> pd.Series:
+    """The first row with each key, by key."""
+    once = keys.drop_duplicates()
+    return pd.Series(once.index, once)
+
+
+def _surest_first(links: pd.DataFrame) -> pd.DataFrame:
+    return links.iloc[np.lexsort((links["other"], links["image"], -links["similarity"],
+                                  links["kind"].map(KINDS.index).astype(int)))]
+
+
+def _spelled(listed: pd.DataFrame, links: pd.DataFrame) -> pd.DataFrame:
+    """Links with the columns PAIR instead of row numbers."""
+    both = [listed.loc[links[name], ["path", "label", "split"]].reset_index(drop=True) for name in ("image", "other")]
+    return pd.concat([links[["kind", "similarity"]].reset_index(drop=True), *both], axis=1).set_axis(PAIR, axis=1)
+
+
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit:
+    """What the splits share, and what could not be looked at."""
+
+    name: str  # of the CSV or folder
+    table: pd.DataFrame  # a row per level and way: level, seen in, found in, images, of, share, <class> share, examples
+    pairs: pd.DataFrame  # PAIR: every image that is new in name only, beside the one of the other split that it shows
+    conflicts: pd.DataFrame  # PAIR: equal or nearly equal pictures under two labels, in whatever splits
+    counts: dict[str, int]  # images of each split
+    in_two_classes: dict[str, dict]  # level: how many of its ids have images of two classes, and the first of them
+    unchecked: tuple[str, ...]
+    demo: bool
+    places: dict[str, Path]  # the files at hand, by path
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that was looked at leaks; `unchecked` says what was not."""
+        return not self.table["images"].any()
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in one line."""
+        counted = f"{shown(self.name)}: " + ", ".join(f"{name} {n:,}" for name, n in self.counts.items())
+        if self.ok:
+            return f"No leak found{' in what could be checked' * bool(self.unchecked)} ({counted})"
+        worst = max(self.leaks(), key=lambda row: (-WAYS.index((row["seen in"], row["found in"])), row["share"]))
+        return f"LEAKS: {worst['share']:.1%} of the {worst['found in']} images {_says(worst)} ({counted})"
+
+    @property
+    def summary(self) -> dict:
+        """All of it as JSON values."""
+        rows = [{"level": row["level"], "seen_in": row["seen in"], "found_in": row["found in"], "images": row["images"],
+                 "of": row["of"], "share": row["share"],
+                 "per_class": {c: row[f"{c} share"] for c in self._classes if not pd.isna(row[f"{c} share"])},
+                 "examples": row["examples"]} for row in self.table.to_dict("records")]
+        pairs, conflicts = ([{c.replace(" ", "_"): cell for c, cell in row.items()} for row in frame.to_dict("records")]
+                            for frame in (self.pairs, self.conflicts))
+        return {"split": shown(self.name), "demo": self.demo, "ok": self.ok, "images": self.counts, "leaks": rows,
+                "pairs": pairs, "label_conflicts": conflicts, "ids_in_two_classes": self.in_two_classes,
+                "not_checked": list(self.unchecked)}
+
+    def leaks(self) -> list[dict]:
+        """The rows of the table that say what leaks."""
+        return self.table[(self.table["images"] > 0) & (self.table["level"] != "any")].to_dict("records")
+
+    def write(self, folder: Path) -> Path:
+        """Writes audit.json and audit.html, which holds its pictures, into the folder; returns the path of the page."""
+        files.write_json(Path(folder) / "audit.json", self.summary)
+        return files.write_text(Path(folder) / "audit.html", pages.frame(f"Leak audit: {self.name}", self._body()))
+
+    def __repr__(self) -> str:
+        return "\n".join([DEMO_NOTE] * self.demo + [self.verdict, self._short().to_string(index=False), *self._also()])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<p><b>{html.escape(line)}</b></p>" for line in [DEMO_NOTE] * self.demo + [self.verdict])
+        return head + _html(self._short()) + _items(self._also())
+
+    @property
+    def _classes(self) -> list[str]:
+        return [c.removesuffix(" share") for c in self.table.columns if c.endswith(" share")]
+
+    def _short(self) -> pd.DataFrame:
+        """How many images are not new as text, one column for each way, and the class that leaks most the first way."""
+        rows: dict[str, dict] = {}
+        most: dict[str, str] = {}
+        for row in self.table.to_dict("records"):
+            shares = {c: row[f"{c} share"] for c in self._classes if row[f"{c} share"] > 0}
+            worst = max(shares, key=shares.get, default=None)
+            most.setdefault(row["level"], shown(f"{worst} ({shares[worst]:.1%})") if shares else "")
+            cells = rows.setdefault(row["level"], {"level": shown(row["level"])})
+            cells[f"{row['found in']} seen in {row['seen in']}"] = (f"{row['images']:,} ({row['share']:.1%})"
+                                                                    if row["images"] else "0")
+        table = pd.DataFrame(list(rows.values())).fillna("0")
+        return table.assign(**{"most of class": list(most.values())}) if any(most.values()) else table
+
+    def _also(self) -> list[str]:
+        """What is to be known beside the leaks."""
+        lines = [f"{found['count']:,} {level} ids have images of two classes ({', '.join(found['first'])})"
+                 for level, found in self.in_two_classes.items() if found["count"]]
+        if len(self.conflicts):
+            row = self.conflicts.iloc[0]
+            lines.append(f"{len(self.conflicts):,} pairs of equal or nearly equal pictures have two labels, as "
+                         + shown(f"{row['path']} ({row['label']}) and {row['other path']} ({row['other label']})"))
+        return lines + [f"Not checked: {text}" for text in self.unchecked]
+
+    def _body(self) -> str:
+        """The page without its frame."""
+        notes = [f"{DEMO_NOTE}."] * self.demo + [self.verdict]
+        parts = [f"<h1>Leak audit: {pages.text(self.name)}</h1>",
+                 *(f"<blockquote><p>{html.escape(line)}</p></blockquote>" for line in notes),
+                 "<h2>What the splits share</h2>",
+                 "<p>How many images of a split (found in) are not new, because one of another split (seen in) has "
+                 "their id or picture. Shares are of all images of the split, and of those of each class.</p>",
+                 _html(self.table)]
+        for title, pairs in (("Pictures in two splits", self.pairs), ("Pictures with two labels", self.conflicts)):
+            if len(pairs):
+                parts += [f"<h2>{title}</h2>", self._gallery(pairs), _html(pairs.head(PAIRS_SHOWN))]
+            if len(pairs) > PAIRS_SHOWN:
+                parts.append(f"<p>And {len(pairs) - PAIRS_SHOWN:,} more in audit.json.</p>")
+        if also := self._also():
+            parts += ["<h2>Also</h2>", _items(also)]
+        return "\n".join([*parts, HOW])
+
+    def _gallery(self, pairs: pd.DataFrame) -> str:
+        """The first nearly equal pairs in pictures: these a person has to judge."""
+        cells = []
+        for row in pairs[pairs["kind"] == NEAR].head(THUMBNAILS).to_dict("records"):
+            both = [self._thumbnail(row["path"]), self._thumbnail(row["other path"])]
+            texts = [f"{row['similarity']:.3f}", f"{row['split']}: {row['path']} {row['label']}",
+                     f"{row['other split']}: {row['other path']} {row['other label']}"]
+            if all(both):
+                caption = "<br>".join(pages.text(text) for text in texts)
+                cells.append(f"<figure>{''.join(both)}<figcaption>{caption}</figcaption></figure>")
+        return f'<div class="pairs">{"".join(cells)}</div>' if cells else ""
+
+    def _thumbnail(self, path: str) -> str:
+        try:
+            image = decoding.read(self.places[path])
+        except (KeyError, PathoError):  # gone since the audit
+            return ""
+        return f'<img alt="" src="{pages.data_url(decoding.thumbnail(image, SIDE), "jpeg")}">'
+
+
+HOW = ("<h2>How pictures were compared</h2><p>Two pictures are near-duplicates if the pattern of their grey values, "
+       f"each relative to its surroundings, correlates to {signatures.SAME:g} or more in one of the eight flips and "
+       "quarter turns. That finds copies which were scaled, stretched, brightened, coloured anew or encoded again. It "
+       "finds no cut-outs and no second photograph of a lesion, and it can be wrong about plain pictures: look at the "
+       "pairs.</p>")
+
+
+def audit(split, root: Path | None = None, columns: Mapping[str, str] | None = None, ids: Iterable[str] = (),
+          metadata: Path | None = None, pixels: bool = True, progress: bool = True) -> Audit:
+    """What the splits share: ids at every level, files, pixels and nearly equal pictures.
+
+    split: a CSV or DataFrame with a row per image; a folder that holds train, test and perhaps val, with a folder for
+    every class in each; or such folders by name, {"train": ..., "test": ...}.
+    root: the folder paths count from; by default that of the CSV (of a DataFrame: the current one).
+    columns: what a foreign table calls ours, {"path": "file_name", "split": "fold"}; ids: its further id columns.
+    metadata: a CSV of further columns for the images by their name, such as the official one of ISIC with the lesions.
+    pixels: False compares ids alone, as is done with images whose files are not at hand.
+    Raises PathoError: `no_split`, `unknown_split`, `csv_format`, `missing_file`, `nothing_to_check`.
+    """
+    listed = foreign.read(split, root, columns or {})
+    rows = listed.table
+    keys, unchecked = foreign.ids(rows, ids, metadata)
+    seen, near = None, signatures.NONE
+    if pixels and any(listed.places):
+        seen = _look(listed, progress)
+        near = signatures.similar(seen.signatures, wanted=_telling(rows, seen))
+        unchecked += seen.unchecked
+    elif not keys:
+        raise PathoError("nothing_to_check", listed.name, "has no column of ids, and no image file of it is at hand",
+                         "Name the column that holds the patient (--ids), or the folder of the images (--root)")
+    else:
+        unchecked.append("pictures: " + (f"none of the {len(rows):,} files is at hand; name their folder (--root)"
+                                         if pixels else "not asked for"))
+    return _found(listed, keys, unchecked, seen, near)
+
+
+def audit_checked(checked: checking.Checked, split: pd.DataFrame, progress: bool = True) -> Audit:
+    """The same of images that were checked, under a table with their `path`, `label` and `split`; no file is opened.
+
+    Pictures are compared as the cache holds them, so a copy that was stretched or cut is seen by `audit` alone. That
+    none has the very pixels of another the check has seen to; of those it left out as such copies,
+    `ImageSet.with_split` refuses one that stands in another split.
+    """
+    listed, keys, unchecked = _listed_checked(checked, split)
+    rows, at = listed.table, checked.images.table.set_index("path")["row"]
+    known = np.zeros((len(rows), *signatures.SHAPE), np.float32)
+    stored = [(i, at[path]) for i, path in enumerate(rows["path"]) if path in at.index]
+
+    def work(place: tuple[int, int]) -> None:
+        known[place[0]] = signatures.of(Image.fromarray(checked.images.pixels[place[1]]))
+
+    workers = cpu.cores()
+    with contextlib.closing(cpu.in_order(work, stored, workers, ahead=16 * workers)) as done:
+        for _ in bar(done, progress, total=len(stored), desc="Comparing images", unit="img", leave=False):
+            continue
+    flat = int((~known[[i for i, _ in stored]].any(axis=(1, 2))).sum())
+    unchecked += [f"pictures: {flat:,} of {len(rows):,} {WRONG['flat']} (flat)"] * bool(flat)
+    parts = pd.factorize(rows["split"])[0]
+    near = signatures.similar(known, wanted=lambda i, j: parts[i] != parts[j])
+    seen = _Seen(pd.Series("", rows.index), pd.Series("", rows.index), known, [])
+    return _found(listed, keys, unchecked, seen, near)
+
+
+def _listed_checked(checked: checking.Checked, split: pd.DataFrame) -> tuple[Listed, dict[str, pd.Series], list[str]]:
+    """The rows of the split with all that the manifest knows of them, their ids, and what is not known of these.
+
+    Where both have a column the manifest's counts: a table made elsewhere may call every image a group of its own.
+    A column with so few values that results are reported by it is no id, whatever it is called.
+    """
+    source = checked.manifest
+    rows = split[["path", "split"]].join(source.table.set_index("path"), on="path")
+    rows = rows.join(split[[name for name in split.columns if foreign.IDS.fullmatch(name) and name not in rows]])
+    rows = rows.drop(columns=list(source.subgroups)).fillna("").astype(str).reset_index(drop=True)
+    keys, unchecked = foreign.ids(rows, source.levels, None)
+    places = [Path(source.root) / path for path in rows["path"]]
+    return Listed("split", rows, places, source.demo), keys, unchecked
+
+
+def _found(listed: Listed, keys: dict, unchecked: list[str], seen: _Seen | None, near: tuple) -> Audit:
+    """The audit of rows whose ids and pictures were compared."""
+    rows, splits = listed.table, listed.table["split"]
+    if (rows["label"] == "").all():
+        unchecked.append("labels: none are given")
+    ways = [way for way in WAYS if set(way) <= set(splits)]
+    links = _links(rows, seen, near, ways)
+    labelled = pd.DataFrame({"label": rows["label"], **keys})[rows["label"] != ""]
+    return Audit(
+        name=listed.name, table=pd.concat([_shares(rows, keys, links if seen else None, way) for way in ways]),
+        pairs=_spelled(rows, links), conflicts=_spelled(rows, _conflicts(rows, seen, near)),
+        counts={part: int((splits == part).sum()) for part in SPLITS if part in set(splits)},
+        in_two_classes={level: first(filter(None, in_several(labelled, level, "label"))) for level in keys},
+        unchecked=tuple(unchecked), demo=listed.demo,
+        places={path: place for path, place in zip(rows["path"], listed.places, strict=True) if place is not None})
+
+
+def _telling(listed: pd.DataFrame, seen: _Seen) -> Callable:
+    """Which pairs are worth a comparison: of two splits or labels, and not of the very same pixels."""
+    split, label, pixels = (pd.factorize(column)[0] for column in (listed["split"], listed["label"], seen.pixels))
+    return lambda i, j: (pixels[i] != pixels[j]) & ((split[i] != split[j]) | (label[i] != label[j]))
+
+
+def _shares(listed: pd.DataFrame, keys: dict, links: pd.DataFrame | None, way: tuple[str, str]) -> pd.DataFrame:
+    """The rows of the audit's table for one way: how many images of split way[1] are not new after way[0]."""
+    among = listed["split"] == way[1]
+    masks, examples = {}, {}
+    for level, known in {"path": listed["path"], **keys}.items():
+        masks[level] = leaked(known, listed["split"], *way)
+        examples[level] = sorted(set(known[masks[level]]))
+    if not masks["path"].any():  # the usual: nothing to report
+        del masks["path"]
+    for kind in KINDS if links is not None else ():
+        of_kind = links[(links["kind"] == kind) & (links["seen in"] == way[0]) & among[links["image"]].to_numpy()]
+        masks[kind] = pd.Series(listed.index.isin(of_kind["image"]))
+        examples[kind] = [" = ".join(listed.loc[pair, "path"]) for pair in of_kind[["image", "other"]].to_numpy()]
+    masks["any"] = pd.concat(masks, axis=1).any(axis=1)
+    found = []
+    for level, mask in masks.items():
+        some = examples.get(level, [])
+        classes = mask[among].groupby(listed.loc[among, "label"]).mean()
+        found.append({"level": level, "seen in": way[0], "found in": way[1], "images": int(mask.sum()),
+                      "of": int(among.sum()), "share": float(mask[among].mean()),
+                      **{f"{name} share": classes.get(name, np.nan) for name in sorted(set(listed["label"]) - {""})},
+                      "examples": "; ".join(map(shown, some[:3])) + f" and {len(some) - 3:,} more" * (len(some) > 3)})
+    return pd.DataFrame(found)
+
+
+def public_sets(breakhis_names: Path | str | None = None, isic_tables: Path | str | None = None, seed: int = 0
+                ) -> pd.DataFrame:
+    """How many test images of the public sets are not new, split 70/15/15 by label alone and by patient or lesion.
+
+    From names and tables alone, so no image is needed. breakhis_names: a CSV whose column image lists BreakHis names,
+    or the folder of the set; isic_tables: the folder of the two official CSVs. None: where `datasets.find` finds the
+    set. One that is not at hand has a row that says so.
+    """
+    rows = []
+    for kind, given, read in (("breakhis", breakhis_names, _breakhis_names), ("isic2019", isic_tables, _isic_tables)):
+        place = readers.find(kind).path if given is None else Path(given)
+        source = read(place) if place else None
+        for group_by in ("image", source.group_by) if source else ():
+            split = splitting.split(source, seed=seed, group_by=group_by).drop(columns="group")
+            found = audit(split, pixels=False)
+            for row in found.table[(found.table["found in"] == "test") & (found.table["seen in"] == "train")
+                                   & (found.table["level"] != "any")].to_dict("records"):
+                rows.append({"data set": kind, "images": f"{len(split):,}", "split by": group_by,
+                             "test images seen in training by": row["level"], "share": f"{row['share']:.1%}",
+                             "of malignant or MEL": f"{row[f'{source.positive or isic2019.CLASSES[0]} share']:.1%}"})
+        if not source:
+            rows.append({"data set": kind, "images": "not at hand"})
+    return pd.DataFrame(rows).fillna("")
+
+
+def _breakhis_names(place: Path) -> manifest.Manifest:
+    if place.is_dir():
+        return breakhis.read(place)
+    return breakhis.from_names(read_csv(place, ("image",))["image"])
+
+
+def _isic_tables(place: Path) -> manifest.Manifest:
+    rows = isic2019.list_rows(place).rename(columns={"image": "path"})[["path", "label", "lesion"]]
+    return manifest.Manifest(table=rows, root=place, classes=isic2019.CLASSES, positive=None, group_by="lesion",
+                             levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={})
+
+
+def refuse(found: Audit, otherwise: str = "") -> None:
+    """Stops with `split_leakage` on a split that leaks, naming what is shared and the first of it.
+
+    otherwise: what else than to split again can be done, a sentence for the remedy.
+    """
+    if not found.ok:
+        raise PathoError("split_leakage", found.name,
+                         "; ".join(f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)} "
+                                   f"({row['examples']})" for row in found.leaks()),
+                         "Split again by patient, case or lesion, and keep one of each pair of equal pictures"
+                         + f". {otherwise}" * bool(otherwise))
+
+
+def recorded(found: Audit) -> dict[str, list[dict]]:
+    """What a run keeps of a leaking split as JSON values, {level: [a row for every way]}; empty where nothing leaks."""
+    leaks: dict[str, list[dict]] = {}
+    for row in found.leaks():
+        leaks.setdefault(row["level"], []).append({
+            "seen_in": row["seen in"], "found_in": row["found in"], "images": row["images"], "of": row["of"],
+            "share": row["share"], "says": f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)}"})
+    return leaks
+
+
+def worst(leaks: Mapping[str, list[dict]]) -> str:
+    """The gravest of what `recorded` kept in words, "12 of 60 test images have their case in train"; "" if nothing."""
+    rows = [row for of_level in leaks.values() for row in of_level]
+    gravest = max(rows, key=lambda row: (-WAYS.index((row["seen_in"], row["found_in"])), row["share"]), default=None)
+    return gravest["says"] if gravest else ""
+
+
+def _says(row: Mapping) -> str:
+    return SAYS.get(row["level"], f"have their {shown(row['level'])} in {{}}").format(row["seen in"])
+
+
+def _html(frame: pd.DataFrame) -> str:
+    """A table in which every cell is text and every share in per cent."""
+    def cell(value, name: str) -> str:
+        if isinstance(value, float):
+            value = f"{value:.3f}" if name == "similarity" else "" if pd.isna(value) else f"{value:.1%}"
+        return pages.text(f"{value:,}" if isinstance(value, int) else value)
+
+    rows = ([cell(value, name) for name, value in row.items()] for row in frame.to_dict("records"))
+    return pages.table(map(pages.text, frame.columns), rows)
+
+
+def _items(lines: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>" if lines else ""

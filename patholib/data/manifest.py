@@ -1,0 +1,119 @@
+"""The manifest: one row per image with its path, label, group ids and other facts, before a file is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from patholib.base.errors import PathoError, nearest, shown
+from patholib.base.files import as_least_able
+from patholib.data import csvfiles
+
+DEMO_NOTE = "Demo images: not a result"
+UNWRITABLE = re.compile("[\r\ud800-\udfff]")  # a lone \\r ends a CSV line; surrogates stand for bytes of no text
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Manifest:
+    """One row per image, sorted by path, with every id that must be kept out of a second split.
+
+    Raises PathoError: `bad_manifest` (columns, classes), `name_collision` (two paths that are one file on some system),
+    `unwritable_name`.
+    """
+
+    table: pd.DataFrame  # path (posix, relative to root), label, then text columns; a missing text is ""
+    root: Path
+    classes: tuple[str, ...]  # in the order of the model's outputs
+    positive: str | None
+    group_by: str  # the column that must not be shared between splits
+    levels: tuple[str, ...]  # all id columns, finest first; an id is never ""
+    subgroups: tuple[str, ...]  # columns worth reporting apart
+    source: str  # "breakhis", "isic2019" or "table"
+    demo: bool  # generated images: nothing measured on them is a result
+    found: dict  # what the reader counted, JSON values
+
+    def __post_init__(self):
+        needed = ("path", "label", *self.levels, *self.subgroups)
+        missing = [name for name in needed if name not in self.table.columns]
+        if missing or self.group_by not in self.levels:
+            raise PathoError("bad_manifest", ", ".join(missing) or self.group_by, "is no id column of the table",
+                             f"Columns: {', '.join(self.table.columns)}; ids: {', '.join(self.levels)}")
+        for name in self.table.columns:
+            texts = self.table[name].tolist()  # a column iterates ten times slower than a list
+            if not all(isinstance(value, str) for value in texts):
+                raise PathoError("bad_manifest", name, "holds values that are not text",
+                                 'Write a missing value as "" and numbers as text')
+            refuse_unwritable(name, texts)
+        for name in ("path", *self.levels):
+            if (self.table[name] == "").any():
+                raise PathoError("bad_manifest", name, "is empty in some rows", "Give every image an id of its own")
+        unknown = sorted(set(self.table["label"].tolist()) - set(self.classes))
+        if unknown:
+            raise PathoError("bad_manifest", unknown[0], "is no class", nearest(unknown[0], self.classes))
+        _refuse_collisions(self.table["path"].tolist())
+        object.__setattr__(self, "table", self.table.sort_values("path", ignore_index=True))
+
+    @property
+    def note(self) -> str:
+        """What every figure of these images says on its face; empty for real ones."""
+        return DEMO_NOTE if self.demo else ""
+
+    def __repr__(self) -> str:
+        ids = ", ".join(f"{self.table[level].nunique():,} {level}s" for level in self.levels)
+        lines = [f"{self.source}: {len(self.table):,} images, {ids}; never split apart: {self.group_by}"]
+        for name in self.classes:
+            of_class = self.table[self.table["label"] == name]
+            lines.append(f"  {name}: {len(of_class):,} images, {of_class[self.group_by].nunique():,} {self.group_by}s")
+        return "\n".join([self.note] * self.demo + lines)
+
+    def only(self, **values: str) -> Manifest:
+        """The images whose columns have these values, as in `only(magnification="40")`; the classes stay as they are.
+
+        Raises PathoError: `unknown_column`, `unknown_value`.
+        """
+        keep = np.ones(len(self.table), bool)
+        for name, value in values.items():
+            if name not in self.table.columns:
+                raise PathoError("unknown_column", name, "is no column of the manifest",
+                                 nearest(name, self.table.columns))
+            if value not in set(self.table[name]):
+                raise PathoError("unknown_value", f"{name}={value!r}", "occurs in no row",
+                                 nearest(value, sorted(set(self.table[name]))))
+            keep &= (self.table[name] == value).to_numpy()
+        return replace(self, table=self.table[keep], found={**self.found, "only": values, "images": int(keep.sum())})
+
+
+def _refuse_collisions(paths: Iterable[str]) -> None:
+    """Windows and macOS see one file in `A.png` and `a.png`, and in the two ways Unicode writes an accent."""
+    seen, twins = {}, []
+    for path in paths:
+        plain = as_least_able(path)
+        if plain in seen:
+            twins.append(("name_collision", path, f"cannot be told from {shown(seen[plain])} on every system"))
+        seen[plain] = path
+    csvfiles.stop_on(twins, "Rename or remove one of each pair")
+
+
+def in_several(table: pd.DataFrame, ids: str, column: str) -> list[str]:
+    """The ids that occur with more than one value of `column`, in order: patients in two classes, say."""
+    different = table[[ids, column]].drop_duplicates()[ids]
+    return sorted(set(different[different.duplicated()]))
+
+
+# --- problems, all at once --------------------------------------------------------------------------------------------
+
+def first(names: Iterable[str], limit: int = 5) -> dict:
+    """How many, and the first few by name: the form in which a reader reports a list."""
+    names = list(names)
+    return {"count": len(names), "first": [shown(name) for name in names[:limit]]}
+
+
+def refuse_unwritable(column: str, texts: list[str]) -> None:
+    """Refuses names that no CSV could hold, nor pandas where pyarrow is installed. Errors: unwritable_name."""
+    csvfiles.stop_on([("unwritable_name", text, f"in column {column} holds a carriage return or bytes that are not UTF-8")
+             for text in texts if UNWRITABLE.search(text)], "Rename it: no CSV file could hold it")

@@ -1,0 +1,181 @@
+"""BreakHis: breast histology, benign or malignant, whose file names hold class, patient and magnification.
+
+Spanhol et al. 2016, "A Dataset for Breast Cancer Histopathological Image Classification", section II.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pandas as pd
+
+from patholib.base.errors import nearest
+from patholib.data.csvfiles import stop_on
+from patholib.data.manifest import Manifest, first, in_several, refuse_unwritable
+from patholib.data.readers.folders import IMAGES, demo_folder, folders, not_there, subfolders, walk
+
+WHAT = "BreakHis (folders benign and malignant)"
+CLASSES = ("benign", "malignant")
+SUBTYPES = {  # code in the name: (class, subtype as its folder is called)
+    "A": ("benign", "adenosis"), "F": ("benign", "fibroadenoma"),
+    "PT": ("benign", "phyllodes_tumor"), "TA": ("benign", "tubular_adenoma"),
+    "DC": ("malignant", "ductal_carcinoma"), "LC": ("malignant", "lobular_carcinoma"),
+    "MC": ("malignant", "mucinous_carcinoma"), "PC": ("malignant", "papillary_carcinoma"),
+}
+MAGNIFICATIONS = ("40", "100", "200", "400")
+GIVEN = ("train", "val", "valid", "validation", "test")  # folders some mirrors put above the classes
+PATTERN = "SOB_<B|M>_<A|F|PT|TA|DC|LC|MC|PC>-<year>-<slide>-<40|100|200|400>-<number>.png"
+_NAME = re.compile(r"SOB_([BM])_(A|F|PT|TA|DC|LC|MC|PC)-(\d\d)-(\d+)([A-Z]*)-(40|100|200|400)-(\d+)", re.ASCII)
+_SLIDE_FOLDER = re.compile(r"SOB_[BM]_(?:A|F|PT|TA|DC|LC|MC|PC)_(\d\d-\d+[A-Z]*)", re.ASCII)
+_MAGNIFICATION_FOLDER = re.compile(r"(\d+)X", re.ASCII | re.IGNORECASE)
+
+
+class Facts(NamedTuple):
+    """What the name of an image says."""
+
+    label: str  # "benign" or "malignant"
+    subtype: str
+    slide: str  # "14-22549AB"
+    case: str  # "14-22549": the letters name slides of one case (patient)
+    magnification: str  # "40", "100", "200" or "400"
+    sequence: str  # running number within slide and magnification
+
+
+def parse(name: str) -> Facts | None:
+    """The facts in a file name, with or without its ending; None if it does not follow PATTERN."""
+    stem = name[: -len(PurePosixPath(name).suffix)] if PurePosixPath(name).suffix.lower() in IMAGES else name
+    match = _NAME.fullmatch(stem)
+    if match is None:
+        return None
+    letter, code, year, number, slide_letters, magnification, sequence = match.groups()
+    label, subtype = SUBTYPES[code]
+    if label[0].upper() != letter:
+        return None
+    case = f"{year}-{number}"
+    few = map(sys.intern, (case + slide_letters, case, magnification, sequence))  # one text for all rows that share it
+    return Facts(label, subtype, *few)
+
+
+def holds(folder: Path) -> bool:
+    """Whether the class folders, or train and test folders with the class folders, lie in `folder`."""
+    below = subfolders(folder)
+    given = [deeper for one in below if one.name.lower() in GIVEN for deeper in subfolders(one)]
+    return any(one.name.lower() in CLASSES for one in below + given)
+
+
+def locate(path: Path, most: int | None = None) -> list[Path]:
+    """The folders nearest below `path` in which a BreakHis tree begins: one, or several side by side, or none.
+
+    most: how many folders are looked at; None: all of them.
+    """
+    hits: list[Path] = []
+    for folder in itertools.islice(folders(path), most):
+        if hits and len(folder.parts) > len(hits[0].parts):
+            break
+        if holds(folder):
+            hits.append(folder)
+    return hits
+
+
+def read(root: Path) -> Manifest:
+    """The manifest of a BreakHis tree: the official one from any level above the classes, or train|test folders.
+
+    Paths are relative to the folder in which the classes begin (for demo images: to the one that is marked so).
+    Folders train and test are kept as column `given_split` and counted, but never used: they share patients.
+    Raises PathoError: `data_root`, `name_pattern`, `label_mismatch`, `unknown_class`, `empty_class`, `single_class`.
+    """
+    hits = locate(Path(root))
+    if not hits:
+        raise not_there(WHAT, holds, Path(root))
+    stop_on([("data_root", str(hit), "is one of several trees side by side") for hit in hits if len(hits) > 1],
+            "Name one of them")
+    images, left = walk(hits[0])
+    _check_classes(hits[0], images)
+    found = {name: first(paths) for name, paths in left.items() if paths}
+    marked = demo_folder(hits[0])
+    base = marked or hits[0].absolute()
+    prefix = hits[0].absolute().relative_to(base).as_posix()
+    paths = images if prefix == "." else [f"{prefix}/{image}" for image in images]
+    return from_names(paths, base, found, demo=marked is not None)
+
+
+def from_names(names: Iterable[str], root: Path = Path(), found: dict | None = None, demo: bool = False) -> Manifest:
+    """The manifest of images known by name alone, paths or bare names: enough to split and to audit.
+
+    Raises PathoError: `name_pattern`, `label_mismatch` (a folder of the path contradicts the name), all at once.
+    """
+    problems, rows = [], []
+    for path in names:
+        *above, name = path.split("/")
+        facts = parse(name)
+        if facts is None:
+            problems.append(("name_pattern", path, f"does not follow {PATTERN}"))
+            continue
+        problems += [("label_mismatch", path, reason) for reason in _contradictions(above, facts)]
+        given = next((folder.lower() for folder in above if folder.lower() in GIVEN), "")
+        rows.append((path, *facts, given))
+    stop_on(problems, "Rename or move these files, or take them out of the folder")
+    refuse_unwritable("path", [path for path, *_ in rows])
+    table = pd.DataFrame(rows, columns=["path", *Facts._fields, "given_split"], dtype=str)
+    counted = {"images": len(table), **_count(table), **(found or {})}
+    if not (table["given_split"] != "").any():
+        table = table.drop(columns="given_split")
+    return Manifest(table=table, root=Path(root), classes=CLASSES, positive="malignant", group_by="case",
+                    levels=("slide", "case"), subgroups=("magnification", "subtype"), source="breakhis", demo=demo,
+                    found=counted)
+
+
+def _contradictions(above: list[str], facts: Facts) -> list[str]:
+    """What the folders of a path say otherwise than the name."""
+    subtypes = [subtype for _, subtype in SUBTYPES.values()]
+    reasons = []
+    for folder in above:
+        low = folder.lower()
+        slide, magnification = _SLIDE_FOLDER.fullmatch(folder), _MAGNIFICATION_FOLDER.fullmatch(folder)
+        for known, said in ((low in CLASSES, facts.label), (low in subtypes, facts.subtype)):
+            if known and low != said:
+                reasons.append(f"lies in {folder}, its name says {said}")
+        if slide and slide[1] != facts.slide:
+            reasons.append(f"lies in {folder}, its name says slide {facts.slide}")
+        if magnification and magnification[1] != facts.magnification:
+            reasons.append(f"lies in {folder}, its name says {facts.magnification}X")
+    return reasons
+
+
+def _check_classes(root: Path, images: list[str]) -> None:
+    """Images must lie in the folders of both classes, and in no folder beside them."""
+    seen = {_class_folder(path) for path in images}
+    problems = [("unknown_class", name or str(root), f"holds images but is no class; {nearest(name, CLASSES)}")
+                for name in sorted(seen - set(CLASSES))]
+    for name in CLASSES:
+        if name not in seen:
+            there = any(name in (part.lower() for part in folder.relative_to(root).parts) for folder in folders(root))
+            problems.append(("empty_class", name, "holds no image") if there
+                            else ("single_class", name, f"has no folder in {root}, and one class cannot be learnt"))
+    stop_on(problems, "Restore the folders benign and malignant as they were unpacked")
+
+
+def _class_folder(path: str) -> str:
+    """The folder that should be a class: the first, or the first below train or test; "" if there is none."""
+    above = path.lower().split("/")[:-1]
+    return next((folder for folder in above[:2] if folder not in GIVEN), "")
+
+
+def _count(table: pd.DataFrame) -> dict:
+    """What is worth knowing of the whole set."""
+    found = {"slides": table["slide"].nunique(), "cases": table["case"].nunique(),
+             "magnifications": {m: int((table["magnification"] == m).sum()) for m in MAGNIFICATIONS
+                                if (table["magnification"] == m).any()},
+             "cases_in_two_classes": first(in_several(table, "case", "label")),
+             "slides_in_two_subtypes": first(in_several(table, "slide", "subtype")),
+             "names_twice": first(table.loc[table["path"].str.rsplit("/", n=1).str[-1].duplicated(), "path"])}
+    if (table["given_split"] != "").any():
+        counts = table["given_split"].value_counts().sort_index()
+        found["given_split"] = {**{name: int(n) for name, n in counts.items()},
+                                "cases_in_two": len(in_several(table, "case", "given_split"))}
+    return found

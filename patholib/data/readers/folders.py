@@ -1,0 +1,122 @@
+"""Walking data folders: what is an image, what is litter, what was generated, and where a data set begins."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from patholib.base.errors import PathoError
+
+DEPTH = 5  # levels of folders searched: a data set doubled by its archive, below datasets/owner/slug
+DEMO = "DEMO.json"  # marks a folder of generated images
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # and all that is hidden; never an image, never a class
+
+
+def not_there(what: str, holds: Callable[[Path], bool], path: Path, subject: str = "root",
+              places: Iterable[Path] = ()) -> PathoError:
+    """The refusal of a path that does not hold the data set `what`; names the right one if it is near.
+
+    holds: whether the data set begins in a folder.
+    """
+    if not path.exists():
+        reason = "does not exist"
+    elif not path.is_dir():
+        reason = f"is a file, not the folder of {what}"
+    else:
+        reason = f"does not hold {what}" if any(path.iterdir()) else "is empty"
+    above = [folder for folder in path.absolute().parents[:DEPTH] if os.access(folder, os.R_OK | os.X_OK)]
+    right = next((folder for folder in (*folders(path), *above) if holds(folder)), None)
+    tables = sorted(path.glob("*.csv")) if path.is_dir() else []
+    if right is not None:
+        remedy = f"It was found at {right}: use that path"
+    elif tables:
+        remedy = f"To read a table of your own, name the file: {tables[0]}"
+    else:
+        remedy = "Give the folder the data set was unpacked to, fetch it (`patholib download`), or use data='demo'"
+    tried = ", ".join(str(place) for place in places) or path.absolute()
+    return PathoError("data_root", f"{subject}={path}", f"{reason}; tried {tried}, and {DEPTH} levels below", remedy)
+
+
+def demo_folder(folder: Path) -> Path | None:
+    """The folder holding the mark of generated images, at or above `folder`; None for other images."""
+    near = (Path(folder).absolute(), *Path(folder).absolute().parents[:DEPTH])
+    return next((place for place in near if (place / DEMO).is_file()), None)
+
+
+def is_demo(folder: Path) -> bool:
+    """Whether the images in `folder` are generated ones."""
+    return demo_folder(folder) is not None
+
+
+def litter(name: str) -> bool:
+    """Whether a file or folder is one that systems and editors leave behind."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def folders(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
+    """`root` and the folders below it to DEPTH levels, nearest first and by name; links are not followed."""
+    level = [Path(root)] if Path(root).is_dir() else []
+    for _ in range(DEPTH + 1):
+        yield from level
+        level = [below for folder in level for below in subfolders(folder) if below.name not in skip]
+
+
+def like_first(root: Path, like: str, skip: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The same, but those whose path below `root` holds `like`, in small letters, come as if two levels nearer.
+
+    A folder is listed only when the next one is asked for.
+    """
+    waiting = [(0, Path(root))] if Path(root).is_dir() else []
+    while waiting:
+        _, folder = heapq.heappop(waiting)
+        yield folder
+        deep = len(folder.relative_to(root).parts) + 1
+        for below in subfolders(folder) if deep <= DEPTH else ():
+            if below.name not in skip:
+                near = 2 * (like in below.relative_to(root).as_posix().lower())
+                heapq.heappush(waiting, (deep - near, below))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in `folder`, by name, without links and litter."""
+    return sorted(Path(entry.path) for entry in _entries(folder)
+                  if entry.is_dir(follow_symlinks=False) and not litter(entry.name))
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry]:
+    """What lies in a folder, in no order, one at a time: there may be a million."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        raise PathoError("io_error", str(folder), f"cannot be listed ({error.strerror or error})",
+                         "Check the permissions and the disk") from error
+
+
+def walk(root: Path) -> tuple[list[str], dict]:
+    """The image files below `root` (posix paths relative to it, sorted), and lists of what was left out.
+
+    Left out and listed: `ignored` (litter and hidden entries), `unknown_extension`, `links_not_followed` (folders).
+    """
+    images, left = [], {"ignored": [], "unknown_extension": [], "links_not_followed": []}
+    waiting = [(Path(root), "")]
+    while waiting:
+        folder, prefix = waiting.pop()
+        for entry in _entries(folder):
+            path = prefix + entry.name
+            if litter(entry.name):
+                left["ignored"].append(path)
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.append((Path(entry.path), path + "/"))
+            elif entry.is_symlink() and entry.is_dir():
+                left["links_not_followed"].append(path)
+            elif entry.name.lower().endswith(IMAGES):
+                images.append(path)
+            else:
+                left["unknown_extension"].append(path)
+    for paths in (images, *left.values()):
+        paths.sort()
+    return images, left

@@ -1,0 +1,179 @@
+"""ISIC 2019: dermoscopy of skin lesions, eight classes, listed in two official CSV files.
+
+Combalia et al. 2019, "BCN20000: Dermoscopic Lesions in the Wild"; Tschandl et al. 2018, "The HAM10000 Dataset".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from patholib.base.errors import PathoError
+from patholib.data.csvfiles import read_csv, stop_on
+from patholib.data.manifest import Manifest, first, in_several
+from patholib.data.readers.folders import demo_folder, not_there, walk
+
+CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")  # in the order of the official columns
+WHAT = "ISIC 2019 (ISIC_2019_Training_GroundTruth.csv)"
+TRUTH, METADATA = "ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"
+FACTS = {"lesion_id": "lesion", "anatom_site_general": "site", "age_approx": "age", "sex": "sex"}  # official name: ours
+INPUT = "ISIC_2019_Training_Input"
+COPY = "_downsampled"  # ends the name of the archive's smaller copy of a picture
+
+
+def locate(path: Path) -> Path | None:
+    """`path` itself if the official GroundTruth file is in it, else None."""
+    return Path(path) if (Path(path) / TRUTH).is_file() else None
+
+
+def holds(folder: Path) -> bool:
+    """Whether the data set begins in `folder`."""
+    return locate(folder) is not None
+
+
+def read(root: Path, missing: str = "error") -> Manifest:
+    """The manifest of ISIC 2019: GroundTruth joined with Metadata and with the files in ISIC_2019_Training_Input.
+
+    root: the folder of the two CSV files, or the GroundTruth file; images may lie in subfolders, or beside the CSV.
+    missing: "error", or "skip" to go on with the rows that have a file; either way the rest is counted in `found`.
+    An image without lesion_id is a lesion of its own (its name); a smaller copy belongs to its picture's lesion.
+    Classes without an image are left out. Text: age "55", age_band "50-59", "" where unknown; collection: what
+    the lesion's number begins with (HAM, BCN, MSK), the clinics an image is from.
+    Raises PathoError: `data_root`, `missing_file`, `csv_format`, `bad_label`, `unknown_class_in_training`,
+    `name_collision`, `label_conflict`, `rows_without_files`, `files_without_rows`.
+    """
+    if missing not in ("error", "skip"):
+        raise PathoError("bad_parameter", f"missing={missing!r}", "is not known", "Use 'error' or 'skip'")
+    root = Path(root).parent if Path(root).name == TRUTH else Path(root)
+    if not locate(root):
+        raise not_there(WHAT, holds, root)
+    rows = list_rows(root)
+    images, left = walk(root / INPUT if (root / INPUT).is_dir() else root)
+    prefix = f"{INPUT}/" if (root / INPUT).is_dir() else ""
+    paths = _by_name([prefix + image for image in images if image.lower().endswith(".jpg")])
+    rows["path"] = [paths.get(image, "") for image in rows["image"]]
+    without = rows.loc[rows["path"] == "", "image"].tolist()
+    unlisted = sorted(paths.keys() - set(rows["image"]))
+    if missing == "error":
+        _refuse_missing(without, unlisted)
+    conflicts = in_several(rows, "lesion", "label")
+    stop_on([("label_conflict", f"lesion {lesion}", "is of two classes") for lesion in conflicts],
+            f"Correct the class in {TRUTH} or the lesion_id in {METADATA}: one lesion has one diagnosis")
+    table = rows[rows["path"] != ""].copy()
+    if table.empty:
+        raise PathoError("rows_without_files", TRUTH, f"none of its {len(rows)} images is in {root}",
+                         f"Unpack {INPUT}.zip there")
+    classes = tuple(name for name in (*CLASSES, "UNK") if (table["label"] == name).any())
+    found = {
+        "images": len(table), "lesions": int(table.loc[table["lesion_known"], "lesion"].nunique()),
+        "rows": len(rows), "rows_without_file": first(without), "files_without_row": first(unlisted),
+        "rows_without_lesion": int((~table["lesion_known"]).sum()),
+        "downsampled": int(table["image"].str.endswith(COPY).sum()),
+        "unknown": {name: int((table[name] == "").sum()) for name in ("site", "age", "sex")},
+        "classes_without_images": [name for name in CLASSES if name not in classes],
+        **{name: first(names) for name, names in left.items() if names},
+    }
+    columns = ["path", "label", "lesion", "site", "age", "sex", "age_band", "collection"]
+    return Manifest(table=table[columns], root=root, classes=classes, positive="MEL" if "MEL" in classes else None,
+                    group_by="lesion", levels=("lesion",), subgroups=("site", "sex", "age_band", "collection"),
+                    source="isic2019", demo=demo_folder(root) is not None, found=found)
+
+
+def list_rows(root: Path) -> pd.DataFrame:
+    """What the two CSV files say, without a look at the images: enough to split and to audit.
+
+    Columns: image, label, lesion (never ""), lesion_known (bool), site, age, sex, age_band, collection.
+    """
+    truth = read_csv(Path(root) / TRUTH, ("image", *CLASSES))
+    metadata = read_csv(Path(root) / METADATA, ("image", *FACTS))
+    stop_on([("csv_format", f"{name} line {line}", f"lists {image!r} a second time" if image else "names no image")
+             for name, csv in ((TRUTH, truth), (METADATA, metadata))
+             for line, image in csv.loc[csv["image"].duplicated() | (csv["image"] == ""), "image"].items()],
+            "Remove the line")
+    rows = pd.DataFrame({"image": truth["image"], "label": _labels(truth)})
+    facts = metadata.set_index("image")[list(FACTS)].rename(columns=FACTS)
+    rows = rows.join(facts, on="image")
+    rows[list(FACTS.values())] = rows[list(FACTS.values())].fillna("")  # images the metadata do not list
+    rows["age"] = _ages(metadata, rows)
+    rows["age_band"] = rows["age"].map(age_band)
+    rows["lesion_known"] = rows["lesion"] != ""
+    rows["lesion"] = _lesions(rows)
+    # MSK4_0011169 is of MSK; an image that is a lesion of its own is called like its file.
+    rows["collection"] = rows["lesion"].str.extract("^(?!ISIC_)([A-Za-z]+)[0-9]*_", expand=False).fillna("")
+    return rows.reset_index(drop=True)
+
+
+def age_band(age: str) -> str:
+    """The ten years an age is in: "<30", "30-39" ... "70-79", "80+"; "" if it is unknown."""
+    if age == "":
+        return ""
+    decade = int(age) // 10 * 10
+    return "<30" if decade < 30 else "80+" if decade >= 80 else f"{decade}-{decade + 9}"
+
+
+def _labels(truth: pd.DataFrame) -> list[str]:
+    """The one class of every row that is 1 where all others are 0."""
+    names = [*CLASSES, *(["UNK"] if "UNK" in truth.columns else [])]
+    problems, labels = [], []
+    for line, cells in zip(truth.index, truth[names].to_numpy(object), strict=True):
+        ones = [name for name, cell in zip(names, cells, strict=True) if cell in ("1", "1.0")]
+        odd = [f"{name}={cell!r}" for name, cell in zip(names, cells, strict=True)
+               if cell not in ("1", "1.0", "0", "0.0")]
+        if odd or len(ones) != 1:
+            problems.append(("bad_label", f"{TRUTH} row {line}",
+                             f"holds {', '.join(odd)}" if odd else f"is 1 for {' and '.join(ones) or 'no class'}"))
+        labels.append(ones[0] if len(ones) == 1 else "")
+    stop_on(problems, "Exactly one class of a row is 1, all others 0: download the file again or correct these rows")
+    stop_on([("unknown_class_in_training", f"{TRUTH} row {line}", "is of class UNK, which is what no class fits")
+             for line, label in zip(truth.index, labels, strict=True) if label == "UNK"],
+            "Take these rows out: a class defined by absence cannot be learnt from examples")
+    return labels
+
+
+def _ages(metadata: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """Ages as whole years in text; mirrors write 55.0."""
+    whole = {}
+    problems = []
+    for line, age in metadata["age_approx"].items():
+        number = age.removesuffix(".0")
+        if number and not (number.isascii() and number.isdigit() and int(number) <= 120):
+            problems.append(("csv_format", f"{METADATA} line {line} column age_approx", f"holds {age!r}"))
+        whole[age] = number
+    stop_on(problems, "Write a whole number of years, or leave the cell empty")
+    return [whole.get(age, "") for age in rows["age"]]
+
+
+def _lesions(rows: pd.DataFrame) -> list[str]:
+    """The lesion of every row: as given, else its copy's or original's, else one of its own called like the picture."""
+    pictures = rows["image"].str.removesuffix(COPY)
+    known: dict[str, str] = {}
+    problems = []
+    for picture, lesion in zip(pictures, rows["lesion"], strict=True):
+        if lesion and known.setdefault(picture, lesion) != lesion:
+            problems.append(("label_conflict", picture, f"is of lesion {known[picture]}, its copy of {lesion}"))
+    stop_on(problems, f"Give a picture and its {COPY} copy the same lesion_id in {METADATA}")
+    return [lesion or known.get(picture, picture) for picture, lesion in zip(pictures, rows["lesion"], strict=True)]
+
+
+def _by_name(paths: list[str]) -> dict[str, str]:
+    """Image name to path; the same image in two folders is refused, for either could be the changed one."""
+    known: dict[str, str] = {}
+    problems = []
+    for path in paths:
+        name = PurePosixPath(path).stem
+        if known.setdefault(name, path) != path:
+            problems.append(("name_collision", path, f"has the name of {known[name]}"))
+    stop_on(problems, "Remove one of each pair")
+    return known
+
+
+def _refuse_missing(without: list[str], unlisted: list[str]) -> None:
+    lists = [(code, names, text) for code, names, text in (
+        ("rows_without_files", without, "rows have no image file"),
+        ("files_without_rows", unlisted, "image files are in no row")) if names]
+    if lists:
+        reason = "; ".join(f"{len(names)} {text} ({', '.join(first(names)['first'])}"
+                           f"{', ...' if len(names) > 5 else ''})" for _, names, text in lists)
+        raise PathoError(lists[0][0], TRUTH, reason,
+                         "Unpack all images, or pass missing=\"skip\" to go on with those that have both")

@@ -1,0 +1,343 @@
+"""Train, validation and test sets, and cross-validation folds, that keep every patient in one part."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from patholib.base.errors import PathoError, nearest
+from patholib.base.files import sha256, write_table, write_text
+from patholib.data import csvfiles
+
+if TYPE_CHECKING:
+    from patholib.data.manifest import Manifest
+
+SPLITS = ("train", "val", "test")
+UNIT = 1 << 24  # one whole class in the integers `_improve` counts with: no rounding, so every machine agrees
+SWAPS_UP_TO = 1000  # groups; above that single groups are so small that moving them one by one is exact enough
+
+
+# --- splitting --------------------------------------------------------------------------------------------------------
+
+def split(manifest: Manifest, fractions: tuple[float, float, float] = (0.70, 0.15, 0.15), seed: int = 0,
+          group_by: str | None = None) -> pd.DataFrame:
+    """The manifest's table with `group` and `split`: no group in two splits, every class in every split.
+
+    fractions: of the images, in the order of SPLITS; every class is brought as near to them as whole groups allow.
+    group_by: an id column, or "image": every image its own group, stratified by label alone, as leaky splits are made
+    (a column `group` of the manifest is then kept as `given_group`).
+    The same seed gives the same split on every machine and for any order of rows.
+    Raises PathoError: `bad_fractions`, `bad_seed`, `unknown_group`, `split_infeasible`.
+    """
+    group_by = manifest.group_by if group_by is None else group_by
+    _check_arguments(manifest, fractions, seed, group_by)
+    groups, member, counts = _grouped(manifest, group_by)
+    place = _assign(counts, fractions, _drawn(groups, f"{seed}"))
+    if place is None:
+        _refuse_infeasible(manifest, counts, group_by, "every class must be in train, val and test", 3)
+    return _parted(manifest, group_by, np.array(SPLITS, object)[place[member]])
+
+
+def folds(manifest: Manifest, folds: int = 5, repeats: int = 1, seed: int = 0, group_by: str | None = None,
+          val: float = 0.15) -> list[pd.DataFrame]:
+    """Grouped, stratified cross-validation: a table as of `split` for each fold of each repeat, repeat by repeat.
+
+    Within a repeat every image is tested exactly once; no group is in two parts of a table, and every class is in each.
+    val: the share of all images that each fold takes from the rest for validation, in whole groups, too.
+    The same seed gives the same folds on every machine and for any order of rows.
+    Raises PathoError: `bad_parameter`, `bad_seed`, `unknown_group`, `split_infeasible`.
+    """
+    group_by = manifest.group_by if group_by is None else group_by
+    check_folds(folds, repeats)
+    if not 0 < val < 1 - 1 / folds:
+        raise PathoError("bad_parameter", "val", f"is {val!r}", f"With {folds} folds use a share above 0 and below "
+                         f"{1 - 1 / folds:.2g}, so that some are left to learn from")
+    _check_arguments(manifest, (0.7, 0.15, 0.15), seed, group_by)
+    groups, member, counts = _grouped(manifest, group_by)
+    share, tables = val / (1 - 1 / folds), []
+    for repeat in range(repeats):
+        fold_of = _assign(counts, [1 / folds] * folds, _drawn(groups, f"{seed}/{repeat}"))
+        for fold in range(folds):
+            place = None if fold_of is None else _held_out(counts, fold_of == fold, share,
+                                                           _drawn(groups, f"{seed}/{repeat}/{fold}"))
+            if place is None:
+                _refuse_infeasible(manifest, counts, group_by, f"in each of {folds} folds every class must be in "
+                                   "train, val and test", max(folds, 4 if folds == 2 else 3))
+            tables.append(_parted(manifest, group_by, np.array(SPLITS, object)[place[member]]))
+    return tables
+
+
+def check_folds(folds: int = 2, repeats: int = 1) -> None:
+    """Refuses numbers of folds and repeats that no data could have. Errors: bad_parameter."""
+    for name, value, least in (("folds", folds, 2), ("repeats", repeats, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise PathoError("bad_parameter", name, f"is {value!r}", f"Use a whole number from {least} on")
+
+
+def check_fold(fold: int, folds: int, repeats: int = 1) -> None:
+    """Refuses a fold that so many folds and repeats do not have; they are counted from 0. Errors: bad_parameter."""
+    if folds == 0:
+        raise PathoError("bad_parameter", "fold", f"is {fold!r}, but there are no folds",
+                         "Say with the parameter folds how many there are")
+    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < folds * repeats:
+        raise PathoError("bad_parameter", "fold", f"is {fold!r}", f"Use a whole number from 0 to "
+                         f"{folds * repeats - 1}, as folds are counted from 0 and on through the repeats")
+
+
+def _held_out(counts: np.ndarray, test: np.ndarray, share: float, order: list[int]) -> np.ndarray | None:
+    """The split (0, 1, 2) of every group where `test` (G,) bool is tested and `share` of the rest validates."""
+    rest = np.flatnonzero(~test)
+    if not (counts[rest] > 0).any(axis=0).all():
+        return None
+    at = {g: i for i, g in enumerate(rest.tolist())}
+    inside = _assign(counts[rest], (1 - share, share), [at[g] for g in order if g in at])
+    if inside is None:
+        return None
+    place = np.full(len(counts), SPLITS.index("test"))
+    place[rest] = inside
+    return place
+
+
+def set_apart(manifest: Manifest, share: float, seed: int = 0, group_by: str | None = None
+              ) -> tuple[Manifest, Manifest]:
+    """Two manifests, the second of `share` of the images in whole groups: patients that a study has never met.
+
+    Every class is in both. Raises PathoError: `bad_fractions`, `bad_seed`, `unknown_group`, `split_infeasible`.
+    """
+    group_by = manifest.group_by if group_by is None else group_by
+    _check_arguments(manifest, ((1 - share) / 2, (1 - share) / 2, share), seed, group_by)
+    groups, member, counts = _grouped(manifest, group_by)
+    place = _assign(counts, (1 - share, share), _drawn(groups, f"{seed}/apart"))
+    if place is None:
+        _refuse_infeasible(manifest, counts, group_by, "every class must be in both parts", 2)
+    return tuple(replace(manifest, table=manifest.table[place[member] == part],
+                         found={**manifest.found, "images": int((place[member] == part).sum())}) for part in (0, 1))
+
+
+def _grouped(manifest: Manifest, group_by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The groups (G,), the place of every image's group among them (N,), and images by group and class (G, C)."""
+    ids = manifest.table["path" if group_by == "image" else group_by]
+    groups, member = np.unique(ids.to_numpy(object), return_inverse=True)
+    labels = pd.Categorical(manifest.table["label"], categories=list(manifest.classes)).codes
+    counts = np.zeros((len(groups), len(manifest.classes)), np.int64)
+    np.add.at(counts, (member, labels), 1)
+    return groups, member, counts
+
+
+def _drawn(groups: np.ndarray, key: str) -> list[int]:
+    """The groups in an order by chance, a function of the key.
+
+    A hash, not a generator: its order holds for every version of numpy, and new groups do not stir up the old ones.
+    """
+    return sorted(range(len(groups)), key=lambda g: hashlib.sha256(f"{key}:{groups[g]}".encode()).digest())
+
+
+def _parted(manifest: Manifest, group_by: str, split: np.ndarray) -> pd.DataFrame:
+    """The manifest's table with `group` and `split`."""
+    table = manifest.table.copy()
+    ids = table["path" if group_by == "image" else group_by]
+    if group_by != "group" and "group" in table.columns:
+        table = table.rename(columns={"group": "given_group"})
+    return table.assign(group=ids, split=split)
+
+
+def _check_arguments(manifest: Manifest, fractions, seed, group_by: str) -> None:
+    if len(fractions) != 3 or min(fractions) <= 0 or not abs(sum(fractions) - 1) <= 1e-9:  # NaN: not <=, nor >
+        raise PathoError("bad_fractions", "fractions", f"{fractions} are not three shares above 0 that sum to 1",
+                         "Use (0.70, 0.15, 0.15)")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise PathoError("bad_seed", "seed", f"{seed!r} is not a whole number from 0", "Use 0")
+    known = (*manifest.levels, "image")
+    if group_by not in known:
+        raise PathoError("unknown_group", str(group_by), "is no id column to group by", nearest(group_by, known))
+
+
+def _refuse_infeasible(manifest: Manifest, counts: np.ndarray, group_by: str, wanted: str, least: int) -> None:
+    rows = "".join(f"\n  {name}: {int((column > 0).sum())} groups, {column.sum()} images"
+                   for name, column in zip(manifest.classes, counts.T, strict=True))
+    fewest = (counts > 0).sum(axis=0).min()
+    why = "" if fewest < least else "\nEvery class has as many, but they hold several classes and cannot be shared out"
+    finer = manifest.levels[: manifest.levels.index(group_by)] if group_by != "image" else ()
+    raise PathoError(
+        "split_infeasible", f"split by {group_by}",
+        f"{wanted}, which takes at least {least} groups per class:{rows}{why}",
+        "Add images of other groups, merge the class with another or drop it"
+        + (f", or group by the finer {finer[-1]!r}" if finer else ""))
+
+
+def _assign(counts: np.ndarray, fractions, order: list[int]) -> np.ndarray | None:
+    """The part (0, 1, ...) of every group, one per fraction, from its images per class (G, C).
+
+    None if there is no way to have every class in every part.
+
+    Chance first, balance second: the groups are drawn class by class in the seeded order, so that large and small
+    ones are as likely to be tested; then the moves and swaps are made that bring the shares to the fractions.
+    """
+    seats = _seats(counts > 0, order, len(fractions))
+    if seats is None:
+        return None
+    place = np.empty(len(counts), np.int64)
+    main = (counts / counts.sum(axis=0)).argmax(axis=1)  # the class of which a group holds the largest share
+    order = np.array(order)
+    for c in range(counts.shape[1]):
+        mine = order[main[order] == c]
+        size = counts[mine].sum(axis=1)
+        middle = (size.cumsum() - size / 2) / max(size.sum(), 1)
+        place[mine] = np.searchsorted(np.cumsum(fractions)[:-1], middle)
+    place[list(seats)] = list(seats.values())
+    _improve(counts, fractions, place)
+    return place
+
+
+def _seats(has: np.ndarray, order: list[int], parts: int) -> dict[int, int] | None:
+    """A group of every class for every part, {group: part}; None if there is none (an exact search).
+
+    Groups of one class only serve nothing else, so one for each part settles their class. The rest is searched by kind
+    (groups with the same set of classes are alike), the scarcest need first, and no state is tried twice.
+    """
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for g in order:
+        kinds.setdefault(tuple(np.flatnonzero(has[g]).tolist()), []).append(g)
+    seats: dict[int, int] = {}
+    scarce = set()
+    for c in range(has.shape[1]):
+        if has[:, c].sum() < parts:
+            return None
+        alone = kinds.get((c,), [])
+        seats |= dict(zip(alone[:parts], range(parts), strict=True)) if len(alone) >= parts else {}
+        scarce |= {c} if len(alone) < parts else set()
+    names = sorted((kind for kind in kinds if scarce & set(kind)), key=lambda kind: (-len(kinds[kind]), kind))
+
+    @functools.cache
+    def fill(needs: frozenset, left: tuple[int, ...]):
+        """The kinds to seat, ((kind, part), ...), so that every (class, part) of `needs` is met."""
+        if not needs:
+            return ()
+        able = Counter()
+        for kind, n in zip(names, left, strict=True):
+            able.update(dict.fromkeys(kind, n))
+        c, s = min(needs, key=lambda need: (able[need[0]], need))
+        for k, kind in enumerate(names):
+            if left[k] and c in kind:
+                more = fill(needs - {(x, s) for x in kind}, (*left[:k], left[k] - 1, *left[k + 1:]))
+                if more is not None:
+                    return ((k, s), *more)
+        return None
+
+    chosen = fill(frozenset((c, s) for c in scarce for s in range(parts)), tuple(len(kinds[kind]) for kind in names))
+    if chosen is None:
+        return None
+    unused = {k: iter(kinds[kind]) for k, kind in enumerate(names)}
+    return seats | {next(unused[k]): s for k, s in chosen}
+
+
+def _improve(counts: np.ndarray, fractions, place: np.ndarray) -> None:
+    """Moves and swaps groups, best first, while the squared error of the shares falls; `place` (G,) is changed.
+
+    Error of a part: its share minus the fraction, of the images of every class, of all images and, at half
+    the weight, of the groups of every class (two patients say less than five, however many images they have).
+    A group that is the last of a class in its part stays. Sums of integers, so that no machine rounds differently.
+    """
+    has = counts > 0
+    whole = np.column_stack([counts, counts.sum(axis=1), has])
+    unit = np.repeat([UNIT, UNIT // 2], [len(counts.T) + 1, len(counts.T)])
+    size = whole * unit // whole.sum(axis=0)  # (G, 2 C + 1) shares in units
+    target = np.rint(np.outer(fractions, size.sum(axis=0))).astype(np.int64)  # (P, 2 C + 1)
+    square = (size * size).sum(axis=1)
+    rows = np.arange(len(place))
+    pairs = len(place) <= SWAPS_UP_TO
+    distance = square[:, None] + square - 2 * (size @ size.T) if pairs else None
+    while True:
+        error = np.stack([size[place == s].sum(axis=0) for s in range(len(fractions))]) - target
+        held = np.stack([has[place == s].sum(axis=0) for s in range(len(fractions))])  # groups of a class in each part
+        last = has & (held[place] == 1)
+        pull = size @ error.T  # (G, P)
+        pull -= pull[rows, place][:, None]
+        change = np.where(last.any(axis=1)[:, None], 0, square[:, None] + pull)  # half the change of the squared error
+        change[rows, place] = 0
+        g, s = np.unravel_index(change.argmin(), change.shape)
+        if change[g, s] < 0:
+            place[g] = s
+            continue
+        if not pairs:
+            return
+        across = pull[:, place]  # (G, G): group g goes where group h is
+        change = distance + across + across.T
+        bare = (last.astype(np.int64) @ ~has.T) > 0  # h lacks a class of which g is the last
+        change[bare | bare.T] = 0
+        g, h = np.unravel_index(change.argmin(), change.shape)
+        if change[g, h] >= 0:
+            return
+        place[g], place[h] = place[h], place[g]
+
+
+# --- keeping a split --------------------------------------------------------------------------------------------------
+
+def write_split(table: pd.DataFrame, path: Path) -> Path:
+    """Writes the split as CSV, and its digest beside it as `<name>.sha256` in the form `sha256sum -c` reads."""
+    path = write_table(Path(path), table)
+    write_text(path.with_name(path.name + ".sha256"), f"{sha256(path)}  {path.name}\n")
+    return path
+
+
+def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
+    """A split as written, once it has been shown to be unchanged, free of shared groups and about these images.
+
+    Raises PathoError: `missing_file`, `split_changed` (digest; or an image or label the manifest does not know),
+    `split_leakage` (a group in two splits), `csv_format`.
+    """
+    path = Path(path)
+    table = csvfiles.read_csv(path, ("path", "label", "group", "split")).reset_index(drop=True)
+    beside = path.with_name(path.name + ".sha256")
+    if not beside.is_file():
+        raise PathoError("split_changed", path.name, f"has no {beside.name} beside it, so a change would go unseen",
+                         "Restore that file, or split again")
+    if beside.read_text(encoding="utf-8").split()[:1] != [sha256(path)]:
+        raise PathoError("split_changed", path.name, f"is not the file whose digest is in {beside.name}",
+                         "Restore the file, or split again")
+    odd = table[~table["split"].isin(SPLITS)]
+    csvfiles.stop_on([("csv_format", name, f"is in split {where!r}; known: {', '.join(SPLITS)}")
+             for name, where in zip(odd["path"], odd["split"], strict=True)], "Split again")
+    twice = table.loc[table["path"].duplicated(), "path"]
+    csvfiles.stop_on([("csv_format", name, "is listed twice") for name in twice], "Split again")
+    homes = table.groupby("group")["split"].unique()
+    csvfiles.stop_on([("split_leakage", f"group {group}", f"is in {' and '.join(sorted(names, key=SPLITS.index))}")
+             for group, names in homes[homes.map(len) > 1].items()], "Split again: no group may be in two splits")
+    if manifest is not None:
+        known = dict(zip(manifest.table["path"], manifest.table["label"], strict=True))
+        csvfiles.stop_on([("split_changed", name, f"is labelled {label!r} in the split, "
+                  + (f"but {known[name]!r} in the data" if name in known else "but is not among the data"))
+                 for name, label in zip(table["path"], table["label"], strict=True) if known.get(name) != label],
+                "Split again, or use the data the split was made of")
+    return table
+
+
+def leaked(ids: pd.Series, split: pd.Series, seen_in: str = "train", found_in: str = "test") -> pd.Series:
+    """Which images of split `found_in` have an id that is also in `seen_in`, as bool; an unknown id ("") is no id."""
+    return (split == found_in) & ids.isin(set(ids[split == seen_in]) - {""})
+
+
+def leaked_share(table: pd.DataFrame, column: str) -> float:
+    """The share of test images whose patient, case or lesion (`column`) also has images in train; 0 in a safe split.
+
+    Where a split by image has put its own ids into the column `group`, those that were given count.
+    """
+    column = f"given_{column}" if f"given_{column}" in table.columns else column
+    return float(leaked(table[column], table["split"])[table["split"] == "test"].mean())
+
+
+def split_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Images and groups of every class (rows, and `all`) in every split (columns `train images` ... `test groups`)."""
+    both = pd.concat([table, table.assign(label="all")])
+    each = both.drop_duplicates(["label", "split", "group"])
+    rows = [*sorted(set(table["label"])), "all"]
+    parts = {what: pd.crosstab(cells["label"], cells["split"]).reindex(index=rows, columns=list(SPLITS), fill_value=0)
+             for what, cells in (("images", both), ("groups", each))}
+    return pd.DataFrame({f"{s} {what}": part[s] for what, part in parts.items() for s in SPLITS}).rename_axis("class")

@@ -1,0 +1,1 @@
+"""The exported model: files, predictor, tables of predictions, server."""

@@ -1,0 +1,165 @@
+"""Writes the exported model of a run, and copies it with all that belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+
+from patholib import __version__
+from patholib.base import files
+from patholib.base.errors import PathoError, shown
+from patholib.deploy import exportformat, loading, onnx_export, published
+from patholib.judge import decisions, novelty
+from patholib.model import recipes
+from patholib.model.recipes import Recipe
+from patholib.train import checkpoints
+
+if TYPE_CHECKING:
+    from patholib.data.imagesets import ImageSet
+
+CARDS = ("model_card.md", "model_card.html", "data_card.md", "data_card.html")  # copied with a model where they are
+
+
+def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Recipe, *, run: str = "",
+               data_sha256: str = "", demo: bool = False, epoch: int | None = None, threshold: float | None = None,
+               temperature: float | None = None, decision: Mapping | None = None, origin: Mapping | None = None,
+               smallest_side: int | None = None, familiar: Mapping | None = None) -> Path:
+    """Writes `model.safetensors` and `model.json` into `folder`; returns the manifest's path.
+
+    run: the run's name; data_sha256: of its manifest of images; epoch from 1. threshold and temperature: chosen on the
+    validation images, None where they were not; decision: how, as decision.json says it, which then gives the two.
+    origin: what is known of ORIGIN. smallest_side: pixels, of any training image. familiar: `novelty.Familiar.to_json`.
+    Errors: nonfinite_weights, class_mismatch, bad_manifest.
+    """
+    folder, state, recipe = Path(folder), published.plain_state(model_state), recipes.without_folders(recipe)
+    if decision is not None:
+        threshold, temperature = decision["threshold"], decision["temperature"]
+    facts = {
+        "format": exportformat.FORMAT,
+        **exportformat.of_recipe(recipe),
+        "threshold": threshold,
+        "temperature": temperature,
+        "decision": dict(decision) if decision is not None else None,
+        "recipe": recipe.to_json(),
+        "run": shown(run),
+        "epoch": epoch,
+        "data_sha256": data_sha256,
+        "origin": dict.fromkeys(exportformat.ORIGIN, "") | dict(origin or {}),
+        "smallest_side": smallest_side,
+        "demo": demo,
+        "intended_use": "Research on images of the kind it was trained on, one at a time: which of "
+                        f"{', '.join(recipe.classes)} each belongs to. Nothing it says may decide about a patient.",
+        "notice": f"{exportformat.DEMO_NOTICE} {exportformat.NOTICE}" if demo else exportformat.NOTICE,
+        "patholib": __version__,
+        "novelty": dict(familiar) if familiar is not None else None,
+    }
+    # One key alone: safetensors writes several in a random order, and the same model would have many digests.
+    weights = safetensors.torch.save(state, metadata={exportformat.FACTS: files.digest(facts)})
+    manifest = {**facts, "weights": loading.of_weights(weights, state)}
+    manifest = {**manifest, "manifest_sha256": files.digest(manifest)}
+    exportformat.check_manifest(manifest, folder / exportformat.MANIFEST)
+    loading.check_weights(state, manifest, folder / exportformat.WEIGHTS)
+    files.write_bytes(folder / exportformat.WEIGHTS, weights)  # first: a manifest without its weights would promise a model
+    return files.write_json(folder / exportformat.MANIFEST, manifest)
+
+
+def write(run_dir: Path, images: ImageSet | None = None, onnx: bool = False) -> list[Path]:
+    """Exports the best epoch of a finished training: model.safetensors, model.json and published.pt; returns them.
+
+    Everything is read from the run folder; temperature and threshold from its decision.json, None where there is none.
+    images: the run's, with their split, from which is learnt what a picture of their kind looks like (`novelty`);
+    without them that is taken from an earlier export of the same run. onnx: `to_onnx` too, which takes seconds.
+    Errors: missing_file, checkpoint_damaged, nothing_trained, val_changed; with onnx, those of `to_onnx`.
+    """
+    run_dir = Path(run_dir)
+    facts = files.read_json(run_dir / "run.json")
+    if "training" not in facts:
+        raise PathoError("nothing_trained", str(run_dir), "has no finished training", "Train first")
+    recipe, best = recipes.from_json(facts["recipe"]), facts["training"]["best_epoch"]
+    kept = checkpoints.load(run_dir / "checkpoints", "best", best, holds=("model", "optimizer", "row"))
+    if kept is None:
+        raise PathoError("missing_file", str(run_dir / "checkpoints"), f"holds no weights of the best epoch ({best})",
+                         "Restore the folder from a copy, or train again")
+    row, data, earlier = kept["row"], facts["data"], _earlier(run_dir, facts)
+    familiar = novelty.learn(images).to_json() if images is not None else earlier.get("novelty")
+    save_model(run_dir, kept["model"], recipe, run=facts["name"], data_sha256=data["images_sha256"], demo=facts["demo"],
+               epoch=best, decision=_decision(run_dir), origin=_origin(facts), smallest_side=_smallest_side(run_dir),
+               familiar=familiar)
+    published.published(run_dir / exportformat.PUBLISHED, kept["model"], best, row["val_auc"], recipe.classes, recipe.image_size,
+              optimizer_state=kept["optimizer"], frozen_blocks=row["frozen"], recipe=recipe,
+              validation={name: value for name, value in row.items() if name.startswith("val_")})
+    written = [run_dir / exportformat.WEIGHTS, run_dir / exportformat.MANIFEST, run_dir / exportformat.PUBLISHED]
+    for name in (onnx_export.ONNX, onnx_export.ONNX_FACTS):  # they would belong to other weights
+        (run_dir / name).unlink(missing_ok=True)
+    if onnx:
+        from patholib.model.augment import plain_views
+
+        views = None if images is None else plain_views(images.part("val").pictures[:16], recipe.image_size)
+        written.append(onnx_export.to_onnx(run_dir, views))
+    return written
+
+
+def _earlier(run_dir: Path, facts: dict) -> dict:
+    """The manifest of an export that the run folder already holds, {} where there is none of this run."""
+    try:
+        manifest = files.read_json(run_dir / exportformat.MANIFEST)
+        exportformat.check_manifest(manifest, run_dir / exportformat.MANIFEST)
+    except PathoError:
+        return {}
+    same = manifest["run"] == shown(facts["name"]) and manifest["data_sha256"] == facts["data"]["images_sha256"]
+    return manifest if same else {}
+
+
+def _behind(run_dir: Path) -> bool:
+    """Whether a run folder holds no export, one of another format, or one from before its decision was locked."""
+    earlier = _earlier(run_dir, files.read_json(run_dir / "run.json"))
+    return not earlier or earlier["decision"] != _decision(run_dir)
+
+
+def _decision(run_dir: Path) -> dict | None:
+    """What was locked on the validation images, None where nothing was."""
+    return decisions.locked(run_dir) if (run_dir / decisions.DECISION).exists() else None
+
+
+def _origin(facts: dict) -> dict[str, str]:
+    """Where a model comes from, out of its run.json."""
+    source = "demo" if facts["demo"] else facts["data"].get("source", "")
+    known = {"source": facts["data"].get("source"), "data_licence": exportformat.LICENCES.get(source, exportformat.LICENCES[""]),
+             "fingerprint": facts.get("fingerprint"), "split_sha256": facts.get("split", {}).get("sha256"),
+             "commit": facts.get("code", {}).get("commit")}
+    return {name: shown(value or "") for name, value in known.items()}
+
+
+def _smallest_side(run_dir: Path) -> int | None:
+    """The shorter side of the smallest image that was checked for the run, None where its report is not there."""
+    if not (run_dir / "data_report.json").exists():
+        return None
+    sizes = files.read_json(run_dir / "data_report.json")["sizes"]  # {"700x460": 12}
+    return min(min(map(int, size.split("x"))) for size in sizes)
+
+
+def copy(run_dir: Path, folder: Path, onnx: bool = False) -> list[Path]:
+    """Puts a run's export into a folder of its own, with its cards if it has them, and loads it from there.
+
+    The run is exported first where it is not yet. onnx: with `model.onnx`, made where it is missing. Returns what is
+    in the folder. Errors: as `write` and `load_model`; output_exists.
+    """
+    run_dir, folder = Path(run_dir), Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PathoError("output_exists", str(folder), "is there already and not empty", "Name another folder")
+    if (run_dir / "run.json").exists() and _behind(run_dir):
+        write(run_dir)
+    loading.load_model(run_dir)
+    names = [exportformat.WEIGHTS, exportformat.MANIFEST, *(name for name in CARDS if (run_dir / name).exists())]
+    names += [onnx_export.ONNX, onnx_export.ONNX_FACTS] if (run_dir / onnx_export.ONNX).exists() else []
+    for name in names:
+        files.write_bytes(folder / name, files.read_bytes(run_dir / name))
+    if onnx and onnx_export.ONNX not in names:
+        onnx_export.to_onnx(folder)
+    _, manifest = loading.classifier(folder)
+    onnx_export.onnx_file(folder, manifest)
+    return sorted(folder.iterdir())

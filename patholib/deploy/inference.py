@@ -1,0 +1,191 @@
+"""A trained model at work: pictures in, probabilities and decisions out, by the quickest engine at hand.
+
+ONNX Runtime where it is installed and the model has its `model.onnx`, else PyTorch with every BatchNorm folded away.
+Files are read, squared and cut as in training, so a picture has the same pixels here and there; and every picture is
+computed alone, so its answer is the same in whatever company. With PyTorch it is on one machine, to the last bit, what
+`evaluation.predict` and `calibration.apply` give in the notebook; ONNX Runtime differs by less than 1e-4 (`ALIKE`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from patholib.base import cpu
+from patholib.base.errors import PathoError, nearest
+from patholib.data import decoding
+from patholib.deploy import loading, onnx_export
+from patholib.judge import calibration, decisions, gradcam, novelty, predicting, rules
+from patholib.model import augment, folding, networks, recipes
+
+ENGINES = ("auto", "onnx", "torch")
+
+
+class Picture(NamedTuple):
+    """A file as the model sees it, and what was odd about it."""
+
+    pixels: np.ndarray  # (S, S, 3) uint8
+    warnings: tuple[str, ...]  # each "code: text"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one picture."""
+
+    probs: dict[str, float]  # calibrated, of every class, in the model's order; they sum to 1
+    decision: str  # two classes with a positive one: by the threshold; else the likeliest class, or over its share
+    threshold: float | None  # locked on validation images, of the positive class; None: none was, and 0.5 decides
+    alert: bool | None  # more than two classes: is the positive one at its threshold? None: there is no such threshold
+    warnings: tuple[str, ...]  # why to distrust this answer, each "code: text"
+    tta: bool  # averaged over several views
+
+    def to_json(self) -> dict:
+        """Plain values, fields in order."""
+        return dataclasses.asdict(self) | {"warnings": list(self.warnings)}
+
+
+class Predictor:
+    """An exported model, ready to look at pictures, from several threads at once.
+
+    path: the folder of an export or of a finished run, or one of its two files. engine: "onnx", "torch", or "auto" for
+    the first that is there. threads: of the processor, None for one a core; with PyTorch they are those of the whole
+    process. sha256: see `export.load_model`. `manifest` says what the model is, `engine` what computes, `sha256` which
+    weights, `demo` whether they have seen nothing but generated images.
+    Errors: as `export.load_model`; no_engine, onnx_damaged.
+    """
+
+    def __init__(self, path: Path, engine: str = "auto", threads: int | None = None, sha256: str | None = None):
+        if engine not in ENGINES:
+            raise PathoError("bad_parameter", "engine", f"is {engine!r}", nearest(engine, ENGINES))
+        self.model, self.manifest = loading.classifier(path, sha256)
+        self.recipe = recipes.from_json(self.manifest["recipe"])
+        self.classes, self.positive = tuple(self.manifest["classes"]), self.manifest["positive"]
+        self.temperature, self.threshold = self.manifest["temperature"], self.manifest["threshold"]
+        self.deciding = decisions.deciding((self.manifest["decision"] or {}) | {"threshold": self.threshold},
+                                            self.classes)  # what `metrics.called` takes
+        self.sha256, self.demo = self.manifest["weights"]["sha256"], self.manifest["demo"]
+        self.familiar = self.manifest["novelty"] and novelty.from_json(self.manifest["novelty"])
+        graph = onnx_export.onnx_file(path, self.manifest)
+        installed = util.find_spec("onnxruntime") is not None
+        if engine == "onnx" and not (graph and installed):
+            raise PathoError("no_engine", "engine", "is onnx, but " + (
+                "the export has no model.onnx" if installed else "onnxruntime is not installed"),
+                'Call export.to_onnx(folder), or engine="torch"' if installed else 'pip install "patholib[onnx]"')
+        self.engine = "onnx" if graph and installed and engine != "torch" else "torch"
+        self._logits = _onnx(graph, threads) if self.engine == "onnx" else _torch(self.model, threads)
+
+    def logits(self, views: torch.Tensor) -> np.ndarray:
+        """Views (N, 3, size, size) in [0, 1] to logits (N, C) float32, each computed alone. Errors: model_output."""
+        found = self._logits(views)
+        if not np.isfinite(found).all():
+            raise PathoError("model_output", self.manifest["run"] or "model", "gave logits that are not finite",
+                             "Export another checkpoint")
+        return found
+
+    def probabilities(self, pixels: np.ndarray, tta: bool = False) -> np.ndarray:
+        """Pictures (N, S, S, 3) uint8, as `read` gives them, to calibrated probabilities (N, C), float64, sums 1.
+
+        tta: averaged over the recipe's views, before calibration. The same for every picture: of seeded random views,
+        as published, every picture gets those of a set's first image.
+        """
+        found = [self._raw(picture, tta) for picture in pixels]
+        raw = np.concatenate(found) if found else np.empty((0, len(self.classes)))
+        return calibration.apply(raw, 1.0 if self.temperature is None else self.temperature)
+
+    def _raw(self, picture: np.ndarray, tta: bool) -> np.ndarray:
+        """The model's own probabilities of one picture (S, S, 3), (1, C)."""
+        views = augment.views_to_judge(picture[None], self.recipe, tta, np.zeros(1, int))  # (views, 1, 3, size, size)
+        found = torch.from_numpy(self.logits(views.flatten(0, 1)))  # (views, C)
+        return predicting.probabilities(found[:, None])
+
+    def look(self, source, name: str | None = None) -> Picture:
+        """A file, bytes or an open file as the square that `answer` takes, with what was odd about it.
+
+        name: how an error calls it. Errors: as `images.read`.
+        """
+        image = decoding.read(source, name)
+        square = decoding.to_square(image, self.recipe.cache_size, self.recipe.fit)
+        return Picture(square, self.oddities(image.size, image.warnings))
+
+    def oddities(self, size: tuple[int, int], notes: Iterable[decoding.Note]) -> tuple[str, ...]:
+        """What `look` says of a picture of this size (width, height) and these notes, where it was read elsewhere."""
+        found = [f"{note.code}: {note.reason}" for note in notes if note.code != "greyscale"]  # see `answer`
+        smallest = self.manifest["smallest_side"] or self.recipe.image_size
+        if min(size) < min(smallest, self.recipe.image_size):
+            found.append(f"small: is {size[0]} x {size[1]} pixels, which is less than the model sees "
+                         f"({self.recipe.image_size}) and was trained on: it was enlarged")
+        return tuple(found)
+
+    def read(self, source, name: str | None = None) -> np.ndarray:
+        """A file, bytes or an open file as the square (S, S, 3) uint8 that `probabilities` takes."""
+        return self.look(source, name).pixels
+
+    def answer(self, pixels: np.ndarray, tta: bool = False, warnings: Sequence[str] = ()) -> Answer:
+        """What the model says of one picture (S, S, 3) uint8; warnings: those that `look` gave."""
+        return self.answers(pixels[None], tta, [warnings])[0]
+
+    def answers(self, pixels: np.ndarray, tta: bool = False,
+                warnings: Sequence[Sequence[str]] | None = None) -> list[Answer]:
+        """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
+        probs = self.probabilities(pixels, tta)
+        called = rules.called(probs, self.classes, self.positive, self.deciding)
+        alerts = len(self.classes) > 2 and self.positive is not None and self.threshold is not None
+        found = []
+        for picture, row, k, known in zip(pixels, probs.tolist(), called, warnings or [()] * len(pixels), strict=True):
+            named = dict(zip(self.classes, row, strict=True))
+            alert = named[self.positive] >= self.threshold if alerts else None
+            found.append(Answer(named, self.classes[k], self.threshold, alert, (*known, *self._strange(picture)), tta))
+        return found
+
+    def _strange(self, picture: np.ndarray) -> list[str]:
+        if self.familiar is not None:
+            return self.familiar.warnings(picture)
+        return ["greyscale: has no colour; all three colour channels are equal"] * novelty.colourless(picture)
+
+    def heat(self, pixels: np.ndarray, classes=None, block: str | None = None, method: str = "gradcam") -> gradcam.Heat:
+        """What in each picture (N, S, S, 3) argues for a class, by default the likeliest: see `gradcam.heat`.
+
+        Always by PyTorch, whatever `engine` is, and no state is left. block: None for the last that can tell where.
+        Errors: as `gradcam.heat`.
+        """
+        views = augment.plain_views(pixels, self.recipe.image_size)
+        return gradcam.heat(self.model, views, classes, block or self._block, method)
+
+    @functools.cached_property
+    def _block(self) -> str:
+        return gradcam.default_block(self.model)
+
+    def predict(self, sources: Iterable, tta: bool = False) -> np.ndarray:
+        """Files, bytes or open files to probabilities (N, C)."""
+        pixels = [self.read(source) for source in sources]
+        return self.probabilities(np.stack(pixels), tta) if pixels else np.empty((0, len(self.classes)))
+
+
+def _torch(model: networks.Classifier, threads: int | None):
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = folding.for_prediction(model)
+    return lambda views: predicting.one_by_one(network, views).numpy()
+
+
+def _onnx(graph: bytes, threads: int | None):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or cpu.cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside a busy core spinning costs most
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def logits(views: torch.Tensor) -> np.ndarray:
+        one = views.contiguous().numpy()
+        return np.concatenate([session.run(None, {onnx_export.ONNX_INPUT: one[i:i + 1]})[0] for i in range(len(one))])
+
+    return logits

@@ -1,0 +1,73 @@
+"""The exported model as ONNX, checked against PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import warnings
+from pathlib import Path
+
+import torch
+
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.deploy import loading
+
+ONNX, ONNX_FACTS, ONNX_INPUT = "model.onnx", "model.onnx.json", "images"
+ALIKE = 1e-4  # how far a probability of ONNX Runtime may be from PyTorch's
+
+
+def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
+    """Writes `model.onnx` beside an exported model: images (N, 3, size, size) in [0, 1] to logits (N, C).
+
+    BatchNorm is folded away. The file is only kept if ONNX Runtime gives PyTorch's probabilities to 1e-4, on noise and
+    on `views` (N, 3, size, size), say of some test images; the difference stands in `model.onnx.json`.
+    Needs the extra `onnx`. Errors: as `load_model`; not_installed, onnx_differs.
+    """
+    from patholib.model import folding
+
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401, torch.onnx.export is made with it
+    except ImportError as error:
+        raise PathoError("not_installed", error.name or "onnx", "is needed to write model.onnx",
+                         'pip install "patholib[onnx]"') from error
+    folder = Path(folder)
+    model, manifest = loading.classifier(folder)
+    size = manifest["image_size"]
+    seen = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    seen = seen if views is None else torch.cat([seen, views.float().contiguous()])
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress that is of no use here
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(folding.folded(model), (seen[:2],), dynamo=True, input_names=[ONNX_INPUT],
+                                    output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+                                    verbose=False)
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    theirs = torch.from_numpy(session.run(None, {ONNX_INPUT: seen.numpy()})[0])
+    with torch.inference_mode():
+        ours = model(seen)
+    difference = float((theirs.double().softmax(1) - ours.double().softmax(1)).abs().max())
+    if not difference <= ALIKE:
+        raise PathoError("onnx_differs", str(folder / ONNX), f"would give probabilities that differ by "
+                         f"{difference:.2g}, more than {ALIKE:g}",
+                         "Predict with PyTorch, or try another version of onnxruntime")
+    files.write_bytes(folder / ONNX, content)
+    files.write_json(folder / ONNX_FACTS, {
+        "file": ONNX, "sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": manifest["weights"]["sha256"],
+        "max_difference": difference, "compared": len(seen), "notice": manifest["notice"]})
+    return folder / ONNX
+
+
+def onnx_file(path: Path, manifest: dict) -> bytes | None:
+    """The bytes of an exported model's `model.onnx`, None where there is none. Errors: onnx_damaged, missing_file."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    if not (folder / ONNX).exists():
+        return None
+    facts, content = files.read_json(folder / ONNX_FACTS), files.read_bytes(folder / ONNX)
+    said = [facts.get(key) for key in ("sha256", "weights_sha256")] if isinstance(facts, dict) else []
+    if said != [hashlib.sha256(content).hexdigest(), manifest["weights"]["sha256"]]:
+        raise PathoError("onnx_damaged", str(folder / ONNX), f"is not the file that {ONNX_FACTS} describes, or belongs "
+                         "to other weights", "Delete both and write them again with export.to_onnx")
+    return content

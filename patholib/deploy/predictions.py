@@ -1,0 +1,374 @@
+"""Predictions of many files as one table that outlives its process: what is done is never computed again.
+
+While it grows, a table is a journal beside its place, `<name>.part`: one line of JSON for each picture, in whatever
+state a kill or a power cut leaves it. `write` goes on behind the last whole line, and the end is one rename. As every
+picture is computed alone, the table of an interrupted run is, byte for byte, that of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from patholib.base import cluster, cpu, files, locks
+from patholib.base.errors import PathoError, shown
+from patholib.base.progress import bar
+from patholib.data import caching, decoding
+from patholib.data.readers.folders import IMAGES, walk
+from patholib.deploy.inference import Picture, Predictor
+from patholib.judge import gradcam
+
+FORMAT = 1  # of the journal
+SAFE = 5.0  # seconds of work that a power cut may cost; a kill costs one picture
+AHEAD = 4  # pictures that wait decoded, for each decoding thread
+LEFT = {"ignored": "of litter or hidden", "unknown_extension": "that are no pictures by their name",
+        "links_not_followed": "links to folders"}
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Pictures computed on a Ray cluster: on the one at `address`, or on one that is made of this machine."""
+
+    model: Path  # as `Predictor` takes it; every worker loads it once
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What `write` wrote."""
+
+    path: Path
+    bad_path: Path  # lists the files without an answer, with their reasons; exists where there are any
+    answered: int
+    bad: int
+    before: int  # of both together, those that an interrupted run had done
+    left: dict[str, int]  # what lay in the folders and was not looked at, by LEFT
+
+    def __str__(self) -> str:
+        text = f"{self.answered:,} pictures answered: {self.path}"
+        text += f"; {self.before:,} of all were done before" * bool(self.before)
+        left = ", ".join(f"{count:,} {LEFT[name]}" for name, count in self.left.items() if count)
+        text += f". Passed over: {left}" * bool(left)
+        return text + f". {self.bad:,} could not be used: {self.bad_path}" * bool(self.bad)
+
+
+def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """The pictures in files and folders, each once, and how many other things lay there by kind.
+
+    Folders are walked to their ends, by name; a file that is named itself is taken whatever it is called. Errors:
+    missing_file, io_error, no_images.
+    """
+    found, left = {}, Counter()
+    for place in map(str, places):
+        if not Path(place).exists():
+            raise PathoError("missing_file", place, "does not exist", "Name pictures or folders that hold some")
+        inside, passed = walk(Path(place)) if Path(place).is_dir() else ([""], {})
+        for name in inside:
+            path = files.joined(place, name) if name else place
+            found.setdefault(os.path.normpath(path), path)
+        left.update({kind: len(names) for kind, names in passed.items()})
+    if not found:
+        raise PathoError("no_images", ", ".join(map(str, places)), "hold no picture",
+                         f"Name folders with files that end in {', '.join(IMAGES)}")
+    return list(found.values()), dict(left)
+
+
+def write(predictor: Predictor, places: Sequence[str], out: Path, tta: bool = False, heatmaps: Path | None = None,
+          workers: int | None = None, progress: bool = True, on: Ray | None = None) -> Table:
+    """Writes the table of the answers to all pictures in `places`: path, p_<class>, decision, alert, warnings, model.
+
+    Files that cannot be used are listed beside it, in `<name>_bad.csv`, with the reason and the remedy. heatmaps: the
+    folder for one PNG a picture, of what argues for its decision, named in a column of its own. workers: threads that
+    decode ahead of the model; on a cluster, processes that do all of it. After an interruption the same call goes on,
+    here or there; a file that has changed since is computed again.
+    Errors: as `gather`; output_exists, other_model, output_locked, output_in_data, loader_timeout, model_output; on a
+    cluster no_engine, no_cluster, not_shared, cluster_failed.
+    """
+    out = Path(out)
+    listed, left = gather(places)
+    _refuse_outputs_among(places, heatmaps)
+    bad = out.with_name(f"{out.stem}_bad{out.suffix}")
+    journal = out.with_name(out.name + ".part")
+    with _alone(out):
+        for path in (out, bad):
+            if path.exists() and not journal.exists():
+                raise PathoError("output_exists", str(path), "is there already", "Name another file, or move it away")
+        done = _taken_up(journal, _settings(predictor, tta, heatmaps))
+        todo = [path for path in listed if path not in done or _facts(path) != done[path].facts]
+        entries = (_here(predictor, todo, tta, heatmaps, cpu.threads(workers)) if on is None else
+                   _on_ray(on, predictor, todo, tta, heatmaps, workers))
+        _compute(entries, len(todo), journal, done, len(listed), progress)
+        counts = _finish(predictor, listed, journal, done, out, bad, heatmaps is not None)
+    return Table(out, bad, *counts, len(listed) - len(todo), left)
+
+
+def _refuse_outputs_among(places: Sequence[str], heatmaps: Path | None) -> None:
+    """Heatmaps in a folder of pictures would be pictures the next time."""
+    for place in places if heatmaps else ():
+        if Path(place).is_dir() and Path(heatmaps).resolve().is_relative_to(Path(place).resolve()):
+            raise PathoError("output_in_data", str(heatmaps), f"lies in {place}, whose pictures are asked for",
+                             "Name a folder outside")
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keeps a second process from writing the same table."""
+    path = out.with_name(f".{out.name}.lock")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = locks.take(path)
+    except OSError as error:
+        raise files.unwritable(out, error) from error
+    if lock is None:
+        raise PathoError("output_locked", str(out), f"is being written by {locks.holder(path)}",
+                         "Wait until it ends, or name another file")
+    try:
+        yield
+    finally:
+        lock.close()
+        with contextlib.suppress(OSError):  # Windows: another process has just opened it to see whether it is held
+            path.unlink(missing_ok=True)
+
+
+def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:
+    """The first line of a journal: what all its answers have in common."""
+    return {"format": FORMAT, "model": predictor.sha256, "engine": predictor.engine, "tta": tta,
+            "heatmaps": heatmaps is not None, "pixels": decoding.PIXEL_VERSION}
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Where in the journal a picture stands, and the file as it then was."""
+
+    place: int  # bytes
+    facts: list[int]
+    passing: bool  # a problem of the moment
+
+
+def _facts(path: str) -> list[int]:
+    """Size and time of change of a file, by which it is known again; of one that is not there [0, 0]."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - text, where there are many
+    except OSError:
+        return [0, 0]
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _taken_up(journal: Path, settings: dict) -> dict[str, _Done]:
+    """The pictures that a journal has, which is cut behind its last whole line, or begun. Errors: other_model."""
+    done, end = {}, 0
+    try:
+        with journal.open("ab+") as stream:
+            stream.seek(0)
+            for line in stream:
+                entry = _entry(line)
+                if entry is None:
+                    break
+                if end == 0:
+                    _refuse_others(journal, entry, settings)
+                else:
+                    path, facts, _, problem = entry
+                    done[path] = _Done(end, facts, problem is not None and problem[0] in caching.PASSING)
+                end += len(line)
+            stream.truncate(end)
+            if end == 0:
+                stream.write(_line(settings))
+    except OSError as error:
+        raise files.unwritable(journal, error) from error
+    return {path: entry for path, entry in done.items() if not entry.passing}
+
+
+def _entry(line: bytes):
+    """A line of the journal, None where it is torn."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+def _line(value) -> bytes:
+    return json.dumps(value).encode() + b"\n"  # ASCII: names that are no text survive
+
+
+def _refuse_others(journal: Path, found, settings: dict) -> None:
+    """One table holds the answers of one model, computed in one way."""
+    known = found if isinstance(found, dict) else {}
+    differ = [f"{name} {shown(known.get(name))} instead of {value}" for name, value in settings.items()
+              if known.get(name) != value]
+    if differ:
+        raise PathoError("other_model", str(journal), f"was begun with {', '.join(differ)}",
+                         "Go on as it was begun, name another file, or delete it to begin anew")
+
+
+def _compute(entries: Iterator[list], todo: int, journal: Path, done: dict[str, _Done], total: int, progress: bool
+             ) -> None:
+    """Adds the entries to the journal as they come."""
+    shown_bar = bar(total=total, initial=total - todo, unit="image", desc="predicting", shown=progress)
+    with contextlib.closing(entries), shown_bar, _appending(journal) as add:
+        for entry in entries:
+            path, facts = entry[:2]
+            done[path] = _Done(add(entry), facts, False)
+            shown_bar.update()
+
+
+def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int) -> Iterator[list]:
+    """An entry for each path, in order, decoded ahead of the model."""
+    def look(path: str) -> tuple[list[int], Picture | PathoError]:
+        facts = _facts(path)
+        try:
+            return facts, predictor.look(path)
+        except PathoError as error:
+            return facts, error
+
+    found = cpu.in_order(look, todo, workers, AHEAD * workers)
+    with warnings.catch_warnings(), contextlib.closing(found):
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # the reason is in the table
+        for path, (facts, seen) in zip(todo, found, strict=True):
+            row = problem = None
+            if isinstance(seen, PathoError):
+                problem = [seen.code, seen.reason, seen.remedy]
+            else:
+                row = _row(predictor, path, seen, tta, heatmaps)
+            yield [path, facts, row, problem]
+
+
+def _on_ray(on: Ray, predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int | None
+            ) -> Iterator[list]:
+    """The same from the workers of a cluster, in whatever order."""
+    cpu.threads(workers)  # refuses what is no number of workers
+    if not todo:
+        return
+    given = (str(Path(on.model).resolve()), predictor.engine, predictor.sha256, tta,
+             heatmaps and str(Path(heatmaps).resolve()), str(Path.cwd()))
+    with cluster.joined(on.address) as ray:
+        for line in cluster.mapped(ray, _worker, given, [json.dumps(path).encode() for path in todo], workers):
+            entry = json.loads(line)
+            if entry[3] is not None and entry[3][0] == "missing_file" and Path(entry[0]).exists():
+                raise _not_shared(entry[0])
+            yield entry
+
+
+def _worker(model: str, engine: str, sha256: str, tta: bool, heatmaps: str | None, cwd: str
+            ) -> Callable[[bytes], bytes]:
+    """What a worker does with a path, as JSON: the line of the journal."""
+    for place in (cwd, model):
+        if not Path(place).exists():
+            raise _not_shared(place)
+    os.chdir(cwd)  # what the paths count from
+    predictor = Predictor(model, engine, threads=1, sha256=sha256)  # one picture is too small for several threads
+
+    def answer(item: bytes) -> bytes:
+        (entry,) = _here(predictor, [json.loads(item)], tta, heatmaps and Path(heatmaps), 1)
+        return _line(entry)
+
+    return answer
+
+
+def _not_shared(place: str) -> PathoError:
+    return PathoError("not_shared", place, "is not there on every machine of the cluster", "All have to see the same "
+                      "folders under the same names, as on a network drive: pictures, model and outputs")
+
+
+@contextlib.contextmanager
+def _appending(journal: Path) -> Iterator[Callable[[list], int]]:
+    """Gives a function that adds an entry and returns its place; flushed to the system at once, to disk by and by."""
+    try:
+        with journal.open("ab") as stream:
+            since = time.monotonic()
+
+            def add(entry: list) -> int:
+                nonlocal since
+                place = stream.tell()
+                stream.write(_line(entry))
+                stream.flush()
+                if time.monotonic() - since > SAFE:
+                    os.fsync(stream.fileno())
+                    since = time.monotonic()
+                return place
+
+            yield add
+    except OSError as error:
+        raise files.unwritable(journal, error) from error
+
+
+def _row(predictor: Predictor, path: str, seen: Picture, tta: bool, heatmaps: Path | None) -> list:
+    """[probabilities, decision, alert, warnings, heatmap] of one picture."""
+    answer = predictor.answer(seen.pixels, tta, seen.warnings)
+    name = None
+    if heatmaps is not None:
+        name = f"{Path(path).stem[:80]}-{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}.png"
+        heat = _heat(predictor, seen.pixels, predictor.classes.index(answer.decision))
+        files.write_bytes(Path(heatmaps) / name, heat)  # before the line that says it is there
+    return [list(answer.probs.values()), answer.decision, answer.alert, "; ".join(answer.warnings), name]
+
+
+def _heat(predictor: Predictor, pixels: np.ndarray, decision: int) -> bytes:
+    """PNG of what the model saw under the heat of its decision; plain where nothing argues for it."""
+    from patholib.model import augment
+    from patholib.report.figures import heatmaps
+
+    size = predictor.recipe.image_size
+    maps = predictor.heat(pixels[None], [decision]).maps
+    heat = gradcam.normalise(gradcam.upsample(maps, size))[0].numpy()
+    view = augment.plain_views(pixels[None], size)[0].permute(1, 2, 0).mul(255).round().byte().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(heatmaps.overlay(view, heat)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _finish(predictor: Predictor, listed: list[str], journal: Path, done: dict[str, _Done], out: Path, bad: Path,
+            heated: bool) -> tuple[int, int]:
+    """The journal as tables in the order of `listed`, which replace it; how many were answered and how many not."""
+    head = ["path", *(f"p_{name}" for name in predictor.classes), "decision", "alert", "warnings", "model"]
+
+    def entries() -> Iterator[tuple[str, list | None, list | None]]:
+        with journal.open("rb") as stream:
+            for path in listed:
+                stream.seek(done[path].place)
+                _, _, row, problem = json.loads(stream.readline())
+                yield path, row, problem
+
+    def answers() -> Iterator[list]:
+        yield head + ["heatmap"] * heated
+        for path, row, _ in entries():
+            if row is not None:
+                probs, decision, alert, text, heat = row
+                known = "" if alert is None else str(alert).lower()
+                yield [path, *map(repr, probs), decision, known, text, predictor.sha256, *([heat] if heated else [])]
+
+    def problems() -> Iterator[list]:
+        yield ["path", "code", "reason", "remedy"]
+        for path, _, problem in entries():
+            if problem is not None:
+                yield [path, *problem]
+
+    unusable = sum(problem is not None for *_, problem in entries())
+    if unusable:
+        files.write_parts(bad, _csv(problems()))
+    files.write_parts(out, _csv(answers()))
+    journal.unlink()
+    return len(listed) - unusable, unusable
+
+
+def _csv(rows: Iterable[list]) -> Iterator[bytes]:
+    """CSV in UTF-8, a line at a time; what is no text in a file's name is shown as its code."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    for row in rows:
+        writer.writerow(row)
+        yield stream.getvalue().encode("utf-8", "backslashreplace")
+        stream.seek(0)
+        stream.truncate()

@@ -1,0 +1,65 @@
+"""The checkpoint layout of the two source documents."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from patholib.base import files
+from patholib.base.errors import PathoError, shown
+from patholib.deploy import exportformat
+from patholib.model import recipes
+from patholib.model.recipes import Recipe
+
+
+def plain_state(model_state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict under torchvision's own names, on the CPU; finite throughout.
+
+    `Classifier` puts "net." before each name. Errors: nonfinite_weights.
+    """
+    state = {name.removeprefix("net."): tensor.detach().cpu().contiguous().clone()
+             for name, tensor in model_state.items()}
+    stop_on_nonfinite(state, "the model", "Export an earlier checkpoint, and lower the recipe's lr before training on")
+    return state
+
+
+def published(path: Path, model_state: Mapping[str, torch.Tensor], epoch: int, best_auc: float | None,
+              class_names: Sequence[str], image_size: int, normalization: Mapping = exportformat.NORMALIZATION, *,
+              optimizer_state: Mapping | None = None, validation: Mapping | None = None,
+              frozen_blocks: int | None = None, recipe: Recipe | None = None) -> Path:
+    """Writes one `.pt` in the published layout: model_state, epoch, best_auc, class_names, image_size, normalization.
+
+    With it optimizer_state, validation (numbers), frozen_blocks and recipe (JSON values). It holds tensors and plain
+    values only, so that `torch.load(path, weights_only=True)` reads it. Errors: nonfinite_weights, not_plain.
+    """
+    content = {
+        "model_state": plain_state(model_state),
+        "epoch": epoch,
+        "best_auc": best_auc,
+        "class_names": dict(enumerate(class_names)),
+        "image_size": image_size,
+        "normalization": {key: list(values) for key, values in normalization.items()},
+        "optimizer_state": optimizer_state,
+        "validation": dict(validation) if validation is not None else None,
+        "frozen_blocks": frozen_blocks,
+        "recipe": recipes.without_folders(recipe).to_json() if recipe is not None else None,
+    }
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    try:
+        torch.load(io.BytesIO(stream.getvalue()), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise PathoError("not_plain", Path(path).name, f"would hold more than tensors and plain values ({error})",
+                         "Turn NumPy numbers and paths into float, int or str first") from error
+    return files.write_bytes(path, stream.getvalue())
+
+
+def stop_on_nonfinite(state: Mapping[str, torch.Tensor], subject: str, remedy: str) -> None:
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]  # of any type
+    if broken:
+        raise PathoError("nonfinite_weights", subject,
+                         f"has NaN or infinite weights in {len(broken)} tensors, first {shown(broken[0])}", remedy)

@@ -1,0 +1,1 @@
+"""Predictions, decision, metrics with intervals, heatmaps and their checks."""

@@ -1,0 +1,189 @@
+"""The test images judged once, with the locked decision; writes metrics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from patholib.base import files
+from patholib.judge import decisions, groupwise, metrics, predicting, ranking, rules
+from patholib.judge.decisions import Shown
+from patholib.model.recipes import Recipe
+from patholib.report import records
+
+if TYPE_CHECKING:
+    import torch
+
+    from patholib.data.imagesets import ImageSet
+
+@dataclass(frozen=True)
+class Judged:
+    """What `judge` wrote into the run folder, for a notebook to show."""
+
+    metrics: dict  # of metrics.json
+    test: pd.DataFrame  # predictions of the plain test views, calibrated
+    recipe: Recipe
+
+    @property
+    def threshold(self) -> float | rules.Shares:
+        """How images are called: see `deciding`."""
+        return decisions.deciding(self.metrics["decision"], self.recipe.classes)
+
+    @property
+    def summary(self) -> dict:
+        """`metrics.summary` of the plain test views."""
+        return self.metrics["test"]
+
+    @property
+    def auc(self) -> float:
+        """AUC on the plain test views; macro one-vs-rest for more than two classes."""
+        return self.summary["metrics"]["auc"]["value"]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The headline numbers side by side, each with its 95 % interval over groups."""
+        shown = {"validation": "val", "test": "test", "test, TTA": "test_tta", "colour baseline": "baseline",
+                 "linear probe": "probe"}
+        columns = {title: self.metrics[key]["metrics"] for title, key in shown.items() if key in self.metrics}
+        return pd.DataFrame({title: {name: metrics.readable(number) for name, number in numbers.items()}
+                             for title, numbers in columns.items()})
+
+    @property
+    def report(self) -> pd.DataFrame:
+        """Precision, sensitivity, F1 and support of every class on the test images."""
+        return metrics.classification_report(self.test, self.recipe.classes, self.recipe.positive, self.threshold)
+
+    @property
+    def subgroups(self) -> pd.DataFrame:
+        """The headline numbers in every subgroup of the test images, as text with their 95 % intervals.
+
+        `note` says which rows have too few groups, and why a number is undefined.
+        """
+        rows = self.summary["subgroups"]
+        table = pd.DataFrame(rows)
+        ends = [name for name in table if name.endswith(("_low", "_high"))]
+        names = dict.fromkeys(name.rsplit("_", 1)[0] for name in ends)
+        text = {name: [metrics.readable(groupwise.of_subgroup(row, name), digits=2) for row in rows] for name in names}
+        return table.assign(**text).drop(columns=["few", *ends], errors="ignore")
+
+    @property
+    def shown_subgroups(self) -> Shown:
+        """`subgroups` with the rows in grey that have too few groups to be judged by."""
+        return Shown(self.subgroups, tuple(row["few"] for row in self.summary["subgroups"]))
+
+    @property
+    def alert(self) -> pd.DataFrame:
+        """How `positive` is found at the locked threshold, with 95 % intervals; empty without a positive class."""
+        found = self.summary.get("alert", {})
+        return pd.DataFrame({f"p_{found['positive']} >= {found['threshold']:.4g}": {
+            name: metrics.readable(found[name]) for name in metrics.ALERT}}) if found else pd.DataFrame()
+
+    @property
+    def calibration(self) -> pd.DataFrame:
+        """Errors of calibration, Brier score and log loss before and after the temperature, for each set."""
+        rows = {(name, when): {key: value for key, value in numbers.items() if key not in ("bins", "counts")}
+                for name, both in self.metrics["calibration"].items() for when, numbers in both.items()}
+        return pd.DataFrame(rows).T
+
+    @property
+    def gains(self) -> pd.DataFrame:
+        """What averaged views change, and what the network has over its rivals: differences with 95 % intervals."""
+        return pd.DataFrame({what: {name: metrics.readable(number, sign="+") for name, number in gain.items()}
+                             for what, gain in records.gains(self.metrics).items()})
+
+    @property
+    def patients(self) -> pd.DataFrame:
+        """One row per patient (case, lesion or group) of the test images."""
+        return groupwise.by_patient(self.test, self.recipe.classes, self.recipe.positive, predicting.patient_column(self.test),
+                                  self.threshold)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) the place of each true label in the classes."""
+        return predicting.true_labels(self.test, self.recipe.classes)
+
+    @property
+    def probs(self) -> np.ndarray:
+        """(N, C) probabilities of the test images, calibrated."""
+        return predicting.probs_of(self.test, self.recipe.classes)
+
+
+LEVELS = ("slide", "case", "lesion")  # what images may be gathered by, where a data set knows it
+
+
+def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe, baseline: pd.DataFrame | None = None,
+          subgroups: Sequence[str] = (), probed: pd.DataFrame | None = None) -> Judged:
+    """Applies the model and the locked decision to the test images; writes predictions_*.csv and metrics.json.
+
+    Test images are predicted plainly and, if the recipe has more than one view, with test-time augmentation. All
+    numbers are of calibrated probabilities, at the locked threshold, with intervals over groups drawn with one seed.
+    baseline, probed: predictions of `colour_baseline` and of `probe`, each of which gets temperature and threshold from
+    its own validation rows; `gain_over` is the model minus them, in the same draws of groups. subgroups: columns to
+    report apart, of the test images, as are the patients.
+    Errors: those of `locked`.
+    """
+    run_dir, test, classes, positive = Path(run_dir), images.part("test"), recipe.classes, recipe.positive
+    decision = decisions.locked(run_dir)  # before a test image is touched
+    raw = {"val": predicting.read_predictions(run_dir / "predictions_val.csv", classes)}
+    views = predicting.probabilities_of(predicting.forward(model, test, recipe, recipe.tta_views > 1))  # (views, N, C), the plain view first
+    raw["test"] = predicting.as_predictions(test, views[0])
+    if recipe.tta_views > 1:
+        raw["test_tta"] = predicting.as_predictions(test, views.mean(axis=0))
+    tables = {name: decisions.tempered(table, classes, decision["temperature"]) for name, table in raw.items()}
+    thresholds = dict.fromkeys(tables, decisions.deciding(decision, classes))
+    for name, rival in zip(decisions.RIVALS, (baseline, probed), strict=True):
+        if rival is not None:
+            tables[name], thresholds[name] = _of_its_own(rival, recipe, decision)
+    for name, table in (tables | raw).items():
+        if name != "val":
+            predicting.write_predictions(table, run_dir / f"predictions_{name}.csv")
+    found = {name: metrics.summary(table, classes, positive, thresholds[name], seed=recipe.seed)
+             for name, table in tables.items()}
+    found["test"] |= _details(tables["test"], recipe, decision, subgroups)
+    found["calibration"] = {name: decisions.calibration_of(table, classes, positive, decision["temperature"])
+                            for name, table in raw.items()}
+    if "test_tta" in tables:
+        found["tta_gain"] = metrics.paired(tables["test_tta"], tables["test"], classes, positive, thresholds["test"],
+                                           seed=recipe.seed)
+    found["gain_over"] = {name: metrics.paired(tables["test"], tables[name], classes, positive,
+                                               (thresholds["test"], thresholds[name]), seed=recipe.seed)
+                          for name in decisions.RIVALS if name in tables}
+    # Without the time, so that the same training gives the same bytes.
+    found["decision"] = {key: value for key, value in decision.items() if key != "locked"}
+    files.write_json(run_dir / "metrics.json", found)
+    return Judged(found, tables["test"], recipe)
+
+
+def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float]:
+    """The test rows of a rival, calibrated, and its threshold, by the same rule from its own validation rows.
+
+    Rivals have learnt with every class weighing the same: of more than two classes the largest probability decides.
+    """
+    parts = {name: rival[rival["split"] == name].reset_index(drop=True) for name in ("val", "test")}
+    target = decision["target"]
+    own = decisions.choose(parts["val"], recipe.classes, recipe.positive, target.get("sensitivity", decisions.TARGET),
+                 target.get("cost_ratio"), recipe.seed)
+    return decisions.tempered(parts["test"], recipe.classes, own["temperature"]), decisions.deciding(own, recipe.classes)
+
+
+def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequence[str]) -> dict:
+    """What metrics.json has of the test images alone: subgroups, patients, alert, abstention, decision curve."""
+    classes, positive, threshold = recipe.classes, recipe.positive, decisions.deciding(decision, recipe.classes)
+    apart = groupwise.by_subgroup(test, classes, positive, subgroups, threshold, seed=recipe.seed)
+    found = {
+        "subgroups": apart.astype(object).where(apart.notna(), None).to_dict("records"),
+        "patients": groupwise.patient_summary(test, classes, positive, predicting.patient_column(test), threshold,
+                                            seed=recipe.seed),
+        "levels": {level: groupwise.patient_summary(test, classes, positive, level, threshold, seed=recipe.seed)
+                   for level in LEVELS if level in test and level != predicting.patient_column(test)},
+        "abstention": ranking.abstention(test, classes, positive, threshold),
+    }
+    if decision["threshold"] is not None:
+        found["alert"] = metrics.alert(test, classes, positive, decision["threshold"], seed=recipe.seed)
+        found["decision_curve"] = ranking.decision_curve(test, positive)
+    return found

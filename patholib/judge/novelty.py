@@ -1,0 +1,191 @@
+"""Is a picture of the kind the model was trained on? Its colours and its sharpness, held against the training images.
+
+`learn` measures the training images and sets the limit on the validation images; the numbers travel in the export's
+manifest, and `Familiar.warnings` speaks where a picture lies beyond the limit. It knows nothing of what a picture
+shows: a strange tissue in the usual stain passes. It catches what a model is given by mistake: a photo, another kind of
+image, a picture too dark, too noisy, without colour.
+
+Why these numbers: at one rate of false alarms, on dermoscopy, on tissue and on demo images, they catch more of what
+does not belong there than the 57 of `evaluation.colours`, in a fifth of the time; tests/test_novelty.py repeats that
+comparison. The logarithms make spreads nearly normal, without which a few busy training pictures hide all dark and
+flat ones. Features of the network itself were left out: those of one trained from scratch caught less, and they would
+need a second output of every engine and hundreds of numbers squared in every export.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patholib.base.errors import PathoError, shown
+
+if TYPE_CHECKING:
+    from patholib.data.imagesets import ImageSet
+
+KEPT = 0.99  # the share of the validation images that the limit lets pass
+STEPS = (1, 2, 4, 8)  # pixels between the grey values whose difference is sharpness
+NOISE = 0.001  # of a feature's variance, by which nobody shall be surprised
+GREY = 2  # grey levels that the channels of a picture without colour may differ by, as JPEG lets them
+NAMES = ("red", "green", "blue", "contrast in red", "contrast in green", "contrast in blue",
+         "variety of red against green", "variety of green against blue", "variety of red against blue",
+         "brightness of the centre against the border",
+         *(f"sharpness over {step} pixel{'s' * (step > 1)}" for step in STEPS))
+
+
+def features(pixels: np.ndarray) -> np.ndarray:
+    """The len(NAMES) numbers of one picture (S, S, 3) uint8; about half a millisecond for 256 pixels.
+
+    Sums of whole numbers, so that no processor and no number of threads adds them up otherwise.
+    """
+    flat = np.ascontiguousarray(pixels[::2, ::2].reshape(-1, 3)).astype(np.int64)  # a quarter tells as much
+    count = len(flat)
+    mean = flat.sum(axis=0) / count  # (3,)
+    pairs = np.array([[int((flat[:, i] * flat[:, j]).sum()) for j in range(3)] for i in range(3)])
+    covariance = pairs / count - np.outer(mean, mean)
+    red, green, blue = np.diag(covariance)
+    apart = [red + green - 2 * covariance[0, 1], green + blue - 2 * covariance[1, 2], red + blue - 2 * covariance[0, 2]]
+    spreads = np.log1p(np.sqrt(np.maximum([red, green, blue, *apart], 0)))  # of the channels and of their differences
+    grey = pixels @ np.array([77, 150, 29], np.int32)  # (S, S), 256 times the grey value
+    quarter = len(grey) // 4
+    centre = grey[quarter:len(grey) - quarter, quarter:len(grey) - quarter]
+    inside, whole = int(centre.sum(dtype=np.int64)), int(grey.sum(dtype=np.int64))
+    border = (whole - inside) / (grey.size - centre.size)
+    return np.array([*mean, *spreads, (inside / centre.size - border) / 256, *_sharpness(grey)])
+
+
+def _sharpness(grey: np.ndarray) -> list[float]:
+    """The logarithm of the mean difference between grey values so many pixels apart; a blank picture has -3."""
+    found = []
+    for step in STEPS:
+        across, down = np.abs(grey[:, step:] - grey[:, :-step]), np.abs(grey[step:] - grey[:-step])
+        mean = (int(across.sum(dtype=np.int64)) + int(down.sum(dtype=np.int64))) / (2 * across.size * 256)
+        found.append(math.log(mean + 0.05))
+    return found
+
+
+def colourless(pixels: np.ndarray) -> bool:
+    """Whether the three channels of a picture are the same everywhere, but for what JPEG adds."""
+    def flat(part: np.ndarray) -> bool:
+        return int(np.ptp(part, axis=2).max()) <= GREY
+
+    return flat(pixels[::8, ::8]) and flat(pixels)  # the sample spares most pictures the full pass
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """What the training images look like: mean, scale and inverse correlation of `features`, and a limit."""
+
+    mean: np.ndarray  # (F,)
+    scale: np.ndarray  # (F,) > 0
+    precision: np.ndarray  # (F, F), of the scaled features
+    limit: float  # the distance within which KEPT of the validation images lie
+    colourless: float  # share of the training images without colour
+    trained: int  # images measured
+    validated: int  # images the limit was set on
+
+    def distance(self, pixels: np.ndarray) -> float:
+        """Mahalanobis distance of a picture (S, S, 3) uint8 from the training images, in limits: strange above 1."""
+        return self._distance(self._away(pixels))
+
+    def warnings(self, pixels: np.ndarray) -> list[str]:
+        """What is strange about a picture, each as "code: text"; nothing for most."""
+        found = []
+        if self.colourless < 1 - KEPT and colourless(pixels):
+            found.append("greyscale: has no colour, and the model was trained on colour pictures")
+        away = self._away(pixels)
+        distance = self._distance(away)
+        if distance > 1:
+            most = NAMES[int(np.abs(away).argmax())]
+            found.append(f"unfamiliar: is unlike the training images, {distance:.1f} times as far from them as "
+                         f"{KEPT:.0%} of the validation images are; most in its {most}")
+        return found
+
+    def to_json(self) -> dict:
+        """Plain values, from which `from_json` gives an equal one."""
+        return {"features": list(NAMES), "mean": self.mean.tolist(), "scale": self.scale.tolist(),
+                "precision": self.precision.tolist(), "limit": self.limit, "kept": KEPT,
+                "colourless": self.colourless, "trained": self.trained, "validated": self.validated}
+
+    def _distance(self, away: np.ndarray) -> float:
+        return float(_distances(away[None], self.precision)[0] / self.limit)
+
+    def _away(self, pixels: np.ndarray) -> np.ndarray:
+        return (features(pixels) - self.mean) / self.scale  # (F,)
+
+
+def learn(images: ImageSet) -> Familiar:
+    """Measures the train rows of a set with `split`; the limit is set on its val rows.
+
+    With fewer than 100 validation images the limit is the farthest of them. Errors: no_split, unknown_split.
+    """
+    train, val = images.part("train"), images.part("val")
+    found = _measured(train)  # (N, F)
+    mean, scale = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)  # what never varies is not divided by 0
+    # Rounded first: the limit is to hold with the numbers that the export will have.
+    mean, scale, precision = map(_rounded, (mean, scale, inverse_correlation((found - mean) / scale)))
+    limit = np.quantile(_distances((_measured(val) - mean) / scale, precision), KEPT, method="higher")
+    limit = float(_rounded(max(limit, 1e-6) * (1 + 1e-8)))  # up: the image that set it lies within
+    grey = np.mean([colourless(train.pixels[row]) for row in train.table["row"]])
+    return Familiar(mean, scale, precision, limit, float(_rounded(grey)), len(train), len(val))
+
+
+def inverse_correlation(away: np.ndarray) -> np.ndarray:
+    """(F, F) from scaled deviations (N, F) of the training images.
+
+    Shrunk (Ledoit & Wolf 2004), because there may be few images; and with a share of noise of its own for every
+    feature, because features that always go together would otherwise make the smallest difference enormous.
+    """
+    from sklearn.covariance import LedoitWolf
+
+    shrunk = LedoitWolf(assume_centered=True).fit(away).covariance_ + NOISE * np.eye(away.shape[1])
+    inverse = np.linalg.inv(shrunk)
+    return (inverse + inverse.T) / 2
+
+
+def from_json(values: dict) -> Familiar:
+    """What `Familiar.to_json` gave, checked. Errors: bad_novelty."""
+    try:
+        mean, scale, precision = (np.array(values[key], dtype=float) for key in ("mean", "scale", "precision"))
+        facts = Familiar(mean, scale, precision, values["limit"], values["colourless"], values["trained"],
+                         values["validated"])
+        size = len(NAMES)
+        sound = (values["features"] == list(NAMES) and values["kept"] == KEPT and mean.shape == scale.shape == (size,)
+                 and precision.shape == (size, size) and np.isfinite([*mean, *scale, *precision.ravel()]).all()
+                 and scale.min() > 0 and np.array_equal(precision, precision.T) and _positive(precision)
+                 and all(_number(value) for value in (facts.limit, facts.colourless))
+                 and 0 < facts.limit < math.inf and 0 <= facts.colourless <= 1
+                 and all(type(count) is int and count > 0 for count in (facts.trained, facts.validated)))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _bad(f"cannot be read ({shown(repr(error))})") from error
+    if not sound:
+        raise _bad("holds numbers that cannot be")
+    return facts
+
+
+def _bad(reason: str) -> PathoError:
+    return PathoError("bad_novelty", "novelty", reason, "Export once more from the run")
+
+
+def _number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _positive(matrix: np.ndarray) -> bool:
+    return bool(np.linalg.eigvalsh(matrix).min() > 0)
+
+
+def _measured(images: ImageSet) -> np.ndarray:
+    return np.stack([features(images.pixels[row]) for row in images.table["row"]])  # (N, F)
+
+
+def _distances(away: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """(N,) from scaled deviations (N, F)."""
+    return np.sqrt(np.maximum(((away @ precision) * away).sum(axis=1), 0))
+
+
+def _rounded(values) -> np.ndarray:
+    """To nine digits, which make a manifest shorter and no distance another one."""
+    return np.vectorize(lambda value: float(f"{value:.9g}"), otypes=[float])(values)

@@ -1,0 +1,221 @@
+"""Predictions: logits and probabilities of a set of images, as a table that is written and read exactly."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from patholib.base import files
+from patholib.base.errors import PathoError, nearest
+from patholib.base.progress import bar
+from patholib.model.recipes import Recipe
+from patholib.train.launching import ALONE, Team
+
+if TYPE_CHECKING:
+    import torch
+
+    from patholib.data.imagesets import ImageSet
+    from patholib.model.networks import Classifier
+
+def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool = False,
+            device: str | torch.device | None = None, batch_size: int = 64, precision: str = "fp32",
+            progress: bool = True, team: Team = ALONE) -> pd.DataFrame:
+    """The probabilities of every image, in the order of the set; of its plain view, or with `tta` the mean of several.
+
+    Softmax in float64. device: None leaves the model where it is. batch_size: views the model sees at once.
+    team: processes that share the images, and all get the whole table. The model's modes are put back.
+    Errors: model_output.
+    """
+    found = forward(model, images, recipe, tta, device, batch_size, precision, progress, team=team)  # (views, N, C)
+    return as_predictions(images, probabilities(found))
+
+
+def logits(model: torch.nn.Module, images: ImageSet, recipe: Recipe, device: str | torch.device | None = None,
+           precision: str = "fp32", batch_size: int = 64, after_batch: Callable[[], None] | None = None,
+           team: Team = ALONE) -> torch.Tensor:
+    """The logits of every image's plain view, (N, C) float32 on the CPU, in the order of the set.
+
+    after_batch: called after each batch, in every process of the team as often; what it raises ends the pass.
+    """
+    return forward(model, images, recipe, False, device, batch_size, precision, False, after_batch, False, team)[0]
+
+
+def probabilities(logits: torch.Tensor) -> np.ndarray:
+    """Logits of views (views, N, C) to probabilities (N, C): softmax of each view, then their mean, in float64."""
+    return probabilities_of(logits).mean(axis=0)
+
+
+def one_by_one(network: torch.nn.Module, views: torch.Tensor) -> torch.Tensor:
+    """Logits (N, C) float32 of views (N, 3, H, W), each computed alone: no answer depends on its neighbours.
+
+    In a batch a processor may add in another order, and the last bits of an answer would change with its company.
+    network: as `models.for_prediction` gives it. The notebook, `inference.Predictor` and all that is built on it
+    compute here, so that on one machine their answers are the same to the last bit.
+    """
+    import torch
+
+    views = views.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        return torch.cat([network(view) for view in views.split(1)]).float()
+
+
+def probabilities_of(logits: torch.Tensor) -> np.ndarray:
+    """Softmax over the last axis, in float64."""
+    return logits.double().softmax(dim=-1).numpy()
+
+
+def forward(model, images, recipe, tta, device=None, batch_size=64, precision="fp32", progress=True,
+             after_batch=None, final=True, team=ALONE) -> torch.Tensor:
+    """Logits (views, N, C), float32 on the CPU, of all images in every process of the team.
+
+    final: as the exported model will compute them there, `one_by_one`; on a GPU, between epochs and not in fp32 in
+    batches.
+    """
+    import torch
+
+    from patholib.data.batching import batches
+    from patholib.model import augment, folding, networks
+
+    if not len(images):
+        raise PathoError("no_images", "images", "the set is empty", "Choose a split that has images")
+    device = torch.device(device or next(model.parameters()).device)
+    number = recipe.tta_views if tta else 1
+
+    modes = [(module, module.training) for module in model.modules()]  # train(True) would wake what was frozen
+    model.to(device).eval()
+    final = final and device.type == "cpu" and precision == "fp32"
+    network = folding.for_prediction(model) if final else model
+    parts, positions = [], []
+    meter = bar(shown=progress, total=len(images), unit="image", desc="predicting", leave=False)
+    try:
+        with meter, torch.inference_mode(), networks.autocast(device, precision):
+            at_once = max(1, batch_size // number) * team.count
+            for batch in batches(images, np.arange(len(images)), at_once, share=(team.rank, team.count)):
+                found = torch.empty(number, 0, len(images.classes))
+                if len(batch.rows):  # a share may be empty
+                    # Pixels cross the bus to a GPU as they are, a twelfth of what float views in several turns take.
+                    pixels = batch.images if device.type == "cpu" else torch.from_numpy(batch.images).to(device)
+                    with networks.autocast(device, "fp32"):  # drawn views are matrix products, not to be halved
+                        views = augment.views_to_judge(pixels, recipe, tta, batch.rows)  # (views, B, 3, size, size)
+                    stack = views.flatten(0, 1)  # all of them in one pass
+                    stack = stack.contiguous(memory_format=torch.channels_last)
+                    found = one_by_one(network, stack) if final else network(stack).float().cpu()
+                    found = found.unflatten(0, (number, -1))  # (views, B, C)
+                finite = found.isfinite().all(dim=2).all(dim=0).numpy()
+                if not finite.all():
+                    name = images.table["path"].iloc[batch.rows[~finite][0]]
+                    raise PathoError("model_output", name, f"the model's output is not finite ({precision})",
+                                     "Load the best checkpoint again, or predict with fp32")
+                parts.append(found)
+                positions.append(batch.positions)
+                meter.update(len(batch.whole))
+                if after_batch is not None:
+                    after_batch()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    # Out here it is an ordinary tensor, which a temperature can be fitted on.
+    return _put_together(torch.cat(parts, dim=1), np.concatenate(positions), len(images), device, team)
+
+
+def _put_together(own: torch.Tensor, positions: np.ndarray, number: int, device: torch.device, team: Team
+                  ) -> torch.Tensor:
+    """What all processes have found of their images, (views, number, C), in the order of the set."""
+    import torch
+
+    if team.count == 1:
+        return own
+    found, times = own.new_zeros(own.shape[0], number, own.shape[2], device=device), torch.zeros(number, device=device)
+    found[:, positions], times[positions] = own.to(device), 1.0
+    team.add_up([found, times])
+    if not (times == 1).all():
+        raise PathoError("process_lost", "predictions", f"{int((times != 1).sum())} images were not seen exactly once",
+                         "Predict with one process, and report this")
+    return found.cpu()
+
+
+def as_predictions(images: ImageSet, probs: np.ndarray) -> pd.DataFrame:
+    """The table of predictions of a set whose probabilities are probs (N, C)."""
+    named = pd.DataFrame(probs, columns=[f"p_{c}" for c in images.classes], dtype=float)
+    return pd.concat([images.table.drop(columns="row").reset_index(drop=True), named], axis=1)
+
+
+def write_predictions(table: pd.DataFrame, path: Path) -> Path:
+    """Writes a table of predictions as CSV; the probabilities read back to the last bit."""
+    return files.write_table(path, table)
+
+
+def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
+    """Reads what `write_predictions` wrote: `p_` columns as numbers that sum to 1, all others as the text they are.
+
+    Errors: missing_file, csv_format, unknown_class, bad_probabilities.
+    """
+    path, columns = Path(path), [f"p_{c}" for c in classes]
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise PathoError("missing_file", str(path), "does not exist", "Predict first, or name another run") from None
+    except UnicodeDecodeError as error:
+        raise PathoError("csv_format", str(path), f"is not UTF-8 ({error})", "Restore it or predict again") from error
+    try:  # index_col=False: else a row with one value too many shifts all columns
+        table = pd.read_csv(io.StringIO(text, newline=""), dtype=str, keep_default_na=False, index_col=False,
+                            lineterminator="\n")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise PathoError("csv_format", str(path), str(error).strip(), "Restore it or predict again") from error
+    for column in ("label", "group", *columns):
+        if column not in table:
+            raise PathoError("csv_format", f"{path}, column {column}", "is missing", nearest(column, table.columns))
+    other = [c for c in table if c.startswith("p_") and c not in columns]
+    if other:
+        raise PathoError("unknown_class", f"{path}, column {other[0]}", "belongs to no class",
+                         nearest(other[0], columns))
+    try:
+        table[columns] = table[columns].astype(float)  # Python's own parsing: exact, unlike pandas' fast one
+    except ValueError as error:
+        raise PathoError("csv_format", str(path), str(error), "Restore it or predict again") from error
+    wrong = np.flatnonzero(~(np.abs(table[columns].sum(axis=1) - 1) < 1e-6))
+    if len(wrong):
+        raise PathoError("bad_probabilities", f"{path}, line {wrong[0] + 2}",
+                         f"has probabilities that do not sum to 1 ({len(wrong)} such rows)", "Predict again")
+    return table
+
+
+def pooled(model: Classifier, images: ImageSet, batch_size: int = 64) -> np.ndarray:
+    """The average of each of the last maps over every image's plain view, (N, K) float32; the model stays as it is."""
+    import torch
+
+    from patholib.data.batching import batches
+    from patholib.model import augment, networks
+
+    still, parts = networks.evaluating(model), []
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for batch in batches(images, np.arange(len(images)), batch_size):
+            views = augment.plain_views(batch.images, model.image_size).to(device, memory_format=torch.channels_last)
+            parts.append(still.features(views).mean(dim=(2, 3)).float().cpu())
+    return torch.cat(parts).numpy()
+
+
+def with_probs(table: pd.DataFrame, classes: Sequence[str], probs: np.ndarray) -> pd.DataFrame:
+    """A table of predictions with other probabilities (N, C)."""
+    return table.assign(**{f"p_{c}": probs[:, k] for k, c in enumerate(classes)})
+
+
+def true_labels(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """(N,) the place of each true label in the classes."""
+    return pd.Categorical(table["label"], categories=list(classes)).codes.astype(np.int64)
+
+
+def probs_of(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """(N, C) the probabilities of a table of predictions."""
+    return table[[f"p_{c}" for c in classes]].to_numpy(dtype=float)
+
+
+def patient_column(table: pd.DataFrame) -> str:
+    """The column that tells patients apart, also where the split was by image: case, lesion or the given group."""
+    return next(name for name in ("case", "lesion", "given_group", "group") if name in table)

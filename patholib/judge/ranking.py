@@ -1,0 +1,169 @@
+"""Curves over all thresholds: ROC, precision-recall, net benefit, abstention; and the choice of a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from patholib.base.errors import PathoError
+from patholib.judge import intervals, resampled, rules
+
+if TYPE_CHECKING:
+    from patholib.judge.rules import Shares
+
+POINTS = 50  # of a curve that is kept in metrics.json
+
+
+def threshold_for(labels: np.ndarray, scores: np.ndarray, sensitivity: float) -> float:
+    """The largest threshold under which at least that share of the positives is called positive (score >= threshold).
+
+    labels (N,): True where positive. It is the score of a positive, so a rounding error below it would change nothing.
+    """
+    true, _, thresholds = _above(labels, scores)
+    _need_positive(true, "threshold")
+    return float(thresholds[(true >= sensitivity * true[-1] - 1e-9).argmax()])
+
+
+def cheapest_threshold(labels: np.ndarray, scores: np.ndarray, cost_ratio: float) -> float:
+    """The score from which on calling positive costs least; of equally good ones the lowest, which misses fewer.
+
+    labels (N,): True where positive. cost_ratio: what a missed positive costs, a false alarm costing 1.
+    """
+    true, false, thresholds = _above(labels, scores)
+    _need_positive(true, "threshold")
+    cost = cost_ratio * (true[-1] - true) + false
+    return float(thresholds[np.flatnonzero(cost <= cost.min() + 1e-9)[-1]])
+
+
+def decision_curve(predictions: pd.DataFrame, positive: str) -> dict:
+    """Net benefit of acting on the model at each threshold, and of acting on everybody (Vickers & Elkin 2006).
+
+    Benefit per image: true positives minus false positives, each weighed by the odds of the threshold. Acting on nobody
+    has benefit 0. Lists `threshold`, `model`, `everybody`, at most 50 long.
+    """
+    resampled.need(predictions, ["label", f"p_{positive}"])
+    at = np.linspace(0, 1, POINTS + 1)[1:-1]
+    true, score = (predictions["label"] == positive).to_numpy(), predictions[f"p_{positive}"].to_numpy(dtype=float)
+    called = score >= at[:, None]  # (T, N)
+    odds = at / (1 - at)
+    benefit = (called & true).mean(axis=1) - odds * (called & ~true).mean(axis=1)
+    return {"threshold": at.round(4).tolist(), "model": benefit.round(6).tolist(),
+            "everybody": (true.mean() - odds * (1 - true.mean())).round(6).tolist()}
+
+
+def abstention(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
+               threshold: float | Shares = 0.5) -> dict:
+    """The share of wrong answers among those given, if the least sure images are left to a person.
+
+    Sureness is the largest probability (`evened` by shares) or, where a threshold decides, the distance to it in log
+    odds (Geifman & El-Yaniv 2017). Lists `coverage` and `risk`, at most 50 long; `aurc`, the mean risk over all
+    coverages, beside `aurc_best`, that of leaving out the wrong ones first, and `aurc_random`, that of leaving out by
+    chance.
+    """
+    judged = resampled.judge(predictions, classes, positive, threshold)
+    probs = predictions[[f"p_{c}" for c in classes]].to_numpy(dtype=float)
+    sure = rules.evened(probs, judged.classes, threshold).max(axis=1)
+    if judged.by_threshold:
+        sure = np.abs(_log_odds(probs[:, judged.positive]) - _log_odds(threshold))
+    wrong = np.array(judged.classes, dtype=object)[judged.decisions] != predictions["label"].to_numpy()
+    _, runs = np.unique(-sure, return_inverse=True)  # surest first; equally sure ones share their errors
+    wrong, n = (np.bincount(runs, wrong) / np.bincount(runs))[np.sort(runs)], len(wrong)
+    risk = np.cumsum(wrong) / np.arange(1, n + 1)
+    errors = round(wrong.sum())
+    best = np.maximum(np.arange(1, n + 1) - (n - errors), 0) / np.arange(1, n + 1)
+    kept = np.unique(np.ceil(np.linspace(1 / POINTS, 1, POINTS) * n).astype(int))
+    return {"coverage": (kept / n).round(6).tolist(), "risk": risk[kept - 1].round(6).tolist(),
+            "aurc": float(risk.mean()), "aurc_best": float(best.mean()), "aurc_random": errors / n}
+
+
+def _log_odds(p):
+    p = np.clip(p, np.finfo(float).eps, 1 - np.finfo(float).eps)
+    return np.log(p) - np.log1p(-p)
+
+
+def mean_of(values: Sequence[float], groups: Sequence[str], resamples: int = 1000, seed: int = 0) -> dict:
+    """The mean of one number per image (N,), as `{"value", "low", "high"}` with its interval over groups (N,).
+
+    Of paired differences of images: whether one thing is larger than another.
+    """
+    codes, names = pd.factorize(np.asarray(groups, dtype=object), sort=True)  # sorted: row order changes no draw
+    sums = np.stack([np.bincount(codes, np.asarray(values, dtype=float)), np.bincount(codes)], axis=1)  # (G, 2)
+    drawn = [counts @ sums for counts in intervals.draws(len(names), resamples, seed)]
+    drawn = np.concatenate([s[:, 0] / s[:, 1] for s in drawn]) if drawn else np.empty(0)
+    left = (sums.sum(axis=0) - sums)[:, 0] / (sums.sum(axis=0) - sums)[:, 1] if len(sums) > 1 else ()
+    return intervals.number(np.mean(values), drawn, "no images", left, len(names))
+
+
+def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(1 - specificity, sensitivity, thresholds) from the highest threshold, which nothing reaches, down.
+
+    labels (N,): True where positive. One point per distinct score, so ties are one straight step.
+    """
+    true, false, thresholds = _above(labels, scores)
+    if true[-1] == 0 or false[-1] == 0:
+        raise PathoError("one_class", "ROC curve", "needs positive and negative labels", "Leave this curve out")
+    start = np.zeros(1)
+    return (np.concatenate([start, false / false[-1]]), np.concatenate([start, true / true[-1]]),
+            np.concatenate([[np.inf], thresholds]))
+
+
+def pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(precision, sensitivity, thresholds) from the lowest threshold up; a last point (1, 0) has no threshold.
+
+    labels (N,): True where positive.
+    """
+    true, false, thresholds = _above(labels, scores)
+    _need_positive(true, "precision curve")
+    precision, sensitivity = true / (true + false), true / true[-1]
+    return np.append(precision[::-1], 1.0), np.append(sensitivity[::-1], 0.0), thresholds[::-1]
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    """The chance that a positive scores above a negative, ties counting half; None with one class only.
+
+    labels (N,): class indices. scores: of class 1 (N,), or probabilities (N, C); of more than two classes the mean of
+    one class against the rest, over the classes that occur.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
+    of_class = dict(enumerate(scores.T if scores.ndim == 2 else np.stack([-scores, scores])))
+    if len(of_class) == 2:
+        of_class = {1: of_class[1]}  # class 0 against the rest is the same number
+    found = [resampled.auc_of(np.ones((1, len(labels))), resampled.ranking(labels == k, column, np.arange(len(labels))))[0]
+             for k, column in of_class.items() if (labels == k).any()]
+    return float(np.mean(found)) if len(np.unique(labels)) > 1 else None
+
+
+def balanced_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float | None:
+    """The mean sensitivity of the classes that occur, from class indices (N,); None with one class only."""
+    labels, decisions = np.asarray(labels), np.asarray(decisions)
+    found = [(decisions[labels == k] == k).mean() for k in np.unique(labels)]
+    return float(np.mean(found)) if len(found) > 1 else None
+
+
+def operating_points(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(sensitivity, specificity, thresholds), thresholds rising, one per distinct score; labels (N,): True if positive.
+
+    Called positive is what reaches the threshold. Errors: one_class.
+    """
+    alarm, sensitivity, thresholds = roc_curve(labels, scores)
+    return sensitivity[:0:-1], 1 - alarm[:0:-1], thresholds[:0:-1]
+
+
+def _need_positive(true: np.ndarray, subject: str) -> None:
+    if true[-1] == 0:
+        raise PathoError("one_class", subject, "needs a positive label", "Split again, or name another positive class")
+
+
+def _above(labels, scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positives and negatives at or above each distinct score, highest score first."""
+    labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
+    if not len(scores) or len(labels) != len(scores) or not np.isfinite(scores).all():
+        raise PathoError("bad_scores", "curve", "needs as many finite scores as labels, and at least one",
+                         "Pass one label and one score per image")
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of each run of equal scores
+    true = np.cumsum(labels[order])[last].astype(float)
+    return true, last + 1 - true, scores[order][last]

@@ -1,0 +1,121 @@
+"""Baselines judged beside the network: the commonest class, colour statistics, and a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from patholib.base.errors import PathoError
+from patholib.judge import predicting
+
+if TYPE_CHECKING:
+    import torch
+
+    from patholib.data.imagesets import ImageSet
+    from patholib.model.networks import Classifier
+
+def constant_baseline(images: ImageSet) -> pd.DataFrame:
+    """What never looking gives: every val and test image is called the commonest class of the train rows.
+
+    Its accuracy is the share of that class, its balanced accuracy 1 / C, its AUC 0.5. Errors: no_split.
+    """
+    if "split" not in images.table:
+        raise PathoError("no_split", "images", "are not split yet", "Call with_split with the table of the split")
+    train = images.table["split"] == "train"
+    commonest = np.bincount(images.labels[train], minlength=len(images.classes)).argmax()
+    others = images.table[~train]
+    return predicting.as_predictions(replace(images, table=others), np.eye(len(images.classes))[[commonest] * len(others)])
+
+
+PERCENTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
+
+
+def colour_baseline(images: ImageSet) -> pd.DataFrame:
+    """What colour alone tells: predictions of a logistic regression on `colours`, for the val and the test rows.
+
+    Fitted on the train rows of a set with `split`, each class weighing the same. A network that does not beat it has
+    learnt no shapes. A class without train rows gets probability 0.
+    """
+    _refuse_unsplit(images)
+    features = np.stack([colours(images.pixels[row]) for row in images.table["row"]])  # (N, F)
+    return _linear(features, images)
+
+
+def probe(model: Classifier, images: ImageSet, splits: Sequence[pd.DataFrame] | None = None,
+          device: str | torch.device | None = None) -> pd.DataFrame:
+    """What a network that learns nothing here tells: as `colour_baseline`, on the averages of its last maps.
+
+    Asked before the training, it is what the training has to add to: features of other images, or random ones.
+
+    splits: tables of `manifest.folds`, of one repeat; each image is then judged once, by a regression fitted on other
+    groups, and the table holds all images, fold by fold. That is only fair to a network that was not trained on any of
+    them, as a pretrained one. None: the split of the set, whose train rows the network may know.
+    device: where to compute; None leaves the model where it is.
+    """
+    sets = [images] if splits is None else [images.with_split(table) for table in splits]
+    for one in sets:
+        _refuse_unsplit(one)
+    features = predicting.pooled(model if device is None else model.to(device), images)  # (N, K)
+    place = {path: i for i, path in enumerate(images.table["path"])}
+    found = [_linear(features[[place[path] for path in one.table["path"]]], one) for one in sets]
+    return found[0] if splits is None else pd.concat([part[part["split"] == "test"] for part in found],
+                                                     ignore_index=True)
+
+
+def _refuse_unsplit(images: ImageSet) -> None:
+    if "split" not in images.table:
+        raise PathoError("no_split", "images", "are not split yet", "Call with_split with the table of the split")
+
+
+def _linear(features: np.ndarray, images: ImageSet) -> pd.DataFrame:
+    """Predictions for the val and test rows, by a logistic regression fitted on the train rows of features (N, F)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    learn = (images.table["split"] == "train").to_numpy()
+    judge = images.table["split"].isin(["val", "test"]).to_numpy()
+    known = np.unique(images.labels[learn])
+    if len(known) < 2 or not judge.any():
+        raise PathoError("single_class", "training split", "needs two classes, and some images elsewhere",
+                         "Split again")
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
+    model.fit(features[learn], images.labels[learn])
+    probs = np.zeros((judge.sum(), len(images.classes)))
+    probs[:, known] = model.predict_proba(features[judge])
+    return predicting.as_predictions(replace(images, table=images.table[judge]), probs)
+
+
+def colours(pixels: np.ndarray) -> np.ndarray:
+    """57 numbers of one image (S, S, 3) uint8 that know colour, but of place only the centre.
+
+    Of red, green, blue, hue, saturation and value: mean, deviation, skewness, five percentiles, and centre minus
+    border; then the three correlations of the RGB channels. Hue is turned by half a circle, as both skin and stained
+    tissue lie around its seam at red.
+    """
+    import cv2
+
+    hsv = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2HSV)  # hue 0 to 179
+    hsv[..., 0] = (hsv[..., 0].astype(np.uint16) + 90) % 180
+    channels = np.concatenate([pixels, hsv], axis=2)  # (S, S, 6)
+    shares = np.stack([np.bincount(channels[..., k].ravel(), minlength=256) for k in range(6)]) / pixels[..., 0].size
+    grey = np.arange(256)
+    mean = shares @ grey  # (6,)
+    away = grey - mean[:, None]  # (6, 256)
+    deviation = np.sqrt((shares * away**2).sum(axis=1))
+    skewness = (shares * away**3).sum(axis=1) / np.maximum(deviation, 1) ** 3  # below 1 grey level there is no shape
+    percentiles = np.array([np.searchsorted(np.cumsum(share), np.array(PERCENTILES) - 1e-9) for share in shares])
+    quarter = len(pixels) // 4
+    centre = channels[quarter:len(pixels) - quarter, quarter:len(pixels) - quarter]
+    inside = centre.mean(axis=(0, 1))
+    border = (mean * pixels[..., 0].size - inside * centre[..., 0].size) / (pixels[..., 0].size - centre[..., 0].size)
+    rgb = pixels.reshape(-1, 3).astype(np.float32)
+    rgb -= mean[:3].astype(np.float32)
+    covariance = (rgb.T @ rgb / len(rgb)).astype(float)  # (3, 3)
+    scale = np.maximum(deviation[:3], 1)
+    correlations = (covariance / np.outer(scale, scale))[np.triu_indices(3, 1)]
+    return np.concatenate([mean, deviation, skewness, percentiles.ravel(), inside - border, correlations])

@@ -1,0 +1,1 @@
+"""What a notebook or a cluster needs: parameters, explorer, sessions, sweeps."""

@@ -1,0 +1,363 @@
+"""What a notebook's first cells need: its parameters checked, its numbers guarded, its run remembered."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import html
+import linecache
+import math
+import numbers
+import os
+import re
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from patholib.base import cpu, files, places
+from patholib.base.errors import PathoError, nearest, nearest_setting
+from patholib.data import splitting
+from patholib.judge import decisions
+from patholib.lab import sessions
+from patholib.model import fields, recipes, schedules
+from patholib.train import launching, runs
+
+KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
+RECIPE_NUMBERS = fields.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
+NEXT = ("To go on, attach the output of this notebook to it (Kaggle: Add Input > Your Work; Colab: the zip), and run "
+        "it again with the same parameters{}. The cells below were not run.")
+OF_A_MACHINE = ("device", "weights", "output")  # parameters whose values another machine may have, and this one not
+RECORD = "PATHOLIB_RECORD"  # "1": guards write the reference instead of comparing with it
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line `name: kind = default  # help` of the parameters cell."""
+
+    name: str
+    kind: str  # a key of KINDS
+    default: int | float | str | bool | None
+    help: str
+
+    @property
+    def choices(self) -> list[str]:
+        """What the help names after "one of:", up to a semicolon or a bracket; empty: anything goes."""
+        found = re.search(r"one of:([^;()]*)", self.help)
+        return [choice.strip(" \"'.") for choice in found[1].split(",")] if found else []
+
+
+class Settings:
+    """The checked parameters as attributes: `settings.epochs`.
+
+    values: all of them. changed: those that differ from the parameters cell, as papermill's -p makes them.
+    """
+
+    def __init__(self, parameters: list[Parameter], values: dict, notes: dict[str, str]):
+        vars(self).update(values)
+        self.values = values
+        self.changed = {p.name: values[p.name] for p in parameters if values[p.name] != p.default}
+        self._rows = [(p.name + " *" * (p.name in self.changed), repr(values[p.name]), repr(p.default),
+                       p.help + notes.get(p.name, "")) for p in parameters]
+
+    def __repr__(self) -> str:
+        rows = [("parameter", "value", "default", "meaning"), *self._rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip()
+                         for row in rows)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("parameter", "value", "default", "meaning"))
+        body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
+                       + "</tr>" for row in self._rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def check_parameters(history: list[str], namespace: dict) -> Settings:
+    """Checks every parameter of the running notebook: `settings = notebook.check_parameters(In, globals())`.
+
+    history: the executed cells, oldest first. The last one that holds nothing but `name: kind = default  # help` is
+    the parameters cell; a later one that begins with "# Parameters" is what papermill injected.
+    namespace: where the values are. Numbers given as text ("1e-3", as YAML passes them) are converted where nothing is
+    lost, there as well; text is never taken for True or False.
+    From here on an error that ends a cell is logged with its traceback, of which a PathoError shows one line only.
+    Errors: no_parameters, unknown_parameter, bad_parameter; one error names every problem at once.
+    """
+    _log_errors()
+    parameters, injected = _declared(history if any(history) else _compiled())
+    values = _checked(parameters, [name for name in injected if not name.startswith("PAPERMILL_")], namespace)
+    notes = {p.name: f" [read from the text {namespace[p.name]!r}]" for p in parameters
+             if isinstance(namespace.get(p.name), str) and p.kind != "str"}
+    namespace.update(values)
+    return Settings(parameters, values, notes)
+
+
+def declared(path: Path) -> list[Parameter]:
+    """The parameters of a notebook that is not running, from its cell tagged `parameters`.
+
+    Errors: missing_file, bad_json, no_parameters, parameters_cell.
+    """
+    try:
+        cells = [cell for cell in files.read_json(path)["cells"] if cell["cell_type"] == "code"]
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (KeyError, TypeError) as error:
+        raise PathoError("bad_notebook", str(path), f"is no notebook ({error!r})", "Name a file that Jupyter wrote"
+                         ) from None
+    return _declared(tagged)[0]
+
+
+def check_given(parameters: list[Parameter], given: dict, here: bool = True) -> dict:
+    """The values of those parameters that are given, as their kinds; a notebook would accept every one of them.
+
+    Text is read as in a shell: "true" and "false" for a bool, "None" where that is the default. here=False: the
+    notebook will run on another machine, so nothing is asked about the devices, files and folders of this one.
+    Errors: unknown_parameter, bad_parameter; one error names every problem at once.
+    """
+    kinds = {p.name: p for p in parameters}
+    typed = {name: _from_text(kinds[name], value) if name in kinds else value for name, value in given.items()}
+    values = _checked(parameters, list(given), typed, () if here else OF_A_MACHINE)
+    return {name: values[name] for name in given}
+
+
+def _from_text(p: Parameter, value):
+    """What a word on a command line means; numbers are left to `_read`."""
+    if p.default is None and value == "None":
+        return None
+    return {"true": True, "false": False}.get(str(value).lower(), value) if p.kind == "bool" else value
+
+
+def _checked(parameters: list[Parameter], given: list[str], namespace: dict, unasked: tuple[str, ...] = ()) -> dict:
+    """Every parameter with its value as the declared kind; given: the names that somebody set."""
+    names = [p.name for p in parameters]
+    unknown = [name for name in given if name not in names]
+    problems = [f"{name} is no parameter ({nearest_setting(name, names)})" for name in unknown]
+    bad, values = [], {}
+    for p in parameters:
+        value = namespace.get(p.name, p.default)
+        try:
+            values[p.name] = _read(p, value)
+        except ValueError as error:
+            bad.append(p.name)
+            problems.append(f"{p.name}={value!r} {error}")
+            continue
+        try:
+            if p.name not in unasked:
+                _ask_the_library(p.name, values[p.name], values)
+        except PathoError as error:
+            bad.append(p.name)
+            problems.append(error.reason if error.code == "bad_recipe" else
+                            f"{error.subject} {error.reason} ({error.remedy})")
+    if problems:
+        raise PathoError("unknown_parameter" if unknown else "bad_parameter", ", ".join(unknown + bad),
+                         "; ".join(problems), f"The parameters are {', '.join(names)}")
+    return values
+
+
+def _declared(history: list[str]) -> tuple[list[Parameter], list[str]]:
+    """The parameters of the last declaring cell, and the names that papermill assigned after it."""
+    parameters, injected = [], []
+    for cell in history:
+        try:
+            statements = ast.parse(cell).body
+        except SyntaxError:  # a cell that failed stays in the history
+            continue
+        if statements and all(isinstance(s, ast.AnnAssign) and s.value for s in statements):
+            parameters, injected = [_parameter(s, cell) for s in statements], []
+        elif cell.lstrip().startswith("# Parameters"):
+            injected += [s.targets[0].id for s in statements if isinstance(s, ast.Assign)]
+    if not parameters:
+        raise PathoError("no_parameters", "notebook", "no executed cell declares parameters",
+                         "Run the cell above that holds them, one per line: name: type = value  # help")
+    return parameters, injected
+
+
+def _compiled() -> list[str]:
+    """The cells that ran, from where IPython keeps source for tracebacks: nbval executes without a history."""
+    entries = [entry for entry in linecache.cache.values() if len(entry) == 4]
+    return ["".join(lines) for _, modified, lines, _ in entries if modified is None]  # no time: not a file
+
+
+def _parameter(statement: ast.AnnAssign, cell: str) -> Parameter:
+    name, kind = ast.unparse(statement.target), ast.unparse(statement.annotation)
+    line = cell.splitlines()[statement.end_lineno - 1].encode()
+    comment = line[statement.end_col_offset:].decode().strip().lstrip("#").strip()  # ast counts columns in bytes
+    try:
+        parameter = Parameter(name, kind, ast.literal_eval(statement.value), comment)
+        if kind not in KINDS or name in ("values", "changed"):
+            raise ValueError
+        _read(parameter, parameter.default)
+    except ValueError:
+        raise PathoError("parameters_cell", name, f"is declared as {ast.unparse(statement)!r}",
+                         f"Declare it as name: type = value, with a type of {', '.join(KINDS)}, a plain value of it "
+                         "or None, and a name other than values and changed") from None
+    return parameter
+
+
+def _read(p: Parameter, given):
+    """The given value as the declared kind, nothing lost, or ValueError with the reason."""
+    if given is None and p.default is None:
+        return None
+    value = None
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if isinstance(given, {"bool": bool, "str": str}.get(p.kind, ())):
+        value = given
+    elif p.kind in ("int", "float") and (is_number or isinstance(given, str)):
+        value = _number(given, p.kind)
+    if value is None:
+        hint = "; papermill passes text with -r" if p.kind == "str" and is_number else ""
+        raise ValueError(f"is not {KINDS[p.kind]}{hint}")
+    if value == "" != p.default:
+        raise ValueError("is empty")
+    if p.choices and value not in p.choices:
+        raise ValueError(f"is not one of {', '.join(p.choices)} ({nearest(value, p.choices)})")
+    return value
+
+
+def _number(given: int | float | str, kind: str) -> int | float | None:
+    """The exact int or finite float, or None."""
+    try:
+        if kind == "int" and not isinstance(given, float):
+            return int(given)
+        value = float(given)
+    except (ValueError, OverflowError):
+        return None
+    if kind == "int":
+        return int(value) if value.is_integer() else None
+    return value if math.isfinite(value) else None
+
+
+def _ask_the_library(name: str, value, values: dict) -> None:
+    """Raises the PathoError that the value would meet later, before an image is read; values: those before it."""
+    if name in RECIPE_NUMBERS and value is not None:
+        recipes.Recipe("any", ("a", "b"), None, **{name: value})
+    elif name == "workers":
+        cpu.threads(value)
+    elif name == "processes":
+        launching.check(value)
+    elif name == "output":
+        runs.output_folder(value)
+    elif name == "repeats" or (name == "folds" and value != 0):
+        splitting.check_folds(**{name: value})
+    elif name == "fold" and value is not None:
+        splitting.check_fold(value, values.get("folds", 0), values.get("repeats", 1))
+    elif name == "target_sensitivity":
+        decisions.check_target(value)
+    elif name == "max_hours":
+        schedules.deadline(value, 0)
+    elif name == "device" and value != "cpu" and (value != "auto" or places.host()):
+        from patholib.train import devices  # with it comes torch, for which a plain first cell need not wait
+
+        devices.choose_device(value)
+    elif name == "weights" and value not in (None, "none", "imagenet"):
+        from patholib.model import weights
+
+        weights.given_file(value)
+
+
+class Guard:
+    """Compares a notebook's numbers with notebooks/reference.json: `guard("test_auc", auc, tol=0.05)`.
+
+    name: what the notebook is called there. settings: a notebook run with other settings than the recorded ones is
+    not compared, and neither is one with active=False (real data). With PATHOLIB_RECORD=1 the numbers are recorded.
+    """
+
+    def __init__(self, name: str, settings: Settings, active: bool = True):
+        self.name, self.path = name, files.project_root() / "notebooks" / "reference.json"
+        known = files.read_json(self.path) if self.path.exists() else {}
+        entry = known.get(name, {"settings": settings.values, "numbers": {}})
+        active = active and not settings.changed
+        self.recording = active and os.environ.get(RECORD) == "1"
+        self.active = active and bool(known) and entry["settings"] == settings.values
+        self.reference = entry["numbers"]
+        if self.recording:  # from nothing, so that a number that is gone from the notebook is gone from the file
+            self.reference = {}
+            files.write_json(self.path, dict(sorted((known | {name: {"settings": settings.values,
+                                                                      "numbers": {}}}).items())))
+
+    def __call__(self, number: str, value: float, tol: float = 0.0) -> None:
+        """Prints the number with its reference, and stops where they differ by more than `tol`, or it is NaN."""
+        subject = f"{number} of {self.name}"
+        value = math.nan if value is None else int(value) if isinstance(value, numbers.Integral) else float(value)
+        if not (self.active or self.recording):
+            print(f"{number} {value:.6g} (not compared: other data or settings than the reference, or none here)")
+            return
+        if not math.isfinite(value):
+            raise PathoError("number_changed", subject, f"is {value}, which is no number", "Find what makes it so")
+        if self.recording:
+            known = files.read_json(self.path)
+            known[self.name]["numbers"][number] = value
+            files.write_json(self.path, known)
+            print(f"{number} {value:.6g} (recorded)")
+            return
+        if number not in self.reference:
+            raise PathoError("no_reference", subject, "has no reference number",
+                             "Record it with python3 run.py notebooks, and commit notebooks/reference.json")
+        reference = self.reference[number]
+        if abs(value - reference) > tol:
+            raise PathoError("number_changed", subject, f"is {value:.6g}, but the reference is {reference:.6g} and the "
+                             f"tolerance {tol:g}", "If the change is meant, record it with python3 run.py notebooks")
+        print(f"{number} {value:.6g} (reference {reference:.6g}, tolerance {tol:g})")
+
+
+def remember_run(run_dir: Path) -> Path:
+    """Notes the run folder in outputs/latest.json, where run.py and a person find the newest run.
+
+    From here on the log of errors is the run's own run.jsonl.
+    """
+    global _run_dir
+    _run_dir = Path(run_dir).resolve()
+    return files.write_json(files.outputs() / "latest.json", {"run_dir": str(_run_dir)})
+
+
+_run_dir: Path | None = None  # where errors are logged; None, before there is a run: the folder of all runs
+
+
+def _log_errors() -> None:
+    """Lets IPython, if this is it, report the outcome of every cell, and on Kaggle and Colab end it in good order."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and _log_error not in shell.events.callbacks["post_run_cell"]:
+        shell.events.register("post_run_cell", _log_error)
+        if places.host():
+            shell.set_custom_exc((PathoError,), _end_well)
+
+
+class _Ended(SystemExit):
+    """The end of a notebook whose time is up: at this name with code 0, papermill, which Kaggle runs, is content."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__(0)
+        self.lines = lines
+
+    def _render_traceback_(self) -> list[str]:
+        return self.lines
+
+
+_Ended.__name__ = "SystemExit"
+
+
+def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
+    """Shows an error as ever; but time that is up ends the notebook without one, and with what is to be done next.
+
+    For Kaggle keeps no file of a notebook that failed.
+    """
+    if error.code != "time_is_up" or _run_dir is None:
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+        return
+    try:
+        left = sessions.leave(_run_dir)
+    except PathoError as other:  # what was saved is in its folder all the same
+        left = str(other)
+    done = _run_dir in runs.finished(_run_dir.parent)  # then it was the cross-validation that had no more time
+    what = f"The cross-validation beside {_run_dir.name}" if done else _run_dir.name
+    also = ' and resume="must", so that the finished run is not trained anew' * done
+    ended = _Ended([f"The time is up: {what} is saved, and not finished.", left, NEXT.format(also)])
+    shell.showtraceback((type(ended), ended, trace))
+
+
+def _log_error(result) -> None:
+    """Keeps the traceback of the error that ended a cell, if one did, in run.jsonl."""
+    error = result.error_in_exec
+    if error is not None:
+        files.append_json((_run_dir or files.outputs()) / "run.jsonl", {
+            "event": "error", "code": getattr(error, "code", type(error).__name__), "error": str(error),
+            "traceback": "".join(traceback.format_exception(error))})

@@ -1,0 +1,1 @@
+"""Recipes, networks, weights, losses, schedules, augmentation."""

@@ -1,0 +1,48 @@
+"""A network built and initialised as a recipe says."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchvision import models as zoo
+
+from patholib.model import weights
+from patholib.model.networks import Classifier
+from patholib.model.recipes import Recipe
+
+
+def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
+    """The recipe's classifier in train mode, frozen as its first stage says, on the CPU.
+
+    What has no given weights (the head; with weights="none" everything) is drawn from `generator_seed`, by default
+    recipe.seed, and the global generators stay as they were. recipe.weights: "none"; the path of a torchvision state
+    dict (.pth or .safetensors; its head is passed over), held against `<path>.sha256` where that exists; or "imagenet":
+    torchvision's file, looked for in PATHOLIB_WEIGHTS (the file or its folder), in what is attached (`places`), in
+    `data/weights` of the project and torch.hub's folder, then downloaded, which is said first. Its SHA-256 must begin
+    as its name says.
+    Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # The CPU generator alone: torch.manual_seed would seed the GPUs too, which fork_rng does not restore here.
+        torch.default_generator.manual_seed(recipe.seed if generator_seed is None else generator_seed)
+        model = Classifier(recipe)
+        if recipe.weights == "none":
+            _begin_as_identity(model)
+    if recipe.weights == "imagenet":
+        weights.load_backbone(model, "imagenet", *weights.found_or_fetched(recipe.arch))
+    elif recipe.weights != "none":
+        path = weights.given_file(recipe.weights)
+        weights.load_backbone(model, "file", path, weights.stated(path, recipe.arch))
+    return model.freeze(recipe.stages[0].frozen, recipe.batchnorm)
+
+
+def _begin_as_identity(model: Classifier) -> None:
+    """Lets every residual block begin as the identity: its last BatchNorm starts at 0 (Goyal et al. 2017, section 5.1).
+
+    A deep random network then learns from the first steps on instead of the hundredth.
+    """
+    for module in model.modules():
+        if isinstance(module, zoo.resnet.Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+        elif isinstance(module, zoo.resnet.BasicBlock):
+            nn.init.zeros_(module.bn2.weight)

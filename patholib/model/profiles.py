@@ -1,0 +1,69 @@
+"""The recipe for given data: its classes and grouping, the overrides, and what differs from the shipped recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from patholib.data import manifest
+from patholib.model import recipes
+from patholib.model.recipes import Recipe
+from patholib.train import launching
+
+OF_DATA = ("classes", "positive", "group_by")  # fields of a recipe that the images decide
+
+
+def recipe_for(name: str, source: manifest.Manifest, published: bool = False, weights: str | None = None,
+               small: bool = False, **overrides) -> Recipe:
+    """The recipe `name` for these data: their classes and grouping, then the overrides.
+
+    published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
+    file; None: what the recipe says. Demo images without other weights get the recipe cut down (`recipes.for_demo`),
+    and so do others with `small`, for a first look. overrides: fields of the recipe; None leaves a field.
+    Random weights that were asked for, or that are trained on real images, are announced (`profile`).
+    """
+    recipe = recipes.as_published(name) if published else recipes.get(name)
+    recipe = replace(recipe, classes=source.classes, positive=source.positive,
+                     group_by="image" if published else source.group_by)
+    if small or (source.demo and weights in (None, "none")):
+        recipe = recipes.for_demo(recipe)
+    elif weights == "none":
+        recipe = recipes.from_scratch(recipe)
+    else:
+        recipe = replace(recipe, weights=weights or recipe.weights)
+    recipe = replace(recipe, **{field: value for field, value in overrides.items() if value is not None})
+    if recipe.weights == "none" and (weights == "none" or not source.demo) and launching.myself().first:
+        print(profile(recipe))  # of several processes one says it
+    return recipe
+
+
+def profile(recipe: Recipe) -> str:
+    """What is said wherever random weights are trained: that it is not the recipe as it ships, what differs, and why.
+
+    "" for other weights, which are trained by the recipe itself.
+    """
+    if recipe.weights != "none":
+        return ""
+    said = ("Profile for random weights: no pretrained weights are loaded, so this is not the recipe as it ships, and "
+            f"its numbers are not those of the recipe. {recipes.WHY_UNFROZEN}.")
+    if recipe.name not in recipes.RECIPES:
+        return said
+    base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
+    fields = [field for field in recipes.diff(base, recipe) if field not in OF_DATA]
+    if recipe.colour:
+        said += f" {recipes.WHY_SCRATCH}."
+    return f"{said} Other than in the recipe {recipe.name}{' as published' * recipe.published}: {', '.join(fields)}."
+
+
+def differences(a: Recipe, b: Recipe, names: tuple[str, str] = ("the recipe", "here")) -> pd.DataFrame:
+    """The fields in which two recipes differ, one row each; names: what to call the two."""
+    rows = recipes.diff(a, b)
+    return pd.DataFrame([(field, readable(x), readable(y)) for field, (x, y) in rows.items()],
+                        columns=["field", *names])
+
+
+def readable(value) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], recipes.Stage):
+        return "; ".join(f"from {s.start:g}: {s.frozen} frozen, x{s.lr_scale:g}" for s in value)
+    return str(value)

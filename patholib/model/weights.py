@@ -1,0 +1,117 @@
+"""Pretrained weights: where they are looked for, their check, and how they are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from patholib.base import files
+from patholib.base.errors import PathoError, nearest
+from patholib.base.places import attached
+from patholib.data import fetch
+from patholib.model import architectures
+
+if TYPE_CHECKING:
+    from patholib.model.networks import Classifier
+
+FEW = 2  # tries in a row without a byte: a training that has no network says so in seconds
+
+
+def given_file(weights: str) -> Path:
+    """The file of a recipe's weights="<path>". Errors: weights_missing."""
+    # A notebook may run in its own folder or in its caller's: a relative path counts from either or from the project.
+    tried = [Path(weights).expanduser().absolute()]
+    if not tried[0].is_file() and not Path(weights).expanduser().is_absolute():
+        tried.append(files.project_root() / weights)
+    for path in tried:
+        if path.is_file():
+            return path
+    raise PathoError("weights_missing", weights, f"is no file (tried {', '.join(map(str, tried))})",
+                     'Correct the path, or set weights="none" to train from scratch')
+
+
+def imagenet_file(arch: str) -> fetch.Remote:
+    """torchvision's file of ImageNet weights, whose name says how its SHA-256 begins. Errors: unknown_arch."""
+    if arch not in architectures.NETWORKS:
+        raise PathoError("unknown_arch", arch, "is no network of this library", nearest(arch, architectures.NETWORKS))
+    url = architectures.NETWORKS[arch][1].url
+    name = url.rpartition("/")[2]
+    return fetch.Remote(url, name, sha256=re.search(r"-([0-9a-f]{8,})\.", name)[1])
+
+
+def found_or_fetched(arch: str) -> tuple[Path, str]:
+    """torchvision's file of ImageNet weights on this machine, and how its SHA-256 must begin."""
+    remote = imagenet_file(arch)
+    hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
+    own = dict.fromkeys(folder / "weights" / remote.name for folder in (files.project_root() / "data", files.remade()))
+    places = [*attached(remote.name), *own, hub / remote.name]
+    if chosen := os.environ.get("PATHOLIB_WEIGHTS"):
+        chosen = Path(chosen).expanduser()
+        places.insert(0, chosen if chosen.is_file() else chosen / remote.name)
+    for path in places:
+        if path.is_file():
+            return path, remote.sha256
+    print(f"downloading {remote.url} to {hub}", flush=True)
+    try:
+        return fetch.fetch(remote, hub, patience=FEW, wait=True), remote.sha256
+    except PathoError as error:  # no network, no space; a digest that does not match
+        raise PathoError("weights_missing", remote.name,
+                         f"is not at {', '.join(map(str, places))}, and the download failed ({error.reason})",
+                         f"Put it into {places[-2].parent}, fetched elsewhere by `patholib download weights-{arch}`, "
+                         'or set weights="none" to train from scratch') from error
+
+
+def stated(path: Path, arch: str) -> str:
+    """How the SHA-256 of a given file must begin: as `<path>.sha256` says (sha256sum's), or a name of torchvision's."""
+    beside, official = path.with_name(f"{path.name}.sha256"), imagenet_file(arch)
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0].strip().lower()
+    return official.sha256 if path.name == official.name else ""
+
+
+def load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") -> None:
+    """Copies the backbone of a state dict into the model; all differences are told at once."""
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not sha256.startswith(digest):
+        raise PathoError("weights_damaged", path.name, f"has SHA-256 {sha256[:12]}..., which must begin with {digest}",
+                         f'Delete {path} to have it fetched again; other weights are given as weights="<path>"'
+                         if kind == "imagenet" else "Copy it again from where you have it")
+    given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(model.own)}
+    wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(model.own)}
+    differences = [f"{k} is missing" for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")]
+    differences += [f"{k} is unknown" for k in given.keys() - wanted.keys()]
+    for k in sorted(wanted.keys() & given.keys()):
+        if wanted[k].shape != given[k].shape:
+            differences.append(f"{k} is {tuple(given[k].shape)} instead of {tuple(wanted[k].shape)}")
+        elif not torch.isfinite(given[k]).all():
+            differences.append(f"{k} holds values that are not finite")
+    if differences:
+        more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
+        raise PathoError("weights_mismatch", path.name, f"does not fit {model.arch}: "
+                         + "; ".join(sorted(differences)[:8]) + more, "Give torchvision's state dict of this network")
+    model.net.load_state_dict(model.net.state_dict() | given)
+    model.weights_source = {"kind": kind, "file": path.name, "sha256": sha256}
+
+
+def _state_dict(content: bytes, name: str) -> dict[str, torch.Tensor]:
+    try:
+        if name.endswith(".safetensors"):
+            import safetensors.torch
+
+            state = safetensors.torch.load(content)
+        else:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own errors for damaged bytes
+        raise PathoError("weights_unreadable", name, f"is no state dict ({type(error).__name__})",
+                         "Give a file of tensors, saved by torch.save(net.state_dict(), ...) or safetensors") from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise PathoError("weights_unreadable", name, "holds something other than named tensors",
+                         "Save net.state_dict() alone")
+    return state

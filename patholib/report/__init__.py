@@ -1,0 +1,1 @@
+"""Figures, report, cards and comparison, written from the files of a run."""

@@ -1,0 +1,304 @@
+"""Finished runs side by side: how they were made, whether they were judged on the same images, and what differs.
+
+Runs are subtracted only where their test images are the same, byte for byte, with the same labels and groups; others
+are shown beside each other. Each difference has an interval of its own, which no number of other differences changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from patholib.base import files
+from patholib.base.errors import PathoError, nearest
+from patholib.data import checking, csvfiles, manifest, readers, splitting
+from patholib.deploy import export
+from patholib.judge import calibration, decisions, judging, metrics, rivals, rules
+from patholib.lab import headless
+from patholib.model import building, profiles, recipes
+from patholib.model.recipes import Augmentation
+from patholib.report import report
+from patholib.report.markdown import words
+from patholib.report.records import ORDER, Record
+from patholib.train import runs, training, validation
+
+NEWEST = 4  # runs that are compared where none are named
+LOWER = ("log_loss", "brier", "ece")  # better, as of no other number
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A finished run and its calibrated predictions of the test images, sorted by the SHA-256 of the image."""
+
+    name: str
+    record: Record
+    test: pd.DataFrame  # predictions, and sha256 of each image
+
+    @property
+    def threshold(self) -> float | rules.Shares:
+        """How images are called: see `evaluation.deciding`."""
+        return decisions.deciding(self.record.decision, self.record.recipe.classes)
+
+    @property
+    def task(self) -> tuple:
+        """What has to be the same before two runs can be drawn into one plot."""
+        return self.record.recipe.classes, self.record.recipe.positive
+
+    @cached_property
+    def test_images(self) -> str:
+        """A digest of the test images: their bytes, labels and groups, and the classes."""
+        return files.digest([self.record.recipe.classes, self.test[["sha256", "label", "group"]].to_numpy().tolist()])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several finished runs; the first is the one that others are measured against."""
+
+    runs: tuple[Finished, ...]
+    made: bool = False  # whether two demo runs were trained because there was nothing to compare
+
+    @property
+    def note(self) -> str:
+        """What every figure says on its face: whether demo images are among it."""
+        return manifest.DEMO_NOTE if any(run.record.demo for run in self.runs) else ""
+
+    @property
+    def overview(self) -> pd.DataFrame:
+        """One row per run; runs with the same letter in a column have the same images, split or test images."""
+        digests = {"all images": [run.record.images_digest for run in self.runs],
+                   "split": [(run.record.run.get("split") or {}).get("sha256", run.name) for run in self.runs],
+                   "test images": [run.test_images for run in self.runs]}
+        rows = [{"made": str(run.record.run.get("created", ""))[:10], "network": run.record.recipe.arch,
+                 "classes": len(run.record.recipe.classes), "demo": run.record.demo, "tested on": len(run.test),
+                 "groups": run.test["group"].nunique()} for run in self.runs]
+        table = pd.DataFrame(rows, index=pd.Index([run.name for run in self.runs], name="run"))
+        return table.assign(**{column: _letters(values) for column, values in digests.items()})
+
+    @property
+    def recipes(self) -> pd.DataFrame:
+        """The fields in which not all recipes agree, one column per run."""
+        first = self.runs[0]
+        columns = {first.name: pd.Series(dtype=str)}
+        for run in self.runs[1:]:
+            found = profiles.differences(first.record.recipe, run.record.recipe, ("first", "run")).set_index("field")
+            columns[first.name] = columns[first.name].combine_first(found["first"])
+            columns[run.name] = found["run"]
+        table = pd.DataFrame(columns).rename_axis("field")
+        return table.apply(lambda column: column.fillna(table[first.name]))  # where only another run differs
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """The test numbers of metrics.json with their intervals, one column per run."""
+        of_runs = {run.name: run.record.metrics["test"]["metrics"] for run in self.runs}
+        return pd.DataFrame({name: {words(number): metrics.readable(found.get(number)) for number in ORDER
+                                    if any(number in other for other in of_runs.values())}
+                             for name, found in of_runs.items()})
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """Each run minus the first that was judged on the same images, with 95 % intervals over the same groups.
+
+        Columns number, run ("b - a"), value, low, high, difference (text). Empty where no two runs have the same test
+        images.
+        """
+        rows = []
+        for first, run in self._pairs():
+            found = metrics.paired(*(one.test.drop(columns=["path", "sha256"]) for one in (run, first)), *run.task,
+                                   threshold=(run.threshold, first.threshold))
+            rows += [{"number": words(number) + " (lower is better)" * (number in LOWER),
+                      "run": f"{run.name} - {first.name}", **_ends(found[number]),
+                      "difference": metrics.readable(found[number], sign="+")}
+                     for number in ORDER if number in found and not (len(run.task[0]) == 2 and "macro" in number)]
+        table = pd.DataFrame(rows, columns=["number", "run", "value", "low", "high", "difference"])
+        order = list(dict.fromkeys(table["number"]))
+        return table.sort_values("number", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
+
+    @property
+    def said(self) -> str:
+        """What was subtracted, what was not, and what the number of differences does to them."""
+        shown, sure = len(self.differences), int(self.differences["low"].notna().sum())
+        lines = [f"{shown} differences are shown, {sure} of them with a 95 % interval. None is adjusted for their "
+                 "number: if nothing differed, about "
+                 f"{0.05 * sure:.1f} of them would still leave zero outside."] * bool(shown)
+        pairs = self._pairs()
+        lines += [f"{run.name} is measured against {first.name}: same test images." for first, run in pairs]
+        alone = [run.name for run in self.runs if all(run not in pair for pair in pairs)]
+        if len(self.runs) > 1:
+            lines += [f"{name} was judged on test images of its own: it is shown, never subtracted." for name in alone]
+        else:
+            lines += ["One run alone: there is nothing to subtract."]
+        return "\n".join(lines)
+
+    @cached_property
+    def pooled(self) -> pd.DataFrame:
+        """The numbers of runs that are folds of one experiment, all their test images together, one column for each.
+
+        Folds are runs of one recipe on the same images of which no two share a test image; whether every image was
+        tested stands in the first row. An interval resamples whole groups. Empty where no two runs belong together.
+        """
+        columns = {}
+        for folds in self._folds():
+            recipe = folds[0].record.recipe
+            table = pd.concat([validation.decided(run.test, recipe, run.threshold) for run in folds], ignore_index=True)
+            known = len(csvfiles.read_csv(folds[0].record.folder / "images.csv", ("path", "sha256")))
+            found = validation.pooled_summary(table.drop(columns=["sha256"]), recipe)["metrics"]
+            columns[" + ".join(run.name for run in folds)] = {
+                "images tested": f"{len(table):,} of {known:,}", "groups": f"{table['group'].nunique():,}",
+                **{words(number): metrics.readable(found[number]) for number in ORDER if number in found}}
+        return pd.DataFrame(columns)
+
+    def _folds(self) -> list[list[Finished]]:
+        """Runs that differ in nothing but which images they test, and test none twice; two at least."""
+        alike: dict[str, list[Finished]] = {}
+        for run in self.runs:
+            mark = [recipes.without_folders(run.record.recipe).to_json(), run.record.images_digest]
+            alike.setdefault(files.digest(mark), []).append(run)
+        tested = {run.name: set(run.test["path"]) for run in self.runs}
+        return [runs for runs in alike.values()
+                if len(runs) > 1 and len(set().union(*(tested[run.name] for run in runs))) ==
+                sum(len(tested[run.name]) for run in runs)]
+
+    @property
+    def drawn(self) -> dict[str, tuple]:
+        """{name: (labels (N,), probs (N, C))} of the runs that have the classes of the first, for ROC curves."""
+        classes = self.classes
+        return {self._label(run): (pd.Categorical(run.test["label"], categories=list(classes)).codes.astype(np.int64),
+                                   run.test[[f"p_{c}" for c in classes]].to_numpy())
+                for run in self.runs if run.task == self.runs[0].task}
+
+    @property
+    def reliability(self) -> dict[str, pd.DataFrame]:
+        """{name: `calibration.reliability`} of the same runs, in ten bins: of the positive class, or what is called."""
+        of = self.classes.index(self.positive) if self.positive is not None and len(self.classes) == 2 else None
+        return {name: calibration.reliability(labels, probs, bins=10, of=of)
+                for name, (labels, probs) in self.drawn.items()}
+
+    @property
+    def kept(self) -> dict[str, int | None]:
+        """{name: the number of the epoch whose weights were kept} of every run."""
+        return {run.name: (run.record.run.get("training") or {}).get("best_epoch") for run in self.runs}
+
+    @property
+    def histories(self) -> dict[str, pd.DataFrame]:
+        """{name: history} of every run."""
+        return {run.name: run.record.history for run in self.runs if len(run.record.history)}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the first run."""
+        return self.runs[0].record.recipe.classes
+
+    @property
+    def positive(self) -> str | None:
+        """Of the first run."""
+        return self.runs[0].record.recipe.positive
+
+    @property
+    def monitor(self) -> str:
+        """The metric by which the first run chose its best epoch."""
+        return self.runs[0].record.recipe.monitor
+
+    def _pairs(self) -> list[tuple[Finished, Finished]]:
+        """(the first run of the same test images, another one)."""
+        first: dict[str, Finished] = {}
+        return [(first[run.test_images], run) for run in self.runs
+                if first.setdefault(run.test_images, run) is not run]
+
+    def _label(self, run: Finished) -> str:
+        """The name of a run, with the letter of its test images where there are several."""
+        letters = _letters([other.test_images for other in self.runs])
+        return run.name if len(set(letters)) == 1 else f"{run.name} (test images {letters[self.runs.index(run)]})"
+
+
+def read(named: str = "", output: str | Path | None = None) -> Comparison:
+    """The runs that are named, by folder name or path, separated by commas; none named: the newest finished in output.
+
+    output: the folder of run folders, see `runs.output_folder`. Where none are named and fewer than two are finished,
+    two small ones are trained on demo images (`demo_pair`). Errors: unknown_run, unfinished_run, output_unwritable.
+    """
+    folder = runs.output_folder(output)
+    wanted = [name.strip() for name in named.split(",") if name.strip()]
+    if wanted:
+        places = {_place(name, folder).resolve(): None for name in wanted}  # a run that is named twice counts once
+        return Comparison(_named(list(places)))
+    newest = runs.finished(folder)[:NEWEST]
+    if len(newest) >= 2:
+        return Comparison(_named(newest[::-1]))  # the oldest of them is what the others are measured against
+    print("Fewer than two runs are finished here: two small ones are trained on demo images")
+    return Comparison(_named(demo_pair(folder)), made=True)
+
+
+def _place(name: str, output: Path) -> Path:
+    """The run folder of that name in output, or at that path."""
+    for place in (output / name, Path(name).expanduser(), files.project_root() / name):
+        if (place / "run.json").is_file():
+            return place
+    raise PathoError("unknown_run", name, f"is no run folder, neither in {output.name} nor as a path",
+                     nearest(name, [run.name for run in runs.finished(output)]) if output.is_dir() else "Name another")
+
+
+def _named(folders: list[Path]) -> tuple[Finished, ...]:
+    """The runs in these folders; where two are called the same, the folder above is named too.
+
+    The run of a sweep is called after the folder that the sweep gave it, which says what was set.
+    """
+    above = [folder.resolve().parent for folder in folders]
+    names = [parent.name if (parent / headless.OUTCOME).exists() and above.count(parent) == 1 else folder.name
+             for folder, parent in zip(folders, above, strict=True)]
+    return tuple(_finished(folder, name if names.count(name) == 1 else f"{parent.name}/{folder.name}")
+                 for folder, parent, name in zip(folders, above, names, strict=True))
+
+
+def _finished(folder: Path, name: str) -> Finished:
+    record = Record(folder)
+    if record.run.get("status") != "finished" or "test" not in record.metrics:
+        raise PathoError("unfinished_run", name, "has not judged its test images to the end",
+                         "Run its notebook again, which goes on where it stopped, or name another run")
+    table = decisions.calibrated(folder, "test")
+    known = csvfiles.read_csv(folder / "images.csv", ("path", "sha256")).set_index("path")["sha256"]
+    table = table.assign(sha256=known.reindex(table["path"]).fillna("not listed").to_numpy())
+    return Finished(name, record, table.sort_values(["sha256", "path"], ignore_index=True))
+
+
+def _letters(values: list) -> list[str]:
+    """A letter for every different value, in order of appearance: A, B, A."""
+    names = (a + b for a, b in itertools.product(["", *LETTERS], LETTERS))
+    known: dict = {}
+    return [known[value] if value in known else known.setdefault(value, next(names)) for value in values]
+
+
+def _ends(found: dict) -> dict:
+    return {name: np.nan if found.get(name) is None else found[name] for name in ("value", "low", "high")}
+
+
+# ----------------------------------------------------------------------------------------------- something to compare
+
+
+def demo_pair(output: Path | None = None) -> list[Path]:
+    """Trains two small runs on demo images that differ in the augmentation alone; less than a minute on two cores."""
+    source = readers.load("breakhis", "demo")
+    recipe = profiles.recipe_for("breakhis", source, small=True, arch="resnet18", image_size=32, epochs=8,
+                             batch_size=16, tta_views=2)
+    checked = checking.check(source, recipe.cache_size, recipe.fit, progress=False)
+    split = splitting.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+    pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
+    return [_trained(recipe, checked, split, output, name, source.subgroups) for name, recipe in pair.items()]
+
+
+def _trained(recipe, checked, split, output: Path | None, name: str, subgroups) -> Path:
+    """One finished run, by the calls that a notebook makes."""
+    run, tiles = runs.start(recipe, checked, split, output=output, name=name), checked.images.with_split(split)
+    model = building.build(recipe)
+    training.fit(model, tiles, run, "cpu")
+    decisions.lock(model, tiles, run.dir, recipe)
+    judging.judge(model, tiles, run.dir, recipe, rivals.colour_baseline(tiles), subgroups)
+    export.write(run.dir)
+    report.write(run.dir)
+    run.finish()
+    return run.dir

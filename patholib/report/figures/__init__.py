@@ -1,0 +1,1 @@
+"""Figures: plain data in, one closed matplotlib Figure out."""

@@ -1,0 +1,164 @@
+"""Figures that compare several runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from patholib.base.errors import PathoError
+from patholib.judge import ranking
+from patholib.report.figures import learning, performance, style
+
+
+def _looks(i: int) -> dict:
+    """The line of the i-th of several runs: no two of the first 32 are alike."""
+    return {"color": style.COLOURS[i % 8], "linestyle": style.DASHES[(i + i // 8) % 4]}
+
+
+def _some_runs(runs: Mapping, what: str) -> None:
+    if not runs:
+        raise PathoError("shape_mismatch", what, "has no run to draw", "Give at least one run by its name")
+
+
+def _named_below(figure, handles: Mapping[str, plt.Line2D], columns: int = 2, width: int = 44) -> None:
+    """A legend of runs; matplotlib by itself leaves out names that begin with an underscore."""
+    legend = figure.legend([*handles.values()], ["x"] * len(handles), loc="outside lower center",
+                           ncols=min(columns, len(handles)))
+    for text, name in zip(legend.get_texts(), handles, strict=True):
+        text.set_text(style.plain(name, width))
+
+
+@style.styled
+def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str = "Training, run by run",
+              note: str = "", kept: Mapping[str, int | None] | None = None) -> Figure:
+    """Validation loss and the validation `monitor` of several runs by epoch; the dot is the epoch that each run kept.
+
+    kept: its number, by run; otherwise the first epoch with the highest `monitor`.
+    """
+    _some_runs(runs, "histories")
+    tables = {name: style.frame(history) for name, history in runs.items()}
+    figure = style.open(9.5, 3.4 + 0.22 * math.ceil(len(runs) / 2), title, note)
+    left, right = figure.subplots(1, 2)
+    lines = {}
+    for i, (name, table) in enumerate(tables.items()):
+        best = (kept or {}).get(name) or learning.best_epoch(table, monitor)
+        for axes, column in ((left, "val_loss"), (right, f"val_{monitor}")):
+            if column not in table:
+                continue
+            values = table[column].replace([np.inf, -np.inf], np.nan)
+            (lines[name],) = axes.plot(table["epoch"], values, marker="o" * (len(table) < 3), **_looks(i))
+            if best is not None:
+                axes.plot(best, values[table["epoch"] == best].iloc[0], "o", color=style.COLOURS[i % 8], markersize=6)
+    every = np.concatenate([table["epoch"].to_numpy() for table in tables.values()])
+    for axes, label in ((left, "loss"), (right, monitor.replace("_", " ").replace("auc", "AUC"))):
+        style.by_epoch(axes, every)
+        axes.set_ylabel(f"validation {label}")
+    _named_below(figure, lines)
+    return figure
+
+
+@style.styled
+def roc_overlay(runs: Mapping[str, tuple], classes: Sequence[str], positive: str | None = None,
+                title: str = "ROC, run by run", note: str = "") -> Figure:
+    """The ROC curves of several runs in one plot: of `positive` alone, or one plot for each class against the rest.
+
+    runs: {name: (labels (N,), probs (N, C))}; the number of images may differ.
+    """
+    _some_runs(runs, "ROC curves")
+    ranked = {name: performance.by_score(labels, probs, classes, positive) for name, (labels, probs) in runs.items()}
+    drawn = [name for name, _, _ in next(iter(ranked.values()))]
+    columns = min(len(drawn), 4)
+    rows = math.ceil(len(drawn) / columns)
+    side = 4.2 if columns == 1 else 3.1
+    figure = style.open(max(side * columns, 5.2), side * rows + 0.22 * math.ceil(len(runs) / 2), title, note)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for k, axes in enumerate(grid[:len(drawn)]):
+        _draw_roc_of_runs(axes, {name: curves[k][1:] for name, curves in ranked.items()}, drawn[k], columns == 1)
+    for axes in grid[len(drawn):]:
+        axes.set_axis_off()
+    if columns > 1:
+        _named_below(figure, {name: plt.Line2D([], [], **_looks(i)) for i, name in enumerate(runs)})
+    return figure
+
+
+def _draw_roc_of_runs(axes, curves: Mapping[str, tuple], title: str, named: bool) -> None:
+    axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=1, linestyle=(0, (3, 2)))
+    for i, (name, (truth, score)) in enumerate(curves.items()):
+        if truth.all() or not truth.any():
+            axes.plot([], [], label="undefined" + f"  {style.plain(name, 30)}" * named, **_looks(i))
+            continue
+        alarm, sensitivity, _ = ranking.roc_curve(truth, score)
+        area = np.trapezoid(sensitivity, alarm)
+        axes.plot(alarm, sensitivity, label=f"AUC {area:.3f}" + f"  {style.plain(name, 30)}" * named, **_looks(i))
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    axes.set_title(style.plain(title, 28))
+    axes.set_box_aspect(1)
+    axes.legend(loc="lower right", fontsize=7.5)
+
+
+@style.styled
+def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the called class",
+                        title: str = "Are the probabilities chances?", note: str = "") -> Figure:
+    """What share came true of the images that got about the same probability, run by run; on the diagonal is honest.
+
+    runs: {name: table of `calibration.reliability`}, columns confidence, accuracy, n. of: the class that is looked at.
+    """
+    _some_runs(runs, "reliability")
+    figure = style.open(5.6, 4.6 + 0.22 * math.ceil(len(runs) / 2), title, note)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=1, linestyle=(0, (3, 2)))
+    lines = {}
+    for i, (name, table) in enumerate(runs.items()):
+        (lines[name],) = axes.plot(table["confidence"], table["accuracy"], marker="o", **_looks(i))
+    axes.set(xlabel=f"probability of {style.plain(of, 28)}", ylabel="share that came true", xlim=(-0.02, 1.02),
+             ylim=(-0.02, 1.02))
+    axes.set_box_aspect(1)
+    _named_below(figure, lines)
+    return figure
+
+
+@style.styled
+def differences(table: pd.DataFrame, title: str = "Differences with 95 % intervals", note: str = "") -> Figure:
+    """Differences between runs, a dot with its interval each, in blocks of one number; on the line there is none.
+
+    table: columns number (what is compared), run (which difference), value, low, high; None or NaN where there is none.
+    """
+    if not len(table):
+        raise PathoError("shape_mismatch", "plot of differences", "has no difference to draw", "Give at least one row")
+    numbers, runs = list(dict.fromkeys(table["number"])), list(dict.fromkeys(table["run"]))
+    figure = style.open(8.2, 0.9 + 0.24 * len(table) + 0.16 * len(numbers) + 0.22 * math.ceil(len(runs) / 2), title, note)
+    axes = figure.subplots()
+    axes.axvline(0, color=style.INK, linewidth=1)
+    place, ticks, dots = 0.0, [], {}
+    for number in numbers:
+        rows = table[table["number"] == number]
+        ticks.append((place + (len(rows) - 1) / 2, number))
+        for _, row in rows.iterrows():
+            dots[row["run"]] = _draw_difference(axes, row, place, runs.index(row["run"]))
+            place += 1
+        place += 0.7
+    axes.set(ylim=(place - 1, -0.8), xlabel="difference and 95 % interval")
+    reach = max(1e-3, *(abs(edge) for edge in axes.get_xlim()))
+    axes.set_xlim(-reach, reach)
+    axes.set_yticks([at for at, _ in ticks], [style.plain(name, 40) for _, name in ticks])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    _named_below(figure, dots, 1 if max(len(str(run)) for run in runs) > 40 else 2, 90)
+    return figure
+
+
+def _draw_difference(axes, row, place: float, i: int) -> plt.Line2D:
+    """One row of it; returns the dot."""
+    colour = style.COLOURS[i % 8]
+    value, low, high = (math.nan if row[name] is None else float(row[name]) for name in ("value", "low", "high"))
+    if math.isfinite(low) and math.isfinite(high):
+        axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="round")
+    (dot,) = axes.plot(value, place, "osD^v<>P"[i % 8], color=colour, markersize=6)
+    text = "undefined" if math.isnan(value) else f"{value:+.3f}" + " (no interval)" * math.isnan(low)
+    axes.annotate(text, (1.02, place), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
+    return dot

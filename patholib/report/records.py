@@ -1,0 +1,178 @@
+"""What lies in a run folder, read from its files alone: report, cards and comparison say what these say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from patholib.base import files
+from patholib.judge.metrics import readable
+from patholib.model import recipes
+from patholib.report.markdown import text, words
+
+NOTICE = ("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
+          "patient.")
+DEMO = ("**DEMO IMAGES: NOT A RESULT.** This run was made with generated pictures, to show that the pipeline works. "
+        "No number below says anything about tissue, skin or people.")
+PUBLISHED = ("**Recipe as published, mistakes included.** This run measures what those mistakes cost; its numbers are "
+             "not to be quoted as performance.")
+SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)",
+        "probe": "linear probe (test)"}
+ON_REQUEST = ("probe",)  # nothing lacks where it is not there
+RIVALS = {"baseline": "colour statistics", "probe": "the features of the network before its training"}
+ORDER = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_precision",
+         "macro_specificity", "macro_f1", "log_loss", "brier", "ece")
+
+
+class Record:
+    """What lies in a run folder; `absent` collects what does not."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.run = files.read_json(self.folder / "run.json")
+        self.recipe = recipes.from_json(self.run["recipe"])
+        self.absent: list[str] = []
+        self.metrics = self._json("metrics.json", "no results") or {}
+        self.decision = self._json("decision.json", "nothing was locked before the test images were judged")
+        self.data_report = self._json("data_report.json", "what the data check found is not known")
+        self.history = self._history()
+        self.figures = [*sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
+                        *sorted((self.folder / "figures").glob("*.png"))]
+        self.heatmaps = sorted((self.folder / "heatmaps").glob("*.png"), key=lambda p: (p.stem != "gallery", p))
+        for name, missing in (("split.csv", "the images of each split are not listed"),
+                              ("predictions_val.csv", "the validation numbers cannot be recomputed"),
+                              ("predictions_test.csv", "the test numbers cannot be recomputed")):
+            if not (self.folder / name).is_file():
+                self.absent.append(f"`{name}`: {missing}")
+        if not self.figures:
+            self.absent.append("`figures/`: no figures")
+        if not self.heatmaps:
+            self.absent.append("`heatmaps/`: no heatmaps")
+        for key, name in SETS.items():
+            if self.metrics and key not in self.metrics and key not in ON_REQUEST:
+                self.absent.append(f"`{key}` in `metrics.json`: no {name} numbers")
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return str(self.run.get("name", self.folder.name))
+
+    @property
+    def demo(self) -> bool:
+        """Whether the images were demo images."""
+        return bool(self.run.get("demo"))
+
+    @property
+    def sets(self) -> dict[str, dict]:
+        """The summaries there are, in the order of `SETS`."""
+        return {key: self.metrics[key] for key in SETS if key in self.metrics}
+
+    @property
+    def data(self) -> Mapping:
+        """What run.json says of the images."""
+        return self.run.get("data") or {}
+
+    @property
+    def images_digest(self) -> str:
+        """The SHA-256 of the bytes of all images, or that none is recorded."""
+        return self.data.get("images_sha256") or "not recorded"
+
+    @property
+    def weights(self) -> str:
+        """What the weights were at the start: kind, name of the file, SHA-256."""
+        found = self.run.get("weights") or {}
+        name = f", {found['file']}" if found.get("file") else ""
+        digest = f" (SHA-256 {found['sha256']})" if found.get("sha256") else ""
+        return f"{found.get('kind', self.recipe.weights)}{name}{digest}"
+
+    @cached_property
+    def split(self) -> pd.DataFrame | None:
+        """split.csv, all columns text; None without it."""
+        return self._table("split.csv")
+
+    @cached_property
+    def trust(self) -> dict | None:
+        """trust.json: whether the heatmaps can be leant on; None without it."""
+        return self._optional("trust.json")
+
+    @cached_property
+    def excluded(self) -> list[dict] | None:
+        """The files that were left out, each with code and reason, of the data check or excluded.csv; None: unknown."""
+        if self.data_report is not None:
+            return self.data_report.get("excluded", self.data_report.get("problems", []))
+        table = self._table("excluded.csv")
+        return None if table is None else table.to_dict("records")
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file or folder of this name, and something in it."""
+        path = self.folder / name
+        return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+    def groups_in_two_splits(self) -> int | None:
+        """Counted in split.csv; None without it."""
+        if self.split is None:
+            return None
+        return int((self.split[["group", "split"]].drop_duplicates()["group"].value_counts() > 1).sum())
+
+    def banners(self) -> list[str]:
+        """The warnings that stand above everything else."""
+        found = [DEMO] * self.demo + [PUBLISHED] * bool(self.run.get("published", self.recipe.published))
+        if leaks := [row["says"] for rows in self.run.get("leaks", {}).values() for row in rows]:
+            found.append(f"**The split leaks:** {text('; '.join(leaks))}. What is judged on is not new to the model, "
+                         "and the numbers below are too high by an unknown amount.")
+        if self.run.get("status") not in ("trained", "finished"):  # "finished" is written after the report
+            found.append(f"**This run is not finished:** training has not ended (its status is "
+                         f"{text(self.run.get('status', 'not recorded'))}).")
+        elif "test" not in self.metrics:
+            found.append("**This run is not finished:** the test images have not been judged.")
+        return [line for sentence in found for line in (f"> {sentence}", "")]
+
+    def _json(self, name: str, missing: str):
+        found = self._optional(name)
+        if found is None:
+            self.absent.append(f"`{name}`: {missing}")
+        return found
+
+    def _optional(self, name: str):
+        return files.read_json(self.folder / name) if (self.folder / name).is_file() else None
+
+    def _table(self, name: str) -> pd.DataFrame | None:
+        path = self.folder / name
+        return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else None
+
+    def _history(self) -> pd.DataFrame:
+        if (self.folder / "history.csv").is_file():
+            return pd.read_csv(self.folder / "history.csv")
+        if (self.folder / "history.json").is_file():
+            return pd.DataFrame(files.read_json(self.folder / "history.json"))
+        self.absent.append("`history.csv`: how training went is not known")
+        return pd.DataFrame()
+
+
+def gains(metrics: Mapping) -> dict[str, Mapping]:
+    """Every difference on the test images that `evaluation.judge` drew in pairs, by what was subtracted from what."""
+    over = {f"plain minus {SETS[key].removesuffix(' (test)')}": gain
+            for key, gain in metrics.get("gain_over", {}).items()}
+    return {what: gain for what, gain in {"averaged minus plain": metrics.get("tta_gain"), **over}.items() if gain}
+
+
+def not_beaten(metrics: Mapping, key: str, name: str) -> str:
+    """A sentence where the test images do not show that the network beats one of RIVALS by the number `name`, or ""."""
+    ours, theirs = (((metrics.get(of) or {}).get("metrics") or {}).get(name) or {} for of in ("test", key))
+    if ours.get("value") is None or theirs.get("value") is None:
+        return ""
+    rival, gain = RIVALS[key], metrics.get("gain_over", {}).get(key, {}).get(name)
+    both = f"{words(name)} {ours['value']:.3f}, theirs {theirs['value']:.3f}"
+    if ours["value"] <= theirs["value"]:
+        return f"The network is not better than {rival}: {both}."
+    if gain is None:
+        return f"Whether the network beats {rival} was not asked: {both}, and no interval of their difference is kept."
+    if gain.get("low") is None:
+        return f"That the network beats {rival} is not shown: {both}, and their difference has no interval."
+    if gain["low"] <= 0:
+        return (f"That the network beats {rival} is not shown: {both}, and their difference on the same groups, "
+                f"{readable(gain, sign='+')}, may be none.")
+    return ""

@@ -1,0 +1,339 @@
+"""The run folder: started, resumed, opened and compared."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import warnings
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from patholib.base import files, locks
+from patholib.base.errors import PathoError, nearest
+from patholib.data import csvfiles, leakage, manifest, splitting
+from patholib.data.checking import Checked
+from patholib.lab import sessions
+from patholib.model import profiles, recipes
+from patholib.model.recipes import Recipe
+from patholib.train import origin
+
+# A change of these does not make another run; of the epochs only upwards.
+RESUMABLE = ("epochs", "patience", "precision", "fast", "micro_batches", "on_nonfinite")
+
+
+@dataclass(repr=False)
+class Run:
+    """An open run folder; it is locked until `close`, or until its process ends in whatever way."""
+
+    dir: Path
+    recipe: Recipe
+    demo: bool
+    fingerprint: str  # digest of the recipe, the data and the split
+    lock: locks.Lock | None = None
+    leaks: dict = field(default_factory=dict)  # what the parts of the split share, as `leakage.recorded` says it
+    writes: bool = True  # False in all but the first of several processes
+
+    @property
+    def note(self) -> str:
+        """What every figure says on its face: nothing for real data, a warning for demo images or a leaky split."""
+        leak = f"Leaking split: {leakage.worst(self.leaks)}" if self.leaks else \
+            "Split by image: patients leak" * (self.recipe.group_by == "image")
+        return " - ".join(filter(None, [manifest.DEMO_NOTE * self.demo, leak]))
+
+    def __repr__(self) -> str:
+        return f"run {self.dir.name}{' - ' * bool(self.note)}{self.note}"
+
+    def update(self, **facts) -> None:
+        """Adds facts to run.json."""
+        if self.writes:
+            path = self.dir / "run.json"
+            files.write_json(path, files.read_json(path) | facts)
+
+    def log(self, event: str, **facts) -> None:
+        """Adds a line to run.jsonl: the time, what happened, and JSON values."""
+        if self.writes:
+            files.append_json(self.dir / "run.jsonl", {"event": event} | facts)
+
+    def finish(self) -> None:
+        """Marks the run as complete, the last thing that is written, and gives the folder free."""
+        self.update(status="finished", finished=datetime.now(UTC).isoformat(timespec="seconds"))
+        self.close()
+
+    def close(self) -> None:
+        """Gives the folder free for another process."""
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+
+def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, resume: str = "auto",
+          name: str | None = None, allow_leakage: bool = False) -> Run:
+    """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
+
+    Where `output` has none, one that an earlier session on Kaggle or Colab left and that is attached is copied there.
+
+    output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
+    resume: "auto" goes on with such an unfinished run, and says so where another one is like it but for some changes;
+    "must" refuses to start a new one, and opens a finished run of the same kind too; "never" always starts anew.
+    A split whose parts share a patient, case, lesion or picture is refused unless `allow_leakage` is True or the recipe
+    is the published one; what leaks then stands in run.json, on every figure and above the report.
+    Errors: output_unwritable, output_in_data, csv_format (columns of the split), split_leakage, run_locked,
+    nothing_to_resume, resume_changed (with the differences).
+    """
+    if resume not in ("auto", "must", "never"):
+        raise PathoError("bad_parameter", "resume", f"is {resume!r}", "Use auto, must or never")
+    output = output_folder(output)
+    root = Path(checked.manifest.root).resolve()
+    if output == root or root in output.parents:
+        raise PathoError("output_in_data", str(output), "lies inside the data folder",
+                         "Choose an output folder outside")
+    csvfiles.stop_on([("csv_format", f"split column {name}", f"is missing; {nearest(name, split.columns)}")
+                      for name in ("path", "label", "group", "split") if name not in split.columns],
+                     "Give the table of manifest.split, or one with these columns; group is the patient")
+    leaks = _leaks(recipe, checked, split, allow_leakage)
+    mark = fingerprint(recipe, checked, split)
+    run = None
+    if resume != "never":
+        run = _taken_up(recipe, checked, split, output, mark, resume == "must")
+    run = run or _new(recipe, checked, split, output, mark, name)
+    run.leaks = leaks
+    run.update(leaks=leaks)
+    return run
+
+
+def _leaks(recipe: Recipe, checked: Checked, split, allowed: bool) -> dict:
+    """What the parts of the split share, for the run to keep; where that is not allowed, the refusal."""
+    found = leakage.audit_checked(checked, split, progress=len(split) > 5000)  # fewer take a second or two
+    if not (allowed or recipe.published):
+        leakage.refuse(found, "To train on it all the same, pass allow_leakage=True: every figure and report then "
+                              "says what leaks")
+    if not found.ok:
+        print(found.verdict)
+    return leakage.recorded(found)
+
+
+def output_folder(given: Path | str | None = None) -> Path:
+    """The folder that holds run folders: as given, else PATHOLIB_OUTPUTS, else outputs/ of the project.
+
+    It need not exist, but it must be possible to make it. Errors: output_unwritable.
+    """
+    folder = Path(given or files.outputs()).resolve()
+    there = next((place for place in (folder, *folder.parents) if os.access(place, os.F_OK)), folder)
+    if not there.is_dir():
+        raise _unwritable(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    return folder
+
+
+def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool) -> Run | None:
+    """The run to go on with; None where a new one is to be started."""
+    earlier = [(folder, facts) for folder, facts in _runs_in(output)
+               if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")]
+    earlier.sort(key=lambda run: run[1].get("status") == "finished")  # what is unfinished comes first
+    same = [folder for folder, facts in earlier
+            if _same(facts, recipe, mark)]
+    if not same:
+        brought = sessions.take_up(output, lambda facts: _same(facts, recipe, mark), finished=must)
+        same = [brought] * (brought is not None)
+    for folder in same:
+        lock = _lock(folder)
+        if lock is not None:
+            run = Run(folder, recipe, checked.manifest.demo, mark, lock)
+            run.update(recipe=recipes.without_folders(recipe).to_json())
+            return run
+    if same:
+        held = f"is in use by {locks.holder(same[0] / 'run.lock')}"
+        if must:
+            raise PathoError("run_locked", same[0].name, held, "Wait until it ends, or end it")
+        print(f"{same[0].name} {held}; a run of the same kind is started beside it")
+    elif must and not earlier:
+        raise PathoError("nothing_to_resume", str(output), f"holds no run of the recipe {recipe.name}",
+                         'Pass resume="auto" to start one')
+    elif earlier:
+        folder, facts = earlier[0]
+        changed = "; ".join(changes(folder, facts, recipe, checked, split))
+        if must:
+            raise PathoError("resume_changed", folder.name, f"was made otherwise: {changed}",
+                             'Undo these changes, or start a new run with resume="auto"')
+        print(f"A new run is started, because the unfinished {folder.name} was made otherwise: {changed}")
+    return None
+
+
+def _same(facts: dict, recipe: Recipe, mark: str) -> bool:
+    """Whether a run can be gone on with by this recipe, whose fingerprint with data and split is `mark`."""
+    return facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs
+
+
+def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) -> list[str]:
+    """What keeps the run in `folder` from being taken up: recipe fields, images and their places in the split."""
+    try:
+        before = recipes.from_json(facts["recipe"])
+    except (PathoError, TypeError) as error:
+        return [f"its recipe is of another version of patholib ({error})"]
+    lacking = _lacking(facts["recipe"], recipe)
+    fields = recipes.diff(before, recipes.without_folders(recipe))
+    found = [f"{field} {profiles.readable(old)} -> {profiles.readable(new)}" for field, (old, new) in fields.items()
+             if field not in lacking and (field not in RESUMABLE or (field == "epochs" and new < old))]
+    if lacking:
+        code = facts.get("code") or {}
+        by = f"patholib {code.get('version')} (commit {str(code.get('commit'))[:7]})"
+        found.insert(0, f"its run.json lacks {', '.join(lacking)} of the recipe: only {by}, which wrote it, can go on")
+    old, new = _bytes_of(folder / "images.csv"), dict(zip(checked.facts["path"], checked.facts["sha256"], strict=True))
+    where = csvfiles.read_csv(folder / "split.csv", ("path", "split"))
+    was, now = dict(zip(where["path"], where["split"], strict=True)), dict(zip(split["path"], split["split"],
+                                                                              strict=True))
+    for names, what in (
+        (new.keys() - old.keys(), "added"), (old.keys() - new.keys(), "gone"),
+        ({path for path in old.keys() & new.keys() if old[path] != new[path]}, "changed"),
+        ({path for path in was.keys() & now.keys() if was[path] != now[path]}, "in another part of the split"),
+    ):
+        if names:
+            found.append(f"{len(names):,} images {what} (such as {min(names)})")
+    return found or ["its data or recipe in a way that its files do not show"]
+
+
+def _lacking(stored: dict, recipe: Recipe) -> list[str]:
+    """The fields that a stored recipe lacks, nested ones as `augmentation.noise`: they came with a later version."""
+    now, views = recipe.to_json(), stored.get("augmentation", {})
+    return [name for name in now if name not in stored] + [
+        f"augmentation.{name}" for name in now["augmentation"] if name not in views and "augmentation" in stored]
+
+
+def _bytes_of(path: Path) -> dict[str, str]:
+    """The SHA-256 of every image a run was made of, by path."""
+    table = csvfiles.read_csv(path, ("path", "sha256"))
+    return dict(zip(table["path"], table["sha256"], strict=True))
+
+
+def fingerprint(recipe: Recipe, checked: Checked, split) -> str:
+    """A digest that changes with anything that decides what is learnt: recipe, image bytes, split."""
+    decisive = {k: v for k, v in recipes.without_folders(recipe).to_json().items() if k not in RESUMABLE}
+    return files.digest([decisive, images_sha256(checked), split[["path", "split"]].to_numpy().tolist()])
+
+
+def images_sha256(checked: Checked) -> str:
+    """One digest of the bytes of every image that was checked."""
+    return files.digest(checked.facts[["path", "sha256"]].to_numpy().tolist())
+
+
+def open_run(folder: Path) -> Run:
+    """A run folder for reading: explorer, comparison, export. Errors: missing_file, bad_json, bad_run, bad_recipe."""
+    facts = files.read_json(Path(folder) / "run.json")
+    lacking = [key for key in ("recipe", "demo", "fingerprint") if not isinstance(facts, dict) or key not in facts]
+    if lacking:
+        raise PathoError("bad_run", str(Path(folder) / "run.json"), f"lacks {', '.join(lacking)}",
+                         "Name a folder that a run has written")
+    return Run(Path(folder), recipes.from_json(facts["recipe"]), facts["demo"], facts["fingerprint"],
+               leaks=facts.get("leaks", {}))
+
+
+def finished_like(output: Path, mark: str) -> Run | None:
+    """The newest finished run in the folder that has this fingerprint, for reading; None where there is none."""
+    return next((open_run(folder) for folder, facts in _runs_in(Path(output))
+                 if facts.get("fingerprint") == mark and facts.get("status") == "finished"), None)
+
+
+def finished(output: Path | str | None = None) -> list[Path]:
+    """The folders of the finished runs in `output` (see `output_folder`), the newest first."""
+    return [folder for folder, facts in _runs_in(output_folder(output)) if facts.get("status") == "finished"]
+
+
+def newest(output: Path | None = None, demo: bool = False) -> Path | None:
+    """The folder of the newest finished run that holds its model, None where there is none; demo: of demo images only.
+
+    output: as for `start`.
+    """
+    for folder, facts in _runs_in(output_folder(output)):
+        if facts.get("status") == "finished" and (facts.get("demo") or not demo) and (folder / "model.json").exists():
+            return folder
+    return None
+
+
+def _new(recipe, checked, split, output, mark, name) -> Run:
+    now = datetime.now(UTC)
+    stem = name or f"{recipe.name}{'-demo' * checked.manifest.demo}-{now:%Y%m%d-%H%M%S}"
+    folder = output / stem
+    number = 2
+    while True:  # mkdir decides who has the name, also between two processes
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = output / f"{stem}-{number}"
+            number += 1
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+    lock = _lock(folder)
+    checked.write_report(folder)
+    files.write_table(folder / "images.csv", checked.facts[["path", "bytes", "sha256"]])
+    splitting.write_split(split, folder / "split.csv")
+    counts = pd.crosstab(split["split"], split["label"])
+    files.write_json(folder / "run.json", {
+        "name": folder.name, "created": now.isoformat(timespec="seconds"), "status": "started",
+        "demo": checked.manifest.demo, "fingerprint": mark, "seed": recipe.seed, "published": recipe.published,
+        "recipe": recipes.without_folders(recipe).to_json(),
+        "data": {
+            "source": checked.manifest.source, "root_name": origin.root_name(checked.manifest.root),
+            "images": len(split), "groups": int(split["group"].nunique()), "group_by": recipe.group_by,
+            "classes": list(recipe.classes), "images_sha256": images_sha256(checked),
+            "found": checked.manifest.found,
+        },
+        "split": {"path": "split.csv", "sha256": files.sha256(folder / "split.csv"),
+                  "counts": {part: {k: int(v) for k, v in row.items()} for part, row in counts.iterrows()}},
+        "versions": {"python": platform.python_version()} | {n: origin.version(n) for n in origin.LIBRARIES},
+        "code": origin.code(),
+        "machine": origin.machine(),
+    })
+    return Run(folder, recipe, checked.manifest.demo, mark, lock)
+
+
+def _unwritable(folder: Path, error: OSError) -> PathoError:
+    return PathoError("output_unwritable", str(folder), f"cannot be written ({error.strerror})",
+                      "Choose another output folder")
+
+
+def _runs_in(output: Path) -> list[tuple[Path, dict]]:
+    """Run folders with what their run.json says, the newest first; one that is broken is passed over with a warning."""
+    found = []
+    for path in output.glob("*/run.json"):
+        try:
+            facts = files.read_json(path)
+            found.append((facts["created"], path.parent, facts | {"recipe": dict(facts["recipe"])}))
+        except (PathoError, KeyError, TypeError, ValueError) as error:
+            warnings.warn(f"{path.parent.name} is passed over: its run.json cannot be used ({error!r})", stacklevel=4)
+    return [(folder, facts) for _, folder, facts in sorted(found, key=lambda run: run[:2], reverse=True)]
+
+
+def _lock(folder: Path) -> locks.Lock | None:
+    """The folder's lock, None where another process holds it. Errors: output_unwritable."""
+    try:
+        return locks.take(folder / "run.lock")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def fold_splits(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list[pd.DataFrame]:
+    """The splits that `validation.cross_validate` will train on, refused here if they cannot be; none for folds=0."""
+    if folds == 0:
+        return []
+    return splitting.folds(checked.manifest, folds, repeats, recipe.seed, recipe.group_by, recipe.fractions[1])
+
+
+def split(recipe: Recipe, checked: Checked, folds: int = 0, repeats: int = 1, fold: int | None = None) -> pd.DataFrame:
+    """The one split of a run; with `fold` that of this fold of a cross-validation, from 0 and on through the repeats.
+
+    The runs of all folds together test every image once a repeat, wherever and in whatever order they are made. Folds
+    that cannot be are refused here, before anything is trained, also where they come later.
+    Errors: bad_parameter, split_infeasible and others of `manifest.split` and `manifest.folds`.
+    """
+    if fold is not None:
+        splitting.check_fold(fold, folds, repeats)
+    tables = fold_splits(recipe, checked, folds, repeats)
+    if fold is not None:
+        return tables[fold]
+    return splitting.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)

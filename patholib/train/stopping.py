@@ -1,0 +1,55 @@
+"""Stops a training cleanly: on signals, and when its time is up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+from patholib.base.errors import PathoError
+from patholib.model import schedules
+
+
+class Stop:
+    """Turns SIGTERM, SIGINT and the end of the allowed time into a request that the step in progress may finish.
+
+    Of several processes each may be asked at another moment: what counts is what they have told each other, `heard`.
+    """
+
+    def __init__(self, max_hours: float | None):
+        self.deadline = schedules.deadline(max_hours, time.monotonic())
+        self.signal: int | None = None
+        self.heard: list[float] | None = None  # the sums of all processes' wishes
+        self.previous = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame) -> None:
+        if self.signal is not None:  # asked twice: leave at once, the files are whole at any moment
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def wishes(self) -> list[float]:
+        """What this process was asked by: SIGTERM, SIGINT, the end of its time; 1 or 0 each."""
+        late = time.monotonic() >= self.deadline
+        return [float(self.signal == signal.SIGTERM), float(self.signal == signal.SIGINT), float(late)]
+
+    @property
+    def requested(self) -> bool:
+        return any(self.wishes() if self.heard is None else self.heard)
+
+    def error(self, folder) -> BaseException:
+        how = 'Run the same cell or command again with resume="auto" to go on'
+        terminated, interrupted, _ = self.wishes() if self.heard is None else self.heard
+        if terminated:
+            return SystemExit(143)
+        if interrupted:
+            return KeyboardInterrupt(f"training is saved in {folder.name}. {how}")
+        return PathoError("time_is_up", "max_hours", "the time allowed is over; training is saved", how)

@@ -1,0 +1,685 @@
+"""Predictions: what the model says of every image, in order, untouched by how it was asked; and the colour baseline."""
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.data.imagesets import ImageSet
+from patholib.judge import calibration, decisions, judging, metrics, predicting, ranking, rivals
+from patholib.model import augment, building, networks, recipes
+from patholib.model.recipes import BREAKHIS
+
+CLASSES = ("benign", "malignant")
+RECIPE = replace(BREAKHIS, image_size=32)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The part of images.ImageSet that the colour baseline reads."""
+
+    pixels: np.ndarray
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+
+    @property
+    def labels(self):
+        return np.array([self.classes.index(name) for name in self.table["label"]])
+
+    def __len__(self):
+        return len(self.table)
+
+
+def image_set(n=13, size=36, seed=0, kind=Images):
+    """Noise, but reddish where malignant; the rows lie in the cache backwards."""
+    rng = np.random.default_rng(seed)
+    malignant = rng.integers(0, 2, n)
+    pixels = rng.integers(0, 200, (n, size, size, 3), dtype=np.uint8)
+    pixels[..., 0] += (malignant * 40).astype(np.uint8)[:, None, None]
+    split = np.array(["train"] * 6 + ["val", "test"] * 2)[np.arange(n) % 10]
+    table = pd.DataFrame({
+        "path": [f"images/{i:03}.png" for i in range(n)], "label": [CLASSES[k] for k in malignant],
+        "case": [f"{i // 2:04}" for i in range(n)], "group": [f"{i // 2:04}" for i in range(n)], "split": split,
+        "row": np.arange(n)[::-1],
+    })
+    return kind(pixels[::-1].copy(), table, CLASSES)
+
+
+class Lopsided(nn.Module):
+    """Not invariant to flips, with dropout and BatchNorm, so that modes and views matter."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                                 nn.Dropout(0.5), nn.Linear(400, 2))
+
+    def forward(self, images):
+        return self.net(images)
+
+
+@pytest.fixture
+def images():
+    return image_set(kind=pytest.importorskip("patholib.data.imagesets").ImageSet)
+
+
+def by_hand(model, images, views):
+    """One image and one view after another, softmax in numpy."""
+    model = model.eval()
+    rows = []
+    for row in images.table["row"]:
+        pixels = images.pixels[row][2:34, 2:34].astype(np.float32) / 255  # the central 32 of 36
+        found = []
+        for view in views:
+            with torch.no_grad():
+                logits = model(torch.tensor(view(pixels).copy()).permute(2, 0, 1)[None]).numpy().astype(float)[0]
+            found.append(np.exp(logits) / np.exp(logits).sum())
+        rows.append(np.mean(found, axis=0))
+    return np.stack(rows)
+
+
+SYMMETRIES = (lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x[::-1, ::-1],
+              lambda x: np.rot90(x, 1))
+
+
+# ---- predict --------------------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_the_softmax_of_the_plain_view_in_the_order_of_the_set(images):
+    found = predicting.predict(Lopsided(), images, RECIPE, batch_size=4, progress=False)
+    assert found.columns.tolist() == ["path", "label", "case", "group", "split", "p_benign", "p_malignant"]
+    pd.testing.assert_frame_equal(found[found.columns[:5]], images.table.drop(columns="row"))
+    probs = found[["p_benign", "p_malignant"]].to_numpy()
+    np.testing.assert_allclose(probs, by_hand(Lopsided(), images, SYMMETRIES[:1]), atol=1e-6)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-15)
+    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["images"] == 13
+
+
+def test_tta_is_the_mean_probability_of_the_symmetries(images):
+    found = predicting.predict(Lopsided(), images, RECIPE, tta=True, progress=False)
+    np.testing.assert_allclose(found[["p_benign", "p_malignant"]], by_hand(Lopsided(), images, SYMMETRIES), atol=1e-6)
+
+
+@pytest.mark.parametrize("tta", ["dihedral", "random"])
+def test_the_batch_size_changes_no_prediction(images, tta):
+    recipe = replace(RECIPE, tta=tta)
+    a, b = (predicting.predict(Lopsided(), images, recipe, tta=True, batch_size=size, progress=False)
+            for size in (1, 64))
+    assert (a["p_malignant"] == b["p_malignant"]).all()  # each view is computed alone
+
+
+def test_predicting_twice_gives_the_same_bits(images):
+    a, b = (predicting.predict(Lopsided(), images, replace(RECIPE, tta="random"), tta=True, progress=False)
+            for _ in range(2))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+def test_the_modes_of_every_module_are_put_back(images):
+    model = Lopsided().train()
+    model.net[1].eval()  # a frozen BatchNorm inside a model that trains
+    before = [module.training for module in model.modules()]
+    statistics = model.net[1].running_mean.clone()
+    predicting.predict(model, images, RECIPE, progress=False)
+    assert [module.training for module in model.modules()] == before
+    assert torch.equal(model.net[1].running_mean, statistics)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_the_caller_may_differentiate_after_predicting(images):
+    model = Lopsided()
+    predicting.logits(model, images, RECIPE)
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert model.net[0].weight.grad is not None
+
+
+def test_a_temperature_can_be_fitted_on_the_logits(images):
+    temperature = torch.ones((), requires_grad=True)
+    nn.functional.cross_entropy(predicting.logits(Lopsided(), images, RECIPE) * temperature,
+                                torch.as_tensor(images.labels)).backward()
+    assert temperature.grad is not None
+
+
+def test_logits_are_those_behind_the_predictions(images):
+    logits = predicting.logits(Lopsided(), images, RECIPE, batch_size=5)
+    assert logits.shape == (13, 2)
+    assert logits.dtype == torch.float32
+    found = predicting.predict(Lopsided(), images, RECIPE, batch_size=5, progress=False)
+    # Predictions are computed with BatchNorm folded away and one by one, as by the exported model.
+    np.testing.assert_allclose(torch.softmax(logits.double(), 1), found[["p_benign", "p_malignant"]], atol=1e-6)
+
+
+def test_bf16_stays_close_to_fp32(images):
+    a, b = (predicting.predict(Lopsided(), images, RECIPE, precision=p, progress=False) for p in ("fp32", "bf16"))
+    assert not a.equals(b)
+    np.testing.assert_allclose(a["p_malignant"], b["p_malignant"], atol=0.02)
+
+
+def test_an_output_that_is_not_finite_names_its_image_and_the_modes_come_back(images):
+    class OneBad(Lopsided):
+        def forward(self, pixels):
+            logits = super().forward(pixels)
+            logits[pixels.mean(dim=(1, 2, 3)) == means[5]] = float("nan")
+            return logits
+
+    from patholib.model import augment
+    means = augment.plain_views(images.pixels[images.table["row"]], 32).mean(dim=(1, 2, 3))
+    model = OneBad().train()
+    with pytest.raises(PathoError, match=r"images/005\.png") as refusal:
+        predicting.predict(model, images, RECIPE, batch_size=4, progress=False)
+    assert refusal.value.code == "model_output"
+    assert model.training
+
+
+def test_an_empty_set_is_refused(images):
+    with pytest.raises(PathoError) as refusal:
+        predicting.predict(Lopsided(), replace(images, table=images.table[:0]), RECIPE, progress=False)
+    assert refusal.value.code == "no_images"
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def some_predictions(n=20):
+    rng = np.random.default_rng(0)
+    p = rng.random(n) ** 20  # tiny ones, too
+    return pd.DataFrame({"path": [f"a, b/{i}\n.png" for i in range(n)], "label": [CLASSES[i % 2] for i in range(n)],
+                         "group": [f"{i:04}" for i in range(n)], "sex": ["", "NA", "None", "1e3"] * (n // 4),
+                         "p_benign": 1 - p, "p_malignant": p})
+
+
+def test_predictions_read_back_to_the_last_bit(tmp_path):
+    table = some_predictions()
+    path = predicting.write_predictions(table, tmp_path / "predictions_test.csv")
+    pd.testing.assert_frame_equal(predicting.read_predictions(path, CLASSES), table, check_exact=True)
+
+
+@pytest.mark.parametrize(("before", "after", "code"), [
+    ("label", "lable", "csv_format"),
+    ("p_benign", "p_bengin", "csv_format"),
+    (",sex,", ",p_other,", "unknown_class"),
+    ("0.9999", "0.4999", "bad_probabilities"),
+    ("0.9999", "nan0.9", "csv_format"),
+])
+def test_a_damaged_file_is_refused(tmp_path, before, after, code):
+    path = predicting.write_predictions(some_predictions(), tmp_path / "predictions_test.csv")
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(PathoError) as refusal:
+        predicting.read_predictions(path, CLASSES)
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize(("content", "code"), [(None, "missing_file"), (b"", "csv_format"), (b"\xff\xfe", "csv_format"),
+                                               (b'label,group,"p_', "csv_format")])
+def test_what_is_no_table_is_refused(tmp_path, content, code):
+    path = tmp_path / "predictions_test.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PathoError) as refusal:
+        predicting.read_predictions(path, CLASSES)
+    assert refusal.value.code == code
+
+
+# ---- colour ---------------------------------------------------------------------------------------------------------
+
+
+def test_colours_are_the_plain_statistics():
+    from scipy import stats
+
+    pixels = np.random.default_rng(0).gamma(2, 30, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+    pixels[..., 1] //= 2
+    found = rivals.colours(pixels)
+    flat = pixels.reshape(-1, 3).astype(float)
+    assert found.shape == (57,)
+    np.testing.assert_allclose(found[:3], flat.mean(axis=0))
+    np.testing.assert_allclose(found[6:9], flat.std(axis=0))
+    np.testing.assert_allclose(found[12:15], stats.skew(flat))
+    np.testing.assert_array_equal(found[18:48].reshape(6, 5)[:3],
+                                  np.quantile(flat, rivals.PERCENTILES, axis=0, method="inverted_cdf").T)
+    border = np.ones((40, 40), dtype=bool)
+    border[10:30, 10:30] = False
+    np.testing.assert_allclose(found[48:51], pixels[~border].mean(axis=0) - pixels[border].mean(axis=0))
+    np.testing.assert_allclose(found[54:], np.corrcoef(flat.T)[np.triu_indices(3, 1)], rtol=1e-4)
+
+
+def test_colours_do_not_see_mirrors_and_turns():
+    pixels = np.random.default_rng(1).integers(0, 256, (36, 36, 3), dtype=np.uint8)
+    for view in SYMMETRIES:
+        np.testing.assert_allclose(rivals.colours(view(pixels)), rivals.colours(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_colours_of_a_blank_image_are_finite():
+    assert np.isfinite(rivals.colours(np.full((8, 8, 3), 255, dtype=np.uint8))).all()
+
+
+def test_two_reds_on_either_side_of_the_hue_seam_are_alike():
+    orange, crimson = (np.full((8, 8, 3), c, dtype=np.uint8) for c in ((255, 8, 0), (255, 0, 8)))
+    assert abs(rivals.colours(orange)[3] - rivals.colours(crimson)[3]) < 5
+
+
+def test_never_looking_has_the_accuracy_of_the_commonest_training_class():
+    images = replace(image_set(n=60), classes=("benign", "absent", "malignant"))
+    train = images.table["split"] == "train"
+    table = images.table.assign(label=images.table["label"].mask(train & (images.table.index > 9), "malignant"))
+    found = rivals.constant_baseline(replace(images, table=table))
+    assert found["path"].tolist() == images.table.loc[~train, "path"].tolist() and "row" not in found
+    assert (found["p_malignant"] == 1).all() and (found[["p_benign", "p_absent"]] == 0).all(axis=None)
+    numbers = metrics.summary(found, images.classes, resamples=0)["metrics"]
+    assert numbers["accuracy"]["value"] == (found["label"] == "malignant").mean()
+    assert numbers["balanced_accuracy"]["value"] == 0.5  # of the two classes that occur
+    assert numbers["auc"]["value"] == 0.5
+    with pytest.raises(PathoError) as refusal:
+        rivals.constant_baseline(replace(images, table=images.table.drop(columns="split")))
+    assert refusal.value.code == "no_split"
+
+
+def test_the_colour_baseline_learns_colour_and_predicts_what_is_not_train():
+    images = image_set(n=200)
+    found = rivals.colour_baseline(images)
+    chosen = images.table["split"] != "train"
+    assert found.columns.tolist() == ["path", "label", "case", "group", "split", "p_benign", "p_malignant"]
+    assert found["path"].tolist() == images.table.loc[chosen, "path"].tolist()
+    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["metrics"]["auc"]["value"] > 0.99
+
+
+def test_the_colour_baseline_is_at_chance_on_shuffled_labels():
+    images = image_set(n=600)
+    table = images.table.assign(label=np.random.default_rng(3).permutation(images.table["label"]))
+    found = metrics.summary(rivals.colour_baseline(replace(images, table=table)), CLASSES, "malignant")
+    assert found["metrics"]["auc"]["low"] < 0.5 < found["metrics"]["auc"]["high"]
+
+
+def test_the_colour_baseline_is_fitted_on_train_rows_only():
+    images = image_set(n=100)
+    swapped = images.table.assign(label=images.table["label"].where(
+        images.table["split"] == "train", images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))))
+    a, b = (rivals.colour_baseline(replace(images, table=t)) for t in (images.table, swapped))
+    np.testing.assert_array_equal(a["p_malignant"], b["p_malignant"])
+
+
+def test_a_class_without_train_rows_gets_no_probability():
+    images = replace(image_set(n=60), classes=("benign", "absent", "malignant"))
+    found = rivals.colour_baseline(images)
+    assert (found["p_absent"] == 0).all()
+    np.testing.assert_allclose(found[["p_benign", "p_malignant"]].sum(axis=1), 1)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """An untrained network, whose random maps still tell bright from dark."""
+    return building.build(replace(recipes.unfrozen(BREAKHIS), arch="resnet18", image_size=32)).train()
+
+
+def test_a_probe_judges_the_rows_of_the_colour_baseline_and_leaves_the_network_as_it_was(backbone):
+    images, before = image_set(n=120, kind=ImageSet), copy.deepcopy(backbone.state_dict())
+    found = rivals.probe(backbone, images)
+    pd.testing.assert_frame_equal(found.iloc[:, :5], rivals.colour_baseline(images).iloc[:, :5])
+    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["metrics"]["auc"]["value"] > 0.9
+    assert backbone.training and all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_pooled_features_are_what_the_head_is_given(backbone):
+    images, seen = image_set(n=5, kind=ImageSet), []
+    hook = backbone.head.register_forward_pre_hook(lambda head, given: seen.append(given[0]))
+    with torch.no_grad():
+        networks.evaluating(backbone)(augment.plain_views(images.pictures, backbone.image_size))
+    hook.remove()
+    np.testing.assert_allclose(predicting.pooled(backbone, images, batch_size=2), seen[0].numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_cross_validated_probe_judges_every_image_once_by_other_groups(backbone):
+    images = image_set(n=60, kind=ImageSet)
+    groups, tables = images.table["group"], []
+    for fold in range(3):
+        held = groups.isin(sorted(set(groups))[fold::3])
+        tables.append(images.table.assign(split=np.where(held, "test", "train")))
+    found = rivals.probe(backbone, images, tables)
+    assert sorted(found["path"]) == sorted(images.table["path"])
+    assert (found["split"] == "test").all()
+    # Labels that are only wrong where an image is judged change none of its probabilities.
+    changed = tables[0].assign(label=tables[0]["label"].where(tables[0]["split"] == "train", CLASSES[0]))
+    again = rivals.probe(backbone, images, [changed])
+    np.testing.assert_array_equal(again["p_malignant"], found["p_malignant"][:len(again)])
+
+
+def test_a_baseline_that_cannot_be_fitted_is_refused():
+    images = image_set(n=40)
+    for table, code in ((images.table.drop(columns="split"), "no_split"),
+                        (images.table.assign(split="train"), "single_class"),
+                        (images.table.assign(label="benign"), "single_class")):
+        with pytest.raises(PathoError) as refusal:
+            rivals.colour_baseline(replace(images, table=table))
+        assert refusal.value.code == code
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A judged set of 240 images of 120 patients, at three sites of which the last has one patient and one class."""
+    from patholib.data.imagesets import ImageSet
+
+    images = image_set(n=240, kind=ImageSet)
+    site = np.where(np.arange(240) % 3 == 0, "north", "south")
+    last = images.table.index[images.table["split"] == "test"][-1]
+    site[last] = "islet"
+    images = replace(images, table=images.table.assign(site=site))
+    folder = tmp_path_factory.mktemp("judged")
+    recipe = replace(RECIPE, tta_views=3)
+    files.write_json(folder / "run.json", {"recipe": recipe.to_json()})
+    decisions.lock(Lopsided(), images, folder, recipe)
+    found = judging.judge(Lopsided(), images, folder, recipe, rivals.colour_baseline(images), ("site",))
+    return folder, images, found
+
+
+def test_judging_writes_every_table_and_all_numbers_of_it(judged):
+    folder, images, found = judged
+    assert {path.name for path in folder.iterdir()} == {
+        "metrics.json", "decision.json", "run.json",
+        *(f"predictions_{name}.csv" for name in ("val", "test", "test_tta", "baseline"))}
+    stored = files.read_json(folder / "metrics.json")
+    assert stored == json.loads(json.dumps(found.metrics)) and set(stored) == {
+        "val", "test", "test_tta", "baseline", "calibration", "decision", "tta_gain", "gain_over"}
+    decision = files.read_json(folder / "decision.json")
+    assert decision.pop("locked").endswith("Z") and stored["decision"] == decision
+    for name, part in (("val", "val"), ("test", "test"), ("test_tta", "test"), ("baseline", "test")):
+        table = decisions.calibrated(folder, name)
+        assert list(table["path"]) == list(images.part(part).table["path"])
+        numbers = metrics.summary(table, CLASSES, "malignant", stored[name]["threshold"], seed=RECIPE.seed)
+        assert {key: stored[name][key] for key in numbers} == json.loads(json.dumps(numbers))
+        assert (stored[name]["threshold"] == stored["decision"]["threshold"]) is (name != "baseline")
+
+
+def test_the_files_hold_what_the_model_said_and_calibration_is_one_function_of_it(judged):
+    folder, images, found = judged
+    raw = predicting.read_predictions(folder / "predictions_test.csv", CLASSES)
+    plain = predicting.predict(Lopsided(), images.part("test"), RECIPE, progress=False)
+    np.testing.assert_allclose(raw["p_malignant"], plain["p_malignant"], atol=1e-6)
+    columns = ["p_benign", "p_malignant"]
+    warm = calibration.apply(raw[columns].to_numpy(), files.read_json(folder / "decision.json")["temperature"])
+    np.testing.assert_array_equal(found.probs, warm)
+    np.testing.assert_array_equal(decisions.calibrated(folder, "test")[columns], warm)
+    assert (raw[columns].to_numpy() != warm).any()
+
+
+def test_the_decision_comes_from_validation_images_alone(judged, tmp_path):
+    _, images, _ = judged
+    other = images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))
+    changed = replace(images, table=images.table.assign(
+        label=images.table["label"].where(images.table["split"] != "test", other)))
+    a, b = (decisions.lock(Lopsided(), those, tmp_path / name, RECIPE).decision
+            for those, name in ((images, "a"), (changed, "b")))
+    assert {k: v for k, v in a.items() if k != "locked"} == {k: v for k, v in b.items() if k != "locked"}
+
+
+def test_the_threshold_is_the_largest_that_reaches_the_target(judged):
+    folder, _, _ = judged
+    decision, val = files.read_json(folder / "decision.json"), decisions.calibrated(folder, "val")
+    assert decision["rule"] == "sensitivity >= 0.95 on validation" and decision["target"] == {"sensitivity": 0.95}
+
+    def sensitivity(threshold):
+        return (val.loc[val["label"] == "malignant", "p_malignant"] >= threshold).mean()
+
+    assert sensitivity(decision["threshold"]) >= 0.95 > sensitivity(np.nextafter(decision["threshold"], 1))
+    assert decision["validation"]["sensitivity"]["value"] == sensitivity(decision["threshold"])
+    assert decision["predictions_val_sha256"] == files.sha256(folder / "predictions_val.csv")
+    assert decision["notes"] == []
+    few = decisions.choose(val[val["group"] < "0060"], CLASSES, "malignant")["notes"]
+    assert len(few) == 1 and "fewer than 20 cannot show a sensitivity of 0.95" in few[0]
+
+
+def test_no_test_image_is_looked_at_before_the_decision_is_locked(judged, tmp_path):
+    _, images, _ = judged
+    seen = []
+
+    class Watching(Lopsided):
+        def forward(self, pixels):
+            seen.append(len(pixels))
+            return super().forward(pixels)
+
+    with pytest.raises(PathoError, match="not_locked"):
+        judging.judge(Watching(), images, tmp_path, RECIPE)
+    assert not seen and not list(tmp_path.iterdir())
+
+
+def test_once_test_images_were_judged_the_decision_stays(judged, tmp_path):
+    folder, images, _ = judged
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    recipe = replace(RECIPE, tta_views=3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = decisions.lock(Lopsided(), images, tmp_path, recipe)  # a finished notebook that is run again
+    judging.judge(Lopsided(), images, tmp_path, recipe, rivals.colour_baseline(images), ("site",))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert again.decision == files.read_json(tmp_path / "decision.json")
+    assert again.table.table.loc["threshold", "locked"] == f"p_malignant >= {again.threshold:.4g}"
+    assert again.decision["rule"].replace(">", "&gt;") in again.table._repr_html_()
+    other = Lopsided()
+    with torch.no_grad():
+        other.net[-1].bias[1] += 0.5
+    for model, asked in ((Lopsided(), {"target_sensitivity": 0.9}), (Lopsided(), {"cost_ratio": 5}), (other, {})):
+        with pytest.raises(PathoError, match="test_seen"):
+            decisions.lock(model, images, tmp_path, recipe, **asked)
+    (tmp_path / "decision.json").unlink()
+    with pytest.raises(PathoError, match="test_seen"):
+        decisions.lock(Lopsided(), images, tmp_path, recipe)
+    assert (tmp_path / "predictions_val.csv").read_bytes() == before["predictions_val.csv"]
+
+
+def test_before_test_images_are_judged_another_decision_may_be_locked(judged, tmp_path):
+    _, images, _ = judged
+    first = decisions.lock(Lopsided(), images, tmp_path, RECIPE).decision
+    second = decisions.lock(Lopsided(), images, tmp_path, RECIPE, target_sensitivity=0.5).decision
+    assert second["threshold"] > first["threshold"] and decisions.locked(tmp_path) == second
+    by_cost = decisions.lock(Lopsided(), images, tmp_path, RECIPE, cost_ratio=1000).decision
+    assert by_cost["validation"]["sensitivity"]["value"] == 1 and by_cost["target"] == {"cost_ratio": 1000}
+    assert by_cost["rule"] == "lowest cost on validation, a missed malignant counting 1000 false alarms"
+
+
+def test_validation_predictions_that_were_changed_after_the_lock_are_noticed(judged, tmp_path):
+    folder, images, _ = judged
+    for name in ("decision.json", "predictions_val.csv", "run.json"):
+        shutil.copy(folder / name, tmp_path)
+    text = (tmp_path / "predictions_val.csv").read_text()
+    files.write_text(tmp_path / "predictions_val.csv", text + text.splitlines()[-1] + "\n")
+    for call in (lambda: judging.judge(Lopsided(), images, tmp_path, RECIPE), lambda: decisions.locked(tmp_path),
+                 lambda: decisions.calibrated(tmp_path, "val")):
+        with pytest.raises(PathoError, match="val_changed"):
+            call()
+    files.write_json(tmp_path / "decision.json", [])
+    with pytest.raises(PathoError, match="bad_decision"):
+        decisions.locked(tmp_path)
+
+
+def test_a_run_without_a_decision_has_the_temperature_one(judged, tmp_path):
+    folder, _, _ = judged
+    for name in ("predictions_test.csv", "run.json"):
+        shutil.copy(folder / name, tmp_path)
+    pd.testing.assert_frame_equal(decisions.calibrated(tmp_path, "test"),
+                                  predicting.read_predictions(tmp_path / "predictions_test.csv", CLASSES))
+
+
+EIGHT = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+
+
+def eight_classes(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(8, n, p=[0.2, 0.5, *[0.05] * 6])
+    logits = rng.normal(size=(n, 8)) + 2 * np.eye(8)[labels]
+    probs = np.exp(4 * logits) / np.exp(4 * logits).sum(axis=1, keepdims=True)  # twice as sure as it may be
+    table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(n)], "label": np.array(EIGHT)[labels],
+                          "group": [f"l{i // 2}" for i in range(n)]})
+    return predicting.with_probs(table, EIGHT, probs)
+
+
+def test_of_more_classes_the_threshold_is_an_alert_and_the_largest_probability_decides():
+    table = eight_classes()
+    found = decisions.choose(table, EIGHT, "MEL")
+    warm = decisions.tempered(table, EIGHT, found["temperature"])
+    reached = warm.loc[warm["label"] == "MEL", "p_MEL"] >= found["threshold"]
+    assert reached.mean() >= 0.95 and found["threshold"] < 0.5 and found["temperature"] > 1.2
+    alert = metrics.alert(warm, EIGHT, "MEL", found["threshold"], resamples=50)
+    assert alert["sensitivity"]["value"] == found["validation"]["sensitivity"]["value"] == reached.mean()
+    assert alert["positives"] == (table["label"] == "MEL").sum()
+    by_largest = metrics.summary(warm, EIGHT, "MEL", found["threshold"], resamples=0)
+    assert by_largest["decision"] == "largest probability" and by_largest["threshold"] is None
+
+
+def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images):
+    """The classes of the images are named MEL, NV, BCC; with three of them no threshold divides."""
+    classes = ("BCC", "MEL", "NV")
+    names = np.array(classes)[np.arange(len(images)) % 3]
+    images = replace(images, table=images.table.assign(label=names), classes=classes)
+    recipe = replace(RECIPE, classes=classes, positive="MEL", balance="none", decide="even", tta_views=1)
+    model = Lopsided()
+    model.net[-1] = nn.Linear(400, 3)
+    files.write_json(tmp_path / "run.json", {"recipe": recipe.to_json()})
+    locked = decisions.lock(model, images, tmp_path, recipe)
+    counts = images.part("train").table["label"].value_counts()
+    assert locked.decision["shares"] == pytest.approx({name: counts[name] / counts.sum() for name in classes})
+    assert locked.table.table.loc["called", "locked"] == "largest probability over the share of the class"
+    judged = judging.judge(model, images, tmp_path, recipe, rivals.colour_baseline(images))
+    shares = locked.decision["shares"]
+    assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == shares
+    likeliest = decisions.calibrated(tmp_path, "baseline")  # which learnt with all classes weighing the same
+    assert judged.metrics["gain_over"]["baseline"] == metrics.paired(judged.test, likeliest, classes, "MEL",
+                                                                     (shares, 0.5), seed=recipe.seed)
+    even = judged.probs / [locked.decision["shares"][name] for name in classes]
+    right = (even.argmax(axis=1) == judged.labels).mean()
+    assert judged.summary["metrics"]["accuracy"]["value"] == pytest.approx(right)
+    assert judged.summary["alert"]["threshold"] == locked.threshold
+    again = decisions.lock(model, images, tmp_path, recipe)  # from the file, and equal
+    assert again.decision == locked.decision
+    with pytest.raises(PathoError, match="test_seen"):
+        decisions.lock(model, images, tmp_path, replace(recipe, decide="likeliest"))
+
+
+def test_an_older_decision_without_shares_goes_on_as_it_was():
+    assert decisions.deciding({"threshold": 0.3}, CLASSES) == 0.3
+    assert decisions.deciding({"threshold": 0.3}, EIGHT) == decisions.deciding(None, EIGHT) == 0.5
+    assert decisions.deciding({"threshold": None, "shares": {"a": 1}}, EIGHT) == {"a": 1}
+
+
+def test_without_a_class_to_watch_there_is_a_temperature_and_no_threshold():
+    found = decisions.choose(eight_classes(), EIGHT, None)
+    assert found["threshold"] is None and found["positive"] is None and found["rule"] == "largest probability"
+    assert found["temperature"] > 1.2 and found["target"] == {} and found["validation"] == {}
+
+
+@pytest.mark.parametrize(("n", "labels", "words"), [(12, None, "cannot be fitted on 12 images"),
+                                                   (60, "benign", "no validation image is malignant")])
+def test_what_validation_images_cannot_tell_is_noted_and_left_alone(n, labels, words):
+    table = some_predictions(n)
+    found = decisions.choose(table.assign(label=labels or table["label"]), CLASSES, "malignant")
+    assert found["temperature"] == 1 and any(words in note for note in found["notes"])
+    assert 0 <= found["threshold"] <= 1
+
+
+@pytest.mark.parametrize("asked", [{"target_sensitivity": 0}, {"target_sensitivity": 1}, {"target_sensitivity": 95},
+                                   {"cost_ratio": 0}, {"cost_ratio": float("inf")}])
+def test_a_target_that_nothing_can_show_is_refused(asked):
+    with pytest.raises(PathoError, match="bad_parameter"):
+        decisions.choose(some_predictions(), CLASSES, "malignant", **asked)
+
+
+def test_the_baseline_gets_its_threshold_from_its_own_validation_images(judged):
+    folder, images, found = judged
+    baseline = rivals.colour_baseline(images)
+    own = decisions.choose(baseline[baseline["split"] == "val"], CLASSES, "malignant", seed=RECIPE.seed)
+    assert found.metrics["baseline"]["threshold"] == own["threshold"] != found.threshold
+    kept = predicting.read_predictions(folder / "predictions_baseline.csv", CLASSES)
+    test = baseline[baseline["split"] == "test"].reset_index(drop=True)
+    np.testing.assert_array_equal(kept["p_malignant"],
+                                  decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"])
+
+
+def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backbone, tmp_path):
+    before, images, found = judged
+    shutil.copytree(before, tmp_path, dirs_exist_ok=True)
+    probed = rivals.probe(backbone, images, device="cpu")
+    again = judging.judge(Lopsided(), images, tmp_path, found.recipe, rivals.colour_baseline(images), ("site",),
+                             probed)
+    own = decisions.choose(probed[probed["split"] == "val"], CLASSES, "malignant", seed=RECIPE.seed)
+    assert again.metrics["probe"]["threshold"] == own["threshold"] != again.threshold
+    test = probed[probed["split"] == "test"].reset_index(drop=True)
+    kept = decisions.calibrated(tmp_path, "probe")  # its own temperature is in the file already
+    np.testing.assert_array_equal(kept["p_malignant"],
+                                  decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"])
+    assert list(kept["path"]) == list(decisions.calibrated(tmp_path, "test")["path"])
+    assert again.table.loc["auc", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
+    gains = again.metrics["gain_over"]
+    assert gains["probe"] == metrics.paired(decisions.calibrated(tmp_path, "test"), kept, CLASSES, "malignant",
+                                            (again.threshold, own["threshold"]), seed=RECIPE.seed)
+    less = {key: value for key, value in again.metrics.items() if key != "probe"}
+    assert less | {"gain_over": {"baseline": gains["baseline"]}} == found.metrics  # and no more
+
+
+def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
+    folder, _, found = judged
+    test, tta = (decisions.calibrated(folder, name) for name in ("test", "test_tta"))
+    stored = files.read_json(folder / "metrics.json")
+    at = stored["decision"]["threshold"]
+    assert stored["test"]["alert"] == metrics.alert(test, CLASSES, "malignant", at, seed=RECIPE.seed)
+    assert stored["test"]["abstention"] == ranking.abstention(test, CLASSES, "malignant", at)
+    assert stored["test"]["decision_curve"] == ranking.decision_curve(test, "malignant")
+    assert stored["tta_gain"] == metrics.paired(tta, test, CLASSES, "malignant", at, seed=RECIPE.seed)
+    assert set(stored["calibration"]) == {"val", "test", "test_tta"}
+    before, after = (stored["calibration"]["val"][when] for when in ("before", "after"))
+    assert after["log_loss"] <= before["log_loss"] and before["temperature"] == 1
+    assert sum(row["n"] for row in after["bins"]) == stored["val"]["images"]
+    assert found.calibration.loc[("val", "after"), "log_loss"] == after["log_loss"]
+    assert found.alert.iloc[0, 0] == metrics.readable(stored["test"]["alert"]["sensitivity"])
+    assert found.gains.loc["auc"].tolist() == [metrics.readable(gain["auc"], sign="+") for gain in (
+        stored["tta_gain"], stored["gain_over"]["baseline"])]
+    assert list(found.gains) == ["averaged minus plain", "plain minus colour baseline"]
+
+
+def test_what_a_notebook_shows_of_it_are_the_numbers_of_the_file(judged):
+    _, images, found = judged
+    assert found.auc == found.summary["metrics"]["auc"]["value"] == ranking.auc(found.labels, found.probs)
+    assert list(found.table) == ["validation", "test", "test, TTA", "colour baseline"]
+    assert found.table.loc["auc", "test"] == metrics.readable(found.summary["metrics"]["auc"])
+    assert found.labels.tolist() == images.part("test").labels.tolist()
+    assert found.probs.shape == (len(found.test), 2) and found.report.loc["malignant", "support"] == found.labels.sum()
+    assert found.patients["images"].sum() <= len(found.test) and set(found.patients["patient"]) <= set(
+        images.part("test").table["case"])
+
+
+def test_subgroups_are_text_with_intervals_that_says_what_is_too_small_or_undefined(judged):
+    _, _, found = judged
+    table = found.subgroups.set_index("value")
+    assert list(table) == ["column", "images", "groups", "accuracy", "balanced_accuracy", "auc", "sensitivity",
+                           "specificity", "note"]
+    numbers = {row["value"]: row for row in found.summary["subgroups"]}
+    assert isinstance(numbers["north"]["accuracy"], float) and numbers["islet"]["few"] and not numbers["north"]["few"]
+    row = numbers["north"]
+    assert table.loc["north", "accuracy"] == (
+        f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f} to {row['accuracy_high']:.2f})")
+    assert table.loc["islet", "auc"] == "undefined" and table.loc["islet", "accuracy"].endswith("(no interval)")
+    assert "only 1 groups" in table.loc["islet", "note"] and "auc: only one class" in table.loc["islet", "note"]
+    assert "groups" not in table.loc["north", "note"]
+    page, grey = found.shown_subgroups._repr_html_(), ' style="color: #76828f"'
+    assert page.count(grey) == 1 and "<td>islet</td>" in page.partition(grey)[2].partition("</tr>")[0]
+    assert "..." not in page  # notes are long, and none is cut off
+    assert page.replace(grey, "").count("<td>") == found.subgroups.size
+
+
+def test_without_subgroups_baseline_and_views_there_is_less_and_nothing_breaks(tmp_path):
+    from patholib.data.imagesets import ImageSet
+
+    recipe = replace(RECIPE, tta_views=1)
+    decisions.lock(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, recipe)
+    found = judging.judge(Lopsided(), image_set(n=60, kind=ImageSet), tmp_path, recipe)
+    assert set(found.metrics) == {"val", "test", "calibration", "decision", "gain_over"} and found.gains.empty
+    assert found.metrics["gain_over"] == {}
+    assert list(found.table) == ["validation", "test"]
+    assert found.subgroups.empty and found.summary["subgroups"] == []

@@ -1,0 +1,749 @@
+"""Numbers against scikit-learn and by hand; intervals against what is known about clustered data."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from intervals import coverage
+from scipy import stats
+from sklearn import metrics as reference
+
+from patholib.base.errors import PathoError
+from patholib.judge import calibration, groupwise, intervals, metrics, ranking, resampled, rules
+
+BINARY = ("benign", "malignant")
+THREE = ("MEL", "NV", "BCC")
+
+
+def table(labels, probs, classes, groups=None, **columns):
+    labels, probs = list(labels), np.asarray(probs, dtype=float)
+    groups = range(len(labels)) if groups is None else groups
+    made = pd.DataFrame({"path": [f"{i:05}.png" for i in range(len(labels))], "group": [f"g{g}" for g in groups],
+                         "label": labels, **columns})
+    made[[f"p_{c}" for c in classes]] = probs
+    return made
+
+
+def binary(labels, scores, **columns):
+    """labels: 1 is malignant; scores: p_malignant."""
+    scores = np.asarray(scores, dtype=float)
+    return table([BINARY[k] for k in labels], np.stack([1 - scores, scores], axis=1), BINARY, **columns)
+
+
+def random_table(seed, n=300, classes=THREE, n_groups=40, decimals=None, skill=1.0):
+    """Random predictions with some skill; `decimals` rounds the scores, which makes ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(classes), n)
+    logits = rng.normal(size=(n, len(classes)))
+    logits[np.arange(n), labels] += skill
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    if decimals is not None:
+        probs = np.round(probs, decimals)
+        probs[:, -1] = 1 - probs[:, :-1].sum(axis=1)
+    return table([classes[k] for k in labels], np.abs(probs), classes, rng.integers(0, n_groups, n))
+
+
+def values(found):
+    return {name: number["value"] for name, number in found["metrics"].items()}
+
+
+# ---- against scikit-learn -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_binary_numbers_equal_scikit_learn(threshold, decimals):
+    predictions = random_table(1, classes=BINARY, decimals=decimals)
+    true = predictions["label"] == "malignant"
+    scores = predictions["p_malignant"]
+    called = scores >= threshold
+    found = metrics.summary(predictions, BINARY, "malignant", threshold, resamples=0)
+    macro = {"average": "macro", "zero_division": 0}
+    assert values(found) == pytest.approx({
+        "accuracy": reference.accuracy_score(true, called),
+        "balanced_accuracy": reference.balanced_accuracy_score(true, called),
+        "macro_precision": reference.precision_score(true, called, **macro),
+        "macro_sensitivity": reference.recall_score(true, called, **macro),
+        "macro_specificity": reference.recall_score(true, called, **macro),  # of two classes each is the other's
+        "macro_f1": reference.f1_score(true, called, **macro),
+        "auc": reference.roc_auc_score(true, scores),
+        "log_loss": reference.log_loss(true, predictions[["p_benign", "p_malignant"]].to_numpy()),
+        "brier": reference.brier_score_loss(true, scores),
+        "ece": calibration.ece(true.to_numpy().astype(int), np.stack([1 - scores, scores], axis=1), of=1),
+        "sensitivity": reference.recall_score(true, called),
+        "specificity": reference.recall_score(~true, ~called),
+        "precision": reference.precision_score(true, called),
+        "f1": reference.f1_score(true, called),
+    }, rel=1e-12)
+    assert found["confusion"] == reference.confusion_matrix(true, called).tolist()
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_multiclass_numbers_equal_scikit_learn(decimals):
+    predictions = random_table(2, decimals=decimals)
+    probs = predictions[[f"p_{c}" for c in THREE]].to_numpy()
+    true = np.array([THREE.index(name) for name in predictions["label"]])
+    called = probs.argmax(axis=1)
+    found = metrics.summary(predictions, THREE, resamples=0)
+    macro = {"average": "macro", "zero_division": 0}
+    specificity = [reference.recall_score(true != k, called != k) for k in range(3)]
+    aucs = [reference.roc_auc_score(true == k, probs[:, k]) for k in range(3)]
+    assert values(found) == pytest.approx({
+        "accuracy": reference.accuracy_score(true, called),
+        "balanced_accuracy": reference.balanced_accuracy_score(true, called),
+        "macro_precision": reference.precision_score(true, called, **macro),
+        "macro_sensitivity": reference.recall_score(true, called, **macro),
+        "macro_specificity": np.mean(specificity),
+        "macro_f1": reference.f1_score(true, called, **macro),
+        "auc": reference.roc_auc_score(true, probs, multi_class="ovr", average="macro"),
+        "log_loss": reference.log_loss(true, probs),
+        "brier": ((probs - np.eye(3)[true]) ** 2).sum(axis=1).mean(),
+        "ece": calibration.ece(true, probs),
+    }, rel=1e-12)
+    assert found["confusion"] == reference.confusion_matrix(true, called).tolist()
+    for k, name in enumerate(THREE):
+        row = found["per_class"][name]
+        assert row["support"] == (true == k).sum()
+        assert row["groups"] == predictions.loc[true == k, "group"].nunique()
+        assert row["specificity"]["value"] == pytest.approx(specificity[k])
+        assert row["auc"]["value"] == pytest.approx(aucs[k])
+        assert row["sensitivity"]["value"] == pytest.approx(reference.recall_score(true == k, called == k))
+        assert row["precision"]["value"] == pytest.approx(reference.precision_score(true == k, called == k))
+        assert row["f1"]["value"] == pytest.approx(reference.f1_score(true == k, called == k))
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("classes", [BINARY, THREE])
+def test_the_numbers_of_bare_arrays_are_those_of_the_summary(classes, decimals):
+    predictions = random_table(3, classes=classes, decimals=decimals)
+    labels = np.array([classes.index(name) for name in predictions["label"]])
+    probs = predictions[[f"p_{c}" for c in classes]].to_numpy()
+    found = values(metrics.summary(predictions, classes, resamples=0))
+    assert ranking.auc(labels, probs) == pytest.approx(found["auc"], abs=1e-15)
+    assert ranking.balanced_accuracy(labels, probs.argmax(axis=1)) == pytest.approx(found["balanced_accuracy"])
+    assert ranking.auc(labels, probs[:, 1]) == pytest.approx(reference.roc_auc_score(labels == 1, probs[:, 1]))
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_auc_under_weights_equals_scikit_learn_on_repeated_rows(decimals):
+    predictions = random_table(3, classes=BINARY, decimals=decimals)
+    true, scores = (predictions["label"] == "malignant").to_numpy(), predictions["p_malignant"].to_numpy()
+    weights = np.random.default_rng(0).integers(0, 4, len(true))
+    repeated = np.repeat(np.arange(len(true)), weights)
+    ours = resampled.auc_of(weights[None].astype(float), resampled.ranking(true, scores, np.arange(len(true))))
+    assert ours[0] == pytest.approx(reference.roc_auc_score(true[repeated], scores[repeated]), abs=1e-14)
+
+
+@pytest.mark.parametrize("classes", [BINARY, THREE])
+def test_a_resample_is_the_summary_of_the_drawn_rows(classes):
+    predictions = random_table(4, n=120, classes=classes, n_groups=12, decimals=1)
+    positive = "malignant" if classes is BINARY else None
+    judged = resampled.judge(predictions, classes, positive, 0.4)
+    counts = next(iter(intervals.draws(judged.groups, 5, seed=7)))
+    assert (counts.sum(axis=1) == judged.groups).all()
+    overall, of_classes = resampled.values(judged, counts)
+    names = sorted(predictions["group"].unique())
+    for r, row in enumerate(counts.astype(int)):
+        drawn = pd.concat([predictions[predictions["group"] == name] for name, n in zip(names, row, strict=True)
+                           for _ in range(n)], ignore_index=True)
+        found = metrics.summary(drawn, classes, positive, 0.4, resamples=0)
+        for name, numbers in overall.items():
+            assert numbers[r] == pytest.approx(found["metrics"][name]["value"], rel=1e-12), name
+        for name, numbers in of_classes.items():
+            assert numbers[r].tolist() == pytest.approx([found["per_class"][c][name]["value"] for c in classes]), name
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_curves_equal_scikit_learn(decimals):
+    predictions = random_table(5, classes=BINARY, decimals=decimals)
+    true, scores = predictions["label"] == "malignant", predictions["p_malignant"]
+    for ours, theirs in zip(ranking.roc_curve(true, scores),
+                            reference.roc_curve(true, scores, drop_intermediate=False), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    for ours, theirs in zip(ranking.pr_curve(true, scores),
+                            reference.precision_recall_curve(true, scores), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    false_rate, sensitivity, _ = ranking.roc_curve(true, scores)
+    assert np.trapezoid(sensitivity, false_rate) == pytest.approx(ranking.auc(true, scores), abs=1e-14)
+
+
+SHARES = {"MEL": 0.1, "NV": 0.7, "BCC": 0.2}
+
+
+def test_with_shares_the_probability_over_the_share_decides_worked_by_hand():
+    # Over the shares: 3 0.71 1; 1 1.14 0.5; the tie 1 1 1 goes to the first. Of their sum 3/4.71, 1.14/2.64, 1/3.
+    probs = np.array([[0.3, 0.5, 0.2], [0.1, 0.8, 0.1], [0.1, 0.7, 0.2]])
+    assert rules.called(probs, THREE, threshold=SHARES).tolist() == [THREE.index(n) for n in ("MEL", "NV", "MEL")]
+    assert rules.evened(probs, THREE, SHARES)[:, THREE.index("MEL")] == pytest.approx(
+        [3 / (3 + 5 / 7 + 1), 1 / (1 + 8 / 7 + 0.5), 1 / 3])
+    assert rules.margin(probs, THREE, threshold=SHARES)[1] == pytest.approx((8 / 7 - 1) / (1 + 8 / 7 + 0.5))
+    assert (rules.evened(probs, THREE, 0.5) == probs).all()
+    table = pd.DataFrame(probs, columns=[f"p_{name}" for name in THREE]).assign(
+        label=["MEL", "NV", "BCC"], group=["a", "b", "c"])
+    found = metrics.summary(table, THREE, "MEL", SHARES, resamples=0)
+    assert found["threshold"] is None and found["decision"] == "largest probability over the share of the class"
+    assert values(found)["balanced_accuracy"] == pytest.approx(2 / 3)
+    assert values(found)["auc"] == values(metrics.summary(table, THREE, "MEL", resamples=0))["auc"]
+    assert resampled.decide(table, THREE, "MEL", SHARES).tolist() == ["MEL", "NV", "MEL"]
+
+
+def test_shares_of_two_classes_are_a_threshold():
+    p = np.random.default_rng(0).uniform(size=500)
+    probs = np.stack([1 - p, p], axis=1)
+    for threshold in (0.1, 0.31, 0.8):
+        shares = {"benign": 1 - threshold, "malignant": threshold}
+        assert (rules.called(probs, BINARY, "malignant", threshold) == rules.called(
+            probs, BINARY, "malignant", shares)).all()
+
+
+def test_of_true_probabilities_the_shares_give_the_highest_balanced_accuracy():
+    """One number that is seen, normal around another mean in each class: probabilities by Bayes, known exactly."""
+    rng = np.random.default_rng(1)
+    shares = np.array([SHARES[name] for name in THREE])
+    labels = rng.choice(3, size=60_000, p=shares)
+    seen = rng.normal(np.array([-1.0, 0.0, 1.2])[labels])
+    likely = np.exp(-((seen[:, None] - [-1.0, 0.0, 1.2]) ** 2) / 2) * shares
+    probs = likely / likely.sum(axis=1, keepdims=True)
+
+    def balanced(bars) -> float:
+        return ranking.balanced_accuracy(labels, rules.called(probs, THREE, threshold=dict(zip(THREE, bars,
+                                                                                                 strict=True))))
+
+    best = balanced(shares)
+    assert best > balanced([1, 1, 1]) + 0.1
+    assert all(balanced(shares * factor) < best + 0.003 for factor in rng.uniform(0.4, 2.5, (60, 3)))
+
+
+def test_the_surest_with_shares_are_those_far_ahead_over_their_share():
+    table = pd.DataFrame({"label": ["MEL", "NV", "NV"], "group": ["a", "b", "c"], "p_MEL": [0.6, 0.0, 0.05],
+                          "p_NV": [0.3, 0.55, 0.95], "p_BCC": [0.1, 0.45, 0.0]})
+    # Over the shares, of their sum: 0.87 MEL (right), 0.74 BCC (wrong), 0.73 NV (right).
+    found = ranking.abstention(table, THREE, threshold=SHARES)
+    assert found["risk"] == pytest.approx([0, 0.5, 1 / 3], abs=1e-6)
+    assert ranking.abstention(table, THREE)["risk"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("shares", [{"MEL": 0.5, "NV": 0.5}, SHARES | {"DF": 0.1}, SHARES | {"NV": 0.0},
+                                    SHARES | {"NV": float("nan")}, SHARES | {"NV": float("inf")}])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(PathoError, match="bad_threshold"):
+        metrics.summary(random_table(0, classes=THREE), THREE, "MEL", shares, resamples=0)
+
+
+def test_two_models_that_decide_by_other_shares_are_compared():
+    table = random_table(8, classes=THREE)
+    found = metrics.paired(table, table, THREE, "MEL", (SHARES, 0.5), resamples=20)
+    parts = [values(metrics.summary(table, THREE, "MEL", rule, resamples=0))["accuracy"] for rule in (SHARES, 0.5)]
+    assert found["accuracy"]["value"] == pytest.approx(parts[0] - parts[1]) and found["auc"]["value"] == 0
+
+
+@pytest.mark.parametrize(("classes", "unused"), [(BINARY, None), (THREE, None), (THREE, "NV")])
+def test_classification_report_equals_scikit_learn(classes, unused):
+    predictions = random_table(6, classes=classes)
+    if unused:  # a class that is never predicted
+        predictions["p_MEL"] += predictions["p_NV"]
+        predictions["p_NV"] = 0.0
+    called = resampled.decide(predictions, classes)
+    theirs = reference.classification_report(predictions["label"], called, zero_division=0, output_dict=True)
+    ours = metrics.classification_report(predictions, classes)
+    assert ours.index.tolist() == [*classes, "accuracy", "macro avg", "weighted avg"]
+    assert ours.loc["accuracy"].tolist() == pytest.approx([*[theirs.pop("accuracy")] * 3, len(predictions)])
+    for name, row in theirs.items():
+        assert ours.loc[name].tolist() == pytest.approx(
+            [row["precision"], row["recall"], row["f1-score"], row["support"]], abs=1e-14), name
+
+
+# ---- by hand --------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_case_worked_by_hand():
+    # malignant: 0.9 0.6 0.4; benign: 0.7 0.2. At 0.5: TP 2, FN 1, FP 1, TN 1. Pairs won: 2 + 1 + 1 of 6.
+    found = metrics.summary(binary([1, 1, 1, 0, 0], [0.9, 0.6, 0.4, 0.7, 0.2]), BINARY, "malignant", resamples=0)
+    got = values(found)
+    assert found["confusion"] == [[1, 1], [1, 2]]
+    assert found["prior"] == {"benign": 0.4, "malignant": 0.6}
+    assert (found["images"], found["groups"], found["decision"]) == (5, 5, "p_malignant >= 0.5")
+    assert got["accuracy"] == pytest.approx(3 / 5)
+    assert got["sensitivity"] == pytest.approx(2 / 3)
+    assert got["specificity"] == pytest.approx(1 / 2)
+    assert got["precision"] == pytest.approx(2 / 3)
+    assert got["f1"] == pytest.approx(2 / 3)
+    assert got["balanced_accuracy"] == pytest.approx(7 / 12)
+    assert got["auc"] == pytest.approx(4 / 6)
+    assert got["log_loss"] == pytest.approx(-np.log([0.9, 0.6, 0.4, 0.3, 0.8]).mean())
+    assert got["brier"] == pytest.approx((0.01 + 0.16 + 0.36 + 0.49 + 0.04) / 5)
+
+
+def test_a_tie_counts_half():
+    assert ranking.auc([1, 0], [0.5, 0.5]) == 0.5
+    assert ranking.auc([1, 1, 0, 0], [0.5, 0.9, 0.5, 0.1]) == pytest.approx(3.5 / 4)
+    assert ranking.auc([1, 1, 0], [0.3, 0.3, 0.3]) == 0.5
+
+
+def test_an_image_at_the_threshold_is_called_positive():
+    predictions = binary([1, 0], [0.3, 0.29])
+    assert resampled.decide(predictions, BINARY, "malignant", 0.3).tolist() == ["malignant", "benign"]
+    assert resampled.decide(binary([1], [0.5]), BINARY).tolist() == ["benign"]  # without a positive class: named first
+
+
+def test_the_threshold_is_of_the_positive_class_wherever_it_stands():
+    predictions = binary([1, 0, 0], [0.8, 0.65, 0.1])
+    found = metrics.summary(predictions, BINARY, "benign", 0.3, resamples=0)
+    assert found["confusion"] == [[2, 0], [0, 1]]
+    assert values(found)["auc"] == 1.0
+    assert metrics.summary(predictions, BINARY, "malignant", 0.3, resamples=0)["confusion"] == [[1, 1], [0, 1]]
+
+
+def test_more_than_two_classes_use_no_threshold():
+    found = metrics.summary(random_table(7), THREE, "MEL", threshold=0.9, resamples=0)
+    assert found["threshold"] is None
+    assert found["decision"] == "largest probability"
+    assert "sensitivity" not in found["metrics"]
+
+
+def test_a_certain_mistake_costs_a_finite_log_loss():
+    found = metrics.summary(binary([1, 0], [0.0, 0.0]), BINARY, "malignant", resamples=0)
+    assert found["metrics"]["log_loss"]["value"] == pytest.approx(-np.log(np.finfo(float).eps) / 2)
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+
+def alike(seed, patients=16, per_patient=30, spread=1.0, within=0.1):
+    """Images of a patient that hardly differ: the patient decides the score, as in histology."""
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(patients), per_patient)
+    label = (np.arange(patients) % 2)[group]
+    logit = label - 0.5 + rng.normal(0, spread, patients)[group] + rng.normal(0, within, len(group))
+    return binary(label, 1 / (1 + np.exp(-logit)), groups=group)
+
+
+def width(number):
+    return number["high"] - number["low"]
+
+
+@pytest.mark.parametrize("name", ["auc", "accuracy", "balanced_accuracy", "log_loss"])
+def test_the_interval_is_wider_than_a_row_bootstrap_where_the_images_of_a_patient_are_alike(name):
+    predictions = alike(0)
+    clustered = metrics.summary(predictions, BINARY, "malignant")["metrics"][name]
+    rows = predictions.assign(group=predictions["path"])
+    assert width(clustered) > 3 * width(metrics.summary(rows, BINARY, "malignant")["metrics"][name])
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    """150 simulations: 95 % nominal is known to 3.6 points; a bootstrap of rows, far below, is told from it."""
+    names = ("auc", "sensitivity", "log_loss")
+    held = coverage(40, 150, resamples=300, names=names)
+    assert all(0.88 <= share <= 0.99 for share in held.values()), held
+    rows = coverage(40, 100, resamples=300, rows=True, names=names)
+    assert all(share < 0.8 for share in rows.values()), rows
+
+
+@pytest.mark.slow
+def test_of_a_hundred_patients_the_interval_covers_95_in_100():
+    """2000 simulations: two standard errors are one point. `python tests/intervals.py` prints the whole table."""
+    held = coverage(120, 2000)
+    assert all(0.93 <= share <= 0.97 for share in held.values()), held
+
+
+def test_bca_is_scipys():
+    rng = np.random.default_rng(0)
+    values = rng.gamma(1.5, 1, 40)
+    drawn = np.concatenate([np.sqrt(counts @ values**2 / 40 - (counts @ values / 40) ** 2)  # biased and skewed
+                            for counts in intervals.draws(40, 20_000, seed=1)])
+    left = np.array([np.delete(values, i).std() for i in range(40)])
+    theirs = stats.bootstrap((values,), np.std, n_resamples=20_000, method="BCa", rng=rng).confidence_interval
+    below = (drawn < values.std()).mean()
+    shares = intervals._bca_shares(below, left, groups=10**9)  # so many that Student's distribution is normal
+    assert np.quantile(drawn, shares) == pytest.approx([theirs.low, theirs.high], rel=0.01)
+    plain = np.quantile(drawn, [0.025, 0.975])
+    assert (np.quantile(drawn, shares) > plain).all()  # resamples scatter less: both ends move up
+    few = np.quantile(drawn, intervals._bca_shares(below, left, groups=8))
+    assert few[0] < theirs.low and few[1] > theirs.high
+
+
+def test_leaving_out_blocks_of_many_groups_gives_nearly_the_ends_of_leaving_out_each(monkeypatch):
+    predictions = random_table(20, n=1500, classes=BINARY, n_groups=400)
+    blocks = metrics.summary(predictions, BINARY, "malignant")["metrics"]["auc"]
+    monkeypatch.setattr(intervals, "BLOCKS", 10**6)
+    each = metrics.summary(predictions, BINARY, "malignant")["metrics"]["auc"]
+    assert blocks["low"] == pytest.approx(each["low"], abs=0.1 * width(each))
+    assert blocks["high"] == pytest.approx(each["high"], abs=0.1 * width(each))
+    plain = metrics.summary(predictions, BINARY, "malignant", interval="percentile")
+    assert plain["interval"] == "percentile" and plain["metrics"]["auc"]["low"] != blocks["low"]
+    with pytest.raises(PathoError, match="did you mean 'bca'"):
+        metrics.summary(predictions, BINARY, "malignant", interval="bcaa")
+
+
+def test_where_every_image_is_its_own_group_the_width_is_the_textbook_one():
+    rng = np.random.default_rng(0)
+    predictions = binary(np.ones(400, dtype=int), np.where(rng.random(400) < 0.8, 0.9, 0.1))
+    number = metrics.summary(predictions, BINARY, "malignant", resamples=4000)["metrics"]["accuracy"]
+    p = number["value"]
+    assert width(number) == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 400), rel=0.06)
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    predictions = random_table(8, classes=THREE, decimals=2)
+    shuffled = predictions.sample(frac=1, random_state=0)
+    a, b = (metrics.summary(t, THREE, resamples=200) for t in (predictions, shuffled))
+    assert a["confusion"] == b["confusion"]
+    assert a["metrics"].pop("ece")["value"] == pytest.approx(b["metrics"].pop("ece")["value"], rel=1e-12)
+    for name, number in a["metrics"].items():
+        assert b["metrics"][name] == pytest.approx(number, rel=1e-12), name
+
+
+def test_the_seed_alone_decides_the_interval():
+    predictions = random_table(9, classes=BINARY)
+    a, b, c = (metrics.summary(predictions, BINARY, "malignant", seed=s) for s in (3, 3, 4))
+    assert a == b
+    assert a["metrics"]["auc"]["value"] == c["metrics"]["auc"]["value"]
+    assert a["metrics"]["auc"]["low"] != c["metrics"]["auc"]["low"]
+
+
+def test_a_chunk_border_leaves_no_resample_out():
+    assert [len(c) for c in intervals.draws(7, 250, seed=0)] == [100, 100, 50]
+    assert sum(c.sum() for c in intervals.draws(7, 250, seed=0)) == 7 * 250
+
+
+def test_every_value_lies_in_its_interval_and_all_is_json():
+    found = metrics.summary(random_table(10, n=400), THREE)
+    assert "never negative" in found["metrics"].pop("ece")["no_interval"]
+    numbers = [*found["metrics"].values(), *(row[m] for row in found["per_class"].values() for m in metrics.WHY)]
+    assert all(n["low"] < n["value"] < n["high"] for n in numbers)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_no_resamples_give_values_without_intervals():
+    number = metrics.summary(random_table(11), THREE, resamples=0)["metrics"]["auc"]
+    assert number["low"] is None
+    assert number["no_interval"] == "no resamples were asked for"
+
+
+# ---- differences ----------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_one_number_less_the_other_with_the_same_groups_drawn():
+    a, b = random_table(30, classes=BINARY, skill=1.2), random_table(30, classes=BINARY, skill=1.0)
+    found = metrics.paired(a, b, BINARY, "malignant", resamples=200)
+    first, second = (metrics.summary(t, BINARY, "malignant", resamples=200)["metrics"] for t in (a, b))
+    assert set(found) == set(first)
+    for name, number in found.items():
+        assert number["value"] == pytest.approx(first[name]["value"] - second[name]["value"]), name
+    assert found["auc"]["low"] > 0  # the two intervals overlap, and the difference is still shown
+    assert first["auc"]["low"] < second["auc"]["high"]
+    turned = metrics.paired(b, a, BINARY, "malignant", resamples=200)
+    assert turned["auc"]["low"] == pytest.approx(-found["auc"]["high"], abs=0.01)
+
+
+def test_the_interval_of_a_difference_is_narrower_where_both_err_on_the_same_patients():
+    a = alike(3, patients=40, per_patient=5)
+    logit = np.log(a["p_malignant"] / a["p_benign"]) + np.random.default_rng(0).normal(0, 0.3, len(a))
+    b = a.assign(p_malignant=1 / (1 + np.exp(-logit)), p_benign=1 / (1 + np.exp(logit)))
+    difference = metrics.paired(a, b, BINARY, "malignant", resamples=400)["auc"]
+    assert width(difference) < 0.3 * width(metrics.summary(a, BINARY, "malignant")["metrics"]["auc"])
+
+
+def test_each_side_of_a_difference_may_have_its_own_threshold():
+    a = random_table(31, classes=BINARY)
+    found = metrics.paired(a, a, BINARY, "malignant", threshold=(0.3, 0.7), resamples=0)
+    low, high = (metrics.summary(a, BINARY, "malignant", t, resamples=0)["metrics"]["sensitivity"]["value"]
+                 for t in (0.3, 0.7))
+    assert found["sensitivity"]["value"] == pytest.approx(low - high) and found["auc"]["value"] == 0
+
+
+def test_only_predictions_of_the_same_images_are_compared():
+    a = random_table(32, classes=BINARY)
+    for b in (a[:-1], a[::-1], a.assign(group="one"), a.assign(label="benign")):
+        with pytest.raises(PathoError, match="not_paired"):
+            metrics.paired(a, b, BINARY, "malignant")
+    same = metrics.paired(a, a, BINARY, "malignant", resamples=50)["auc"]
+    assert same["value"] == 0 and "same value" in same["no_interval"]
+
+
+# ---- thresholds -----------------------------------------------------------------------------------------------------
+
+
+def test_a_threshold_is_the_largest_that_reaches_its_sensitivity_worked_by_hand():
+    labels, scores = np.array([1, 1, 1, 1, 0, 0]) == 1, np.array([0.9, 0.8, 0.4, 0.2, 0.5, 0.3])
+    assert ranking.threshold_for(labels, scores, 0.5) == 0.8  # of 0.8 to 0.5 all find two of four
+    assert ranking.threshold_for(labels, scores, 0.51) == 0.4
+    assert ranking.threshold_for(labels, scores, 0.75) == 0.4
+    assert ranking.threshold_for(labels, scores, 0.76) == 0.2
+    # One false alarm counts 1: at 0.8 two misses; at 0.4 one miss, one alarm; at 0.2 two alarms.
+    assert ranking.cheapest_threshold(labels, scores, 0.4) == 0.8
+    assert ranking.cheapest_threshold(labels, scores, 1) == 0.2  # as dear as 0.8 and 0.4, and misses none
+    assert ranking.cheapest_threshold(labels, scores, 10) == 0.2
+    for rule in (ranking.threshold_for, ranking.cheapest_threshold):
+        with pytest.raises(PathoError, match="one_class"):
+            rule(~labels[:4], scores[:4], 0.5)
+
+
+def test_with_equal_scores_all_of_them_are_called():
+    labels = np.array([1, 1, 0, 1]) == 1
+    assert ranking.threshold_for(labels, np.array([0.5, 0.5, 0.5, 0.9]), 0.4) == 0.5
+
+
+def test_the_working_points_are_those_of_the_curve():
+    predictions = random_table(33, classes=BINARY, decimals=1)
+    true, scores = (predictions["label"] == "malignant").to_numpy(), predictions["p_malignant"].to_numpy()
+    for sensitivity, specificity, at in zip(*ranking.operating_points(true, scores), strict=True):
+        assert sensitivity == pytest.approx((scores[true] >= at).mean())
+        assert specificity == pytest.approx((scores[~true] < at).mean())
+
+
+def test_an_alert_is_the_positive_class_against_all_else():
+    predictions = random_table(34)
+    found = metrics.alert(predictions, THREE, "MEL", 0.2, resamples=50)
+    mel, called = predictions["label"] == "MEL", predictions["p_MEL"] >= 0.2
+    assert {name: found[name]["value"] for name in metrics.ALERT} == pytest.approx({
+        "sensitivity": called[mel].mean(), "specificity": (~called[~mel]).mean(), "ppv": mel[called].mean(),
+        "npv": (~mel[~called]).mean()})
+    assert found["flagged"] == called.mean() and found["positives"] == mel.sum()
+    assert all(found[name]["low"] < found[name]["value"] < found[name]["high"] for name in metrics.ALERT)
+
+
+def test_net_benefit_worked_by_hand():
+    # At 0.5 an alarm costs as much as a find is worth: (2 - 1) / 4; at 0.8 four times as much: (1 - 0) / 4.
+    found = ranking.decision_curve(binary([1, 1, 0, 0], [0.9, 0.6, 0.7, 0.2]), "malignant")
+    at = {t: i for i, t in enumerate(found["threshold"])}
+    assert len(at) <= ranking.POINTS
+    assert found["model"][at[0.5]] == 0.25 and found["model"][at[0.8]] == 0.25
+    assert found["everybody"][at[0.5]] == 0 and found["everybody"][at[0.8]] == pytest.approx(0.5 - 4 * 0.5)
+    assert found["model"][at[0.02]] == found["everybody"][at[0.02]]
+
+
+def test_risk_and_coverage_worked_by_hand():
+    # By sureness: 0.9 right, 0.8 right, 0.7 wrong, 0.6 wrong: risks 0, 0, 1/3, 1/2.
+    found = ranking.abstention(binary([1, 0, 0, 1], [0.9, 0.2, 0.7, 0.4]), BINARY, "malignant")
+    assert found["coverage"] == [0.25, 0.5, 0.75, 1] and found["risk"] == pytest.approx([0, 0, 1 / 3, 1 / 2], abs=1e-6)
+    assert found["aurc"] == found["aurc_best"] == pytest.approx((1 / 3 + 1 / 2) / 4)
+    assert found["aurc_random"] == 0.5
+    # With the threshold 0.65: 0.7 and 0.4 are called wrongly, and 0.7 is the one closest to it.
+    low = ranking.abstention(binary([1, 0, 0, 1], [0.9, 0.2, 0.7, 0.4]), BINARY, "malignant", 0.65)
+    assert low["risk"] == pytest.approx([0, 0, 1 / 3, 1 / 2], abs=1e-6)
+
+
+def test_equally_sure_images_share_their_errors_whatever_their_order():
+    predictions = random_table(35, decimals=1)
+    a, b = (ranking.abstention(t, THREE) for t in (predictions, predictions.sample(frac=1, random_state=1)))
+    assert a["risk"] == b["risk"] and len(a["risk"]) <= ranking.POINTS
+    flat = ranking.abstention(predictions.assign(p_MEL=0.5, p_NV=0.3, p_BCC=0.2), THREE)
+    assert flat["risk"] == pytest.approx([flat["aurc_random"]] * len(flat["risk"]), abs=1e-6)
+    assert a["aurc_best"] < a["aurc"] < a["aurc_random"]
+
+
+# ---- what is undefined is said --------------------------------------------------------------------------------------
+
+
+def test_one_class_leaves_auc_undefined_and_says_so():
+    found = metrics.summary(binary([1, 1, 1], [0.9, 0.2, 0.6]), BINARY, "malignant")
+    for name in ("auc", "balanced_accuracy", "macro_f1"):
+        assert found["metrics"][name] == {"value": None, "low": None, "high": None,
+                                          "undefined": "only one class among the labels"}
+    assert found["metrics"]["specificity"]["undefined"] == "every image is of this class"
+    assert found["metrics"]["sensitivity"]["value"] == pytest.approx(2 / 3)
+    assert found["per_class"]["benign"]["sensitivity"]["undefined"] == "no image is of this class"
+    assert ranking.auc([1, 1], [0.1, 0.2]) is None
+    assert ranking.balanced_accuracy([1, 1], [0, 1]) is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_absent_class_is_named_where_a_mean_leaves_it_out():
+    predictions = random_table(12)
+    predictions = predictions[predictions["label"] != "BCC"]
+    found = metrics.summary(predictions, THREE)
+    assert found["metrics"]["balanced_accuracy"]["note"] == "mean over the classes that occur; absent: BCC"
+    assert "note" not in found["metrics"]["accuracy"]
+    called = resampled.decide(predictions, THREE)
+    assert values(found)["balanced_accuracy"] == pytest.approx(
+        np.mean([(called[predictions["label"] == c] == c).mean() for c in ("MEL", "NV")]))
+
+
+def test_a_class_never_predicted_has_no_precision_but_counts_zero_in_the_mean():
+    predictions = binary([0, 0, 1], [0.1, 0.2, 0.3])
+    found = metrics.summary(predictions, BINARY, "malignant", resamples=0)
+    assert found["metrics"]["precision"]["undefined"] == "no image is predicted as this class"
+    assert found["metrics"]["macro_precision"]["value"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_too_few_groups_of_a_class_give_no_interval():
+    label = np.repeat([1, 1, 1, 1, 1, 1, 1, 0], 10)
+    predictions = binary(label, np.random.default_rng(0).random(80), groups=np.repeat(np.arange(8), 10))
+    found = metrics.summary(predictions, BINARY, "malignant")
+    assert "too few groups" in found["metrics"]["auc"]["no_interval"]
+    assert found["metrics"]["auc"]["value"] is not None
+    assert found["notes"] == ["only 8 groups: intervals from fewer than 10 are too narrow"]
+
+
+def test_all_right_is_not_printed_as_certain():
+    found = metrics.summary(binary([0, 1] * 10, [0.1, 0.9] * 10), BINARY, "malignant")
+    number = found["metrics"]["accuracy"]
+    assert (number["value"], number["low"], number["high"]) == (1.0, None, None)
+    assert "same value" in number["no_interval"]
+
+
+@pytest.mark.parametrize(("change", "code"), [
+    ({"label": "bengin"}, "unknown_class"),
+    ({"p_benign": 0.9, "p_malignant": 0.9}, "bad_probabilities"),
+    ({"p_benign": float("nan")}, "bad_probabilities"),
+    ({"p_benign": -0.5, "p_malignant": 1.5}, "bad_probabilities"),
+])
+def test_a_table_that_holds_no_predictions_is_refused(change, code):
+    with pytest.raises(PathoError) as refusal:
+        metrics.summary(binary([1, 0], [0.9, 0.1]).assign(**change), BINARY)
+    assert refusal.value.code == code
+
+
+def test_what_cannot_be_judged_is_refused_by_name():
+    predictions = binary([1, 0], [0.9, 0.1])
+    for arguments, code in [((predictions.drop(columns="p_benign"), BINARY), "missing_column"),
+                            ((predictions.drop(columns="group"), BINARY), "missing_column"),
+                            ((predictions[:0], BINARY), "no_predictions"),
+                            ((predictions, BINARY, "malign"), "unknown_class")]:
+        with pytest.raises(PathoError) as refusal:
+            metrics.summary(*arguments)
+        assert refusal.value.code == code
+    for curve in (ranking.roc_curve, ranking.pr_curve):
+        with pytest.raises(PathoError, match="label"):
+            curve(np.array([False, False]), np.array([0.1, 0.2]))
+        with pytest.raises(PathoError, match="finite"):
+            curve(np.array([True, False]), np.array([np.nan, 0.2]))
+
+
+# ---- subgroups ------------------------------------------------------------------------------------------------------
+
+
+def test_a_subgroup_has_the_numbers_of_its_rows():
+    predictions = random_table(13, classes=BINARY).assign(site=["", "arm", "leg"] * 100, sex=["f", "m"] * 150)
+    found = groupwise.by_subgroup(predictions, BINARY, "malignant", ("site", "sex"), resamples=100)
+    assert found[["column", "value"]].to_numpy().tolist() == [
+        ["site", "(not stated)"], ["site", "arm"], ["site", "leg"], ["sex", "f"], ["sex", "m"]]
+    part = metrics.summary(predictions[predictions["site"] == "arm"], BINARY, "malignant", resamples=100)
+    row = found.set_index("value").loc["arm"]
+    assert (row["images"], row["groups"]) == (100, part["groups"])
+    for name in ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity"):
+        assert [row[name], row[f"{name}_low"], row[f"{name}_high"]] == list(part["metrics"][name].values())
+    assert not found["few"].any()
+
+
+def test_a_subgroup_with_one_class_or_few_groups_says_so():
+    predictions = binary([1, 1, 1, 0, 1, 0], [0.9, 0.8, 0.2, 0.4, 0.6, 0.1], groups=[0, 0, 1, 2, 3, 4],
+                         subtype=["PC", "PC", "PC", "A", "DC", "A"])
+    found = groupwise.by_subgroup(predictions, BINARY, "malignant", ["subtype"]).set_index("value")
+    assert found["few"].all()
+    assert np.isnan(found.loc["PC", "auc"])
+    assert "auc: only one class among the labels" in found.loc["PC", "note"]
+    assert "only 2 groups" in found.loc["PC", "note"]
+    assert found.loc["PC", "sensitivity"] == pytest.approx(2 / 3)
+
+
+def test_no_columns_give_an_empty_table():
+    found = groupwise.by_subgroup(binary([1, 0], [0.9, 0.1]), BINARY, "malignant", ())
+    assert len(found) == 0
+    assert "auc_low" in found
+
+
+# ---- patients -------------------------------------------------------------------------------------------------------
+
+
+def patients():
+    # a: 1 of 2 right, mean 0.65; b: 3 of 4 right, mean 0.25; c: both labels.
+    return binary([1, 1, 0, 0, 0, 0, 1, 0], [0.9, 0.4, 0.1, 0.1, 0.2, 0.6, 0.9, 0.1], groups="aabbbbcc",
+                  case=list("aabbbbcc"))
+
+
+def test_the_patient_score_is_the_share_of_images_that_are_right():
+    found = groupwise.by_patient(patients(), BINARY, "malignant")
+    assert found["patient"].tolist() == ["a", "b"]
+    assert found["label"].tolist() == ["malignant", "benign"]
+    assert found["images"].tolist() == [2, 4]
+    assert found["right"].tolist() == [1, 3]
+    assert found["score"].tolist() == [0.5, 0.75]
+    assert found["p_malignant"].tolist() == pytest.approx([0.65, 0.25])
+    assert found["decision"].tolist() == ["malignant", "benign"]
+
+
+def test_the_recognition_rate_is_the_mean_of_the_patient_scores():
+    assert groupwise.patient_recognition_rate(patients(), BINARY, "malignant") == pytest.approx((0.5 + 0.75) / 2)
+    at_high = groupwise.patient_recognition_rate(patients(), BINARY, "malignant", threshold=0.7)
+    assert at_high == pytest.approx((0.5 + 1) / 2)
+
+
+def test_how_far_one_patient_moves_the_numbers():
+    predictions = random_table(40, n=200, classes=BINARY, n_groups=12).assign(label="benign")
+    predictions.loc[predictions["group"] < "g2", "label"] = "malignant"
+    predictions["case"] = predictions["group"]
+    found = groupwise.patient_summary(predictions, BINARY, "malignant", resamples=50)["one_patient"]
+    without = {name: predictions[predictions["case"] != name] for name in predictions["case"].unique()}
+    assert found["share"] == 1 / len(without)
+    rates = [groupwise.patient_recognition_rate(rows, BINARY, "malignant") for rows in without.values()]
+    aucs = [metrics.summary(rows, BINARY, "malignant", resamples=0)["metrics"]["auc"]["value"]
+            for rows in without.values()]
+    assert list(found["recognition_rate"].values()) == pytest.approx([min(rates), max(rates)])
+    assert list(found["auc"].values()) == pytest.approx([min(aucs), max(aucs)])
+    many = random_table(41, n=1200, classes=BINARY, n_groups=700).assign(label="benign")
+    assert list(groupwise.patient_summary(many, BINARY, "malignant", "group", resamples=0)["one_patient"]) == ["share"]
+
+
+def test_a_patient_with_two_labels_is_counted_and_left_out():
+    assert metrics.two_labels(patients()) == ["c"]
+    found = groupwise.patient_summary(patients(), BINARY, "malignant")
+    assert found["patients"] == 2
+    assert found["two_labels"] == {"patients": 1, "names": ["c"]}
+    only = patients()[-2:]
+    assert groupwise.patient_recognition_rate(only, BINARY, "malignant") is None
+    found = groupwise.patient_summary(only, BINARY, "malignant")
+    assert found["recognition_rate"]["undefined"] == "every patient has two labels"
+    assert found["summary"] is None
+
+
+def test_patients_are_judged_by_their_mean_probability():
+    predictions = random_table(14, n=400, classes=BINARY, n_groups=30).assign(label="benign")
+    malignant = predictions["group"] < "g2"
+    predictions.loc[malignant, "label"] = "malignant"
+    predictions["case"] = predictions["group"]
+    found = groupwise.patient_summary(predictions, BINARY, "malignant")
+    means = predictions.groupby("group")["p_malignant"].mean()
+    assert found["summary"]["images"] == found["patients"] == 30
+    assert found["summary"]["metrics"]["auc"]["value"] == pytest.approx(
+        reference.roc_auc_score(means.index < "g2", means))
+    rate = found["recognition_rate"]
+    assert rate["value"] == groupwise.patient_recognition_rate(predictions, BINARY, "malignant")
+    assert rate["low"] < rate["value"] < rate["high"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_slides_of_a_case_are_drawn_with_it_and_images_of_a_split_by_image_by_patient():
+    rows = binary([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1], groups=["case1", "case1", "case2", "case3"],
+                  case=["A", "B", "C", "C"])
+    assert groupwise.by_patient(rows, BINARY, "malignant")["group"].tolist() == ["gcase1", "gcase1", "C"]
+
+
+def test_images_of_unknown_patients_are_not_one_patient():
+    rows = binary([1, 0, 0], [0.9, 0.2, 0.1], case=["", "", "C"])
+    assert groupwise.by_patient(rows, BINARY, "malignant")["patient"].tolist() == ["C", "g0", "g1"]
+    assert metrics.two_labels(rows) == []
+
+
+@pytest.mark.parametrize(("number", "digits", "text"), [
+    ({"value": 0.93, "low": 0.88, "high": 0.97}, 2, "0.93 (0.88 to 0.97)"),
+    ({"value": 0.93, "low": 0.88, "high": 0.97}, 3, "0.930 (0.880 to 0.970)"),
+    ({"value": 1.0, "low": None, "high": None, "no_interval": "too few"}, 3, "1.000 (no interval)"),
+    ({"value": None, "low": None, "high": None, "undefined": "one class"}, 3, "undefined"),
+    ({"value": 0.0, "low": 0.0, "high": 0.1}, 2, "0.00 (0.00 to 0.10)"),
+    (None, 3, "absent"),
+])
+def test_a_number_is_written_with_its_interval_or_says_what_is_missing(number, digits, text):
+    assert metrics.readable(number, digits) == text
+
+
+def test_the_interval_of_a_mean_is_drawn_over_groups():
+    values, groups = np.repeat(np.arange(20.0), 5), np.repeat([f"p{i}" for i in range(20)], 5)
+    whole, alone = ranking.mean_of(values, groups), ranking.mean_of(values, np.arange(100).astype(str))
+    assert whole["value"] == alone["value"] == 9.5
+    assert whole["high"] - whole["low"] > 1.8 * (alone["high"] - alone["low"])  # the five of a group are one number
+    means = np.random.default_rng(0).choice(np.arange(20.0), (20000, 20)).mean(axis=1)
+    assert (whole["low"], whole["high"]) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.4)
+    assert ranking.mean_of(np.ones(20), groups[::5])["no_interval"]

@@ -1,0 +1,294 @@
+"""Parameters are checked in seconds, guarded numbers cannot drift unseen, the newest run is remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.lab import notebook
+
+ROOT = Path(__file__).parents[2]
+CELL = """\
+# What this run does
+data: str = "auto"  # where the images are
+epochs: int = None  # passes over the training images (None: as the recipe says)
+lr: float = 1e-3  # learning rate, "#" and µ in the comment
+mixed: bool = False  # half precision
+on_bad: str = "error"  # one of: error, skip
+"""
+
+
+def check(*later: str, cell: str = CELL):
+    """What the notebook's check makes of the parameters cell and of what papermill injects after it."""
+    history, namespace = ["", cell, *later], {}
+    for source in history:
+        exec(source, namespace)
+    return notebook.check_parameters(history, namespace), namespace
+
+
+def refused(*later: str, cell: str = CELL) -> PathoError:
+    with pytest.raises(PathoError) as error:
+        check(*later, cell=cell)
+    return error.value
+
+
+def test_without_changes_every_default_is_an_attribute():
+    settings, _ = check()
+    assert (settings.data, settings.epochs, settings.lr, settings.mixed) == ("auto", None, 1e-3, False)
+    assert settings.changed == {}
+    assert list(settings.values) == ["data", "epochs", "lr", "mixed", "on_bad"]
+
+
+def test_what_papermill_injects_is_changed():
+    settings, _ = check("# Parameters\nepochs = 35\nmixed = True\n", "import os")
+    assert settings.epochs == 35
+    assert settings.changed == {"epochs": 35, "mixed": True}
+
+
+@pytest.mark.parametrize("target", [0, 1, 95])
+def test_a_sensitivity_that_no_threshold_can_be_chosen_for_is_refused_before_anything_is_trained(target):
+    cell = "target_sensitivity: float = 0.95  # of the positive class"
+    error = refused(f"# Parameters\ntarget_sensitivity = {target}\n", cell=cell)
+    assert (error.code, error.subject) == ("bad_parameter", "target_sensitivity") and "between 0 and 1" in error.reason
+
+
+def test_a_misspelt_parameter_names_the_nearest_and_the_whole_list():
+    error = refused("# Parameters\nepoch = 35\n")
+    assert (error.code, error.subject) == ("unknown_parameter", "epoch")
+    assert "did you mean 'epochs'?" in error.reason
+    assert "data, epochs, lr, mixed, on_bad" in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("given", "fits"), [("folds = 0", True), ("folds = 5\nrepeats = 3", True),
+                                             ("folds = 1", False), ("folds = -2", False), ("repeats = 0", False),
+                                             ("folds = 3\nfold = 2", True), ("folds = 3\nrepeats = 2\nfold = 5", True),
+                                             ("folds = 3\nfold = 3", False), ("folds = 3\nfold = -1", False),
+                                             ("fold = 0", False)])
+def test_numbers_of_folds_that_cannot_be_are_refused_before_an_image_is_read(given, fits):
+    cell = "folds: int = 0  # splits\nrepeats: int = 1  # rounds\nfold: int = None  # one\n"
+    if fits:
+        check(f"# Parameters\n{given}\n", cell=cell)
+    else:
+        assert refused(f"# Parameters\n{given}\n", cell=cell).code == "bad_parameter"
+
+
+def test_all_problems_are_told_at_once():
+    error = refused('# Parameters\nepoch = 3\nepochs = 2.5\nmixed = "true"\non_bad = "skpi"\nlr = None\n')
+    assert error.subject == "epoch, epochs, lr, mixed, on_bad"
+    for part in ("epochs=2.5 is not a whole number", "mixed='true' is not True or False",
+                 "on_bad='skpi' is not one of error, skip (did you mean 'skip'?)", "lr=None is not a finite number"):
+        assert part in error.reason
+
+
+@pytest.mark.parametrize("assignment", [
+    "epochs = True", "epochs = 'ten'", "epochs = [3]", "epochs = 1e400", "lr = float('nan')", "lr = 'inf'", "lr = True",
+    "mixed = 1", "mixed = 'true'", "mixed = 'True'", "mixed = None", "data = 12", "data = None", "on_bad = 'ERROR'",
+])
+def test_a_wrong_type_is_refused(assignment):
+    assert refused(f"# Parameters\n{assignment}\n").code == "bad_parameter"
+
+
+@pytest.mark.parametrize(("assignment", "value"), [
+    ("epochs = '10'", 10), ("epochs = 10.0", 10), ("lr = '1e-3'", 1e-3), ("epochs = None", None),
+])
+def test_numbers_are_converted_where_nothing_is_lost(assignment, value):
+    settings, namespace = check(f"# Parameters\n{assignment}\n")
+    name = assignment.split()[0]
+    assert settings.values[name] == namespace[name] == value
+    assert type(namespace[name]) is type(value)
+    if "'" in assignment:
+        assert f"read from the text {assignment.split()[-1]}" in repr(settings)
+
+
+def test_a_whole_number_becomes_the_float_that_was_declared():
+    settings, _ = check("# Parameters\nscale = 1\n", cell="scale: float = 0.5  # a factor")
+    assert type(settings.scale) is float and settings.scale == 1
+
+
+def test_a_parameters_cell_run_again_counts():
+    settings, _ = check("# Parameters\nepochs = 35\n", CELL.replace("= None ", "= 7 "))
+    assert settings.epochs == 7 and settings.changed == {}
+
+
+def test_cells_that_failed_or_declare_nothing_do_not_disturb():
+    history = ["", "broken (", CELL, "x = 3", "# Parameters\nepochs = 2", "also broken ="]
+    assert notebook.check_parameters(history, {"epochs": 2}).changed == {"epochs": 2}
+
+
+def test_papermills_own_paths_are_no_unknown_parameters():
+    assert check("# Parameters\nPAPERMILL_INPUT_PATH = 'a.ipynb'\n")[0].changed == {}
+
+
+@pytest.mark.parametrize("line", [
+    "size: list = [3]", "epochs: int = 'ten'", "seed: int = 2 * 3 * len('a')", "changed: int = 1", "mixed: bool = 1",
+])
+def test_a_declaration_that_cannot_be_checked_is_refused(line):
+    assert refused(cell=line).code == "parameters_cell"
+
+
+def test_a_notebook_without_parameters_says_so():
+    assert refused(cell="x = 3").code == "no_parameters"
+
+
+def test_the_table_shows_what_changed_and_what_it_means():
+    settings, _ = check("# Parameters\nepochs = 35\n")
+    assert "epochs *   35       None     passes over the training images" in repr(settings)
+    assert "<td style='text-align:left'>learning rate, &quot;#&quot; and µ in the comment</td>" in \
+        settings._repr_html_()
+
+
+# --- guards ---
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project folder, from whose notebooks/breakhis a notebook works."""
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "patholib"\n')
+    (tmp_path / "notebooks" / "breakhis").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks" / "breakhis")
+    monkeypatch.delenv(notebook.RECORD, raising=False)
+    monkeypatch.delenv("PATHOLIB_OUTPUTS", raising=False)
+    return tmp_path
+
+
+def record(monkeypatch, settings, **numbers):
+    with monkeypatch.context() as patch:
+        patch.setenv(notebook.RECORD, "1")
+        guard = notebook.Guard("breakhis", settings)
+        for name, value in numbers.items():
+            guard(name, value)
+
+
+def test_a_recorded_number_holds_within_its_tolerance(project, monkeypatch, capsys):
+    settings, _ = check()
+    record(monkeypatch, settings, auc=np.float64(0.93), images=np.int64(203))
+    guard = notebook.Guard("breakhis", settings)
+    guard("auc", 0.931, tol=0.01)
+    guard("images", 203)
+    assert "auc 0.931 (reference 0.93, tolerance 0.01)" in capsys.readouterr().out
+    for wrong in (0.919, 0.941, float("nan"), float("inf"), None):
+        with pytest.raises(PathoError, match="number_changed"):
+            guard("auc", wrong, tol=0.01)
+    with pytest.raises(PathoError, match="number_changed"):
+        guard("images", 204)
+    with pytest.raises(PathoError, match="no_reference"):
+        guard("sensitivity", 0.9)
+
+
+def test_recording_keeps_other_notebooks_and_drops_numbers_that_are_gone(project, monkeypatch):
+    settings, _ = check()
+    (project / "notebooks" / "reference.json").write_text('{"isic2019": {"settings": {}, "numbers": {"auc": 0.8}}}')
+    record(monkeypatch, settings, auc=0.9, old=1)
+    record(monkeypatch, settings, auc=0.91)
+    reference = files.read_json(project / "notebooks" / "reference.json")
+    assert list(reference) == ["breakhis", "isic2019"]
+    assert reference["breakhis"]["numbers"] == {"auc": 0.91}
+    assert reference["breakhis"]["settings"] == settings.values
+
+
+def test_nan_is_not_recorded(project, monkeypatch):
+    with pytest.raises(PathoError, match="number_changed"):
+        record(monkeypatch, check()[0], auc=float("nan"))
+
+
+def test_real_data_and_changed_settings_are_neither_compared_nor_recorded(project, monkeypatch, capsys):
+    default, changed = check()[0], check("# Parameters\nepochs = 1\n")[0]
+    edited = check(cell=CELL.replace("= None ", "= 1 "))[0]  # as a person does it in JupyterLab
+    record(monkeypatch, default, auc=0.93)
+    before = (project / "notebooks" / "reference.json").read_text()
+    for guard in (notebook.Guard("breakhis", changed), notebook.Guard("breakhis", default, active=False),
+                  notebook.Guard("breakhis", edited)):
+        guard("auc", 0.1)
+        guard("auc", float("nan"))
+    record(monkeypatch, changed, auc=0.5)
+    assert capsys.readouterr().out.count("not compared") == 7
+    assert (project / "notebooks" / "reference.json").read_text() == before
+
+
+def test_without_a_reference_file_nothing_is_compared(project, capsys):
+    notebook.Guard("breakhis", check()[0])("auc", 0.1)
+    assert "not compared" in capsys.readouterr().out
+
+
+def test_the_newest_run_is_remembered_in_the_projects_outputs(project, monkeypatch, tmp_path):
+    run_dir = project / "outputs" / "breakhis-1"
+    assert notebook.remember_run(run_dir) == project / "outputs" / "latest.json"
+    assert files.read_json(project / "outputs" / "latest.json") == {"run_dir": str(run_dir)}
+    monkeypatch.setenv("PATHOLIB_OUTPUTS", str(tmp_path / "elsewhere"))
+    assert notebook.remember_run(run_dir) == tmp_path / "elsewhere" / "latest.json"
+
+
+def test_the_project_is_found_from_any_folder_in_it_and_only_there(project, monkeypatch, tmp_path_factory):
+    assert files.project_root() == project
+    other = tmp_path_factory.mktemp("other")
+    (other / "pyproject.toml").write_text('[project]\nname = "other"\n')
+    monkeypatch.chdir(other)
+    assert files.project_root() == other
+
+
+# --- with papermill and nbval themselves ---
+
+def code_cell(source: str, number: int, tags=(), text: str = "") -> dict:
+    outputs = [{"output_type": "stream", "name": "stdout", "text": text}] if text else []
+    return {"cell_type": "code", "id": f"cell-{number}", "metadata": {"tags": list(tags)}, "outputs": outputs,
+            "execution_count": number, "source": source}
+
+
+def write_notebook(path: Path, *cells: dict) -> Path:
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    path.write_text(json.dumps({"cells": list(cells), "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def call(folder: Path, *command: str):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return subprocess.run([sys.executable, "-m", *command], cwd=folder, env=env, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=120)
+
+
+CHECK = "from patholib.lab import notebook\nsettings = notebook.check_parameters(In, globals())\nsettings"
+
+
+def test_papermill_stops_at_a_misspelt_parameter_and_passes_the_right_one(project):
+    folder = project / "notebooks" / "breakhis"
+    write_notebook(folder / "train.ipynb", code_cell(CELL, 1, ["parameters"]), code_cell(CHECK, 2),
+                   code_cell("print('epochs are', settings.epochs + 1)", 3))
+    run = ("papermill", "train.ipynb", "out.ipynb", "-k", "python3", "--log-output")
+    wrong = call(folder, *run, "-p", "epoch", "35", "-p", "mixed", "true")
+    assert wrong.returncode == 1
+    line = [line for line in wrong.stderr.splitlines() if line.startswith("PathoError")]
+    assert len(line) == 1 and "did you mean 'epochs'?" in line[0] and "mixed='true' is not True or False" in line[0]
+    logged = json.loads((project / "outputs" / "run.jsonl").read_text())
+    assert logged["code"] == "unknown_parameter" and "Traceback" in logged["traceback"]
+    right = call(folder, *run, "-p", "epochs", "35", "-p", "lr", "1e-4", "-p", "mixed", "True")
+    assert right.returncode == 0, right.stderr
+    assert "epochs are 36" in right.stderr
+
+
+def test_an_error_of_a_cell_is_logged_with_its_traceback_in_the_folder_of_the_run(project):
+    cells = ["run_dir = notebook.files.project_root() / 'outputs' / 'mine'", "run_dir.mkdir(parents=True)",
+             "notebook.remember_run(run_dir)", "raise notebook.PathoError('no_luck', 'dice', 'fell', 'Try again')"]
+    write_notebook(project / "notebooks" / "own.ipynb", code_cell(CELL, 1, ["parameters"]), code_cell(CHECK, 2),
+                   code_cell("\n".join(cells), 3))
+    failed = call(project / "notebooks", "papermill", "own.ipynb", "out.ipynb", "-k", "python3")
+    assert failed.returncode == 1 and "PathoError [no_luck] dice: fell. Try again" in failed.stderr
+    events = [json.loads(line) for line in (project / "outputs" / "mine" / "run.jsonl").read_text().splitlines()]
+    assert [event["code"] for event in events] == ["no_luck"] and "raise notebook" in events[0]["traceback"]
+
+
+def test_nbval_fails_where_a_guarded_number_leaves_its_tolerance(project, monkeypatch):
+    record(monkeypatch, check()[0], auc=0.93)
+    guard = "guard = notebook.Guard('breakhis', settings)\nguard('auc', {}, tol=0.01)"
+    write_notebook(project / "notebooks" / "breakhis.ipynb", code_cell(CELL, 1, ["parameters"]), code_cell(CHECK, 2),
+                   code_cell(guard.format(0.935), 3), code_cell(guard.format(0.95), 4))
+    result = call(project, "pytest", "--nbval-lax", "--nbval-current-env", "notebooks", "-p", "no:cacheprovider")
+    assert "1 failed, 3 passed" in result.stdout, result.stdout
+    assert "breakhis.ipynb::Cell 3" in result.stdout and "is 0.95, but the reference is 0.93" in result.stdout

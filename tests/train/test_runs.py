@@ -1,0 +1,344 @@
+"""A run folder says what made it, is taken up where it stands, and belongs to one process at a time."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny import pictures, prepare
+
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.data import demo, splitting
+from patholib.data.readers import table
+from patholib.model import profiles, recipes
+from patholib.model.recipes import BREAKHIS, Stage
+from patholib.train import origin, runs
+
+RECIPE = replace(recipes.for_demo(BREAKHIS), arch="resnet18", image_size=32, group_by="group")
+KEYS = {"name", "created", "status", "demo", "fingerprint", "seed", "published", "recipe", "data", "split", "versions",
+        "code", "machine", "leaks"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("set") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def prepared(data):
+    return prepare(data)
+
+
+def start(prepared, output, recipe=RECIPE, **options):
+    return runs.start(recipe, *prepared, output=output, **options)
+
+
+def refusal(*args, **options):
+    with pytest.raises(PathoError) as error:
+        start(*args, **options)
+    return error.value
+
+
+def test_a_new_folder_says_what_made_it(prepared, tmp_path):
+    run = start(prepared, tmp_path)
+    facts = files.read_json(run.dir / "run.json")
+    assert {path.name for path in run.dir.iterdir()} == {
+        "run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv", "split.csv",
+        "split.csv.sha256"}
+    assert set(facts) == KEYS and facts["status"] == "started" and facts["name"] == run.dir.name
+    assert recipes.from_json(facts["recipe"]) == RECIPE and facts["seed"] == 0 and facts["demo"] is False
+    assert facts["data"]["images"] == 16 and facts["data"]["groups"] == 8 and facts["data"]["root_name"] == "pictures"
+    assert facts["data"]["images_sha256"] == runs.images_sha256(prepared[0])
+    assert {split: sum(counts.values()) for split, counts in facts["split"]["counts"].items()} == \
+        prepared[1]["split"].value_counts().to_dict()
+    assert facts["versions"]["torch"].startswith("2.") and len(facts["versions"]) == 1 + len(origin.LIBRARIES)
+    pd.testing.assert_frame_equal(splitting.read_split(run.dir / "split.csv", prepared[0].manifest), prepared[1])
+    assert files.read_json(run.dir / "data_report.json") == prepared[0].report
+
+
+def test_no_file_of_a_new_run_holds_a_path_of_the_machine(prepared, data, tmp_path):
+    run = start(prepared, tmp_path / "out", replace(RECIPE, weights=str(tmp_path / "private" / "backbone.pth")))
+    for path in run.dir.iterdir():
+        for place in (tmp_path, data, data.parent, Path.home(), files.project_root()):
+            assert str(place).encode() not in path.read_bytes(), path.name
+    assert runs.open_run(run.dir).recipe.weights == "backbone.pth"
+    run.close()
+    again = start(prepared, tmp_path / "out", replace(RECIPE, weights=str(tmp_path / "private" / "backbone.pth")))
+    assert again.dir == run.dir
+    assert str(tmp_path).encode() not in (run.dir / "run.json").read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"lr": 5e-4}, {"seed": 1}, {"image_size": 40}, {"weights": "imagenet"},
+                                    {"stages": (Stage(0, 1, 1.0),)},
+                                    {"augmentation": replace(RECIPE.augmentation, noise=0.1)}])
+def test_what_decides_the_learning_changes_the_fingerprint(prepared, change):
+    assert runs.fingerprint(replace(RECIPE, **change), *prepared) != runs.fingerprint(RECIPE, *prepared)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 99}, {"patience": 3}, {"precision": "fp32"}, {"fast": True}])
+def test_what_only_prolongs_or_hastens_the_learning_does_not(prepared, change):
+    assert runs.fingerprint(replace(RECIPE, **change), *prepared) == runs.fingerprint(RECIPE, *prepared)
+
+
+def test_one_changed_byte_and_one_moved_image_change_the_fingerprint(prepared):
+    checked, split = prepared
+    facts = checked.facts.copy()
+    facts.loc[3, "sha256"] = facts.loc[3, "sha256"][::-1]
+    moved = split.copy()
+    moved.loc[0, "split"] = "val" if moved.loc[0, "split"] != "val" else "test"
+    marks = {runs.fingerprint(RECIPE, checked, split), runs.fingerprint(RECIPE, replace(checked, facts=facts), split),
+             runs.fingerprint(RECIPE, checked, moved)}
+    assert len(marks) == 3
+
+
+def test_an_unfinished_run_is_taken_up_and_a_finished_one_is_not(prepared, tmp_path):
+    first = start(prepared, tmp_path)
+    first.update(status="trained")
+    first.close()
+    again = start(prepared, tmp_path, replace(RECIPE, epochs=30), resume="must")
+    assert again.dir == first.dir and runs.open_run(again.dir).recipe.epochs == 30
+    again.finish()
+    assert files.read_json(again.dir / "run.json")["status"] == "finished"
+    assert start(prepared, tmp_path).dir != first.dir
+    assert refusal(prepared, tmp_path / "elsewhere", resume="must").code == "nothing_to_resume"
+
+
+def test_the_newest_unfinished_run_is_taken_up(prepared, tmp_path):
+    older, newer = start(prepared, tmp_path), start(prepared, tmp_path, resume="never")
+    assert older.dir != newer.dir
+    older.close()
+    newer.close()
+    assert start(prepared, tmp_path).dir == newer.dir
+
+
+def test_another_recipe_data_or_split_gets_a_folder_of_its_own(prepared, tmp_path):
+    first = start(prepared, tmp_path)
+    first.close()
+    other = start(prepared, tmp_path, replace(RECIPE, lr=5e-4))
+    assert other.dir != first.dir
+    other.close()
+    assert refusal(prepared, tmp_path, replace(RECIPE, lr=1e-4), resume="must").code == "resume_changed"
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_its_file_the_fields_it_lacks_and_who_can_go_on(prepared, tmp_path,
+                                                                                                   capsys):
+    run = start(prepared, tmp_path)
+    run.close()
+    earlier = RECIPE.to_json()
+    del earlier["ema"], earlier["augmentation"]["noise"]
+    run.update(recipe=earlier, fingerprint="of fewer fields", code={"version": "0.0.9", "commit": "123456789abc+"})
+    for wanted in (RECIPE, replace(RECIPE, ema=0.9)):
+        error = refusal(prepared, tmp_path, wanted, resume="must")
+        assert (error.code, error.subject) == ("resume_changed", run.dir.name)
+        assert error.reason == ("was made otherwise: its run.json lacks ema, augmentation.noise of the recipe: only "
+                                "patholib 0.0.9 (commit 1234567), which wrote it, can go on")
+    assert runs.open_run(run.dir).recipe == RECIPE, "to look at it, what is absent has its default"
+    assert start(prepared, tmp_path).dir != run.dir
+    assert "lacks ema, augmentation.noise of the recipe" in capsys.readouterr().out
+
+
+def test_never_starts_anew_and_auto_leaves_a_busy_folder_alone(prepared, tmp_path):
+    first = start(prepared, tmp_path)
+    assert start(prepared, tmp_path).dir != first.dir  # the first is open
+    first.close()
+    assert start(prepared, tmp_path, resume="never").dir != first.dir
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from test_runs import RECIPE, prepare, runs
+run = runs.start(RECIPE, *prepare(Path(sys.argv[1])), output=Path(sys.argv[2]))
+print(run.dir.name, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_cannot_hold_one_folder_and_a_killed_one_lets_go(prepared, data, tmp_path):
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    process = subprocess.Popen([sys.executable, "-c", CHILD, data, tmp_path], cwd=root, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        held = process.stdout.readline().strip()
+        assert (tmp_path / held / "run.json").is_file()
+        error = refusal(prepared, tmp_path, resume="must")
+        assert error.code == "run_locked" and error.subject == held
+        other = start(prepared, tmp_path)
+        assert other.dir.name != held
+        other.finish()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert start(prepared, tmp_path, resume="must").dir.name == held
+
+
+def test_a_folder_whose_name_merely_begins_as_the_datas_may_hold_runs(prepared, data):
+    start(prepared, data.parent / "pictures-runs").finish()
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused_with_its_name(prepared, tmp_path):
+    run = start(prepared, tmp_path)
+    run.close()
+    (run.dir / "run.lock").unlink()
+    (run.dir / "run.lock").mkdir()  # stands for a folder that may only be read
+    assert refusal(prepared, tmp_path).code == "output_unwritable"
+
+
+def test_the_environment_says_where_runs_lie(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHOLIB_OUTPUTS", str(tmp_path / "there"))
+    assert start(prepared, None, name="mine").dir == tmp_path / "there" / "mine"
+
+
+def test_a_split_by_image_is_noted_on_every_figure(prepared, tmp_path):
+    leaky = replace(RECIPE, group_by="image", published=True)
+    assert start(prepared, tmp_path, leaky).note == "Split by image: patients leak"
+    assert start(prepared, tmp_path).note == ""
+
+
+# --- splits that leak -------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def leaky(prepared):
+    """Of a patient in training one picture is tested on; the table takes every image for a group of its own."""
+    checked, split = prepared
+    moved = split.index[split["split"] == "train"][0]
+    return checked, split[["path", "label"]].assign(group=split["path"],
+                                                    split=split["split"].where(split.index != moved, "test"))
+
+
+def test_a_run_on_a_split_that_leaks_is_refused_with_level_and_counts(leaky, tmp_path, catalogue):
+    error = refusal(leaky, tmp_path / "out")
+    assert error.code == "split_leakage" and "1 of 5 test images have their group in train (p" in error.reason
+    assert not (tmp_path / "out").exists()
+    catalogue("D25", "training on a split made elsewhere that has a patient in two of its parts", error)
+
+
+def test_a_leak_that_was_allowed_is_told_wherever_the_run_is_seen(leaky, prepared, tmp_path, capsys):
+    run = start(leaky, tmp_path, allow_leakage=True)
+    assert "LEAKS: 20.0% of the test images have their group in train" in capsys.readouterr().out
+    (row,) = files.read_json(run.dir / "run.json")["leaks"]["group"]
+    assert (row["seen_in"], row["found_in"], row["images"], row["of"]) == ("train", "test", 1, 5)
+    assert run.note == runs.open_run(run.dir).note == "Leaking split: 1 of 5 test images have their group in train"
+    run.close()
+    assert refusal(leaky, tmp_path, resume="must").code == "split_leakage"  # each call has to say it
+    again = start(leaky, tmp_path, resume="must", allow_leakage=True)
+    assert (again.dir, again.note) == (run.dir, run.note)
+    assert files.read_json(start(prepared, tmp_path).dir / "run.json")["leaks"] == {}
+
+
+def test_the_published_recipe_may_leak_and_says_how_much(leaky, tmp_path):
+    run = start(leaky, tmp_path, replace(RECIPE, group_by="image", published=True))
+    assert run.note == "Leaking split: 1 of 5 test images have their group in train"
+
+
+def test_a_split_without_groups_is_refused_as_no_split(leaky, tmp_path):
+    checked, names = leaky
+    error = refusal((checked, names.drop(columns=["group", "label"])), tmp_path)
+    assert error.code == "csv_format" and "split column label" in error.reason and "split column group" in error.reason
+
+
+def test_an_id_that_only_the_table_of_the_split_knows_is_looked_at_too(prepared, tmp_path):
+    checked, split = prepared
+    error = refusal((checked, split.assign(patient_id="the same")), tmp_path)
+    assert "have their patient_id in train" in error.reason
+
+
+# --- the recipe for the data ------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def sources(data, tmp_path_factory):
+    from patholib.data import readers
+
+    small = demo.write(tmp_path_factory.mktemp("demo"), size=(64, 64), groups=8, images_per_group=1)
+    return {"real": table.read(data / "mine.csv"), "demo": readers.read(small)}
+
+
+def test_real_data_get_the_recipe_with_their_own_classes_and_groups(sources):
+    recipe = profiles.recipe_for("isic2019", sources["real"])
+    assert recipe == replace(recipes.ISIC2019, classes=("benign", "malignant"), positive=sources["real"].positive,
+                             group_by="group")
+
+
+def test_demo_images_get_it_cut_down_unless_weights_are_named(sources):
+    small = profiles.recipe_for("breakhis", sources["demo"])
+    assert small == recipes.for_demo(BREAKHIS) == profiles.recipe_for("breakhis", sources["demo"], weights="none")
+    whole = profiles.recipe_for("breakhis", sources["demo"], weights="imagenet")
+    assert whole == BREAKHIS
+
+
+def test_without_weights_nothing_is_frozen(sources):
+    recipe = profiles.recipe_for("breakhis", sources["real"], weights="none")
+    assert [stage.frozen for stage in recipe.stages] == [0] and recipe.weights == "none" and recipe.image_size == 224
+    assert profiles.recipe_for("breakhis", sources["real"], weights="my.pth").stages == BREAKHIS.stages
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
+def test_random_weights_are_announced_with_the_reason_and_every_field_that_differs(sources, capsys, name, published):
+    recipe = profiles.recipe_for(name, sources["real"], published, weights="none", image_size=64)
+    said = capsys.readouterr().out
+    base = recipes.as_published(name) if published else recipes.get(name)
+    assert said == profiles.profile(recipe) + "\n" and said.startswith("Profile for random weights: no pretrained weights")
+    assert "a frozen random network learns nothing" in said
+    fields = said.rpartition(": ")[2].strip(".\n").split(", ")
+    assert fields == [field for field in recipes.diff(base, recipe) if field not in ("classes", "positive", "group_by")]
+    assert {"weights", "stages", "image_size"} <= set(fields)
+    assert ("Statistics of colour" in said) == bool(recipe.colour) == (not published)
+
+
+def test_random_weights_are_never_used_in_silence(sources, capsys, monkeypatch):
+    for given in ({"small": True}, {"weights": "none"}):
+        profiles.recipe_for("breakhis", sources["real"], **given)
+        assert "Profile for random weights" in capsys.readouterr().out
+    profiles.recipe_for("breakhis", sources["demo"], weights="none")
+    assert "Profile for random weights" in capsys.readouterr().out
+    for source, given in (("real", {}), ("real", {"weights": "my.pth"}), ("demo", {})):  # demo images have a banner
+        profiles.recipe_for("breakhis", sources[source], **given)
+        assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "1")  # of several processes the first has said it
+    profiles.recipe_for("breakhis", sources["real"], weights="none")
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_in_the_library_makes_a_recipe_for_random_weights_but_what_announces_it():
+    quiet = re.compile(r"recipes\.(unfrozen|from_scratch|for_demo)\(")
+    modules = sorted((Path(__file__).parents[2] / "patholib").rglob("*.py"))
+    assert [path.name for path in modules if quiet.search(path.read_text(encoding="utf-8"))] == ["runs.py"]
+
+
+@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
+def test_the_published_form_is_the_literal_one_on_these_data(sources, name):
+    recipe = profiles.recipe_for(name, sources["real"], published=True)
+    assert recipe == replace(recipes.as_published(name), classes=("benign", "malignant"),
+                             positive=sources["real"].positive)
+    assert recipe.group_by == "image" and recipe.published
+
+
+def test_overrides_of_none_leave_the_recipe_and_others_change_it(sources):
+    plain = profiles.recipe_for("breakhis", sources["demo"])
+    assert profiles.recipe_for("breakhis", sources["demo"], epochs=None, lr=None, seed=None) == plain
+    assert profiles.recipe_for("breakhis", sources["demo"], epochs=3, seed=0) == replace(plain, epochs=3)
+    with pytest.raises(PathoError, match="did you mean 'epochs'"):
+        profiles.recipe_for("breakhis", sources["demo"], epoch=3)
+
+
+def test_differences_are_shown_field_by_field(sources):
+    shown = profiles.differences(BREAKHIS, profiles.recipe_for("breakhis", sources["demo"], lr=5e-4)).set_index("field")
+    assert tuple(shown.loc["lr"]) == ("0.001", "0.0005")
+    assert tuple(shown.loc["stages"]) == ("from 0: 13 frozen, x1", "from 0: 0 frozen, x1")
+    assert profiles.differences(BREAKHIS, BREAKHIS).empty
+
+
+def test_real_images_are_cut_down_only_where_that_is_asked(prepared):
+    real = prepared[0].manifest
+    demo_images = replace(real, demo=True)
+    assert profiles.recipe_for("breakhis", real, small=True) == profiles.recipe_for("breakhis", demo_images)
+    assert profiles.recipe_for("breakhis", real, small=True, arch="resnet18").arch == "resnet18"
+    assert profiles.recipe_for("breakhis", real, weights="none").image_size == 224
