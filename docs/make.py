@@ -267,7 +267,7 @@ def spoken(value) -> str:
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"`{value}`"
 
 
-def parameters() -> str:
+def of_options() -> str:
     """Markdown: a table of the parameters of a study for each group of them."""
     from patholib import options
 
@@ -283,7 +283,7 @@ def parameters() -> str:
 
 # What is written between marks, by page and name of the marks.
 TABLES = {"README.md": {"quality": rivals}, "docs/recipes.md": {"recipes": table},
-          "docs/parameters.md": {"parameters": parameters}}
+          "docs/parameters.md": {"parameters": of_options}}
 
 
 # --- places: what a notebook needs on Kaggle and Colab ---
