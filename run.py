@@ -2,9 +2,11 @@
 """PathoVision from the command line; needs Python 3.11 or newer and nothing else.
 
   python3 run.py train [NOTEBOOK] [ARGUMENTS]   run a notebook headless with papermill: breakhis (the default),
-                                                isic2019, quickstart or a path; e.g. -p epochs 35 -p data data/mine
+                                                isic2019, quickstart or a path; e.g. -p epochs 35 -p data data/mine;
+                                                --help lists its parameters
   python3 run.py test [ARGUMENTS]               every check; with arguments only pytest, which gets them;
                                                 --only ruff,notebooks: only these steps (--only lists them)
+  python3 run.py patholib [ARGUMENTS]           the command patholib in this environment: train, audit, predict, ...
   python3 run.py lowest                         the same code with the oldest packages that pyproject.toml admits
   python3 run.py lab [ARGUMENTS]                open the notebooks in JupyterLab
   python3 run.py notebooks [NAMES]              execute the committed notebooks in place, on demo images
@@ -59,7 +61,7 @@ def main(arguments):
         stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("PYTHONUTF8", "1")  # what is started speaks UTF-8 on every system, as `follow` expects
     commands = {"train": train, "test": test, "lowest": lowest, "lab": lab, "notebooks": notebooks, "bench": bench,
-                "wheel": wheel, "setup": setup}
+                "patholib": patholib, "wheel": wheel, "setup": setup}
     if not arguments or arguments[0] not in commands:
         print(__doc__)
         return 0 if arguments and arguments[0] in ("-h", "--help", "help") else 2
@@ -209,11 +211,22 @@ class Transcript:
         return f"Stopped at {where}\n{what.strip()}" if what else text
 
 
+# What `run.py train --help` shows: the parameters of the notebook, with defaults and meanings.
+PARAMETERS = """
+import sys
+from patholib import notebook
+print("usage: python3 run.py train [NOTEBOOK] [-p NAME VALUE] ...", "", sep="\\n")
+print(notebook.Settings(notebook.declared(sys.argv[1])))
+"""
+
+
 def train(arguments):
     """Runs one notebook; papermill's exit code."""
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "breakhis"
     notebook = find(name)
     python = environment()
+    if {"-h", "--help"} & set(arguments):
+        return call([python, "-c", PARAMETERS, notebook])
     outputs = Path(os.environ.get("PATHOLIB_OUTPUTS") or ROOT / "outputs")
     outputs.mkdir(parents=True, exist_ok=True)
     executed = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{label(notebook)}.ipynb"
@@ -496,6 +509,11 @@ def refusal_step(command, env):
 
 
 # --- the rest ---
+
+def patholib(arguments):
+    """The command of the library, from wherever this was called."""
+    return call([environment(), "-m", "patholib", *arguments])
+
 
 def lab(arguments):
     return call([environment(), "-m", "jupyter", "lab", *arguments], cwd=NOTEBOOKS)

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Trains on several machines of a Slurm cluster, a process for each GPU:
+# Trains and judges on several machines of a Slurm cluster, a process for each GPU:
 #
 #   sbatch deploy/slurm.sh RUN.json
 #
-# RUN.json holds the parameters of the training notebook, such as {"recipe": "isic2019", "data": "/shared/isic",
+# RUN.json holds the parameters (docs/parameters.md), such as {"recipe": "isic2019", "data": "/shared/isic",
 # "output": "/shared/outputs", "epochs": 35, "batch_size": 128}. Images, output folder and environment lie on a file
 # system that all machines see. PATHOLIB_CACHE may name a disk of each machine: each then builds its own cache there.
 # A minute before the time is up Slurm sends SIGTERM; the step is finished and saved, and the same command goes on.
@@ -26,4 +26,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_PER_TASK / processes))}
 
 srun --kill-on-bad-exit=1 \
     torchrun --nnodes "$nodes" --nproc_per_node "$processes" --rdzv_id "$SLURM_JOB_ID" \
-    --rdzv_backend c10d --rdzv_endpoint "$endpoint" -m patholib.train.training "$run"
+    --rdzv_backend c10d --rdzv_endpoint "$endpoint" -m patholib train --run "$run"

@@ -4,6 +4,7 @@
   python docs/make.py tables                  the tables alone (README, recipes, parameters), without a run
   python docs/make.py example [RUN_FOLDER]    docs/example: report and cards of such a run, with small pictures
   python docs/make.py notebook NOTEBOOK ...   the pictures in executed notebooks, with 256 colours where they are large
+  python docs/make.py parameters              the parameters cells of the notebooks, from Options
   python docs/make.py places                  what follows from the addresses in pyproject.toml: the first cell of every
                                               notebook, kaggle/*/kernel-metadata.json, the badges in README.md
 """
@@ -28,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an 
 import torch
 from PIL import Image
 
+from patholib import options
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.places import MOUNTS
 from patholib.data import checking, manifest, readers, splitting
 from patholib.data.readers.sources import SOURCES
+from patholib.lab import notebook
 from patholib.model import augment, recipes
 from patholib.report import markdown
 from patholib.report.figures import sheets
@@ -46,17 +49,15 @@ NOTEBOOK_LIMIT = 200_000  # bytes of a picture in a notebook
 
 FIRST = "find-patholib"  # the id of the first code cell of every notebook
 FIRST_CELL = """\
-# patholib is there where the project was set up; on Kaggle and Colab it comes from a wheel that is attached
 import importlib.util, os, pathlib, subprocess, sys
 
-if not importlib.util.find_spec("patholib"):
+if not importlib.util.find_spec("patholib"):  # on Kaggle and Colab it is installed from an attached wheel
     mounts = os.environ.get("PATHOLIB_MOUNTS", os.pathsep.join([{mounts}])).split(os.pathsep)
     wheels = [w for m in mounts for deep in range(5) for w in pathlib.Path(m).glob("*/" * deep + "patholib-*.whl")]
     source = ["--no-index", *{{f"--find-links={{w.parent}}" for w in wheels}}, "patholib"] if wheels else {otherwise}
-    if not source:
-        raise ModuleNotFoundError("{advice}")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *source], check=True)
-from patholib import sessions
+    if not source: raise ModuleNotFoundError("{advice}")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *source], check=True)
+from patholib.lab import sessions
 sessions.ready()"""
 ADVICE = ("patholib is not installed. Kaggle: attach patholib-*.whl with Add Input > Upload; Colab: put it into "
           "/content; elsewhere: pip install -e . in the folder of the project")
@@ -95,6 +96,9 @@ def main(arguments: list[str]) -> None:
         return
     if arguments[:1] == ["places"]:
         everywhere()
+        return
+    if arguments[:1] == ["parameters"]:
+        parameters()
         return
     if arguments[:1] == ["tables"]:
         tables()
@@ -269,8 +273,6 @@ def spoken(value) -> str:
 
 def of_options() -> str:
     """Markdown: a table of the parameters of a study for each group of them."""
-    from patholib import options
-
     lines, group = [], None
     for field in dataclasses.fields(options.Options):
         if field.metadata["group"] != group:
@@ -284,6 +286,21 @@ def of_options() -> str:
 # What is written between marks, by page and name of the marks.
 TABLES = {"README.md": {"quality": rivals}, "docs/recipes.md": {"recipes": table},
           "docs/parameters.md": {"parameters": of_options}}
+
+
+# --- parameters ---
+
+
+def parameters(root: Path = ROOT) -> None:
+    """Writes the parameters cell of every notebook that reads it with Options."""
+    for path in notebooks(root):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        code = [cell for cell in found["cells"] if cell["cell_type"] == "code"]
+        if any("Options.from_notebook" in "".join(cell["source"]) for cell in code):
+            (cell,) = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+            known = {p.name: p.default for p in notebook.declared(path)}
+            cell["source"] = options.cell(list(known), known).splitlines(keepends=True)
+            files.write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 # --- places: what a notebook needs on Kaggle and Colab ---

@@ -7,6 +7,7 @@ first line are the command's name and help. To add one, write it and list it in 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,44 @@ from patholib.base.errors import PathoError
 
 OK, FOUND, UNREADABLE = 0, 1, 2  # exit codes; argparse uses 2 for wrong arguments as well
 STOPPED = 130  # as a shell says of a command that was interrupted
+
+
+def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Train a network on a folder or table of images, judge it and write the report.
+
+    Exit code: 0 the report is written, 2 refused, 130 or 143 stopped, saved. The same command resumes an interrupted
+    training. Started by torchrun, all its processes train together.
+    """
+    from patholib import options
+
+    parser.add_argument("preset", nargs="?", metavar="RECIPE", default="breakhis",
+                        help="breakhis (default), isic2019, or quickstart for a small network on demo images")
+    parser.add_argument("-p", dest="words", nargs=2, metavar=("NAME", "VALUE"), action="append", default=[],
+                        help="set a parameter, see below: -p data my.csv -p epochs 35")
+    parser.add_argument("--run", dest="file", metavar="RUN.json", help="a file of parameters, {\"recipe\": "
+                        "\"isic2019\", \"epochs\": 35}; -p overrides it")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join([inspect.cleandoc(parser.epilog or ""), "", "parameters:", *options.lines()])
+
+    def run(given: argparse.Namespace) -> int:
+        from patholib.study import Study
+        from patholib.train import devices, launching
+
+        team = launching.myself()
+        try:
+            chosen = options.Options.read(given.preset, given.file, dict(given.words))
+            with launching.joined(devices.choose_device(chosen.device).type == "cuda") as team:
+                study = Study(options=chosen, team=team)
+                study.train()
+            if team.first:
+                print(study.lock(), study.judge(), study.explain(), sep="\n\n", flush=True)
+                print(f"Report: {study.report()}", flush=True)
+                print(study.cross_validate() if chosen.folds else "", end="")
+        except (PathoError, KeyboardInterrupt, SystemExit) as error:
+            return launching.leave(team, error, None)
+        return OK
+
+    return run
 
 
 def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -209,7 +248,7 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     return run
 
 
-COMMANDS = (audit, predict, export, serve, download, sweep)
+COMMANDS = (train, audit, predict, export, serve, download, sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

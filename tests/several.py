@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an 
 import tiny
 import torch
 
+from patholib import cli
 from patholib.base.errors import PathoError
 from patholib.model import architectures, building
 from patholib.train import launching, training
@@ -137,4 +138,4 @@ def small_networks():
 
 if __name__ == "__main__":  # what `jobs.PROGRAM` is in tests
     with small_networks():
-        sys.exit(training.main())
+        sys.exit(cli.main(sys.argv[1:]) if sys.argv[1] == "train" else training.main())

@@ -74,12 +74,12 @@ def image_set(train=32, val=16, seed=0, cue=60):
     return ImageSet(pixels.astype(np.uint8), table, BREAKHIS.classes)
 
 
-def pictures(folder):
-    """Eight patients of two classes, two small pictures each, and their table mine.csv in a new folder."""
+def pictures(folder, patients=8):
+    """Patients of two classes, two small pictures each, and their table mine.csv in a new folder."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     rows = []
-    for i in range(16):
+    for i in range(2 * patients):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
         rows.append({"path": f"{i:02}.png", "label": BREAKHIS.classes[i % 4 // 2], "group": f"p{i // 2}"})
     files.write_table(folder / "mine.csv", pd.DataFrame(rows))

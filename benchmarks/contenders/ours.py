@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from patholib.base import files
 from patholib.data import checking, readers
 from patholib.data.imagesets import ImageSet
-from patholib.judge import decisions, judging
+from patholib.judge import decisions
 from patholib.model import augment, losses, recipes
 from patholib.model.recipes import Recipe, Stage
-from patholib.train import validation
+from patholib.study import Study
 
 # Optical density in red, green and blue of one unit of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001).
 STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -67,12 +67,12 @@ def main(job: Job) -> None:
             for frozen in sorted({stage.frozen for stage in recipe.stages}) for side in sides}
     recipe = replace(recipe, epochs=affordable(recipe, cost, job.seconds - checked_in, tried))
     with mock.patch.object(augment, "training_views", training_views(tried, lambda epoch: tried.side(recipe, epoch))):
-        trained = validation.train(recipe, checked, split, out / "runs", workers=job.threads, resume="never",
-                                   allow_leakage=True, name="run")
-    folder = trained.run.dir
-    decisions.lock(trained.model, trained.images, folder, recipe)
-    judging.judge(trained.model, trained.images, folder, recipe)
-    trained.run.finish()
+        study = of(recipe, checked, split, job, out / "runs", "run")
+        study.train()
+    folder = study.dir
+    study.lock()
+    study.judge(baselines=False)
+    study.run.finish()
     history, facts = files.read_json(folder / "history.json"), files.read_json(folder / "run.json")["training"]
     seconds = checked_in + np.cumsum([row["seconds"] for row in history])
     curve = [{"epoch": row["epoch"], "seconds": round(float(at), 2), "val_auc": row["val_auc"],
@@ -89,14 +89,20 @@ def main(job: Job) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
+def of(recipe: Recipe, checked: checking.Checked, split, job: Job, output: Path, name: str) -> Study:
+    """A run of its own on these images, which nothing else takes for the newest."""
+    return Study(checked, recipe=recipe, split=split, output=str(output), name=name, workers=job.threads,
+                 resume="never", allow_leakage=True, quiet=True, remember=False)
+
+
 def trial(recipe: Recipe, frozen: int, side: int, tried: Tried, checked: checking.Checked, split, job: Job) -> float:
     """The seconds of an epoch with so many blocks frozen and views so large, from one that is thrown away."""
     short = replace(recipe, epochs=1, stages=(Stage(0, frozen, 1.0),))
     with mock.patch.object(augment, "training_views", training_views(tried, lambda epoch: side)):
-        done = validation.train(short, checked, split, Path(job.out, "trial"), workers=job.threads, resume="never",
-                                allow_leakage=True, name=f"frozen-{frozen}-side-{side}")
-    done.run.close()
-    return files.read_json(done.run.dir / "history.json")[0]["seconds"]
+        done = of(short, checked, split, job, Path(job.out, "trial"), f"frozen-{frozen}-side-{side}")
+        done.train()
+    done.close()
+    return float(done.history["seconds"].iloc[0])
 
 
 def spent(recipe: Recipe, cost: dict[tuple[int, int], float], tried: Tried) -> list[float]:

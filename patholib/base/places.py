@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 # Where Kaggle and Colab put data sets; Kaggle's own are one folder (slug) or three (datasets/owner/slug) further down.
 MOUNTS = ("/kaggle/input", "/content", "/content/drive/MyDrive")
-SESSION_HOURS = 12.0  # after which Kaggle ends a session, and keeps nothing of one that was not done
-SPARE_HOURS = 1.0  # of them, for what comes after the training: judging, heatmaps, report
-STARTED = time.monotonic()  # the first cell imports this, so it is about when the session began
 
 
 def mounts() -> tuple[Path, ...]:
@@ -47,10 +43,3 @@ def remade(root: Path) -> Path:
     On Kaggle it is the folder temp beside the inputs, because all that lies in the working folder is kept and counted.
     """
     return next(iter(mounts()), root).parent / "temp" if host() == "Kaggle" else root / "data"
-
-
-def hours_left() -> float | None:
-    """How long a training may still take, so that time is left for what follows it; None where no session ends."""
-    if host() != "Kaggle":
-        return None
-    return max(SESSION_HOURS - SPARE_HOURS - (time.monotonic() - STARTED) / 3600, 0.0)

@@ -32,14 +32,15 @@ ALIKE = 1e-3  # how far a model's probabilities may lie apart on two machines
 
 @dataclass(frozen=True)
 class Shown:
-    """A table for a notebook: no text is cut off, and the rows that `grey` marks are in grey."""
+    """A table for a notebook: no text is cut off, the rows that `grey` marks are in grey, and `below` stands below."""
 
     table: pd.DataFrame
     grey: tuple[bool, ...] = ()
+    below: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         with pd.option_context("display.max_colwidth", None, "display.width", None):
-            return repr(self.table)
+            return "\n".join([repr(self.table), *self.below])
 
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None):
@@ -48,16 +49,22 @@ class Shown:
         grey = self.grey or (False,) * len(rows)
         rows = [f'<tr style="color: #76828f">{row}' if faint else f"<tr>{row}"
                 for row, faint in zip(rows, grey, strict=True)]
-        return before + tag + start + "".join(rows)
+        return before + tag + start + "".join(rows) + "".join(f"<p>{line}</p>" for line in self.below)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Locked:
-    """What `lock` chose on the validation images, for a notebook to show."""
+    """What `lock` chose on the validation images; printed, and in a notebook, it is `table`."""
 
     decision: dict  # of decision.json
     val: pd.DataFrame  # predictions of the validation images, not calibrated
     recipe: Recipe
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
 
     @property
     def threshold(self) -> float | None:
@@ -93,17 +100,17 @@ class Locked:
         return calibration_of(self.val, self.recipe.classes, self.recipe.positive, self.decision["temperature"])
 
 
-def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe, target_sensitivity: float = TARGET,
+def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, target_sensitivity: float = TARGET,
          cost_ratio: float | None = None) -> Locked:
     """Fits the temperature and chooses the threshold on the validation images alone, and writes decision.json.
 
-    target_sensitivity, cost_ratio: see `choose`. With `decide="even"` the shares of the training images are locked too
-    (`losses.shares`). Once test images were judged, nothing of it can be changed: the same decision again changes no
-    file, another one is refused. Errors: test_seen; those of `predict` and `choose`.
+    The recipe is that of run.json. target_sensitivity, cost_ratio: see `choose`. With `decide="even"` the shares of the
+    training images are locked too (`losses.shares`). Once test images were judged, nothing of it can be changed: the
+    same decision again changes no file, another one is refused. Errors: test_seen; those of `predict` and `choose`.
     """
     from patholib.model import losses
 
-    run_dir = Path(run_dir)
+    run_dir, recipe = Path(run_dir), recipe_of(run_dir)
     val = predicting.predict(model, images.part("val"), recipe)
     shares = losses.shares(recipe, np.bincount(images.part("train").labels, minlength=len(recipe.classes)))
     chosen = choose(val, recipe.classes, recipe.positive, target_sensitivity, cost_ratio, recipe.seed, shares)
@@ -178,6 +185,17 @@ def check_target(target_sensitivity: float, cost_ratio: float | None = None) -> 
                          "Say how many false alarms one missed positive is worth")
 
 
+def recipe_of(run_dir: Path) -> Recipe:
+    """The recipe in run.json. Errors: missing_file, bad_json, bad_recipe."""
+    return recipes.from_json(files.read_json(Path(run_dir) / "run.json")["recipe"])
+
+
+def read_locked(run_dir: Path) -> Locked:
+    """What `lock` wrote into a run folder. Errors: those of `locked`."""
+    decision, recipe = locked(run_dir), recipe_of(run_dir)
+    return Locked(decision, predicting.read_predictions(Path(run_dir) / "predictions_val.csv", recipe.classes), recipe)
+
+
 def locked(run_dir: Path) -> dict:
     """decision.json of a run, whose validation predictions are still those it was chosen on.
 
@@ -204,7 +222,7 @@ def calibrated(run_dir: Path, name: str) -> pd.DataFrame:
     with its own temperature applied. Errors: as `read_predictions`.
     """
     run_dir = Path(run_dir)
-    classes = recipes.from_json(files.read_json(run_dir / "run.json")["recipe"]).classes
+    classes = recipe_of(run_dir).classes
     table = predicting.read_predictions(run_dir / f"predictions_{name}.csv", classes)
     if name in RIVALS or not (run_dir / DECISION).exists():
         return table

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from patholib.base import files
-from patholib.judge import decisions, groupwise, metrics, predicting, ranking, rules
+from patholib.judge import decisions, groupwise, intervals, metrics, predicting, ranking, rules
 from patholib.judge.decisions import Shown
 from patholib.model.recipes import Recipe
 from patholib.report import records
@@ -21,13 +21,28 @@ if TYPE_CHECKING:
 
     from patholib.data.imagesets import ImageSet
 
-@dataclass(frozen=True)
+def read_judged(run_dir: Path) -> Judged:
+    """What `judge` wrote into a run folder. Errors: missing_file where nothing was judged."""
+    found = files.read_json(Path(run_dir) / "metrics.json")
+    return Judged(found, decisions.calibrated(run_dir, "test"), decisions.recipe_of(run_dir))
+
+
+
+
+@dataclass(frozen=True, repr=False)
 class Judged:
-    """What `judge` wrote into the run folder, for a notebook to show."""
+    """What `judge` wrote into the run folder; printed, and in a notebook, it is `table`."""
 
     metrics: dict  # of metrics.json
     test: pd.DataFrame  # predictions of the plain test views, calibrated
     recipe: Recipe
+
+    def __repr__(self) -> str:
+        return (f"{self.summary['images']:,} test images of {self.summary['groups']:,} groups; decision: "
+                f"{self.summary['decision']}\n{self.table.to_string()}")
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html()
 
     @property
     def threshold(self) -> float | rules.Shares:
@@ -73,8 +88,16 @@ class Judged:
 
     @property
     def shown_subgroups(self) -> Shown:
-        """`subgroups` with the rows in grey that have too few groups to be judged by."""
-        return Shown(self.subgroups, tuple(row["few"] for row in self.summary["subgroups"]))
+        """`subgroups` with rows of too few groups in grey; below it stands why a number is missing."""
+        rows, reasons = self.summary["subgroups"], {}
+        for part in (part for row in rows for part in row["note"].split("; ")):
+            name, colon, reason = part.partition(": ")
+            if colon and not name.startswith("only "):
+                reasons.setdefault(reason, {})[name.replace("_", " ")] = None
+        grey = [f"Grey: fewer than {intervals.FEWEST_GROUPS} groups, so the intervals are too narrow to judge by."]
+        below = [f"Undefined, or without interval ({', '.join(names)}): {reason}." for reason, names in reasons.items()]
+        return Shown(self.subgroups.drop(columns="note", errors="ignore"), tuple(row["few"] for row in rows),
+                     tuple(grey * any(row["few"] for row in rows) + below))
 
     @property
     def alert(self) -> pd.DataFrame:
@@ -116,18 +139,20 @@ class Judged:
 LEVELS = ("slide", "case", "lesion")  # what images may be gathered by, where a data set knows it
 
 
-def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, recipe: Recipe, baseline: pd.DataFrame | None = None,
+def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, baseline: pd.DataFrame | None = None,
           subgroups: Sequence[str] = (), probed: pd.DataFrame | None = None) -> Judged:
     """Applies the model and the locked decision to the test images; writes predictions_*.csv and metrics.json.
 
-    Test images are predicted plainly and, if the recipe has more than one view, with test-time augmentation. All
-    numbers are of calibrated probabilities, at the locked threshold, with intervals over groups drawn with one seed.
+    The recipe is that of run.json. Test images are predicted plainly and, if it has more than one view, with test-time
+    augmentation. All numbers are of calibrated probabilities, at the locked threshold, with intervals over groups drawn
+    with one seed.
     baseline, probed: predictions of `colour_baseline` and of `probe`, each of which gets temperature and threshold from
     its own validation rows; `gain_over` is the model minus them, in the same draws of groups. subgroups: columns to
     report apart, of the test images, as are the patients.
     Errors: those of `locked`.
     """
-    run_dir, test, classes, positive = Path(run_dir), images.part("test"), recipe.classes, recipe.positive
+    run_dir, test, recipe = Path(run_dir), images.part("test"), decisions.recipe_of(run_dir)
+    classes, positive = recipe.classes, recipe.positive
     decision = decisions.locked(run_dir)  # before a test image is touched
     raw = {"val": predicting.read_predictions(run_dir / "predictions_val.csv", classes)}
     views = predicting.probabilities_of(predicting.forward(model, test, recipe, recipe.tta_views > 1))  # (views, N, C), the plain view first

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.data import csvfiles, manifest, readers, splitting
-from patholib.data.checking import check
-from patholib.data.imagesets import ImageSet
-from patholib.deploy import export, exportformat
-from patholib.judge import decisions, judging, predicting, rules
-from patholib.model import building, profiles, recipes
-from patholib.report import report
-from patholib.train import runs, training
+from patholib.deploy import exportformat
+from patholib.judge import predicting, rules
+from patholib.train import runs
 
 ALL, YOURS = "all", "yours"
 OUTCOMES = (ALL, "right", "wrong", YOURS)
@@ -32,18 +24,22 @@ COLUMNS = ("image", "label", "called", "p", "evidence_for", "block", "method", "
 
 
 
-def find_run(run: str | Path = "latest", data: str = "auto", output: Path | None = None) -> Path:
+def find_run(run: str | Path = "latest", data: str = "auto", output: Path | str | None = None,
+             make: Callable[[Path], Path] | None = None) -> Path:
     """The folder to explore, which is printed: a run, an exported model, or for "latest" the newest finished run.
 
-    run: a path, or the name of a folder in `output`. data "demo" looks for runs on demo images only. Where "latest"
-    finds none, a small model is trained on demo images first. Errors: missing_run.
+    run: a path, or the name of a folder in `output`. data "demo" looks for runs on demo images only. make: makes a run
+    in `output` where "latest" finds none, such as `Study.demo_run`. Errors: missing_run.
     """
     output = runs.output_folder(output)
     if run == "latest":
         found = runs.newest(output, demo=data == "demo")
+        if found is None and make is not None:
+            print("There is no finished run yet: a small model is trained on demo images first, for about a minute")
+            return make(output)
         if found is None:
-            print("There is no finished run yet: a small model is trained on demo images first, for a minute or less")
-            return demo_run(output)
+            raise PathoError("missing_run", str(output), "holds no finished run",
+                             "Train one: patholib train quickstart")
         print(f"The newest finished run: {found.name}")
         return found
     places = (Path(run).expanduser(), output / run)
@@ -52,61 +48,6 @@ def find_run(run: str | Path = "latest", data: str = "auto", output: Path | None
         raise PathoError("missing_run", str(run), f"holds no {exportformat.MANIFEST}, so there is no model to explore",
                          'Name the folder of a finished run or of an exported model, or "latest"')
     return found
-
-
-def demo_run(output: Path | None = None, epochs: int = 6) -> Path:
-    """The folder of a run that is made now: a small network and few epochs on demo images, judged and exported."""
-    source = readers.load("breakhis", "demo")
-    recipe = profiles.recipe_for("breakhis", source, small=True, arch="resnet18", epochs=epochs)
-    checked = check(source, recipe.cache_size, recipe.fit)
-    split = splitting.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
-    run = runs.start(recipe, checked, split, output=output)
-    tissue, model = checked.images.with_split(split), building.build(recipe)
-    training.fit(model, tissue, run, "cpu")
-    decisions.lock(model, tissue, run.dir, recipe)
-    judging.judge(model, tissue, run.dir, recipe, subgroups=source.subgroups)
-    export.write(run.dir)
-    report.write(run.dir)
-    run.finish()
-    return run.dir
-
-
-def images_of(run_dir: Path, data: str | Path = "auto", split: str = "test") -> ImageSet:
-    """The images of one split of a run, read again from where they lie, and held against the bytes it was made of.
-
-    data: as for `datasets.load`, because a run folder does not say where its images are. Those that are not there any
-    more are left out. Errors: data_root, other_images, changed_file, and what reading and checking raise.
-    """
-    facts = files.read_json(Path(run_dir) / "run.json")
-    recipe, source = recipes.from_json(facts["recipe"]), _source(facts, data)
-    checked = check(source, recipe.cache_size, recipe.fit, on_bad="skip", progress=False)
-    made_of = csvfiles.read_csv(Path(run_dir) / "images.csv", ("path", "sha256"))
-    before, now = (dict(zip(t["path"], t["sha256"], strict=True)) for t in (made_of, checked.facts))
-    changed = sorted(path for path in before.keys() & now.keys() if before[path] != now[path])
-    if changed:
-        raise PathoError("changed_file", changed[0], f"is not the file the run was made of ({len(changed)} such files)",
-                         "Give the folder with the images of this run as data")
-    parts = splitting.read_split(Path(run_dir) / "split.csv")
-    wanted = parts.loc[parts["split"] == split, "path"]
-    here = checked.images.table["path"].isin(wanted)
-    if not here.any():
-        raise PathoError("other_images", str(source.root.name), f"holds none of the run's {len(wanted)} {split} images",
-                         "Give the folder or table of this run's images as data")
-    return replace(checked.images, table=checked.images.table[here].reset_index(drop=True))
-
-
-def _source(facts: dict, data: str | Path) -> manifest.Manifest:
-    """The manifest of the images a run was made of."""
-    kind, auto = facts["data"]["source"], str(data) == "auto"
-    remedy = 'Give the images as data, or data="none" to look at files of your own only'
-    if auto and facts["demo"] and not os.environ.get("PATHOLIB_DATA"):
-        data = "demo"
-    elif auto and kind not in readers.KINDS:
-        raise PathoError("data_root", facts["name"], "was made from a table of one's own, and does not say where it is",
-                         remedy)
-    elif auto and not facts["demo"] and (found := readers.find(kind)).demo:
-        raise PathoError("data_root", kind, f"is not in {', '.join(found.tried) or 'the place given'}", remedy)
-    return readers.load(kind if kind in readers.KINDS else facts["recipe"]["name"], data, missing="skip")
 
 
 def listed(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None,

@@ -23,6 +23,7 @@ from patholib.lab import explored
 from patholib.lab.explorer_face import Face
 from patholib.model import augment
 from patholib.report.figures import heatmaps, sheets
+from patholib.train import originals
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +48,10 @@ class Look:
 class Explorer(traitlets.HasTraits):
     """A model, its images, and one of them looked at; in Jupyter it shows itself as widgets.
 
-    run: a run folder or an exported model. images: an ImageSet; None: those of the run, found as `images_of` does it,
-    with data="none" or an exported model none but your own. split: "test" or "val". order: of the list, see ORDERS.
-    Set the traits to drive it: `explorer.image = explorer.paths[0]`. Errors: as `inference.Predictor` and `images_of`;
-    afterwards none is raised but for a value that does not exist: `error` has the last one in one line.
+    run: a run folder or an exported model. images: an ImageSet; None: those of the run, found as `originals.images_of`
+    does it, with data="none" or an exported model none but your own. split: "test" or "val". order: of the list, see
+    ORDERS. Set the traits to drive it: `explorer.image = explorer.paths[0]`. Errors: as `inference.Predictor` and
+    `originals.images_of`; afterwards only for a value that does not exist: `error` has the last one in one line.
     """
 
     image = traitlets.Unicode(help="path of the image looked at")
@@ -78,7 +79,7 @@ class Explorer(traitlets.HasTraits):
         self.demo = self.predictor.manifest["demo"]
         self.positive = self.predictor.recipe.positive
         if images is None and str(data) != "none" and (self.run / "run.json").exists():
-            images = explored.images_of(self.run, data, split)
+            images = originals.images_of(self.run, data, split)
         elif images is not None and "split" in images.table:
             images = images.part(split)
         self.table, self._pixels = self._known(images, split)

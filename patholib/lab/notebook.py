@@ -1,4 +1,4 @@
-"""What a notebook's first cells need: its parameters checked, its numbers guarded, its run remembered."""
+"""What a notebook's first cells need: its parameters read and checked, its errors logged, its run remembered."""
 
 from __future__ import annotations
 
@@ -7,38 +7,34 @@ import dataclasses
 import html
 import linecache
 import math
-import numbers
-import os
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from patholib.base import cpu, files, places
+from patholib.base import files, places
 from patholib.base.errors import PathoError, nearest, nearest_setting
-from patholib.data import splitting
-from patholib.judge import decisions
-from patholib.lab import sessions
-from patholib.model import fields, recipes, schedules
-from patholib.train import launching, runs
+from patholib.model import fields, recipes
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
 RECIPE_NUMBERS = fields.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
 NEXT = ("To go on, attach the output of this notebook to it (Kaggle: Add Input > Your Work; Colab: the zip), and run "
         "it again with the same parameters{}. The cells below were not run.")
 OF_A_MACHINE = ("device", "weights", "output")  # parameters whose values another machine may have, and this one not
-RECORD = "PATHOLIB_RECORD"  # "1": guards write the reference instead of comparing with it
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line `name: kind = default  # help` of the parameters cell."""
+    """One line `name: kind = default  # help` of the parameters cell, or one field of `options.Options`."""
 
     name: str
     kind: str  # a key of KINDS
     default: int | float | str | bool | None
     help: str
+    optional: bool = False  # whether it may be None; where the default is None it always may
 
     @property
     def choices(self) -> list[str]:
@@ -53,7 +49,8 @@ class Settings:
     values: all of them. changed: those that differ from the parameters cell, as papermill's -p makes them.
     """
 
-    def __init__(self, parameters: list[Parameter], values: dict, notes: dict[str, str]):
+    def __init__(self, parameters: list[Parameter], values: dict | None = None, notes: Mapping[str, str] | None = None):
+        values, notes = values or {p.name: p.default for p in parameters}, notes or {}
         vars(self).update(values)
         self.values = values
         self.changed = {p.name: values[p.name] for p in parameters if values[p.name] != p.default}
@@ -74,7 +71,7 @@ class Settings:
 
 
 def check_parameters(history: list[str], namespace: dict) -> Settings:
-    """Checks every parameter of the running notebook: `settings = notebook.check_parameters(In, globals())`.
+    """Checks every parameter of a running notebook that has some of its own; others take `Options.from_notebook`.
 
     history: the executed cells, oldest first. The last one that holds nothing but `name: kind = default  # help` is
     the parameters cell; a later one that begins with "# Parameters" is what papermill injected.
@@ -85,7 +82,7 @@ def check_parameters(history: list[str], namespace: dict) -> Settings:
     """
     _log_errors()
     parameters, injected = _declared(history if any(history) else _compiled())
-    values = _checked(parameters, [name for name in injected if not name.startswith("PAPERMILL_")], namespace)
+    values = checked(parameters, [name for name in injected if not name.startswith("PAPERMILL_")], namespace)
     notes = {p.name: f" [read from the text {namespace[p.name]!r}]" for p in parameters
              if isinstance(namespace.get(p.name), str) and p.kind != "str"}
     namespace.update(values)
@@ -113,21 +110,28 @@ def check_given(parameters: list[Parameter], given: dict, here: bool = True) -> 
     notebook will run on another machine, so nothing is asked about the devices, files and folders of this one.
     Errors: unknown_parameter, bad_parameter; one error names every problem at once.
     """
-    kinds = {p.name: p for p in parameters}
-    typed = {name: _from_text(kinds[name], value) if name in kinds else value for name, value in given.items()}
-    values = _checked(parameters, list(given), typed, () if here else OF_A_MACHINE)
+    typed = from_words(parameters, given)
+    values = checked(parameters, list(given), typed, () if here else OF_A_MACHINE)
     return {name: values[name] for name in given}
 
 
-def _from_text(p: Parameter, value):
-    """What a word on a command line means; numbers are left to `_read`."""
-    if p.default is None and value == "None":
+def from_words(parameters: list[Parameter], given: Mapping[str, Any]) -> dict:
+    """What words on a command line mean: True, False and None; all else is left to `checked`."""
+    kinds = {p.name: p for p in parameters}
+    return {name: _from_word(kinds[name], value) if name in kinds else value for name, value in given.items()}
+
+
+def _from_word(p: Parameter, value):
+    if (p.optional or p.default is None) and value == "None":
         return None
     return {"true": True, "false": False}.get(str(value).lower(), value) if p.kind == "bool" else value
 
 
-def _checked(parameters: list[Parameter], given: list[str], namespace: dict, unasked: tuple[str, ...] = ()) -> dict:
-    """Every parameter with its value as the declared kind; given: the names that somebody set."""
+def checked(parameters: list[Parameter], given: list[str], namespace: dict, unasked: tuple[str, ...] = ()) -> dict:
+    """Every parameter with its value as the declared kind, checked by the library; given: the names that were set.
+
+    unasked: parameters that the library is not asked about. Errors: unknown_parameter, bad_parameter.
+    """
     names = [p.name for p in parameters]
     unknown = [name for name in given if name not in names]
     problems = [f"{name} is no parameter ({nearest_setting(name, names)})" for name in unknown]
@@ -195,7 +199,7 @@ def _parameter(statement: ast.AnnAssign, cell: str) -> Parameter:
 
 def _read(p: Parameter, given):
     """The given value as the declared kind, nothing lost, or ValueError with the reason."""
-    if given is None and p.default is None:
+    if given is None and (p.optional or p.default is None):
         return None
     value = None
     is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
@@ -230,7 +234,14 @@ def _ask_the_library(name: str, value, values: dict) -> None:
     """Raises the PathoError that the value would meet later, before an image is read; values: those before it."""
     if name in RECIPE_NUMBERS and value is not None:
         recipes.Recipe("any", ("a", "b"), None, **{name: value})
-    elif name == "workers":
+        return
+    from patholib.base import cpu
+    from patholib.data import splitting
+    from patholib.judge import decisions
+    from patholib.model import schedules
+    from patholib.train import launching, runs  # help needs none of them
+
+    if name == "workers":
         cpu.threads(value)
     elif name == "processes":
         launching.check(value)
@@ -252,51 +263,6 @@ def _ask_the_library(name: str, value, values: dict) -> None:
         from patholib.model import weights
 
         weights.given_file(value)
-
-
-class Guard:
-    """Compares a notebook's numbers with notebooks/reference.json: `guard("test_auc", auc, tol=0.05)`.
-
-    name: what the notebook is called there. settings: a notebook run with other settings than the recorded ones is
-    not compared, and neither is one with active=False (real data). With PATHOLIB_RECORD=1 the numbers are recorded.
-    """
-
-    def __init__(self, name: str, settings: Settings, active: bool = True):
-        self.name, self.path = name, files.project_root() / "notebooks" / "reference.json"
-        known = files.read_json(self.path) if self.path.exists() else {}
-        entry = known.get(name, {"settings": settings.values, "numbers": {}})
-        active = active and not settings.changed
-        self.recording = active and os.environ.get(RECORD) == "1"
-        self.active = active and bool(known) and entry["settings"] == settings.values
-        self.reference = entry["numbers"]
-        if self.recording:  # from nothing, so that a number that is gone from the notebook is gone from the file
-            self.reference = {}
-            files.write_json(self.path, dict(sorted((known | {name: {"settings": settings.values,
-                                                                      "numbers": {}}}).items())))
-
-    def __call__(self, number: str, value: float, tol: float = 0.0) -> None:
-        """Prints the number with its reference, and stops where they differ by more than `tol`, or it is NaN."""
-        subject = f"{number} of {self.name}"
-        value = math.nan if value is None else int(value) if isinstance(value, numbers.Integral) else float(value)
-        if not (self.active or self.recording):
-            print(f"{number} {value:.6g} (not compared: other data or settings than the reference, or none here)")
-            return
-        if not math.isfinite(value):
-            raise PathoError("number_changed", subject, f"is {value}, which is no number", "Find what makes it so")
-        if self.recording:
-            known = files.read_json(self.path)
-            known[self.name]["numbers"][number] = value
-            files.write_json(self.path, known)
-            print(f"{number} {value:.6g} (recorded)")
-            return
-        if number not in self.reference:
-            raise PathoError("no_reference", subject, "has no reference number",
-                             "Record it with python3 run.py notebooks, and commit notebooks/reference.json")
-        reference = self.reference[number]
-        if abs(value - reference) > tol:
-            raise PathoError("number_changed", subject, f"is {value:.6g}, but the reference is {reference:.6g} and the "
-                             f"tolerance {tol:g}", "If the change is meant, record it with python3 run.py notebooks")
-        print(f"{number} {value:.6g} (reference {reference:.6g}, tolerance {tol:g})")
 
 
 def remember_run(run_dir: Path) -> Path:
@@ -340,6 +306,9 @@ def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
 
     For Kaggle keeps no file of a notebook that failed.
     """
+    from patholib.lab import sessions
+    from patholib.train import runs
+
     if error.code != "time_is_up" or _run_dir is None:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
         return

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sk
 STEP = re.compile(r"checkpoints/last-(\d{9})-[0-9a-f]{16}\.pt")
 DENSE = {".pt", ".safetensors", ".onnx", ".png", ".jpg"}  # what does not shrink
 TOP = 2  # levels of folders that are searched of a Drive
+SESSION_HOURS = 12.0  # after which Kaggle ends a session, and keeps nothing of one that was not done
+SPARE_HOURS = 1.0  # of them, for what comes after the training: judging, heatmaps, report
+STARTED = time.monotonic()  # the first cell imports this, so it is about when the session began
 FACTS = 2**24  # bytes that a run.json in a zip may have
 
 
@@ -48,10 +52,17 @@ def ready() -> None:
         print(f"Older than patholib was tested with: {'; '.join(old)}")
     host = places.host()
     if host:
-        hours = places.hours_left()
+        hours = hours_left()
         print(f"{host}: patholib {__version__}. Runs are kept in {files.outputs()}, what can be made again in "
               f"{files.remade()}." + (f" A training stops in {hours:.1f} hours, saved, before the session ends"
                                       if hours is not None else ""))
+
+
+def hours_left() -> float | None:
+    """How long a training may still take, so that time is left for what follows it; None where no session ends."""
+    if places.host() != "Kaggle":
+        return None
+    return max(SESSION_HOURS - SPARE_HOURS - (time.monotonic() - STARTED) / 3600, 0.0)
 
 
 def lacking() -> tuple[list[str], list[str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-from patholib.base import places
 from patholib.base.errors import PathoError
 
 
@@ -131,14 +130,13 @@ def should_stop(recipe, scores) -> bool:
 
 
 def deadline(max_hours: float | None, now: float) -> float:
-    """The second at which the time is up that begins at second `now`; max_hours None: never, but on Kaggle (`places`).
+    """The second at which the time is up that begins at second `now`; max_hours None: never.
 
     Errors: bad_parameter.
     """
     if max_hours is not None and not max_hours >= 0:  # so that NaN, of which every comparison is false, is refused
         raise PathoError("bad_parameter", "max_hours", f"is {max_hours}", "Give hours from 0 on, or None for no limit")
-    hours = places.hours_left() if max_hours is None else max_hours
-    return math.inf if hours is None else now + hours * 3600
+    return math.inf if max_hours is None else now + max_hours * 3600
 
 
 def _improvements(scores, min_delta: float, start: float) -> list[int]:

@@ -7,7 +7,8 @@ are shown beside each other. Each difference has an interval of its own, which n
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,16 +17,13 @@ import pandas as pd
 
 from patholib.base import files
 from patholib.base.errors import PathoError, nearest
-from patholib.data import checking, csvfiles, manifest, readers, splitting
-from patholib.deploy import export
-from patholib.judge import calibration, decisions, judging, metrics, rivals, rules
+from patholib.data import csvfiles, manifest
+from patholib.judge import calibration, decisions, metrics, rules, validation
 from patholib.lab import headless
-from patholib.model import building, profiles, recipes
-from patholib.model.recipes import Augmentation
-from patholib.report import report
+from patholib.model import profiles, recipes
 from patholib.report.markdown import words
 from patholib.report.records import ORDER, Record
-from patholib.train import runs, training, validation
+from patholib.train import runs
 
 NEWEST = 4  # runs that are compared where none are named
 LOWER = ("log_loss", "brier", "ece")  # better, as of no other number
@@ -216,11 +214,13 @@ class Comparison:
         return run.name if len(set(letters)) == 1 else f"{run.name} (test images {letters[self.runs.index(run)]})"
 
 
-def read(named: str = "", output: str | Path | None = None) -> Comparison:
+def read(named: str = "", output: str | Path | None = None,
+         make: Callable[[Path], list[Path]] | None = None) -> Comparison:
     """The runs that are named, by folder name or path, separated by commas; none named: the newest finished in output.
 
-    output: the folder of run folders, see `runs.output_folder`. Where none are named and fewer than two are finished,
-    two small ones are trained on demo images (`demo_pair`). Errors: unknown_run, unfinished_run, output_unwritable.
+    output: the folder of run folders, see `runs.output_folder`. make: makes two runs in it where none are named and
+    fewer than two are finished, such as `Study.demo_pair`.
+    Errors: unknown_run (also where there is nothing to compare), unfinished_run, output_unwritable.
     """
     folder = runs.output_folder(output)
     wanted = [name.strip() for name in named.split(",") if name.strip()]
@@ -230,8 +230,10 @@ def read(named: str = "", output: str | Path | None = None) -> Comparison:
     newest = runs.finished(folder)[:NEWEST]
     if len(newest) >= 2:
         return Comparison(_named(newest[::-1]))  # the oldest of them is what the others are measured against
+    if make is None:
+        raise PathoError("unknown_run", folder.name, "holds fewer than two finished runs", "Train two, or name others")
     print("Fewer than two runs are finished here: two small ones are trained on demo images")
-    return Comparison(_named(demo_pair(folder)), made=True)
+    return Comparison(_named(make(folder)), made=True)
 
 
 def _place(name: str, output: Path) -> Path:
@@ -275,30 +277,3 @@ def _letters(values: list) -> list[str]:
 
 def _ends(found: dict) -> dict:
     return {name: np.nan if found.get(name) is None else found[name] for name in ("value", "low", "high")}
-
-
-# ----------------------------------------------------------------------------------------------- something to compare
-
-
-def demo_pair(output: Path | None = None) -> list[Path]:
-    """Trains two small runs on demo images that differ in the augmentation alone; less than a minute on two cores."""
-    source = readers.load("breakhis", "demo")
-    recipe = profiles.recipe_for("breakhis", source, small=True, arch="resnet18", image_size=32, epochs=8,
-                             batch_size=16, tta_views=2)
-    checked = checking.check(source, recipe.cache_size, recipe.fit, progress=False)
-    split = splitting.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
-    pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
-    return [_trained(recipe, checked, split, output, name, source.subgroups) for name, recipe in pair.items()]
-
-
-def _trained(recipe, checked, split, output: Path | None, name: str, subgroups) -> Path:
-    """One finished run, by the calls that a notebook makes."""
-    run, tiles = runs.start(recipe, checked, split, output=output, name=name), checked.images.with_split(split)
-    model = building.build(recipe)
-    training.fit(model, tiles, run, "cpu")
-    decisions.lock(model, tiles, run.dir, recipe)
-    judging.judge(model, tiles, run.dir, recipe, rivals.colour_baseline(tiles), subgroups)
-    export.write(run.dir)
-    report.write(run.dir)
-    run.finish()
-    return run.dir

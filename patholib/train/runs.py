@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +17,15 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError, nearest
 from patholib.data import csvfiles, leakage, manifest, splitting
 from patholib.data.checking import Checked
-from patholib.lab import sessions
 from patholib.model import profiles, recipes
 from patholib.model.recipes import Recipe
 from patholib.train import origin
 
 # A change of these does not make another run; of the epochs only upwards.
 RESUMABLE = ("epochs", "patience", "precision", "fast", "micro_batches", "on_nonfinite")
+
+# (output, whether its run.json fits, whether a finished run will do) -> the folder it was copied to, if there is one.
+Bring = Callable[[Path, Callable[[dict], bool], bool], Path | None]
 
 
 @dataclass(repr=False)
@@ -71,11 +74,10 @@ class Run:
 
 
 def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, resume: str = "auto",
-          name: str | None = None, allow_leakage: bool = False) -> Run:
+          name: str | None = None, allow_leakage: bool = False, bring: Bring | None = None) -> Run:
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
 
-    Where `output` has none, one that an earlier session on Kaggle or Colab left and that is attached is copied there.
-
+    bring: called where `output` has none; copies one of an earlier session there (`sessions.take_up`).
     output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
     resume: "auto" goes on with such an unfinished run, and says so where another one is like it but for some changes;
     "must" refuses to start a new one, and opens a finished run of the same kind too; "never" always starts anew.
@@ -98,7 +100,7 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
     mark = fingerprint(recipe, checked, split)
     run = None
     if resume != "never":
-        run = _taken_up(recipe, checked, split, output, mark, resume == "must")
+        run = _taken_up(recipe, checked, split, output, mark, resume == "must", bring)
     run = run or _new(recipe, checked, split, output, mark, name)
     run.leaks = leaks
     run.update(leaks=leaks)
@@ -130,15 +132,16 @@ def output_folder(given: Path | str | None = None) -> Path:
     return folder
 
 
-def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool) -> Run | None:
+def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool,
+              bring: Bring | None) -> Run | None:
     """The run to go on with; None where a new one is to be started."""
     earlier = [(folder, facts) for folder, facts in _runs_in(output)
                if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")]
     earlier.sort(key=lambda run: run[1].get("status") == "finished")  # what is unfinished comes first
     same = [folder for folder, facts in earlier
             if _same(facts, recipe, mark)]
-    if not same:
-        brought = sessions.take_up(output, lambda facts: _same(facts, recipe, mark), finished=must)
+    if not same and bring is not None:
+        brought = bring(output, lambda facts: _same(facts, recipe, mark), must)
         same = [brought] * (brought is not None)
     for folder in same:
         lock = _lock(folder)

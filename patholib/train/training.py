@@ -588,10 +588,9 @@ def _seed(*parts: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m patholib.train.training RUN.json`: trains what the parameters in RUN.json say; the exit code.
+    """`python -m patholib.train.training FOLDER`: trains what `jobs.train` has handed over in FOLDER; the exit code.
 
-    Alone, or started by torchrun in as many processes as are to share each batch. The notebook with the same parameters
-    then finds the run, and goes on with judging it. 0: trained; 2: refused; 130, 143: asked to stop, saved.
+    torchrun starts it in as many processes as share each batch. 0: trained; 2: refused; 130, 143: asked to stop, saved.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     if len(given) != 1 or given[0].startswith("-"):
@@ -600,13 +599,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path, team = Path(given[0]), launching.myself()
     launching.hold_lifeline()
     try:
-        asked = handover.asked(path)
-        with launching.joined(devices.choose_device(asked.device).type == "cuda") as team:
-            work = asked.opened(team)
-            check_processes(max(asked.count, team.count), work.device, work.run.recipe)
-            fit(work.model, work.images, work.run, work.device, work.workers, work.max_hours, asked.count, team)
+        given = handover.HandedOver.read(path)
+        with launching.joined(devices.choose_device(given.facts["device"]).type == "cuda") as team:
+            work = given.opened(team)
+            check_processes(team.count, work.device, work.run.recipe)
+            fit(work.model, work.images, work.run, work.device, work.workers, work.max_hours, team=team)
             work.run.close()
-            say(f"trained: {work.run.dir.name}")
     except (PathoError, KeyboardInterrupt, SystemExit) as error:
         return launching.leave(team, error, path if path.is_dir() else None)
     return 0

@@ -14,7 +14,7 @@ import torch
 from patholib.base import files, places
 from patholib.base.errors import PathoError
 from patholib.data import caching, demo, readers
-from patholib.lab import notebook
+from patholib.lab import notebook, sessions
 from patholib.model import architectures, building, recipes, schedules
 from patholib.train import devices
 
@@ -112,16 +112,15 @@ def test_of_a_drive_only_the_top_is_searched_for_a_file(at):
 
 def test_on_kaggle_a_training_ends_an_hour_before_the_session_and_elsewhere_never(at, monkeypatch):
     at("Kaggle")
-    monkeypatch.setattr(places, "STARTED", 1000.0)
-    monkeypatch.setattr(places.time, "monotonic", lambda: 1000.0 + 3 * 3600)
-    assert places.hours_left() == 8.0
-    assert schedules.deadline(None, 50.0) == 50.0 + 8 * 3600
+    monkeypatch.setattr(sessions, "STARTED", 1000.0)
+    monkeypatch.setattr(sessions.time, "monotonic", lambda: 1000.0 + 3 * 3600)
+    assert sessions.hours_left() == 8.0
     assert schedules.deadline(0.5, 50.0) == 50.0 + 1800  # who gives a number has it
-    monkeypatch.setattr(places.time, "monotonic", lambda: 1000.0 + 20 * 3600)
-    assert places.hours_left() == 0.0
+    monkeypatch.setattr(sessions.time, "monotonic", lambda: 1000.0 + 20 * 3600)
+    assert sessions.hours_left() == 0.0
     for host in ("Colab", ""):
         at(host)
-        assert places.hours_left() is None and schedules.deadline(None, 50.0) == math.inf
+        assert sessions.hours_left() is None and schedules.deadline(None, 50.0) == math.inf
 
 
 # --- the GPU ---

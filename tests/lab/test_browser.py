@@ -27,7 +27,7 @@ from PIL import Image
 
 from patholib.base import files
 from patholib.data import demo
-from patholib.lab import explored
+from patholib.study import Study
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("PATHOLIB_CHROMIUM") or next(
@@ -65,7 +65,7 @@ def place(tmp_path_factory):
         patch.delenv("PATHOLIB_DATA", raising=False)
         patch.setenv("PATHOLIB_CACHE", str(root / "cache"))
         with contextlib.redirect_stdout(io.StringIO()):
-            explored.demo_run(root / "runs", epochs=1)
+            Study.demo_run(root / "runs", epochs=1)
     (root / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "explorer.ipynb", root / "notebooks")
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)

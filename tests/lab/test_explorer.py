@@ -21,7 +21,8 @@ from patholib.judge import decisions, gradcam, predicting
 from patholib.lab import explored, explorer, explorer_face
 from patholib.lab.explorer import Explorer
 from patholib.model import augment, building, recipes
-from patholib.train import runs
+from patholib.study import Study
+from patholib.train import originals, runs
 
 CLASSES = TINY.classes
 
@@ -61,7 +62,7 @@ def finished(tmp_path_factory):
         patch.delenv("PATHOLIB_DATA", raising=False)
         patch.setenv("PATHOLIB_CACHE", str(root / "cache"))
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            folder = explored.find_run(output=root / "runs")
+            folder = explored.find_run(output=root / "runs", make=Study.demo_run)
         yield root, folder, said.getvalue()
 
 
@@ -446,7 +447,7 @@ def test_images_that_are_not_the_runs_are_refused(finished, tmp_path):
     _, folder, _ = finished
     other = demo.write(tmp_path / "other", "breakhis", groups=18, images_per_group=3, size=(64, 64), seed=5)
     with pytest.raises(PathoError, match=r"changed_file|other_images"):
-        explored.images_of(folder, other)
+        originals.images_of(folder, other)
 
 
 def test_a_run_on_real_images_never_falls_back_on_demo_images(finished, tmp_path):
@@ -456,7 +457,7 @@ def test_a_run_on_real_images_never_falls_back_on_demo_images(finished, tmp_path
         files.write_json(tmp_path / source / "run.json", facts | {
             "demo": False, "data": facts["data"] | {"source": source}})
         with pytest.raises(PathoError, match=f"data_root.*{reason}"):
-            explored.images_of(tmp_path / source)
+            originals.images_of(tmp_path / source)
 
 
 def test_a_run_can_be_explored_without_its_images(finished):

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from tiny import TINY, pictures, prepare
 
-from patholib.base import files, places
+from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.lab import notebook, sessions
 from patholib.model import building
-from patholib.train import runs, training, validation
+from patholib.study import Study
+from patholib.train import runs, training
 
 RECIPE = replace(TINY, group_by="group", epochs=3, batch_size=4)
 NEW, OLD = "/kaggle/input/notebooks/somebody/breakhis", "/kaggle/input/breakhis"
@@ -46,7 +47,7 @@ def kaggle(tmp_path, monkeypatch):
 def trained(prepared, output=None, hours=None, recipe=RECIPE, **options):
     """The run of a session: finished, or stopped after so many hours, and the error that stopped it."""
     checked, split = prepared
-    run, error = runs.start(recipe, checked, split, output, **options), None
+    run, error = runs.start(recipe, checked, split, output, bring=sessions.take_up, **options), None
     try:
         training.fit(building.build(recipe), checked.images.with_split(split), run, "cpu", 1, hours)
     except PathoError as stopped:
@@ -115,7 +116,7 @@ def test_a_run_that_cannot_be_gone_on_with_is_left_where_it_is(prepared, kaggle,
     changes = {"finished": {"status": "finished"}, "another recipe": {"fingerprint": "0" * 64},
                "fewer epochs": {"recipe": facts["recipe"] | {"epochs": 4}}}
     files.write_json(place / "run.json", facts | changes.get(why, {}))
-    run = runs.start(RECIPE, *prepared, resume="never" if why == "never" else "auto")
+    run = runs.start(RECIPE, *prepared, resume="never" if why == "never" else "auto", bring=sessions.take_up)
     assert run.dir.name != earlier.name and not (run.dir / "checkpoints").exists()
 
 
@@ -139,12 +140,12 @@ def test_a_finished_run_is_brought_back_only_where_it_must_be_and_holds_what_it_
     runs.open_run(run.dir).finish()
     (kaggle / "kaggle/input/x").mkdir()
     sessions.pack([run.dir], kaggle / "kaggle/input/x/patholib-run.zip", checkpoints)
-    assert runs.start(RECIPE, *prepared, output=kaggle / "auto").dir.name != run.dir.name
+    assert runs.start(RECIPE, *prepared, output=kaggle / "auto", bring=sessions.take_up).dir.name != run.dir.name
     if checkpoints:
-        assert runs.start(RECIPE, *prepared, resume="must").dir.name == run.dir.name
+        assert runs.start(RECIPE, *prepared, resume="must", bring=sessions.take_up).dir.name == run.dir.name
     else:
         with pytest.raises(PathoError, match="nothing_to_resume"):
-            runs.start(RECIPE, *prepared, resume="must")
+            runs.start(RECIPE, *prepared, resume="must", bring=sessions.take_up)
 
 
 def test_what_is_no_run_is_passed_over(prepared, kaggle):
@@ -186,8 +187,8 @@ def test_links_in_what_is_attached_are_not_followed(prepared, kaggle, earlier):
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_a_cross_validation_of_an_earlier_session_goes_on_too(prepared, kaggle, form, monkeypatch, capsys):
     def crossed(output=None, hours=None):
-        return validation.cross_validate(RECIPE, prepared[0], 2, output=output, device="cpu", workers=1,
-                                         max_hours=hours)
+        return Study(prepared[0], recipe=RECIPE, folds=2, output=output and str(output), device="cpu", workers=1,
+                     max_hours=hours, quiet=True).cross_validate()
 
     with pytest.raises(PathoError, match="time_is_up"):
         crossed(kaggle / "earlier", hours=0.0)
@@ -294,7 +295,7 @@ def test_versions_are_compared_as_numbers():
 
 
 def test_at_home_the_first_cell_says_nothing_and_on_kaggle_where_and_how_long(prepared, kaggle, monkeypatch, capsys):
-    monkeypatch.setattr(places, "STARTED", time.monotonic())  # other tests may have run for minutes in this process
+    monkeypatch.setattr(sessions, "STARTED", time.monotonic())  # other tests may have run for minutes in this process
     sessions.ready()
     said = capsys.readouterr().out
     assert str(kaggle / "kaggle/working/outputs") in said and "stops in 11.0 hours" in said

@@ -59,8 +59,8 @@ run = runs.start(recipe, checked, split, resume=settings.resume)
 notebook.remember_run(run.dir)
 tiles, model = checked.images.with_split(split), building.build(recipe)
 training.fit(model, tiles, run, "cpu", workers=1)""",
-    """decisions.lock(model, tiles, run.dir, recipe)
-judging.judge(model, tiles, run.dir, recipe)
+    """decisions.lock(model, tiles, run.dir)
+judging.judge(model, tiles, run.dir)
 run.finish()""",
 )
 

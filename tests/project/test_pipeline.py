@@ -69,8 +69,8 @@ def finish(root, kind):
     tiles = checked.images.with_split(split)
     model = building.build(recipe)
     history = training.fit(model, tiles, run, device="cpu", workers=1)
-    decisions.lock(model, tiles, run.dir, recipe)
-    judged = judging.judge(model, tiles, run.dir, recipe, rivals.colour_baseline(tiles), source.subgroups)
+    decisions.lock(model, tiles, run.dir)
+    judged = judging.judge(model, tiles, run.dir, rivals.colour_baseline(tiles), source.subgroups)
     confusion = judged.summary["confusion"]
     style.save(performance.confusion(confusion, recipe.classes, note=run.note), run.dir / "figures" / "confusion.png")
     style.save(performance.patients(judged.patients, note=run.note), run.dir / "figures" / "patients.png")

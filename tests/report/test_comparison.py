@@ -16,6 +16,7 @@ from patholib.judge import decisions, metrics
 from patholib.lab import headless
 from patholib.model import recipes
 from patholib.report import comparison
+from patholib.study import Study
 from patholib.train import runs
 
 RECIPE = recipes.BREAKHIS
@@ -186,7 +187,7 @@ def test_letters_go_on_after_z():
 def test_two_demo_runs_are_trained_where_there_is_nothing_to_compare(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # no project here: the demo images are written below it
     with tiny.network():
-        found = comparison.read(output=tmp_path / "outputs")
+        found = comparison.read(output=tmp_path / "outputs", make=Study.demo_pair)
     assert found.made and [run.name for run in found.runs] == ["compare-plain", "compare-augmented"]
     assert "two small ones are trained" in capsys.readouterr().out and "not a result" in found.note
     assert set(found.recipes.index.str.partition(".").get_level_values(0)) == {"augmentation"}

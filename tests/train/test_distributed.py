@@ -27,10 +27,10 @@ from several import alone, furthest, same, team
 from tiny import TINY
 from torch import nn
 
+from patholib import cli
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.judge import predicting
-from patholib.lab.notebook import check_parameters
 from patholib.model import batchnorms, colour, networks, recipes
 from patholib.model.recipes import Stage
 from patholib.train import checkpoints, handover, launching, runs, saving, training
@@ -411,36 +411,12 @@ def test_more_processes_than_gpus_or_images_are_refused(monkeypatch):
             training.check_processes(wrong, "cpu", TINY)
 
 
-@pytest.mark.parametrize(("given", "code", "says"), [
-    ({"recipe": "isic2019", "epoch": 3}, "unknown_parameter", "did you mean 'epochs'?"),
-    ({"recipe": "isic2019", "gpus": 3}, "unknown_parameter", "did you mean 'processes'?"),
-    ({"recipe": "isic2019", "epochs": "3", "published": 1}, "bad_parameter",
-     "epochs='3' is not a whole number; published=1 is not True or False"),
-    ({"data": "demo"}, "bad_parameter", "recipe is missing"),
-    (["isic2019"], "bad_parameter", "is no object"),
-])
-def test_a_file_of_parameters_is_checked_before_anything_is_loaded(given, code, says):
-    with pytest.raises(PathoError, match=re.escape(says)) as error:
-        handover.parameters(given)
-    assert error.value.code == code
-
-
-@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
-def test_a_file_of_parameters_knows_those_of_the_notebook_with_the_same_defaults(name):
-    cells = json.loads((ROOT / "notebooks" / name / "train.ipynb").read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    declared = vars(check_parameters(code, {}))["values"]
-    own = vars(handover.Parameters(name))
-    assert {key: value for key, value in declared.items() if key not in handover.LATER} == \
-        {key: value for key, value in own.items() if key != "recipe"}
-    assert list(declared)[list(declared).index("workers") + 1] == "processes"
-
-
 def test_a_misspelt_parameter_ends_the_command_with_one_line(tmp_path, capsys):
-    files.write_json(tmp_path / "RUN.json", {"recipe": "breakhis", "learning_rate": 1e-3})
-    assert training.main([str(tmp_path / "RUN.json")]) == 2
-    assert "did you mean 'lr'?" in capsys.readouterr().err
-    assert training.main([]) == 2 and "RUN.json" in capsys.readouterr().err
+    files.write_json(tmp_path / "RUN.json", {"recipe": "breakhis", "learning_rate": 1e-3, "gpus": 3})
+    assert cli.main(["train", "--run", str(tmp_path / "RUN.json")]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean 'lr'?" in said and "did you mean 'processes'?" in said and said.count("\n") == 1
+    assert training.main([]) == 2 and "FOLDER" in capsys.readouterr().err
 
 
 def test_the_lock_of_whoever_has_started_it_is_no_hindrance_and_that_of_another_is(tmp_path):
@@ -449,7 +425,7 @@ def test_the_lock_of_whoever_has_started_it_is_no_hindrance_and_that_of_another_
     with tiny.network():
         handover._hand_over(tmp_path, tiny.build(TINY), tiny.image_set(), run, {"device": "cpu", "workers": 1})
         files.write_json(tmp_path / "hours.json", None)
-        given = handover.asked(tmp_path)
+        given = handover.HandedOver.read(tmp_path)
         assert given.opened(launching.ALONE).run.lock is None
         given.facts["held_by"] = "process 1 on elsewhere"
         with pytest.raises(PathoError, match="is in use by process"):
@@ -550,15 +526,15 @@ def started(folder, parameters, launchers=1, each=2):
     path = files.write_json(folder / "RUN.json", parameters | {"output": str(folder / "out")})
     env = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT),
                         "PATHOLIB_CACHE": str(folder / "cache"), **launching._loopback()}
-    command = torchrun(launchers, each, "test", f"localhost:{several.free_port()}", path, [several.__file__])
+    command = torchrun(launchers, each, "test", f"localhost:{several.free_port()}", path, [several.__file__, "train"])
     return [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *command[1:]], cwd=ROOT, env=env,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(launchers)]
 
 
-def torchrun(nodes, each, name, endpoint, run, program=("-m", "patholib.train.training")):
+def torchrun(nodes, each, name, endpoint, run, program=("-m", "patholib", "train")):
     """The command of deploy/slurm.sh."""
     return ["torchrun", "--nnodes", str(nodes), "--nproc_per_node", str(each), "--rdzv_id", name,
-            "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, *program, str(run)]
+            "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, *program, "--run", str(run)]
 
 
 def test_the_slurm_script_is_sound_and_starts_what_is_tested_here():
@@ -573,21 +549,16 @@ def test_the_slurm_script_is_sound_and_starts_what_is_tested_here():
 
 
 @pytest.mark.slow
-def test_two_machines_train_together_and_the_notebook_goes_on(tmp_path):
+def test_two_machines_train_together_and_the_first_process_judges_and_reports(tmp_path):
     launchers = started(tmp_path, DEMO, launchers=2, each=1)
     said = [process.communicate(timeout=240) for process in launchers]
     assert [process.returncode for process in launchers] == [0, 0], said
     assert sum("2 processes, batch 8 = 2 x 4" in out for out, _ in said) == 1
+    assert sum("Report: " in out for out, _ in said) == 1
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
-    given = handover.parameters(DEMO | {"output": str(tmp_path / "out")})
-    with pytest.MonkeyPatch.context() as patch, several.small_networks():
-        patch.setenv("PATHOLIB_CACHE", str(tmp_path / "cache"))
-        found = given.opened(launching.ALONE)  # by the same calls as the notebook's
-        assert [found.run.dir] == list((tmp_path / "out").glob("breakhis*"))
-        assert files.read_json(found.run.dir / "run.json")["status"] == "trained"
-        patch.setattr(training.Learner, "step", lambda *_: pytest.fail("trained again"))
-        assert len(training.fit(found.model, found.images, found.run, "cpu")) == 2
-    found.run.close()
+    (run_dir,) = (tmp_path / "out").glob("breakhis*")
+    facts = files.read_json(run_dir / "run.json")
+    assert (facts["status"], facts["training"]["processes"]) == ("finished", 2) and (run_dir / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -15,9 +15,10 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.data import checking, splitting
 from patholib.data.readers import table
-from patholib.judge import metrics
+from patholib.judge import metrics, validation
 from patholib.model.recipes import BREAKHIS
-from patholib.train import runs, saving, training, validation
+from patholib.study import Study, crossvalidation
+from patholib.train import runs, saving, training
 
 RECIPE = replace(TINY, group_by="group", epochs=1, tta_views=1)
 
@@ -40,8 +41,13 @@ def checked(tmp_path_factory) -> checking.Checked:
                         cache_dir=tmp_path_factory.mktemp("cache"), report_dir=folder / "report")
 
 
-def cross(checked, output, recipe=RECIPE, folds=3, **options) -> validation.CrossValidated:
-    return validation.cross_validate(recipe, checked, folds, output=output, device="cpu", workers=1, **options)
+def study(checked, output, recipe=RECIPE, folds=3, **options) -> Study:
+    return Study(checked, recipe=recipe, folds=folds, output=str(output), device="cpu", workers=1, quiet=True,
+                 remember=False, **options)
+
+
+def cross(*args, **options) -> validation.CrossValidated:
+    return study(*args, **options).cross_validate()
 
 
 def refusal(*args, **options) -> PathoError:
@@ -132,14 +138,15 @@ def test_the_time_allowed_is_for_all_folds_together(checked, tmp_path):
 def test_too_few_patients_and_a_folder_in_use_are_refused(checked, tmp_path):
     error = refusal(checked, tmp_path, folds=9)
     assert error.code == "split_infeasible" and "malignant: 7 groups" in error.reason
-    folder = validation._folder(RECIPE, checked, 3, 1, tmp_path)
-    held = locks.take(folder / validation.LOCK)
+    folder = crossvalidation.folder_of(study(checked, tmp_path))
+    folder.mkdir()
+    held = locks.take(folder / crossvalidation.LOCK)
     assert refusal(checked, tmp_path).code == "run_locked"
     held.close()
 
 
 def test_another_recipe_has_a_folder_of_its_own(checked, tmp_path):
-    folders = {validation._folder(recipe, checked, folds, 1, tmp_path) for folds in (3, 4)
+    folders = {crossvalidation.folder_of(study(checked, tmp_path, recipe, folds)) for folds in (3, 4)
                for recipe in (RECIPE, replace(RECIPE, epochs=2), replace(RECIPE, seed=1))}
     assert len(folders) == 6
 
@@ -232,7 +239,9 @@ def test_estimates_draw_patients_whatever_the_split_took_for_groups():
 def test_a_refused_training_leaves_no_folder_behind(checked, tmp_path):
     split = splitting.split(checked.manifest, group_by="image")
     with pytest.raises(PathoError, match="split_leakage"):
-        validation.train(RECIPE, checked, split, tmp_path)
+        study(checked, tmp_path, folds=0, split=split).train()
     assert list(Path(tmp_path).iterdir()) == []
-    found = validation.train(RECIPE, checked, split, tmp_path, "cpu", 1, allow_leakage=True)
-    assert "have their group in train" in found.run.note
+    found = study(checked, tmp_path, folds=0, split=split, allow_leakage=True)
+    found.train()
+    found.close()
+    assert "have their group in train" in found.note and len(found.predict()) == (split["split"] == "test").sum()

@@ -1,0 +1,359 @@
+"""A study: one run from images to report. Notebooks, command line, folds, sweeps and demo runs all go through it.
+
+    study = Study("my_images.csv", recipe="breakhis", epochs=35)  # read, check and cache the images, split by group
+    study.train()
+    study.lock(sensitivity=0.95)  # temperature and threshold, from validation images
+    print(study.judge())  # test images are seen here for the first time
+    study.report()  # report.html
+
+It owns the run folder, recipe, images and model, so no step can be given those of another run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.base.progress import say
+from patholib.data import checking, readers, splitting
+from patholib.data.checking import Checked
+from patholib.data.imagesets import ImageSet
+from patholib.data.manifest import Manifest
+from patholib.deploy import export, exportformat, loading
+from patholib.judge import decisions, gradcam, judging, predicting, rivals, trust
+from patholib.lab import notebook, sessions
+from patholib.model import building, profiles, recipes
+from patholib.model.networks import Classifier
+from patholib.model.recipes import Augmentation, Recipe
+from patholib.options import OF_RECIPE, Options
+from patholib.report import galleries, report
+from patholib.study import crossvalidation
+from patholib.study.pictures import Figures
+from patholib.train import checkpoints, devices, originals, runs, training
+from patholib.train.launching import ALONE, Team
+from patholib.train.runs import Run
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Heatmaps with the outcome of the trust checks, which is shown before them."""
+
+    trust: trust.Trust
+    sheet: Any  # Figure: images that were judged rightly, wrongly and with doubt
+    classes: Any  # Figure: images of each class, from the best recognised to the worst
+
+    def __repr__(self) -> str:
+        return repr(self.trust)
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        for part in (self.trust, self.trust.table, self.sheet):
+            display(part)
+
+
+class Study:
+    """One run from images to report.
+
+    data: a folder, a CSV, "demo" or "auto"; or a Manifest, or a Checked, that is already at hand.
+    recipe: a name, or a Recipe of your own, which is taken as it is but for classes and grouping.
+    split: a table with the columns path, label, group, split; None: split by group, as the recipe says.
+    options: checked Options to begin with. name: of the run folder. quiet: do not print what was found.
+    remember: note the run in outputs/latest.json. team: the processes that this one trains with.
+    given: every other field of Options. Errors: those of `Options`, `datasets.load`, `images.check`, `runs.split`.
+    """
+
+    def __init__(self, data: str | Path | Manifest | Checked | None = None, *, recipe: str | Recipe | None = None,
+                 split: pd.DataFrame | None = None, options: Options | None = None, name: str | None = None,
+                 quiet: bool = False, remember: bool = True, team: Team = ALONE, **given):
+        if isinstance(data, (str, Path)):
+            given["data"] = str(data)
+        if isinstance(recipe, str):
+            given["recipe"] = recipe
+        if isinstance(recipe, Recipe):
+            given = {"seed": recipe.seed} | given
+        self.options = options if options and not given else Options(**((options.to_json() if options else {}) | given))
+        self._team, self._name, self._remember, self.opened = team, name, remember, False
+        team.in_turn(lambda: self._prepare(data, recipe, split, given))
+        if not quiet:
+            say(repr(self))
+
+    def _prepare(self, data, recipe, split, given: dict) -> None:
+        """Reads, checks and splits; of several processes each does so, the first of a machine before the others."""
+        options = self.options
+        self.source = data.manifest if isinstance(data, Checked) else data if isinstance(data, Manifest) else \
+            readers.load(options.recipe, options.data, missing=options.missing, positive=options.positive)
+        self.recipe = self._adapted(recipe, given) if isinstance(recipe, Recipe) else \
+            profiles.recipe_for(options.recipe, self.source, published=options.published, weights=options.weights,
+                            small=options.small, **options.of_recipe)
+        self.checked = data if isinstance(data, Checked) else checking.check(
+            self.source, self.recipe.cache_size, self.recipe.fit, on_bad=options.on_bad, workers=options.workers,
+            progress=self._team.first, report_dir=None if self._team.first else files.outputs() / "data-check" / "copy")
+        self.split = runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold) \
+            if split is None else split
+        self.images = self.checked.images.with_split(self.split)
+
+    def _adapted(self, recipe: Recipe, given: dict) -> Recipe:
+        """A recipe of one's own, for the classes and groups of these images."""
+        known = recipe.group_by == "image" or recipe.group_by in self.source.table
+        return replace(recipe, classes=self.source.classes, positive=self.source.positive,
+                       group_by=recipe.group_by if known else self.source.group_by,
+                       **{name: value for name, value in given.items() if name in OF_RECIPE and value is not None})
+
+    @classmethod
+    def open(cls, folder: Path | str, data: str | Path = "auto") -> Study:
+        """A run folder again: its model, predictions, numbers and figures; nothing is computed before it is asked for.
+
+        data: where the images are, for what needs them; see `originals.source_of`. Errors: those of `runs.open_run`.
+        """
+        study = cls.__new__(cls)
+        study.run = run = runs.open_run(Path(folder))
+        study.recipe = run.recipe
+        name = run.recipe.name if run.recipe.name in recipes.RECIPES else "breakhis"
+        study.options = Options(recipe=name, data=str(data), seed=run.recipe.seed, output=str(run.dir.parent))
+        study._team, study._name, study._remember, study.opened = ALONE, run.dir.name, False, True
+        return study
+
+    # ----------------------------------------------------------------------------------------------- what it owns
+
+    recipe: Recipe
+    options: Options
+
+    @cached_property
+    def source(self) -> Manifest:
+        """The manifest of the images."""
+        return originals.source_of(self.dir, self.options.data)
+
+    @cached_property
+    def checked(self) -> Checked:
+        """What the check of the images found and cached."""
+        return originals.checked_again(self.dir, self.options.data)
+
+    @cached_property
+    def split(self) -> pd.DataFrame:
+        """One row per image: path, label, group, split ("train", "val", "test"), and the columns of the manifest."""
+        return splitting.read_split(self.dir / "split.csv")
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The cached images under the split."""
+        return originals.images_of(self.dir, self.options.data)
+
+    @cached_property
+    def model(self) -> Classifier:
+        """The network: as it begins, after `train` with the weights of the epoch that was kept."""
+        return self._kept() if self.opened else building.build(self.recipe)
+
+    @cached_property
+    def run(self) -> Run:
+        """The run folder, which is started, or taken up, when it is first needed. Errors: those of `runs.start`."""
+        run, options = None, self.options
+
+        def started() -> dict:
+            nonlocal run
+            run = runs.start(self.recipe, self.checked, self.split, options.output and Path(options.output),
+                             options.resume, self._name, options.allow_leakage, sessions.take_up)
+            return {"folder": str(run.dir), "fingerprint": run.fingerprint, "leaks": run.leaks}
+
+        facts = self._team.shared(started)
+        if run is None:
+            run = Run(Path(facts["folder"]), self.recipe, self.source.demo,
+                      runs.fingerprint(self.recipe, self.checked, self.split), leaks=facts["leaks"], writes=False)
+        if run.fingerprint != facts["fingerprint"]:
+            raise PathoError("data_differ", f"process {self._team.rank}", "sees other images, or another recipe, than "
+                             "the first one", "Give all machines the same files and the same version of patholib")
+        if self._remember and self._team.first:
+            notebook.remember_run(run.dir)
+        return run
+
+    @property
+    def dir(self) -> Path:
+        """The run folder."""
+        return self.run.dir
+
+    @property
+    def demo(self) -> bool:
+        """Whether the images are generated demo images."""
+        return self.run.demo if self.opened else self.source.demo
+
+    @property
+    def note(self) -> str:
+        """The warning above every figure: demo images, a leaking split; "" where there is nothing to warn of."""
+        return self.run.note
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch of the training. Errors: missing_file before it."""
+        return pd.DataFrame(files.read_json(self.dir / "history.json"))
+
+    @property
+    def figures(self) -> Figures:
+        """The figures of the run, a method for each: `study.figures.curves()`."""
+        return Figures(self)
+
+    @cached_property
+    def locked(self) -> decisions.Locked:
+        """What `lock` has chosen. Errors: not_locked."""
+        return decisions.read_locked(self.dir)
+
+    @cached_property
+    def judged(self) -> judging.Judged:
+        """What `judge` has found. Errors: missing_file before it."""
+        return judging.read_judged(self.dir)
+
+    def __repr__(self) -> str:
+        if self.opened:
+            return repr(self.run)
+        counts, recipe = self.split["split"].value_counts(), self.recipe
+        parts = ", ".join(f"{counts.get(part, 0):,} {name}" for part, name in
+                          (("train", "training"), ("val", "validation"), ("test", "test")))
+        return (f"{self.source!r}\nrecipe {recipe.name}: {recipe.arch}, weights {Path(recipe.weights).name}, "
+                f"{recipe.image_size} pixels, {recipe.epochs} epochs\nsplit by {recipe.group_by}: {parts} images")
+
+    # --------------------------------------------------------------------------------------------------- the steps
+
+    def train(self) -> pd.DataFrame:
+        """Trains, or resumes; returns the history. A finished training is not repeated.
+
+        Errors: those of `runs.start` and `training.fit`; the run folder is then unlocked, and `train` again resumes.
+        """
+        if self.opened:
+            if "training" not in files.read_json(self.dir / "run.json"):
+                raise PathoError("unfinished_run", self.dir.name, "was opened to be read, and is not trained",
+                                 'Resume it: Study(..., resume="must") with the same parameters')
+            return self.history
+        options, run = self.options, self.run
+        hours = sessions.hours_left() if options.max_hours is None else options.max_hours
+        try:
+            training.check_processes(max(options.processes, self._team.count), options.device, self.recipe)
+            count = options.processes if self._team.count == 1 else 1
+            history = training.fit(self.model, self.images, run, options.device, options.workers, hours, count,
+                                   self._team)
+        except BaseException:
+            self.close()
+            if options.resume != "never":
+                del self.run
+            raise
+        for name in ("locked", "judged"):
+            self.__dict__.pop(name, None)
+        return history
+
+    def lock(self, sensitivity: float | None = None, cost_ratio: float | None = None) -> decisions.Locked:
+        """Chooses temperature and threshold on the validation images; returns what `evaluation.lock` does.
+
+        sensitivity: None takes target_sensitivity of the options. Errors: those of `evaluation.lock`.
+        """
+        if not self.opened:
+            target = self.options.target_sensitivity if sensitivity is None else sensitivity
+            self.locked = decisions.lock(self.model, self.images, self.dir, target, cost_ratio)
+        return self.locked
+
+    def judge(self, baselines: bool = True) -> judging.Judged:
+        """Judges the test images with the locked decision, and the baselines by the same rules; writes metrics.json.
+
+        baselines: a regression on colour statistics, and with the option `probe` one on the network before training.
+        Errors: not_locked, and others of `judging.judge`.
+        """
+        if not self.opened:
+            decisions.locked(self.dir)  # before anything is computed
+            colour = rivals.colour_baseline(self.images) if baselines else None
+            probed = rivals.probe(building.build(self.recipe), self.images,
+                                      device=devices.choose_device(self.options.device)) \
+                if baselines and self.options.probe else None
+            self.judged = judging.judge(self.model, self.images, self.dir, colour, self.source.subgroups, probed)
+        return self.judged
+
+    def predict(self, others: Checked | None = None) -> pd.DataFrame:
+        """Predictions of the test images as the network gives them, not calibrated; or of other checked images."""
+        if others is None:
+            return predicting.predict(self.model, self.images.part("test"), self.recipe)
+        table = predicting.predict(self.model, others.images, self.recipe)
+        return table.assign(group=table[others.manifest.group_by])
+
+    def explain(self, each: int = 4) -> Explained:
+        """Asks whether heatmaps of this model can be believed, then writes galleries that carry the answer.
+
+        each: pictures in a section of the gallery. Errors: those of `trust.examine`, `gradcam.gallery`.
+        """
+        pictures, judged, recipe = self.images.part("test"), self.judged, self.recipe
+        masks = trust.planted(self.source, pictures, recipe.fit)
+        believed = trust.examine(self.model, pictures, judged.test, self.run, masks, recipe.positive, judged.threshold)
+        verdict = believed.verdict.partition(". ")[0].partition(": ")[0].rstrip(".")
+        note = " - ".join(filter(None, [self.note, verdict]))
+        sheets = []
+        for name, by, count in (("gallery", "outcome", each),
+                                ("classes", "label", each if len(recipe.classes) < 5 else each // 2)):
+            found = gradcam.gallery(self.model, pictures, judged.test, recipe.positive, judged.threshold, count, by)
+            sheets.append(galleries.write(found, self.dir / "heatmaps", name, note=note))
+        return Explained(believed, *sheets)
+
+    def export(self, onnx: bool = False) -> list[Path]:
+        """Writes the model for others: model.safetensors, model.json, published.pt; returns them."""
+        return export.write(self.dir, None if self.opened else self.images, onnx)
+
+    def report(self) -> Path:
+        """Writes what is missing (heatmaps, export, figures) and every page, and finishes the run; returns report.html.
+
+        Errors: not_judged.
+        """
+        if not (self.dir / "metrics.json").exists():
+            raise PathoError("not_judged", self.dir.name, "has no numbers to report", "Call lock and judge first")
+        if not self.opened and not (self.dir / trust.FILE).exists():
+            self.explain()
+        if not (self.dir / exportformat.MANIFEST).exists():
+            self.export()
+        self.figures.complete()
+        page = report.write(self.dir)
+        if not self.opened:
+            self.run.finish()
+        return page
+
+    def close(self) -> None:
+        """Unlocks the run folder, if it was started, for another process."""
+        if "run" in self.__dict__:
+            self.run.close()
+
+    def cross_validate(self) -> crossvalidation.CrossValidated:
+        """Trains and judges the recipe on every fold that the options ask for; see `study_folds.cross_validate`."""
+        return crossvalidation.cross_validate(self)
+
+    def _kept(self) -> Classifier:
+        """The network with the weights of the epoch that was kept, from the export or the checkpoints."""
+        if (self.dir / exportformat.MANIFEST).exists():
+            return loading.classifier(self.dir)[0]
+        best = files.read_json(self.dir / "run.json").get("training", {}).get("best_epoch")
+        state = checkpoints.load(self.dir / "checkpoints", "best", best, holds=("model",)) if best else None
+        if state is None:
+            raise PathoError("nothing_trained", self.dir.name, "has no finished training", "Train first")
+        model = building.build(replace(self.recipe, weights="none"))
+        model.load_state_dict(state["model"])
+        return model
+
+    # ----------------------------------------------------------------------------------------------- demo studies
+
+    @classmethod
+    def demo_run(cls, output: Path | str | None = None, data: str | Manifest = "demo", **given) -> Path:
+        """The folder of a finished run on demo images, made now: a small network, few epochs, about a minute."""
+        small = {"small": True, "arch": "resnet18", "epochs": 6, "device": "cpu",
+                 "output": output and str(output)}
+        study = cls(data, quiet=True, remember=False, **(small | given))
+        study.train()
+        study.lock()
+        study.judge()
+        study.report()
+        return study.dir
+
+    @classmethod
+    def demo_pair(cls, output: Path | str | None = None) -> list[Path]:
+        """The folders of two finished runs on demo images that differ in the augmentation alone."""
+        recipe = profiles.recipe_for("breakhis", readers.load("breakhis", "demo"), small=True, arch="resnet18",
+                                 image_size=32, epochs=8, batch_size=16)
+        recipe = replace(recipe, tta_views=2)
+        pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
+        return [cls.demo_run(output, recipe=one, name=name, arch=None, epochs=None) for name, one in pair.items()]

@@ -1,0 +1,173 @@
+"""One object is the whole pipeline: from images to report in five lines, resumed, opened again, and never mixed up."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.figure
+import pandas as pd
+import pytest
+import tiny
+
+import patholib
+from patholib.base import files
+from patholib.base.errors import PathoError
+from patholib.data import splitting
+from patholib.judge import decisions, judging, trust
+from patholib.model import recipes
+from patholib.study import Study
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"arch": "resnet18", "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "device": "cpu",
+         "workers": 1, "precision": "fp32"}
+
+
+pytestmark = pytest.mark.usefixtures("small_network")
+
+
+def refused(call, *args, **given) -> PathoError:
+    with pytest.raises(PathoError) as error:
+        call(*args, **given)
+    return error.value
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    """A table of one's own: sixteen patients, two pictures each."""
+    return tiny.pictures(tmp_path_factory.mktemp("own") / "set", patients=16) / "mine.csv"
+
+
+@pytest.fixture(scope="module")
+def finished(table, tmp_path_factory) -> Study:
+    study = patholib.Study(table, recipe="breakhis", positive="malignant", **SMALL,
+                           output=str(tmp_path_factory.mktemp("runs")))
+    study.train()
+    study.lock(sensitivity=0.9)
+    print(study.judge())
+    study.report()
+    return study
+
+
+def test_five_lines_end_with_a_whole_report(finished):
+    names = {path.name for path in finished.dir.iterdir()}
+    assert {"report.html", "model_card.html", "metrics.json", "decision.json", "trust.json", "model.safetensors",
+            "training_metrics.png", "predictions_baseline.csv"} <= names
+    assert files.read_json(finished.dir / "run.json")["status"] == "finished"
+    assert {"curves.png", "threshold.png", "roc_pr.png", "trust.png", "augmented.png"} <= {
+        path.name for path in (finished.dir / "figures").iterdir()}
+    assert (finished.dir / "heatmaps" / "gallery.png").exists()
+
+
+def test_what_judge_returns_is_readable(finished):
+    text = repr(finished.judged)
+    assert "auc" in text and "colour baseline" in text and len(text.splitlines()) < 40
+    assert "threshold" in repr(finished.locked)
+
+
+def test_an_opened_run_gives_the_same_numbers_and_the_same_model(finished):
+    opened = Study.open(finished.dir)
+    assert opened.judge().metrics == finished.judged.metrics
+    pd.testing.assert_frame_equal(opened.judge().test, finished.judged.test)
+    assert opened.lock().decision == finished.locked.decision
+    assert tiny.same_bits(opened.model, finished.model)
+    pd.testing.assert_frame_equal(opened.train(), finished.history)
+    assert (opened.demo, opened.note, opened.recipe.arch) == (False, "", "resnet18")
+
+
+def test_an_opened_run_draws_its_figures_again_and_finds_its_images_where_they_are_named(finished, table):
+    opened = Study.open(finished.dir, data=table)
+    (finished.dir / "figures" / "curves.png").unlink()
+    assert isinstance(opened.figures.roc_pr(), matplotlib.figure.Figure)
+    assert opened.report() == finished.dir / "report.html"
+    assert (finished.dir / "figures" / "curves.png").exists()
+    assert len(opened.images.part("test")) == len(finished.images.part("test"))
+
+
+def test_every_figure_is_a_method_without_arguments(finished):
+    for name, method in inspect.getmembers(finished.figures, inspect.ismethod):
+        if not name.startswith("_"):
+            assert not inspect.signature(method).parameters, name
+            if name != "complete":
+                assert isinstance(method(), matplotlib.figure.Figure)
+
+
+def test_heatmaps_come_after_their_verdict_and_carry_it(finished):
+    found = finished.explain(each=1)
+    assert repr(found) == repr(trust.read(finished.dir)) and found.sheet and found.classes
+    page = (finished.dir / "heatmaps" / "gallery.html").read_text(encoding="utf-8")
+    assert found.trust.verdict[:20] in page
+
+
+def test_the_steps_are_refused_out_of_order(table, tmp_path):
+    study = Study(table, **SMALL, output=str(tmp_path))
+    assert refused(study.report).code == "not_judged"
+    study.train()
+    assert refused(study.judge).code == "not_locked"
+    assert not (study.dir / "predictions_test.csv").exists()
+    study.close()
+    assert refused(Study.open(study.dir).judge).code == "missing_file"
+
+
+def test_a_decision_cannot_be_changed_once_test_images_were_judged(finished):
+    before = (finished.dir / "decision.json").read_bytes()
+    assert refused(finished.lock, sensitivity=0.5).code == "test_seen"
+    assert (finished.dir / "decision.json").read_bytes() == before
+
+
+def test_no_step_takes_a_recipe_or_a_folder_of_another_run():
+    for step in (Study.train, Study.lock, Study.judge, Study.explain, Study.export, Study.report, Study.cross_validate,
+                 decisions.lock, judging.judge):
+        assert "recipe" not in inspect.signature(step).parameters
+    for step in (Study.train, Study.lock, Study.judge, Study.explain, Study.export, Study.report, Study.cross_validate):
+        assert not {"run_dir", "folder", "model", "images"} & set(inspect.signature(step).parameters)
+
+
+def test_what_is_wrong_is_refused_before_an_image_is_read(tmp_path):
+    error = refused(Study, "nowhere.csv", epoch=3, folds=1)
+    assert error.code == "unknown_parameter" and error.subject == "epoch, folds"
+    assert refused(Study, str(tmp_path / "nowhere.csv")).code in ("data_root", "missing_file")
+
+
+def test_an_interrupted_training_is_resumed_to_the_same_bits(table, tmp_path):
+    whole = Study(table, **SMALL | {"epochs": 2}, output=str(tmp_path / "whole"))
+    whole.train()
+    study = Study(table, **SMALL | {"epochs": 2}, output=str(tmp_path / "parts"), max_hours=0)
+    assert refused(study.train).code == "time_is_up"
+    resumed = Study(table, **SMALL | {"epochs": 2}, output=str(tmp_path / "parts"))
+    history = resumed.train()
+    assert len(list((tmp_path / "parts").iterdir())) == 1 and tiny.same_bits(whole.model, resumed.model)
+    pd.testing.assert_frame_equal(tiny.without_time(history), tiny.without_time(whole.history))
+
+
+def test_a_recipe_of_ones_own_and_a_given_split_are_taken(table, tmp_path):
+    recipe = replace(recipes.unfrozen(recipes.BREAKHIS), name="mine", arch="resnet18", image_size=32, batch_size=8,
+                     epochs=1, seed=3)
+    study = Study(table, recipe=recipe, output=str(tmp_path), workers=1, quiet=True)
+    assert (study.recipe.name, study.recipe.seed, study.recipe.group_by) == ("mine", 3, "group")
+    leaky = splitting.split(study.checked.manifest, seed=1, group_by="image")
+    again = Study(study.checked, recipe=recipe, split=leaky, output=str(tmp_path), quiet=True, device="cpu")
+    assert refused(again.train).code == "split_leakage"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_run_is_remembered_unless_told_otherwise(table, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHOLIB_OUTPUTS", str(tmp_path))
+    quiet = Study(table, **SMALL, remember=False)
+    assert quiet.dir.parent == tmp_path and not (tmp_path / "latest.json").exists()
+    quiet.close()
+    study = Study(table, **SMALL | {"seed": 1})
+    assert str(study.dir) == files.read_json(tmp_path / "latest.json")["run_dir"]
+    study.close()
+
+
+def test_importing_patholib_is_quick_and_unknown_names_are_told():
+    code = ("import patholib, sys; print({'torch', 'pandas', 'numpy'} & set(sys.modules), sorted(patholib.__all__))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split("[")[0].strip() == "set()"
+    assert patholib.Study is Study and set(patholib.__all__) <= set(dir(patholib))
+    with pytest.raises(AttributeError, match="public are"):
+        patholib.Studdy  # noqa: B018
