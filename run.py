@@ -32,6 +32,7 @@ import random
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -141,16 +142,14 @@ def install(venv, python, base, what, oldest):
 @contextlib.contextmanager
 def alone(venv):
     """Waits until no other process installs into the environment; the lock of one that was killed is gone with it."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # the library's locks need nothing that is installed
-    from patholib.base import locks
-
-    path = venv.with_name(f"{venv.name}.lock")  # beside the folder, which may be emptied
-    told = False
-    while (lock := locks.take(path)) is None:
-        if not told:
-            print(f"{locks.holder(path)} is installing into {venv}; waiting for it", flush=True)
-        told = True
-        time.sleep(0.5)
+    path = venv.with_name(f"{venv.name}.install.lock")  # beside the folder, which may be emptied
+    lock = sqlite3.connect(path, timeout=0, isolation_level=None)  # a lock of every Python, with nothing installed
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        print(f"Another process is installing into {venv}; waiting for it", flush=True)
+        lock.execute(f"PRAGMA busy_timeout = {10**9}")
+        lock.execute("BEGIN EXCLUSIVE")
     try:
         yield
     finally:
@@ -481,7 +480,8 @@ def killed_step(peaceful, command, env):
             time.sleep(0.05)
         time.sleep(random.uniform(0, epoch))
         if process.poll() is None:
-            kernel = int(re.match(r"process (\d+)", (run_folder(outputs) / "run.lock").read_text(encoding="utf-8"))[1])
+            held = (run_folder(outputs) / "run.holder.lock").read_text(encoding="utf-8")
+            kernel = int(re.match(r"process (\d+)", held)[1])
     finally:
         process.kill()  # first: what it sees it cannot answer any more
         if kernel:

@@ -36,13 +36,14 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     parser.epilog = "\n".join([inspect.cleandoc(parser.epilog or ""), "", "parameters:", *options.lines()])
 
     def run(given: argparse.Namespace) -> int:
+        from patholib.base.team import joined, myself
         from patholib.study import Study
         from patholib.train import devices, launching
 
-        team = launching.myself()
+        team = myself()
         try:
             chosen = options.Options.read(given.preset, given.file, dict(given.words))
-            with launching.joined(devices.choose_device(chosen.device).type == "cuda") as team:
+            with joined(devices.choose_device(chosen.device).type == "cuda") as team:
                 study = Study(options=chosen, team=team)
                 study.train()
             if team.first:

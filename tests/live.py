@@ -21,7 +21,7 @@ from samples import encoded, picture
 
 from patholib.deploy import export
 from patholib.deploy.inference import Predictor
-from patholib.deploy.server import serving, webapp
+from patholib.deploy.server import serving, webapp, webhttp, webservice
 from patholib.model import building
 
 HERE = Path(__file__).parent
@@ -113,8 +113,8 @@ def until(condition, seconds: float = SECONDS) -> None:
 @contextlib.contextmanager
 def threaded(predictor: Predictor, **settings):
     """A server in a thread: .port, .app, .service, .guard, .predictor."""
-    app = webapp.Guarded(predictor, webapp.Settings(**settings))
-    server = webapp.Server(app)
+    app = webapp.Guarded(predictor, webservice.Settings(**settings))
+    server = webhttp.Server(app)
     with serving.listening("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -21,6 +21,7 @@ import torch
 
 from patholib import cli
 from patholib.base.errors import PathoError
+from patholib.base.team import Team, joined
 from patholib.model import architectures, building
 from patholib.train import launching, training
 
@@ -82,7 +83,7 @@ def member(rank: int, count: int, port: int, folder: Path, work, given) -> None:
                    **launching._loopback()}
     torch.set_num_threads(1)
     try:
-        with tiny.network(), launching.joined(False) as own:
+        with tiny.network(), joined(False) as own:
             found = work(own, *given)
     except (PathoError, SystemExit, KeyboardInterrupt) as error:
         found = {"error": f"{getattr(error, 'code', type(error).__name__)}", "said": str(error)}
@@ -109,7 +110,7 @@ def train(own, folder: Path, recipe=tiny.TINY, images=(32, 16), prepare=None, dt
 def alone(folder: Path, *given, **options) -> dict:
     """The same training in this process alone."""
     with tiny.network():
-        return train(launching.ALONE, folder, *given, **options)
+        return train(Team(), folder, *given, **options)
 
 
 def furthest(one: dict, other: dict) -> float:

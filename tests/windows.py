@@ -3,24 +3,22 @@
     python tests/windows.py FOLDER        the whole pipeline there; prints what was refused, nothing if all is well
     python tests/windows.py FOLDER -m papermill ...    a module there, and in every process that it starts
 
-Played: no fork, no fcntl, no resource, no os.sync and other calls; locks by msvcrt; processes are spawned; a file that
-is open or mapped can be neither renamed nor replaced nor removed, nor can a folder that holds one; names and paths that
-Windows does not take; text files that state no encoding, and a stdout that knows Latin letters only. Not played: drive
-letters, names without case, rights, and the console.
+Played: no fork, no fcntl, no resource, no os.sync and other calls; locks by marker files; processes are spawned; a file
+that is open or mapped can be neither renamed nor replaced nor removed, nor can a folder that holds one; names and paths
+that Windows does not take; text files that state no encoding, and a stdout that knows Latin letters only. Not played:
+drive letters, names without case, rights, and the console.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import multiprocessing
 import os
 import re
 import shutil  # noqa: F401 - this and others look at the system when they are imported, so before it changes
 import subprocess
 import sys
-import types
 import warnings
 from pathlib import Path
 
@@ -32,13 +30,10 @@ MODULES = ("fcntl", "resource", "termios", "tty", "pty", "syslog")
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 LONGEST = 259  # characters of a whole path, where long paths were not switched on
 HOME = r"C:\Users\somebody\Documents\pathovision\outputs"  # for which, too, a path must leave room
-FAR = 1 << 30  # where a lock must lie: behind the text, which others are to read
 
 
 def pretend(folder: str) -> None:
     """From here on this process, and what it starts, lives on such a system; its rules for files hold in `folder`."""
-    from patholib.base import locks
-
     real = os.path.realpath(folder)
     for name in ABSENT:
         if hasattr(os, name):
@@ -46,21 +41,10 @@ def pretend(folder: str) -> None:
     for name in MODULES:
         if name not in sys.modules or name in ("fcntl", "resource"):
             sys.modules[name] = None
-    sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=_locking)
-    locks.sys = types.SimpleNamespace(platform="win32")
     with contextlib.suppress(RuntimeError):  # chosen already
         multiprocessing.set_start_method("spawn")
     warnings.filterwarnings("error", category=EncodingWarning, module=r"patholib|run")
     sys.addaudithook(lambda event, given: _judge(event, given, real))
-
-
-def _locking(handle: int, mode: int, count: int) -> None:
-    """As msvcrt's: bytes from the position on, until the handle is closed, also against other handles of a process."""
-    assert (mode, count, os.lseek(handle, 0, os.SEEK_CUR)) == (2, 1, FAR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise PermissionError(errno.EACCES, "Permission denied") from None
 
 
 def _judge(event: str, given: tuple, folder: str) -> None:
@@ -91,7 +75,7 @@ def _refuse_name(path: str, folder: str) -> None:
 
 def _refuse_open(path: str, folder: str) -> None:
     path = os.path.realpath(path)
-    if not path.startswith(folder + os.sep):
+    if not path.startswith(folder + os.sep) or path.endswith("lock"):  # filelock's own way of Windows is not played
         return
     held = [name for name in _open_files() if name == path or name.startswith(path + os.sep)]
     if held:

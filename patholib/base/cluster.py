@@ -1,4 +1,4 @@
-"""Work spread over the machines of a Ray cluster; nothing else here knows Ray.
+"""Work spread over the machines of a Ray cluster; the only module that knows Ray.
 
     with joined("auto") as ray:  # or None: a cluster of this machine alone, which is gone afterwards
         for number, found in each(ray, function, items, cpus=4): ...
@@ -20,7 +20,7 @@ from importlib import util
 from patholib.base.errors import PathoError
 from patholib.base.progress import say
 
-RETRIES = 20  # how often a run is taken up again after a lost worker or machine
+RETRIES = 20  # how often a run is resumed after a lost worker or machine
 LONGEST = 40  # characters of a temporary folder; the path of a socket in it may have 107, and Ray needs 62
 BLOCK = (8, 256)  # items that are handed out together: a lost worker costs no more
 
@@ -29,7 +29,7 @@ BLOCK = (8, 256)  # items that are handed out together: a lost worker costs no m
 def joined(address: str | None = None) -> Iterator:
     """Ray, connected to the cluster at `address` ("auto": the one of this machine), or to one that is made for it.
 
-    RAY_ADDRESS stands in for an address. What was started here is stopped in the end, and nothing else is.
+    RAY_ADDRESS replaces a missing address. A cluster started here is stopped at the end; any other stays.
     Errors: no_engine, no_cluster.
     """
     address = address or os.environ.get("RAY_ADDRESS")
@@ -80,7 +80,7 @@ def _short_folder() -> str:
 
 
 def each(ray, function: Callable, items: Sequence, cpus: float = 1, gpus: float = 0) -> Iterator[tuple[int, object]]:
-    """The number of each item with function(item), as they end; with a PathoError where there is no such value.
+    """Pairs of an item's number and function(item), or a PathoError where that failed, in the order they end.
 
     A call whose worker or machine is lost is made again, up to RETRIES times. Errors: bad_parameter.
     """

@@ -1,4 +1,4 @@
-"""Where a notebook runs: on a machine of one's own, on Kaggle or on Colab; and what that decides."""
+"""Where a notebook runs (your own machine, Kaggle or Colab), and the folders and times that follow from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def attached(name: str) -> list[Path]:
 
 
 def host() -> str:
-    """"Kaggle" or "Colab", whose sessions end and take what they have not handed out with them; else ""."""
+    """"Kaggle" or "Colab", whose sessions end and lose what was not saved as output; else ""."""
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):  # asked first: Kaggle's image is built on Colab's
         return "Kaggle"
     return "Colab" if os.environ.get("COLAB_RELEASE_TAG") or os.environ.get("COLAB_GPU") else ""
@@ -38,7 +38,7 @@ def outputs(root: Path) -> Path:
 
 
 def remade(root: Path) -> Path:
-    """The folder for what can be made again, such as the cache of pixels: data/ of `root`.
+    """The folder for files that can be made again, such as the pixel cache: data/ of `root`.
 
     On Kaggle it is the folder temp beside the inputs, because all that lies in the working folder is kept and counted.
     """

@@ -52,7 +52,7 @@ def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndar
         return fact | {"problem": problem(error)}, None
     square = decoding.to_square(image, size, fit)
     same = hashlib.blake2b(square.tobytes(), digest_size=16).hexdigest()  # equal pixels, whatever the encoding
-    return fact | seen | {"phash": decoding.perceptual_hash(square), "pixels": same}, square
+    return fact | seen | {"pixels": same}, square
 
 
 def build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, workers: int, progress: bool,

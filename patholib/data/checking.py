@@ -28,7 +28,7 @@ class Checked:
     manifest: Any  # the manifest with its sound rows only
     images: ImageSet  # the same rows in the cache, not split yet
     report: dict  # JSON: every problem, warning, duplicate and conflict, counts, cache, seconds
-    facts: pd.DataFrame  # one row per file: path, bytes, sha256, phash, width, height, mode, kind ("" where refused)
+    facts: pd.DataFrame  # one row per file: path, bytes, sha256, width, height, mode, kind ("" where refused)
     pictures: dict[str, bytes] = dataclasses.field(default_factory=dict, repr=False)  # small JPEGs for the report
 
     def write_report(self, folder: Path) -> Path:
@@ -94,7 +94,7 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
 
     table = manifest.table[keep].assign(row=np.flatnonzero(keep)).reset_index(drop=True)
     sound = dataclasses.replace(manifest, table=table.drop(columns="row"))
-    columns = ("path", "bytes", "sha256", "phash", "width", "height", "mode", "kind")
+    columns = ("path", "bytes", "sha256", "width", "height", "mode", "kind")
     known_of = pd.DataFrame({c: [fact.get(c, "") for fact in facts] for c in columns})
     copies = {path: entry["kept"] for entry in report["duplicates"] for path in entry["dropped"]}
     return Checked(sound, ImageSet(pixels, table, tuple(manifest.classes), copies), report, known_of, pictures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import io
 import os
 import re
@@ -130,24 +129,6 @@ def to_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
     left, top = (size - target[0]) // 2, (size - target[1]) // 2
     square[top:top + target[1], left:left + target[0]] = small
     return square
-
-
-def perceptual_hash(square: np.ndarray) -> str:
-    """64 bits as 16 hexadecimal digits, few of which change when a picture is re-encoded, rescaled or brightened.
-
-    One bit for each of the 8 x 8 lowest frequencies of the 32 x 32 grey picture: is it above their median?
-    """
-    grey = Image.fromarray(square).convert("L").resize((32, 32), Image.Resampling.HAMMING)
-    low = _cosines() @ np.asarray(grey, dtype=np.float64) @ _cosines().T  # (8, 8)
-    low = low.round(6)  # a flat picture gives exact zeros, not the noise of the arithmetic
-    bits = low.ravel() > np.median(low)
-    return np.packbits(bits).tobytes().hex()
-
-
-@functools.cache
-def _cosines() -> np.ndarray:
-    """The 8 lowest rows of the discrete cosine transform of 32 points, (8, 32)."""
-    return np.cos(np.pi / 32 * np.arange(8)[:, None] * (np.arange(32) + 0.5))
 
 
 def stat_file(path: Path | str, name: str) -> os.stat_result:

@@ -1,6 +1,6 @@
 """Data sets and ImageNet weights from where their makers publish them, fetched only when asked for by name.
 
-Images come through here alone; weights also through `models.build`, for a recipe that names them.
+Images are downloaded here only; weights also by `models.build`, for a recipe that names them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from patholib.base import files, places
+from patholib.base import files, locks, places
 from patholib.base.errors import PathoError, shown
 from patholib.data import archives, fetch, readers
 from patholib.data.readers.sources import SOURCES, Source, SourceFile
@@ -20,9 +20,9 @@ KAGGLE = "kaggle"  # the folder of what came from there
 
 def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None = None, origin: str = "official",
             remove: bool = False, changed: bool = False) -> Path:
-    """The folder of a whole data set: fetched, unpacked and read once, as far as it is not there.
+    """The folder of a whole data set: what is missing is fetched, unpacked and read once.
 
-    agree: is given the licence and the citation, and says whether they are accepted; nothing is fetched before.
+    agree: gets the licence and the citation and returns whether they are accepted; nothing is fetched before.
     folder: by default <kind> in `files.remade`, where `datasets.load` finds it. origin: "official" or "kaggle".
     remove: deletes an archive once it is unpacked. changed: see `fetch.fetch`.
     Errors: licence_not_accepted, folder_exists, extra_missing (kagglehub), those of `fetch.fetch`, `archives.extract`
@@ -73,7 +73,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def terms(kind: str, folder: Path, origin: str = "official") -> str:
-    """What is to be known before a data set is fetched: licence, citation, what comes from where, how much it is."""
+    """What to know before a data set is fetched: licence, citation, sources and sizes."""
     source = SOURCES[kind]
     lines = [source.title, f"Licence: {source.licence} {source.licence_page}",
              *[f"Cite: {text}" for text in source.cite], f"Its makers' page: {source.page}"]
@@ -101,7 +101,7 @@ def _there(file: SourceFile, folder: Path) -> bool:
 
 
 def _refuse_foreign(missing: list[SourceFile], folder: Path) -> None:
-    """Stops before gigabytes are fetched for a folder into which they could not be unpacked."""
+    """Stops before gigabytes are fetched for a folder that is not empty."""
     for place in (folder / file.folder for file in missing if file.folder):
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
             raise PathoError("folder_exists", str(place), "holds something that was not unpacked here",
@@ -146,7 +146,7 @@ def _from_kaggle(kind: str, folder: Path) -> Path:
     if any(where.is_relative_to(mount) for mount in places.mounts()):
         return where
     target = folder / KAGGLE
-    with fetch.alone(target):
+    with locks.alone(target, "download_locked", "fetched"):
         part = target.with_name(f".{target.name}.part")
         try:
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
@@ -159,7 +159,7 @@ def _from_kaggle(kind: str, folder: Path) -> Path:
 
 
 def _linked(source: str, target: str) -> None:
-    """The same bytes under another name where the disk allows it, else a copy; either is only ever read."""
+    """A hard link where the disk allows it, else a copy; either is only ever read."""
     try:
         os.link(source, target)
     except OSError:

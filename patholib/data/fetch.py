@@ -1,4 +1,4 @@
-"""A file from an address, whole or not at all: after a dropped connection or a kill it goes on where it stopped.
+"""A file from an address, whole or not at all: after a dropped connection or a kill it resumes where it stopped.
 
 The bytes wait in `<name>.part`, and `<name>.part.json` says which version of the file they begin, so that the halves of
 two versions are never put together (If-Range, RFC 9110 section 13.1.5). Proxies are those of the environment.
@@ -7,46 +7,37 @@ two versions are never put together (If-Range, RFC 9110 section 13.1.5). Proxies
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import http.client
 import os
 import re
 import shutil
-import socket
 import ssl
-import sys
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.message import Message
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from patholib import __version__
 from patholib.base import files, locks
 from patholib.base.errors import PathoError, shown
-from patholib.base.progress import bar, say, watched
+from patholib.base.progress import Meter, say_at_once
 
 PATIENCE = 8  # tries in a row that may bring nothing new
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before the next try: doubled each time, up to the second
 LONGEST_WISH = 600.0  # seconds that a server may ask for (Retry-After)
 TIMEOUT = 30.0  # seconds of silence after which a connection counts as dead
-SLOWEST, WINDOW = 1024, 60.0  # bytes a second that must come in so many seconds; less is a connection that only drips
-LINES = 30.0  # seconds between two lines of progress where nobody sees a bar
+SLOWEST, WINDOW = 1024, 60.0  # bytes a second that must come in so many seconds
 CHUNK = 2**20
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be others in a while
 CHANGED = "the file has changed there"
-CIRCLE = {301, 302, 303, 307, 308}  # urllib gives these back only where it would not follow
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file at an address, and what is known of it beforehand; a size or SHA-256 that is not known is left out."""
+    """A file at an address, and what is known of it beforehand."""
 
     url: str
     name: str
@@ -63,28 +54,24 @@ def fetch(remote: Remote, folder: Path, patience: int = PATIENCE, wait: bool = F
     patience: tries in a row without a new byte. wait: for another process that fetches it, instead of a refusal.
     changed: takes a file of another size or SHA-256 than was known, except where its makers state the SHA-256.
     room: bytes that must stay free beside it.
-    Errors: download_failed (call again, it goes on), download_refused (the server will not), download_damaged,
+    Errors: download_failed (call again to resume), download_refused (the server will not), download_damaged,
     download_changed, download_locked, no_space, output_unwritable.
     """
     target = Path(folder).absolute() / remote.name
-    with alone(target, wait):
+    with locks.alone(target, "download_locked", "fetched", wait):
         if target.is_file():
             if refusal := _refusal(target, remote, changed):
-                code, reason = refusal
-                raise PathoError(code, str(target), reason, "Move it away and call again to have it fetched anew")
-            _say(f"{remote.name}: is there already, and whole as far as is known")
+                raise PathoError(refusal[0], str(target), refusal[1], "Move it away and call again to fetch it anew")
+            say_at_once(f"{remote.name}: is there already")
             return target
         if target.exists():
             raise PathoError("output_unwritable", str(target), "is no file, so none can be put there", "Move it away")
         part = _Part(target, remote.url)
         _receive(remote, part, patience, changed, room)
-        part.flush()
         if refusal := _refusal(part.path, remote, changed):
-            code, reason = refusal
-            bad = _set_aside(part.path, target)
             part.forget()
-            raise PathoError(code, remote.name, f"{reason}; it is kept as {bad} and not used",
-                             "Call again to have it fetched anew; if it stays so, ask those who publish it"
+            raise PathoError(refusal[0], remote.name, f"{refusal[1]}; it is kept as {_aside(part.path, target)}",
+                             "Call again to fetch it anew; if it stays so, ask those who publish it"
                              + ("" if remote.sha256 else ", or take it as it is with --changed"))
         part.finish()
     return target
@@ -93,37 +80,20 @@ def fetch(remote: Remote, folder: Path, patience: int = PATIENCE, wait: bool = F
 def withdraw(path: Path) -> str:
     """Sets a fetched file aside that proved to be of no use, with what was noted of it; returns its new name."""
     path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
-    return _set_aside(path, path)
+    return _aside(path, path)
 
 
-def _set_aside(path: Path, target: Path) -> str:
+def no_space(folder: Path, wanted: int, free: int) -> PathoError:
+    """The refusal of a download that would not fit."""
+    return PathoError("no_space", str(folder), f"has {free / 1e6:,.0f} MB free; {wanted / 1e6:,.0f} are needed",
+                      "Free some space, or choose another folder")
+
+
+def _aside(path: Path, target: Path) -> str:
     bad = target.with_name(f"{target.name}.bad")
     with files.writable(bad):
         path.replace(bad)
     return bad.name
-
-
-@contextlib.contextmanager
-def alone(target: Path, wait: bool = False) -> Iterator[None]:
-    """No other process makes `target` meanwhile; its folder is made. Errors: download_locked, output_unwritable."""
-    path = target.with_name(f".{target.name}.lock")
-    with files.writable(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = locks.take(path)
-    if lock is None and not wait:
-        raise PathoError("download_locked", str(target), f"is being fetched by {locks.holder(path)}",
-                         "Wait until it ends, or end it")
-    if lock is None:
-        _say(f"{target.name}: is being fetched by {locks.holder(path)}; waiting for it")
-    while lock is None:
-        time.sleep(0.2)
-        lock = locks.take(path)
-    try:
-        yield
-    finally:
-        lock.close()
-    with contextlib.suppress(OSError):  # it is of no use once the target is there, and in nobody's way
-        path.unlink()
 
 
 class _Part:
@@ -131,23 +101,22 @@ class _Part:
 
     def __init__(self, target: Path, url: str):
         self.target, self.url = target, url
-        self.path = target.with_name(f"{target.name}.part")
-        self.note = target.with_name(f"{target.name}.part.json")
+        self.path, self.note = (target.with_name(target.name + end) for end in (".part", ".part.json"))
         self.version, self.total = "", None  # ETag or date; bytes of the whole file
-        if self.note.is_file() and self.path.is_file():
-            with contextlib.suppress(PathoError):  # a damaged note: it is not known what the part is of
-                known = files.read_json(self.note)
-                if isinstance(known, dict) and known.get("url") == url and isinstance(known.get("bytes"), int):
-                    self.version, self.total = str(known.get("version", "")), known["bytes"]
+        with contextlib.suppress(PathoError):  # no note, or a damaged one: it is not known what the part is of
+            known = files.read_json(self.note)
+            if isinstance(known, dict) and known.get("url") == url and isinstance(known.get("bytes"), int):
+                self.version, self.total = str(known.get("version", "")), known["bytes"]
 
     @property
     def have(self) -> int:
-        """Bytes that may be gone on from: none where it is not known which version they are of."""
+        """Bytes to resume from: none where it is not known which version they are of."""
         length = self.path.stat().st_size if self.version and self.path.is_file() else 0
         return length if length <= (self.total or 0) else 0
 
     @property
     def whole(self) -> bool:
+        """Whether all bytes are there."""
         return self.total is not None and self.path.is_file() and self.path.stat().st_size == self.total
 
     def begin(self, version: str, total: int) -> None:
@@ -162,54 +131,53 @@ class _Part:
         self.note.unlink(missing_ok=True)
         self.version, self.total = "", None
 
-    def flush(self) -> None:
-        with files.writable(self.path), self.path.open("r+b") as stream:
-            os.fsync(stream.fileno())
-
     def finish(self) -> None:
+        """Gives the file its name, once its bytes are on the disk."""
         with files.writable(self.target):
+            with self.path.open("r+b") as stream:
+                os.fsync(stream.fileno())
             files.into_place(self.path, self.target)
         files.flush_folder(self.target.parent)
         self.note.unlink(missing_ok=True)
 
 
-class _Drips(TimeoutError):
+class _Drips(OSError):
     """A connection that is alive and brings next to nothing."""
 
 
 def _receive(remote: Remote, part: _Part, patience: int, changed: bool, room: int) -> None:
     """Tries until the part is whole."""
     tries, furthest = 0, part.have
-    with _Meter(remote.name) as meter:
-        while not part.whole:
-            pause, dripped = None, False
-            try:
-                trouble = _try_once(remote, part, meter, changed, room)
-            except urllib.error.HTTPError as error:
-                trouble, pause = _answered(error, remote, part), _wish(error.headers)
-            except (OSError, http.client.HTTPException) as error:
-                trouble, dripped = _trouble(error, remote), isinstance(error, _Drips)
-            if part.whole:
-                return
-            tries = 0 if part.have > furthest and not dripped else tries + 1
-            furthest = max(furthest, part.have)
-            if tries >= patience:
-                kept = f": {part.have:,} of {part.total:,} bytes are there and are kept" if part.have else ""
-                raise PathoError("download_failed", remote.url, f"{trouble}; {tries} tries brought nothing new",
-                                 f"Check the network and call again{kept}")
-            pause = min(PAUSE * 2**tries, LONGEST_PAUSE) if pause is None else pause
-            _say(f"{remote.name}: {trouble}, at {part.have:,} bytes; trying again in {pause:g} s")
-            time.sleep(pause)
+    while not part.whole:
+        pause, dripped = None, False
+        try:
+            trouble = _try_once(remote, part, changed, room)
+        except urllib.error.HTTPError as error:
+            trouble, pause = _answered(error, remote, part), _wish(error.headers)
+        except (OSError, http.client.HTTPException) as error:
+            trouble, dripped = _trouble(error, remote), isinstance(error, _Drips)
+        if part.whole:
+            return
+        tries = 0 if part.have > furthest and not dripped else tries + 1
+        furthest = max(furthest, part.have)
+        if tries >= patience:
+            kept = f": {part.have:,} of {part.total:,} bytes are there and are kept" if part.have else ""
+            raise PathoError("download_failed", remote.url, f"{trouble}; {tries} tries brought nothing new",
+                             f"Check the network and call again{kept}")
+        pause = min(PAUSE * 2**tries, LONGEST_PAUSE) if pause is None else pause
+        say_at_once(f"{remote.name}: {trouble}, at {part.have:,} bytes; trying again in {pause:g} s")
+        time.sleep(pause)
 
 
-def _try_once(remote: Remote, part: _Part, meter: _Meter, changed: bool, room: int) -> str:
+def _try_once(remote: Remote, part: _Part, changed: bool, room: int) -> str:
     """One request for what is missing, appended to the part as far as it comes; says why it may not be all."""
     asked = {"User-Agent": f"patholib/{__version__}", "Accept-Encoding": "identity"}  # packed, lengths would not tell
     if have := part.have:
         asked |= {"Range": f"bytes={have}-", "If-Range": part.version}
     if not remote.url.startswith(("http://", "https://")):
         raise PathoError("download_refused", remote.url, "is no address of the web", "Use http:// or https://")
-    with _opener().open(urllib.request.Request(remote.url, headers=asked), timeout=TIMEOUT) as response:
+    opener = urllib.request.build_opener(_Redirects)  # with the proxies of the environment
+    with opener.open(urllib.request.Request(remote.url, headers=asked), timeout=TIMEOUT) as response:
         version, total = _version(response.headers), _total(response, remote)
         if response.status == 206 and not _continues(response.headers, part):
             part.forget()
@@ -217,24 +185,22 @@ def _try_once(remote: Remote, part: _Part, meter: _Meter, changed: bool, room: i
         if remote.size is not None and total != remote.size and not changed:
             raise PathoError("download_changed", remote.url, f"is {total:,} bytes long, {remote.size:,} were known",
                              "See on the page of the data set whether there is a new edition; --changed takes it")
-        skip = 0
-        if response.status == 200:  # all of it, from the beginning
-            if have and (version, total) == (part.version, part.total):
-                skip = have  # a server without Range: what is there is passed over
-            else:
-                part.begin(version, total)
-        _check_space(part, room)
-        meter.begin(part.have, total)
-        _append(response, part, skip, meter)
+        skip = have if response.status == 200 and (version, total) == (part.version, part.total) else 0
+        if response.status == 200 and not skip:  # all of it, from the beginning; to skip: a server without Range
+            part.begin(version, total)
+        wanted, free = part.total - part.have + room, shutil.disk_usage(part.path.parent).free
+        if wanted > free:
+            raise no_space(part.path.parent, wanted, free)
+        _append(response, part, skip, Meter(remote.name, part.have, total))
     return "the connection ended early"
 
 
-def _append(response: http.client.HTTPResponse, part: _Part, skip: int, meter: _Meter) -> None:
+def _append(response: http.client.HTTPResponse, part: _Part, skip: int, meter: Meter) -> None:
     """The body to the end of the part, without its first `skip` bytes."""
     since, came = time.monotonic(), 0
     with files.writable(part.path):
         stream = part.path.open("ab", buffering=0)
-    with stream:
+    with stream, contextlib.closing(meter):
         while chunk := response.read1(CHUNK):
             came += len(chunk)
             fresh = memoryview(chunk)[min(skip, len(chunk)):]
@@ -249,22 +215,6 @@ def _append(response: http.client.HTTPResponse, part: _Part, skip: int, meter: _
                 since, came = time.monotonic(), 0
 
 
-def _check_space(part: _Part, room: int) -> None:
-    """Stops where the disk cannot hold what is still to come, and `room` bytes more."""
-    wanted, free = part.total - part.have + room, shutil.disk_usage(part.path.parent).free
-    if wanted > free:
-        raise no_space(part.path.parent, wanted, free)
-
-
-def no_space(folder: Path, wanted: int, free: int) -> PathoError:
-    """The refusal of a download that would not fit."""
-    return PathoError("no_space", str(folder), f"has {free / 1e6:,.0f} MB free; {wanted / 1e6:,.0f} are needed",
-                      "Free some space, or choose another folder")
-
-
-# ------------------------------------------------------------------------------------------------- what servers answer
-
-
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows to other addresses of the web, never from https to http."""
 
@@ -273,10 +223,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise PathoError("download_refused", req.full_url, f"sends to {newurl}, which is less safe",
                              "Look at that address by hand")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Redirects)  # with the proxies of the environment
 
 
 def _version(headers: Message) -> str:
@@ -325,7 +271,7 @@ def _answered(error: urllib.error.HTTPError, remote: Remote, part: _Part) -> str
     if error.code == 416:  # no such range: the file is shorter now
         part.forget()
         return CHANGED
-    if error.code in CIRCLE:
+    if error.code in (301, 302, 303, 307, 308):  # urllib hands these back only where it would not follow
         raise _unusable(remote, "sends from address to address without an end, or away from the web")
     if error.code not in PASSING:
         raise _unusable(remote, f"is not given out: {error.code} {shown(error.reason)}")
@@ -333,15 +279,9 @@ def _answered(error: urllib.error.HTTPError, remote: Remote, part: _Part) -> str
 
 
 def _wish(headers: Message) -> float | None:
-    """Seconds to wait, as the server asks (Retry-After, in seconds or as a date)."""
+    """Seconds to wait, as the server asks (Retry-After)."""
     text = (headers.get("Retry-After") or "").strip()
-    if not text:
-        return None
-    try:
-        seconds = float(text) if text.isdigit() else (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):  # neither, or a date without its zone
-        return None
-    return min(max(seconds, 0.0), LONGEST_WISH)
+    return min(float(text), LONGEST_WISH) if re.fullmatch(r"\d{1,9}", text) else None
 
 
 def _trouble(error: Exception, remote: Remote) -> str:
@@ -351,25 +291,19 @@ def _trouble(error: Exception, remote: Remote) -> str:
         raise PathoError("download_refused", remote.url,
                          f"has a certificate that is not trusted ({cause.verify_message})",
                          "Check the clock; behind a company's proxy name its certificates in SSL_CERT_FILE") from error
-    if isinstance(cause, TimeoutError) and not isinstance(cause, _Drips):
+    if isinstance(cause, TimeoutError):
         return f"nothing came for {TIMEOUT:g} s"
-    if isinstance(cause, socket.gaierror):
-        return f"{urllib.parse.urlsplit(remote.url).hostname} is not found ({shown(cause.strerror)})"
-    if isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED:
-        return "nobody answers there"
     return shown(getattr(cause, "strerror", None) or cause) or type(cause).__name__
 
 
-# ------------------------------------------------------------------------------------------------------ whole, or not
-
-
 def _refusal(path: Path, remote: Remote, changed: bool) -> tuple[str, str] | None:
-    """Why a whole file is not the one that was known: (code, reason); notes its SHA-256 where none was known."""
+    """Why a whole file is not the one that was known: (code, reason); writes its SHA-256 down where none was known."""
     size = path.stat().st_size
     if remote.size is not None and size != remote.size and not changed:
         return "download_changed", f"is {size:,} bytes long, {remote.size:,} were known"
-    digest = _digest(path, remote.name)
-    _say(f"{remote.name}: {size:,} bytes, SHA-256 {digest}")
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    say_at_once(f"{remote.name}: {size:,} bytes, SHA-256 {digest}")
     if remote.sha256:
         wanted = "" if digest.startswith(remote.sha256.lower()) else remote.sha256
         return ("download_damaged", f"has SHA-256 {digest}, which must begin with {wanted}") if wanted else None
@@ -380,54 +314,3 @@ def _refusal(path: Path, remote: Remote, changed: bool) -> tuple[str, str] | Non
     if known != [digest]:
         files.write_text(record, f"{digest}  {remote.name}\n")
     return None
-
-
-def _digest(path: Path, name: str) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream, _Meter(f"Checking {name}") as meter:
-        meter.begin(0, path.stat().st_size)
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-            meter.update(len(chunk))
-    return digest.hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------------- what is seen
-
-
-def _say(text: str) -> None:
-    say(text)
-    sys.stdout.flush()  # a log is read while it is written
-
-
-class _Meter:
-    """A bar with an estimate where somebody looks on, else a line now and then."""
-
-    def __init__(self, name: str):
-        self.bar = bar(total=0, unit="B", unit_scale=True, desc=name, leave=False, shown=watched())
-        self.name, self.here, self.total = name, 0, 0
-        self.since = self.line = time.monotonic()
-        self.came = 0
-
-    def __enter__(self) -> _Meter:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
-
-    def begin(self, here: int, total: int) -> None:
-        """Goes on from `here`; the estimate is of what comes from now on."""
-        self.here, self.total = here, total
-        if not self.bar.disable:
-            self.bar.reset(total)
-            self.bar.initial = self.bar.n = self.bar.last_print_n = here
-            self.bar.refresh()
-
-    def update(self, count: int) -> None:
-        self.here, self.came, now = self.here + count, self.came + count, time.monotonic()
-        self.bar.update(count)
-        if self.bar.disable and now - self.line >= LINES:
-            self.line, rate = now, self.came / max(now - self.since, 1e-9)
-            left = (self.total - self.here) / max(rate, 1)
-            _say(f"{self.name}: {self.here / 1e6:,.0f} of {self.total / 1e6:,.0f} MB ({self.here / self.total:.0%}), "
-                 f"{rate / 1e6:.1f} MB/s, about {left / 60:,.0f} min left")

@@ -13,8 +13,8 @@ import pandas as pd
 from patholib.base import files
 from patholib.base.errors import PathoError, nearest
 from patholib.base.progress import bar
+from patholib.base.team import ALONE, Team
 from patholib.model.recipes import Recipe
-from patholib.train.launching import ALONE, Team
 
 if TYPE_CHECKING:
     import torch

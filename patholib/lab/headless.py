@@ -1,10 +1,10 @@
-"""A notebook run by papermill in a process of its own, which ends with whoever started it.
+"""A notebook run by papermill in a process of its own, which ends when its starter ends.
 
     process = headless.start(Job(notebook, folder, {"epochs": 3}))
     outcome = process.wait()  # {"status": "finished", "reason": "", "seconds": 12.3, "run": "breakhis-20260101-120000"}
 
-The process holds the folder: a second one waits for it, so that what goes on after a lost machine never meets its
-predecessor at work. Where its starter ends, in whatever way, it asks the notebook to save and leave, and ends too.
+The process locks the folder: a second one waits for it, so that a run resumed after a lost machine never meets its
+predecessor at work. When its starter ends, in any way, it asks the notebook to save and stop, and ends too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError
 
 OUTCOME, LOG, LOCK = "outcome.json", "log.txt", "sweep.lock"
+RUNNING = ("run.lock", "training.lock")  # one of them is held while anything trains in a run folder
 GRACE = 30.0  # seconds for a training to finish its step and save
-PATIENCE = 180.0  # seconds to wait for a predecessor: its grace, and what a lock of a network drive outlives its holder
+PATIENCE = 180.0  # seconds to wait for a predecessor, which has its grace to save and leave
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Process:
         return self._process.poll() is not None
 
     def wait(self) -> dict:
-        """The outcome, once it is over; ended from outside it has failed."""
+        """The outcome, once it is over; a process that was killed has failed."""
         try:
             code = self._process.wait()
         finally:
@@ -67,7 +68,7 @@ class Process:
             return failed(f"was ended from outside (exit code {code})")
 
     def stop(self) -> None:
-        """Has it save and leave, and waits for that."""
+        """Asks it to save and stop, and waits for that."""
         self._process.stdin.close()
         self._process.wait()
 
@@ -94,7 +95,7 @@ def start(job: Job) -> Process:
 
 
 def failed(reason: str) -> dict:
-    """The outcome of a job that did not come to its end."""
+    """The outcome of a job that did not finish."""
     return {"status": "failed", "reason": reason, "seconds": None, "run": None}
 
 
@@ -102,7 +103,7 @@ def failed(reason: str) -> dict:
 
 
 def main(job: Job) -> None:
-    """Runs the job and writes its outcome, or is gone before because nobody waits for it any more."""
+    """Runs the job and writes its outcome, unless its starter ends first."""
     stopping = threading.Event()
     threading.Thread(target=_end_with_starter, args=(stopping,), daemon=True).start()
     lock = _alone(Path(job.folder))
@@ -134,7 +135,7 @@ def _alone(folder: Path) -> locks.Lock | None:
     until, mine = time.monotonic() + PATIENCE, None
     while time.monotonic() < until:
         mine = mine or locks.take(folder / LOCK)
-        if mine and all(map(_free, folder.glob("*/run.lock"))):
+        if mine and all(_free(path) for name in RUNNING for path in folder.glob(f"*/{name}")):
             return mine
         time.sleep(0.2)
     return None

@@ -236,15 +236,16 @@ def _ask_the_library(name: str, value, values: dict) -> None:
         recipes.Recipe("any", ("a", "b"), None, **{name: value})
         return
     from patholib.base import cpu
+    from patholib.base.team import check_count
     from patholib.data import splitting
     from patholib.judge import decisions
     from patholib.model import schedules
-    from patholib.train import launching, runs  # help needs none of them
+    from patholib.train import runs  # help needs none of them
 
     if name == "workers":
         cpu.threads(value)
     elif name == "processes":
-        launching.check(value)
+        check_count(value)
     elif name == "output":
         runs.output_folder(value)
     elif name == "repeats" or (name == "folds" and value != 0):

@@ -1,11 +1,11 @@
-"""Many runs of one notebook: a grid of parameters, each run in a folder of its own, taken up where it stopped.
+"""Many runs of one notebook over a grid of parameters, each in its own folder; the same call resumes them.
 
     runs = plan(find("breakhis"), {"seed": ["0", "1"], "lr": ["1e-3", "3e-4"]}, {"epochs": "20"})
     print(sweep(find("breakhis"), runs, "outputs/seeds"))
 
-Every value is held against the notebook's parameters before anything starts. One machine runs them one after another;
-with `on=Ray(...)` they are spread over a cluster. `sweep.json` says what is done, and in the end the finished runs are
-compared by the project's own notebook.
+Every value is checked against the notebook's parameters before anything starts. One machine runs them one after
+another; with `on=Ray(...)` they are spread over a cluster. `sweep.json` records what is done, and at the end the
+finished runs are compared by the project's own notebook.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GLANCE = 0.1  # seconds between two looks at the processes of this machine
 
 @dataclass(frozen=True)
 class Ray:
-    """Runs as tasks of a Ray cluster: of the one at `address`, or of one that is made of this machine for the time."""
+    """Runs as tasks of the Ray cluster at `address`, or of a temporary one on this machine."""
 
     cpus: float = 1  # that each run reserves, and computes with
     gpus: float = 0
@@ -41,7 +41,7 @@ class Ray:
 
 @dataclass(frozen=True)
 class Here:
-    """Runs as processes of this machine, `at_once` beside each other."""
+    """Runs as processes of this machine, `at_once` at the same time."""
 
     at_once: int = 1
     cpus: float | None = None  # None: the cores, shared out
@@ -49,7 +49,7 @@ class Here:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep left behind."""
+    """The result of a sweep."""
 
     folder: Path
     finished: tuple[str, ...]
@@ -134,7 +134,7 @@ def sweep(path: Path, planned: Mapping[str, dict], out: Path, on: Here | Ray | N
           progress: bool = True) -> Swept:
     """Runs what is planned and not finished yet, each in `out/<name>`, and compares all that is finished.
 
-    A run that fails stops no other one. Called again, what is finished stays, and the rest goes on from its last
+    A run that fails does not stop the others. Called again, finished runs are kept and the rest resume from their last
     checkpoint. Errors: other_sweep, run_locked, output_unwritable; no_engine, bad_parameter of the cluster.
     """
     out = runs.output_folder(out)
@@ -194,7 +194,7 @@ def job(path: Path, out: Path, name: str, parameters: dict) -> Job:
 
 
 def run(out: Path, state: dict, jobs: list[Job], on: Here | Ray, progress: bool = True, before: int = 0) -> None:
-    """Runs the jobs, and keeps the state after each; before: how many were finished already, for the bar."""
+    """Runs the jobs and saves the state after each; before: how many were finished already, for the bar."""
     total = before + len(jobs)
     shown = bar(total=total, initial=before, unit="run", desc="sweep", shown=progress and bool(jobs))
     outcomes = _on_ray(jobs, on) if isinstance(on, Ray) else _here(jobs, on)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from patholib.base.team import Team
 from patholib.model import networks
-from patholib.train.launching import Team
 
 if TYPE_CHECKING:
     from patholib.model.networks import Classifier

@@ -1,7 +1,7 @@
-"""What a classifier may know beside its maps: statistics of an image's colours, and a small network on them.
+"""Colour statistics of an image and a small network on them, whose logits are added to those of the classifier.
 
-Colour is evidence in skin and in stained tissue. A network from random weights and a few thousand images needs all of
-them to find that out; here it is given to it, and the convolutions are left with what they are for, the shapes.
+Colour is evidence in skin and in stained tissue. A network trained from random weights on a few thousand images needs
+most of them to learn that; given the statistics, its convolutions can learn shapes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ SIDE = 32  # colours are counted on about so many pixels across, whose noise is 
 RINGS = 5  # around the centre, a quarter of the way to a side apart; the last one is what lies in the corners
 SCALES = 4  # full size, a half, a quarter, an eighth: an image of 32 pixels has no more
 NUMBERS = 3 * 9 + 2 * 9 * RINGS + 3 + SCALES * (3 + 4)
-FAR = 5.0  # deviations from the mean beyond which a statistic says no more
+FAR = 5.0  # standard deviations from the mean at which a statistic is clipped
 
 
-class Beside(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] to what their colours add to the logits, (N, C).
+class ColourHead(nn.Module):
+    """Images (N, 3, H, W) in [0, 1] to the colour part of the logits, (N, C).
 
     Statistics, standardised by a BatchNorm, through two hidden layers of `width`. No gradient reaches the images.
     """
@@ -70,7 +70,7 @@ def channels(images: torch.Tensor) -> torch.Tensor:
 
 
 def rings(side: int) -> torch.Tensor:
-    """(side * side, RINGS): what each pixel counts in the mean over a ring, 0 outside of it."""
+    """(side * side, RINGS): the weight of each pixel in the mean over a ring, 0 outside of it."""
     place = (torch.arange(side) + 0.5) / side * 2 - 1  # -1 to 1
     ring = ((place[:, None] ** 2 + place**2).sqrt() * (RINGS - 1)).long().clamp_max(RINGS - 1).flatten()
     inside = functional.one_hot(ring, RINGS).float()
@@ -78,7 +78,7 @@ def rings(side: int) -> torch.Tensor:
 
 
 def grain(images: torch.Tensor) -> torch.Tensor:
-    """How fine structure is, (N, SCALES * 7), at full size, half, a quarter and an eighth of it.
+    """Sharpness and texture, (N, SCALES * 7), at full size, half, a quarter and an eighth.
 
     The mean difference of neighbours across and down, of each colour; and of the grey detail that halving the size
     would lose: its mean size in all of the picture and in the middle, its root mean square, and its skewness.

@@ -35,7 +35,7 @@ class Classifier(nn.Module):
         self.net = network(weights=None)
         setattr(self.net, self.head_name, _head(recipe, channels))
         if recipe.colour:  # within the network, so that whoever keeps its state keeps all of it
-            self.net.colour = colour.Beside(recipe.colour, len(recipe.classes))
+            self.net.colour = colour.ColourHead(recipe.colour, len(recipe.classes))
         # Constants, not state: outside the state dict, so that it stays torchvision's.
         self.register_buffer("mean", torch.tensor(architectures.MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(architectures.STD).view(1, 3, 1, 1), persistent=False)

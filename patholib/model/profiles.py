@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pandas as pd
 
+from patholib.base.team import myself
 from patholib.data import manifest
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
-from patholib.train import launching
 
 OF_DATA = ("classes", "positive", "group_by")  # fields of a recipe that the images decide
 
@@ -33,7 +33,7 @@ def recipe_for(name: str, source: manifest.Manifest, published: bool = False, we
     else:
         recipe = replace(recipe, weights=weights or recipe.weights)
     recipe = replace(recipe, **{field: value for field, value in overrides.items() if value is not None})
-    if recipe.weights == "none" and (weights == "none" or not source.demo) and launching.myself().first:
+    if recipe.weights == "none" and (weights == "none" or not source.demo) and myself().first:
         print(profile(recipe))  # of several processes one says it
     return recipe
 

@@ -21,6 +21,7 @@ import pandas as pd
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.progress import say
+from patholib.base.team import ALONE, Team
 from patholib.data import checking, readers, splitting
 from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
@@ -36,7 +37,6 @@ from patholib.report import galleries, report
 from patholib.study import crossvalidation
 from patholib.study.pictures import Figures
 from patholib.train import checkpoints, devices, originals, runs, training
-from patholib.train.launching import ALONE, Team
 from patholib.train.runs import Run
 
 

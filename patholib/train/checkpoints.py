@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or refused: the SHA-256 of a file stands in its name, and the one before is kept."""
+"""Checkpoints that are whole or refused: a file's name holds its SHA-256, and the one before is kept."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ import torch
 from patholib.base import places
 from patholib.base.errors import PathoError
 from patholib.base.progress import say
+from patholib.base.team import Team
 from patholib.model.networks import Classifier, autocast
-from patholib.train.launching import Team
 
 WORTH = 1.2  # how much faster bf16 has to be on a CPU to be taken
 # Where a GPU is chosen that today's torch has kernels for.

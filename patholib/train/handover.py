@@ -14,11 +14,11 @@ import pandas as pd
 from patholib.base import cpu, files, locks
 from patholib.base.errors import PathoError
 from patholib.base.progress import say
+from patholib.base.team import Team
 from patholib.data.imagesets import ImageSet
 from patholib.model import building, recipes
 from patholib.model.networks import Classifier
-from patholib.train import checkpoints, launching
-from patholib.train.launching import Team
+from patholib.train import checkpoints, launching, runs
 from patholib.train.runs import Run
 
 PROGRAM = ("-m", "patholib.train.training")  # what each process runs
@@ -40,7 +40,7 @@ def train(model: Classifier, own: ImageSet, run: Run, device: str, workers: int,
           count: int) -> None:
     """Has `count` processes of this machine train the run; what they print is said here.
 
-    The folder stays locked for them by this process, and by what has started them where this process dies.
+    The folder stays locked by this process, and by the first of them where this process dies.
     Errors: those of `training.fit` in any of the processes; process_lost.
     """
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
@@ -48,8 +48,7 @@ def train(model: Classifier, own: ImageSet, run: Run, device: str, workers: int,
         _hand_over(Path(folder), model, own, run, {"device": device, "workers": workers})
         hours = None if deadline is None else max(0.0, deadline - time.monotonic()) / 3600
         files.write_json(Path(folder, "hours.json"), hours)
-        keep = [run.lock.fileno()] if run.lock else []
-        said = launching.launch(count, [*PROGRAM, folder], say, max(1, cpu.cores() // count), keep)
+        said = launching.launch(count, [*PROGRAM, folder], say, max(1, cpu.cores() // count))
         if said:
             error = launching.refusal(Path(folder), said)
             if error.code == "process_lost":  # nobody could say more, so all that torchrun has seen is kept
@@ -64,7 +63,7 @@ def _hand_over(folder: Path, model: Classifier, own: ImageSet, run: Run, options
     files.write_bytes(folder / "model.pt", checkpoints.packed(model.state_dict()))
     files.write_json(folder / "job.json", options | {
         "run": str(run.dir.resolve()), "fingerprint": run.fingerprint, "demo": run.demo, "leaks": run.leaks,
-        "held_by": locks.holder(run.dir / "run.lock") if run.lock else None, "recipe": run.recipe.to_json(),
+        "recipe": run.recipe.to_json(),
         "classes": list(own.classes), "weights_source": model.weights_source, "pixels": str(_cache(own, folder))})
 
 
@@ -92,7 +91,7 @@ class HandedOver:
         return cls(folder, files.read_json(folder / "job.json"))
 
     def opened(self, team: Team) -> Training:
-        """The training, from the folder alone; it needs no lock where the one that has started it holds it."""
+        """The training, from the folder alone. Errors: run_locked."""
         facts, recipe = self.facts, recipes.from_json(self.facts["recipe"])
         model = building.build(dataclasses.replace(recipe, weights="none"))
         model.load_state_dict(checkpoints.unpacked(files.read_bytes(self.folder / "model.pt")))
@@ -102,15 +101,11 @@ class HandedOver:
         own = ImageSet(pixels, table.assign(row=table["row"].astype(np.int64)), tuple(facts["classes"]))
         run = Run(Path(facts["run"]), recipe, facts["demo"], facts["fingerprint"], leaks=facts["leaks"],
                   writes=team.first)
-        run.lock = self._lock(run) if team.first else None
+        if team.first:  # run.lock stays with the process that has started this one
+            run.lock = locks.take(run.dir / runs.TRAINING)
+            if run.lock is None:
+                raise PathoError("run_locked", run.dir.name, f"is in use by {locks.holder(run.dir / runs.TRAINING)}",
+                                 "Wait until it ends, or end it")
         return Training(model, own, run, facts["device"], facts["workers"],
                         files.read_json(self.folder / "hours.json"))
 
-    def _lock(self, run: Run) -> locks.Lock | None:
-        """The run's lock where it is free; None where whoever has started this process holds it for it."""
-        path = run.dir / "run.lock"
-        lock = locks.take(path)
-        if lock is None and locks.holder(path) != self.facts["held_by"]:
-            raise PathoError("run_locked", run.dir.name, f"is in use by {locks.holder(path)}",
-                             "Wait until it ends, or end it")
-        return lock

@@ -21,6 +21,7 @@ from patholib.model import profiles, recipes
 from patholib.model.recipes import Recipe
 from patholib.train import origin
 
+TRAINING = "training.lock"  # held by the first of several processes that train, beside run.lock of their starter
 # A change of these does not make another run; of the epochs only upwards.
 RESUMABLE = ("epochs", "patience", "precision", "fast", "micro_batches", "on_nonfinite")
 
@@ -313,9 +314,16 @@ def _runs_in(output: Path) -> list[tuple[Path, dict]]:
 
 
 def _lock(folder: Path) -> locks.Lock | None:
-    """The folder's lock, None where another process holds it. Errors: output_unwritable."""
+    """The folder's lock, None where another process holds it or still trains in it. Errors: output_unwritable."""
     try:
-        return locks.take(folder / "run.lock")
+        lock = locks.take(folder / "run.lock")
+        if lock is not None and (folder / TRAINING).exists():  # several processes have trained here
+            training = locks.take(folder / TRAINING)
+            if training is None:  # they save and leave, after the one that had started them was killed
+                lock.close()
+                return None
+            training.close()
+        return lock
     except OSError as error:
         raise _unwritable(folder, error) from error
 

@@ -19,6 +19,7 @@ from patholib.base import files
 from patholib.base.cpu import threads
 from patholib.base.errors import PathoError
 from patholib.base.progress import bar, say
+from patholib.base.team import ALONE, Team, check_count, check_gpus, joined, myself
 from patholib.data import csvfiles
 from patholib.data.batching import Batch, batches
 from patholib.data.imagesets import ImageSet
@@ -28,7 +29,6 @@ from patholib.model.batchnorms import share_batchnorm
 from patholib.model.networks import Classifier, autocast
 from patholib.model.recipes import Recipe
 from patholib.train import checkpoints, devices, handover, launching
-from patholib.train.launching import ALONE, Team
 from patholib.train.runs import Run
 from patholib.train.saving import Saving
 from patholib.train.stopping import Stop
@@ -551,13 +551,13 @@ def image_order(labels: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
 
 def check_processes(count: int, device: str, recipe: Recipe) -> int:
     """The number of processes, if this machine and recipe have work for so many. Errors: bad_parameter."""
-    if launching.check(count) == 1:
+    if check_count(count) == 1:
         return 1
     chosen = devices.choose_device(device)
     if chosen.index is not None:
         raise PathoError("bad_parameter", "device", f"is {device!r}, one GPU, for {count} processes",
                          'Use device="cuda", and each takes a GPU of its own')
-    launching.check_gpus(count, chosen.type == "cuda")
+    check_gpus(count, chosen.type == "cuda")
     if count > recipe.batch_size:
         raise PathoError("bad_parameter", "processes", f"are {count}, more than the {recipe.batch_size} images of a "
                          "batch", "Use fewer processes, or a larger batch_size")
@@ -596,11 +596,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(given) != 1 or given[0].startswith("-"):
         print(main.__doc__, file=sys.stderr)
         return launching.REFUSED
-    path, team = Path(given[0]), launching.myself()
+    path, team = Path(given[0]), myself()
     launching.hold_lifeline()
     try:
         given = handover.HandedOver.read(path)
-        with launching.joined(devices.choose_device(given.facts["device"]).type == "cuda") as team:
+        with joined(devices.choose_device(given.facts["device"]).type == "cuda") as team:
             work = given.opened(team)
             check_processes(team.count, work.device, work.run.recipe)
             fit(work.model, work.images, work.run, work.device, work.workers, work.max_hours, team=team)

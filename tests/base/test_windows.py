@@ -15,7 +15,7 @@ from pathlib import Path, PureWindowsPath
 import pandas as pd
 import pytest
 
-from patholib.base import files, locks
+from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import archives, demo
 from patholib.data.readers import table
@@ -36,8 +36,6 @@ POSIX = {
 }
 MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "multiprocessing", "posix"}
 GUARDED = {("data/archives", "os.sync"), ("data/caching", "os.posix_fallocate"), ("base/cpu", "os.sched_getaffinity"),  # hasattr
-           ("base/locks", "fcntl"),  # beside msvcrt
-           ("train/launching", "pass_fds"),  # os.name
            ("deploy/server/sandbox", "resource")}  # whose absence is caught
 
 
@@ -202,29 +200,6 @@ def test_a_path_that_is_too_long_is_told_as_that_and_not_as_missing(number):
 
 
 # --- locks, processes, paths ---
-
-
-def test_a_lock_by_signs_of_life_is_closed_before_it_is_removed(tmp_path, monkeypatch):
-    lock = locks._take_by_heartbeat(tmp_path / "alive")
-    real = Path.unlink
-
-    def unlink(path, missing_ok=False):
-        assert lock._handle.closed, "Windows removes no file that is open"
-        real(path, missing_ok=missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", unlink)
-    lock.close()
-    assert not (tmp_path / "alive").exists()
-
-
-def test_an_old_sign_of_life_whose_file_is_open_is_that_of_a_living_process(tmp_path, monkeypatch):
-    held = locks._take_by_heartbeat(tmp_path / "alive")
-    os.utime(tmp_path / "alive", (0, 0))
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda path, missing_ok=False: (_ for _ in ()).throw(in_use()))
-        patch.setattr(locks, "_age", lambda path: 1e6)
-        assert locks._take_by_heartbeat(tmp_path / "alive") is None
-    held.close()
 
 
 def test_ctrl_c_in_a_console_is_for_the_server_and_not_for_its_decoders(monkeypatch):

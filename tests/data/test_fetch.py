@@ -17,14 +17,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 from origin import Answer, origin
 
-from patholib.base import files, locks
+from patholib.base import files, locks, progress
 from patholib.base.errors import PathoError
 from patholib.data import fetch
 from patholib.data.fetch import Remote
@@ -147,11 +145,11 @@ def test_killed_in_the_middle_the_next_call_goes_on(tmp_path, catalogue):
         assert not (tmp_path / "set.bin").exists()
         assert get(server, tmp_path, sha256=SHA256[:8]).read_bytes() == CONTENT
     assert server.spans[1] == (there, 300_000) and left(tmp_path) == {"set.bin"}
-    catalogue("N04", "a download whose process is killed (SIGKILL)", "the next call goes on at the byte")
+    catalogue("N04", "a download whose process is killed (SIGKILL)", "the next call resumes")
 
 
 def test_an_interrupt_leaves_what_the_next_call_goes_on_with(tmp_path, monkeypatch):
-    update = fetch._Meter.update
+    update = progress.Meter.update
 
     def interrupted(meter, count):
         update(meter, count)
@@ -160,7 +158,7 @@ def test_an_interrupt_leaves_what_the_next_call_goes_on_with(tmp_path, monkeypat
 
     with origin(Answer(CONTENT, piece=10_000, pause=0.001), Answer(CONTENT)) as server:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(fetch._Meter, "update", interrupted)
+            patch.setattr(progress.Meter, "update", interrupted)
             get(server, tmp_path)
         there = (tmp_path / "set.bin.part").stat().st_size
         assert there and get(server, tmp_path).read_bytes() == CONTENT
@@ -217,7 +215,7 @@ def test_another_file_than_the_first_one_is_kept_aside_and_not_used(tmp_path, ca
     with origin(Answer(CONTENT), Answer(OTHER, etag='"second"')) as server:
         get(server, tmp_path).unlink()
         error = refusal("download_changed", server, tmp_path)
-        assert left(tmp_path) == {"set.bin.bad", "set.bin.sha256", ".set.bin.lock"}
+        assert left(tmp_path) == {"set.bin.bad", "set.bin.sha256"}
         assert "set.bin.bad" in error.reason and (tmp_path / "set.bin.bad").read_bytes() == OTHER
         catalogue("N05", "another file than the first time, where its makers publish no checksum", error)
         assert get(server, tmp_path, changed=True).read_bytes() == OTHER
@@ -270,7 +268,7 @@ def test_of_two_that_wait_one_fetches(tmp_path):
 def test_what_is_not_given_out_is_refused_at_once(tmp_path, catalogue, status):
     with origin(Answer(b"no", status=status)) as server:
         error = refusal("download_refused", server, tmp_path)
-    assert len(server.asked) == 1 and str(status) in error.reason and left(tmp_path) == {".set.bin.lock"}
+    assert len(server.asked) == 1 and str(status) in error.reason and left(tmp_path) == set()
     catalogue("N07", f"a server that answers {status}", f"refused at once: `{error.code}`. {error.remedy}")
 
 
@@ -278,13 +276,11 @@ def test_what_is_not_given_out_is_refused_at_once(tmp_path, catalogue, status):
 def test_a_server_that_is_busy_is_asked_again_when_it_wishes(tmp_path, monkeypatch, catalogue, status):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
-    wishes = [{"Retry-After": "7"}, {"Retry-After": soon}, {"Retry-After": "86400"}, {"Retry-After": "soon"}, {}]
+    wishes = [{"Retry-After": "7"}, {"Retry-After": "86400"}, {"Retry-After": "soon"}, {}]
     with origin(*(Answer(b"busy", status=status, headers=wish) for wish in wishes), Answer(CONTENT)) as server:
         assert get(server, tmp_path).read_bytes() == CONTENT
     seconds = [one for one in slept if one > 0]  # the server of the test pauses for none
-    assert seconds[0] == 7 and 30 < seconds[1] <= 40 and seconds[2] == fetch.LONGEST_WISH
-    assert seconds[3:] == [fetch.LONGEST_PAUSE] * 2
+    assert seconds == [7, fetch.LONGEST_WISH, fetch.LONGEST_PAUSE, fetch.LONGEST_PAUSE]
     catalogue("N07", f"a server that answers {status}",
               "asked again, when it wishes (Retry-After), at most ten minutes later")
 
@@ -314,12 +310,12 @@ def test_nobody_there(tmp_path, catalogue):
         url = server.url()
     with pytest.raises(PathoError) as stopped:
         fetch.fetch(Remote(url, "set.bin"), tmp_path, patience=2)
-    assert stopped.value.code == "download_failed" and "nobody answers there; 2 tries" in stopped.value.reason
+    assert stopped.value.code == "download_failed" and "2 tries" in stopped.value.reason
     catalogue("N08", "an address where nobody answers", stopped.value)
 
 
 @pytest.mark.parametrize(("error", "words"), [
-    (socket.gaierror(-2, "Name or service not known"), "example.org is not found (Name or service not known)"),
+    (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
     (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
     (http.client.RemoteDisconnected("Remote end closed connection"), "Remote end closed connection"),
     (TimeoutError("timed out"), "nothing came for 30 s"), (http.client.IncompleteRead(b""), "IncompleteRead")])
@@ -484,7 +480,7 @@ def test_a_place_that_is_no_folder_is_named(tmp_path):
 
 def test_people_see_a_bar_and_logs_get_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setattr(fetch, "LINES", 0.0)
+    monkeypatch.setattr(progress, "LINES", 0.0)
     slow = Answer(CONTENT, piece=100_000, pause=0.02)
     with origin(slow) as server:
         get(server, tmp_path / "log")

@@ -26,7 +26,7 @@ from patholib.base.errors import PathoError
 from patholib.data import decoding
 from patholib.deploy import export
 from patholib.deploy.inference import Predictor
-from patholib.deploy.server import sandbox, serving, webapp
+from patholib.deploy.server import sandbox, serving, webapp, webhttp, webroutes, webservice
 from patholib.deploy.server.guard import Guard, JsonLines, Limits
 from patholib.deploy.server.sandbox import Decoder
 from patholib.model import building
@@ -47,7 +47,7 @@ def decoder():
     found = Decoder(37)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(found, "close", lambda: None)
-        patch.setattr(webapp, "Decoder", lambda *_: found)
+        patch.setattr(webservice, "Decoder", lambda *_: found)
         yield found
     found.close()
 
@@ -126,9 +126,9 @@ def test_a_batch_answers_each_picture_in_order_and_names_those_it_cannot_use(ser
     found = ask(server.port, "POST", "/predict/batch", form(*pictures)).json["answers"]
     assert found[0] == post(server.port).json and found[2] == post(server.port, samples.JPEG).json
     assert found[1]["code"] == "not_an_image"
-    full = ask(server.port, "POST", "/predict/batch", form(*[SOUND] * webapp.BATCH))
-    assert full.json["answers"] == [found[0]] * webapp.BATCH
-    assert ask(server.port, "POST", "/predict/batch", form(*[SOUND] * (webapp.BATCH + 1))).status == 422
+    full = ask(server.port, "POST", "/predict/batch", form(*[SOUND] * webroutes.BATCH))
+    assert full.json["answers"] == [found[0]] * webroutes.BATCH
+    assert ask(server.port, "POST", "/predict/batch", form(*[SOUND] * (webroutes.BATCH + 1))).status == 422
 
 
 def test_a_heatmap_is_the_picture_under_the_colours_of_the_library(server):
@@ -141,9 +141,9 @@ def test_a_heatmap_is_the_picture_under_the_colours_of_the_library(server):
     assert heat["of"] == found.headers["x-class"] and heat["png"].startswith("data:image/png;base64,")
     rng = np.random.default_rng(0)
     seen, share = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), rng.random((16, 16))
-    ours, theirs = webapp.overlay(seen, share).astype(int), heatmaps.overlay(seen, share).astype(int)
+    ours, theirs = webservice.overlay(seen, share).astype(int), heatmaps.overlay(seen, share).astype(int)
     assert np.abs(ours - theirs).max() <= 3  # matplotlib takes the nearest of 256 colours
-    assert (webapp.overlay(seen, np.zeros((16, 16))) == seen).all()
+    assert (webservice.overlay(seen, np.zeros((16, 16))) == seen).all()
 
 
 def test_the_model_card_says_what_the_model_is_and_what_the_server_takes(server):
@@ -167,7 +167,7 @@ def test_the_metrics_count_every_answer_and_add_up(server):
                        ('patholib_requests_total{route="other",status="404"}', 1)):
         assert value(after, name) == value(before, name) + more, name
     assert "secret" not in after and value(after, "patholib_ready") == 1 and value(after, "patholib_units ") == 16
-    assert value(after, 'patholib_request_seconds_bucket{route="/predict",le="+Inf"}') == value(
+    assert value(after, 'patholib_request_seconds_bucket{le="+Inf",route="/predict"}') == value(
         after, 'patholib_request_seconds_count{route="/predict"}')
 
 
@@ -243,8 +243,8 @@ def test_S03_S04_a_body_that_does_not_come(server, catalogue):
 
 
 def test_S05_a_head_that_does_not_end_and_a_silent_socket(serve, monkeypatch, catalogue):
-    assert webapp.HEAD_SECONDS == 5
-    monkeypatch.setattr(webapp, "HEAD_SECONDS", 0.5)
+    assert webhttp.HEAD_SECONDS == 5
+    monkeypatch.setattr(webhttp, "HEAD_SECONDS", 0.5)
     with serve() as server:
         for first in (b"", b"GET /livez HTTP/1.1\r\n", head("GET", "/livez") + b"GET /li"):
             start = time.monotonic()
@@ -311,7 +311,7 @@ def test_an_answer_that_takes_too_long_is_given_up(serve, slow):
 
 
 def test_a_client_that_reads_nothing_is_cut_off(serve, monkeypatch):
-    monkeypatch.setattr(webapp, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(webhttp, "STUCK_SECONDS", 0.3)
     with serve() as server, connect(server.port) as connection:
         connection.setblocking(False)
         asked = head("GET", "/docs") * 20
@@ -327,7 +327,7 @@ def test_a_client_that_reads_nothing_is_cut_off(serve, monkeypatch):
 
 
 def test_more_connections_than_there_may_be_are_closed(serve, monkeypatch):
-    monkeypatch.setattr(webapp, "CONNECTIONS", 3)
+    monkeypatch.setattr(webhttp, "CONNECTIONS", 3)
     with serve() as server:
         kept = [connect(server.port) for _ in range(3)]
         until(lambda: len(server.connections) == 3)
@@ -664,7 +664,8 @@ def test_S21_without_the_token_nothing_is_read(serve, catalogue):
                 assert ask(server.port, "GET", path, **given).status == 401
         for path in ("/", "/livez", "/readyz", "/health"):
             assert ask(server.port, "GET", path).status == 200
-        assert post(server.port, Authorization="Bearer s3cret-token").status == 200
+        for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):  # in any case, RFC 9110 section 11.1
+            assert post(server.port, Authorization=f"{scheme} s3cret-token").status == 200
         client = serving.Client(f"http://127.0.0.1:{server.port}", "s3cret-token")
         assert client.predict(SOUND) == post(server.port, Authorization="Bearer s3cret-token").json
     catalogue("S21", "no token, or a wrong one", "401 before the body is read")

@@ -481,14 +481,14 @@ def test_fetched_weights_of_another_digest_are_refused_and_nothing_starts_from_s
     with pytest.raises(PathoError, match="must begin with") as refusal:
         building.build(replace(SMALL["efficientnet_b0"], weights="imagenet"))
     assert refusal.value.code == "weights_missing"
-    assert {path.suffix for path in (tmp_path / "hub" / "checkpoints").iterdir()} == {".bad", ".lock"}
+    assert {path.suffix for path in (tmp_path / "hub" / "checkpoints").iterdir()} == {".bad"}
 
 
 def test_without_a_network_it_stops_within_seconds(online):
     server, _, _ = online
     server.server.server_close()  # nobody listens any more
     began = time.monotonic()
-    with pytest.raises(PathoError, match="nobody answers there") as refusal:
+    with pytest.raises(PathoError, match="Connection refused") as refusal:
         building.build(replace(SMALL["efficientnet_b0"], weights="imagenet"))
     assert refusal.value.code == "weights_missing" and time.monotonic() - began < 20
 

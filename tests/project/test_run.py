@@ -317,7 +317,7 @@ if not run_dir.exists() and "ends at once" not in sys.argv:
     lock = (run_dir / "run.lock").open("a")
     hold = f"import fcntl, time; fcntl.flock({lock.fileno()}, fcntl.LOCK_EX); time.sleep(60)"
     kernel = subprocess.Popen([sys.executable, "-c", hold], pass_fds=[lock.fileno()])
-    (run_dir / "run.lock").write_text(f"process {kernel.pid} on host")
+    (run_dir / "run.holder.lock").write_text(f"process {kernel.pid} on host")
     (run_dir / "checkpoints" / "last-000000001-0.pt").touch()
     time.sleep(60)
 print(sys.argv[1])

@@ -1,12 +1,16 @@
 """The catalogue of faults during training, T01 to T24: what was done is kept, and what is said helps."""
 
+import errno
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import time
+import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -457,16 +461,13 @@ def hold(path, ready, leave):
     os._exit(0)
 
 
-@pytest.mark.parametrize("system", ["lock", "heartbeat"])
+@pytest.mark.parametrize("system", ["lock", "marker"])
 def test_T16_a_second_process_is_refused_by_name(tmp_path, monkeypatch, catalogue, system):
-    def none(_handle):
-        raise OSError(95, "Operation not supported")
-
-    if system == "heartbeat":
-        monkeypatch.setattr(locks, "_lock", none)
+    if system != "lock":
+        without_locks(monkeypatch)
     first = locks.take(tmp_path / "run.lock")
     assert locks.take(tmp_path / "run.lock") is None
-    assert locks.holder(tmp_path / "run.lock") == f"process {os.getpid()} on {locks.socket.gethostname()}"
+    assert locks.holder(tmp_path / "run.lock") == f"process {os.getpid()} on {socket.gethostname()}"
     first.close()
     again = locks.take(tmp_path / "run.lock")
     assert again is not None
@@ -475,25 +476,38 @@ def test_T16_a_second_process_is_refused_by_name(tmp_path, monkeypatch, catalogu
     catalogue("T16", f"two runs in one folder{where}", "the second is refused; it names the process and machine")
 
 
+def without_locks(monkeypatch):
+    """As on a network drive that has no locks."""
+    import fcntl
+
+    def flock(_handle, _operation):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
 def test_T16_a_drive_without_locks_notices_a_dead_process(tmp_path, monkeypatch, catalogue):
-    monkeypatch.setattr(locks, "_lock", lambda _: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
-    monkeypatch.setattr(locks, "BEAT", 0.05)
-    first = locks.take(tmp_path / "run.lock")
-    mark = tmp_path / "run.lock.alive"
-    long_ago = time.time() - 2 * locks.DEAD
-    os.utime(mark, (long_ago, long_ago))
-    for _ in range(100):  # a living holder gives a sign of life
-        time.sleep(0.05)
-        if mark.stat().st_mtime > long_ago + 1:
-            break
+    code = ("import sys, time; from pathlib import Path; from patholib import locks\n"
+            "import pytest, test_catalogue_training as t; t.without_locks(pytest.MonkeyPatch())\n"
+            "held = locks.take(Path(sys.argv[1])); print(held is not None, flush=True); time.sleep(60)")
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run.lock"], stdout=subprocess.PIPE, text=True,
+                             cwd=Path(__file__).parent)
+    assert other.stdout.readline().strip() == "True"
+    without_locks(monkeypatch)
     assert locks.take(tmp_path / "run.lock") is None
-    first._stop.set()  # as if its process were dead
-    time.sleep(0.2)
-    os.utime(mark, (long_ago, long_ago))
+    other.kill()
+    other.communicate()
     second = locks.take(tmp_path / "run.lock")
     assert second is not None
     second.close()
-    catalogue("T16", "the first was killed, on a drive without locks", "taken over after 90 silent seconds")
+    catalogue("T16", "the first was killed, on a drive without locks", "the folder is free at once on the same machine")
+
+
+def test_T16_a_holder_on_another_machine_is_named_with_what_to_delete(tmp_path):
+    held = locks.take(tmp_path / "run.lock")
+    (tmp_path / "run.holder.lock").write_text("process 1 on elsewhere")
+    assert locks.holder(tmp_path / "run.lock") == "process 1 on elsewhere (if that has ended, delete run.*lock)"
+    held.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

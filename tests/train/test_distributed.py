@@ -30,6 +30,7 @@ from torch import nn
 from patholib import cli
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
+from patholib.base.team import ALONE, Team, check_gpus
 from patholib.judge import predicting
 from patholib.model import batchnorms, colour, networks, recipes
 from patholib.model.recipes import Stage
@@ -106,7 +107,7 @@ def norms(own, maps, slopes, shares):
 
 def coloured(own, images):
     """Logits that colours add, of this process's share of the images, in train mode without dropout."""
-    beside = colour.Beside(4, 2, dropout=0.0).double()
+    beside = colour.ColourHead(4, 2, dropout=0.0).double()
     with torch.no_grad():
         for number, weight in enumerate(beside.parameters()):
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
@@ -120,7 +121,7 @@ def coloured(own, images):
 
 def test_what_colours_add_is_that_of_the_whole_batch(tmp_path):
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
-    whole = coloured(launching.ALONE, images)
+    whole = coloured(ALONE, images)
     found = team(2, tmp_path / "results", coloured, images)
     torch.testing.assert_close(torch.cat([part["logits"] for part in found]), whole["logits"])
     for ours, theirs in zip(whole["gradients"], found[0]["gradients"], strict=True):
@@ -132,7 +133,7 @@ def test_a_shared_batchnorm_is_that_of_the_whole_batch(tmp_path, shares):
     draw = torch.Generator().manual_seed(0)
     maps = torch.randn(6, 4, 3, 5, generator=draw) * 3 + 100  # far from 0, where squares would cancel
     slopes = torch.randn(6, 4, 3, 5, generator=draw)
-    whole = norms(launching.ALONE, maps, slopes, (6,))
+    whole = norms(ALONE, maps, slopes, (6,))
     found = team(len(shares), tmp_path / "results", norms, maps, slopes, shares)
     assert torch.allclose(torch.cat([part["maps"] for part in found]), whole["maps"], rtol=0, atol=2e-5)
     assert torch.allclose(torch.cat([part["slope"] for part in found]), whole["slope"], rtol=0, atol=2e-5)
@@ -146,9 +147,9 @@ def test_a_shared_batchnorm_is_that_of_the_whole_batch(tmp_path, shares):
 def test_a_batchnorm_at_rest_exchanges_nothing_and_one_process_changes_nothing():
     norm = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(2))
     before = list(norm)
-    batchnorms.share_batchnorm(norm, launching.ALONE)
+    batchnorms.share_batchnorm(norm, ALONE)
     assert list(norm) == before
-    batchnorms.share_batchnorm(norm, launching.Team(0, 2))  # not connected: an exchange would fail
+    batchnorms.share_batchnorm(norm, Team(0, 2))  # not connected: an exchange would fail
     assert list(norm.state_dict()) == list(nn.Sequential(*before).state_dict()) and list(norm) != before
     norm.eval()
     maps = torch.randn(3, 2, 4, 4)
@@ -174,7 +175,7 @@ def seeds(own, folder):
 
 def test_no_two_processes_drop_out_the_same_and_the_first_does_as_one(tmp_path):
     with tiny.network():
-        one = seeds(launching.ALONE, tmp_path / "one")
+        one = seeds(ALONE, tmp_path / "one")
     first, second = team(2, tmp_path / "results", seeds, tmp_path / "run")
     assert first == one and len(set(first + second)) == 2 * len(one) == 16
 
@@ -192,7 +193,7 @@ def judged(own, tta):
 @pytest.mark.parametrize(("count", "tta"), [(2, False), (3, True)])
 def test_every_image_is_judged_once_in_order_with_the_bits_of_one_process(tmp_path, count, tta):
     with tiny.network():
-        one = judged(launching.ALONE, tta)
+        one = judged(ALONE, tta)
     assert len(one["table"].splitlines()) == 1 + 203
     assert team(count, tmp_path / "results", judged, tta) == [one] * count
 
@@ -228,13 +229,13 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     """1, then 2, then 1 again: what is drawn is the same to the bit, and what is learnt to the rounding."""
     recipe = replace(STILL, epochs=3, balance="sampler")
     with tiny.network():
-        expected = drawing(launching.ALONE, tmp_path / "one", recipe)
-        parts = [drawing(launching.ALONE, tmp_path / "run", recipe, steps=3)]
+        expected = drawing(ALONE, tmp_path / "one", recipe)
+        parts = [drawing(ALONE, tmp_path / "run", recipe, steps=3)]
     parts += team(2, tmp_path / "results", drawing, tmp_path / "run", recipe, 6)
     state = checkpoints.load(tmp_path / "run" / "checkpoints", "last")
     assert state["progress"]["epoch"] == 1 and state["progress"]["step"] == 3  # one step after it was asked
     with tiny.network():
-        last = drawing(launching.ALONE, tmp_path / "run", recipe)
+        last = drawing(ALONE, tmp_path / "run", recipe)
     assert [part["code"] for part in parts] == [143] * 3
     seen = [tuple(one) for part in [*parts, last] for one in part["seen"]]
     assert sorted(seen) == sorted(tuple(one) for one in expected["seen"]) and len(seen) == 3 * 32
@@ -390,7 +391,7 @@ def test_the_first_tells_the_others_and_goes_first(tmp_path, capfd):
 def test_only_the_first_writes(tmp_path):
     run = replace(tiny.open_run(tmp_path), writes=False)
     with tiny.network():
-        device, second = torch.device("cpu"), launching.Team(1, 2)
+        device, second = torch.device("cpu"), Team(1, 2)
         learner = training.Learner(tiny.build(TINY), tiny.image_set(), run, device, 1, second)
     run.log("seen")
     run.update(status="trained")
@@ -402,7 +403,7 @@ def test_only_the_first_writes(tmp_path):
 def test_more_processes_than_gpus_or_images_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(PathoError, match="are 4, but this machine has 2 GPUs") as error:
-        launching.check_gpus(4, on_gpu=True)
+        check_gpus(4, on_gpu=True)
     assert "processes=2" in error.value.remedy
     with pytest.raises(PathoError, match="more than the 8 images of a batch"):
         training.check_processes(9, "cpu", TINY)
@@ -426,14 +427,13 @@ def test_the_lock_of_whoever_has_started_it_is_no_hindrance_and_that_of_another_
         handover._hand_over(tmp_path, tiny.build(TINY), tiny.image_set(), run, {"device": "cpu", "workers": 1})
         files.write_json(tmp_path / "hours.json", None)
         given = handover.HandedOver.read(tmp_path)
-        assert given.opened(launching.ALONE).run.lock is None
-        given.facts["held_by"] = "process 1 on elsewhere"
+        found = given.opened(ALONE)
         with pytest.raises(PathoError, match="is in use by process"):
-            given.opened(launching.ALONE)
+            given.opened(ALONE)
         run.close()
-        found = given.opened(launching.ALONE)
-        assert locks.take(run.dir / "run.lock") is None  # nobody holds it for this process, so it does itself
+        assert runs._lock(run.dir) is None  # whoever had started it may be gone; it still trains
         found.run.close()
+        assert runs._lock(run.dir) is not None
         own = tiny.image_set()
         assert np.array_equal(found.images.part("val").pictures, own.part("val").pictures)
         assert set(found.images.table["split"]) == {"train", "val"}
@@ -611,8 +611,8 @@ def test_where_the_notebook_is_killed_its_processes_save_and_leave(tmp_path):
     assert workers(tmp_path) == {}
     events = [json.loads(line)["event"] for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
     assert events == ["stopped"]
-    for _ in range(100):  # torchrun has kept the lock until its processes were gone
-        lock = locks.take(tmp_path / "run" / "run.lock")
+    for _ in range(100):
+        lock = runs._lock(tmp_path / "run")
         if lock is not None:
             break
         time.sleep(0.2)

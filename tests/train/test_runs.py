@@ -49,8 +49,8 @@ def test_a_new_folder_says_what_made_it(prepared, tmp_path):
     run = start(prepared, tmp_path)
     facts = files.read_json(run.dir / "run.json")
     assert {path.name for path in run.dir.iterdir()} == {
-        "run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv", "split.csv",
-        "split.csv.sha256"}
+        "run.json", "run.lock", "run.holder.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv",
+        "split.csv", "split.csv.sha256"}
     assert set(facts) == KEYS and facts["status"] == "started" and facts["name"] == run.dir.name
     assert recipes.from_json(facts["recipe"]) == RECIPE and facts["seed"] == 0 and facts["demo"] is False
     assert facts["data"]["images"] == 16 and facts["data"]["groups"] == 8 and facts["data"]["root_name"] == "pictures"

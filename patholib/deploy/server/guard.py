@@ -1,8 +1,8 @@
-"""What stands before an ASGI app that takes uploads: token, size, deadline and admission, before a byte is parsed.
+"""An ASGI app in front of the web service that checks token, size, deadline and load before an upload is parsed.
 
-A web framework reads, and may spool to disk, a whole upload before the first line of an app's own code runs, and its
-server waits for ever for a body that does not come. So these four are decided here, by the standard library alone.
-Nothing that a client sends (names, headers, queries, bodies) is logged or sent back; a log line is one JSON object.
+A web framework reads a whole upload, and may write it to disk, before any code of the app runs, and its server waits
+for ever for a body that does not come. So these four are checked here, with the standard library alone. Nothing that a
+client sends (names, headers, queries, bodies) is logged or sent back; a log line is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import re
 import secrets
 import time
 import traceback
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +27,7 @@ Message = dict
 App = Callable[[dict, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 LINGER = 2.0  # seconds for which the rest of a refused upload is read and dropped, so that its sender sees the answer
-OWN_ID = re.compile(rb"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # what is taken over from a client
+OWN_ID = re.compile(rb"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # request ids accepted from a client
 HEADERS = {  # of every answer, unless the app has its own
     b"cache-control": b"no-store",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
@@ -37,14 +36,13 @@ HEADERS = {  # of every answer, unless the app has its own
     b"x-content-type-options": b"nosniff",
 }
 HEAD = 16 * 2**10  # bytes of path, query and headers
-BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds, of the histogram
 CLIENT_GONE = 499  # nginx's number for it; never sent, only counted
 log = logging.getLogger("patholib.server")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is let through. Sizes in bytes, times in seconds, work in units of one plain prediction."""
+    """What is accepted. Sizes in bytes, times in seconds, work in units of one plain prediction."""
 
     body: int = 10 * 2**20  # of one request
     bodies: int = 96 * 2**20  # of all requests that are being read or answered
@@ -54,7 +52,7 @@ class Limits:
 
 
 class Refusal(Exception):
-    """An answer that is no result: its status, and the three fields of its JSON."""
+    """An error answer: its status, and the three fields of its JSON."""
 
     def __init__(self, status: int, code: str, reason: str, remedy: str, headers: Mapping[str, str] | None = None):
         super().__init__(code)
@@ -71,14 +69,16 @@ class Guard:
 
     cost: the units of work that a request asks for, 0 for what is answered at once; only requests with a cost have
     their body read (here, whole) and are counted against the limits. token: None lets everybody in; `public` are the
-    paths that need none. routes: the paths that logs and metrics may name.
+    paths that need none. routes: the paths that logs and metrics may name. count: is told route, status and seconds of
+    every answer.
     """
 
     def __init__(self, app: App, limits: Limits, cost: Callable[[dict], int], routes: Sequence[str] = (),
-                 token: str | None = None, public: Sequence[str] = ()):
+                 token: str | None = None, public: Sequence[str] = (),
+                 count: Callable[[str, int, float], None] = lambda route, status, seconds: None):
         self.app, self.limits, self.cost, self.routes, self.public = app, limits, cost, set(routes), set(public)
         self._token = hashlib.sha256(token.encode()).digest() if token is not None else None
-        self.meter = Meter()
+        self._count = count
         self.used = 0  # units
         self.held = 0  # bytes
         self._pace = 0.05  # seconds that a unit took lately
@@ -109,7 +109,7 @@ class Guard:
         if {b"transfer-encoding", b"content-length"} <= call.headers.keys():  # servers differ in which counts
             raise Refusal(400, "bad_request", "declares a length and comes in chunks", "Send one of the two headers")
         if self._token is not None and call.path not in self.public:
-            given = call.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            given = re.sub(rb"(?i)^bearer +", b"", call.headers.get(b"authorization", b""))
             if not hmac.compare_digest(hashlib.sha256(given).digest(), self._token):
                 raise Refusal(401, "no_token", "needs the token of this server",
                               "Send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
@@ -161,7 +161,7 @@ class Guard:
             raise self._busy(cost)
 
     def _admit(self, cost: int) -> Callable[[], None]:
-        """Takes so many units; returns what gives them back, once."""
+        """Reserves `cost` units; returns the function that gives them back, once."""
         self._stop_if_full(cost)
         self.used += cost
         start, before, taken = time.perf_counter(), self.used, [cost]
@@ -174,7 +174,7 @@ class Guard:
         return give_back
 
     async def _answer(self, call: _Call, body: bytes) -> None:
-        """Runs the app on a body that is here; stops it where its client goes away or it takes too long."""
+        """Runs the app on a complete body; stops it when its client goes away or it takes too long."""
         gone = asyncio.create_task(call.receive())  # the body is read, so nothing else can come
         parts = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -200,7 +200,7 @@ class Guard:
         route = call.path if call.path in self.routes else "other"
         method = call.scope["method"] if call.scope["method"] in ("GET", "HEAD", "POST") else "other"
         seconds = time.perf_counter() - call.start
-        self.meter.count(route, call.status or CLIENT_GONE, seconds)
+        self._count(route, call.status or CLIENT_GONE, seconds)
         log.info("request", extra={"fields": {"id": call.id, "method": method, "route": route,
                                               "status": call.status or CLIENT_GONE, "bytes": call.size,
                                               "seconds": round(seconds, 4)}})
@@ -208,7 +208,7 @@ class Guard:
 
 @dataclass
 class _Call:
-    """One request: what came, and how far its answer is."""
+    """One request and the state of its answer."""
 
     scope: dict
     receive: Callable[[], Awaitable[Message]]
@@ -249,7 +249,7 @@ class _Call:
         await self.raw_send(message)
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Sends the refusal; then drops what still comes for a moment, or who is sending would see a broken pipe."""
+        """Sends the refusal, then reads and drops the rest for a moment: else its sender would see a broken pipe."""
         content = json.dumps(refusal.body).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **refusal.headers}
         await self.send({"type": "http.response.start", "status": refusal.status,
@@ -261,40 +261,6 @@ class _Call:
                     message = await self.receive()
                     self.unread = message["type"] == "http.request" and message.get("more_body", False)
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-class Meter:
-    """Counts of answers and their seconds, in the text format of Prometheus."""
-
-    def __init__(self):
-        self.answers: Counter[tuple[str, int]] = Counter()
-        self.below: Counter[tuple[str, float]] = Counter()
-        self.seconds: Counter[str] = Counter()
-
-    def count(self, route: str, status: int, seconds: float) -> None:
-        self.answers[route, status] += 1
-        self.seconds[route] += seconds
-        for bound in BOUNDS:
-            self.below[route, bound] += seconds <= bound
-
-    def text(self, gauges: Mapping[str, tuple[str, float]]) -> str:
-        """All counts; gauges: name: (what it is, its value now)."""
-        lines = ["# HELP patholib_requests_total Answers by route and status (499: the client went away).",
-                 "# TYPE patholib_requests_total counter"]
-        lines += [f'patholib_requests_total{{route="{route}",status="{status}"}} {number}'
-                  for (route, status), number in sorted(self.answers.items())]
-        lines += ["# HELP patholib_request_seconds From the head of a request to the end of its answer.",
-                  "# TYPE patholib_request_seconds histogram"]
-        for route in sorted({route for route, _ in self.answers}):
-            total = sum(number for (name, _), number in self.answers.items() if name == route)
-            lines += [f'patholib_request_seconds_bucket{{route="{route}",le="{bound:g}"}} {self.below[route, bound]}'
-                      for bound in BOUNDS]
-            lines += [f'patholib_request_seconds_bucket{{route="{route}",le="+Inf"}} {total}',
-                      f'patholib_request_seconds_sum{{route="{route}"}} {self.seconds[route]:.6f}',
-                      f'patholib_request_seconds_count{{route="{route}"}} {total}']
-        for name, (what, value) in gauges.items():
-            lines += [f"# HELP patholib_{name} {what}", f"# TYPE patholib_{name} gauge", f"patholib_{name} {value:g}"]
-        return "\n".join(lines) + "\n"
 
 
 class JsonLines(logging.Formatter):

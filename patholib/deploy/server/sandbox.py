@@ -1,11 +1,11 @@
-"""Pictures decoded in a process of their own: a decoder that crashes, hangs or eats memory takes nobody along.
+"""Pictures decoded in a process of their own: a decoder that crashes, hangs or eats memory does not stop the server.
 
     decode = Decoder(256)
     picture = decode(content)
 
-The process gets bytes and gives a square of pixels, by the same `images.read` and `images.to_square` as everywhere. It
-may write no file, has an end to its memory, and is followed at once by a spare one where it died. What it says of a
-picture quotes none of its bytes, since they are somebody's.
+The process gets bytes and returns a square of pixels, by the same `images.read` and `images.to_square` as everywhere.
+It may not write files, its memory is limited, and a spare one takes over at once when it dies. Its messages quote no
+byte of a picture, which may be private.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LENGTH, READY = struct.Struct("!Q"), b"ready"
 
 
 class Picture(NamedTuple):
-    """An upload as a model sees it, and what is odd about it."""
+    """An upload as a model sees it, and notes on what is odd about it."""
 
     pixels: np.ndarray  # (size, size, 3) uint8
     size: tuple[int, int]  # of the picture as it came, upright: width, height
@@ -55,7 +55,7 @@ class Decoder:
         self._process, self._spare, self._ready = self._start(), self._start(), False
 
     def __call__(self, content: bytes) -> Picture:
-        """What is in the bytes. Errors: as `images.read`; too_much_memory, decoder_stopped."""
+        """The decoded picture. Errors: as `images.read`; too_much_memory, decoder_stopped."""
         with self._lock:
             try:
                 head, payload = self._exchange(content)

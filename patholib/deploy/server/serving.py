@@ -1,9 +1,9 @@
-"""How the web service is started and called: `patholib serve MODEL`, or from a notebook
+"""Starting and calling the web service: `patholib serve MODEL`, or from a notebook
 
     with serving.running(run_dir) as server:
         server.predict("sample.png")
 
-What it does is in `webapp`; this module is light, so that asking for help or calling a server loads nothing.
+The service itself is in `webapp`; this module is light, so that --help or calling a server loads nothing else.
 """
 
 from __future__ import annotations
@@ -71,19 +71,19 @@ def run(given: argparse.Namespace) -> int:
     _check(given, token)
     try:
         from patholib.deploy.inference import Predictor
-        from patholib.deploy.server import webapp
+        from patholib.deploy.server import webapp, webhttp, webservice
     except ImportError as error:
         raise PathoError("not_installed", error.name or "fastapi", "is needed to serve a model",
                          'pip install "patholib[serve]"') from error
     try:
         predictor = Predictor(given.model, given.engine, given.threads, given.sha256)
-        predictor.answer(webapp.noise(predictor))
+        predictor.answer(webservice.noise(predictor))
     except PathoError as error:
         print(error, file=sys.stderr)
         return BAD_MODEL
     body = int(given.max_mib * 2**20)
     limits = Limits(body=body, bodies=9 * body, units=given.units, upload_seconds=given.upload_seconds)
-    settings = webapp.Settings(token=token, origins=tuple(given.origin), drain=given.drain, limits=limits,
+    settings = webservice.Settings(token=token, origins=tuple(given.origin), drain=given.drain, limits=limits,
                                docs=(token is None or given.docs) and not given.no_docs,
                                max_pixels=int(given.max_megapixels * 1e6), decode_seconds=given.decode_seconds)
     with listening(given.host, given.port) as listener:
@@ -91,7 +91,7 @@ def run(given: argparse.Namespace) -> int:
         _log_as_json()
         name = predictor.manifest["run"] or given.model.name
         print(f"Serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        webapp.Server(webapp.Guarded(predictor, settings)).run(sockets=[listener])
+        webhttp.Server(webapp.Guarded(predictor, settings)).run(sockets=[listener])
     return 0
 
 

@@ -1,0 +1,140 @@
+"""One model for many callers: pictures are decoded in the `sandbox`, and one thread computes one answer after another.
+
+So /livez answers at once whatever is computed, and an answer depends on nothing but its picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from patholib.base import pages
+from patholib.base.errors import PathoError
+from patholib.data import decoding
+from patholib.deploy.inference import Predictor
+from patholib.deploy.server.guard import Limits
+from patholib.deploy.server.sandbox import Decoder, Picture
+from patholib.judge import gradcam
+from patholib.model import augment
+
+JET = (((0.35, 0.66, 0.89, 1), (0, 1, 1, 0.5)), ((0.125, 0.375, 0.64, 0.91), (0, 1, 1, 0)),
+       ((0, 0.11, 0.34, 0.65), (0.5, 1, 1, 0)))  # matplotlib's: where red, green and blue turn, and their values there
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one server is to behave."""
+
+    token: str | None = None
+    origins: tuple[str, ...] = ()  # of other sites whose pages may ask
+    docs: bool = True
+    max_pixels: int = decoding.MAX_PIXELS
+    decode_seconds: float = 10.0
+    drain: float = 1.0  # seconds of "not ready" before the port closes
+    limits: Limits = field(default_factory=Limits)
+
+
+class Service:
+    """One model for many callers, and whether it is ready for them."""
+
+    def __init__(self, predictor: Predictor, settings: Settings):
+        self.predictor, self.settings = predictor, settings
+        self.draining, self.reason = False, "is starting"
+        self.decoded = self.computed = 0
+        manifest = predictor.manifest
+        self.model = {"sha256": manifest["weights"]["sha256"], "run": manifest["run"]}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app) -> AsyncIterator[None]:
+        """Starts decoder and threads and computes a first answer; at the end finishes what was admitted."""
+        recipe = self.predictor.recipe
+        self.decoder = Decoder(recipe.cache_size, recipe.fit, self.settings.max_pixels, self.settings.decode_seconds)
+        self.eye, self.brain = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("decode", "compute"))
+        try:
+            await self._warm_up()
+            yield
+        finally:
+            for lane in (self.eye, self.brain):
+                lane.shutdown(cancel_futures=True)
+            self.decoder.close()
+
+    async def _warm_up(self) -> None:
+        content = io.BytesIO()
+        Image.fromarray(noise(self.predictor)).save(content, "png")
+        await self.answer(content.getvalue(), tta=False, explain=True)
+        self.reason = ""
+
+    @property
+    def ready(self) -> bool:
+        return not self.draining and not self.reason
+
+    async def answer(self, content: bytes, tta: bool, explain: bool) -> dict:
+        """The `Reply` to one uploaded picture."""
+        picture = await self._decode(content)
+        return await self._compute(self._answer, picture, tta, explain)
+
+    async def heatmap(self, content: bytes) -> tuple[bytes, str, bool]:
+        """A picture under its heat as PNG, the class that it argues for, and whether nothing argues for it."""
+        picture = await self._decode(content)
+        return await self._compute(self._heatmap, picture, None)
+
+    async def _decode(self, content: bytes) -> Picture:
+        picture = await asyncio.get_running_loop().run_in_executor(self.eye, self.decoder, content)
+        self.decoded += 1
+        return picture
+
+    async def _compute(self, work, *arguments):
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self.brain, work, *arguments)
+        except PathoError as error:
+            if error.code == "model_output":
+                self.reason = "gave numbers that are not finite"
+            raise
+        self.computed += 1
+        return found
+
+    def _answer(self, picture: Picture, tta: bool, explain: bool) -> dict:
+        warnings = self.predictor.oddities(picture.size, picture.notes)
+        said = self.predictor.answer(picture.pixels, tta, warnings)
+        manifest = self.predictor.manifest
+        reply = {"decision": said.decision, "probabilities": said.probs, "threshold": said.threshold,
+                 "alert": said.alert, "warnings": list(said.warnings), "tta": said.tta, "model": self.model,
+                 "demo": manifest["demo"], "notice": manifest["notice"]}
+        if explain:
+            png, of, blank = self._heatmap(picture, said.decision)
+            reply["heatmap"] = {"png": pages.data_url(png, "png"), "of": of, "blank": blank}
+        return reply
+
+    def _heatmap(self, picture: Picture, of: str | None) -> tuple[bytes, str, bool]:
+        pixels, size = picture.pixels[None], self.predictor.recipe.image_size
+        of = of or self.predictor.answer(picture.pixels).decision
+        heat = self.predictor.heat(pixels, [self.predictor.classes.index(of)])
+        share = gradcam.upsample(gradcam.normalise(heat.maps), size)[0].numpy()
+        seen = augment.plain_views(pixels, size)[0].permute(1, 2, 0).mul(255).round().numpy().astype(np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(overlay(seen, share)).save(stream, "png")
+        return stream.getvalue(), of, bool(heat.blank[0])
+
+
+def noise(predictor: Predictor) -> np.ndarray:
+    """A picture (S, S, 3) uint8 to warm up with."""
+    size = predictor.recipe.cache_size
+    return np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray, opacity: float = 0.45) -> np.ndarray:
+    """A picture (H, W, 3) uint8 under the colours of its heatmap (H, W) in [0, 1]; unchanged where that is empty.
+
+    As `figures.overlay`, without matplotlib, which wants a folder it may write to.
+    """
+    if not heat.any():
+        return picture
+    colours = np.stack([np.interp(heat, places, values) for places, values in JET], axis=-1) * 255  # (H, W, 3)
+    return np.rint((1 - opacity) * picture + opacity * colours).astype(np.uint8)
