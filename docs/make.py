@@ -125,8 +125,11 @@ def example(run_dir: Path, folder: Path = EXAMPLE) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for stem, text in texts.items():
         for name in map(unquote, re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)):
-            keep(folder / name, Image.open(run_dir / name), PAGE_LIMIT)
-        text = text.replace("[data_report.html](data_report.html)", "data_report.html")  # its source would be shown
+            if name.endswith(".svg"):
+                files.write_bytes(folder / name, (run_dir / name).read_bytes())
+            else:
+                keep(folder / name, Image.open(run_dir / name), PAGE_LIMIT)
+        text = re.sub(r"\[([^\]]*)\]\([a-z_/]+\.html\)", r"\1", text)  # the source of a page would be shown
         files.write_text(folder / f"{stem}.md", text)
     lines = ["# What a run leaves", "", "> **DEMO IMAGES: NOT A RESULT.**", "",
              "The report and the cards of a run on demo images, as `python docs/make.py example` took them from its "
@@ -254,7 +257,8 @@ def rivals(results: Path = ROOT / "benchmarks" / "RESULTS.md") -> str:
                                                  for there, here in numbers.items()})
     columns = [(name, number) for name, numbers in SHOWN.items() for number in numbers.values()]
     rows = [[who, *(values.get(column, "") for column in columns)] for who, values in found.items()]
-    return "\n".join(markdown.table(["", *(f"{DATA_SETS[name]}: {number}" for name, number in columns)], rows))
+    rows = [list(map(markdown.Markup, row)) for row in rows]  # they come from a Markdown file
+    return str(markdown.table(["", *(f"{DATA_SETS[name]}: {number}" for name, number in columns)], rows))
 
 
 def either(by_recipe: dict, side: int) -> str:

@@ -13,7 +13,6 @@ from patholib.base import files, pages
 
 PICTURES = 50  # of one kind of finding; the others of that kind are listed without
 LISTED = 1000  # of one kind of finding; the others are in data_report.json alone
-DEMO = "<strong>DEMO IMAGES: NOT A RESULT.</strong> These pictures were generated."
 COLUMNS = ("path", "sha256", "code", "reason")  # of excluded.csv
 
 
@@ -51,19 +50,19 @@ def worth_a_picture(report: Mapping) -> list[str]:
 
 
 def kinds(report: Mapping) -> list[Kind]:
-    """The findings in the order of the page: what is left out first, what was only remarked last."""
+    """The findings in the order of the page: what is left out first, mere warnings last."""
     problems = [problem for problem in report["problems"] if problem["code"] != "label_conflict"]
     conflicts = [problem for problem in report["problems"] if problem["code"] == "label_conflict"]
     alike = [Finding(entry["paths"][0], tuple(f"{path} ({label})" for path, label in
                                               zip(entry["paths"], entry["labels"], strict=True)),
-                     "have the same pixels and different labels") for entry in report["label_conflicts"]]
+                     "have the same pixels but different labels") for entry in report["label_conflicts"]]
     twice = [Finding(entry["kept"], (entry["kept"], *entry["dropped"]),
                      "have the same pixels; the first is used" + _differences(entry["differ"]))
              for entry in report["duplicates"]]
     found = _grouped("Cannot be used", problems)
     found += [Kind("One picture, two labels", "label_conflict", conflicts[0]["remedy"], alike)] if alike else []
     found += [Kind("One picture, several files", "duplicate", "", twice)] if twice else []
-    return found + _grouped("Used, with a remark", report["warnings"])
+    return found + _grouped("Used, with a warning", report["warnings"])
 
 
 def _grouped(title: str, entries: Sequence[Mapping]) -> list[Kind]:
@@ -86,78 +85,49 @@ def _differences(columns: Mapping[str, list[str]]) -> str:
 
 def page(report: Mapping, pictures: Mapping[str, bytes]) -> str:
     """The whole page, HTML; names are escaped, pictures inside."""
-    name = f"Data check: {report['source']}" + f" ({report['folder']})" * bool(report["folder"])
-    parts = [f"<blockquote><p>{DEMO}</p></blockquote>"] * report["demo"]
-    parts += [f"<h1>{pages.text(name)}</h1>", _verdict(report), _classes(report)]
-    found = kinds(report)
-    for title in dict.fromkeys(kind.title for kind in found):
-        links = [f'<a href="#kind-{i}">{pages.text(kind.code)}</a>\u00a0{len(kind.findings):,}'
-                 for i, kind in enumerate(found) if kind.title == title]
-        parts.append(f"<p>{pages.text(title)}: {', '.join(links)}</p>")
-    for i, kind in enumerate(found):
-        parts += [f"<h2>{pages.text(kind.title)}</h2>"] * (i == 0 or kind.title != found[i - 1].title)
-        parts += [f'<h3 id="kind-{i}"><code>{pages.text(kind.code)}</code> {len(kind.findings):,}</h3>',
-                  *_section(kind, pictures)]
-    parts += _shared(report) + _not_read(report["found"]) + [_facts(report)]
-    return pages.frame(name, "\n".join(parts))
+    counts, folder = report["counts"], f" ({report['folder']})" if report["folder"] else ""
+    per_class = [(name, *(f"{n:,}" for n in (row["files"], row["kept"], row["damaged"],
+                                             row["files"] - row["kept"] - row["damaged"])))
+                 for name, row in report["per_class"].items()]
+    return pages.render(
+        "data_report.html", title=f"Data check: {report['source']}{folder}", report=report, counts=counts,
+        left=counts["files"] - counts["kept"], warnings=sum(counts["warnings"].values()), per_class=per_class,
+        sections=_sections(report, pictures), shared=_shared(report), notes=_notes(report["found"]),
+        facts=_facts(report), pictures=PICTURES)
 
 
-def _verdict(report: Mapping) -> str:
-    counts = report["counts"]
-    text = f"<strong>{counts['kept']:,} of {counts['files']:,} images are sound and distinct.</strong> "
-    left = counts["files"] - counts["kept"]
-    text += {"bad_images": "The check has stopped: correct the files below, or leave them out with on_bad='skip'.",
-             "too_many_bad": "The check has stopped: a class would lose more than 1 % of its files."
-             }.get(report["stopped"], f"{left:,} are left out." if left else "None is left out.")
-    warnings = sum(counts["warnings"].values())
-    return f"<p>{text}{f' {warnings:,} remarks on images that are used.' if warnings else ''}</p>"
+def _sections(report: Mapping, pictures: Mapping[str, bytes]) -> dict[str, list[dict]]:
+    """The kinds of finding below the title they stand under, each with what is shown of it."""
+    found: dict[str, list[dict]] = {}
+    for number, kind in enumerate(kinds(report)):
+        items = [{"picture": pages.data_url(content, "jpeg") if content else "", "names": finding.names,
+                  "reason": finding.reason} for finding, content in _with_pictures(kind, pictures)]
+        found.setdefault(kind.title, []).append({
+            "id": f"kind-{number}", "code": kind.code, "remedy": kind.remedy, "total": len(kind.findings),
+            "items": items, "more": max(len(kind.findings) - LISTED, 0)})
+    return found
 
 
-def _classes(report: Mapping) -> str:
-    rows = [(pages.text(name), *(f"{n:,}" for n in (row["files"], row["kept"], row["damaged"],
-                                               row["files"] - row["kept"] - row["damaged"])))
-            for name, row in report["per_class"].items()]
-    return pages.table(("class", "files", "sound", "unusable", "copies"), rows, narrow=True)
+def _with_pictures(kind: Kind, pictures: Mapping[str, bytes]) -> list[tuple[Finding, bytes | None]]:
+    return [(finding, pictures.get(finding.path) if i < PICTURES else None)
+            for i, finding in enumerate(kind.findings[:LISTED])]
 
 
-def _section(kind: Kind, pictures: Mapping[str, bytes]) -> list[str]:
-    total = len(kind.findings)
-    words = [f"What to do: {pages.text(kind.remedy)}."] * bool(kind.remedy)
-    words += [f"Pictures are shown of the first {PICTURES}."] * (total > PICTURES)
-    words += [f"{total - LISTED:,} more are listed in <code>data_report.json</code> alone."] * (total > LISTED)
-    items = []
-    for i, finding in enumerate(kind.findings[:LISTED]):
-        content = pictures.get(finding.path) if i < PICTURES else None
-        seen = f'<img src="{pages.data_url(content, "jpeg")}" alt="">' if content else "no picture"
-        names = "".join(f"<strong>{pages.text(name)}</strong>" for name in finding.names)
-        items.append(f"<li><span>{seen}</span><div>{names}{pages.text(finding.reason)}</div></li>\n")
-    return [f"<p>{' '.join(words)}</p>"] * bool(words) + [f'<ul class="pictures">{"".join(items)}</ul>']
-
-
-def _shared(report: Mapping) -> list[str]:
+def _shared(report: Mapping) -> list[tuple[str, str]]:
     """Pictures that two patients or lesions have in common: perhaps they are one, and a split would leak."""
-    rows = [(", ".join(map(pages.text, entry["paths"])),
-             f"{pages.text(entry['column'])}: {pages.text(' and '.join(entry['values']))}")
+    return [(", ".join(entry["paths"]), f"{entry['column']}: {' and '.join(entry['values'])}")
             for entry in report["groups_sharing_pixels"][:LISTED]]
-    if not rows:
-        return []
-    return ["<h2>One picture in two groups</h2>", "<p>If the groups are one patient or lesion in truth, a split would "
-            "put it on both sides: give them one id.</p>", pages.table(("files", "groups"), rows, narrow=True)]
 
 
-def _not_read(found: Mapping) -> list[str]:
+def _notes(found: Mapping) -> list[tuple[str, str, str]]:
     """What the reader of the data folder listed apart, in the form of `manifest.first`."""
-    rows = [(pages.text(name.replace("_", " ")), f"{entry['count']:,}", ", ".join(map(pages.text, entry["first"])))
+    return [(name.replace("_", " "), f"{entry['count']:,}", ", ".join(entry["first"]))
             for name, entry in found.items() if isinstance(entry, Mapping) and entry.get("count")]
-    table = pages.table(("", "count", "the first"), rows, narrow=True)
-    return ["<h2>Noted while reading the folder</h2>", table] if rows else []
 
 
-def _facts(report: Mapping) -> str:
+def _facts(report: Mapping) -> list[tuple[str, str]]:
     rows = []
-    for name in ("kinds", "modes", "sizes"):
-        counts = report[name]
-        some = ", ".join(f"{pages.text(value)} ({n:,})" for value, n in list(counts.items())[:8])
-        rows.append((name, some + f" and {len(counts) - 8:,} more" * (len(counts) > 8)))
-    return (f"<h2>The sound images</h2>{pages.table((), rows, narrow=True)}<p>Usable files are shown as the network "
-            f"gets them (fit={pages.text(report['fit'])}), damaged ones as far as they can be read.</p>")
+    for name, key in (("file types", "kinds"), ("colour modes", "modes"), ("sizes", "sizes")):
+        more = f" and {len(report[key]) - 8:,} more" if len(report[key]) > 8 else ""
+        rows.append((name, ", ".join(f"{value} ({n:,})" for value, n in list(report[key].items())[:8]) + more))
+    return rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import html
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from patholib.base import cpu, files, pages
+from patholib.base import cpu, files
 from patholib.base.errors import PathoError, shown
 from patholib.base.progress import bar
-from patholib.data import caching, checking, decoding, foreign, manifest, readers, signatures, splitting
+from patholib.data import caching, checking, decoding, foreign, leakpage, manifest, readers, signatures, splitting
 from patholib.data.csvfiles import read_csv
 from patholib.data.foreign import Listed
 from patholib.data.manifest import DEMO_NOTE, first, in_several
@@ -31,7 +30,6 @@ SAYS = {"path": "are listed in {} too", "same file": "are byte for byte a file o
         "same pixels": "equal an image of {}", "near-duplicate": "nearly equal an image of {}"}
 PAIR = ["kind", "similarity", "path", "label", "split", "other path", "other label", "other split"]
 WRONG = {"missing_file": "are not at hand", "flat": "are too plain for near-duplicates to be recognised"}
-PAIRS_SHOWN, THUMBNAILS, SIDE = 200, 30, 144  # on the page: rows, pairs of pictures, pixels
 
 
 
@@ -179,20 +177,19 @@ class Audit:
     def write(self, folder: Path) -> Path:
         """Writes audit.json and audit.html, which holds its pictures, into the folder; returns the path of the page."""
         files.write_json(Path(folder) / "audit.json", self.summary)
-        return files.write_text(Path(folder) / "audit.html", pages.frame(f"Leak audit: {self.name}", self._body()))
+        return files.write_text(Path(folder) / "audit.html", leakpage.page(self, NEAR))
 
     def __repr__(self) -> str:
-        return "\n".join([DEMO_NOTE] * self.demo + [self.verdict, self._short().to_string(index=False), *self._also()])
+        return "\n".join([DEMO_NOTE] * self.demo + [self.verdict, self.levels().to_string(index=False), *self.notes()])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<p><b>{html.escape(line)}</b></p>" for line in [DEMO_NOTE] * self.demo + [self.verdict])
-        return head + _html(self._short()) + _items(self._also())
+        return leakpage.short(self)
 
     @property
     def _classes(self) -> list[str]:
         return [c.removesuffix(" share") for c in self.table.columns if c.endswith(" share")]
 
-    def _short(self) -> pd.DataFrame:
+    def levels(self) -> pd.DataFrame:
         """How many images are not new as text, one column for each way, and the class that leaks most the first way."""
         rows: dict[str, dict] = {}
         most: dict[str, str] = {}
@@ -206,8 +203,8 @@ class Audit:
         table = pd.DataFrame(list(rows.values())).fillna("0")
         return table.assign(**{"most of class": list(most.values())}) if any(most.values()) else table
 
-    def _also(self) -> list[str]:
-        """What is to be known beside the leaks."""
+    def notes(self) -> list[str]:
+        """Sentences on what else was found, and on what could not be checked."""
         lines = [f"{found['count']:,} {level} ids have images of two classes ({', '.join(found['first'])})"
                  for level, found in self.in_two_classes.items() if found["count"]]
         if len(self.conflicts):
@@ -215,50 +212,6 @@ class Audit:
             lines.append(f"{len(self.conflicts):,} pairs of equal or nearly equal pictures have two labels, as "
                          + shown(f"{row['path']} ({row['label']}) and {row['other path']} ({row['other label']})"))
         return lines + [f"Not checked: {text}" for text in self.unchecked]
-
-    def _body(self) -> str:
-        """The page without its frame."""
-        notes = [f"{DEMO_NOTE}."] * self.demo + [self.verdict]
-        parts = [f"<h1>Leak audit: {pages.text(self.name)}</h1>",
-                 *(f"<blockquote><p>{html.escape(line)}</p></blockquote>" for line in notes),
-                 "<h2>What the splits share</h2>",
-                 "<p>How many images of a split (found in) are not new, because one of another split (seen in) has "
-                 "their id or picture. Shares are of all images of the split, and of those of each class.</p>",
-                 _html(self.table)]
-        for title, pairs in (("Pictures in two splits", self.pairs), ("Pictures with two labels", self.conflicts)):
-            if len(pairs):
-                parts += [f"<h2>{title}</h2>", self._gallery(pairs), _html(pairs.head(PAIRS_SHOWN))]
-            if len(pairs) > PAIRS_SHOWN:
-                parts.append(f"<p>And {len(pairs) - PAIRS_SHOWN:,} more in audit.json.</p>")
-        if also := self._also():
-            parts += ["<h2>Also</h2>", _items(also)]
-        return "\n".join([*parts, HOW])
-
-    def _gallery(self, pairs: pd.DataFrame) -> str:
-        """The first nearly equal pairs in pictures: these a person has to judge."""
-        cells = []
-        for row in pairs[pairs["kind"] == NEAR].head(THUMBNAILS).to_dict("records"):
-            both = [self._thumbnail(row["path"]), self._thumbnail(row["other path"])]
-            texts = [f"{row['similarity']:.3f}", f"{row['split']}: {row['path']} {row['label']}",
-                     f"{row['other split']}: {row['other path']} {row['other label']}"]
-            if all(both):
-                caption = "<br>".join(pages.text(text) for text in texts)
-                cells.append(f"<figure>{''.join(both)}<figcaption>{caption}</figcaption></figure>")
-        return f'<div class="pairs">{"".join(cells)}</div>' if cells else ""
-
-    def _thumbnail(self, path: str) -> str:
-        try:
-            image = decoding.read(self.places[path])
-        except (KeyError, PathoError):  # gone since the audit
-            return ""
-        return f'<img alt="" src="{pages.data_url(decoding.thumbnail(image, SIDE), "jpeg")}">'
-
-
-HOW = ("<h2>How pictures were compared</h2><p>Two pictures are near-duplicates if the pattern of their grey values, "
-       f"each relative to its surroundings, correlates to {signatures.SAME:g} or more in one of the eight flips and "
-       "quarter turns. That finds copies which were scaled, stretched, brightened, coloured anew or encoded again. It "
-       "finds no cut-outs and no second photograph of a lesion, and it can be wrong about plain pictures: look at the "
-       "pairs.</p>")
 
 
 def audit(split, root: Path | None = None, columns: Mapping[str, str] | None = None, ids: Iterable[str] = (),
@@ -449,18 +402,3 @@ def worst(leaks: Mapping[str, list[dict]]) -> str:
 
 def _says(row: Mapping) -> str:
     return SAYS.get(row["level"], f"have their {shown(row['level'])} in {{}}").format(row["seen in"])
-
-
-def _html(frame: pd.DataFrame) -> str:
-    """A table in which every cell is text and every share in per cent."""
-    def cell(value, name: str) -> str:
-        if isinstance(value, float):
-            value = f"{value:.3f}" if name == "similarity" else "" if pd.isna(value) else f"{value:.1%}"
-        return pages.text(f"{value:,}" if isinstance(value, int) else value)
-
-    rows = ([cell(value, name) for name, value in row.items()] for row in frame.to_dict("records"))
-    return pages.table(map(pages.text, frame.columns), rows)
-
-
-def _items(lines: list[str]) -> str:
-    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>" if lines else ""

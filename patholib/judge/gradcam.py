@@ -205,6 +205,14 @@ def default_block(model: Classifier) -> str:
     return [name for name, maps in describing.block_maps(model) if min(maps.shape[2:]) >= CELLS][-1]
 
 
+def caption(label: str, decision: str, p: float, positive: str | None = None, threshold: float | None = None) -> str:
+    """`true: benign, predicted: malignant (0.42, threshold 0.37)`; p: the probability of the predicted class."""
+    if threshold is None or positive is None:
+        return f"true: {label}, predicted: {decision} ({p:.2f})"
+    value = f"{p:.2f}" if decision == positive else f"{positive} {1 - p:.2f}"
+    return f"true: {label}, predicted: {decision} ({value}, threshold {threshold:.2f})"
+
+
 @dataclass(frozen=True)
 class Gallery:
     """Chosen images with their heat; `table` has one row per picture: section, path, label, decision, p, loss."""
@@ -214,11 +222,14 @@ class Gallery:
     table: pd.DataFrame
     block: str
     method: str
+    positive: str | None = None
+    threshold: float | None = None  # of the probability of `positive`; None: the largest probability decided
 
     @property
     def captions(self) -> list[str]:
         """True and predicted class and probability, for under each picture."""
-        return [f"is {row.label}, called {row.decision} ({row.p:.0%})" for row in self.table.itertuples()]
+        return [caption(row.label, row.decision, row.p, self.positive, self.threshold)
+                for row in self.table.itertuples()]
 
     @property
     def sections(self) -> dict[str, np.ndarray]:
@@ -295,5 +306,6 @@ def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, posi
                       for part in parts])
     seen = views.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
     place = once.index.get_indexer(chosen.index)
+    decides = positive is not None and len(model.classes) == 2 and isinstance(threshold, float)
     return Gallery(seen[place], upsample(maps, model.image_size).numpy()[place], chosen.reset_index(drop=True), block,
-                   named(method, average))
+                   named(method, average), positive, threshold if decides else None)

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from patholib.base import files
-from patholib.judge import decisions, groupwise, intervals, metrics, predicting, ranking, rules
+from patholib.judge import decisions, gains, groupwise, intervals, metrics, predicting, ranking, rules
 from patholib.judge.decisions import Shown
 from patholib.model.recipes import Recipe
-from patholib.report import records
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +116,7 @@ class Judged:
     def gains(self) -> pd.DataFrame:
         """What averaged views change, and what the network has over its rivals: differences with 95 % intervals."""
         return pd.DataFrame({what: {name: metrics.readable(number, sign="+") for name, number in gain.items()}
-                             for what, gain in records.gains(self.metrics).items()})
+                             for what, gain in gains.gains(self.metrics).items()})
 
     @property
     def patients(self) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The reporting checklists CLAIM 2024 and TRIPOD+AI, with where a run folder answers each item and what is open.
 
-Tejani et al. 2024 (44 items), Collins et al. 2024 (27 items with their letters); what they ask for is put in our words.
+Tejani et al. 2024 (44 items), Collins et al. 2024 (27 items with their letters); in our own words.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from patholib.report.markdown import table
-from patholib.report.records import NOTICE, Record
+from markupsafe import Markup
+
+from patholib.report.records import Record
 
 BESIDE = ("model_card.md", "data_card.md")  # are written together with the checklist
 
@@ -46,34 +47,34 @@ CLAIM = (
     Item("16", "Who annotated, with what training", left="who and how"),
     Item("17", "How the test set was annotated", left="who and how"),
     Item("18", "Agreement between and within annotators", left="the agreement"),
-    Item("19", "How data were given to the partitions", "`data_card.md`, Split; `split.csv`"),
-    Item("20", "The level at which partitions are apart", "`data_card.md`, Split"),
+    Item("19", "How data were assigned to the partitions", "`data_card.md`, Split; `split.csv`"),
+    Item("20", "Level at which the partitions are disjoint", "`data_card.md`, Split"),
     Item("21", "Intended size of the test set", left="the size and its reason"),
     Item("22", "The model in full", "`model_card.md`, Model; `run.json`; `model.json`"),
-    Item("23", "Software and its versions", "`report.md`, Versions and machine; `run.json`"),
-    Item("24", "Weights at the start", "`model_card.md`, Model"),
+    Item("23", "Software and its versions", "`report.md`, Versions, hashes and settings; `run.json`"),
+    Item("24", "Initial weights", "`model_card.md`, Model"),
     Item("25", "Training in full", "`model_card.md`, Training; `run.json`; `history.csv`"),
-    Item("26", "How the final model was chosen", "`model_card.md`, Training (best epoch)"),
+    Item("26", "How the final model was chosen", "`model_card.md`, Training (epoch used)"),
     Item("27", "Ensembles", "`predictions_test_tta.csv` (averaged views of one model; no ensemble of models)"),
     Item("28", "Measures of performance", "`metrics.json`; `report.md`, Results", "why these measures"),
-    Item("29", "Uncertainty and significance", "`metrics.json` (95 % bootstrap over groups)"),
-    Item("30", "Robustness, sensitivity of the results", "`model_card.md`, Subgroups; `predictions_baseline.csv`",
-         "changes of the images, other seeds"),
-    Item("31", "Explanations, and whether they were validated", "`heatmaps/`; `trust.json`"),
+    Item("29", "Uncertainty and significance", "`metrics.json` (95 % bootstrap intervals over groups)"),
+    Item("30", "Robustness and sensitivity analysis", "`model_card.md`, Subgroups; `predictions_baseline.csv`",
+         "changed images, other seeds"),
+    Item("31", "Methods of explanation, and their validation", "`heatmaps/`; `trust.json`"),
     Item("32", "Evaluation on internal data", "`predictions_test.csv`; `report.md`, Results"),
-    Item("33", "Testing on external data", left="such a test: there is none in this run"),
+    Item("33", "Testing on external data", left="such a test; this run has none"),
     Item("34", "Registration of a clinical trial", left="the number, or that there is none"),
     Item("35", "Numbers included and excluded", "`data_card.md`, Composition; `excluded.csv`", "the flow diagram"),
-    Item("36", "Characteristics in each partition", "`data_card.md`, Composition", "demography that the table lacks"),
+    Item("36", "Characteristics in each partition", "`data_card.md`, Composition", "demographics that the table lacks"),
     Item("37", "Performance with uncertainty, on all partitions", "`report.md`, Results; `metrics.json`"),
     Item("38", "Diagnostic performance and its precision", "`model_card.md`, Numbers; `metrics.json`",
          "comparison with readers"),
-    Item("39", "Failures looked into", "`heatmaps/`; `report.md`, Results (confusion)", "what they show"),
+    Item("39", "Failure analysis", "`heatmaps/`; `report.md`, Results (confusion)", "what they show"),
     Item("40", "Limitations", "`model_card.md`, Limits", "those of the study"),
-    Item("41", "What it means for practice", left="the implications"),
+    Item("41", "Implications for practice", left="the implications"),
     Item("42", "Where the protocol is", left="the protocol"),
     Item("43", "Availability of software, model and data", "`model_card.md`, Model and Data",
-         "where they can be had"),
+         "where they are available"),
     Item("44", "Funding and the role of funders", left="funding"),
 )
 
@@ -93,7 +94,7 @@ TRIPOD = (
     Item("8a", "The outcome, and how it was assessed", left="how the diagnosis was made"),
     Item("8b", "Who assessed the outcome", left="their qualification"),
     Item("8c", "Blinding of that assessment", left="the blinding"),
-    Item("9a", "Choice of predictors", "`model_card.md`, Model (the pixels alone)"),
+    Item("9a", "Choice of predictors", "`model_card.md`, Model (only the pixels)"),
     Item("9b", "Definition of predictors", "`data_card.md`, Checking and preparation", "how the images were taken"),
     Item("9c", "Who assessed predictors", "`model_card.md`, Model (nobody: pixels)"),
     Item("10", "Study size", "`data_card.md`, Composition", "why that size"),
@@ -115,11 +116,11 @@ TRIPOD = (
     Item("18b", "Conflicts of interest", left="conflicts"),
     Item("18c", "Protocol", left="the protocol"),
     Item("18d", "Registration", left="registration"),
-    Item("18e", "Data sharing", "`data_card.md`, Uses and distribution", "where they can be had"),
-    Item("18f", "Code sharing", "`run.json` (version and commit)", "where it can be had"),
+    Item("18e", "Data sharing", "`data_card.md`, Uses and distribution", "where they are available"),
+    Item("18f", "Code sharing", "`run.json` (version and commit)", "where it is available"),
     Item("19", "Patients and the public involved", left="the involvement, or that there was none"),
     Item("20a", "Flow of participants", "`data_card.md`, Composition and Checking", "the diagram"),
-    Item("20b", "Characteristics", "`data_card.md`, Composition", "demography that the table lacks"),
+    Item("20b", "Characteristics", "`data_card.md`, Composition", "demographics that the table lacks"),
     Item("20c", "Training and evaluation data compared", "`data_card.md`, Composition"),
     Item("21", "Participants and outcomes in each analysis", "`data_card.md`, Composition"),
     Item("22", "The full model, for others to use", "`model.safetensors`; `model.json`", "access and restrictions"),
@@ -134,26 +135,24 @@ TRIPOD = (
 )
 
 
-def lines(run: Record) -> list[str]:
-    """Both checklists, each item with where the run folder answers it and what the authors still have to write."""
-    found = [NOTICE, "", "What two reporting guidelines ask for, in our words, and where it stands. Only the authors "
-             "can answer for a study: a file that is named here is a place to look, not a judgement.", ""]
+def facts(run: Record) -> dict:
+    """Both checklists for the template: each item with where the run folder answers it and what the authors write."""
+    lists = []
     for title, source, items in (("CLAIM 2024", "Tejani et al. 2024", CLAIM),
                                  ("TRIPOD+AI", "Collins et al. 2024", TRIPOD)):
         rows = [row(run, item) for item in items]
         states = Counter(state for _, _, state, _ in rows)
-        found += [f"## {title}", "", f"{len(items)} items ({source}): {states['filled']} filled by this run, "
-                  f"{states['in part']} in part, {states['open']} open.", "",
-                  *table(("item", "asks for", "state", "where it stands"), rows)]
-    return found
+        lists.append({"title": title, "source": source, "rows": rows,
+                      "states": {name: states[name] for name in ("filled", "in part", "open")}})
+    return {"lists": lists}
 
 
-def row(run: Record, item: Item) -> tuple[str, str, str, str]:
-    """The item with its state: filled, in part, or open."""
+def row(run: Record, item: Item) -> tuple[str, str, str, Markup]:
+    """The item with its state (filled, in part, or open) and where it is answered, as Markdown."""
     named = re.findall(r"`([^`]+)`", item.where)
     absent = [name for name in named if name not in BESIDE and not run.has(name)]
-    parts = [item.where] * bool(item.where) + [f"absent: {', '.join(f'`{name}`' for name in absent)}"] * bool(absent)
-    parts += [f"**to be written by the authors**: {item.left}"] * bool(item.left)
+    parts = [item.where, f"missing: {', '.join(f'`{name}`' for name in absent)}" if absent else "",
+             f"**to be written by the authors**: {item.left}" if item.left else ""]
     there = len(named) > len(absent)
     state = "open" if not there else "in part" if item.left or absent else "filled"
-    return item.number, item.asks, state, "; ".join(parts)
+    return item.number, item.asks, state, Markup("; ".join(filter(None, parts)))

@@ -19,14 +19,13 @@ from patholib.base import files
 from patholib.base.errors import PathoError, nearest
 from patholib.data import csvfiles, manifest
 from patholib.judge import calibration, decisions, metrics, rules, validation
+from patholib.judge.measures import lower_is_better, ordered, words
 from patholib.lab import headless
 from patholib.model import profiles, recipes
-from patholib.report.markdown import words
-from patholib.report.records import ORDER, Record
+from patholib.report.records import Record
 from patholib.train import runs
 
 NEWEST = 4  # runs that are compared where none are named
-LOWER = ("log_loss", "brier", "ece")  # better, as of no other number
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -94,9 +93,9 @@ class Comparison:
     def numbers(self) -> pd.DataFrame:
         """The test numbers of metrics.json with their intervals, one column per run."""
         of_runs = {run.name: run.record.metrics["test"]["metrics"] for run in self.runs}
-        return pd.DataFrame({name: {words(number): metrics.readable(found.get(number)) for number in ORDER
-                                    if any(number in other for other in of_runs.values())}
-                             for name, found in of_runs.items()})
+        names = ordered(number for found in of_runs.values() for number in found)
+        return pd.DataFrame({run: {words(number): metrics.readable(found.get(number)) for number in names}
+                             for run, found in of_runs.items()})
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -109,10 +108,10 @@ class Comparison:
         for first, run in self._pairs():
             found = metrics.paired(*(one.test.drop(columns=["path", "sha256"]) for one in (run, first)), *run.task,
                                    threshold=(run.threshold, first.threshold))
-            rows += [{"number": words(number) + " (lower is better)" * (number in LOWER),
+            rows += [{"number": words(number) + " (lower is better)" * lower_is_better(number),
                       "run": f"{run.name} - {first.name}", **_ends(found[number]),
                       "difference": metrics.readable(found[number], sign="+")}
-                     for number in ORDER if number in found and not (len(run.task[0]) == 2 and "macro" in number)]
+                     for number in ordered(found, len(run.task[0]) == 2)]
         table = pd.DataFrame(rows, columns=["number", "run", "value", "low", "high", "difference"])
         order = list(dict.fromkeys(table["number"]))
         return table.sort_values("number", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
@@ -148,7 +147,7 @@ class Comparison:
             found = validation.pooled_summary(table.drop(columns=["sha256"]), recipe)["metrics"]
             columns[" + ".join(run.name for run in folds)] = {
                 "images tested": f"{len(table):,} of {known:,}", "groups": f"{table['group'].nunique():,}",
-                **{words(number): metrics.readable(found[number]) for number in ORDER if number in found}}
+                **{words(number): metrics.readable(found[number]) for number in ordered(found)}}
         return pd.DataFrame(columns)
 
     def _folds(self) -> list[list[Finished]]:

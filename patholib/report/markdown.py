@@ -1,4 +1,4 @@
-"""Markdown of values that may hold anything, and the HTML page that is made of it: one file, no script, all inside."""
+"""Markdown from templates, with every value shown literally, and the HTML page of the same text."""
 
 from __future__ import annotations
 
@@ -9,51 +9,64 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from patholib.base import pages
-from patholib.base.errors import PathoError, shown
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
-WORDS = {"auc": "AUC", "f1": "F1", "macro_f1": "macro F1", "brier": "Brier score", "ece": "calibration error",
-         "ece_mass": "calibration error, bins of equal mass", "ece_width": "calibration error, bins of equal width",
-         "ece_chance": "the same by chance", "ppv": "positive predictive value", "npv": "negative predictive value"}
+from patholib.base import files, pages
+from patholib.base.errors import shown
+from patholib.judge.measures import words
+
+FEW = " \\*"  # ends the first cell of a row whose numbers are too few to judge; the page greys the row
 
 
-def text(value) -> str:
-    """Anything as Markdown that shows it literally, on one line: no HTML, no link, no formula, no new table cell."""
+def cell(value) -> Markup:
+    """Anything as Markdown within a line, on one line: no HTML, no link, no formula, no new table cell."""
+    if isinstance(value, Markup):
+        return value
     text = shown(value).replace("&", "&amp;").replace("<", "&lt;").replace("://", ":&#47;/").replace("$", "&#36;")
-    text = re.sub(r"[`*_\[\]|~]", r"\\\g<0>", text.replace("\\", "&#92;"))  # nbconvert takes \\( for a formula
-    return re.sub(r"^([-+=#>]|\d+(?=[.)](\s|$)))", lambda m: f"&#{ord(m[0][0])};{m[0][1:]}", text)  # a list, a quote
+    return Markup(re.sub(r"[`*_\[\]|~]", r"\\\g<0>", text.replace("\\", "&#92;")))
 
 
-def words(name: str) -> str:
-    """The name of a number as a person says it."""
-    return WORDS.get(name, name.replace("_", " "))
+def text(value) -> Markup:
+    """As `cell`, and also where a line begins: no list, heading or quote."""
+    if isinstance(value, Markup):
+        return value
+    return Markup(re.sub(r"^([-+=#>]|\d+(?=[.)](\s|$)))", lambda m: f"&#{ord(m[0][0])};{m[0][1:]}", cell(value)))
+
+
+def marked(value) -> Markup:
+    """One of our own sentences, in which `fields` are marked, as Markdown: the marks stay, the rest is literal."""
+    parts = shown(value).split("`")
+    return Markup("".join(f"`{part}`" if i % 2 else text(part) for i, part in enumerate(parts)))
 
 
 def count(number) -> str:
-    """A whole number with its thousands apart; anything else as text."""
-    return f"{number:,}" if isinstance(number, int) else text(number)
+    """A whole number with its thousands apart; anything else as it is."""
+    return f"{number:,}" if isinstance(number, int) and not isinstance(number, bool) else str(number)
 
 
-def why(numbers: Iterable[tuple[str, Mapping | None]]) -> list[str]:
-    """One line for each reason why numbers are undefined, have no interval or leave classes out, with their names."""
-    reasons: dict[str, dict] = {}
-    for name, found in numbers:
+def table(head: Sequence, rows: Iterable[Sequence]) -> Markup:
+    """A Markdown table; every cell is shown literally unless it is Markup."""
+    lines = [f"| {' | '.join(map(cell, head))} |", "|" + " --- |" * len(head)]
+    return Markup("\n".join([*lines, *(f"| {' | '.join(map(cell, row))} |" for row in rows)]) + "\n")
+
+
+def facts(values: Mapping, head: Sequence[str] = ("", "")) -> Markup:
+    """A table of two columns: each key in words, and its value in words, cut if it is long."""
+    return table(head, [(str(key).replace("_", " "), value if isinstance(value, Markup) else short(spoken(value)))
+                        for key, value in values.items()])
+
+
+def why(numbers: Iterable[tuple[str, Mapping | None]]) -> Markup:
+    """A list of the reasons why numbers are undefined, have no interval or leave classes out: each reason once."""
+    reasons: dict[tuple[str, str], dict] = {}
+    for name, number in numbers:
         for key, what in (("undefined", "Undefined"), ("no_interval", "No interval"), ("note", "Note")):
-            if found and found.get(key):
-                reasons.setdefault(f"{what}, {text(found[key])}", {})[name] = True
-    return [f"- {reason}: {', '.join(names)}." for reason, names in reasons.items()] + [""] * bool(reasons)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table of cells that are Markdown already."""
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    return [*lines, *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows), ""]
-
-
-def pairs(values: Mapping) -> list[str]:
-    """A two-column table of a flat or nested mapping; long values are cut."""
-    rows = [(text(str(key).replace("_", " ")), text(short(spoken(value)))) for key, value in values.items()]
-    return table(("field", "value"), rows)
+            if number and number.get(key):
+                reason = re.sub(r"^undefined in \d+ of", "undefined in some of", str(number[key]))  # else a line each
+                reasons.setdefault((what, reason), {})[name] = True
+    return Markup("".join(f"- {what} for {text(', '.join(names))}: {text(reason)}.\n"
+                          for (what, reason), names in reasons.items()))
 
 
 def spoken(value) -> str:
@@ -74,45 +87,71 @@ def short(value, width: int = 300) -> str:
     return whole if len(whole) <= width else whole[:width] + "…"
 
 
-def picture(folder: Path, path: Path) -> str:
-    """The Markdown of a picture below `folder`."""
-    return f"![{text(path.stem.replace('_', ' '))}]({quote(path.relative_to(folder).as_posix())})"
+def picture(folder: Path, path: Path, title: str = "") -> Markup:
+    """The Markdown of a picture below `folder`; title: what is read where the picture cannot be seen."""
+    return Markup(f"![{text(title or path.stem.replace('_', ' '))}]({quote(path.relative_to(folder).as_posix())})")
 
 
-def joined(lines: Iterable[str]) -> str:
-    """Lines as one text, no two empty ones in a row."""
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+# ------------------------------------------------------------------------------------------------- templates and pages
+
+
+ENVIRONMENT = pages.ENVIRONMENT.overlay(finalize=text)
+ENVIRONMENT.filters = ENVIRONMENT.filters | {"words": words, "count": count}  # not those of the HTML templates
+ENVIRONMENT.globals = ENVIRONMENT.globals | {"table": table, "facts": facts}
+
+
+def render(template: str, **values) -> str:
+    """A template of `patholib/templates` as Markdown; every value is shown literally unless it is Markup."""
+    made = ENVIRONMENT.get_template(template).render(values)
+    return re.sub(r"\n{3,}", "\n\n", made).strip() + "\n"
 
 
 def page(title: str, markdown: str, folder: Path) -> str:
-    """Markdown as one HTML file: nbconvert turns it into HTML, the page around it is ours.
+    """Markdown of `render` as one HTML page with its pictures inside.
 
-    title: any text. folder: where the pictures lie that the Markdown names. Errors: extra_missing, missing_file.
+    title: any text. folder: where the pictures lie that the Markdown names. Errors: missing_file.
     """
-    try:
-        import nbconvert
-        import nbformat
-    except ImportError as error:
-        raise PathoError("extra_missing", "the page", f"needs nbconvert ({error})",
-                         'Install it: pip install "patholib[notebooks]"') from error
-    parts = re.split(r"(?m)^(?=## )", markdown)
-    cells = [nbformat.v4.new_markdown_cell(part, id=f"part-{i}") for i, part in enumerate(parts)]  # ids are random else
-    body, _ = _exporter(nbconvert.HTMLExporter).from_notebook_node(nbformat.v4.new_notebook(cells=cells))
-    body = re.sub(r"<(script|style)\b.*?</\1>", "", body, flags=re.S)  # the page has its own look and needs no script
-    body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
-    body = re.sub(r'(<img\b[^>]*?src=")([^"]*)', lambda m: m[1] + _embedded(folder, m[2]), body)
+    body = _converter().render(markdown, {"folder": Path(folder)})
     body = re.sub(r"(\d) \((\S+) to (\S+)\)", "\\1\u00a0(\\2\u00a0to\u00a0\\3)", body)  # an interval is one word
-    body = re.sub(r"<tr>(?=\s*<td>[^<]* (?:\*|&#42;)</td>)", '<tr class="few">', body)  # subgroups too small to judge
-    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    body = re.sub(r"(\d) %", "\\1\u00a0%", body)
     return pages.frame(title, body)
 
 
 @functools.cache
-def _exporter(kind: type):
-    """One for all pages: to read its templates takes longer than to write a page."""
-    return kind(template_name="basic")
+def _converter() -> MarkdownIt:
+    """CommonMark with tables; HTML comes from our templates alone, for `text` leaves none in a value."""
+    made = MarkdownIt("commonmark", {"html": True}).enable("table")
+    made.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
+    made.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    made.add_render_rule("tr_open", _row)
+    made.add_render_rule("heading_open", _heading)
+    made.add_render_rule("image", _embedded)
+    made.add_render_rule("link_open", _linked)
+    return made
 
 
-def _embedded(folder: Path, source: str) -> str:
-    content = (folder / unquote(html.unescape(source))).read_bytes()
-    return pages.data_url(content, "png")
+def _heading(_renderer, tokens, place, _options, _env) -> str:
+    """A heading that links can point to, by the name GitHub gives it."""
+    name = re.sub(r"[^a-z0-9]+", "-", tokens[place + 1].content.lower()).strip("-")
+    return f'<{tokens[place].tag} id="{name}">'
+
+
+def _row(_renderer, tokens, place, _options, _env) -> str:
+    first = next((token for token in tokens[place + 1:place + 3] if token.type == "inline"), None)
+    return '<tr class="few">\n' if first is not None and first.content.endswith(FEW) else "<tr>\n"
+
+
+def _linked(_renderer, tokens, place, _options, _env) -> str:
+    """A link to another text of the run folder leads to its page."""
+    address = re.sub(r"^([a-z_]+)[.]md$", r"\1.html", str(tokens[place].attrs["href"]))
+    return f'<a href="{html.escape(address)}">'
+
+
+def _embedded(renderer, tokens, place, options, env) -> str:
+    """An image with its file inside, so that the page fetches nothing."""
+    token = tokens[place]
+    path = env["folder"] / unquote(str(token.attrs["src"]))
+    kind = pages.KINDS[path.suffix.lower()]
+    alt = html.escape(renderer.renderInlineAsText(token.children, options, env))
+    drawn = ' class="chart"' if path.suffix == ".svg" else ""
+    return f'<img{drawn} src="{pages.data_url(files.read_bytes(path), kind)}" alt="{alt}">'

@@ -7,24 +7,23 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 
 from patholib.base import files
-from patholib.judge.metrics import readable
 from patholib.model import recipes
-from patholib.report.markdown import text, words
+from patholib.report.markdown import count, text
 
-NOTICE = ("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
-          "patient.")
-DEMO = ("**DEMO IMAGES: NOT A RESULT.** This run was made with generated pictures, to show that the pipeline works. "
-        "No number below says anything about tissue, skin or people.")
-PUBLISHED = ("**Recipe as published, mistakes included.** This run measures what those mistakes cost; its numbers are "
-             "not to be quoted as performance.")
-SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour baseline (test)",
+NOTICE = Markup("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
+                "patient.")
+DEMO = Markup("**DEMO IMAGES: NOT A RESULT.** The images of this run were generated to show that the pipeline works. "
+              "No number below says anything about tissue, skin or people.")
+PUBLISHED = Markup("**Recipe as published, mistakes included.** This run measures what those mistakes cost. Do not "
+                   "quote its numbers as performance.")
+SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour statistics (test)",
         "probe": "linear probe (test)"}
-ON_REQUEST = ("probe",)  # nothing lacks where it is not there
-RIVALS = {"baseline": "colour statistics", "probe": "the features of the network before its training"}
-ORDER = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_precision",
-         "macro_specificity", "macro_f1", "log_loss", "brier", "ece")
+ON_REQUEST = ("probe",)  # not reported as missing
+UNITS = {"case": "patients", "patient": "patients", "subject": "patients", "lesion": "lesions", "slide": "slides",
+         "specimen": "specimens", "image": "images"}  # what the values of an id column are; others: groups
 
 
 class Record:
@@ -36,13 +35,13 @@ class Record:
         self.recipe = recipes.from_json(self.run["recipe"])
         self.absent: list[str] = []
         self.metrics = self._json("metrics.json", "no results") or {}
-        self.decision = self._json("decision.json", "nothing was locked before the test images were judged")
-        self.data_report = self._json("data_report.json", "what the data check found is not known")
+        self.decision = self._json("decision.json", "no threshold was chosen before the test images were judged")
+        self.data_report = self._json("data_report.json", "the result of the data check is unknown")
         self.history = self._history()
         self.figures = [*sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
                         *sorted((self.folder / "figures").glob("*.png"))]
         self.heatmaps = sorted((self.folder / "heatmaps").glob("*.png"), key=lambda p: (p.stem != "gallery", p))
-        for name, missing in (("split.csv", "the images of each split are not listed"),
+        for name, missing in (("split.csv", "the images of each split are unknown"),
                               ("predictions_val.csv", "the validation numbers cannot be recomputed"),
                               ("predictions_test.csv", "the test numbers cannot be recomputed")):
             if not (self.folder / name).is_file():
@@ -76,6 +75,20 @@ class Record:
         return self.run.get("data") or {}
 
     @property
+    def units(self) -> str:
+        """What the split keeps together, in the plural: patients, lesions, slides, images or groups."""
+        return UNITS.get(self.recipe.group_by, "groups")
+
+    def so_many(self, number: int | str) -> str:
+        """A number of `units`: `1 patient`, `12 patients`."""
+        return f"{count(number)} {self.units[:-1] if number == 1 else self.units}"
+
+    @property
+    def two_classes(self) -> bool:
+        """Whether one threshold decides: two classes, one of them positive."""
+        return len(self.recipe.classes) == 2 and self.recipe.positive is not None
+
+    @property
     def images_digest(self) -> str:
         """The SHA-256 of the bytes of all images, or that none is recorded."""
         return self.data.get("images_sha256") or "not recorded"
@@ -95,7 +108,7 @@ class Record:
 
     @cached_property
     def trust(self) -> dict | None:
-        """trust.json: whether the heatmaps can be leant on; None without it."""
+        """trust.json: whether the heatmaps can be believed; None without it."""
         return self._optional("trust.json")
 
     @cached_property
@@ -117,18 +130,20 @@ class Record:
             return None
         return int((self.split[["group", "split"]].drop_duplicates()["group"].value_counts() > 1).sum())
 
-    def banners(self) -> list[str]:
+    def banners(self) -> list[Markup]:
         """The warnings that stand above everything else."""
-        found = [DEMO] * self.demo + [PUBLISHED] * bool(self.run.get("published", self.recipe.published))
+        found = [DEMO] if self.demo else []
+        if self.run.get("published", self.recipe.published):
+            found.append(PUBLISHED)
         if leaks := [row["says"] for rows in self.run.get("leaks", {}).values() for row in rows]:
-            found.append(f"**The split leaks:** {text('; '.join(leaks))}. What is judged on is not new to the model, "
-                         "and the numbers below are too high by an unknown amount.")
+            found.append(Markup(f"**The split leaks:** {text('; '.join(leaks))}. The model has seen these images or "
+                                "patients in training, so the numbers below are too high by an unknown amount."))
         if self.run.get("status") not in ("trained", "finished"):  # "finished" is written after the report
-            found.append(f"**This run is not finished:** training has not ended (its status is "
-                         f"{text(self.run.get('status', 'not recorded'))}).")
+            found.append(Markup(f"**This run is not finished:** training has not ended (status: "
+                                f"{text(self.run.get('status', 'not recorded'))})."))
         elif "test" not in self.metrics:
-            found.append("**This run is not finished:** the test images have not been judged.")
-        return [line for sentence in found for line in (f"> {sentence}", "")]
+            found.append(Markup("**This run is not finished:** the test images have not been judged."))
+        return found
 
     def _json(self, name: str, missing: str):
         found = self._optional(name)
@@ -148,31 +163,5 @@ class Record:
             return pd.read_csv(self.folder / "history.csv")
         if (self.folder / "history.json").is_file():
             return pd.DataFrame(files.read_json(self.folder / "history.json"))
-        self.absent.append("`history.csv`: how training went is not known")
+        self.absent.append("`history.csv`: the course of the training is unknown")
         return pd.DataFrame()
-
-
-def gains(metrics: Mapping) -> dict[str, Mapping]:
-    """Every difference on the test images that `evaluation.judge` drew in pairs, by what was subtracted from what."""
-    over = {f"plain minus {SETS[key].removesuffix(' (test)')}": gain
-            for key, gain in metrics.get("gain_over", {}).items()}
-    return {what: gain for what, gain in {"averaged minus plain": metrics.get("tta_gain"), **over}.items() if gain}
-
-
-def not_beaten(metrics: Mapping, key: str, name: str) -> str:
-    """A sentence where the test images do not show that the network beats one of RIVALS by the number `name`, or ""."""
-    ours, theirs = (((metrics.get(of) or {}).get("metrics") or {}).get(name) or {} for of in ("test", key))
-    if ours.get("value") is None or theirs.get("value") is None:
-        return ""
-    rival, gain = RIVALS[key], metrics.get("gain_over", {}).get(key, {}).get(name)
-    both = f"{words(name)} {ours['value']:.3f}, theirs {theirs['value']:.3f}"
-    if ours["value"] <= theirs["value"]:
-        return f"The network is not better than {rival}: {both}."
-    if gain is None:
-        return f"Whether the network beats {rival} was not asked: {both}, and no interval of their difference is kept."
-    if gain.get("low") is None:
-        return f"That the network beats {rival} is not shown: {both}, and their difference has no interval."
-    if gain["low"] <= 0:
-        return (f"That the network beats {rival} is not shown: {both}, and their difference on the same groups, "
-                f"{readable(gain, sign='+')}, may be none.")
-    return ""

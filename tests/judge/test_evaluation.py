@@ -645,7 +645,7 @@ def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
     assert found.alert.iloc[0, 0] == metrics.readable(stored["test"]["alert"]["sensitivity"])
     assert found.gains.loc["auc"].tolist() == [metrics.readable(gain["auc"], sign="+") for gain in (
         stored["tta_gain"], stored["gain_over"]["baseline"])]
-    assert list(found.gains) == ["averaged minus plain", "plain minus colour baseline"]
+    assert list(found.gains) == ["averaged views minus one view", "this model minus colour statistics"]
 
 
 def test_what_a_notebook_shows_of_it_are_the_numbers_of_the_file(judged):

@@ -464,7 +464,9 @@ def test_a_gallery_shows_the_picture_the_class_and_the_block_it_names(resnet18, 
         expected = upsample(alone.maps, 64)[0].numpy()
         assert np.allclose(found.heat[i], expected, atol=1e-5 * max(expected.max(), 1))
         assert row["p"] == pytest.approx(table.loc[place, f"p_{row['decision']}"])
-        assert found.captions[i] == f"is {row['label']}, called {row['decision']} ({row['p']:.0%})"
+        shown = f"{row['p']:.2f}" if row["decision"] == "malignant" else f"malignant {row['p_malignant']:.2f}"
+        assert found.captions[i] == (f"true: {row['label']}, predicted: {row['decision']} ({shown}, threshold "
+                                     f"{threshold:.2f})")
 
 
 def test_predictions_in_another_order_are_refused(resnet18, tiles):

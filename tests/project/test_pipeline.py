@@ -30,7 +30,8 @@ FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "exclud
          "predictions_test_tta.csv", "predictions_baseline.csv", "decision.json",
          "metrics.json", "training_metrics.png", "report.md", "report.html", "model.safetensors",
          "model_card.md", "model_card.html", "data_card.md", "data_card.html", "checklist.md", "checklist.html",
-         "model.json", "published.pt", "figures/confusion.png", "figures/patients.png", "heatmaps/gallery.png",
+         "model.json", "published.pt", "figures/confusion.png", "figures/patients.png",
+         "figures/results.svg", "heatmaps/gallery.png",
          "heatmaps/gallery.csv", "heatmaps/gallery.html", "trust.json"}
 
 
@@ -140,8 +141,8 @@ def test_the_report_says_demo_on_its_face_and_nothing_is_absent(done):
     text = (done.run.dir / "report.md").read_text(encoding="utf-8")
     assert text.startswith("> **DEMO IMAGES: NOT A RESULT.**")
     assert (done.run.dir / "model_card.md").read_text(encoding="utf-8").startswith("> **DEMO IMAGES: NOT A RESULT.**")
-    assert "not finished" not in text and "What is absent" not in text and "not recorded" not in text
-    assert "No subgroups" not in text and "No numbers per patient" not in text
+    assert "not finished" not in text and "What is missing" not in text and "not recorded" not in text
+    assert "No subgroups" not in text
     auc = metrics.readable(done.judged.summary["metrics"]["auc"])
     assert auc in text and "](training_metrics.png)" in text and "](heatmaps/gallery.png)" in text
     assert "](data_report.html)" in text

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from patholib.judge import gradcam
 from patholib.judge.gradcam import Gallery
 from patholib.report import galleries
 from patholib.report.figures import heatmaps
@@ -41,7 +42,7 @@ def test_a_gallery_is_kept_as_sheet_page_table_and_single_pictures(found, tmp_pa
 def test_the_page_names_every_picture_escaped_and_fetches_nothing(found, tmp_path):
     text = galleries.page(found, note="<b>note</b>")
     assert "<script" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;/../x&amp;y.png" in text
-    assert "&lt;b&gt;note" in text and "is malignant, called malignant (90%)" in text
+    assert "&lt;b&gt;note" in text and "true: malignant, predicted: malignant (0.90)" in text
     sources = re.findall(r'src="([^"]*)"', text)
     assert len(sources) == 1 + 2 * 3 and all(source.startswith("data:image/") for source in sources)
     assert text.count("blank map") == 1
@@ -50,8 +51,8 @@ def test_the_page_names_every_picture_escaped_and_fetches_nothing(found, tmp_pat
 
 def test_the_sheet_says_names_classes_probabilities_and_which_maps_are_blank(found):
     sheet = heatmaps.heat_sheet(found, note="Demo images: not a result")
-    texts = [text.get_text() for text in sheet.findobj(Text)]
-    assert "a.png\nis malignant, called malignant (90%)" in texts and texts.count("blank map") == 1
+    texts = [" ".join(text.get_text().split()) for text in sheet.findobj(Text)]
+    assert "a.png true: malignant, predicted: malignant (0.90)" in texts and texts.count("blank map") == 1
     assert {"true positive", "highest loss", "Demo images: not a result"} <= set(texts)
     assert any("own maximum" in text for text in texts) and any("layer2[1]" in text for text in texts)
 
@@ -61,3 +62,16 @@ def test_on_one_scale_a_faint_map_looks_faint_and_on_its_own_it_does_not(found):
     red = own[24, 24].astype(int)
     assert red[0] > 100 and red[2] < 50 and shared[24, 24][2] > 100  # red; blue
     assert np.array_equal(galleries._triple(found, 0, False), galleries._triple(found, 0, True))
+
+
+def test_a_caption_gives_the_probability_that_was_compared_with_the_threshold():
+    assert gradcam.caption("benign", "malignant", 0.42, "malignant", 0.37) == \
+        "true: benign, predicted: malignant (0.42, threshold 0.37)"
+    assert gradcam.caption("malignant", "benign", 0.7, "malignant", 0.37) == \
+        "true: malignant, predicted: benign (malignant 0.30, threshold 0.37)"
+
+
+def test_the_verdict_stands_on_the_page_before_the_heatmaps(found):
+    facts = {"verdict": "Not <reliable>", "reasons": ["one"]}
+    text = galleries.page(found, trust=facts).partition("<main>")[2]
+    assert text.index("Not &lt;reliable&gt;") < text.index("<figure>")

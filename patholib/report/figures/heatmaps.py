@@ -88,7 +88,7 @@ def heat_sheet(found, one_scale: bool = False, columns: int = 4, opacity: float 
         raise PathoError("shape_mismatch", "gallery", "holds no picture", "Choose images first")
     places = list(found.sections.items())
     columns = min(columns, max(len(rows) for _, rows in places))
-    wide, high, head = 2.7, 1.35 + 0.36, 0.34  # inches of a tile with its caption, and of a heading
+    wide, high, head = 2.7, 1.35 + 0.48, 0.34  # inches of a tile with its caption, and of a heading
     lines = [math.ceil(len(rows) / columns) for _, rows in places]
     title = title or f"Where the evidence lies ({found.method} after {found.block})"
     figure = style.open(max(wide * columns, 5.4) + 1.1, head * len(places) + high * sum(lines), title, note)
@@ -104,7 +104,7 @@ def heat_sheet(found, one_scale: bool = False, columns: int = 4, opacity: float 
             left, bottom = wide * (k % columns) + 0.1, top - high * (k // columns) - 1.3
             axes = figure.add_axes((left / width, bottom / height, (wide - 0.15) / width, 1.28 / height))
             _draw_tile(axes, found.pictures[row], found.heat[row], peak, opacity)
-            axes.set_xlabel(f"{style.plain(names[row], 38)}\n{style.plain(found.captions[row], 44)}", fontsize=7, labelpad=2)
+            axes.set_xlabel(f"{style.plain(names[row], 38)}\n{style.wrapped(found.captions[row], 42)}", fontsize=7, labelpad=2)
         top -= high * count
     space = figure.add_axes(((width - 0.95) / width, (height - 2.6) / height, 0.12 / width, 1.5 / height))
     _heat_bar(figure, peak, found.method, cax=space)

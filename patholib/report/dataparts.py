@@ -1,0 +1,170 @@
+"""What the run folder knows of its images, for report and data card: counts, what was left out, what splits share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pandas as pd
+from markupsafe import Markup
+
+from patholib.base import files
+from patholib.data.foreign import IDS
+from patholib.data.leakage import WAYS
+from patholib.data.splitting import SPLITS, leaked
+from patholib.report import markdown
+from patholib.report.markdown import count, short, table, text
+from patholib.report.records import Record
+
+NAMED = 5  # files that are named of those left out for one reason; excluded.csv names all
+VALUES = 12  # a column with more values than this is no subgroup
+FOUND = {"duplicates": "the same picture twice", "label_conflicts": "the same picture with two labels",
+         "groups_sharing_pixels": "the same picture in two groups"}
+LISTED = {"rows_without_file": "table rows have no file and were left out",
+          "files_without_row": "files are in no table row and were left out"}
+
+
+def composition(run: Record) -> Markup:
+    """Images, and ids of every level, by class and split."""
+    tables = [_by_split(run, "images", run.split.assign(images=run.split["path"]), "images")]
+    tables += [_by_split(run, f"{level.replace('_', ' ')}s", run.split[run.split[level] != ""], level)
+               for level in _levels(run.split)]
+    return Markup("\n".join(tables))
+
+
+def sizes(run: Record) -> Markup:
+    """Images, and in brackets what the split keeps together, by class and split, in one table."""
+    parts = _parts(run.split)
+
+    def cells(rows: pd.DataFrame) -> list[str]:
+        some = [rows[rows["split"] == part] for part in parts]
+        return [f"{len(one):,} ({one['group'].nunique():,})" for one in (*some, rows)]
+
+    return table((f"images ({run.units})", *parts, "all"),
+                 [*((name, *cells(run.split[run.split["label"] == name])) for name in run.recipe.classes),
+                  ("all", *cells(run.split))])
+
+
+def _parts(split: pd.DataFrame) -> list[str]:
+    return [name for name in SPLITS if name in set(split["split"])]
+
+
+def _levels(split: pd.DataFrame) -> list[str]:
+    """The id columns; `group` only where it repeats no other."""
+    named = [name for name in split if IDS.fullmatch(name) and name != "group"]
+    repeats = any(split[name].equals(split["group"]) for name in (*named, "path"))
+    return named if repeats else [*named, "group"]
+
+
+def _by_split(run: Record, title: str, rows: pd.DataFrame, ids: str) -> Markup:
+    """How many different `ids` each class has in each split."""
+    parts = _parts(rows)
+    classes = [*run.recipe.classes, *sorted(set(rows["label"]) - set(run.recipe.classes))]
+
+    def cells(of: pd.DataFrame) -> list[str]:
+        return [count(int(some[ids].nunique())) for some in (*(of[of["split"] == part] for part in parts), of)]
+
+    return table((title, *parts, "all"), [*((name, *cells(rows[rows["label"] == name])) for name in classes),
+                                          ("all", *cells(rows))])
+
+
+def distribution(run: Record) -> Markup:
+    """How the images spread over the columns that results are reported by, else over those with few values."""
+    apart = {row["column"] for row in (run.metrics.get("test") or {}).get("subgroups") or []}
+    values = {name: run.split[name].nunique() for name in run.split
+              if name not in ("path", "label", "group", "split", "sha256") and not IDS.fullmatch(name)}
+    chosen = apart & set(values) or {name for name, number in values.items() if number <= VALUES}
+    spread = [name for name, number in values.items() if name in chosen and number > 1]
+    tables = [_spread(run.split, name) for name in spread]
+    other = [f"{text(name)} ({number:,} values)" if number > 1 else
+             f"{text(name)} (always {text(run.split[name].iloc[0])})"
+             for name, number in values.items() if name not in spread]
+    tables += [f"Other columns: {', '.join(other)}.\n"] if other else []
+    return Markup("\n".join(tables) or "No other column describes the images.\n")
+
+
+def _spread(split: pd.DataFrame, name: str) -> Markup:
+    shares = pd.crosstab(split[name], split["split"], normalize="columns")
+    images, parts = split[name].value_counts(), _parts(split)
+    rows = [(value or "(not stated)", count(int(images[value])),
+             *(f"{100 * shares.loc[value, part]:.0f} %" for part in parts)) for value in shares.index]
+    return table((name, "images", *(f"share of {part}" for part in parts)), rows)
+
+
+def left_out(run: Record) -> Markup:
+    """Why files were left out, with the first names."""
+    if run.excluded is None:
+        return Markup("Which files were left out is unknown: `data_report.json` and `excluded.csv` are missing.\n")
+    if not run.excluded:
+        return Markup("No file was left out.\n")
+    by_code: dict[str, list[Mapping]] = {}
+    for entry in run.excluded:
+        by_code.setdefault(str(entry.get("code", "?")), []).append(entry)
+    rows = [(code, count(len(found)), short(found[0].get("reason", ""), 120),
+             ", ".join(str(entry.get("path", "?")) for entry in found[:NAMED]) + (" …" if len(found) > NAMED else ""))
+            for code, found in sorted(by_code.items(), key=lambda pair: (-len(pair[1]), pair[0]))]
+    return Markup(f"{len(run.excluded):,} files were left out; `excluded.csv` lists them all.\n\n"
+                  f"{table(('problem', 'files', 'reason', 'examples'), rows)}")
+
+
+def remarks(run: Record) -> Markup:
+    """How many duplicates, conflicts and warnings the data check found."""
+    report = run.data_report or {}
+    rows = [(words, count(len(report[key])) if report.get(key) is not None else "not recorded")
+            for key, words in FOUND.items()]
+    codes = Counter(entry.get("code", "?") for entry in report.get("warnings") or [])
+    rows += [(f"warning: {code}", count(number)) for code, number in codes.most_common()]
+    return table(("data check", "cases"), rows)
+
+
+def unlisted(run: Record) -> list[str]:
+    """Sentences on table rows without a file and files without a row."""
+    found = {name: ((run.data.get("found") or {}).get(name) or {}).get("count", 0) for name in LISTED}
+    return [f"{number:,} {LISTED[name]}." for name, number in found.items() if number]
+
+
+def formats(run: Record) -> Markup:
+    """Sizes, colour modes and file types of the images that were kept, and what they were brought to."""
+    report = run.data_report or {}
+    facts = {name: _most(report[key]) for name, key in (("sizes", "sizes"), ("colour modes", "modes"),
+                                                        ("file types", "kinds")) if report.get(key)}
+    facts["cached as"] = f"{report.get('size', '?')} pixels a side ({report.get('fit', '?')})"
+    return markdown.facts(facts)
+
+
+def _most(counts: Mapping) -> str:
+    first = sorted(counts.items(), key=lambda pair: -pair[1])[:6]
+    more = f" and {len(counts) - 6:,} more" if len(counts) > 6 else ""
+    return ", ".join(f"{value} ({n:,})" for value, n in first) + more
+
+
+def split_changed(run: Record) -> bool:
+    """Whether split.csv is not the file that the run was made with."""
+    recorded, path = (run.run.get("split") or {}).get("sha256"), run.folder / "split.csv"
+    return bool(recorded) and path.is_file() and files.sha256(path) != recorded
+
+
+def shared(run: Record) -> tuple[Markup, bool]:
+    """A table of the images whose ids or bytes are in another split too, and whether there are any."""
+    keys = {level.replace("_", " "): run.split[level] for level in _levels(run.split)}
+    if run.has("images.csv"):
+        known = pd.read_csv(run.folder / "images.csv", dtype=str, keep_default_na=False)
+        digests = dict(zip(known["path"], known["sha256"], strict=True))
+        keys["identical file"] = run.split["path"].map(digests).fillna("")
+    ways = [way for way in WAYS if set(way) <= set(run.split["split"])]
+    found = {name: [int(leaked(ids, run.split["split"], *way).sum()) for way in ways] for name, ids in keys.items()}
+    rows = [(name, *map(count, numbers)) for name, numbers in found.items()]
+    made = table(("shared", *(f"{new} images also in {seen}" for seen, new in ways)), rows)
+    return made, any(map(any, found.values()))
+
+
+def kept_apart(run: Record) -> Markup:
+    """Whether a patient (or what the split keeps together) is in two splits, in a sentence."""
+    number = run.groups_in_two_splits()
+    if number is None:
+        return Markup("Whether the splits share a group is unknown: `split.csv` is missing.")
+    if run.recipe.group_by == "image":
+        return Markup("**The split is by image: one patient may be in training and in test.**")
+    if number:
+        return Markup(f"**{run.units.capitalize()} in more than one split: {number}. Do not trust the test numbers.**")
+    return Markup(f"No {text(run.recipe.group_by)} is in more than one split.")

@@ -1,0 +1,182 @@
+"""The tables of the results, which report and model card share: Markdown from metrics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from markupsafe import Markup
+
+from patholib.judge import gains
+from patholib.judge.groupwise import of_subgroup
+from patholib.judge.intervals import FEWEST_GROUPS
+from patholib.judge.measures import ordered, words
+from patholib.judge.metrics import ALERT, readable
+from patholib.judge.rules import RULES
+from patholib.report import markdown
+from patholib.report.markdown import FEW, count, table, text
+from patholib.report.records import SETS, Record
+
+COLUMNS = {"test": "this model", "test_tta": "averaged views", "baseline": "colour statistics",
+           "probe": "linear probe", "val": "this model, validation images"}
+CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
+OF_A_CLASS = ("sensitivity", "specificity", "precision", "f1", "auc")
+OF_A_SUBGROUP = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity")
+NO_REASON = ("ece",)  # has no interval by its nature, which the text says once
+
+
+def judged(run: Record) -> tuple[str, Mapping]:
+    """The set that details are shown of: test, else the first there is."""
+    key = "test" if "test" in run.metrics else next(iter(run.sets))
+    return key, run.metrics[key]
+
+
+def results(run: Record, keys=tuple(COLUMNS)) -> Markup:
+    """Every metric of every model that was judged, each with its 95 % interval."""
+    sets = {key: run.metrics[key] for key in keys if key in run.metrics}
+    names = ordered((name for found in sets.values() for name in found["metrics"]), len(run.recipe.classes) == 2)
+    rows = [(f"images / {run.units}", *(f"{count(s.get('images', '?'))} / {count(s.get('groups', '?'))}"
+                                        for s in sets.values()))]
+    rows += [(words(name), *(readable(found["metrics"].get(name)) for found in sets.values())) for name in names]
+    return table(("value (95 % interval)", *(COLUMNS[key] for key in sets)), rows)
+
+
+def reasons(run: Record, keys=tuple(COLUMNS)) -> Markup:
+    """Why numbers of `results` are undefined, have no interval or leave classes out."""
+    found = [run.metrics[key]["metrics"] for key in keys if key in run.metrics]
+    names = ordered((name for one in found for name in one), len(run.recipe.classes) == 2)
+    lines = [_why(found, names)]
+    lines += [f"- {SETS[key]}: {text(note)}.\n" for key in keys for note in run.metrics.get(key, {}).get("notes", [])]
+    return Markup("".join(lines))
+
+
+def _why(found: Iterable[Mapping], names: Iterable[str]) -> Markup:
+    """Why numbers in a table are undefined or have no interval, each reason once; the table shows which they are."""
+    return markdown.why((words(name), one.get(name)) for one in list(found) for name in names if name not in NO_REASON)
+
+
+def differences(run: Record) -> Markup | None:
+    """The paired differences on the test images; None without any."""
+    found = gains.gains(run.metrics)
+    if not found:
+        return None
+    names = ordered((name for gain in found.values() for name in gain), len(run.recipe.classes) == 2)
+    rows = [(words(name), *(readable(gain.get(name), sign="+") for gain in found.values())) for name in names]
+    return Markup(f"{table(('difference (95 % interval)', *found), rows)}\n{_why(found.values(), names)}")
+
+
+def per_class(run: Record, names=OF_A_CLASS) -> Markup:
+    """The numbers of every class."""
+    found = judged(run)[1].get("per_class", {})
+    rows = [(name, count(row.get("support", "?")), count(row.get("groups", "?")),
+             *(readable(row.get(n)) for n in names)) for name, row in found.items()]
+    return Markup(f"{table(('class', 'images', run.units, *map(words, names)), rows)}\n{_why(found.values(), names)}")
+
+
+def confusion(run: Record) -> Markup | None:
+    """The confusion matrix; None where it is not recorded."""
+    found = judged(run)[1]
+    if not found.get("confusion"):
+        return None
+    classes = found.get("classes", run.recipe.classes)
+    return table(("true \\ predicted", *classes), [(name, *(f"{int(n):,}" for n in row)) for name, row in
+                                                   zip(classes, found["confusion"], strict=True)])
+
+
+def subgroups(run: Record) -> Markup | None:
+    """The numbers of every subgroup; those of few groups are marked. None where none are recorded."""
+    rows = judged(run)[1].get("subgroups") or []
+    if not rows:
+        return None
+    names = [name for name in OF_A_SUBGROUP if name in rows[0]]
+    cells = [(Markup(f"{text(row['column'])}: {text(row['value'])}{FEW if row.get('few') else ''}"),
+              count(row["images"]), count(row["groups"]),
+              *(readable(of_subgroup(row, name), digits=2) for name in names)) for row in rows]
+    few = sum(bool(row.get("few")) for row in rows)
+    note = f"\\* {few} of {len(rows)} subgroups have fewer than {FEWEST_GROUPS} {run.units}: too few to judge, and " \
+           "their intervals are too narrow.\n" if few else ""
+    return Markup(f"{table(('subgroup', 'images', run.units, *map(words, names)), cells)}\n{note}")
+
+
+def calibration(run: Record) -> Markup | None:
+    """Errors before and after the temperature; None where they were not measured."""
+    found = run.metrics.get("calibration") or {}
+    sides = [(key, when) for key in SETS if key in found for when in ("before", "after") if when in found[key]]
+    if not sides:
+        return None
+    rows = [("temperature", *(_plain(found[key][when].get("temperature")) for key, when in sides))]
+    rows += [(words(name), *(_plain(found[key][when].get(name), ".3f") for key, when in sides)) for name in CALIBRATION]
+    return table(("", *(f"{SETS[key]}, {when}" for key, when in sides)), rows)
+
+
+def _plain(value, form: str = ".3g") -> str:
+    return "absent" if value is None else f"{value:{form}}"
+
+
+def abstention(run: Record) -> Markup | None:
+    """How many errors are left if only the most certain images are answered; None where it was not measured."""
+    found = run.metrics.get("test", {}).get("abstention")
+    if not found:
+        return None
+    places = sorted({int(np.searchsorted(found["coverage"], share - 1e-9)) for share in (0.5, 0.7, 0.8, 0.9, 1)})
+    return table(("images answered", "wrong among these"),
+                 [(f"{100 * found['coverage'][i]:.0f} %", f"{100 * found['risk'][i]:.1f} %") for i in places])
+
+
+def alert(found: Mapping) -> Markup:
+    """The numbers of the positive class at the locked threshold."""
+    rows = [(words(name), readable(found.get(name))) for name in ALERT]
+    return Markup(f"{table(('', 'value (95 % interval)'), rows)}\n{_why([found], ALERT)}")
+
+
+def patients(run: Record) -> Markup | None:
+    """The numbers if each patient is decided once, by the mean probability of the images; None where not recorded."""
+    inner = (judged(run)[1].get("patients") or {}).get("summary")
+    if not inner:
+        return None
+    names = ordered(inner["metrics"], len(run.recipe.classes) == 2)
+    rows = [(words(name), readable(inner["metrics"][name])) for name in names]
+    return Markup(f"{table(('', 'value (95 % interval)'), rows)}\n{_why([inner['metrics']], names)}")
+
+
+def levels(run: Record) -> Markup | None:
+    """Patients, slides or lesions: how well each is recognised; None where one level alone is known."""
+    found = judged(run)[1]
+    if not found.get("levels"):
+        return None
+    own = found["patients"]
+    rows = [(name, count(one["patients"]), readable(one.get("recognition_rate")),
+             readable((one.get("summary") or {"metrics": {}})["metrics"].get("accuracy")))
+            for name, one in ({own.get("column", "?"): own} | found["levels"]).items()]
+    return table(("per", "number", "recognition rate", "accuracy of the mean probability"), rows)
+
+
+def decision(run: Record) -> Markup:
+    """How an image gets its predicted class, in a sentence."""
+    test, classes = run.metrics.get("test") or {}, run.recipe.classes
+    rule = test.get("decision", "not recorded")
+    if run.two_classes and test.get("threshold") is not None:
+        positive, other = run.recipe.positive, next(c for c in classes if c != run.recipe.positive)
+        return Markup(f"An image is predicted {text(positive)} if its probability of {text(positive)} is at least "
+                      f"{test['threshold']:.4g}, otherwise {text(other)}.")
+    known = {RULES["likeliest"]: "The class with the largest probability is predicted.",
+             RULES["even"]: "The class with the largest ratio of probability to its share in training is predicted."}
+    return Markup(known.get(rule) or f"Decision: {text(rule)}.")
+
+
+def locked(run: Record) -> dict[str, str]:
+    """What was fitted and chosen on the validation images before any test image was judged; empty without a record."""
+    found = run.decision
+    if not found:
+        return {}
+    two = len(run.recipe.classes) == 2
+    facts = {"rule": found.get("rule") or RULES["likeliest"], "temperature": _plain(found.get("temperature"), ".4g"),
+             "positive class": found.get("positive") or "none"}
+    if found.get("threshold") is not None:
+        facts["threshold" if two else "threshold of the alert"] = f"{found['threshold']:.4g}"
+    if found.get("shares"):
+        facts["predicted class"] = f"{RULES['even']} in training"
+        facts |= {f"share of {name}": f"{share:.4g}" for name, share in found["shares"].items()}
+    facts |= {f"{words(name)} on validation images": readable(number)
+              for name, number in (found.get("validation") or {}).items()}
+    return facts | {"locked": found.get("locked", "not recorded")}
