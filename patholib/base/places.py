@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+OUTCOME = "outcome.json"  # in the folder that a sweep makes for a notebook, with the run folder below it
 # Where Kaggle and Colab put data sets; Kaggle's own are one folder (slug) or three (datasets/owner/slug) further down.
 MOUNTS = ("/kaggle/input", "/content", "/content/drive/MyDrive")
 

@@ -22,6 +22,7 @@ from patholib.model.networks import Classifier, evaluating
 
 CELLS = 6  # fewest cells on a side of a map that is shown as a place
 BATCH = 8  # images at once in a gallery: larger ones leave the processor's cache
+OURS = ("section", "decision", "p", "loss")  # columns that a gallery adds to the predictions
 STEPS = 8  # of the occluding square on its way along a side of the image
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -206,11 +207,12 @@ def default_block(model: Classifier) -> str:
 
 
 def caption(label: str, decision: str, p: float, positive: str | None = None, threshold: float | None = None) -> str:
-    """`true: benign, predicted: malignant (0.42, threshold 0.37)`; p: the probability of the predicted class."""
+    """`true: benign, predicted: malignant (0.42, threshold 0.37)`; label "" is unknown; p: of the predicted class."""
+    start = f"true: {label}, predicted: {decision}" if label else f"predicted: {decision}"
     if threshold is None or positive is None:
-        return f"true: {label}, predicted: {decision} ({p:.2f})"
+        return f"{start} ({p:.2f})"
     value = f"{p:.2f}" if decision == positive else f"{positive} {1 - p:.2f}"
-    return f"true: {label}, predicted: {decision} ({value}, threshold {threshold:.2f})"
+    return f"{start} ({value}, threshold {threshold:.2f})"
 
 
 @dataclass(frozen=True)
@@ -244,28 +246,40 @@ def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None
     by "outcome": the surest of the true and false positives and negatives (of more than two classes, or without a
     positive one: right and wrong), those nearest to being called otherwise, and those of the highest loss; an image may
     stand in two sections. by a column, such as "label" or a subgroup: of each value images evenly spread from the best
-    recognised to the worst. threshold: as of `metrics.called`; None is 0.5.
-    Errors: unknown_column.
+    recognised to the worst. threshold: as of `rules.called`; None is 0.5. Columns of the data that have one of these
+    four names are kept as `own_section` and so on. Errors: unknown_column.
     """
     threshold = 0.5 if threshold is None else threshold
     decision = resampled.decide(predictions, classes, positive, threshold)
     probs, rows = predictions[[f"p_{c}" for c in classes]].to_numpy(), np.arange(len(predictions))
     called, true = (pd.Index(classes).get_indexer(names) for names in (decision, predictions["label"]))
     own = probs[rows, true]
-    table = predictions.assign(decision=decision, p=probs[rows, called], loss=-np.log(np.maximum(own, 1e-12)))
+    kept = _own_apart(predictions)
+    table = kept.assign(decision=decision, p=probs[rows, called], loss=-np.log(np.maximum(own, 1e-12)))
     if by != "outcome":
         if by not in predictions:
             raise PathoError("unknown_column", by, "is no column of the predictions", nearest(by, predictions.columns))
-        return _by_column(table, by, each)
+        return _by_column(table, by, kept.columns[list(predictions.columns).index(by)], each)
     two = positive is not None and len(classes) == 2
     margin = rules.margin(probs, classes, positive, threshold)
     names = _outcomes(decision, table["label"].to_numpy(), positive if two else None)
-    surest = table.assign(section=names, margin=margin).sort_values("margin", ascending=False, kind="stable")
+    surest = table.assign(section=names).iloc[np.argsort(-margin, kind="stable")]
     order = ("true positive", "false positive", "false negative", "true negative") if two else ("right", "wrong")
     parts = [surest[surest["section"] == name].head(each) for name in order]
     parts += [surest.iloc[::-1].head(each).assign(section="least certain"),
               surest.sort_values("loss", ascending=False, kind="stable").head(each).assign(section="highest loss")]
-    return pd.concat(parts).drop(columns="margin")
+    return pd.concat(parts)
+
+
+def _own_apart(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The predictions with `own_` before columns of the data that have the name of one of ours."""
+    own = {}
+    for name in OURS:
+        if name in predictions:
+            own[name] = f"own_{name}"
+            while own[name] in predictions:
+                own[name] = f"own_{own[name]}"
+    return predictions.rename(columns=own)
 
 
 def _outcomes(decision: np.ndarray, label: np.ndarray, positive: str | None) -> np.ndarray:
@@ -277,11 +291,12 @@ def _outcomes(decision: np.ndarray, label: np.ndarray, positive: str | None) -> 
     return np.char.add(truth, sign)
 
 
-def _by_column(table: pd.DataFrame, column: str, each: int) -> pd.DataFrame:
+def _by_column(table: pd.DataFrame, name: str, column: str, each: int) -> pd.DataFrame:
+    """Sections by the values of `column`, which the data call `name`."""
     parts = []
     for value, rows in table.sort_values("loss", kind="stable").groupby(column):
         spread = np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int))
-        parts.append(rows.iloc[spread].assign(section=f"{column}: {value}"))
+        parts.append(rows.iloc[spread].assign(section=f"{name}: {value}"))
     return pd.concat(parts)
 
 

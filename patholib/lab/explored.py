@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from patholib.base.errors import PathoError
+from patholib.data import csvfiles
 from patholib.deploy import exportformat
 from patholib.judge import predicting, rules
 from patholib.train import runs
 
-ALL, YOURS = "all", "yours"
-OUTCOMES = (ALL, "right", "wrong", YOURS)
-ORDERS = ("as listed", "least certain first", "surest first")
-COLOURS = ("jet", "turbo", "viridis", "inferno", "cividis")  # the last three also read in grey
-MARKS = {"right": "✓", "wrong": "✗", YOURS: "•"}
-NOTES = "explored.csv"  # in the run folder: what was looked at, with notes
-COLUMNS = ("image", "label", "called", "p", "evidence_for", "block", "method", "blank", "note")
-
-
+ALL = ""  # a filter that lets everything pass: no class, patient or outcome can have this name
+YOURS = "yours"
+OUTCOMES = (ALL, "correct", "wrong", YOURS)
+ORDERS = ("as listed", "least certain first", "most certain first")
+COLOURS = ("jet", "turbo", "viridis", "inferno", "cividis")  # the last three can also be told apart in grey
+MARKS = {"correct": "✓", "wrong": "✗", YOURS: "•"}
+NOTES = "explored.csv"  # in the run folder: the images viewed, with notes
+COLUMNS = ("image", "label", "predicted", "p", "heatmap_for", "block", "method", "blank", "note")
+BEFORE = {"called": "predicted", "evidence_for": "heatmap_for"}  # names of these columns in version 0.1.0
 
 
 def find_run(run: str | Path = "latest", data: str = "auto", output: Path | str | None = None,
@@ -52,19 +53,20 @@ def find_run(run: str | Path = "latest", data: str = "auto", output: Path | str 
 
 def listed(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None,
            threshold: float | rules.Shares) -> pd.DataFrame:
-    """What the lists need of each image, by its path: label, patient, called, p (of that), outcome, margin, p_<class>.
+    """One row per image, by its path: label, patient, predicted, p (of that class), outcome, margin, p_<class>.
 
-    label "" is unknown. margin: see `metrics.margin`.
+    label "" is unknown. margin: see `rules.margin`.
     """
     probs = predictions[[f"p_{c}" for c in classes]].to_numpy(float)  # (N, C)
-    called = rules.called(probs, classes, positive, threshold)
-    margin = rules.margin(probs, classes, positive, threshold)
-    names, labels = np.array(classes, dtype=object)[called], predictions["label"].to_numpy()
-    outcome = np.where(labels == "", YOURS, np.where(labels == names, "right", "wrong"))
+    predicted = rules.called(probs, classes, positive, threshold)
+    names, labels = np.array(classes, dtype=object)[predicted], predictions["label"].to_numpy()
+    outcome = np.where(labels == "", YOURS, np.where(labels == names, "correct", "wrong"))
     known = {"case", "lesion", "given_group", "group"} & set(predictions)
     patient = predictions[predicting.patient_column(predictions)].to_numpy() if known else ""
-    table = pd.DataFrame({"label": labels, "patient": patient, "called": names, "outcome": outcome, "margin": margin,
-                          "p": probs[np.arange(len(probs)), called]}, index=pd.Index(predictions["path"], name="path"))
+    columns = {"label": labels, "patient": patient, "predicted": names, "outcome": outcome,
+               "margin": rules.margin(probs, classes, positive, threshold),
+               "p": probs[np.arange(len(probs)), predicted]}
+    table = pd.DataFrame(columns, index=pd.Index(predictions["path"], name="path"))
     return table.join(pd.DataFrame(probs, index=table.index, columns=[f"p_{c}" for c in classes]))
 
 
@@ -82,3 +84,24 @@ def left_by(table: pd.DataFrame, outcome: str = ALL, label: str = ALL, patient: 
 def short(path: str) -> str:
     """The name of an image without its folders."""
     return PurePosixPath(path).name.removeprefix(f"{YOURS}: ")
+
+
+def notes(run: Path) -> list[dict]:
+    """The rows of the notes file of a run or exported model, none where there is no file."""
+    path = Path(run) / NOTES
+    if not path.exists():
+        return []
+    table = csvfiles.read_csv(path, ("image", "note")).rename(columns=BEFORE)
+    return table.reindex(columns=list(COLUMNS), fill_value="").to_dict("records")
+
+
+def verdict(facts: Mapping | None, predicted: str, target: str, block: str, method: str) -> str:
+    """What the heatmap checks of the run say about this heatmap; facts: of trust.json, None where there is none."""
+    if facts is None:
+        return "Not checked: there is no trust.json beside this model, so nothing is known about its heatmaps."
+    of = facts.get("of")
+    covered = (facts["method"], facts["block"], predicted, of or predicted) == (method, block, target, target)
+    if covered or not facts["checks"]:
+        return facts["verdict"]
+    return (f"Not checked for this heatmap. The checks were made with {facts['method']} after {facts['block']}, for "
+            f"images predicted as {of or 'the class shown'}: {facts['verdict']}")

@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import html
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 import traitlets
 
 from patholib.data import manifest
 from patholib.data.decoding import FORMATS
-from patholib.lab import explored, explorer
+from patholib.lab import explored
+from patholib.lab.explorer_state import State
 from patholib.report.figures import style
 
-if TYPE_CHECKING:
-    from patholib.lab.explorer import Explorer
+EVERYTHING = {"target": "predicted class", "outcome": "(all)", "label": "(all classes)", "patient": "(all patients)"}
+ROWS = 12  # most classes whose probabilities are all shown
+
 
 class Face:
     """The widgets of an explorer, linked with its traits; each has the CSS class patho-<name>, and a label."""
 
-    def __init__(self, explorer: Explorer):
+    def __init__(self, explorer: State):
         self.explorer, self.still = explorer, False
         self.parts: dict[str, widgets.Widget] = {}
         self.root = self._named("explorer", widgets.VBox([
@@ -39,7 +40,7 @@ class Face:
     # --- what it is made of
 
     def _choosing(self) -> widgets.Widget:
-        """The left column: filters, the list of images, a file of one's own."""
+        """The left column: filters, the list of images, a file of your own."""
         chosen = self._named("image", widgets.Select(rows=10, description="image", **_wide()))
         chosen.observe(lambda change: self._choose(change["new"]), "value")
         steps = [self._button("previous", "◀ previous", lambda: self.explorer.step(-1)),
@@ -50,12 +51,13 @@ class Face:
         number.observe(lambda change: self._go(change["new"]), "value")
         upload = self._named("upload", widgets.FileUpload(
             accept=",".join(sorted(set().union(*(endings for _, endings in FORMATS.values())))),
-            description="open a picture of yours", layout=_layout()))
+            description="open your own image", layout=_layout()))
         upload.observe(lambda change: self._take(change["new"]), "value")
-        path = self._named("path", widgets.Text(description="its path", continuous_update=False, **_wide(),
-                                                placeholder="from 10 MB on: type it here"))
+        path = self._named("path", widgets.Text(description="or its path", continuous_update=False, **_wide(),
+                                                placeholder="for files above 10 MB"))
         path.observe(lambda change: self._open(change["new"]), "value")
-        filters = [self._dropdown(name, name) for name in ("outcome", "label", "patient", "order")]
+        filters = [self._dropdown(trait, text) for trait, text in (
+            ("outcome", "outcome"), ("label", "true class"), ("patient", "patient"), ("order", "order"))]
         for widget in filters:
             widget.layout.flex = "1 1 200px"
         return widgets.VBox([widgets.HBox(filters, layout=_layout(flex_flow="row wrap")), chosen, number,
@@ -63,18 +65,18 @@ class Face:
                             layout=_layout(flex="1 1 300px"))
 
     def _looking(self) -> widgets.Widget:
-        """The right column: what to ask, the answer, notes."""
+        """The right column: settings of the heatmap, prediction and heatmap, notes."""
         alpha = self._named("alpha", widgets.FloatSlider(min=0, max=1, step=0.05, description="opacity",
                                                          continuous_update=False, readout_format=".2f", **_wide()))
         traitlets.link((self.explorer, "alpha"), (alpha, "value"))
-        asked = [self._dropdown("target", "evidence for"), self._dropdown("block", "in block"),
-                 self._dropdown("method", "by"), self._dropdown("colours", "colours"), alpha]
+        asked = [self._dropdown("target", "heatmap for"), self._dropdown("block", "after block"),
+                 self._dropdown("method", "method"), self._dropdown("colours", "colours"), alpha]
         for widget in asked:
             widget.layout.flex, widget.style.description_width = "1 1 220px", "84px"
         picture = self._named("picture", widgets.Image(
             format="png", layout=_layout(width="calc(100% - 4px)", max_width="1200px", height="auto")))
         traitlets.link((self.explorer, "png"), (picture, "value"))
-        note = self._named("note", widgets.Textarea(description="your note", continuous_update=False, rows=2,
+        note = self._named("note", widgets.Textarea(description="note", continuous_update=False, rows=2,
                                                     **_wide()))
         traitlets.link((self.explorer, "note"), (note, "value"))
         save = self._button("save", "save notes", self.explorer.save)
@@ -84,7 +86,7 @@ class Face:
         probs.layout.flex = "1 1 240px"
         return widgets.VBox([
             widgets.HBox(asked, layout=_layout(flex_flow="row wrap")), self._html("error"), self._html("headline"),
-            picture, widgets.HBox([probs, notes], layout=_layout(flex_flow="row wrap")),
+            self._html("verdict"), picture, widgets.HBox([probs, notes], layout=_layout(flex_flow="row wrap")),
         ], layout=_layout(flex="3 1 520px"))
 
     def _named(self, name: str, widget):
@@ -110,7 +112,7 @@ class Face:
         return dropdown
 
     def _choices(self, trait: str) -> list[tuple[str, str]]:
-        return [(value or "as called", value) for value in self.explorer.choices(trait)]
+        return [(value or EVERYTHING[trait], value) for value in self.explorer.choices(trait)]
 
     # --- what a person does
 
@@ -123,7 +125,7 @@ class Face:
             self._choose(self.explorer.paths[number - 1])
 
     def _take(self, value) -> None:
-        for name, content in explorer.uploaded(value):
+        for name, content in uploaded(value):
             self.explorer.attempt(self.explorer.add, content, name)
         if value:
             upload = self.parts["upload"]
@@ -145,7 +147,7 @@ class Face:
 
     @contextlib.contextmanager
     def _unasked(self):
-        """What widgets change by themselves meanwhile is not taken for a person's choice."""
+        """Inside, a change of a widget is not a person's choice."""
         before, self.still = self.still, True
         try:
             yield
@@ -172,24 +174,25 @@ class Face:
     def _show_look(self) -> None:
         look = self.explorer.seen
         if look is None:
-            self._tell("headline", "No images are known: open a picture of yours.")
+            self._tell("headline", "There are no images yet: open your own.")
             return
         with self._unasked():
             self.parts["image"].value = look.path if look.path in self.explorer.paths else None
         self._show_place()
         odd = "".join(f"<br>{html.escape(reason)}" for reason in self.explorer.warnings)
-        blank = "" if look.heat.any() else f"<br>Nothing in it argues for {html.escape(look.target)}: a blank map."
-        who = f" - {html.escape(look.row['patient'])}" if look.row["patient"] else ""
+        blank = "" if look.heat.any() else f"<br>Blank map: no evidence for {html.escape(look.target)} in this image."
+        who = f" - patient {html.escape(look.row['patient'])}" if look.row["patient"] else ""
         self._tell("headline", f"<b>{html.escape(look.caption)}</b>{who}{blank}{odd}")
+        self._tell("verdict", f"<b>Heatmap checks:</b> {html.escape(look.verdict)}")
         self._tell("probs", probability_bars(self.explorer))
         self._show_history()
 
     def _show_history(self) -> None:
         rows = self.explorer.history.tail(6).iloc[::-1]
-        cells = "".join(f"<tr><td>{html.escape(explored.short(row.image))}</td><td>{html.escape(row.called)}</td>"
+        cells = "".join(f"<tr><td>{html.escape(explored.short(row.image))}</td><td>{html.escape(row.predicted)}</td>"
                         f"<td>{html.escape(row.note[:60])}</td></tr>" for row in rows.itertuples())
-        self._tell("history", "<table style='font-size:.9em' aria-label='looked at last'><tr style='text-align:left'>"
-                              f"<th>looked at last</th><th>called</th><th>note</th></tr>{cells}</table>")
+        self._tell("history", "<table style='font-size:.9em' aria-label='viewed last'><tr style='text-align:left'>"
+                              f"<th>viewed last</th><th>predicted</th><th>note</th></tr>{cells}</table>")
 
     def _show_told(self) -> None:
         error, message = html.escape(self.explorer.error), html.escape(self.explorer.message)
@@ -197,23 +200,31 @@ class Face:
         self._tell("message", f'<span role="status">{message}</span>' if message else "")
 
 
-def probability_bars(explorer: Explorer) -> str:
-    """The probabilities of the present look as an HTML table of bars, the threshold as a line across its bar."""
-    row, rows, (marked, threshold) = explorer.seen.row, [], explorer.marked or (None, None)
-    for name in explorer.classes:
-        p, line = float(row[f"p_{name}"]), ""
-        words = ", ".join(word for word, meant in (("called", row["called"]), ("true", row["label"])) if meant == name)
-        if name == marked:
-            line = (f"<div style='position:absolute;left:{threshold:.1%};top:-3px;bottom:-3px;"
-                    f"border-left:2px solid currentColor'></div>")
-        rows.append(
-            f"<tr><th scope='row' style='text-align:left;padding-right:8px'>{html.escape(name)}</th>"
+def probability_bars(explorer: State) -> str:
+    """The probabilities of the image viewed as an HTML table of bars, the threshold as a line across its bar.
+
+    Of more than 12 classes the 12 most probable, with the true and the predicted class.
+    """
+    row, (marked, threshold) = explorer.seen.row, explorer.marked or (None, None)
+    probs = {name: float(row[f"p_{name}"]) for name in explorer.classes}
+    likely = {*sorted(probs, key=lambda name: -probs[name])[:ROWS], row["predicted"], row["label"]}
+    bars = "".join(_bar(name, p, row, threshold if name == marked else None)
+                   for name, p in probs.items() if name in likely)
+    told = f"; the line is the threshold for {html.escape(marked)}: {threshold:.3g}" if marked is not None else ""
+    few = f" ({len(likely & probs.keys())} of {len(probs)} classes)" if len(probs) > ROWS else ""
+    return (f"<table style='width:100%' aria-label='probabilities'>{bars}</table>"
+            f"<small>predicted probability of each class{few}{told}</small>")
+
+
+def _bar(name: str, p: float, row, threshold: float | None) -> str:
+    """One class: its name, a bar, the probability, and whether it is the true or the predicted class."""
+    words = ", ".join(word for word, key in (("predicted", "predicted"), ("true", "label")) if row[key] == name)
+    line = "" if threshold is None else (f"<div style='position:absolute;left:{threshold:.1%};top:-3px;bottom:-3px;"
+                                         "border-left:2px solid currentColor'></div>")
+    return (f"<tr><th scope='row' style='text-align:left;padding-right:8px'>{html.escape(name)}</th>"
             f"<td style='width:100%'><div style='position:relative;background:rgba(128,128,128,.25)'>"
             f"<div style='width:{p:.1%};height:14px;background:{style.BLUE}'></div>{line}</div></td>"
-            f"<td style='text-align:right;padding:0 8px'>{p:.1%}</td><td style='white-space:nowrap'>{words}</td></tr>")
-    told = f"; the line is the threshold for {html.escape(marked)}: {threshold:.3g}" if marked is not None else ""
-    return (f"<table style='width:100%' aria-label='probabilities'>{''.join(rows)}</table>"
-            f"<small>probability of each class{told}</small>")
+            f"<td style='text-align:right;padding:0 8px'>{p:.2f}</td><td style='white-space:nowrap'>{words}</td></tr>")
 
 
 def _layout(**values) -> widgets.Layout:
@@ -223,3 +234,10 @@ def _layout(**values) -> widgets.Layout:
 
 def _wide() -> dict:
     return {"layout": _layout(), "style": {"description_width": "76px"}}
+
+
+def uploaded(value) -> list[tuple[str, bytes]]:
+    """Names and contents of a FileUpload: a dict by name in ipywidgets 7, a tuple of dicts in 8."""
+    if isinstance(value, dict):
+        return [(name, bytes(entry["content"])) for name, entry in value.items()]
+    return [(entry["name"], bytes(entry["content"])) for entry in value]

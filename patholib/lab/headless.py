@@ -20,10 +20,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from patholib.base import files, locks
+from patholib.base import files, locks, places
 from patholib.base.errors import PathoError
 
-OUTCOME, LOG, LOCK = "outcome.json", "log.txt", "sweep.lock"
+OUTCOME, LOG, LOCK = places.OUTCOME, "log.txt", "sweep.lock"
 RUNNING = ("run.lock", "training.lock")  # one of them is held while anything trains in a run folder
 GRACE = 30.0  # seconds for a training to finish its step and save
 PATIENCE = 180.0  # seconds to wait for a predecessor, which has its grace to save and leave

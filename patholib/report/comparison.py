@@ -1,7 +1,7 @@
-"""Finished runs side by side: how they were made, whether they were judged on the same images, and what differs.
+"""Finished runs side by side: how they were made, on which images they were tested, and how their results differ.
 
-Runs are subtracted only where their test images are the same, byte for byte, with the same labels and groups; others
-are shown beside each other. Each difference has an interval of its own, which no number of other differences changes.
+Differences are computed only between runs with the same test images, byte for byte, with the same labels and groups;
+other runs are only listed. The interval of a difference is not adjusted for the number of differences.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from patholib.base import files
+from patholib.base import files, places
 from patholib.base.errors import PathoError, nearest
 from patholib.data import csvfiles, manifest
 from patholib.judge import calibration, decisions, metrics, rules, validation
 from patholib.judge.measures import lower_is_better, ordered, words
-from patholib.lab import headless
 from patholib.model import profiles, recipes
 from patholib.report.records import Record
 from patholib.train import runs
@@ -39,12 +38,12 @@ class Finished:
 
     @property
     def threshold(self) -> float | rules.Shares:
-        """How images are called: see `evaluation.deciding`."""
+        """How the class is predicted: see `decisions.deciding`."""
         return decisions.deciding(self.record.decision, self.record.recipe.classes)
 
     @property
     def task(self) -> tuple:
-        """What has to be the same before two runs can be drawn into one plot."""
+        """Classes and positive class, which two runs in one plot must share."""
         return self.record.recipe.classes, self.record.recipe.positive
 
     @cached_property
@@ -55,23 +54,23 @@ class Finished:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several finished runs; the first is the one that others are measured against."""
+    """Several finished runs; the others are compared with the first."""
 
     runs: tuple[Finished, ...]
-    made: bool = False  # whether two demo runs were trained because there was nothing to compare
+    made: bool = False  # whether two demo runs were trained, as there was nothing to compare
 
     @property
     def note(self) -> str:
-        """What every figure says on its face: whether demo images are among it."""
+        """The note of every figure: whether any run was made with demo images."""
         return manifest.DEMO_NOTE if any(run.record.demo for run in self.runs) else ""
 
     @property
     def overview(self) -> pd.DataFrame:
-        """One row per run; runs with the same letter in a column have the same images, split or test images."""
+        """One row per run; the same letter in a column means the same images, split or test images."""
         digests = {"all images": [run.record.images_digest for run in self.runs],
                    "split": [(run.record.run.get("split") or {}).get("sha256", run.name) for run in self.runs],
                    "test images": [run.test_images for run in self.runs]}
-        rows = [{"made": str(run.record.run.get("created", ""))[:10], "network": run.record.recipe.arch,
+        rows = [{"created": str(run.record.run.get("created", ""))[:10], "network": run.record.recipe.arch,
                  "classes": len(run.record.recipe.classes), "demo": run.record.demo, "tested on": len(run.test),
                  "groups": run.test["group"].nunique()} for run in self.runs]
         table = pd.DataFrame(rows, index=pd.Index([run.name for run in self.runs], name="run"))
@@ -99,7 +98,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> pd.DataFrame:
-        """Each run minus the first that was judged on the same images, with 95 % intervals over the same groups.
+        """Each run minus the first run with the same test images, with 95 % intervals over the same groups.
 
         Columns number, run ("b - a"), value, low, high, difference (text). Empty where no two runs have the same test
         images.
@@ -118,26 +117,25 @@ class Comparison:
 
     @property
     def said(self) -> str:
-        """What was subtracted, what was not, and what the number of differences does to them."""
-        shown, sure = len(self.differences), int(self.differences["low"].notna().sum())
-        lines = [f"{shown} differences are shown, {sure} of them with a 95 % interval. None is adjusted for their "
-                 "number: if nothing differed, about "
-                 f"{0.05 * sure:.1f} of them would still leave zero outside."] * bool(shown)
+        """Which runs were compared, which could not be, and what many comparisons mean for the intervals."""
+        if len(self.runs) == 1:
+            return "There is only one run: nothing to compare."
+        number, known = len(self.differences), int(self.differences["low"].notna().sum())
+        lines = [f"{number} differences, {known} of them with a 95 % interval. The intervals are not adjusted for "
+                 f"multiple comparisons: without any true difference, about {0.05 * known:.1f} of them would still "
+                 "exclude zero."] if number else []
         pairs = self._pairs()
-        lines += [f"{run.name} is measured against {first.name}: same test images." for first, run in pairs]
+        lines += [f"{run.name} is compared with {first.name}: same test images." for first, run in pairs]
         alone = [run.name for run in self.runs if all(run not in pair for pair in pairs)]
-        if len(self.runs) > 1:
-            lines += [f"{name} was judged on test images of its own: it is shown, never subtracted." for name in alone]
-        else:
-            lines += ["One run alone: there is nothing to subtract."]
+        lines += [f"{name} has other test images: it is listed, but not compared." for name in alone]
         return "\n".join(lines)
 
     @cached_property
     def pooled(self) -> pd.DataFrame:
-        """The numbers of runs that are folds of one experiment, all their test images together, one column for each.
+        """Results over all test images of runs that are folds of one cross-validation, one column for each of these.
 
-        Folds are runs of one recipe on the same images of which no two share a test image; whether every image was
-        tested stands in the first row. An interval resamples whole groups. Empty where no two runs belong together.
+        Folds are runs of one recipe on the same images, of which no two share a test image; the first row says whether
+        every image was tested. Intervals resample whole groups. Empty where no two runs are such folds.
         """
         columns = {}
         for folds in self._folds():
@@ -151,7 +149,7 @@ class Comparison:
         return pd.DataFrame(columns)
 
     def _folds(self) -> list[list[Finished]]:
-        """Runs that differ in nothing but which images they test, and test none twice; two at least."""
+        """Lists of at least two runs that differ only in which images they test, and test no image twice."""
         alike: dict[str, list[Finished]] = {}
         for run in self.runs:
             mark = [recipes.without_folders(run.record.recipe).to_json(), run.record.images_digest]
@@ -171,7 +169,7 @@ class Comparison:
 
     @property
     def reliability(self) -> dict[str, pd.DataFrame]:
-        """{name: `calibration.reliability`} of the same runs, in ten bins: of the positive class, or what is called."""
+        """{name: `calibration.reliability`} of the same runs, in ten bins: of the positive class, or the predicted one."""
         of = self.classes.index(self.positive) if self.positive is not None and len(self.classes) == 2 else None
         return {name: calibration.reliability(labels, probs, bins=10, of=of)
                 for name, (labels, probs) in self.drawn.items()}
@@ -224,8 +222,8 @@ def read(named: str = "", output: str | Path | None = None,
     folder = runs.output_folder(output)
     wanted = [name.strip() for name in named.split(",") if name.strip()]
     if wanted:
-        places = {_place(name, folder).resolve(): None for name in wanted}  # a run that is named twice counts once
-        return Comparison(_named(list(places)))
+        found = dict.fromkeys(_place(name, folder).resolve() for name in wanted)  # a run named twice counts once
+        return Comparison(_named(list(found)))
     newest = runs.finished(folder)[:NEWEST]
     if len(newest) >= 2:
         return Comparison(_named(newest[::-1]))  # the oldest of them is what the others are measured against
@@ -240,17 +238,17 @@ def _place(name: str, output: Path) -> Path:
     for place in (output / name, Path(name).expanduser(), files.project_root() / name):
         if (place / "run.json").is_file():
             return place
-    raise PathoError("unknown_run", name, f"is no run folder, neither in {output.name} nor as a path",
+    raise PathoError("unknown_run", name, f"is not a run folder, neither in {output.name} nor as a path",
                      nearest(name, [run.name for run in runs.finished(output)]) if output.is_dir() else "Name another")
 
 
 def _named(folders: list[Path]) -> tuple[Finished, ...]:
-    """The runs in these folders; where two are called the same, the folder above is named too.
+    """The runs in these folders; where two have the same name, the folder above is part of it.
 
-    The run of a sweep is called after the folder that the sweep gave it, which says what was set.
+    A run of a sweep has the name of the folder that the sweep made for it, which says what was set.
     """
     above = [folder.resolve().parent for folder in folders]
-    names = [parent.name if (parent / headless.OUTCOME).exists() and above.count(parent) == 1 else folder.name
+    names = [parent.name if (parent / places.OUTCOME).exists() and above.count(parent) == 1 else folder.name
              for folder, parent in zip(folders, above, strict=True)]
     return tuple(_finished(folder, name if names.count(name) == 1 else f"{parent.name}/{folder.name}")
                  for folder, parent, name in zip(folders, above, names, strict=True))
@@ -259,8 +257,8 @@ def _named(folders: list[Path]) -> tuple[Finished, ...]:
 def _finished(folder: Path, name: str) -> Finished:
     record = Record(folder)
     if record.run.get("status") != "finished" or "test" not in record.metrics:
-        raise PathoError("unfinished_run", name, "has not judged its test images to the end",
-                         "Run its notebook again, which goes on where it stopped, or name another run")
+        raise PathoError("unfinished_run", name, "is not finished: it has no test results",
+                         "Run its notebook again, which resumes it, or name another run")
     table = decisions.calibrated(folder, "test")
     known = csvfiles.read_csv(folder / "images.csv", ("path", "sha256")).set_index("path")["sha256"]
     table = table.assign(sha256=known.reindex(table["path"]).fillna("not listed").to_numpy())

@@ -16,7 +16,18 @@ from captum.attr import LayerGradCam, LayerGradientXActivation, Occlusion
 from patholib.base.errors import PathoError
 from patholib.data.imagesets import ImageSet
 from patholib.judge import predicting
-from patholib.judge.gradcam import METHODS, averaged, default_block, gallery, gradcam, heat, normalise, pick, upsample
+from patholib.judge.gradcam import (
+    METHODS,
+    averaged,
+    caption,
+    default_block,
+    gallery,
+    gradcam,
+    heat,
+    normalise,
+    pick,
+    upsample,
+)
 from patholib.model import augment, building, fields, recipes
 from patholib.model.recipes import Stage
 
@@ -440,6 +451,23 @@ def test_sections_of_a_column_go_from_the_best_recognised_to_the_worst():
         pick(table, CLASSES, by="sites")
 
 
+def test_own_columns_with_the_names_of_ours_are_kept_apart():
+    own = {"section": "a", "loss": "b", "decision": "c", "p": "d", "margin": "e", "own_p": "f"}
+    table = predictions([0.9, 0.2], ["malignant", "malignant"]).assign(**own)
+    chosen = pick(table, CLASSES, "malignant", each=1).iloc[0]
+    assert [chosen[name] for name in ("own_section", "own_loss", "own_decision", "own_own_p", "margin", "own_p")] == \
+        list("abcdef")
+    assert chosen["section"] == "true positive" and chosen["p"] == 0.9
+    assert list(pick(table, CLASSES, "malignant", each=1, by="loss")["section"]) == ["loss: b"]
+
+
+def test_a_caption_names_true_and_predicted_class_probability_and_threshold():
+    assert caption("benign", "malignant", 0.42, "malignant", 0.37) == \
+        "true: benign, predicted: malignant (0.42, threshold 0.37)"
+    assert caption("x", "y", 0.42) == "true: x, predicted: y (0.42)"
+    assert "malignant 0.31, threshold 0.37" in caption("malignant", "benign", 0.69, "malignant", 0.37)
+
+
 @pytest.fixture
 def tiles():
     """Twelve pictures that lie in the cache backwards."""
@@ -464,9 +492,7 @@ def test_a_gallery_shows_the_picture_the_class_and_the_block_it_names(resnet18, 
         expected = upsample(alone.maps, 64)[0].numpy()
         assert np.allclose(found.heat[i], expected, atol=1e-5 * max(expected.max(), 1))
         assert row["p"] == pytest.approx(table.loc[place, f"p_{row['decision']}"])
-        shown = f"{row['p']:.2f}" if row["decision"] == "malignant" else f"malignant {row['p_malignant']:.2f}"
-        assert found.captions[i] == (f"true: {row['label']}, predicted: {row['decision']} ({shown}, threshold "
-                                     f"{threshold:.2f})")
+        assert row["label"] in found.captions[i] and f"threshold {threshold:.2f}" in found.captions[i]
 
 
 def test_predictions_in_another_order_are_refused(resnet18, tiles):

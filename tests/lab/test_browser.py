@@ -162,7 +162,7 @@ def opened(page, path: Path) -> None:
 def test_a_person_explores_a_run_with_clicks_and_keys_and_is_told_what_goes_wrong(page, place):
     page.locator(".patho-explorer").scroll_into_view_if_needed()
     photograph(page, "start")
-    other = "benign" if "called malignant" in page.inner_text(".patho-headline") else "malignant"
+    other = "benign" if "predicted: malignant" in page.inner_text(".patho-headline") else "malignant"
     changed(page, lambda: page.select_option(".patho-target select", label=other))
     changed(page, lambda: page.select_option(".patho-block select", label="layer1[1]"))
     changed(page, lambda: page.select_option(".patho-colours select", label="viridis"))
@@ -184,7 +184,7 @@ def test_a_person_explores_a_run_with_clicks_and_keys_and_is_told_what_goes_wron
     assert images.evaluate("list => list.selectedIndex") == 3
 
     changed(page, lambda: opened(page, place / "mine.png"))
-    assert "mine.png: called" in page.inner_text(".patho-headline")
+    assert "mine.png: predicted" in page.inner_text(".patho-headline")
     before = page.get_attribute("img.patho-picture", "src")
     opened(page, place / "broken.png")
     page.wait_for_selector(".patho-error [role=alert]")

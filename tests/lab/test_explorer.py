@@ -17,8 +17,8 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import decoding, demo
 from patholib.deploy import export, loading
-from patholib.judge import decisions, gradcam, predicting
-from patholib.lab import explored, explorer, explorer_face
+from patholib.judge import decisions, gradcam, predicting, trust
+from patholib.lab import explored, explorer_face
 from patholib.lab.explorer import Explorer
 from patholib.model import augment, building, recipes
 from patholib.study import Study
@@ -33,7 +33,8 @@ pytestmark = pytest.mark.usefixtures("small_network")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """An exported model of random weights, with statistics as after a training."""
-    folder, model, generator = tmp_path_factory.mktemp("exported"), building.build(TINY), torch.Generator().manual_seed(0)
+    folder, model = tmp_path_factory.mktemp("exported"), building.build(TINY)
+    generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.1, generator=generator)
@@ -85,8 +86,8 @@ def a_table():
 
 def test_outcome_and_margin_follow_the_threshold_worked_by_hand():
     table = a_table()
-    assert list(table["called"]) == ["malignant", "benign", "malignant", "malignant"]
-    assert list(table["outcome"]) == ["wrong", "wrong", "right", "yours"]
+    assert list(table["predicted"]) == ["malignant", "benign", "malignant", "malignant"]
+    assert list(table["outcome"]) == ["wrong", "wrong", "correct", "yours"]
     assert np.allclose(table["margin"], [0.05, 0.08, 0.4, 0.1])
     assert list(table["p"]) == [0.45, 0.68, 0.8, 0.5]
 
@@ -94,14 +95,14 @@ def test_outcome_and_margin_follow_the_threshold_worked_by_hand():
 def test_without_a_positive_class_the_two_likeliest_decide():
     predictions = pd.DataFrame({"path": ["a"], "label": ["y"], "p_x": [0.2], "p_y": [0.35], "p_z": [0.45]})
     row = explored.listed(predictions, ("x", "y", "z"), None, 0.5).loc["a"]
-    assert row["called"] == "z" and row["outcome"] == "wrong" and np.isclose(row["margin"], 0.1)
+    assert row["predicted"] == "z" and row["outcome"] == "wrong" and np.isclose(row["margin"], 0.1)
     assert row["patient"] == ""
 
 
 def test_with_shares_what_is_called_and_how_surely_follows_them():
     predictions = pd.DataFrame({"path": ["a"], "label": ["x"], "p_x": [0.2], "p_y": [0.35], "p_z": [0.45]})
     row = explored.listed(predictions, ("x", "y", "z"), "x", {"x": 0.1, "y": 0.35, "z": 0.9}).loc["a"]  # 2, 1, 0.5
-    assert row["called"] == "x" and row["outcome"] == "right" and row["p"] == 0.2
+    assert row["predicted"] == "x" and row["outcome"] == "correct" and row["p"] == 0.2
     assert np.isclose(row["margin"], 1 / 3.5)
 
 
@@ -109,15 +110,15 @@ def test_filters_leave_what_they_say_in_the_order_asked_for():
     table = a_table()
     assert list(explored.left_by(table, outcome="wrong").index) == ["a", "b"]
     assert list(explored.left_by(table, label="malignant", order="least certain first").index) == ["b", "c"]
-    assert list(explored.left_by(table, patient="1", order="surest first").index) == ["b", "a"]
+    assert list(explored.left_by(table, patient="1", order="most certain first").index) == ["b", "a"]
     assert list(explored.left_by(table).index) == list("abcd")
 
 
 def test_an_upload_is_the_same_in_both_generations_of_ipywidgets():
     seven = {"a.png": {"metadata": {"name": "a.png", "size": 3}, "content": b"abc"}}
     eight = ({"name": "a.png", "type": "image/png", "size": 3, "content": memoryview(b"abc")},)
-    assert explorer.uploaded(seven) == explorer.uploaded(eight) == [("a.png", b"abc")]
-    assert explorer.uploaded({}) == explorer.uploaded(()) == []
+    assert explorer_face.uploaded(seven) == explorer_face.uploaded(eight) == [("a.png", b"abc")]
+    assert explorer_face.uploaded({}) == explorer_face.uploaded(()) == []
 
 
 # --- a model and its images ---
@@ -134,7 +135,7 @@ def test_what_is_shown_is_what_the_model_says(looked):
         assert np.allclose([row[f"p_{c}"] for c in CLASSES], expected.loc[place, [f"p_{c}" for c in CLASSES]].tolist(),
                            atol=1e-4)
         views = augment.plain_views(own.pictures[place:place + 1], TINY.image_size)
-        found = gradcam.gradcam(model, views, [CLASSES.index(row["called"])], looked.block)
+        found = gradcam.gradcam(model, views, [CLASSES.index(row["predicted"])], looked.block)
         assert np.array_equal(looked.seen.heat, gradcam.upsample(found.maps, TINY.image_size)[0].numpy())
         assert np.array_equal(looked.seen.picture, np.rint(views[0].permute(1, 2, 0).numpy() * 255))
     assert looked.error == ""
@@ -203,7 +204,7 @@ def test_filters_that_leave_nothing_say_so_and_keep_the_image(looked):
     image = looked.image
     looked.outcome = "yours"
     assert "none_left" in looked.error and looked.image == image and looked.paths == []
-    looked.outcome = "all"
+    looked.outcome = explored.ALL
     assert looked.error == "" and len(looked.paths) == 6
 
 
@@ -231,12 +232,12 @@ def test_an_error_is_kept_with_its_traceback_in_the_log_of_a_run(looked, monkeyp
 
 def test_a_picture_of_ones_own_is_seen_as_the_same_file_would_be_in_a_data_set(looked, tmp_path):
     (tmp_path / "mine.png").write_bytes(a_png())
-    looked.outcome = "right" if (looked.table["outcome"] == "right").any() else "wrong"
+    looked.outcome = "correct" if (looked.table["outcome"] == "correct").any() else "wrong"
     looked.add(tmp_path / "mine.png")
-    assert looked.image == "yours: mine.png" and looked.error == "" and looked.outcome == "all"
+    assert looked.image == "yours: mine.png" and looked.error == "" and looked.outcome == explored.ALL
     square = decoding.to_square(decoding.read(tmp_path / "mine.png"), TINY.cache_size, TINY.fit)
     assert np.allclose([looked.seen.row[f"p_{c}"] for c in CLASSES], looked.predictor.probabilities(square[None])[0])
-    assert looked.seen.row["outcome"] == "yours" and looked.seen.caption.startswith("mine.png: called ")
+    assert looked.seen.row["outcome"] == "yours" and looked.seen.caption.startswith("mine.png: predicted: ")
     assert looked.options[-1][1] == looked.image
 
 
@@ -297,7 +298,7 @@ def test_notes_are_kept_as_csv_and_taken_up_again(looked):
     looked.image = first
     assert looked.note.startswith('a "nest"')
     path = looked.save()
-    assert path == looked.run / "explored.csv" and "2 images and 1 notes" in looked.message
+    assert path == looked.run / "explored.csv" and "2 images with 1 note " in looked.message
     assert str(looked.run.parent) not in looked.message
     again = Explorer(looked.run, image_set(train=0, val=6), split="val")
     assert again.note.startswith('a "nest"')
@@ -315,18 +316,60 @@ def test_a_folder_that_cannot_be_written_is_told(looked, monkeypatch):
     assert "output_unwritable" in looked.error and looked.message == ""
 
 
+def test_notes_of_version_0_1_are_taken_up(looked):
+    (looked.run / explored.NOTES).write_text("image,label,called,p,evidence_for,block,method,blank,note\n"
+                                             "a.png,benign,malignant,0.42,malignant,layer4[1],gradcam,False,odd\n")
+    row = Explorer(looked.run, data="none").history.iloc[0]
+    assert (row["image"], row["predicted"], row["heatmap_for"], row["note"]) == ("a.png", "malignant", "malignant", "odd")
+
+
+def test_a_class_called_all_is_filtered_like_any_other(tmp_path):
+    recipe = replace(TINY, classes=("all", "aml"), positive="all")
+    export.save_model(tmp_path, building.build(recipe).state_dict(), recipe)
+    images = image_set(train=0, val=6)
+    labels = images.table["label"].map(dict(zip(CLASSES, recipe.classes, strict=True)))
+    run = Explorer(tmp_path, replace(images, table=images.table.assign(label=labels), classes=recipe.classes), split="val")
+    run.label = "all"
+    assert 0 < len(run.paths) < 6 and set(run.table.loc[run.paths, "label"]) == {"all"}
+    run.label = explored.ALL
+    assert len(run.paths) == 6
+
+
+# --- the verdict of the heatmap checks ---
+
+
+def test_the_verdict_stands_beside_every_heatmap_and_says_what_was_not_checked(looked):
+    assert "Not checked" in looked.seen.verdict
+    of = looked.seen.target
+    checked = {"verdict": "All 8 checks passed", "method": "gradcam", "block": looked.block, "of": of, "checks": {"a": {}},
+               "reasons": []}
+    files.write_json(looked.run / trust.FILE, checked)
+    run = Explorer(looked.run, image_set(train=0, val=6), split="val")
+    assert run.seen.verdict == "All 8 checks passed"
+    run._repr_mimebundle_()
+    assert "All 8 checks passed" in run._face.parts["verdict"].value
+    assert "All 8 checks passed" in run.figure()._supxlabel.get_text()
+    before = run.block
+    for trait, value in (("method", "hirescam"), ("block", run.predictor.model.block_names[3]),
+                         ("target", next(c for c in CLASSES if c != of))):
+        setattr(run, trait, value)
+        assert run.seen.verdict.startswith("Not checked for this heatmap"), trait
+        run.method, run.block, run.target = "gradcam", before, ""
+    assert run.seen.verdict == "All 8 checks passed"
+
+
 # --- widgets ---
 
 
 @pytest.fixture
 def face(looked):
     looked._repr_mimebundle_()
-    return looked._widgets.parts
+    return looked._face.parts
 
 
 def test_it_shows_itself_as_widgets_and_as_text_where_there_are_none(looked):
     bundle = looked._repr_mimebundle_(include=None, exclude=None)
-    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == looked._widgets.root.model_id
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == looked._face.root.model_id
     assert "6 images - Demo images: not a result" in bundle["text/plain"] and len(bundle["text/plain"]) < 200
     assert looked._repr_mimebundle_() == bundle, "the same widgets, shown twice"
 
@@ -364,7 +407,7 @@ def test_widgets_move_the_traits_and_traits_the_widgets(looked, face):
 def test_a_new_list_does_not_choose_an_image_by_itself(looked, face):
     looked.image = looked.paths[3]
     computed = looked.computed
-    face["order"].value = "surest first"
+    face["order"].value = "most certain first"
     assert looked.image == face["image"].value and looked.computed == computed
     assert looked.paths != list(looked.table.index)
 
@@ -436,7 +479,7 @@ def test_a_run_is_explored_with_the_probabilities_it_has_stored(finished, monkey
     monkeypatch.setattr("patholib.deploy.inference.Predictor.probabilities", None)  # nothing is left to compute
     run = Explorer(folder)
     table = decisions.calibrated(folder, "test")
-    assert run.paths == list(table["path"]) and set(run.choices("patient")) == {"all", *table["case"]}
+    assert run.paths == list(table["path"]) and set(run.choices("patient")) == {explored.ALL, *table["case"]}
     assert run.table["p_malignant"].tolist() == table["p_malignant"].tolist()
     assert run.seen.caption and run.error == ""
     assert len(Explorer(folder, split="val").paths) == len(
@@ -470,7 +513,7 @@ def test_the_static_figure_shows_another_class_without_changing_what_is_looked_a
     other = next(c for c in CLASSES if c != run.seen.target)
     drawn = run.figure(target=other)
     words = [axes.get_title(loc="center") for axes in drawn.axes]
-    assert f"evidence for {other}" in words and "probability" in words
+    assert f"Grad-CAM for {other}" in words and "predicted probability" in words
     assert run.seen.target != other and run.target == ""
     assert "Demo images" in " ".join(text.get_text() for text in drawn.texts)
 
@@ -482,3 +525,13 @@ def test_a_model_of_many_classes_is_explored_too(tmp_path):
     run.add(a_png(), "a.png")
     assert run.marked is None and run.figure() and "threshold" not in explorer_face.probability_bars(run)
     assert len(run.choices("target")) == 9 and Path(run.run) == tmp_path
+
+
+def test_of_very_many_classes_the_most_probable_are_shown(tmp_path):
+    many = replace(TINY, name="table", classes=tuple(f"class {i:03}" for i in range(114)), positive=None)
+    export.save_model(tmp_path, building.build(many).state_dict(), many)
+    run = Explorer(tmp_path)
+    run.add(a_png(), "a.png")
+    shown = explorer_face.probability_bars(run)
+    assert shown.count("<tr>") <= explorer_face.ROWS + 2 and run.seen.row["predicted"] in shown
+    assert run.figure()

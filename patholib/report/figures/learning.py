@@ -11,7 +11,7 @@ from patholib.report.figures import style
 
 
 @style.styled
-def schedule(table, blocks: int | None = None, title: str = "The plan: learning rate and frozen blocks",
+def schedule(table, blocks: int | None = None, title: str = "Planned learning rate and frozen blocks",
              note: str = "") -> Figure:
     """Learning rate and frozen blocks by epoch, from a table with columns epoch, lr, frozen (and trainable_share)."""
     table = style.frame(table)
@@ -32,21 +32,23 @@ def learning_rate(history, title: str = "Learning rate", note: str = "") -> Figu
 
 
 @style.styled
-def unfreezing(history, blocks: int | None = None, title: str = "What was allowed to learn", note: str = "") -> Figure:
-    """Frozen blocks and the share of the weights that learn, as steps over the epochs."""
+def unfreezing(history, blocks: int | None = None, title: str = "Frozen blocks and trainable weights",
+               note: str = "") -> Figure:
+    """Frozen blocks and the share of trainable weights, as steps over the epochs."""
     table = style.frame(history)
     figure = style.open(8, 2.9, title, note)
     left, right = figure.subplots(1, 2)
     _draw_frozen(left, table, blocks)
     right.step(*style.stairs(table["epoch"], 100 * table["trainable_share"]), where="post", color=style.GREEN)
-    right.set(ylabel="weights that learn (%)", ylim=(-3, 108))
+    right.set(ylabel="trainable weights (%)", ylim=(-3, 108))
     style.by_epoch(right, style.edges(table["epoch"]))
     return figure
 
 
 @style.styled
-def curves(history, kept: int | None = None, monitor: str = "auc", title: str = "Training", note: str = "") -> Figure:
-    """Loss and metrics of training and validation by epoch, the epoch whose weights are kept marked.
+def curves(history, kept: int | None = None, monitor: str = "auc", title: str = "Training and validation",
+           note: str = "") -> Figure:
+    """Loss and metrics by epoch; the epoch whose weights are kept is marked.
 
     kept: its number, from 1 (`schedules.kept`); otherwise the first epoch with the highest validation `monitor`.
     """
@@ -67,11 +69,13 @@ def kept_epoch(table: pd.DataFrame, monitor: str, kept: int | None) -> tuple[int
 
 
 def best_epoch(table: pd.DataFrame, monitor: str) -> int | None:
+    """The first epoch with the highest validation `monitor`; None where it is undefined."""
     scores = table.get(f"val_{monitor}")
     return None if scores is None or not scores.notna().any() else int(table["epoch"][scores.idxmax()])
 
 
 def draw_rate(axes, table) -> None:
+    """The learning rate by epoch."""
     marker = "o" if len(table) < 3 else None
     axes.plot(table["epoch"], table["lr"].where(table["lr"] > 0), color=style.BLUE, marker=marker)
     axes.set_yscale("log")
@@ -82,7 +86,7 @@ def draw_rate(axes, table) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("learning rate (log)")
+    axes.set_ylabel("learning rate (log scale)")
     style.by_epoch(axes, table["epoch"])
 
 
@@ -92,7 +96,7 @@ def _draw_frozen(axes, table, blocks: int | None) -> None:
     axes.fill_between(edges, values, step="post", color=style.BLUE, alpha=0.15, linewidth=0)
     axes.step(edges, values, where="post", color=style.BLUE)
     highest = max(blocks or 0, np.nanmax(frozen), 1)
-    axes.set(ylim=(0, highest * 1.12), ylabel=f"frozen blocks (of {blocks})" if blocks else "frozen blocks")
+    axes.set(ylim=(0, highest * 1.12), ylabel=f"frozen blocks\n(of {blocks})" if blocks else "frozen blocks")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     style.by_epoch(axes, edges)
 
@@ -117,24 +121,28 @@ def _draw_lines(axes, table, lines, kept) -> None:
 
 
 def draw_losses(axes, table, kept) -> None:
-    _draw_lines(axes, table, [("train_loss", "training", style.BLUE, "-"), ("val_loss", "validation", style.ORANGE, "-")], kept)
+    """Training and validation loss by epoch."""
+    lines = [("train_loss", "training", style.BLUE, "-"), ("val_loss", "validation", style.ORANGE, "-")]
+    _draw_lines(axes, table, lines, kept)
     axes.set_ylabel("loss")
     axes.set_ylim(min(0, axes.get_ylim()[0]), axes.get_ylim()[1] * 1.03)
     axes.legend(loc="best")
     broken = table[~np.isfinite(table[["train_loss", "val_loss"]]).all(axis=1)]["epoch"]
     if len(broken):
-        axes.text(0.5, 0.5, f"not finite from epoch {int(broken.iloc[0])}", transform=axes.transAxes, ha="center",
-                  color=style.WARNING, fontsize=9, weight="bold")
+        axes.text(0.5, 0.5, f"loss is NaN or infinite from epoch {int(broken.iloc[0])}", transform=axes.transAxes,
+                  ha="center", color=style.WARNING, fontsize=9, weight="bold")
 
 
 def draw_scores(axes, table, kept, monitor: str) -> None:
+    """Metrics of training and validation by epoch."""
     names = [("train_accuracy", "training accuracy", style.BLUE, style.DASHES[1]),
              ("val_accuracy", "validation accuracy", style.ORANGE, style.DASHES[1]),
              ("val_balanced_accuracy", "validation balanced accuracy", style.GREEN, style.DASHES[3]),
              ("val_auc", "validation AUC", style.PINK, "-")]
-    lines = [(c, f"{label} (monitored)" if c == f"val_{monitor}" else label, *look) for c, label, *look in names]
+    lines = [(c, f"{label} (chooses the best epoch)" if c == f"val_{monitor}" else label, *look)
+             for c, label, *look in names]
     _draw_lines(axes, table, lines, kept)
-    axes.set_ylabel("share (0 to 1)")
+    axes.set_ylabel("metric (0 to 1)")
     low = table[[c for c, *_ in names if c in table]].min().min()
     axes.set_ylim(0.4 if low > 0.45 else 0, 1.02)
     axes.legend(loc="best", fontsize=8)

@@ -14,14 +14,14 @@ from patholib.report.figures import learning, performance, style
 def training_metrics(history, summary: Mapping, matrix, classes: Sequence[str], labels=None, probs=None,
                      positive: str | None = None, kept: int | None = None, monitor: str = "auc",
                      title: str = "Training and results", note: str = "") -> Figure:
-    """The whole run on one page: losses, metrics, rate and freezing; intervals, confusion matrix, ROC curves.
+    """A run on one page: losses, metrics, learning rate, frozen blocks; results, confusion matrix, ROC curves.
 
-    summary: of `metrics.summary`. kept: see `curves`. labels (N,), probs (N, C): of the images the matrix counts;
-    without them the page has no ROC curve.
+    summary: of `metrics.summary`. kept: see `learning.curves`. labels (N,), probs (N, C): of the images that are
+    counted in the matrix; without them the page has no ROC curve.
     """
     table, matrix = style.frame(history), style.square(matrix)
     kept = learning.kept_epoch(table, monitor, kept)
-    grow = 0.34 * max(len(matrix) - 4, 0)
+    grow = min(0.34 * max(len(matrix) - 4, 0), 3)
     figure = style.open(15, 8.2 + grow, title, note)
     upper, lower = figure.subfigures(2, 1, height_ratios=(3.4, 4.4 + grow))
     losses, scores, middle = upper.subplots(1, 3)
@@ -29,22 +29,27 @@ def training_metrics(history, summary: Mapping, matrix, classes: Sequence[str], 
     learning.draw_scores(scores, table, kept, monitor)
     learning.draw_rate(middle, table)
     if table["frozen"].min() < table["frozen"].max():
-        other = middle.twinx()
-        other.step(*style.stairs(table["epoch"], table["frozen"]), where="post", color=style.ORANGE, linewidth=1.2)
-        other.set_ylabel("frozen blocks", color=style.ORANGE)
-        other.set_ylim(0, table["frozen"].max() * 1.12)
-        other.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        other.grid(False)
-        middle.yaxis.label.set_color(style.BLUE)
+        _add_frozen(middle, table)
     bars, heat, roc = lower.subplots(1, 3, width_ratios=(1, 1.25, 1.05))
     performance.draw_intervals(bars, performance.headline(summary))
-    performance.draw_confusion(heat, matrix, classes, small=True)
+    performance.draw_confusion(heat, matrix, classes, side=4)
     if labels is None:
         roc.set_axis_off()
-        roc.text(0.5, 0.5, "no predictions given: no ROC curve", ha="center", color=style.FAINT)
+        roc.text(0.5, 0.5, "no predictions, so no ROC curve", ha="center", color=style.FAINT)
     else:
-        performance.draw_roc(roc, performance.by_score(labels, probs, classes, positive))
+        performance.draw_roc(roc, performance.ranked_classes(labels, probs, classes, positive))
     for axes, text in ((losses, "Loss"), (scores, "Metrics"), (middle, "Learning rate"), (bars, "Results"),
                        (heat, "Confusion matrix"), (roc, "ROC")):
         axes.set_title(text, pad=16 if axes in (losses, scores, middle) else 8)
     return figure
+
+
+def _add_frozen(axes, table) -> None:
+    """Frozen blocks in the plot of the learning rate, with an axis on the right."""
+    other = axes.twinx()
+    other.step(*style.stairs(table["epoch"], table["frozen"]), where="post", color=style.ORANGE, linewidth=1.2)
+    other.set_ylabel("frozen blocks", color=style.ORANGE)
+    other.set_ylim(0, table["frozen"].max() * 1.12)
+    other.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    other.grid(False)
+    axes.yaxis.label.set_color(style.BLUE)

@@ -14,6 +14,8 @@ from patholib.base.errors import PathoError
 from patholib.judge import ranking
 from patholib.report.figures import learning, performance, style
 
+MOST = 12  # classes that have a plot each
+
 
 def _looks(i: int) -> dict:
     """The line of the i-th of several runs: no two of the first 32 are alike."""
@@ -34,9 +36,9 @@ def _named_below(figure, handles: Mapping[str, plt.Line2D], columns: int = 2, wi
 
 
 @style.styled
-def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str = "Training, run by run",
+def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str = "Training of each run",
               note: str = "", kept: Mapping[str, int | None] | None = None) -> Figure:
-    """Validation loss and the validation `monitor` of several runs by epoch; the dot is the epoch that each run kept.
+    """Validation loss and the validation `monitor` of several runs by epoch; a dot marks the epoch that was kept.
 
     kept: its number, by run; otherwise the first epoch with the highest `monitor`.
     """
@@ -51,7 +53,8 @@ def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str
             if column not in table:
                 continue
             values = table[column].replace([np.inf, -np.inf], np.nan)
-            (lines[name],) = axes.plot(table["epoch"], values, marker="o" * (len(table) < 3), **_looks(i))
+            marker = "o" if len(table) < 3 else None
+            (lines[name],) = axes.plot(table["epoch"], values, marker=marker, **_looks(i))
             if best is not None:
                 axes.plot(best, values[table["epoch"] == best].iloc[0], "o", color=style.COLOURS[i % 8], markersize=6)
     every = np.concatenate([table["epoch"].to_numpy() for table in tables.values()])
@@ -64,21 +67,25 @@ def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str
 
 @style.styled
 def roc_overlay(runs: Mapping[str, tuple], classes: Sequence[str], positive: str | None = None,
-                title: str = "ROC, run by run", note: str = "") -> Figure:
+                title: str = "ROC curves of each run", note: str = "") -> Figure:
     """The ROC curves of several runs in one plot: of `positive` alone, or one plot for each class against the rest.
 
     runs: {name: (labels (N,), probs (N, C))}; the number of images may differ.
     """
     _some_runs(runs, "ROC curves")
-    ranked = {name: performance.by_score(labels, probs, classes, positive) for name, (labels, probs) in runs.items()}
-    drawn = [name for name, _, _ in next(iter(ranked.values()))]
+    ranked = {name: performance.by_class(labels, probs, classes, positive) for name, (labels, probs) in runs.items()}
+    first = next(iter(ranked.values()))
+    largest = sorted(range(len(first)), key=lambda k: -first[k][1].sum())[:MOST]
+    if len(first) > MOST:
+        title = f"{title}: the {MOST} classes with most images, of {len(first)}"
+    drawn = sorted(largest)
     columns = min(len(drawn), 4)
     rows = math.ceil(len(drawn) / columns)
     side = 4.2 if columns == 1 else 3.1
     figure = style.open(max(side * columns, 5.2), side * rows + 0.22 * math.ceil(len(runs) / 2), title, note)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for k, axes in enumerate(grid[:len(drawn)]):
-        _draw_roc_of_runs(axes, {name: curves[k][1:] for name, curves in ranked.items()}, drawn[k], columns == 1)
+    for k, axes in zip(drawn, grid, strict=False):
+        _draw_roc_of_runs(axes, {name: curves[k][1:] for name, curves in ranked.items()}, first[k][0], columns == 1)
     for axes in grid[len(drawn):]:
         axes.set_axis_off()
     if columns > 1:
@@ -87,14 +94,15 @@ def roc_overlay(runs: Mapping[str, tuple], classes: Sequence[str], positive: str
 
 
 def _draw_roc_of_runs(axes, curves: Mapping[str, tuple], title: str, named: bool) -> None:
-    axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=1, linestyle=(0, (3, 2)))
+    axes.plot([0, 1], [0, 1], **performance.CHANCE)
     for i, (name, (truth, score)) in enumerate(curves.items()):
+        ending = f"  {style.plain(name, 30)}" if named else ""
         if truth.all() or not truth.any():
-            axes.plot([], [], label="undefined" + f"  {style.plain(name, 30)}" * named, **_looks(i))
+            axes.plot([], [], label=f"undefined{ending}", **_looks(i))
             continue
         alarm, sensitivity, _ = ranking.roc_curve(truth, score)
         area = np.trapezoid(sensitivity, alarm)
-        axes.plot(alarm, sensitivity, label=f"AUC {area:.3f}" + f"  {style.plain(name, 30)}" * named, **_looks(i))
+        axes.plot(alarm, sensitivity, label=f"AUC {area:.3f}{ending}", **_looks(i))
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     axes.set_title(style.plain(title, 28))
     axes.set_box_aspect(1)
@@ -102,20 +110,21 @@ def _draw_roc_of_runs(axes, curves: Mapping[str, tuple], title: str, named: bool
 
 
 @style.styled
-def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the called class",
-                        title: str = "Are the probabilities chances?", note: str = "") -> Figure:
-    """What share came true of the images that got about the same probability, run by run; on the diagonal is honest.
+def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the predicted class",
+                        title: str = "Calibration of each run", note: str = "") -> Figure:
+    """The observed share of images with about the same probability, for each run; on the diagonal they agree.
 
-    runs: {name: table of `calibration.reliability`}, columns confidence, accuracy, n. of: the class that is looked at.
+    runs: {name: table of `calibration.reliability`}, columns confidence, accuracy, n. of: the class of the
+    probabilities.
     """
     _some_runs(runs, "reliability")
     figure = style.open(5.6, 4.6 + 0.22 * math.ceil(len(runs) / 2), title, note)
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=1, linestyle=(0, (3, 2)))
+    axes.plot([0, 1], [0, 1], **performance.CHANCE)
     lines = {}
     for i, (name, table) in enumerate(runs.items()):
         (lines[name],) = axes.plot(table["confidence"], table["accuracy"], marker="o", **_looks(i))
-    axes.set(xlabel=f"probability of {style.plain(of, 28)}", ylabel="share that came true", xlim=(-0.02, 1.02),
+    axes.set(xlabel=f"probability of {style.plain(of, 28)}", ylabel="observed share", xlim=(-0.02, 1.02),
              ylim=(-0.02, 1.02))
     axes.set_box_aspect(1)
     _named_below(figure, lines)
@@ -124,14 +133,15 @@ def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the called 
 
 @style.styled
 def differences(table: pd.DataFrame, title: str = "Differences with 95 % intervals", note: str = "") -> Figure:
-    """Differences between runs, a dot with its interval each, in blocks of one number; on the line there is none.
+    """Differences between runs, each a dot with its interval, grouped by metric; on the line there is no difference.
 
-    table: columns number (what is compared), run (which difference), value, low, high; None or NaN where there is none.
+    table: columns number (the metric), run (which difference), value, low, high; None or NaN where there is none.
     """
     if not len(table):
         raise PathoError("shape_mismatch", "plot of differences", "has no difference to draw", "Give at least one row")
     numbers, runs = list(dict.fromkeys(table["number"])), list(dict.fromkeys(table["run"]))
-    figure = style.open(8.2, 0.9 + 0.24 * len(table) + 0.16 * len(numbers) + 0.22 * math.ceil(len(runs) / 2), title, note)
+    height = 0.9 + 0.24 * len(table) + 0.16 * len(numbers) + 0.22 * math.ceil(len(runs) / 2)
+    figure = style.open(8.2, height, title, note)
     axes = figure.subplots()
     axes.axvline(0, color=style.INK, linewidth=1)
     place, ticks, dots = 0.0, [], {}
@@ -158,7 +168,10 @@ def _draw_difference(axes, row, place: float, i: int) -> plt.Line2D:
     value, low, high = (math.nan if row[name] is None else float(row[name]) for name in ("value", "low", "high"))
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="round")
-    (dot,) = axes.plot(value, place, "osD^v<>P"[i % 8], color=colour, markersize=6)
-    text = "undefined" if math.isnan(value) else f"{value:+.3f}" + " (no interval)" * math.isnan(low)
+    (dot,) = axes.plot(value, place, style.MARKERS[i % 8], color=colour, markersize=6)
+    if math.isnan(value):
+        text = "undefined"
+    else:
+        text = f"{value:+.3f} (no interval)" if math.isnan(low) else f"{value:+.3f}"
     axes.annotate(text, (1.02, place), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
     return dot

@@ -24,7 +24,9 @@ COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56b4e9", "#e69f00", "#4d4d4d", "#7a5195"
 MARKERS = "osD^v<>P"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 SPLITS = {"train": BLUE, "val": ORANGE, "test": GREEN}
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 SCREEN_DPI, FILE_DPI = 100, 160
+TALLEST = 40  # inches; what would be taller is squeezed, since memory grows with the area
 PANEL = 420  # fewest pixels on a side of a picture that `panels` draws: about twice what a page shows
 
 STYLE = {
@@ -42,25 +44,39 @@ STYLE = {
 }
 
 
+def applied():
+    """A context in which matplotlib has its defaults and our style, whatever the user's matplotlibrc says."""
+    return plt.style.context(["default", STYLE])
+
+
+class Styled(Figure):
+    """A figure that keeps the style when a notebook draws it later."""
+
+    def draw(self, renderer) -> None:
+        """Draws; some texts of the axes are made only now, with the settings of this moment."""
+        with applied():
+            super().draw(renderer)
+
+
 def styled(draw):
     """Draws with the project's style and leaves the caller's settings as they were."""
 
     @functools.wraps(draw)
     def figure(*args, **kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with applied():
             return draw(*args, **kwargs)
 
     return figure
 
 
 def open(width: float, height: float, title: str, note: str) -> Figure:
-    """An empty closed figure, `height` inches below the title and the note, which stand in a strip of their own."""
+    """An empty closed figure, `height` inches below title and note, which have a strip of their own at the top."""
     letters = int(width * 13)  # of the title's size in one line
     lines = textwrap.wrap(plain(title, 400), letters) if title else []
     notes = textwrap.wrap(plain(note, 400), int(letters * 1.15)) if note else []
     strip = 0.10 + 0.20 * len(lines) + 0.19 * len(notes) if lines or notes else 0
-    height += strip
-    figure = plt.figure(figsize=(width, height), layout="constrained")
+    height = min(height, TALLEST) + strip
+    figure = plt.figure(figsize=(width, height), layout="constrained", FigureClass=Styled)
     plt.close(figure)
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.06, h_pad=0.06)
     top = 1 - 0.05 / height
@@ -75,6 +91,16 @@ def plain(text, width: int = 60) -> str:
     """`text` on one line with control characters made visible, cut in the middle to `width` characters."""
     text = shown(text)
     return text if len(text) <= width else f"{text[:width - width // 3 - 1]}…{text[-(width // 3):]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 patient`, `12 patients`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def method_name(method: str) -> str:
+    """The name of a heatmap method as papers write it."""
+    return method.replace("gradcam", "Grad-CAM").replace("hirescam", "HiResCAM")
 
 
 def wrapped(text, width: int, lines: int = 2) -> str:
@@ -120,7 +146,16 @@ def by_epoch(axes, epochs) -> None:
     axes.set_xlim(low - margin, high + margin)
 
 
+def rows(axes, names) -> None:
+    """A y axis with a name for each row, the first on top."""
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+
+
 def class_ticks(axis, classes, width: int = 22, rotate: bool = False) -> None:
+    """Names of classes at the ticks that are there, in two lines each or slanting."""
     names = [wrapped(name, width) for name in classes]
     if rotate:
         axis.set_ticks(axis.get_ticklocs(), names, rotation=40, ha="right", rotation_mode="anchor")
@@ -173,7 +208,7 @@ def encoded(sheet: Image.Image) -> bytes:
 def save(figure: Figure, path: Path) -> Figure:
     """Writes the figure as PNG, the same bytes for the same figure, and returns it, so that a cell can end with it."""
     content = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with applied():
         figure.savefig(content, format="png", dpi=FILE_DPI, metadata={"Software": None})
     files.write_bytes(path, content.getvalue())
     return figure
