@@ -227,12 +227,16 @@ def one_hot(image, label):
 
 def isic(folder, rows=ISIC_ROWS, truth=None, files=None, ending=".jpg"):
     """The two tables of ISIC 2019 and empty files. truth: the text of GroundTruth; files: the names there are."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     (folder / isic2019.TRUTH).write_text(truth or ISIC_HEAD + "".join(one_hot(row[0], row[1]) for row in rows))
     (folder / isic2019.METADATA).write_text("image,age_approx,anatom_site_general,lesion_id,sex\n"
                                             + "".join(f"{i},{a},{s},{le},{x}\n" for i, _, a, s, le, x in rows))
     put(folder, *(f"{isic2019.INPUT}/{name}{ending}" for name in (files or [row[0] for row in rows])))
     return folder
+
+
+# The layout of every reader's data set, by the reader's name: what makes one in a folder and returns where it begins.
+LAYOUTS = {"breakhis": lambda folder: breakhis_tree(folder) / BREAST, "isic2019": isic}
 
 
 def own(folder, text, names=("a.png", "b.png", "c/d.png"), encoding="utf-8"):

@@ -22,7 +22,7 @@ import torch
 from patholib import cli
 from patholib.base.errors import PathoError
 from patholib.base.team import Team, joined
-from patholib.model import architectures, building
+from patholib.model import building
 from patholib.train import launching, training
 
 PATIENCE = 180.0  # seconds after which a team counts as hung
@@ -128,13 +128,8 @@ def same(one: dict, other: dict) -> bool:
 @contextlib.contextmanager
 def small_networks():
     """Lets the recipe of demo images, too, train the small network: its ResNet50 would take minutes."""
-    before = architectures.NETWORKS["resnet50"]
-    architectures.NETWORKS["resnet50"] = (tiny.Network, None, "fc", 32)
-    try:
-        with tiny.network():
-            yield
-    finally:
-        architectures.NETWORKS["resnet50"] = before
+    with tiny.in_place_of("resnet50"), tiny.network():
+        yield
 
 
 if __name__ == "__main__":  # what `jobs.PROGRAM` is in tests

@@ -28,21 +28,27 @@ TIMES = ["seconds", "val_seconds", "images_per_second"]  # columns of a history 
 
 
 class Network(nn.Module):
-    """The nine blocks of ResNet18 by torchvision's names, each one convolution of 4 to 32 channels."""
+    """The blocks of a ResNet by torchvision's names, by default ResNet18's, each one convolution of 4 to 32 channels."""
 
-    def __init__(self, weights=None):
+    def __init__(self, weights=None, counts=(2, 2, 2, 2)):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 4, 7, 2, 3, bias=False), nn.BatchNorm2d(4)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        for number, (narrow, wide) in enumerate(itertools.pairwise((4, 4, 8, 16, 32)), 1):
-            setattr(self, f"layer{number}", nn.Sequential(block(narrow, wide, wide // narrow), block(wide, wide)))
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        for number, ((narrow, wide), count) in enumerate(zip(itertools.pairwise((4, 4, 8, 16, 32)), counts,
+                                                             strict=True), 1):
+            setattr(self, f"layer{number}", nn.Sequential(block(narrow, wide, wide // narrow),
+                                                          *(block(wide, wide) for _ in range(count - 1))))
 
     def forward(self, images):
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps = layer(maps)
-        return self.fc(self.avgpool(maps).flatten(1))
+        return self.fc(maps.mean((2, 3)))
+
+
+def deep(weights=None):
+    """The same with the blocks of ResNet50."""
+    return Network(counts=(3, 4, 6, 3))
 
 
 def block(before, after, stride=1):
@@ -53,12 +59,20 @@ def block(before, after, stride=1):
 @contextlib.contextmanager
 def network():
     """Lets resnet18 be that network, whose checkpoint takes milliseconds instead of half a second."""
-    before = architectures.NETWORKS["resnet18"]
-    architectures.NETWORKS["resnet18"] = (Network, None, "fc", 32)
+    with in_place_of("resnet18"):
+        yield
+
+
+@contextlib.contextmanager
+def in_place_of(arch):
+    """Lets resnet18 or resnet50 be this network."""
+    before = architectures.NETWORKS[arch]
+    constructor = {"resnet18": "tiny:Network", "resnet50": "tiny:deep"}[arch]
+    architectures.NETWORKS[arch] = replace(before, constructor=constructor, channels=32, last_norm="")
     try:
         yield
     finally:
-        architectures.NETWORKS["resnet18"] = before
+        architectures.NETWORKS[arch] = before
 
 
 def image_set(train=32, val=16, seed=0, cue=60):

@@ -14,6 +14,7 @@ from patholib.base.errors import PathoError
 if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
 
+
 @dataclass(frozen=True)
 class Batch:
     """Images in training order with what belongs to each; of several processes, one's share of them."""

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -18,10 +19,10 @@ from patholib.base.errors import PathoError
 from patholib.base.progress import bar
 from patholib.data import decoding
 
-WRITE_DOWN = 5.0  # seconds of a check that a kill may cost
+SAVE_EVERY = 5.0  # seconds of work that are lost at most when a check is killed
 
-# Problems of the moment, not of the bytes: the next check looks again instead of remembering them.
-PASSING = {"unreadable", "io_error", "changed_file", "missing_file"}
+# Problems that may be gone at the next check, which therefore looks again.
+TEMPORARY = {"unreadable", "io_error", "changed_file", "missing_file"}
 
 
 def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = None) -> Path:
@@ -56,7 +57,7 @@ def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndar
 
 
 def build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, workers: int, progress: bool,
-           say: Callable) -> list[dict]:
+          say: Callable) -> list[dict]:
     """Writes the cache and, beside it, the facts of every file; a refused file's pixels stay zero and unused."""
     shape = (len(facts), size, size, 3)
     need = int(np.prod(shape))
@@ -80,7 +81,7 @@ def build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, worke
         files.write_text(cache.with_suffix(".json"), json.dumps({"files": facts}))  # unindented: quicker
         _journal(part).unlink(missing_ok=True)
     except PathoError as error:
-        if error.code in ("no_space", "output_unwritable"):  # the space is given back; other builds can be gone on with
+        if error.code in ("no_space", "output_unwritable"):  # give the space back; after other errors it can resume
             part.unlink(missing_ok=True)
             _journal(part).unlink(missing_ok=True)
         raise
@@ -102,16 +103,12 @@ def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, wor
           say: Callable) -> list[dict]:
     """Decodes every file into the array at `part`, on disk when it returns; the facts of all, in order.
 
-    What is done is written down every few seconds, and a build that was killed goes on from there.
+    What is done is saved every few seconds, and a build that was killed resumes from there.
     """
     done = _done_before(part, shape)
     if done:
-        say(f"Going on with a check that was interrupted: {len(done):,} of {len(facts):,} images are done")
-    with _writable(part):
-        pixels = np.lib.format.open_memmap(part, "r+" if done else "w+", np.uint8, shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a bus error in the mapping
-            with part.open("r+b") as stream:
-                os.posix_fallocate(stream.fileno(), 0, part.stat().st_size)
+        say(f"Resuming an interrupted check: {len(done):,} of {len(facts):,} images are done")
+    pixels = _allocated(part, shape, resume=bool(done))
 
     def work(i: int) -> dict:
         fact, square = _examine(root / facts[i]["path"], facts[i], shape[1], fit)
@@ -119,34 +116,45 @@ def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, wor
             pixels[i] = square
         return fact
 
-    named = [fact["path"] for fact in facts].__getitem__
+    names = [fact["path"] for fact in facts]
     todo = [i for i in range(len(facts)) if i not in done]
     meter = bar(shown=progress, total=len(facts), initial=len(done), desc="Checking images", unit="img",
                 leave=False)
     with _writable(part):
         journal = _journal(part).open("a" if done else "w", encoding="utf-8")
-    fresh: dict[int, dict] = {}
-
-    def write_down() -> float:
-        with _writable(part):
-            pixels.flush()  # first, or a power cut would leave a line about pixels that are not there
-            journal.writelines(json.dumps([i, fact]) + "\n" for i, fact in fresh.items())
-            journal.flush()
-        done.update(fresh)
-        fresh.clear()
-        return time.monotonic()
-
-    with meter, journal, contextlib.closing(cpu.in_order(work, todo, workers, 16 * workers, named)) as found:
-        since = time.monotonic()
+    results = cpu.in_order(work, todo, workers, 16 * workers, names.__getitem__)
+    with meter, journal, contextlib.closing(results):
+        fresh: dict[int, dict] = {}
+        saved = time.monotonic()
         try:
-            for i, fact in zip(todo, found, strict=True):
+            for i, fact in zip(todo, results, strict=True):
                 fresh[i] = fact
                 meter.update()
-                if time.monotonic() - since > WRITE_DOWN:
-                    since = write_down()
+                if time.monotonic() - saved > SAVE_EVERY:
+                    _save(part, pixels, journal, fresh)
+                    done, fresh, saved = done | fresh, {}, time.monotonic()
         finally:
-            write_down()
+            _save(part, pixels, journal, fresh)
+    done |= fresh
     return [done[i] for i in range(len(facts))]
+
+
+def _allocated(part: Path, shape: tuple, resume: bool) -> np.memmap:
+    """The array in the file `part`, whose place on the disk is taken at once."""
+    with _writable(part):
+        pixels = np.lib.format.open_memmap(part, "r+" if resume else "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a bus error in the mapping
+            with part.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, part.stat().st_size)
+    return pixels
+
+
+def _save(part: Path, pixels: np.memmap, journal: IO[str], fresh: dict[int, dict]) -> None:
+    """Writes pixels and then the facts of the files that are newly done, so that a killed build can resume."""
+    with _writable(part):
+        pixels.flush()  # first, or a power cut would leave a line about pixels that are not there
+        journal.writelines(json.dumps([i, fact]) + "\n" for i, fact in fresh.items())
+        journal.flush()
 
 
 def _journal(part: Path) -> Path:
@@ -154,14 +162,14 @@ def _journal(part: Path) -> Path:
 
 
 def _done_before(part: Path, shape: tuple) -> dict[int, dict]:
-    """The facts of the files that an interrupted build has written down, by index; problems of the moment are none."""
+    """The facts of the files that an interrupted build has saved, by index; temporary problems do not count."""
     done: dict[int, dict] = {}
     try:
         if np.load(part, mmap_mode="r").shape != shape:
             return done
         for line in _journal(part).read_text(encoding="utf-8").splitlines():
             i, fact = json.loads(line)
-            if fact.get("problem", {}).get("code") not in PASSING:
+            if fact.get("problem", {}).get("code") not in TEMPORARY:
                 done[i] = fact
     except (OSError, ValueError):  # none, or cut off in its last line: what stands before counts
         return done
@@ -179,7 +187,7 @@ def known_facts(cache: Path, now: list[dict], size: int) -> list[dict] | None:
     except (PathoError, KeyError, ValueError, OSError):  # cut off by a crash or by hand: it is built anew
         return None
     known = [fact if "problem" in fact else old for fact, old in zip(now, known, strict=False)]
-    passing = any(fact["mtime_ns"] and fact.get("problem", {}).get("code") in PASSING for fact in known)
+    passing = any(fact["mtime_ns"] and fact.get("problem", {}).get("code") in TEMPORARY for fact in known)
     return known if fits and not passing else None
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -57,20 +57,14 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
     out_of_memory.
     """
     start = time.perf_counter()
-    if on_bad not in ("error", "skip"):
-        raise PathoError("bad_parameter", f"on_bad={on_bad!r}", "is neither 'error' nor 'skip'",
-                         nearest(on_bad, ("error", "skip")))
-    if len(manifest.table) == 0:
-        raise PathoError("no_images", str(manifest.root), "has no image in its manifest", "Choose another data folder")
-    decoding.to_square(Image.new("RGB", (1, 1)), size, fit)  # a wrong fit stops here, not at the first file
+    _check_settings(manifest, size, fit, on_bad)
     say = print if progress else (lambda text: None)
     workers = cpu.threads(workers, say)
-
     root, paths = Path(manifest.root), manifest.table["path"].tolist()
     facts = [_first_facts(root, path) for path in paths]
     cache = caching.cache_file(facts, size, fit, cache_dir)
     known = caching.known_facts(cache, facts, size)
-    with warnings.catch_warnings():  # Pillow's asides on damaged files, each of which gets its own line in the report
+    with warnings.catch_warnings():  # Pillow's warnings about damaged files, each of which has its line in the report
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         facts = known or caching.build(cache, root, facts, size, fit, workers, progress, say)
     pixels = np.load(cache, mmap_mode="r").view(np.ndarray)  # (M, S, S, 3); still mapped, and read-only
@@ -81,7 +75,7 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
               "size": size, "fit": fit} | report
     report["cache"] = {"file": cache.name, "bytes": cache.stat().st_size, "reused": known is not None}
     report["seconds"] = round(seconds, 3)
-    folder = Path(report_dir or files.outputs() / "data-check" / f"{manifest.source}{'-demo' * manifest.demo}")
+    folder = Path(report_dir or _usual_folder(manifest))
     see = f"see {caching.short(folder / 'data_report.html')}"
     stop = _stop(report, on_bad, see)
     report["stopped"] = stop and stop.code
@@ -91,13 +85,32 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
     if stop is not None:
         stop.report = report
         raise stop
+    return _checked(manifest, facts, keep, pixels, report, pictures)
 
+
+def _check_settings(manifest, size: int, fit: str, on_bad: str) -> None:
+    if on_bad not in ("error", "skip"):
+        raise PathoError("bad_parameter", f"on_bad={on_bad!r}", "is neither 'error' nor 'skip'",
+                         nearest(on_bad, ("error", "skip")))
+    if len(manifest.table) == 0:
+        raise PathoError("no_images", str(manifest.root), "has no image in its manifest", "Choose another data folder")
+    decoding.to_square(Image.new("RGB", (1, 1)), size, fit)  # a wrong fit stops here, not at the first file
+
+
+def _usual_folder(manifest) -> Path:
+    """Where the report of these images goes, unless another folder is named."""
+    return files.outputs() / "data-check" / (f"{manifest.source}-demo" if manifest.demo else manifest.source)
+
+
+def _checked(manifest, facts: list[dict], keep: np.ndarray, pixels: np.ndarray, report: dict,
+             pictures: dict[str, bytes]) -> Checked:
+    """The images that stay, over the whole cache."""
     table = manifest.table[keep].assign(row=np.flatnonzero(keep)).reset_index(drop=True)
     sound = dataclasses.replace(manifest, table=table.drop(columns="row"))
     columns = ("path", "bytes", "sha256", "width", "height", "mode", "kind")
-    known_of = pd.DataFrame({c: [fact.get(c, "") for fact in facts] for c in columns})
+    listed = pd.DataFrame({c: [fact.get(c, "") for fact in facts] for c in columns})
     copies = {path: entry["kept"] for entry in report["duplicates"] for path in entry["dropped"]}
-    return Checked(sound, ImageSet(pixels, table, tuple(manifest.classes), copies), report, known_of, pictures)
+    return Checked(sound, ImageSet(pixels, table, tuple(manifest.classes), copies), report, listed, pictures)
 
 
 def _first_facts(root: Path, name: str) -> dict:
@@ -115,59 +128,77 @@ def _first_facts(root: Path, name: str) -> dict:
 
 def _judge(manifest, facts: list[dict]) -> tuple[dict, np.ndarray]:
     """The report on all files, and which of them stay, (M,) bool."""
-    table = manifest.table
-    labels = table["label"].to_numpy()
+    labels = manifest.table["label"].to_numpy()
     problems = {i: fact["problem"] for i, fact in enumerate(facts) if "problem" in fact}
-    problems |= _too_blank(facts, labels) | _not_as_listed(table, facts)
+    problems |= _too_blank(facts, labels) | _not_as_listed(manifest.table, facts)
     damaged = Counter(labels[i] for i in problems)
-
-    alike: dict[str, list[int]] = {}
-    for i, fact in enumerate(facts):
-        if i not in problems:
-            alike.setdefault(fact["pixels"], []).append(i)
-    duplicates, conflicts, shared, dropped = [], [], [], {}
-    for same in (group for group in alike.values() if len(group) > 1):
-        paths = [facts[i]["path"] for i in same]
-        if len(set(labels[same])) > 1:
-            conflicts.append({"paths": paths, "labels": list(labels[same])})
-            for i in same:
-                others = ", ".join(f"{shown(facts[j]['path'])} ({labels[j]})" for j in same if j != i)
-                problems[i] = {"code": "label_conflict", "reason": f"is labelled {labels[i]}, but equals {others}",
-                               "remedy": "Correct the label, or let on_bad='skip' exclude them all"}
-            continue
-        values = {column: sorted(set(table[column].to_numpy()[same]))
-                  for column in dict.fromkeys((*manifest.levels, manifest.group_by, *manifest.subgroups))}
-        differ = {column: found for column, found in values.items() if len(found) > 1}
-        duplicates.append({"kept": paths[0], "dropped": paths[1:], "differ": differ})
-        dropped |= {i: f"has the same pixels as {shown(paths[0])}" for i in same[1:]}
-        shared += [{"paths": paths, "column": column, "values": found} for column, found in differ.items()
-                   if column not in manifest.subgroups]
+    equal = _equal_pictures(manifest, facts, problems)
+    problems |= equal.problems
 
     def listed(i: int, code: str, reason: str) -> dict:
         return {"path": facts[i]["path"], "sha256": facts[i].get("sha256", ""), "code": code, "reason": reason}
 
     excluded = [listed(i, p["code"], p["reason"]) for i, p in problems.items()]
-    excluded += [listed(i, "duplicate", reason) for i, reason in dropped.items()]
+    excluded += [listed(i, "duplicate", reason) for i, reason in equal.dropped.items()]
     sound = [fact for i, fact in enumerate(facts) if i not in problems]
-    warnings = [{"path": f["path"], "code": code, "reason": reason} for f in sound for code, reason in f["warnings"]]
-    keep = np.array([i not in problems and i not in dropped for i in range(len(facts))])
+    odd = [{"path": f["path"], "code": code, "reason": reason} for f in sound for code, reason in f["warnings"]]
+    keep = np.array([i not in problems and i not in equal.dropped for i in range(len(facts))])
     return {
-        "counts": {"files": len(facts), "kept": int(keep.sum()), "problems": len(problems), "duplicates": len(dropped),
+        "counts": {"files": len(facts), "kept": int(keep.sum()), "problems": len(problems),
+                   "duplicates": len(equal.dropped),
                    "by_code": dict(Counter(entry["code"] for entry in excluded).most_common()),
-                   "warnings": dict(Counter(entry["code"] for entry in warnings).most_common())},
+                   "warnings": dict(Counter(entry["code"] for entry in odd).most_common())},
         "per_class": {name: {"files": int((labels == name).sum()), "kept": int((labels[keep] == name).sum()),
                              "damaged": damaged[name]} for name in manifest.classes},
         "problems": [listed(i, p["code"], p["reason"]) | {"remedy": p["remedy"]} for i, p in sorted(problems.items())],
         "excluded": sorted(excluded, key=lambda entry: entry["path"]),
-        "warnings": warnings,
-        "duplicates": duplicates,
-        "label_conflicts": conflicts,
-        "groups_sharing_pixels": shared,  # a leak if the groups stand in different splits
+        "warnings": odd,
+        "duplicates": equal.duplicates,
+        "label_conflicts": equal.conflicts,
+        "groups_sharing_pixels": equal.shared,  # a leak if the groups stand in different splits
         "sizes": dict(Counter(f"{fact['width']}x{fact['height']}" for fact in sound).most_common()),
         "modes": dict(Counter(fact["mode"] for fact in sound).most_common()),
         "kinds": dict(Counter(fact["kind"] for fact in sound).most_common()),
         "found": manifest.found,  # what the reader counted, also of the files that are in no row
     }, keep
+
+
+class _Equal(NamedTuple):
+    """What was found of files with equal pixels."""
+
+    duplicates: list[dict]  # under one label: the path that is kept, those that are dropped, columns that differ
+    conflicts: list[dict]  # under several labels: paths and labels
+    shared: list[dict]  # pictures of two groups: paths, column, its values
+    dropped: dict[int, str]  # index of a file: the reason
+    problems: dict[int, dict]  # index of a file in conflict: its problem
+
+
+def _equal_pictures(manifest, facts: list[dict], problems: dict[int, dict]) -> _Equal:
+    """Files with equal pixels, among those without a problem."""
+    table, labels = manifest.table, manifest.table["label"].to_numpy()
+    by_pixels: dict[str, list[int]] = {}
+    for i, fact in enumerate(facts):
+        if i not in problems:
+            by_pixels.setdefault(fact["pixels"], []).append(i)
+    equal = _Equal([], [], [], {}, {})
+    for same in (rows for rows in by_pixels.values() if len(rows) > 1):
+        paths = [facts[i]["path"] for i in same]
+        if len(set(labels[same])) > 1:
+            equal.conflicts.append({"paths": paths, "labels": list(labels[same])})
+            for i in same:
+                others = ", ".join(f"{shown(facts[j]['path'])} ({labels[j]})" for j in same if j != i)
+                equal.problems[i] = {"code": "label_conflict",
+                                     "reason": f"is labelled {labels[i]}, but equals {others}",
+                                     "remedy": "Correct the label, or let on_bad='skip' exclude them all"}
+            continue
+        values = {column: sorted(set(table[column].to_numpy()[same]))
+                  for column in dict.fromkeys((*manifest.levels, manifest.group_by, *manifest.subgroups))}
+        differ = {column: several for column, several in values.items() if len(several) > 1}
+        equal.duplicates.append({"kept": paths[0], "dropped": paths[1:], "differ": differ})
+        equal.dropped.update({i: f"has the same pixels as {shown(paths[0])}" for i in same[1:]})
+        equal.shared.extend({"paths": paths, "column": column, "values": several}
+                            for column, several in differ.items() if column not in manifest.subgroups)
+    return equal
 
 
 def _allowed(count: int) -> int:

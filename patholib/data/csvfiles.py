@@ -27,8 +27,6 @@ def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) 
     raise PathoError(code, f"{len(problems)} problems", f"{counts}{''.join(lines)}", remedy)
 
 
-# --- CSV --------------------------------------------------------------------------------------------------------------
-
 def read_csv(path: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
     """A CSV as text, "" where a cell is empty; the index is each row's line in the file.
 

@@ -34,7 +34,7 @@ FORMATS = {
 AGAIN = "Download or copy the file again"
 EXPORT = "Export the picture as PNG first"
 # What a file that ends in .png or .jpg turns out to be, in the order in which it is looked for.
-STRANGERS = (
+NOT_PICTURES = (
     (rb"version https://git-lfs", "a git-LFS pointer, not the file itself", "Run `git lfs pull` in the data folder"),
     (rb"\s*<(!doctype\s+html|html|head|body)", "a web page, probably an error or log-in page", AGAIN),
     (rb"\s*(<\?xml.*?)?(<!--.*?-->\s*)?(<!DOCTYPE svg.*?)?<svg", "an SVG drawing", EXPORT),
@@ -50,7 +50,7 @@ STRANGERS = (
     (rb"[\t\n\r\x20-\x7e]+$", "a text", AGAIN),
 )
 # Pictures, but of formats that hold too few colours or that Pillow reads only with extra libraries.
-FOREIGN = (
+OTHER_FORMATS = (
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
     (rb"....ftyp(heic|heix|mif1|msf1|avif)", "HEIF or AVIF"),
     (rb"8BPS", "Photoshop"),
@@ -78,8 +78,6 @@ class Note(NamedTuple):
 
     code: str
     reason: str
-
-
 
 
 def read(source, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -117,7 +115,7 @@ def to_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
     elif fit == "pad":
         target = tuple(max(1, round(side * size / max(width, height))) for side in (width, height))
     elif fit != "squeeze":
-        raise PathoError("bad_parameter", f"fit={fit!r}", "is no way to make a square",
+        raise PathoError("bad_parameter", f"fit={fit!r}", "is not a way to make a square",
                          nearest(fit, ("crop", "pad", "squeeze")))
     # Hamming is as quick as bilinear and nearly as sharp as bicubic when shrinking; bicubic is better at enlarging.
     shrinks = target[0] < box[2] - box[0]
@@ -152,7 +150,7 @@ def read_content(path: Path | str, name: str, max_pixels: int = MAX_PIXELS) -> b
 
 
 def most_bytes(max_pixels: int) -> int:
-    """No honest file of that many pixels is larger."""
+    """The most bytes that a file of so many pixels can need."""
     return 8 * max_pixels + 2**20
 
 
@@ -162,14 +160,14 @@ def content(path: Path, facts: os.stat_result, name: str, limit: int) -> bytes:
         raise _too_many_bytes(name, facts.st_size, limit)
     try:
         with path.open("rb") as stream:
-            content = stream.read()
+            whole = stream.read()
             now = os.fstat(stream.fileno())
     except OSError as error:
         raise _unread(name, error) from error
-    if (len(content), now.st_mtime_ns) != (facts.st_size, facts.st_mtime_ns):
+    if (len(whole), now.st_mtime_ns) != (facts.st_size, facts.st_mtime_ns):
         raise PathoError("changed_file", name, "changed while it was being read",
                          "Wait until copying has ended and check again")
-    return content
+    return whole
 
 
 def _unread(name: str, error: OSError) -> PathoError:
@@ -229,10 +227,10 @@ def _kind(content: bytes, name: str) -> str:
     for kind, (magic, _) in FORMATS.items():
         if re.match(magic, start, re.DOTALL):
             return kind
-    for magic, what, remedy in STRANGERS:
+    for magic, what, remedy in NOT_PICTURES:
         if re.match(magic, start, re.DOTALL | re.IGNORECASE):
             raise PathoError("not_an_image", name, f"is {what}", remedy)
-    for magic, what in FOREIGN:
+    for magic, what in OTHER_FORMATS:
         if re.match(magic, start, re.DOTALL):
             raise PathoError("unsupported_format", name, f"is a picture in {what} format", EXPORT)
     raise PathoError("not_an_image", name, f"starts with the bytes {start[:8].hex(' ')}, as no known picture does",

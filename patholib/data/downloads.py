@@ -122,7 +122,7 @@ def _check_space(missing: list[SourceFile], folder: Path) -> None:
 def _read(source: Source, folder: Path) -> Path:
     """Reads what is there, as a training would, and says what it found."""
     images = len(readers.read(folder).table)
-    odd = "" if images == source.images else f", although {source.images:,} were published"
+    odd = "" if source.images in (None, images) else f", although {source.images:,} were published"
     print(f"{source.title}: {images:,} images in {folder}{odd}. Train on them: -p data {folder}")
     return folder
 

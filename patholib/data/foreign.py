@@ -13,18 +13,17 @@ import pandas as pd
 
 from patholib.base.errors import PathoError, nearest
 from patholib.data.csvfiles import read_csv, stop_on
-from patholib.data.readers import breakhis, isic2019, table
+from patholib.data.readers import breakhis, isic2019
 from patholib.data.readers.folders import IMAGES, is_demo, subfolders, walk
+from patholib.data.readers.table import ALIASES
 from patholib.data.splitting import SPLITS
 
 SYNONYMS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
             "test": "test", "testing": "test"}
-NAMES = {"path": ("path", *table.ALIASES["path"], "filename", "image_id", "isic_id"),
+NAMES = {"path": ("path", *ALIASES["path"], "filename", "image_id", "isic_id"),
          "label": ("label", "class", "target"), "split": ("split", "set", "subset", "given_split")}
 IDS = re.compile(r"(given_)?(slide|specimen|case|lesion|patient|subject|group)([ _]?(id|no|number))?", re.IGNORECASE)
 ISIC = r"ISIC_\d{7}(_downsampled)?"
-
-
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Listed:
 
 
 def read(split, root: Path | None, columns: Mapping[str, str]) -> Listed:
+    """The images of a split: {part: folder}, a table, a CSV, or a folder with a subfolder for each part."""
     if isinstance(split, Mapping):
         return _from_folders([(_split_of(name), Path(folder)) for name, folder in split.items()], "folders")
     if isinstance(split, pd.DataFrame):
@@ -51,7 +51,7 @@ def read(split, root: Path | None, columns: Mapping[str, str]) -> Listed:
 
 def _split_of(name: str) -> str:
     if name.lower() not in SYNONYMS:
-        raise PathoError("unknown_split", name, "is no split", nearest(name, SYNONYMS))
+        raise PathoError("unknown_split", name, "is not a split", nearest(name, SYNONYMS))
     return SYNONYMS[name.lower()]
 
 
@@ -60,7 +60,7 @@ def _from_folders(parts: list[tuple[str, Path]], name: str) -> Listed:
     rows, places = [], []
     for part, folder in sorted(parts, key=lambda both: SPLITS.index(both[0])):
         if not folder.is_dir():
-            raise PathoError("missing_file", str(folder), "is no folder", "Name the folder of the images")
+            raise PathoError("missing_file", str(folder), "is not a folder", "Name the folder of the images")
         for image in walk(folder)[0]:
             label, below, _ = image.partition("/")
             rows.append((f"{part}/{image}", label if below else "", part))
@@ -111,8 +111,6 @@ def _places(root: Path, paths: Iterable[str]) -> list[Path | None]:
                      if name in names(path.parent)), None)
 
     return [place(root / path) for path in paths]
-
-
 
 
 def ids(listed: pd.DataFrame, asked: Iterable[str], metadata: Path | None) -> tuple[dict[str, pd.Series], list[str]]:

@@ -16,9 +16,7 @@ from patholib.base.errors import PathoError, nearest, shown
 from patholib.data import decoding
 from patholib.data.csvfiles import stop_on
 
-GLIMPSE = 64  # pixels; the side of a picture in the report
-
-
+THUMBNAIL = 64  # pixels; the side of a picture in the report
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class ImageSet:
         place = {name: i for i, name in enumerate(self.classes)}
         unknown = sorted(set(self.table["label"].tolist()) - set(place))
         if unknown:
-            raise PathoError("unknown_class", unknown[0], "is a label but no class of the set",
+            raise PathoError("unknown_class", unknown[0], "is a label but not a class of the set",
                              nearest(unknown[0], self.classes))
         return self.table["label"].map(place).to_numpy(np.int64)
 
@@ -50,7 +48,7 @@ class ImageSet:
                              "Call with_split(table) with the table of manifest.split first")
         known = sorted(set(self.table["split"]))
         if split not in known:
-            raise PathoError("unknown_split", split, "is no split of these images", nearest(split, known))
+            raise PathoError("unknown_split", split, "is not a split of these images", nearest(split, known))
         chosen = self.table[self.table["split"] == split].reset_index(drop=True)
         return dataclasses.replace(self, table=chosen)
 
@@ -93,24 +91,26 @@ def pictures(paths: list[str], facts: list[dict], pixels: np.ndarray, root: Path
     found = {}
     for path in paths:
         i = place[path]
-        image = Image.fromarray(pixels[i]) if "pixels" in facts[i] else _glimpse(root, facts[i])
+        image = Image.fromarray(pixels[i]) if "pixels" in facts[i] else _visible(root, facts[i])
         if image is not None:
-            found[path] = decoding.thumbnail(image, GLIMPSE)
+            found[path] = decoding.thumbnail(image, THUMBNAIL)
     return found
 
 
-def _glimpse(root: Path, fact: dict) -> Image.Image | None:
+def _visible(root: Path, fact: dict) -> Image.Image | None:
     """What can be seen of a refused file, also of a damaged one; None where nothing can."""
     path, code = root / fact["path"], fact["problem"]["code"]
     if code not in ("corrupt", "multi_frame", "unsupported_format", "unsupported_mode"):
         return None
-    readers = set(decoding.FORMATS) - {"TIFF"} if code != "unsupported_mode" else decoding.FORMATS  # libtiff prints on every damaged tag
+    formats = set(decoding.FORMATS)
+    if code != "unsupported_mode":
+        formats -= {"TIFF"}  # libtiff prints on every damaged tag
     try:
         content = decoding.read_content(path, path.name)
-        image = Image.open(io.BytesIO(content), formats=list(readers))
+        image = Image.open(io.BytesIO(content), formats=list(formats))
         if image.width * image.height > decoding.MAX_PIXELS:
             return None
-        image.draft("RGB", (GLIMPSE, GLIMPSE))  # a JPEG is decoded at an eighth of its size
+        image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a JPEG is decoded at an eighth of its size
         with contextlib.suppress(Exception):
             image.load()
         image.tile = []  # nothing more to decode: Pillow then gives what it has
@@ -120,5 +120,5 @@ def _glimpse(root: Path, fact: dict) -> Image.Image | None:
             values = np.asarray(image, dtype=np.float64)
             seen = Image.fromarray(np.uint8((values - values.min()) / np.ptp(values) * 255)).convert("RGB")
         return None if decoding.blank(seen) else seen
-    except Exception:  # it was refused already, and whatever Pillow has against it is no news
+    except Exception:  # it was refused already: another error of Pillow's adds nothing
         return None

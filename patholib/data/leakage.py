@@ -56,7 +56,7 @@ def _look(listed: Listed, progress: bool) -> _Seen:
         try:
             content = decoding.read_content(listed.places[i], paths[i])
         except PathoError as error:  # what is too large still has bytes; a pipe would never end
-            passing = error.code in caching.PASSING | {"broken_link"}
+            passing = error.code in caching.TEMPORARY | {"broken_link"}
             return "" if passing else files.sha256(listed.places[i]), "", error.code
         sha256 = hashlib.sha256(content).hexdigest()
         try:

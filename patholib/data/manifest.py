@@ -15,7 +15,7 @@ from patholib.base.files import as_least_able
 from patholib.data import csvfiles
 
 DEMO_NOTE = "Demo images: not a result"
-UNWRITABLE = re.compile("[\r\ud800-\udfff]")  # a lone \\r ends a CSV line; surrogates stand for bytes of no text
+_UNWRITABLE = re.compile("[\r\ud800-\udfff]")  # a lone \\r ends a CSV line; surrogates stand for bytes of no text
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,7 +33,7 @@ class Manifest:
     group_by: str  # the column that must not be shared between splits
     levels: tuple[str, ...]  # all id columns, finest first; an id is never ""
     subgroups: tuple[str, ...]  # columns worth reporting apart
-    source: str  # "breakhis", "isic2019" or "table"
+    source: str  # the name of the reader; "table" for a CSV
     demo: bool  # generated images: nothing measured on them is a result
     found: dict  # what the reader counted, JSON values
 
@@ -41,7 +41,7 @@ class Manifest:
         needed = ("path", "label", *self.levels, *self.subgroups)
         missing = [name for name in needed if name not in self.table.columns]
         if missing or self.group_by not in self.levels:
-            raise PathoError("bad_manifest", ", ".join(missing) or self.group_by, "is no id column of the table",
+            raise PathoError("bad_manifest", ", ".join(missing) or self.group_by, "is not an id column of the table",
                              f"Columns: {', '.join(self.table.columns)}; ids: {', '.join(self.levels)}")
         for name in self.table.columns:
             texts = self.table[name].tolist()  # a column iterates ten times slower than a list
@@ -54,7 +54,7 @@ class Manifest:
                 raise PathoError("bad_manifest", name, "is empty in some rows", "Give every image an id of its own")
         unknown = sorted(set(self.table["label"].tolist()) - set(self.classes))
         if unknown:
-            raise PathoError("bad_manifest", unknown[0], "is no class", nearest(unknown[0], self.classes))
+            raise PathoError("bad_manifest", unknown[0], "is not a class", nearest(unknown[0], self.classes))
         _refuse_collisions(self.table["path"].tolist())
         object.__setattr__(self, "table", self.table.sort_values("path", ignore_index=True))
 
@@ -69,7 +69,7 @@ class Manifest:
         for name in self.classes:
             of_class = self.table[self.table["label"] == name]
             lines.append(f"  {name}: {len(of_class):,} images, {of_class[self.group_by].nunique():,} {self.group_by}s")
-        return "\n".join([self.note] * self.demo + lines)
+        return "\n".join([self.note, *lines] if self.demo else lines)
 
     def only(self, **values: str) -> Manifest:
         """The images whose columns have these values, as in `only(magnification="40")`; the classes stay as they are.
@@ -79,10 +79,10 @@ class Manifest:
         keep = np.ones(len(self.table), bool)
         for name, value in values.items():
             if name not in self.table.columns:
-                raise PathoError("unknown_column", name, "is no column of the manifest",
+                raise PathoError("unknown_column", name, "is not a column of the manifest",
                                  nearest(name, self.table.columns))
             if value not in set(self.table[name]):
-                raise PathoError("unknown_value", f"{name}={value!r}", "occurs in no row",
+                raise PathoError("unknown_value", f"{name}={value!r}", "is in no row",
                                  nearest(value, sorted(set(self.table[name]))))
             keep &= (self.table[name] == value).to_numpy()
         return replace(self, table=self.table[keep], found={**self.found, "only": values, "images": int(keep.sum())})
@@ -105,8 +105,6 @@ def in_several(table: pd.DataFrame, ids: str, column: str) -> list[str]:
     return sorted(set(different[different.duplicated()]))
 
 
-# --- problems, all at once --------------------------------------------------------------------------------------------
-
 def first(names: Iterable[str], limit: int = 5) -> dict:
     """How many, and the first few by name: the form in which a reader reports a list."""
     names = list(names)
@@ -115,5 +113,5 @@ def first(names: Iterable[str], limit: int = 5) -> dict:
 
 def refuse_unwritable(column: str, texts: list[str]) -> None:
     """Refuses names that no CSV could hold, nor pandas where pyarrow is installed. Errors: unwritable_name."""
-    csvfiles.stop_on([("unwritable_name", text, f"in column {column} holds a carriage return or bytes that are not UTF-8")
-             for text in texts if UNWRITABLE.search(text)], "Rename it: no CSV file could hold it")
+    csvfiles.stop_on([("unwritable_name", text, f"in column {column} holds a carriage return or bytes that are not "
+                       "UTF-8") for text in texts if _UNWRITABLE.search(text)], "Rename it: no CSV file could hold it")

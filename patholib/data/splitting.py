@@ -39,7 +39,7 @@ def split(manifest: Manifest, fractions: tuple[float, float, float] = (0.70, 0.1
     group_by = manifest.group_by if group_by is None else group_by
     _check_arguments(manifest, fractions, seed, group_by)
     groups, member, counts = _grouped(manifest, group_by)
-    place = _assign(counts, fractions, _drawn(groups, f"{seed}"))
+    place = _assign(counts, fractions, _shuffled(groups, f"{seed}"))
     if place is None:
         _refuse_infeasible(manifest, counts, group_by, "every class must be in train, val and test", 3)
     return _parted(manifest, group_by, np.array(SPLITS, object)[place[member]])
@@ -63,10 +63,10 @@ def folds(manifest: Manifest, folds: int = 5, repeats: int = 1, seed: int = 0, g
     groups, member, counts = _grouped(manifest, group_by)
     share, tables = val / (1 - 1 / folds), []
     for repeat in range(repeats):
-        fold_of = _assign(counts, [1 / folds] * folds, _drawn(groups, f"{seed}/{repeat}"))
+        fold_of = _assign(counts, [1 / folds] * folds, _shuffled(groups, f"{seed}/{repeat}"))
         for fold in range(folds):
             place = None if fold_of is None else _held_out(counts, fold_of == fold, share,
-                                                           _drawn(groups, f"{seed}/{repeat}/{fold}"))
+                                                           _shuffled(groups, f"{seed}/{repeat}/{fold}"))
             if place is None:
                 _refuse_infeasible(manifest, counts, group_by, f"in each of {folds} folds every class must be in "
                                    "train, val and test", max(folds, 4 if folds == 2 else 3))
@@ -114,7 +114,7 @@ def set_apart(manifest: Manifest, share: float, seed: int = 0, group_by: str | N
     group_by = manifest.group_by if group_by is None else group_by
     _check_arguments(manifest, ((1 - share) / 2, (1 - share) / 2, share), seed, group_by)
     groups, member, counts = _grouped(manifest, group_by)
-    place = _assign(counts, (1 - share, share), _drawn(groups, f"{seed}/apart"))
+    place = _assign(counts, (1 - share, share), _shuffled(groups, f"{seed}/apart"))
     if place is None:
         _refuse_infeasible(manifest, counts, group_by, "every class must be in both parts", 2)
     return tuple(replace(manifest, table=manifest.table[place[member] == part],
@@ -131,8 +131,8 @@ def _grouped(manifest: Manifest, group_by: str) -> tuple[np.ndarray, np.ndarray,
     return groups, member, counts
 
 
-def _drawn(groups: np.ndarray, key: str) -> list[int]:
-    """The groups in an order by chance, a function of the key.
+def _shuffled(groups: np.ndarray, key: str) -> list[int]:
+    """The groups in a random order, a function of the key alone.
 
     A hash, not a generator: its order holds for every version of numpy, and new groups do not stir up the old ones.
     """
@@ -156,7 +156,7 @@ def _check_arguments(manifest: Manifest, fractions, seed, group_by: str) -> None
         raise PathoError("bad_seed", "seed", f"{seed!r} is not a whole number from 0", "Use 0")
     known = (*manifest.levels, "image")
     if group_by not in known:
-        raise PathoError("unknown_group", str(group_by), "is no id column to group by", nearest(group_by, known))
+        raise PathoError("unknown_group", str(group_by), "is not an id column to group by", nearest(group_by, known))
 
 
 def _refuse_infeasible(manifest: Manifest, counts: np.ndarray, group_by: str, wanted: str, least: int) -> None:

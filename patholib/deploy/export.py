@@ -12,6 +12,7 @@ import torch
 from patholib import __version__
 from patholib.base import files
 from patholib.base.errors import PathoError, shown
+from patholib.data.readers import sources
 from patholib.deploy import exportformat, loading, onnx_export, published
 from patholib.judge import decisions, novelty
 from patholib.model import recipes
@@ -38,6 +39,8 @@ def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Re
     folder, state, recipe = Path(folder), published.plain_state(model_state), recipes.without_folders(recipe)
     if decision is not None:
         threshold, temperature = decision["threshold"], decision["temperature"]
+    use = (f"Research on images of the kind it was trained on, one at a time: which of {', '.join(recipe.classes)} each "
+           "belongs to. Nothing it says may decide about a patient.")
     facts = {
         "format": exportformat.FORMAT,
         **exportformat.of_recipe(recipe),
@@ -51,8 +54,7 @@ def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Re
         "origin": dict.fromkeys(exportformat.ORIGIN, "") | dict(origin or {}),
         "smallest_side": smallest_side,
         "demo": demo,
-        "intended_use": "Research on images of the kind it was trained on, one at a time: which of "
-                        f"{', '.join(recipe.classes)} each belongs to. Nothing it says may decide about a patient.",
+        "intended_use": use,
         "notice": f"{exportformat.DEMO_NOTICE} {exportformat.NOTICE}" if demo else exportformat.NOTICE,
         "patholib": __version__,
         "novelty": dict(familiar) if familiar is not None else None,
@@ -63,7 +65,7 @@ def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Re
     manifest = {**manifest, "manifest_sha256": files.digest(manifest)}
     exportformat.check_manifest(manifest, folder / exportformat.MANIFEST)
     loading.check_weights(state, manifest, folder / exportformat.WEIGHTS)
-    files.write_bytes(folder / exportformat.WEIGHTS, weights)  # first: a manifest without its weights would promise a model
+    files.write_bytes(folder / exportformat.WEIGHTS, weights)  # first: no manifest without its weights
     return files.write_json(folder / exportformat.MANIFEST, manifest)
 
 
@@ -71,7 +73,7 @@ def write(run_dir: Path, images: ImageSet | None = None, onnx: bool = False) -> 
     """Exports the best epoch of a finished training: model.safetensors, model.json and published.pt; returns them.
 
     Everything is read from the run folder; temperature and threshold from its decision.json, None where there is none.
-    images: the run's, with their split, from which is learnt what a picture of their kind looks like (`novelty`);
+    images: the run's, with their split, to note what a picture of their kind looks like (`novelty`);
     without them that is taken from an earlier export of the same run. onnx: `to_onnx` too, which takes seconds.
     Errors: missing_file, checkpoint_damaged, nothing_trained, val_changed; with onnx, those of `to_onnx`.
     """
@@ -89,9 +91,9 @@ def write(run_dir: Path, images: ImageSet | None = None, onnx: bool = False) -> 
     save_model(run_dir, kept["model"], recipe, run=facts["name"], data_sha256=data["images_sha256"], demo=facts["demo"],
                epoch=best, decision=_decision(run_dir), origin=_origin(facts), smallest_side=_smallest_side(run_dir),
                familiar=familiar)
-    published.published(run_dir / exportformat.PUBLISHED, kept["model"], best, row["val_auc"], recipe.classes, recipe.image_size,
-              optimizer_state=kept["optimizer"], frozen_blocks=row["frozen"], recipe=recipe,
-              validation={name: value for name, value in row.items() if name.startswith("val_")})
+    published.write(run_dir / exportformat.PUBLISHED, kept["model"], recipe, epoch=best, best_auc=row["val_auc"],
+                    optimizer_state=kept["optimizer"], frozen_blocks=row["frozen"],
+                    validation={name: value for name, value in row.items() if name.startswith("val_")})
     written = [run_dir / exportformat.WEIGHTS, run_dir / exportformat.MANIFEST, run_dir / exportformat.PUBLISHED]
     for name in (onnx_export.ONNX, onnx_export.ONNX_FACTS):  # they would belong to other weights
         (run_dir / name).unlink(missing_ok=True)
@@ -114,7 +116,7 @@ def _earlier(run_dir: Path, facts: dict) -> dict:
     return manifest if same else {}
 
 
-def _behind(run_dir: Path) -> bool:
+def _is_outdated(run_dir: Path) -> bool:
     """Whether a run folder holds no export, one of another format, or one from before its decision was locked."""
     earlier = _earlier(run_dir, files.read_json(run_dir / "run.json"))
     return not earlier or earlier["decision"] != _decision(run_dir)
@@ -127,8 +129,8 @@ def _decision(run_dir: Path) -> dict | None:
 
 def _origin(facts: dict) -> dict[str, str]:
     """Where a model comes from, out of its run.json."""
-    source = "demo" if facts["demo"] else facts["data"].get("source", "")
-    known = {"source": facts["data"].get("source"), "data_licence": exportformat.LICENCES.get(source, exportformat.LICENCES[""]),
+    source = facts["data"].get("source")
+    known = {"source": source, "data_licence": sources.of(source, demo=facts["demo"]).licence_short,
              "fingerprint": facts.get("fingerprint"), "split_sha256": facts.get("split", {}).get("sha256"),
              "commit": facts.get("code", {}).get("commit")}
     return {name: shown(value or "") for name, value in known.items()}
@@ -151,7 +153,7 @@ def copy(run_dir: Path, folder: Path, onnx: bool = False) -> list[Path]:
     run_dir, folder = Path(run_dir), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PathoError("output_exists", str(folder), "is there already and not empty", "Name another folder")
-    if (run_dir / "run.json").exists() and _behind(run_dir):
+    if (run_dir / "run.json").exists() and _is_outdated(run_dir):
         write(run_dir)
     loading.load_model(run_dir)
     names = [exportformat.WEIGHTS, exportformat.MANIFEST, *(name for name in CARDS if (run_dir / name).exists())]

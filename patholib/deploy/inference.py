@@ -2,8 +2,8 @@
 
 ONNX Runtime where it is installed and the model has its `model.onnx`, else PyTorch with every BatchNorm folded away.
 Files are read, squared and cut as in training, so a picture has the same pixels here and there; and every picture is
-computed alone, so its answer is the same in whatever company. With PyTorch it is on one machine, to the last bit, what
-`evaluation.predict` and `calibration.apply` give in the notebook; ONNX Runtime differs by less than 1e-4 (`ALIKE`).
+computed alone, so its answer does not depend on the rest of the batch. With PyTorch it equals, to the last bit on one
+machine, what `predicting.predict` and `calibration.apply` give in a run; ONNX Runtime differs by less than 1e-4.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Answer:
     """What the model says of one picture."""
 
     probs: dict[str, float]  # calibrated, of every class, in the model's order; they sum to 1
-    decision: str  # two classes with a positive one: by the threshold; else the likeliest class, or over its share
+    decision: str  # the predicted class: by the threshold (two classes, one positive), else the likeliest
     threshold: float | None  # locked on validation images, of the positive class; None: none was, and 0.5 decides
     alert: bool | None  # more than two classes: is the positive one at its threshold? None: there is no such threshold
     warnings: tuple[str, ...]  # why to distrust this answer, each "code: text"
@@ -84,11 +84,11 @@ class Predictor:
 
     def logits(self, views: torch.Tensor) -> np.ndarray:
         """Views (N, 3, size, size) in [0, 1] to logits (N, C) float32, each computed alone. Errors: model_output."""
-        found = self._logits(views)
-        if not np.isfinite(found).all():
+        logits = self._logits(views)
+        if not np.isfinite(logits).all():
             raise PathoError("model_output", self.manifest["run"] or "model", "gave logits that are not finite",
                              "Export another checkpoint")
-        return found
+        return logits
 
     def probabilities(self, pixels: np.ndarray, tta: bool = False) -> np.ndarray:
         """Pictures (N, S, S, 3) uint8, as `read` gives them, to calibrated probabilities (N, C), float64, sums 1.
@@ -96,15 +96,15 @@ class Predictor:
         tta: averaged over the recipe's views, before calibration. The same for every picture: of seeded random views,
         as published, every picture gets those of a set's first image.
         """
-        found = [self._raw(picture, tta) for picture in pixels]
-        raw = np.concatenate(found) if found else np.empty((0, len(self.classes)))
+        each = [self._raw(picture, tta) for picture in pixels]
+        raw = np.concatenate(each) if each else np.empty((0, len(self.classes)))
         return calibration.apply(raw, 1.0 if self.temperature is None else self.temperature)
 
     def _raw(self, picture: np.ndarray, tta: bool) -> np.ndarray:
         """The model's own probabilities of one picture (S, S, 3), (1, C)."""
         views = augment.views_to_judge(picture[None], self.recipe, tta, np.zeros(1, int))  # (views, 1, 3, size, size)
-        found = torch.from_numpy(self.logits(views.flatten(0, 1)))  # (views, C)
-        return predicting.probabilities(found[:, None])
+        logits = torch.from_numpy(self.logits(views.flatten(0, 1)))  # (views, C)
+        return predicting.probabilities(logits[:, None])
 
     def look(self, source, name: str | None = None) -> Picture:
         """A file, bytes or an open file as the square that `answer` takes, with what was odd about it.
@@ -117,12 +117,12 @@ class Predictor:
 
     def oddities(self, size: tuple[int, int], notes: Iterable[decoding.Note]) -> tuple[str, ...]:
         """What `look` says of a picture of this size (width, height) and these notes, where it was read elsewhere."""
-        found = [f"{note.code}: {note.reason}" for note in notes if note.code != "greyscale"]  # see `answer`
+        odd = [f"{note.code}: {note.reason}" for note in notes if note.code != "greyscale"]  # see `answer`
         smallest = self.manifest["smallest_side"] or self.recipe.image_size
         if min(size) < min(smallest, self.recipe.image_size):
-            found.append(f"small: is {size[0]} x {size[1]} pixels, which is less than the model sees "
-                         f"({self.recipe.image_size}) and was trained on: it was enlarged")
-        return tuple(found)
+            odd.append(f"small: is {size[0]} x {size[1]} pixels, which is less than the model sees "
+                       f"({self.recipe.image_size}) and was trained on: it was enlarged")
+        return tuple(odd)
 
     def read(self, source, name: str | None = None) -> np.ndarray:
         """A file, bytes or an open file as the square (S, S, 3) uint8 that `probabilities` takes."""
@@ -136,22 +136,25 @@ class Predictor:
                 warnings: Sequence[Sequence[str]] | None = None) -> list[Answer]:
         """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
         probs = self.probabilities(pixels, tta)
-        called = rules.called(probs, self.classes, self.positive, self.deciding)
+        predicted = rules.called(probs, self.classes, self.positive, self.deciding)
         alerts = len(self.classes) > 2 and self.positive is not None and self.threshold is not None
-        found = []
-        for picture, row, k, known in zip(pixels, probs.tolist(), called, warnings or [()] * len(pixels), strict=True):
+        answers = []
+        for picture, row, k, known in zip(pixels, probs.tolist(), predicted, warnings or [()] * len(pixels), strict=True):
             named = dict(zip(self.classes, row, strict=True))
             alert = named[self.positive] >= self.threshold if alerts else None
-            found.append(Answer(named, self.classes[k], self.threshold, alert, (*known, *self._strange(picture)), tta))
-        return found
+            why = (*known, *self._unfamiliar(picture))
+            answers.append(Answer(named, self.classes[k], self.threshold, alert, why, tta))
+        return answers
 
-    def _strange(self, picture: np.ndarray) -> list[str]:
+    def _unfamiliar(self, picture: np.ndarray) -> list[str]:
         if self.familiar is not None:
             return self.familiar.warnings(picture)
-        return ["greyscale: has no colour; all three colour channels are equal"] * novelty.colourless(picture)
+        if novelty.colourless(picture):
+            return ["greyscale: has no colour; all three colour channels are equal"]
+        return []
 
     def heat(self, pixels: np.ndarray, classes=None, block: str | None = None, method: str = "gradcam") -> gradcam.Heat:
-        """What in each picture (N, S, S, 3) argues for a class, by default the likeliest: see `gradcam.heat`.
+        """Grad-CAM of each picture (N, S, S, 3) for a class, by default the likeliest: see `gradcam.heat`.
 
         Always by PyTorch, whatever `engine` is, and no state is left. block: None for the last that can tell where.
         Errors: as `gradcam.heat`.

@@ -16,7 +16,7 @@ import torch
 from patholib.base import files
 from patholib.base.errors import PathoError, shown
 from patholib.deploy import exportformat, published
-from patholib.model import recipes
+from patholib.model import architectures, recipes
 
 
 def load_model(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.Tensor], dict]:
@@ -34,16 +34,18 @@ def load_model(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.T
     manifest = files.read_json(weights.with_name(exportformat.MANIFEST))
     exportformat.check_manifest(manifest, weights.with_name(exportformat.MANIFEST))
     content = files.read_bytes(weights)
-    found = hashlib.sha256(content).hexdigest()
-    if found != manifest["weights"].get("sha256"):
-        raise PathoError("weights_damaged", str(weights), f"is not the file that {exportformat.MANIFEST} describes: it was damaged, "
-                         "cut off or swapped", "Copy both files again from the run, or export once more")
-    if sha256 is not None and found != sha256.lower():
-        raise PathoError("pin_mismatch", str(weights), f"has SHA-256 {found}, not {sha256.lower()}",
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != manifest["weights"].get("sha256"):
+        raise PathoError("weights_damaged", str(weights), f"is not the file that {exportformat.MANIFEST} describes: it "
+                         "was damaged, cut off or swapped", "Copy both files again from the run, or export once more")
+    if sha256 is not None and digest != sha256.lower():
+        raise PathoError("pin_mismatch", str(weights), f"has SHA-256 {digest}, not {sha256.lower()}",
                          "Get the model again from where that digest comes from; do not use this one")
     state = _parsed(content, manifest, weights)
-    said, true = manifest["weights"], of_weights(content, state)
-    exportformat.stop_on([f"weights={short(said)} instead of {short(true)}"] * (said != true), weights.with_name(exportformat.MANIFEST))
+    stated, true = manifest["weights"], of_weights(content, state)
+    if stated != true:
+        exportformat.stop_on([f"weights={short(stated)} instead of {short(true)}"],
+                             weights.with_name(exportformat.MANIFEST))
     check_weights(state, manifest, weights)
     published.stop_on_nonfinite(state, str(weights), "Export another checkpoint")
     return state, manifest
@@ -75,9 +77,12 @@ def of_weights(content: bytes, state: Mapping[str, torch.Tensor]) -> dict:
 
 
 def _weights_file(path: Path) -> Path:
-    """The weights that a path means; stops at what is no safetensors file, before anything reads it."""
+    """The weights that a path means; stops at what is not a safetensors file, before anything reads it."""
     try:
-        path = path / exportformat.WEIGHTS if path.is_dir() else path.with_name(exportformat.WEIGHTS) if path.name == exportformat.MANIFEST else path
+        if path.is_dir():
+            path = path / exportformat.WEIGHTS
+        elif path.name == exportformat.MANIFEST:
+            path = path.with_name(exportformat.WEIGHTS)
         absent = path.is_dir() or not path.exists()
     except OSError as error:  # until Python 3.13, where a folder on the way may not be entered
         raise PathoError("unreadable", str(path), f"cannot be reached ({error.strerror})",
@@ -89,7 +94,8 @@ def _weights_file(path: Path) -> Path:
     if start[8:] == b"{":
         if path.name != exportformat.WEIGHTS:
             raise PathoError("missing_file", str(path), f"is not called {exportformat.WEIGHTS}",
-                             f"Name the folder that holds {exportformat.WEIGHTS} and {exportformat.MANIFEST}, under these names")
+                             f"Name the folder that holds {exportformat.WEIGHTS} and {exportformat.MANIFEST}, under "
+                             "these names")
         return path
     if start[:2] == b"PK" or start[:1] == b"\x80":
         raise PathoError("not_safetensors", str(path), "is a pickled checkpoint, which can run code when it is read",
@@ -104,7 +110,7 @@ def _parsed(content: bytes, manifest: dict, path: Path) -> dict[str, torch.Tenso
         state = safetensors.torch.load(content)
         header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
     except Exception as error:  # the parser's own, and KeyError for a kind of number that torch does not have
-        raise PathoError("weights_damaged", str(path), f"is no whole safetensors file ({shown(error)})",
+        raise PathoError("weights_damaged", str(path), f"is not a whole safetensors file ({shown(error)})",
                          "Copy both files again from the run, or export once more") from error
     facts = {key: value for key, value in manifest.items() if key not in ("weights", "manifest_sha256")}
     if header.get("__metadata__", {}).get(exportformat.FACTS) != files.digest(facts):
@@ -116,7 +122,7 @@ def _parsed(content: bytes, manifest: dict, path: Path) -> dict[str, torch.Tenso
 
 def check_weights(state: Mapping[str, torch.Tensor], manifest: dict, path: Path) -> None:
     """Stops where the last layer has not one output per class, or the tensors are not such as training makes."""
-    head = "classifier" if manifest["arch"].startswith("efficientnet") else "fc"
+    head = re.escape(architectures.NETWORKS[manifest["arch"]].head)
     layers = {int(match[1]): tensor for name, tensor in state.items()
               if tensor.ndim == 2 and (match := re.fullmatch(rf"{head}\.(\d{{1,3}})\.weight", name))}
     outputs, width = layers[max(layers)].shape if layers else (0, 0)

@@ -181,7 +181,7 @@ def _taken_up(journal: Path, settings: dict) -> dict[str, _Done]:
                     _refuse_others(journal, entry, settings)
                 else:
                     path, facts, _, problem = entry
-                    done[path] = _Done(end, facts, problem is not None and problem[0] in caching.PASSING)
+                    done[path] = _Done(end, facts, problem is not None and problem[0] in caching.TEMPORARY)
                 end += len(line)
             stream.truncate(end)
             if end == 0:

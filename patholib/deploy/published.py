@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from patholib.base import files
 from patholib.base.errors import PathoError, shown
-from patholib.deploy import exportformat
 from patholib.model import recipes
+from patholib.model.architectures import NETWORKS
 from patholib.model.recipes import Recipe
 
 
@@ -27,10 +27,9 @@ def plain_state(model_state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     return state
 
 
-def published(path: Path, model_state: Mapping[str, torch.Tensor], epoch: int, best_auc: float | None,
-              class_names: Sequence[str], image_size: int, normalization: Mapping = exportformat.NORMALIZATION, *,
-              optimizer_state: Mapping | None = None, validation: Mapping | None = None,
-              frozen_blocks: int | None = None, recipe: Recipe | None = None) -> Path:
+def write(path: Path, model_state: Mapping[str, torch.Tensor], recipe: Recipe, *, epoch: int, best_auc: float | None,
+          optimizer_state: Mapping | None = None, validation: Mapping | None = None,
+          frozen_blocks: int | None = None) -> Path:
     """Writes one `.pt` in the published layout: model_state, epoch, best_auc, class_names, image_size, normalization.
 
     With it optimizer_state, validation (numbers), frozen_blocks and recipe (JSON values). It holds tensors and plain
@@ -40,13 +39,13 @@ def published(path: Path, model_state: Mapping[str, torch.Tensor], epoch: int, b
         "model_state": plain_state(model_state),
         "epoch": epoch,
         "best_auc": best_auc,
-        "class_names": dict(enumerate(class_names)),
-        "image_size": image_size,
-        "normalization": {key: list(values) for key, values in normalization.items()},
+        "class_names": dict(enumerate(recipe.classes)),
+        "image_size": recipe.image_size,
+        "normalization": NETWORKS[recipe.arch].normalization,
         "optimizer_state": optimizer_state,
         "validation": dict(validation) if validation is not None else None,
         "frozen_blocks": frozen_blocks,
-        "recipe": recipes.without_folders(recipe).to_json() if recipe is not None else None,
+        "recipe": recipes.without_folders(recipe).to_json(),
     }
     stream = io.BytesIO()
     torch.save(content, stream)

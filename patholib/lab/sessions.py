@@ -22,7 +22,7 @@ from patholib import __version__
 from patholib.base import files, places
 from patholib.base.errors import PathoError
 from patholib.data import archives
-from patholib.data.readers.folders import folders
+from patholib.data.readers.folders import folders_below
 
 PREFIX = "patholib-"  # begins the name of a zip, by which it is found again
 MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sklearn"}  # what is not called as it is
@@ -166,7 +166,7 @@ def _names(place: Path) -> set[str]:
 def _below(mount: Path) -> Iterator[Path]:
     """The folders to look into, nearest first; of a Drive, where listing one takes long, those at the top."""
     with contextlib.suppress(PathoError):  # what cannot be listed holds nothing that could be taken up
-        for folder in folders(mount, skip=("drive",)):  # MyDrive is a mount of its own
+        for folder in folders_below(mount, skip=("drive",)):  # MyDrive is a mount of its own
             if mount.name == "MyDrive" and len(folder.relative_to(mount).parts) > TOP:
                 return
             yield folder

@@ -76,12 +76,12 @@ def tta_views(images, size: int, kind: str, views: int, seed: int, rows, augment
             raise PathoError("bad_parameter", f"views={views}", "but a square has eight symmetries", "Choose 1 to 8")
         return torch.stack([symmetry(plain) for symmetry in SYMMETRIES[:views]])
     if kind != "random":
-        raise PathoError("bad_parameter", f"kind={kind!r}", "is no kind of views",
+        raise PathoError("bad_parameter", f"kind={kind!r}", "is not a kind of views",
                          nearest(kind, ("dihedral", "random")))
     light = half_strength(augmentation)
-    drawn = [training_views(images, size, light, seed, TTA_EPOCH, np.full(len(rows), view), rows)
-             for view in range(1, views)]
-    return torch.stack([plain, *drawn])
+    others = [training_views(images, size, light, seed, TTA_EPOCH, np.full(len(rows), view), rows)
+              for view in range(1, views)]
+    return torch.stack([plain, *others])
 
 
 def views_to_judge(images, recipe, tta: bool, rows) -> torch.Tensor:
@@ -99,9 +99,9 @@ def preview(images, recipe, count: int = 3, views: int = 6) -> tuple[np.ndarray,
     """
     part = images.part("train").examples(-(-count // len(images.classes)), "group")
     pixels, rows = part.pictures[:count], np.arange(count)
-    drawn = [training_views(pixels, recipe.image_size, recipe.augmentation, recipe.seed, epoch, rows, rows)
+    shown = [training_views(pixels, recipe.image_size, recipe.augmentation, recipe.seed, epoch, rows, rows)
              for epoch in range(views)]
-    return pixels, torch.stack(drawn)
+    return pixels, torch.stack(shown)
 
 
 def half_strength(a: Augmentation) -> Augmentation:
@@ -111,8 +111,6 @@ def half_strength(a: Augmentation) -> Augmentation:
     towards_one = {name: tuple((1 + end) / 2 for end in pair)
                    for name in ("zoom", "crop_scale") if (pair := getattr(a, name)) is not None}
     return replace(a, **{name: getattr(a, name) / 2 for name in names}, **towards_one, noise=0.0)
-
-
 
 
 def uniform(seed: int, epoch: int, positions, rows) -> dict[str, np.ndarray]:
@@ -137,8 +135,6 @@ def splitmix64(state: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
-
-
 
 
 def geometry(draws: dict, a: Augmentation, size: int) -> list[tuple[str, np.ndarray]]:

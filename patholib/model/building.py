@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torchvision import models as zoo
 
 from patholib.model import weights
 from patholib.model.networks import Classifier
@@ -29,20 +28,20 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
         if recipe.weights == "none":
             _begin_as_identity(model)
     if recipe.weights == "imagenet":
-        weights.load_backbone(model, "imagenet", *weights.found_or_fetched(recipe.arch))
+        weights.load_backbone(model, "imagenet", *weights.find_or_fetch(recipe.arch))
     elif recipe.weights != "none":
         path = weights.given_file(recipe.weights)
-        weights.load_backbone(model, "file", path, weights.stated(path, recipe.arch))
+        weights.load_backbone(model, "file", path, weights.expected_digest(path, recipe.arch))
     return model.freeze(recipe.stages[0].frozen, recipe.batchnorm)
 
 
 def _begin_as_identity(model: Classifier) -> None:
     """Lets every residual block begin as the identity: its last BatchNorm starts at 0 (Goyal et al. 2017, section 5.1).
 
-    A deep random network then learns from the first steps on instead of the hundredth.
+    A deep random network then learns from the first steps on instead of the hundredth. Networks without a `last_norm`
+    in their entry stay as they are.
     """
+    last = model.architecture.last_norm
     for module in model.modules():
-        if isinstance(module, zoo.resnet.Bottleneck):
-            nn.init.zeros_(module.bn3.weight)
-        elif isinstance(module, zoo.resnet.BasicBlock):
-            nn.init.zeros_(module.bn2.weight)
+        if last and hasattr(module, last):
+            nn.init.zeros_(getattr(module, last).weight)

@@ -16,6 +16,7 @@ from patholib.model.recipes import Recipe
 if TYPE_CHECKING:
     from patholib.model.networks import Classifier
 
+
 def block_maps(model: Classifier) -> Iterator[tuple[str, torch.Tensor]]:
     """Each block's name and its maps (1, K, h, w) of one black image of model.image_size; the model stays as it is."""
     still = networks.evaluating(model)
@@ -44,7 +45,7 @@ def describe(model: Classifier) -> pd.DataFrame:
         add(name, itertools.chain(*(module.parameters() for module in still.blocks[name])), maps)
     with torch.no_grad():
         logits = still.classify(maps)
-    add("backbone", [p for k, p in still.net.named_parameters() if not k.startswith(still.own)], maps)
+    add("backbone", [p for k, p in still.net.named_parameters() if not k.startswith(still.added)], maps)
     add("head", still.head.parameters(), logits)
     if still.sees_colour:
         add("colour", still.net.colour.parameters(), logits)

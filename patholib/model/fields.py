@@ -7,11 +7,10 @@ import functools
 import math
 
 from patholib.base.errors import PathoError, nearest, nearest_setting
-
-ARCHITECTURES = {"resnet50": 17, "resnet18": 9, "efficientnet_b0": 9}  # name: number of backbone blocks
+from patholib.model import architectures
 
 CHOICES = {
-    "arch": tuple(ARCHITECTURES),
+    "arch": tuple(architectures.NETWORKS),
     "fit": ("crop", "pad", "squeeze"),
     "head_order": ("batchnorm_relu", "relu_batchnorm"),
     "batchnorm": ("frozen", "drift", "adapt"),
@@ -70,7 +69,7 @@ def refusing_typos(cls):
         unknown = [name for name in values if name not in names]
         if unknown:
             raise PathoError("unknown_field", ", ".join(unknown),
-                             f"{'is no field' if len(unknown) == 1 else 'are no fields'} of {cls.__name__}",
+                             f"{'is not a field' if len(unknown) == 1 else 'are not fields'} of {cls.__name__}",
                              "; ".join(dict.fromkeys(nearest_setting(name, names) for name in unknown)))
         missing = [name for name in required[len(args):] if name not in values]
         stop_on([f"{name} is missing" for name in missing], cls.__name__)

@@ -8,21 +8,21 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from patholib.base.errors import PathoError, nearest
 from patholib.model import architectures, colour
 from patholib.model.fields import CHOICES
 from patholib.model.recipes import Recipe
 
-if TYPE_CHECKING:
-    from patholib.model.architectures import Block
+Block = tuple[nn.Module, ...]
+
 
 class Classifier(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] to logits (N, C); it normalises with ImageNet's mean and deviation itself.
+    """Images (N, 3, H, W) in [0, 1] to logits (N, C); it subtracts the mean its weights expect, and divides, itself.
 
     arch, classes (in the order of the logits) and image_size are the recipe's. frozen and batchnorm are what `freeze`
     was last told. weights_source says where the backbone came from: kind ("none", "file", "imagenet"), file, sha256.
@@ -31,32 +31,26 @@ class Classifier(nn.Module):
     def __init__(self, recipe: Recipe):
         super().__init__()
         self.arch, self.classes, self.image_size = recipe.arch, tuple(recipe.classes), recipe.image_size
-        network, _, self.head_name, channels = architectures.NETWORKS[recipe.arch]
-        self.net = network(weights=None)
-        setattr(self.net, self.head_name, _head(recipe, channels))
+        self.architecture = architectures.NETWORKS[recipe.arch]
+        self.net = architectures.construct(recipe.arch)
+        setattr(self.net, self.architecture.head, _head(recipe, self.architecture.channels))
         if recipe.colour:  # within the network, so that whoever keeps its state keeps all of it
             self.net.colour = colour.ColourHead(recipe.colour, len(recipe.classes))
         # Constants, not state: outside the state dict, so that it stays torchvision's.
-        self.register_buffer("mean", torch.tensor(architectures.MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(architectures.STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.architecture.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.architecture.std).view(1, 3, 1, 1), persistent=False)
         self.frozen, self.batchnorm = 0, "frozen"
         self.weights_source = {"kind": "none", "file": None, "sha256": None}
 
     @property
     def blocks(self) -> dict[str, Block]:
         """The backbone from the image on, name: modules to run in turn; looked up, so that no module has two names."""
-        net = self.net
-        if self.arch == "efficientnet_b0":
-            return {f"features[{i}]": (block,) for i, block in enumerate(net.features)}
-        blocks: dict[str, Block] = {"stem": (net.conv1, net.bn1, net.relu, net.maxpool)}
-        for layer in ("layer1", "layer2", "layer3", "layer4"):
-            blocks |= {f"{layer}[{i}]": (block,) for i, block in enumerate(getattr(net, layer))}
-        return blocks
+        return {name: tuple(map(self.net.get_submodule, paths)) for name, paths in self.architecture.blocks.items()}
 
     @property
     def block_names(self) -> tuple[str, ...]:
         """The blocks in order: resnet50 "stem", "layer1[0]" ... "layer4[2]"; efficientnet_b0 "features[0]" ..."""
-        return tuple(self.blocks)
+        return tuple(self.architecture.blocks)
 
     @property
     def sees_colour(self) -> bool:
@@ -64,23 +58,20 @@ class Classifier(nn.Module):
         return hasattr(self.net, "colour")
 
     @property
-    def own(self) -> tuple[str, str]:
-        """How the names of the weights begin that are the recipe's, and in no file of a pretrained backbone."""
-        return f"{self.head_name}.", "colour."
+    def added(self) -> tuple[str, str]:
+        """How the names of those weights begin that the recipe adds, and no file of a pretrained backbone holds."""
+        return f"{self.architecture.head}.", "colour."
 
     @property
     def head(self) -> nn.Sequential:
         """The recipe's layers after the global average."""
-        return getattr(self.net, self.head_name)
+        return getattr(self.net, self.architecture.head)
 
     def features(self, images: torch.Tensor, until: str | None = None) -> torch.Tensor:
         """The maps (N, K, h, w) after block `until`, the last one by default. Errors: bad_images, unknown_block."""
-        _refuse_other_than_images(images)
+        _check_images(images)
         maps = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W)
-        for block in self._blocks(stop=self._position(until) + 1):
-            for module in block:
-                maps = module(maps)
-        return maps
+        return self._run(maps, stop=self._position(until) + 1)
 
     def classify(self, maps: torch.Tensor, after: str | None = None, images: torch.Tensor | None = None
                  ) -> torch.Tensor:
@@ -89,29 +80,29 @@ class Classifier(nn.Module):
         With the images too, of which the maps are: what their colours add is then in it, where the recipe has that.
         It depends on no map, so that the gradient of a logit with respect to the maps is the same with it and without.
         """
-        for block in self._blocks(start=self._position(after) + 1):
-            for module in block:
-                maps = module(maps)
-        logits = self.head(self.net.avgpool(maps).flatten(1))  # (N, K, 1, 1) -> (N, K) -> (N, C)
+        maps = self._run(maps, start=self._position(after) + 1)
+        logits = self.head(functional.adaptive_avg_pool2d(maps, 1).flatten(1))  # (N, K, 1, 1) -> (N, K) -> (N, C)
         return logits if images is None or not self.sees_colour else logits + self.net.colour(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classify(self.features(images), images=images)
 
     def freeze(self, frozen: int, batchnorm: str) -> Classifier:
-        """Lets the first `frozen` blocks not learn; everything after them, and the head, does.
+        """Freezes the first `frozen` blocks; everything after them, and the head, learns.
 
         batchnorm, in frozen blocks: "frozen": `train()` leaves them in eval mode whole, so neither statistics nor
         stochastic depth change what they compute. "drift": in train mode with fixed parameters, so the statistics
         follow the batches. "adapt": in train mode, and BatchNorm's weight and bias learn. Errors: bad_freeze.
         """
-        if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen <= len(self.blocks):
-            raise PathoError("bad_freeze", "frozen", f"is {frozen!r}", f"Give 0 to {len(self.blocks)} blocks")
+        if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen <= len(self.block_names):
+            raise PathoError("bad_freeze", "frozen", f"is {frozen!r}, not a number of blocks",
+                             f"Give 0 to {len(self.block_names)} blocks")
         if batchnorm not in CHOICES["batchnorm"]:
-            raise PathoError("bad_freeze", "batchnorm", f"is {batchnorm!r}", nearest(batchnorm, CHOICES["batchnorm"]))
+            raise PathoError("bad_freeze", "batchnorm", f"is {batchnorm!r}, which is not known",
+                             nearest(batchnorm, CHOICES["batchnorm"]))
         self.frozen, self.batchnorm = frozen, batchnorm
         self.requires_grad_(True)
-        for module in self._frozen_modules():
+        for module in self.frozen_modules():
             learns = batchnorm == "adapt" and isinstance(module, nn.modules.batchnorm._BatchNorm)
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(learns)
@@ -122,27 +113,33 @@ class Classifier(nn.Module):
         """Train or eval mode as in any module, except that whole frozen blocks stay in eval mode."""
         super().train(mode)
         if self.batchnorm == "frozen":
-            for module in self._frozen_modules():
+            for module in self.frozen_modules():
                 module.training = False
         return self
 
     def trainable_share(self) -> float:
-        """Parameters that learn, as a share in [0, 1] of all, head included."""
+        """The share of the parameters that learn, in [0, 1], head included."""
         learning, total = count(self.parameters())
         return learning / total
 
-    def _blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        return itertools.islice(self.blocks.values(), start, stop)
+    def frozen_modules(self) -> Iterator[nn.Module]:
+        """Every module within the frozen blocks."""
+        return (inner for outer in self._modules_of_blocks(stop=self.frozen) for inner in outer.modules())
 
-    def _frozen_modules(self) -> Iterator[nn.Module]:
-        return (inner for block in self._blocks(stop=self.frozen) for outer in block for inner in outer.modules())
+    def _modules_of_blocks(self, start: int = 0, stop: int | None = None) -> Iterator[nn.Module]:
+        return itertools.chain.from_iterable(itertools.islice(self.blocks.values(), start, stop))
+
+    def _run(self, maps: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        for module in self._modules_of_blocks(start, stop):
+            maps = module(maps)
+        return maps
 
     def _position(self, block: str | None) -> int:
         names = self.block_names
         if block is None:
             return len(names) - 1
         if block not in names:
-            raise PathoError("unknown_block", block, f"is no block of {self.arch}", nearest(block, names))
+            raise PathoError("unknown_block", block, f"is not a block of {self.arch}", nearest(block, names))
         return names.index(block)
 
 
@@ -154,7 +151,7 @@ def _head(recipe: Recipe, channels: int) -> nn.Sequential:
                          nn.Dropout(second), nn.Linear(recipe.head_width, len(recipe.classes)))
 
 
-def _refuse_other_than_images(images: torch.Tensor) -> None:
+def _check_images(images: torch.Tensor) -> None:
     # Type and shape only: a look at the values would make a GPU wait.
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
@@ -163,7 +160,7 @@ def _refuse_other_than_images(images: torch.Tensor) -> None:
 
 
 def count(parameters) -> tuple[int, int]:
-    """(those that learn, all)"""
+    """(parameters that learn, all parameters)"""
     sizes = [(p.numel() * p.requires_grad, p.numel()) for p in parameters]
     return sum(learning for learning, _ in sizes), sum(total for _, total in sizes)
 

@@ -39,21 +39,19 @@ def recipe_for(name: str, source: manifest.Manifest, published: bool = False, we
 
 
 def profile(recipe: Recipe) -> str:
-    """What is said wherever random weights are trained: that it is not the recipe as it ships, what differs, and why.
-
-    "" for other weights, which are trained by the recipe itself.
-    """
+    """The note on random weights: this is not the recipe as it ships, what differs, and why; "" for other weights."""
     if recipe.weights != "none":
         return ""
-    said = ("Profile for random weights: no pretrained weights are loaded, so this is not the recipe as it ships, and "
-            f"its numbers are not those of the recipe. {recipes.WHY_UNFROZEN}.")
+    lines = ("Profile for random weights: no pretrained weights are loaded, so this is not the recipe as it ships, and "
+             f"its numbers are not those of the recipe. {recipes.WHY_UNFROZEN}.")
     if recipe.name not in recipes.RECIPES:
-        return said
+        return lines
     base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
-    fields = [field for field in recipes.diff(base, recipe) if field not in OF_DATA]
+    changed = [field for field in recipes.diff(base, recipe) if field not in OF_DATA]
+    name = f"{recipe.name} as published" if recipe.published else recipe.name
     if recipe.colour:
-        said += f" {recipes.WHY_SCRATCH}."
-    return f"{said} Other than in the recipe {recipe.name}{' as published' * recipe.published}: {', '.join(fields)}."
+        lines += f" {recipes.WHY_SCRATCH}."
+    return f"{lines} Changed against the recipe {name}: {', '.join(changed)}."
 
 
 def differences(a: Recipe, b: Recipe, names: tuple[str, str] = ("the recipe", "here")) -> pd.DataFrame:

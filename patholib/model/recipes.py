@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from patholib.base.errors import PathoError, nearest
-from patholib.model import fields
+from patholib.model import architectures, fields
 
 
 @fields.refusing_typos
@@ -43,12 +43,12 @@ class Augmentation:
     interpolation: str = "bilinear"
 
     def __post_init__(self):
-        found = fields.problems(self, "augmentation")
+        wrong = fields.problems(self, "augmentation")
         for name, least, most in (("zoom", 0.1, 10), ("crop_scale", 0.01, 1)):
             pair = getattr(self, name)
             if pair is not None and not least <= pair[0] <= pair[1] <= most:
-                found.append(f"{name}={pair} is not a range (low, high) within {least} to {most}")
-        fields.stop_on(found, "augmentation")
+                wrong.append(f"{name}={pair} is not a range (low, high) within {least} to {most}")
+        fields.stop_on(wrong, "augmentation")
 
 
 @fields.refusing_typos
@@ -61,10 +61,10 @@ class Stage:
     lr_scale: float  # multiplies the learning rate
 
     def __post_init__(self):
-        found = fields.problems(self, "stage")
+        wrong = fields.problems(self, "stage")
         if self.start > 1 and self.start != int(self.start):
-            found.append(f"start={self.start} is neither an epoch nor a share of the run")
-        fields.stop_on(found, "stage")
+            wrong.append(f"start={self.start} is neither an epoch nor a share of the run")
+        fields.stop_on(wrong, "stage")
 
     def first_epoch(self, epochs: int) -> int:
         """The epoch, from 0, at which the stage begins in a run of `epochs`."""
@@ -74,11 +74,11 @@ class Stage:
 @fields.refusing_typos
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what is learnt from a set of images."""
+    """Everything that decides what a network learns from a set of images."""
 
     name: str
     classes: tuple[str, ...]  # in the order of the model's outputs
-    positive: str | None  # the class not to be missed: decided by a threshold, of more than two an alert; None: none
+    positive: str | None  # the class that must not be missed, decided by a threshold (of more than two: an alert)
 
     # Data
     group_by: str = "group"  # manifest column no value of which may stand in two splits; "image": none, as published
@@ -95,7 +95,7 @@ class Recipe:
     head_order: str = "batchnorm_relu"
     head_dropout: tuple[float, float] = (0.5, 0.3)
     stages: tuple[Stage, ...] = (Stage(0, 0, 1.0),)
-    colour: int = 0  # width of a small network on colour statistics beside the large one; 0: there is none
+    colour: int = 0  # width of a small network on colour statistics that adds to the logits; 0: none
     batchnorm: str = "frozen"  # in frozen blocks: "frozen" whole; "drift": statistics move; "adapt": weights learn too
 
     # Learning
@@ -111,74 +111,80 @@ class Recipe:
     eta_min: float = 1e-6  # sgdr: lowest rate; plateau: floor
     plateau_factor: float = 0.5
     plateau_patience: int = 5
-    warm_up: int = 0  # first epochs in which the rate rises in even steps to what the schedule says
+    warm_up: int = 0  # first epochs, in which the rate rises in equal steps to that of the schedule
     clip_norm: float | None = None  # largest gradient norm; None: no clipping
-    ema: float = 0.0  # mean of the weights over the steps, judged in their place: share of the old in a step; 0: none
+    ema: float = 0.0  # moving average of the weights, judged in their place: share kept at each step; 0: none
     loss: str = "cross_entropy"
     label_smoothing: float = 0.0
     focal_gamma: float = 2.0
     balance: str = "weights"  # one corrector of class imbalance; both together only as published
-    adjustment: float = 1.0  # of logit_adjustment: 1 learns the logits of even classes, less goes a part of the way
+    adjustment: float = 1.0  # strength of logit_adjustment: 1 as if classes were equally common, 0 as they are
     monitor: str = "auc"  # validation metric that picks the best epoch
-    keep: str = "best"  # which epoch is judged: the best, or the last, where few validation images would pick by luck
+    keep: str = "best"  # epoch that is judged: "best", or "last" where validation images are too few to pick one
     patience: int = 8  # epochs without an improvement of min_delta before stopping; 0: never stop early
     min_delta: float = 0.002  # only feeds patience: best is any strict improvement
     stop: str = "cycle_end"  # stop only where a learning-rate cycle ends, or at any epoch as published
     precision: str = "auto"
     fast: bool = False  # cudnn autotuning and TF32 matrix products: quicker on a GPU, not bit-exact
     micro_batches: str = "exact"  # too little GPU memory: compute a batch in parts if that is the same, or "always"
-    on_nonfinite: str = "stop"  # a loss that is no number: "stop", or "rollback": go back, halve the rate, thrice
+    on_nonfinite: str = "stop"  # a NaN loss: "stop", or "rollback": go back and halve the rate, up to three times
 
     # Judging
-    decide: str = "likeliest"  # more than two classes: the likeliest, or "even": the likeliest were all equally common
+    decide: str = "likeliest"  # more than two classes: the likeliest, or "even": prior-corrected to equal classes
     tta: str = "dihedral"  # fixed flips and quarter turns, or seeded light augmentation as published
     tta_views: int = 5
 
     published: bool = False  # the literal form of the source: allows what is otherwise refused as a mistake
 
     def __post_init__(self):
-        found = fields.problems(self, f"recipe {self.name}")
+        wrong = fields.problems(self, f"recipe {self.name}")
         if not re.fullmatch(r"[\w-]+", self.name):
-            found.append(f"name={self.name!r}, of which run folders are named, must be letters, digits, _ and -")
+            wrong.append(f"name={self.name!r}, of which run folders are named, must be letters, digits, _ and -")
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
-            found.append(f"classes={self.classes} must be at least two different names")
-        found += [f"classes hold {c!r}, with control characters" for c in self.classes if not c.isprintable()]
+            wrong.append(f"classes={self.classes} must be at least two different names")
+        wrong += [f"classes hold {c!r}, with control characters" for c in self.classes if not c.isprintable()]
         if self.positive is not None and self.positive not in self.classes:
-            found.append(f"positive={self.positive!r} is no class ({nearest(self.positive, self.classes)})")
+            wrong.append(f"positive={self.positive!r} is not a class ({nearest(self.positive, self.classes)})")
         if abs(sum(self.fractions) - 1) > 1e-9 or min(self.fractions) <= 0:
-            found.append(f"fractions={self.fractions} must be three shares above 0 that sum to 1")
+            wrong.append(f"fractions={self.fractions} must be three shares above 0 that sum to 1")
         if self.batch_size == 1:
-            found.append("batch_size=1 gives BatchNorm one value per channel")
+            wrong.append("batch_size=1 gives BatchNorm one value per channel")
         if 0 < self.lr < self.eta_min:
-            found.append(f"lr={self.lr} is below eta_min={self.eta_min}")
+            wrong.append(f"lr={self.lr} is below eta_min={self.eta_min}")
         if not all(0 <= p < 1 for p in self.head_dropout):
-            found.append(f"head_dropout={self.head_dropout} must be two shares in [0, 1)")
+            wrong.append(f"head_dropout={self.head_dropout} must be two shares in [0, 1)")
         if self.tta_views > 8 and self.tta == "dihedral":
-            found.append(f"tta_views={self.tta_views}: a square has eight flips and turns")
-        found += self._stage_problems()
+            wrong.append(f"tta_views={self.tta_views}: a square has eight flips and turns")
+        wrong += self._stage_problems() + self._source_mistakes()
         if self.label_smoothing and self.loss != "cross_entropy":
-            found.append("label_smoothing belongs to cross_entropy, not to focal loss")
-        if not self.published:
-            if self.balance == "sampler_and_weights":
-                found.append("balance='sampler_and_weights' corrects the class prior twice; choose one of them")
-            if self.loss == "focal_weighted_pt":
-                found.append("loss='focal_weighted_pt' takes a class weight for a probability; use 'focal'")
-            if self.group_by == "image":
-                found.append("group_by='image' puts one patient into several splits; group by patient, case or lesion")
-        fields.stop_on(found, f"recipe {self.name}")
+            wrong.append("label_smoothing belongs to cross_entropy, not to focal loss")
+        fields.stop_on(wrong, f"recipe {self.name}")
 
     def _stage_problems(self) -> list[str]:
         if not self.stages or self.stages[0].start != 0:
             return ["stages must begin with one that starts at epoch 0"]
         starts = [s.start for s in self.stages]
-        found = []
+        wrong = []
         if starts != sorted(set(starts)) or len({0 < s < 1 for s in starts[1:]}) > 1:
-            found.append(f"stages start at {starts}: give rising epochs, or rising shares of the run")
-        blocks = fields.ARCHITECTURES[self.arch]
+            wrong.append(f"stages start at {starts}: give rising epochs, or rising shares of the run")
+        blocks = len(architectures.NETWORKS[self.arch].blocks)
         too_many = [s.frozen for s in self.stages if s.frozen > blocks]
         if too_many:
-            found.append(f"stages freeze {max(too_many)} blocks, but {self.arch} has {blocks}")
-        return found
+            wrong.append(f"stages freeze {max(too_many)} blocks, but {self.arch} has {blocks}")
+        return wrong
+
+    def _source_mistakes(self) -> list[str]:
+        """Mistakes of the published descriptions, which only their literal form may hold."""
+        wrong = []
+        if self.published:
+            return wrong
+        if self.balance == "sampler_and_weights":
+            wrong.append("balance='sampler_and_weights' corrects the class prior twice; choose one of them")
+        if self.loss == "focal_weighted_pt":
+            wrong.append("loss='focal_weighted_pt' takes a class weight for a probability; use 'focal'")
+        if self.group_by == "image":
+            wrong.append("group_by='image' puts one patient into several splits; group by patient, case or lesion")
+        return wrong
 
     def stage_at(self, epoch: int) -> Stage:
         """The stage in force at `epoch`, counted from 0."""
@@ -242,7 +248,7 @@ RECIPES = {recipe.name: recipe for recipe in (BREAKHIS, ISIC2019)}
 def get(name: str) -> Recipe:
     """The corrected recipe of that name."""
     if name not in RECIPES:
-        raise PathoError("unknown_recipe", name, "is no recipe", nearest(name, RECIPES))
+        raise PathoError("unknown_recipe", name, "is not a recipe", nearest(name, RECIPES))
     return RECIPES[name]
 
 
@@ -271,30 +277,30 @@ def unfrozen(recipe: Recipe) -> Recipe:
                    head_dropout=(0.0, 0.0), schedule="sgdr", t_0=0, stop="cycle_end")
 
 
-# What random weights and a few hundred or thousand real images want beyond `unfrozen`, by recipe, where it was found to
-# pay, or to cost nothing (in benchmarks/RESULTS.md: what single parts of the recipe are worth). Statistics of colour
-# beside the network, which need no pretraining, and a jitter so small that they keep their meaning; every turn and
-# flip, as neither microscope nor dermatoscope knows a right way up; weights averaged over the last steps. Tissue: the
-# last epoch, as a dozen patients in validation pick another by luck. Skin: classes as common as they are, so that the
-# probabilities are those of the images, and evened out in the decision.
-_FROM_NOTHING = {
+# What helps random weights on a few hundred or thousand real images, beyond `unfrozen`, by recipe (measured part by
+# part in benchmarks/RESULTS.md). Colour statistics join the network, because they need no pretraining, and colour jitter is
+# so small that they keep their meaning; every rotation and flip, because neither microscope nor dermatoscope has a
+# right way up; weights are averaged over the last steps. Tissue: the last epoch, because a dozen validation patients
+# would pick another by luck. Skin: no class balance in training, so that the probabilities are those of the images;
+# the decision is prior-corrected instead.
+_SCRATCH_BASE = {
     "augmentation": Augmentation(rotation=180, shift=0.05, zoom=(0.85, 1.15), flip_horizontal=0.5, flip_vertical=0.5,
                                  brightness=0.04, contrast=0.04, saturation=0.04, hue=0.008),
     "optimizer": "adamw", "weight_decay": 0.05, "warm_up": 2, "label_smoothing": 0.0, "monitor": "auc", "tta_views": 8,
 }
 SCRATCH = {
-    "breakhis": {**_FROM_NOTHING, "colour": 32, "ema": 0.98, "keep": "last"},
-    "isic2019": {**_FROM_NOTHING, "colour": 128, "lr": 2e-3, "ema": 0.998, "loss": "cross_entropy", "balance": "none",
+    "breakhis": {**_SCRATCH_BASE, "colour": 32, "ema": 0.98, "keep": "last"},
+    "isic2019": {**_SCRATCH_BASE, "colour": 128, "lr": 2e-3, "ema": 0.998, "loss": "cross_entropy", "balance": "none",
                  "decide": "even"},
 }
 
 
-# The reasons in a sentence each, for people: of `unfrozen`, and of SCRATCH.
-WHY_UNFROZEN = ("Nothing is frozen, because a frozen random network learns nothing; the rate is one that random "
-                "weights need, in one cosine cycle over the run; the head has no dropout, which would keep a short run "
-                "from learning")
-WHY_SCRATCH = ("Statistics of colour and grain join the logits, because they need no pretraining, and with them comes "
-               "what was found to help where a few hundred or thousand images have to teach everything")
+# The reasons for `unfrozen` and for SCRATCH, as reports tell them.
+WHY_UNFROZEN = ("Nothing is frozen, because a frozen random network learns nothing; the learning rate is higher, as "
+                "random weights need it, in one cosine cycle over the run; the head has no dropout, which would keep a "
+                "short run from learning")
+WHY_SCRATCH = ("Statistics of colour and grain add to the logits, because they need no pretraining, and further "
+               "settings change that helped when a few hundred or thousand images were all there was to learn from")
 
 
 def from_scratch(recipe: Recipe) -> Recipe:
@@ -304,7 +310,7 @@ def from_scratch(recipe: Recipe) -> Recipe:
 
 def for_demo(recipe: Recipe) -> Recipe:
     """The recipe cut down to demo images: small pictures, few epochs, random weights; minutes on two cores."""
-    epochs = 36 if recipe.arch == "efficientnet_b0" else 14  # a step of the smaller network costs a third
+    epochs = architectures.NETWORKS[recipe.arch].demo_epochs
     # The precision is not left to the clock: a demo run ends with the same numbers every time.
     return replace(unfrozen(recipe), image_size=64, epochs=epochs, batch_size=8, precision="fp32")
 
@@ -329,7 +335,7 @@ def diff(a: Recipe, b: Recipe) -> dict[str, tuple]:
 def from_json(values: dict) -> Recipe:
     """A recipe from `Recipe.to_json`, checked as if it had been typed."""
     if not isinstance(values, dict):
-        raise PathoError("bad_recipe", "recipe", f"is no object with fields, but {type(values).__name__}",
+        raise PathoError("bad_recipe", "recipe", f"is not an object with fields, but {type(values).__name__}",
                          "Give what Recipe.to_json wrote")
     values = _tuples(values)
     if isinstance(values.get("augmentation"), dict):

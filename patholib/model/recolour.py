@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import torch
 
+from patholib.model import architectures
 from patholib.model.recipes import Augmentation
 
-IMAGENET_STD = (0.229, 0.224, 0.225)  # the unit of noise as published: after normalisation
 GREY = (0.2989, 0.587, 0.114)  # grey value of RGB (ITU-R BT.601), as torchvision weights it
 PROBES = 8  # hue is fitted on PROBES x PROBES pixels of each view
 
@@ -120,7 +120,7 @@ def add_noise(views: torch.Tensor, draw: np.ndarray, a: Augmentation) -> None:
     """
     stock = _normals(str(views.device))
     count = views[0].numel()
-    unit = torch.ones(3) if a.noise_unit == "grey" else torch.tensor(IMAGENET_STD)
+    unit = torch.ones(3) if a.noise_unit == "grey" else torch.tensor(architectures.IMAGENET_STD)
     row = (a.noise * unit).to(views).repeat(views.shape[2])  # for a row of pixels: three numbers at a time are slow
     for view, start in zip(views, (draw * (len(stock) - count)).astype(np.int64), strict=True):
         view += (stock[start:start + count].view(len(view), -1) * row).view(view.shape)

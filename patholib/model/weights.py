@@ -5,22 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from patholib.base import files
-from patholib.base.errors import PathoError, nearest
+from patholib.base.errors import PathoError
 from patholib.base.places import attached
 from patholib.data import fetch
-from patholib.model import architectures
+from patholib.model import downloading
 
 if TYPE_CHECKING:
     from patholib.model.networks import Classifier
 
-FEW = 2  # tries in a row without a byte: a training that has no network says so in seconds
+TRIES = 2  # tries in a row without a byte: a training that has no network says so in seconds
 
 
 def given_file(weights: str) -> Path:
@@ -32,22 +31,13 @@ def given_file(weights: str) -> Path:
     for path in tried:
         if path.is_file():
             return path
-    raise PathoError("weights_missing", weights, f"is no file (tried {', '.join(map(str, tried))})",
+    raise PathoError("weights_missing", weights, f"is not a file (tried {', '.join(map(str, tried))})",
                      'Correct the path, or set weights="none" to train from scratch')
 
 
-def imagenet_file(arch: str) -> fetch.Remote:
-    """torchvision's file of ImageNet weights, whose name says how its SHA-256 begins. Errors: unknown_arch."""
-    if arch not in architectures.NETWORKS:
-        raise PathoError("unknown_arch", arch, "is no network of this library", nearest(arch, architectures.NETWORKS))
-    url = architectures.NETWORKS[arch][1].url
-    name = url.rpartition("/")[2]
-    return fetch.Remote(url, name, sha256=re.search(r"-([0-9a-f]{8,})\.", name)[1])
-
-
-def found_or_fetched(arch: str) -> tuple[Path, str]:
+def find_or_fetch(arch: str) -> tuple[Path, str]:
     """torchvision's file of ImageNet weights on this machine, and how its SHA-256 must begin."""
-    remote = imagenet_file(arch)
+    remote = downloading.imagenet_file(arch)
     hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
     own = dict.fromkeys(folder / "weights" / remote.name for folder in (files.project_root() / "data", files.remade()))
     places = [*attached(remote.name), *own, hub / remote.name]
@@ -59,7 +49,7 @@ def found_or_fetched(arch: str) -> tuple[Path, str]:
             return path, remote.sha256
     print(f"downloading {remote.url} to {hub}", flush=True)
     try:
-        return fetch.fetch(remote, hub, patience=FEW, wait=True), remote.sha256
+        return fetch.fetch(remote, hub, patience=TRIES, wait=True), remote.sha256
     except PathoError as error:  # no network, no space; a digest that does not match
         raise PathoError("weights_missing", remote.name,
                          f"is not at {', '.join(map(str, places))}, and the download failed ({error.reason})",
@@ -67,9 +57,9 @@ def found_or_fetched(arch: str) -> tuple[Path, str]:
                          'or set weights="none" to train from scratch') from error
 
 
-def stated(path: Path, arch: str) -> str:
+def expected_digest(path: Path, arch: str) -> str:
     """How the SHA-256 of a given file must begin: as `<path>.sha256` says (sha256sum's), or a name of torchvision's."""
-    beside, official = path.with_name(f"{path.name}.sha256"), imagenet_file(arch)
+    beside, official = path.with_name(f"{path.name}.sha256"), downloading.imagenet_file(arch)
     if beside.is_file():
         return beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0].strip().lower()
     return official.sha256 if path.name == official.name else ""
@@ -83,8 +73,8 @@ def load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") ->
         raise PathoError("weights_damaged", path.name, f"has SHA-256 {sha256[:12]}..., which must begin with {digest}",
                          f'Delete {path} to have it fetched again; other weights are given as weights="<path>"'
                          if kind == "imagenet" else "Copy it again from where you have it")
-    given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(model.own)}
-    wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(model.own)}
+    given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(model.added)}
+    wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(model.added)}
     differences = [f"{k} is missing" for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")]
     differences += [f"{k} is unknown" for k in given.keys() - wanted.keys()]
     for k in sorted(wanted.keys() & given.keys()):
@@ -109,7 +99,7 @@ def _state_dict(content: bytes, name: str) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own errors for damaged bytes
-        raise PathoError("weights_unreadable", name, f"is no state dict ({type(error).__name__})",
+        raise PathoError("weights_unreadable", name, f"is not a state dict ({type(error).__name__})",
                          "Give a file of tensors, saved by torch.save(net.state_dict(), ...) or safetensors") from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise PathoError("weights_unreadable", name, "holds something other than named tensors",

@@ -94,7 +94,7 @@ def test_an_attached_data_set_is_found_and_without_one_demo_images_are_made_outs
 @pytest.mark.parametrize("place", ["weights", "datasets/somebody/weights", "datasets/somebody/offline/weights"])
 def test_weights_that_are_attached_are_found_without_a_network(at, place):
     there = at("Kaggle")
-    name = architectures.NETWORKS["resnet18"][1].url.rpartition("/")[2]
+    name = architectures.NETWORKS["resnet18"].weights_file
     files.write_bytes(there.input / place / name, b"not these weights")
     with pytest.raises(PathoError, match="weights_damaged"):  # that is: found, read, and held against its name
         building.build(replace(recipes.for_demo(recipes.BREAKHIS), arch="resnet18", weights="imagenet"))

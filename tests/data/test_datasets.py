@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ from samples import BENIGN, ISIC_ROWS, MALIGNANT, breakhis_tree, isic, own, put
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import demo, readers
-from patholib.data.readers import breakhis, isic2019, table
+from patholib.data.readers import breakhis, folders, isic2019, table
 from patholib.judge import ceilings
 from patholib.lab import reference
 
@@ -276,8 +275,7 @@ def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_sai
     """Sixty thousand folders, each asked for over the network in truth; one is called like the data set, and is not."""
     drive, listed = tmp_path / "drive" / "MyDrive", []
     (drive / "breakhis-and-isic").mkdir(parents=True)
-    walking = sys.modules["patholib.data.readers.folders"]  # the package's own `folders` is the function
-    on_disk = walking._entries
+    on_disk = folders._entries
 
     def entries(folder):
         listed.append(folder)
@@ -286,7 +284,7 @@ def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_sai
             yield SimpleNamespace(name=name, path=str(Path(folder, name)), is_dir=lambda **_: True)
         yield from on_disk(folder) if not Path(folder).is_relative_to(drive) else ()
 
-    monkeypatch.setattr(walking, "_entries", entries)
+    monkeypatch.setattr(folders, "_entries", entries)
     monkeypatch.setenv("PATHOLIB_MOUNTS", os.pathsep.join(map(str, (drive.parents[1] / "none", drive))))
     found = readers.find(kind)
     assert found.demo and len(listed) < 3 * readers.MOST
@@ -313,7 +311,7 @@ def test_in_a_drive_what_is_called_like_the_data_set_is_looked_at_first(project,
 
 def test_nothing_found_says_demo_and_every_place_tried(project, tmp_path):
     found = readers.find("isic2019", mounts=(tmp_path / "a", tmp_path / "b"))
-    assert found == readers.Found(None, True, tuple(map(str, (
+    assert found == readers.Location(None, True, tuple(map(str, (
         project / "data/isic2019", project / "data", tmp_path / "a", tmp_path / "b"))))
 
 
@@ -394,7 +392,7 @@ def test_demo_images_drawn_otherwise_have_a_folder_of_their_own(project):
 
 
 def test_demo_images_in_place_of_absent_data_are_announced(project, small_demo, monkeypatch, capsys):
-    monkeypatch.setattr(readers, "find", lambda kind, data: readers.Found(None, True, ("here", "there")))
+    monkeypatch.setattr(readers, "find", lambda kind, data: readers.Location(None, True, ("here", "there")))
     assert readers.load("breakhis").demo
     assert capsys.readouterr().out == (
         "No breakhis images were found in here, there: demo images are used instead "

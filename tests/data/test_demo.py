@@ -53,9 +53,9 @@ def plan(layout, **settings):
     """The truth table of a set, without drawing it."""
     full = demo._settings(layout, *(settings.get(name) for name in ("groups", "images_per_group", "size")),
                           settings.get("seed", 0), settings.get("best_auc", 0.97), 1.0, (40,), ())
-    rows, _, _, prior = (plans.plan_breakhis if layout == "breakhis" else plans.plan_isic)(full)
-    table = pd.DataFrame(rows)
-    return table.join(demo._posteriors(table["latent"], prior, full)), prior
+    made = (plans.plan_breakhis if layout == "breakhis" else plans.plan_isic)(full)
+    table = pd.DataFrame(made.rows)
+    return table.assign(**{f"best_p_{name}": p for name, p in made.posteriors(table["latent"]).items()}), made.prior
 
 
 @pytest.mark.parametrize("layout", ["breakhis", "isic2019"])
@@ -126,14 +126,14 @@ def test_the_truth_table_lists_every_image_once_in_order(breakhis, isic):
         table = demo.truth(folder)
         images = {p.relative_to(folder).as_posix() for p in folder.rglob(f"*.{suffix}") if p.parent.name != plans.MASKS}
         assert table["path"].tolist() == sorted(images)
-        assert read_json(folder / plans.MARKER)["images"] == len(table)
+        assert read_json(folder / demo.MARKER)["images"] == len(table)
         best = table.filter(like="best_p_")
         assert np.allclose(best.sum(axis=1), 1)
         assert all((folder / mask).is_file() for mask in table["mask"])
 
 
 def test_the_marker_says_that_nothing_here_is_a_result(breakhis):
-    marker = read_json(breakhis / plans.MARKER)
+    marker = read_json(breakhis / demo.MARKER)
     assert "no number obtained on them is a result" in marker["notice"]
     assert marker["best_auc"] == 0.97
     assert marker["version"] == demo.VERSION
@@ -143,7 +143,7 @@ def test_the_best_auc_of_the_images_written_is_that_of_the_truth_table(breakhis,
     for folder in (breakhis, isic):
         table = demo.truth(folder)
         areas = [roc_auc_score(table["label"] == name, table[f"best_p_{name}"]) for name in table["label"].unique()]
-        assert read_json(folder / plans.MARKER)["best_auc_of_these_images"] == pytest.approx(np.mean(areas))
+        assert read_json(folder / demo.MARKER)["best_auc_of_these_images"] == pytest.approx(np.mean(areas))
 
 
 def test_the_noise_has_no_seam_where_its_lattice_wraps():
@@ -204,12 +204,11 @@ def test_the_latent_has_the_auc_that_was_asked_for_and_its_posterior_is_calibrat
 
 
 def test_the_posterior_of_a_hand_worked_latent_is_exact():
-    settings = {"layout": "breakhis", "best_auc": 0.97}
-    prior = {"benign": 0.4, "malignant": 0.6}
-    normal = statistics.NormalDist
-    d = plans.separation(settings)
-    by_bayes = 0.6 * normal(d / 2).pdf(0.3) / (0.6 * normal(d / 2).pdf(0.3) + 0.4 * normal(-d / 2).pdf(0.3))
-    assert demo._posteriors(pd.Series([0.3]), prior, settings)["best_p_malignant"][0] == pytest.approx(by_bayes)
+    table, prior = plan("breakhis", groups=10, images_per_group=1)
+    normal, z, share = statistics.NormalDist, table["latent"][0], prior["malignant"]
+    d = plans.separation({"best_auc": 0.97})
+    malignant, benign = share * normal(d / 2).pdf(z), (1 - share) * normal(-d / 2).pdf(z)
+    assert table["best_p_malignant"][0] == pytest.approx(malignant / (malignant + benign))
 
 
 def test_no_class_of_the_lesions_can_be_told_better_than_was_asked_for():
@@ -284,7 +283,7 @@ def test_other_settings_replace_demo_files_but_never_a_strangers(tmp_path):
 def test_each_planted_fault_is_really_there_and_is_listed(faulty):
     for folder in faulty:
         table = demo.truth(folder).set_index("path")
-        listed = {fault["kind"]: fault for fault in read_json(folder / plans.MARKER)["faults"]}
+        listed = {fault["kind"]: fault for fault in read_json(folder / demo.MARKER)["faults"]}
         assert set(listed) == set(demo.FAULTS)
         (cut,) = listed["truncated"]["paths"]
         content = (folder / cut).read_bytes()
@@ -305,7 +304,7 @@ def test_each_planted_fault_is_really_there_and_is_listed(faulty):
 def test_a_set_without_faults_has_none(breakhis, isic):
     for folder in (breakhis, isic):
         table = demo.truth(folder)
-        assert read_json(folder / plans.MARKER)["faults"] == []
+        assert read_json(folder / demo.MARKER)["faults"] == []
         assert table.groupby("group")["label"].nunique().max() == 1
         assert len({sha256(folder / path) for path in table["path"]}) == len(table)
 
@@ -327,7 +326,7 @@ def test_an_impossible_setting_is_refused_before_anything_is_written(tmp_path, c
 
 def test_the_demo_folder_can_be_moved(breakhis, tmp_path):
     moved = shutil.copytree(breakhis, tmp_path / "elsewhere")
-    assert demo._complete(moved, read_json(moved / plans.MARKER)["settings"])
+    assert demo._complete(moved, read_json(moved / demo.MARKER)["settings"])
 
 
 def test_a_model_is_measured_against_the_best_possible_on_demo_images_only(isic, capsys, monkeypatch):

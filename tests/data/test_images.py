@@ -148,9 +148,6 @@ def test_an_unknown_fit_is_refused():
     assert caught.value.code == "bad_parameter" and "crop" in caught.value.remedy
 
 
-# --------------------------------------------------------------------------------------------- check and cache
-
-
 def folder_of(root, files, **columns):
     """A manifest of {path: bytes}, written below root; label from the first letter, own slide and case for each."""
     for path, content in files.items():

@@ -362,8 +362,8 @@ def test_folds_test_every_image_once_and_tear_no_group(data, folds, repeats, see
         tested = [p for t in tables[repeat * folds:(repeat + 1) * folds] for p in t.loc[t["split"] == "test", "path"]]
         assert sorted(tested) == sorted(data.table["path"])
     shuffled = data.table.sample(frac=1, random_state=random.randrange(2**31))
-    again = splitting.folds(make(shuffled["label"].tolist(), shuffled["group"].tolist(), paths=shuffled["path"].tolist()),
-                    folds, repeats, seed)
+    again = make(shuffled["label"].tolist(), shuffled["group"].tolist(), paths=shuffled["path"].tolist())
+    again = splitting.folds(again, folds, repeats, seed)
     for table, other in zip(tables, again, strict=True):
         pd.testing.assert_frame_equal(table, other)
 

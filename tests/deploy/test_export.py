@@ -83,12 +83,11 @@ def test_the_published_layout_loads_in_plain_torchvision_without_running_code(tm
     model = nn.Module()
     model.net = network()
     optimizer = torch.optim.Adam(model.parameters())
-    path = published.published(tmp_path / "model.pt", model.state_dict(), 7, 0.95, RECIPE.classes, 224,
-                            optimizer_state=optimizer.state_dict(), validation={"auc": 0.95}, frozen_blocks=4,
-                            recipe=RECIPE)
+    path = published.write(tmp_path / "model.pt", model.state_dict(), RECIPE, epoch=7, best_auc=0.95,
+                           optimizer_state=optimizer.state_dict(), validation={"auc": 0.95}, frozen_blocks=4)
     found = torch.load(path, weights_only=True)
     assert found["class_names"] == {0: "benign", 1: "malignant"}
-    assert (found["epoch"], found["best_auc"], found["image_size"]) == (7, 0.95, 224)
+    assert (found["epoch"], found["best_auc"], found["image_size"]) == (7, 0.95, RECIPE.image_size)
     assert found["normalization"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert recipes.from_json(found["recipe"]) == RECIPE and found["frozen_blocks"] == 4
     again = network()
@@ -100,7 +99,7 @@ def test_the_published_layout_loads_in_plain_torchvision_without_running_code(tm
 
 def test_a_published_checkpoint_of_more_than_plain_values_is_refused(tmp_path):
     with pytest.raises(PathoError, match="not_plain"):
-        published.published(tmp_path / "m.pt", small_state(), 1, None, ("a", "b"), 64, validation={"x": tmp_path})
+        published.write(tmp_path / "m.pt", small_state(), RECIPE, epoch=1, best_auc=None, validation={"x": tmp_path})
     assert not (tmp_path / "m.pt").exists()
 
 

@@ -23,7 +23,7 @@ from patholib.data.imagesets import ImageSet
 from patholib.deploy import export
 from patholib.judge import metrics
 from patholib.lab import notebook
-from patholib.model import building, fields, losses, recipes, schedules
+from patholib.model import architectures, building, fields, losses, recipes, schedules
 from patholib.model.augment import uniform
 from patholib.model.recipes import BREAKHIS, ISIC2019, Augmentation, Stage
 from patholib.train import devices, runs
@@ -260,7 +260,7 @@ def test_P07_patience_0_never_stops_early(catalogue):
 
 
 @pytest.mark.parametrize("side", [pytest.param(side, id=f"P09-{side}") for side in (33, 100)])
-@pytest.mark.parametrize("arch", fields.ARCHITECTURES)
+@pytest.mark.parametrize("arch", architectures.NETWORKS)
 def test_an_image_size_that_is_no_multiple_of_32_is_accepted(catalogue, side, arch):
     recipe = replace(recipes.from_scratch(BREAKHIS), arch=arch, image_size=side)
     with torch.no_grad():

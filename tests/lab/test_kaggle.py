@@ -17,8 +17,8 @@ import pytest
 
 import kaggle
 from patholib.base import files, places
-from patholib.data import readers
 from patholib.data.readers.sources import SOURCES
+from patholib.model import recipes
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "https://github.com/somebody/pathovision"
@@ -125,8 +125,7 @@ def test_the_metadata_are_what_kaggle_takes(path):
 
 
 def test_the_data_sets_of_every_recipe_have_a_copy_on_kaggle():
-    assert SOURCES.keys() == set(readers.KINDS)
-    assert all(re.fullmatch(r"[\w-]+/[\w-]+", source.kaggle) for source in SOURCES.values())
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+", SOURCES[name].kaggle) for name in recipes.RECIPES)
 
 
 # --- the first cell ---

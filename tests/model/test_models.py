@@ -10,12 +10,11 @@ from origin import Answer, origin
 from torch import nn
 from torch.nn import functional
 from torchvision import models as zoo
-from torchvision.transforms.functional import normalize
 
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import fetch
-from patholib.model import architectures, batchnorms, building, describing, fields, folding, networks, recipes
+from patholib.model import architectures, batchnorms, building, describing, fields, networks, recipes
 from patholib.model.recipes import Stage
 
 SCRATCH = replace(recipes.BREAKHIS, weights="none", image_size=64, stages=(Stage(0, 0, 1.0),))
@@ -65,35 +64,17 @@ def _moved(model, before):
 
 
 def _frozen_names(model):
-    modules = {id(module) for module in model._frozen_modules()}
+    modules = {id(module) for module in model.frozen_modules()}
     return {f"{prefix}.{name}": (module, name) for prefix, module in model.named_modules() if id(module) in modules
             for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]}
 
 
 # What it is
 
-@pytest.mark.parametrize("arch", fields.ARCHITECTURES)
-def test_every_architecture_has_as_many_blocks_as_the_recipes_say(arch, resnet50):
-    model = resnet50 if arch == "resnet50" else _fresh(SMALL[arch])
-    assert len(model.block_names) == fields.ARCHITECTURES[arch]
-    head = {id(p) for p in model.head.parameters()}
-    backbone = [id(p) for block in model.blocks.values() for module in block for p in module.parameters()]
-    assert sorted(backbone) == sorted({id(p) for p in model.parameters()} - head)
-
-
 def test_the_blocks_are_named_from_the_image_on(resnet50):
     assert resnet50.block_names[:2] == ("stem", "layer1[0]") and resnet50.block_names[-1] == "layer4[2]"
     efficientnet = _fresh(SMALL["efficientnet_b0"])
     assert efficientnet.block_names == tuple(f"features[{i}]" for i in range(9))
-
-
-def test_the_state_dict_is_torchvisions_behind_net(recipe, images):
-    model = _fresh(recipe).eval()
-    plain = getattr(zoo, recipe.arch)(weights=None)
-    setattr(plain, model.head_name, copy.deepcopy(model.head))
-    assert list(model.state_dict()) == [f"net.{name}" for name in plain.state_dict()]
-    plain.load_state_dict({k.removeprefix("net."): v for k, v in model.state_dict().items()})
-    assert torch.equal(model(images), plain.eval()(normalize(images, architectures.MEAN, architectures.STD)))
 
 
 def test_the_heads_are_the_two_that_are_published():
@@ -277,7 +258,8 @@ def test_frozen_blocks_drift_in_train_mode_and_only_there(recipe, images):
 
 def test_statistics_that_have_settled_on_the_same_images_stay(images):
     model = _fresh(SMALL["resnet18"]).freeze(1, "drift")
-    assert batchnorms.drift(model, images, images, passes=100) < 1e-3 < batchnorms.drift(model, images, images / 2, passes=100)
+    same, other = (batchnorms.drift(model, images, shown, passes=100) for shown in (images, images / 2))
+    assert same < 1e-3 < other
 
 
 def test_an_evaluating_twin_shares_tensors_but_not_the_mode(recipe):
@@ -333,12 +315,14 @@ def _official(weights, monkeypatch, tmp_path):
     torch.save(weights, made)
     name = f"efficientnet_b0-{files.sha256(made)[:8]}.pth"
 
-    class Weights:
-        url = f"https://example.org/models/{name}"
-
-    network, _, head, channels = architectures.NETWORKS["efficientnet_b0"]
-    monkeypatch.setitem(architectures.NETWORKS, "efficientnet_b0", (network, Weights, head, channels))
+    _at(f"https://example.org/models/{name}", monkeypatch)
     return made.rename(tmp_path / name)
+
+
+def _at(address, monkeypatch):
+    """Lets the ImageNet weights of EfficientNet-B0 lie at another address."""
+    entry = replace(architectures.NETWORKS["efficientnet_b0"], weights=address)
+    monkeypatch.setitem(architectures.NETWORKS, "efficientnet_b0", entry)
 
 
 def _holds(model, weights):
@@ -459,7 +443,7 @@ def online(places, weights, monkeypatch):
     made = _official(weights, monkeypatch, tmp_path)
     content = made.read_bytes()
     with origin(Answer(content)) as server:
-        architectures.NETWORKS["efficientnet_b0"][1].url = server.url(made.name)
+        _at(server.url(made.name), monkeypatch)
         yield server, tmp_path, content
 
 
@@ -491,39 +475,3 @@ def test_without_a_network_it_stops_within_seconds(online):
     with pytest.raises(PathoError, match="Connection refused") as refusal:
         building.build(replace(SMALL["efficientnet_b0"], weights="imagenet"))
     assert refusal.value.code == "weights_missing" and time.monotonic() - began < 20
-
-
-@pytest.mark.parametrize("arch", fields.ARCHITECTURES)
-def test_a_folded_model_computes_the_same_without_batchnorm_behind_convolutions(arch):
-    recipe = replace(recipes.ISIC2019 if arch == "efficientnet_b0" else recipes.BREAKHIS, arch=arch, weights="none",
-                     image_size=64, stages=(recipes.Stage(0, 0, 1.0),))
-    model = building.build(recipe)
-    torch.manual_seed(0)
-    for module in model.modules():  # statistics and factors as after a training
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2.0)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    images = torch.rand(3, 3, 64, 64)
-    with torch.inference_mode():
-        expected = model.eval()(images)
-        small = folding.folded(model)
-        assert torch.allclose(small(images), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in small.modules())
-    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "efficientnet_b0"])
-def test_packed_weights_compute_the_same_bits_or_are_not_used(arch, monkeypatch):
-    model = building.build(replace(recipes.from_scratch(recipes.BREAKHIS), arch=arch, image_size=64)).eval()
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    images = images.contiguous(memory_format=torch.channels_last)
-    packed = folding.for_prediction(model)
-    monkeypatch.setattr(folding.Packed, "possible", lambda network: False)
-    plain = folding.for_prediction(model)
-    assert not any(isinstance(layer, folding.Packed) for layer in plain.modules())
-    with torch.inference_mode():
-        for image in images.split(1):
-            assert torch.equal(packed(image), plain(image))
-            assert torch.allclose(plain(image), model(image), atol=1e-5)
-    assert not any(isinstance(layer, folding.Packed) for layer in model.modules())

@@ -129,7 +129,7 @@ def test_the_bundle_names_its_files_the_weights_and_their_digests(bundle):
     for name in (wheel.name, *notebooks):
         assert f"| `{name}` | `{hashlib.sha256((bundle / name).read_bytes()).hexdigest()}` |" in text
     for recipe in (recipes.BREAKHIS, recipes.ISIC2019):
-        file = architectures.NETWORKS[recipe.arch][1].url.rpartition("/")[2]
+        file = architectures.NETWORKS[recipe.arch].weights_file
         assert f"| {recipe.name} | `{file}` | `{re.search('-([0-9a-f]{8})', file)[1]}` |" in text
     assert json.loads((bundle / "dataset-metadata.json").read_text(encoding="utf-8"))["id"].startswith("OWNER/")
     assert "{" not in text

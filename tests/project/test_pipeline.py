@@ -17,7 +17,8 @@ from torchvision import models as zoo
 from patholib import cli
 from patholib.base import files
 from patholib.data import checking, demo, imagesets, manifest, readers, splitting
-from patholib.deploy import export, exportformat, inference, loading
+from patholib.data.readers import sources
+from patholib.deploy import export, inference, loading
 from patholib.judge import decisions, gradcam, groupwise, judging, metrics, predicting, resampled, rivals, trust
 from patholib.model import augment, building, networks, profiles, recipes
 from patholib.report import galleries, report
@@ -232,7 +233,7 @@ def test_the_manifest_says_where_the_model_comes_from_and_how_its_decision_was_c
     assert facts["decision"] == files.read_json(done.run.dir / "decision.json")
     assert facts["origin"]["fingerprint"] == run["fingerprint"] and facts["data_sha256"] == run["data"]["images_sha256"]
     assert facts["origin"]["split_sha256"] == files.sha256(done.run.dir / "split.csv")
-    assert facts["origin"]["data_licence"] == exportformat.LICENCES["demo"] and facts["demo"]
+    assert facts["origin"]["data_licence"] == sources.DEMO.licence_short and facts["demo"]
     assert facts["smallest_side"] == 64 and facts["novelty"]["trained"] == len(done.tiles.part("train"))
     val = done.tiles.part("val").pictures
     assert not any("unfamiliar" in text for answer in inference.Predictor(done.run.dir, "torch").answers(val)

@@ -22,7 +22,7 @@ from tiny import TINY, image_set, open_run, pictures, prepare, same_bits, train,
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.data import batching
-from patholib.model import augment, fields, losses, recipes
+from patholib.model import architectures, augment, losses, recipes
 from patholib.model.building import build
 from patholib.model.recipes import BREAKHIS
 from patholib.train import checkpoints, runs, saving, training
@@ -577,7 +577,7 @@ def test_T20_a_class_without_training_images_is_refused_at_the_start(tmp_path, c
 
 
 def test_T20_with_every_block_frozen_the_head_still_learns(tmp_path, catalogue):
-    frozen = replace(TINY, stages=(recipes.Stage(0, fields.ARCHITECTURES["resnet18"], 1.0),))
+    frozen = replace(TINY, stages=(recipes.Stage(0, len(architectures.NETWORKS["resnet18"].blocks), 1.0),))
     before = build(frozen)
     model, history = train(tmp_path, frozen)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before.state_dict()[k])}

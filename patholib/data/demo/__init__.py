@@ -16,12 +16,15 @@ import pandas as pd
 from patholib.base.errors import PathoError, nearest
 from patholib.base.files import into_place, read_json, write_json, write_table
 from patholib.data.demo import plans
+from patholib.data.demo.plans import MASKS
 
 VERSION = 3  # of the pictures: raise it whenever the same settings give other files
+MARKER, TRUTH = "DEMO.json", "truth.csv"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 FAULTS = ("truncated", "duplicate", "conflict", "leak")
 DEFAULTS = {"breakhis": {"groups": 80, "images_per_group": 6, "size": (350, 230)},
             "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225)}}
+_PLANS = {"breakhis": plans.plan_breakhis, "isic2019": plans.plan_isic}
 
 
 def write(folder: Path, layout: str = "breakhis", *, groups: int | None = None, images_per_group: int | None = None,
@@ -40,7 +43,7 @@ def write(folder: Path, layout: str = "breakhis", *, groups: int | None = None, 
     settings = _settings(layout, groups, images_per_group, size, seed, best_auc, patient_effect, magnifications, faults)
     if _complete(folder, settings):
         return folder
-    _refuse_foreign(folder)
+    _refuse_other_files(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
     try:
@@ -74,12 +77,12 @@ def truth(folder: Path) -> pd.DataFrame:
 def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_effect, magnifications, faults) -> dict:
     """All settings as JSON values, checked."""
     if layout not in DEFAULTS:
-        raise PathoError("unknown_layout", str(layout), "is no demo layout", nearest(layout, DEFAULTS))
+        raise PathoError("unknown_layout", str(layout), "is not a demo layout", nearest(layout, DEFAULTS))
     default = DEFAULTS[layout]
     faults, magnifications = sorted(faults), sorted(magnifications)
     for fault in faults:
         if fault not in FAULTS:
-            raise PathoError("unknown_fault", str(fault), "is no fault that can be planted", nearest(fault, FAULTS))
+            raise PathoError("unknown_fault", str(fault), "is not a fault that can be planted", nearest(fault, FAULTS))
     settings = {
         "layout": layout,
         "groups": default["groups"] if groups is None else groups,
@@ -96,7 +99,8 @@ def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_ef
         ("seed", seed >= 0, "0 or more"),
         ("best_auc", 0.5 < best_auc < 1, "between 0.5 and 1, both excluded"),
         ("patient_effect", 0 <= patient_effect <= 2, "from 0 to 2"),
-        ("magnifications", bool(magnifications) and set(magnifications) <= set(plans.MAGNIFICATIONS), "40, 100, 200, 400"),
+        ("magnifications", bool(magnifications) and set(magnifications) <= plans.MAGNIFICATIONS.keys(),
+         "40, 100, 200, 400"),
         ("magnifications", layout == "breakhis" or magnifications == [40], "left out for isic2019"),
     ):
         if not good:
@@ -121,7 +125,7 @@ def _complete(folder: Path, settings: dict) -> bool:
     return all(path.is_file() for path in paths) and sum(path.stat().st_size for path in paths) == marker["bytes"]
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_other_files(folder: Path) -> None:
     """A folder is overwritten only if it is absent, empty, or holds nothing but demo files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -130,47 +134,48 @@ def _refuse_foreign(folder: Path) -> None:
     known = _listed(folder) if demo else set()
     foreign = next((file for file in files if file not in known), None)
     if foreign or not folder.is_dir():
-        raise PathoError("folder_not_demo", str(folder), f"holds {foreign or 'no folder'}, which is not a demo file",
-                         "Choose an empty folder for demo images")
+        reason = f"holds {foreign}, which is not a demo file" if foreign else "is a file, not a folder"
+        raise PathoError("folder_not_demo", str(folder), reason, "Choose an empty folder for demo images")
 
 
 # --- what is in the folder --------------------------------------------------------------------------------------------
 
 def _fill(folder: Path, settings: dict) -> None:
     """Writes everything, the marker last."""
-    plan, tables, paint, prior = (plans.plan_breakhis if settings["layout"] == "breakhis" else plans.plan_isic)(settings)
-    table = pd.DataFrame(plan)
-    classes = list(prior)
-    for part in {Path(path).parent for path in [*table["path"], plans.MASKS + "/x"]}:
+    plan = _PLANS[settings["layout"]](settings)
+    table, classes = pd.DataFrame(plan.rows), list(plan.prior)
+    for part in {Path(path).parent for path in [*table["path"], MASKS + "/x"]}:
         (folder / part).mkdir(parents=True, exist_ok=True)
 
     def draw(row: dict) -> None:
-        image, mask = paint(row)
+        image, mask = plan.paint(row)
         _encode(folder / row["path"], image)
         _encode(folder / row["mask"], mask)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # OpenCV leaves the interpreter lock while it draws
-        list(pool.map(draw, plan))
+        list(pool.map(draw, plan.rows))
     copies = _plant_copies(folder, table, classes, settings)
     table = pd.concat([table, pd.DataFrame(copies["rows"])], ignore_index=True)
-    table = table.join(_posteriors(table["latent"], prior, settings)).sort_values("path")
+    best = {f"best_p_{name}": p for name, p in plan.posteriors(table["latent"]).items()}
+    table = table.join(pd.DataFrame(best, index=table.index)).sort_values("path")
     faults = copies["faults"] + plans.planned_leaks(table)
-    for name, content in tables(table).items():
+    tables = plan.tables(table)
+    for name, content in tables.items():
         write_table(folder / name, content)
-    columns = ["path", "label", "group", "latent", *(f"best_p_{name}" for name in classes), "mask"]
-    write_table(folder / plans.TRUTH, table[columns])
-    write_json(folder / plans.MARKER, {
+    columns = ["path", "label", "group", "latent", *best, "mask"]
+    write_table(folder / TRUTH, table[columns])
+    write_json(folder / MARKER, {
         "what": f"demo images in the layout of {settings['layout']}, written by patholib.data.demo",
         "notice": NOTICE,
         "version": VERSION,
         "settings": settings,
         "best_auc": settings["best_auc"],  # in expectation
         "best_auc_of_these_images": _auc_of_best(table, classes),
-        "prior": prior,
+        "prior": plan.prior,
         "images": len(table),
         "groups": int(table["group"].nunique()),
         "faults": faults,
-        "tables": sorted(tables(table)),
+        "tables": sorted(tables),
         "bytes": sum((folder / path).stat().st_size for path in table["path"]),
     })
 
@@ -180,17 +185,6 @@ def _encode(path: Path, image: np.ndarray) -> None:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 4]
     image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     path.write_bytes(cv2.imencode(path.suffix, image, quality)[1].tobytes())
-
-
-def _posteriors(latent: pd.Series, prior: dict[str, float], settings: dict) -> pd.DataFrame:
-    """p(class | what the image shows), exactly, as columns best_p_<class>."""
-    if settings["layout"] == "breakhis":
-        odds = np.exp(plans.separation(settings) * latent.to_numpy(float)) * prior["malignant"] / prior["benign"]
-        p = {"benign": 1 / (1 + odds), "malignant": odds / (1 + odds)}
-    else:
-        q = plans.confusion(settings)
-        p = {name: (1 - q) * (latent == name) + q * share for name, share in prior.items()}
-    return pd.DataFrame({f"best_p_{name}": column for name, column in p.items()}, index=latent.index)
 
 
 def _auc_of_best(table: pd.DataFrame, classes: list[str]) -> float:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 # The purposes of random draws: the first key after the seed, so that no two draws share a stream.
-CASE, LATENT, _STAIN, TISSUE, LESION, _CUE, FORM, VIEW = range(8)
+CASE, LATENT, _STAIN, TISSUE, LESION, FORM, VIEW = 0, 1, 2, 3, 4, 6, 7
 
 
 def stain(seed: int, case: str, patient_effect: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,6 @@ import numpy as np
 
 from patholib.data.demo import drawing
 
-# --- drawing: skin ----------------------------------------------------------------------------------------------------
-
 # Class: two ends of the lesion's colour (RGB, 0 to 1), irregular outline, width of the border, structures in order.
 # The colours overlap on purpose: the structures are what tells the classes apart.
 CUES = {
@@ -28,33 +26,11 @@ def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, 
     """A dermoscopy picture (height, width, 3) uint8 of lesion `form` in one `view`, and its mask, uint8 0 / 255."""
     width, height = size
     light, dark, irregular, border, structures = CUES[cue]
-
-    # Where this view puts the lesion: u, v are its own coordinates, 1 at the mean radius.
-    radius = height * form.uniform(0.23, 0.32) * view.uniform(0.93, 1.07)
-    turn = form.uniform(0, 2 * np.pi) + view.normal(0, 0.25)
-    stretch = np.exp(form.normal(0, 0.10))
-    room = max(height / 2 - 1.2 * radius, 0)
-    centre = np.array([width / 2, height / 2]) + (0.6 * form.uniform(-1, 1, 2) + 0.4 * view.uniform(-1, 1, 2)) * room
     x, y = drawing.grid(size)
-    u = (((x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)) / (radius * stretch)).astype(np.float32)
-    v = (((y - centre[1]) * np.cos(turn) - (x - centre[0]) * np.sin(turn)) / radius * stretch).astype(np.float32)
-    outline = drawing.outline(form, irregular)
-    angle = (np.arctan2(v, u).astype(np.float64) / (2 * np.pi) * 64) % 64
-    edge = np.interp(angle, np.arange(65), np.r_[outline, outline[0]]).astype(np.float32)
-    ragged = 0.05 * drawing.field(form, u, v, 0.16) if border < 0.2 else 0.03 * drawing.field(form, u, v, 0.4)
-    depth = edge - np.hypot(u, v) + ragged  # 0 at the outline, up to 1 inside
+    u, v, radius = _placed(form, view, size, x, y)
+    depth = _depth(form, u, v, irregular, border)
     inside = drawing.soft(depth, -border / 2, border / 2)
-
-    # Skin: tone and light belong to the lesion (its patient and camera), mottling and creases to the place.
-    tone = np.array([0.87, 0.69, 0.64]) * np.exp(patient_effect * form.normal(0, 0.09))
-    redness, warmth = patient_effect * form.uniform([-0.03, -0.14], [0.13, 0.14])
-    cast = np.exp([0.2 * redness, -redness, -0.4 * redness - warmth])
-    picture = np.ones((height, width, 3), np.float32) * tone.astype(np.float32)
-    picture *= (1 + 0.05 * drawing.field(form, u, v, 0.9) + 0.025 * drawing.field(form, u, v, 0.25))[..., None]
-    pink = drawing.soft(drawing.field(form, u, v, 0.5), 0.1, 1.0)
-    picture = drawing.blend(picture, (0.85, 0.52, 0.50), 0.30 * pink)
-    creases = _cells(form, u, v, 0.11, reach=5.5)
-    picture *= (1 - 0.05 * drawing.soft(creases, 0.5, 0.8))[..., None]
+    picture, cast = _bare_skin(form, u, v, patient_effect)
 
     share = form.uniform()
     colour = np.array(light) * (1 - share) + np.array(dark) * share
@@ -66,7 +42,8 @@ def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, 
         picture = _STRUCTURES[structure](form, picture, u, v, depth, inside, np.array(colour))
 
     # Nothing in skin is straight: one smooth displacement bends skin, lesion and structures together.
-    bent = [c + radius * (0.07 * drawing.field(form, u, v, 0.45) + 0.02 * drawing.field(form, u, v, 0.13)) for c in (x, y)]
+    bent = [c + radius * (0.07 * drawing.field(form, u, v, 0.45) + 0.02 * drawing.field(form, u, v, 0.13))
+            for c in (x, y)]
     picture, depth = (cv2.remap(a.astype(np.float32), *bent, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
                       for a in (picture, depth))
     picture = cv2.GaussianBlur(picture, (0, 0), 0.8 * height / 225)
@@ -78,6 +55,45 @@ def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, 
     picture += view.integers(-24, 25, picture.shape, dtype=np.int8).astype(np.float32) / 1800
     mask = np.where(depth > 0, 255, 0).astype(np.uint8)
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8), mask
+
+
+def _placed(form, view, size, x, y) -> tuple[np.ndarray, np.ndarray, float]:
+    """Where this view puts the lesion: its own coordinates u, v, 1 at the mean radius, and that radius in pixels."""
+    width, height = size
+    radius = height * form.uniform(0.23, 0.32) * view.uniform(0.93, 1.07)
+    turn = form.uniform(0, 2 * np.pi) + view.normal(0, 0.25)
+    stretch = np.exp(form.normal(0, 0.10))
+    room = max(height / 2 - 1.2 * radius, 0)
+    centre = np.array([width / 2, height / 2]) + (0.6 * form.uniform(-1, 1, 2) + 0.4 * view.uniform(-1, 1, 2)) * room
+    u = (((x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)) / (radius * stretch)).astype(np.float32)
+    v = (((y - centre[1]) * np.cos(turn) - (x - centre[0]) * np.sin(turn)) / radius * stretch).astype(np.float32)
+    return u, v, radius
+
+
+def _depth(form, u, v, irregular, border) -> np.ndarray:
+    """0 at the lesion's outline, up to 1 inside, below 0 outside."""
+    outline = drawing.outline(form, irregular)
+    angle = (np.arctan2(v, u).astype(np.float64) / (2 * np.pi) * 64) % 64
+    edge = np.interp(angle, np.arange(65), np.r_[outline, outline[0]]).astype(np.float32)
+    ragged = 0.05 * drawing.field(form, u, v, 0.16) if border < 0.2 else 0.03 * drawing.field(form, u, v, 0.4)
+    return edge - np.hypot(u, v) + ragged
+
+
+def _bare_skin(form, u, v, patient_effect) -> tuple[np.ndarray, np.ndarray]:
+    """The skin without the lesion, and the cast of the light (3,).
+
+    Tone and light belong to the lesion (its patient and camera), mottling and creases to the place.
+    """
+    tone = np.array([0.87, 0.69, 0.64]) * np.exp(patient_effect * form.normal(0, 0.09))
+    redness, warmth = patient_effect * form.uniform([-0.03, -0.14], [0.13, 0.14])
+    cast = np.exp([0.2 * redness, -redness, -0.4 * redness - warmth])
+    picture = np.ones((*u.shape, 3), np.float32) * tone.astype(np.float32)
+    picture *= (1 + 0.05 * drawing.field(form, u, v, 0.9) + 0.025 * drawing.field(form, u, v, 0.25))[..., None]
+    pink = drawing.soft(drawing.field(form, u, v, 0.5), 0.1, 1.0)
+    picture = drawing.blend(picture, (0.85, 0.52, 0.50), 0.30 * pink)
+    creases = _cells(form, u, v, 0.11, reach=5.5)
+    picture *= (1 - 0.05 * drawing.soft(creases, 0.5, 0.8))[..., None]
+    return picture, cast
 
 
 def _cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, step: float, reach: float = 2.2) -> np.ndarray:
@@ -126,7 +142,8 @@ def _network(rng, picture, u, v, depth, inside, colour):
 
 def _globules(rng, picture, u, v, depth, inside, colour):
     """A few brown dots near the centre."""
-    return drawing.blend(picture, 0.45 * colour, 0.7 * _spots(rng, u, v, int(rng.integers(3, 9)), 0.45, 0.03, 0.055) * inside)
+    dots = _spots(rng, u, v, int(rng.integers(3, 9)), 0.45, 0.03, 0.055)
+    return drawing.blend(picture, 0.45 * colour, 0.7 * dots * inside)
 
 
 def _blotches(rng, picture, u, v, depth, inside, colour):
@@ -166,7 +183,8 @@ def _vessels(rng, picture, u, v, depth, inside, colour):
                           max(1, round(thick * unit)), cv2.LINE_AA, 4)
             if thick > 0.018:
                 branches += [(line[-1], heading + turn * rng.uniform(0.4, 0.9), 0.65 * thick) for turn in (-1, 1)]
-    return drawing.blend(picture, (0.68, 0.20, 0.22), 0.75 * layer.astype(np.float32) / 255 * drawing.soft(depth, -0.05, 0.1))
+    opaque = 0.75 * layer.astype(np.float32) / 255 * drawing.soft(depth, -0.05, 0.1)
+    return drawing.blend(picture, (0.68, 0.20, 0.22), opaque)
 
 
 def _strawberry(rng, picture, u, v, depth, inside, colour):
@@ -201,7 +219,8 @@ def _scar(rng, picture, u, v, depth, inside, colour):
 def _lacunae(rng, picture, u, v, depth, inside, colour):
     """Sharply bounded red to purple lagoons."""
     hue = np.array([0.62, 0.10, 0.18]) * (1 - (t := rng.uniform())) + np.array([0.36, 0.08, 0.26]) * t
-    lagoons = 1 - drawing.soft(_cells(rng, u, v, rng.uniform(0.32, 0.5)) + 0.12 * drawing.field(rng, u, v, 0.2), 0.36, 0.5)
+    walls = _cells(rng, u, v, rng.uniform(0.32, 0.5)) + 0.12 * drawing.field(rng, u, v, 0.2)
+    lagoons = 1 - drawing.soft(walls, 0.36, 0.5)
     return drawing.blend(picture, hue, 0.8 * lagoons * drawing.soft(depth, 0.0, 0.12))
 
 
@@ -223,7 +242,8 @@ def _crust(rng, picture, u, v, depth, inside, colour):
     near = np.hypot(u, v) + 0.22 * drawing.field(rng, u, v, 0.22)
     mass = 1 - drawing.soft(near, 0.38, 0.50)
     picture = drawing.blend(picture, (0.84, 0.70, 0.50), 0.85 * mass)
-    picture = drawing.blend(picture, (0.97, 0.92, 0.78), 0.8 * mass * drawing.soft(drawing.field(rng, u, v, 0.14), 0.1, 0.5))
+    grain = drawing.soft(drawing.field(rng, u, v, 0.14), 0.1, 0.5)
+    picture = drawing.blend(picture, (0.97, 0.92, 0.78), 0.8 * mass * grain)
     return drawing.blend(picture, (0.36, 0.08, 0.06), 0.9 * _spots(rng, u, v, int(rng.integers(4, 9)), 0.4, 0.04, 0.09))
 
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from patholib.data.demo import drawing
 
-# --- drawing: tissue --------------------------------------------------------------------------------------------------
 
 def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
            scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -15,7 +14,6 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
     width, height = size
     unit = height / 230 * scale  # the length that is one pixel at 350 x 230 and 40X
     x, y = drawing.grid(size)
-
     # The nest lies anywhere inside the centre square. It grows with z, so that the cue survives any stain; room is
     # kept for the largest one, so that z changes nothing else in the picture.
     largest = 0.26 * height * scale**0.4 * rng.uniform(0.94, 1.06)
@@ -25,37 +23,11 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
     grown = np.exp(0.15 * (np.clip(z, -3, 3) - 3))  # 0.41 to 1
     radius, outline = largest * grown, outline * grown + nest
 
-    # Stroma: wavy collagen along one direction, with pale clefts and pinker bands.
-    turn = rng.uniform(0, np.pi)
-    bend = [drawing.field(rng, x, y, 75 * unit) * 26 * unit + drawing.field(rng, x, y, 22 * unit) * 3 * unit for _ in range(2)]
-    along = x * np.cos(turn) + y * np.sin(turn) + bend[0]
-    across = y * np.cos(turn) - x * np.sin(turn) + bend[1]
-    coarse, fine = drawing.field(rng, along, across, 55 * unit, 6 * unit), drawing.field(rng, along, across, 22 * unit, 2.2 * unit)
-    bands = drawing.field(rng, along, across, 120 * unit, 45 * unit)
-    eosin = 0.46 + 0.13 * coarse + 0.10 * fine + 0.30 * drawing.soft(bands, -0.1, 0.8)
-    haematoxylin = 0.15 + 0.05 * coarse + 0.04 * fine
-    loose = drawing.soft(drawing.field(rng, along, across, 45 * unit, 5 * unit), 0.35, 0.75) * (1 - drawing.soft(bands, -0.4, 0.3))
-    empty = drawing.soft(drawing.field(rng, x, y, rng.uniform(75, 110) * unit), rng.uniform(0.3, 0.9), 1.0)  # fat, tears, vessels
-    empty = np.maximum(drawing.soft(empty, 0.25, 0.45), 0.85 * loose)
-
-    nuclei = np.zeros((height, width), np.uint8)  # haematoxylin in hundredths
-    cells = np.zeros((height, width), np.uint8)  # epithelium, then holes
-    lumina = np.zeros((height, width), np.uint8)
-    slope = (bend[1][1:, 1:] - bend[1][:-1, :-1]).astype(np.float64)
-    for _ in range(int(rng.integers(70, 190) / scale**2 * width / height / 1.52)):
-        at = rng.uniform((0, 0), (width - 2, height - 2))
-        lean = turn + 0.5 * slope[int(at[1]), int(at[0])] + rng.normal(0, 0.25)
-        axes = rng.uniform([2, 0.7], [3.6, 1.1]) * unit
-        drawing.ellipse(nuclei, at, axes, lean, int(rng.integers(60, 105)))
-    taken = [(*nest, 1.15 * largest)]
-    for _ in range(rng.integers(0, 4)):
-        _lymphocytes(rng, nuclei, size, unit, taken)
-    for _ in range(rng.integers(0, 7)):
-        _lobule(rng, (nuclei, cells, lumina), size, unit, taken)
+    stroma, empty, turn, slope = _stroma(rng, x, y, unit)
+    nuclei, cells, lumina = _surroundings(rng, size, unit, scale, turn, slope, (*nest, 1.15 * largest))
     cleft = np.zeros((height, width), np.uint8)  # the tissue shrinks away from the nest here and there
     drawing.fill_curve(cleft, (outline - nest) * 1.09 + nest, 255)
     cleft = cleft.astype(np.float32) / 255 * drawing.soft(drawing.field(rng, x, y, 30 * unit), -0.3, 0.5)
-
     mask = np.zeros((height, width), np.uint8)
     cv2.fillPoly(mask, [np.rint(outline).astype(np.int32)], 255)
     nest_nuclei = np.zeros_like(nuclei)
@@ -65,17 +37,62 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
     epithelium = np.maximum(cells.astype(np.float32) / 255, inside)
     hole = lumina.astype(np.float32) / 255 * (1 - inside)
     keep = (1 - np.maximum(empty, 0.8 * cleft) * (1 - epithelium)) * (1 - hole)
-    chromatin = 1 + 0.18 * drawing.field(rng, x, y, 1.6 * unit)
-    grain = drawing.field(rng, x, y, 2.5 * unit)
-    eosin = (eosin * (1 - epithelium) + (0.40 + 0.06 * grain) * epithelium) * keep
-    haematoxylin = (haematoxylin * (1 - epithelium) + (0.30 + 0.05 * grain) * epithelium) * keep
+    chromatin, grain = 1 + 0.18 * drawing.field(rng, x, y, 1.6 * unit), drawing.field(rng, x, y, 2.5 * unit)
     dots = np.where(mask > 0, nest_nuclei, nuclei).astype(np.float32) / 100 * chromatin
     dots *= np.where(epithelium > 0.3, 1 - hole, 1 - drawing.soft(empty, 0.5, 0.9))
+    return _dyed(rng, stroma, epithelium, keep, grain, dots), mask
+
+
+def _stroma(rng, x, y, unit) -> tuple:
+    """Wavy collagen along one direction, with pale clefts and pinker bands.
+
+    Its dyes (haematoxylin, eosin), where it is empty (fat, tears, vessels), its direction, and the slope of its waves.
+    """
+    turn = rng.uniform(0, np.pi)
+    bend = [drawing.field(rng, x, y, 75 * unit) * 26 * unit + drawing.field(rng, x, y, 22 * unit) * 3 * unit
+            for _ in range(2)]
+    along = x * np.cos(turn) + y * np.sin(turn) + bend[0]
+    across = y * np.cos(turn) - x * np.sin(turn) + bend[1]
+    coarse = drawing.field(rng, along, across, 55 * unit, 6 * unit)
+    fine = drawing.field(rng, along, across, 22 * unit, 2.2 * unit)
+    bands = drawing.field(rng, along, across, 120 * unit, 45 * unit)
+    eosin = 0.46 + 0.13 * coarse + 0.10 * fine + 0.30 * drawing.soft(bands, -0.1, 0.8)
+    haematoxylin = 0.15 + 0.05 * coarse + 0.04 * fine
+    clefts = drawing.soft(drawing.field(rng, along, across, 45 * unit, 5 * unit), 0.35, 0.75)
+    clefts = clefts * (1 - drawing.soft(bands, -0.4, 0.3))
+    empty = drawing.soft(drawing.field(rng, x, y, rng.uniform(75, 110) * unit), rng.uniform(0.3, 0.9), 1.0)
+    empty = np.maximum(drawing.soft(empty, 0.25, 0.45), 0.85 * clefts)
+    slope = (bend[1][1:, 1:] - bend[1][:-1, :-1]).astype(np.float64)
+    return (haematoxylin, eosin), empty, turn, slope
+
+
+def _surroundings(rng, size, unit, scale, turn, slope, nest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What lies around the nest (x, y, radius): nuclei in hundredths of haematoxylin, epithelium, and its holes."""
+    width, height = size
+    nuclei, cells, lumina = (np.zeros((height, width), np.uint8) for _ in range(3))
+    for _ in range(int(rng.integers(70, 190) / scale**2 * width / height / 1.52)):
+        at = rng.uniform((0, 0), (width - 2, height - 2))
+        lean = turn + 0.5 * slope[int(at[1]), int(at[0])] + rng.normal(0, 0.25)
+        axes = rng.uniform([2, 0.7], [3.6, 1.1]) * unit
+        drawing.ellipse(nuclei, at, axes, lean, int(rng.integers(60, 105)))
+    taken = [nest]
+    for _ in range(rng.integers(0, 4)):
+        _lymphocytes(rng, nuclei, size, unit, taken)
+    for _ in range(rng.integers(0, 7)):
+        _lobule(rng, (nuclei, cells, lumina), size, unit, taken)
+    return nuclei, cells, lumina
+
+
+def _dyed(rng, stroma, epithelium, keep, grain, dots) -> np.ndarray:
+    """Both dyes of the whole picture, (height, width, 2) float32."""
+    haematoxylin, eosin = stroma
+    eosin = (eosin * (1 - epithelium) + (0.40 + 0.06 * grain) * epithelium) * keep
+    haematoxylin = (haematoxylin * (1 - epithelium) + (0.30 + 0.05 * grain) * epithelium) * keep
     haematoxylin = np.maximum(haematoxylin, dots)
     eosin = eosin * (1 - 0.35 * np.minimum(dots, 1))
     dye = np.stack([haematoxylin, eosin], -1)
     dye += rng.integers(-24, 25, dye.shape, dtype=np.int8).astype(np.float32) / 800
-    return np.maximum(dye, 0), mask
+    return np.maximum(dye, 0)
 
 
 def _nest(rng, canvas, outline, centre, radius, unit, z) -> None:
@@ -141,7 +158,7 @@ def _duct(rng, layers, at, radius, unit) -> None:
         point = ring[np.searchsorted(steps, place, "right") - 1] + rng.normal(0, 0.35 * unit, 2)
         outward = np.arctan2(*(point - at)[::-1])
         drawing.ellipse(nuclei, point, np.array([rng.uniform(1.7, 2.3), rng.uniform(1.2, 1.6)]) * unit, outward,
-                 dark + int(rng.integers(-12, 13)))
+                        dark + int(rng.integers(-12, 13)))
 
 
 def _free(rng, size, reach, taken) -> np.ndarray | None:

@@ -12,123 +12,148 @@ from patholib.base import files, places
 from patholib.base.errors import PathoError, nearest
 from patholib.data import demo
 from patholib.data.manifest import Manifest
-from patholib.data.readers import breakhis, isic2019, table
-from patholib.data.readers.folders import folders, is_demo, like_first, not_there
+from patholib.data.readers import breakhis, isic2019, sources, table
+from patholib.data.readers.folders import folders_below, is_demo, named_first, not_there
+from patholib.data.readers.reader import Reader
 
-READERS = {"breakhis": breakhis, "isic2019": isic2019}
+# Tried in this order where a folder is named: first those whose files cannot be mistaken.
+READERS = {reader.name: reader for reader in (isic2019.READER, breakhis.READER)}
 KINDS = tuple(READERS)
-LIKE = {"breakhis": "breakhis", "isic2019": "isic"}  # what the names of their folders hold, in small letters
 MOST = 500  # folders of a Drive that are looked at: each is asked for over the network, and there may be thousands
 
 
 @dataclass(frozen=True)
-class Found:
-    """The outcome of `find`: where the data are, or that demo images are to be made because there are none."""
+class Location:
+    """The outcome of `find`: where the data are, or that there are none and demo images are to be made."""
 
     path: Path | None  # None exactly if `demo`
     demo: bool
     tried: tuple[str, ...]  # every place looked at, in order
 
 
-def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | None = None) -> Found:
+def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | None = None) -> Location:
     """Looks for the images of a data set: at `data`, else where PATHOLIB_DATA says, else in the usual places.
 
-    data: a path (from the current folder, then from the project's), "demo" (make demo images), or "auto", over which
-    the variable PATHOLIB_DATA rules, with the same values.
+    data: a path (from the current folder, then from the project's), where another known data set may begin as well;
+    "demo" (make demo images); or "auto", over which the variable PATHOLIB_DATA rules, with the same values.
     Usual places: data/<kind> and data/ of the project, the same in `files.remade`, then `mounts` (None:
     `places.mounts`); of a Drive the nearest MOST folders. Demo images lying there are passed over.
     Raises PathoError: `unknown_source`; `data_root` if a path was given that does not hold the data.
     """
-    if kind not in KINDS:
-        raise PathoError("unknown_source", kind, "is no data set to look for", nearest(kind, KINDS))
-    named = "data" if str(data) != "auto" else "PATHOLIB_DATA"
+    if kind not in READERS:
+        raise PathoError("unknown_source", kind, "is not a data set to look for", nearest(kind, READERS))
+    subject = "data" if str(data) != "auto" else "PATHOLIB_DATA"
     data = str(data) if str(data) != "auto" else os.environ.get("PATHOLIB_DATA") or "auto"
     if data == "demo":
-        return Found(None, True, ())
+        return Location(None, True, ())
     if data != "auto":
-        path = Path(data).expanduser()
-        near = [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
-        right = next((place for place in near if _usable(kind, place)), None)
-        if right is None:
-            reader, place = READERS[kind], next((place for place in near if place.exists()), near[0])
-            raise not_there(reader.WHAT, reader.holds, place, named, near)
-        return Found(right, False, tuple(map(str, near)))
+        return _at(READERS[kind], Path(data).expanduser(), subject)
+    return _search(READERS[kind], places.mounts() if mounts is None else mounts)
+
+
+def _at(reader: Reader, path: Path, subject: str) -> Location:
+    """The data set at a path that was given: of this reader, or else of any."""
+    near = [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
+    for place in near:
+        if reader.reads(place) or _holder(place) is not None:
+            return Location(place, False, tuple(map(str, near)))
+    there = next((place for place in near if place.exists()), near[0])
+    raise not_there(reader.what, reader.holds, there, subject, near)
+
+
+def _search(reader: Reader, mounts: tuple[str | Path, ...]) -> Location:
+    """The first folder of the usual places that the reader takes and that holds no demo images."""
     kept, remade, tried = files.project_root() / "data", files.remade(), []
-    usual = (kept / kind, kept, remade / kind, remade, *map(Path, places.mounts() if mounts is None else mounts))
+    usual = (kept / reader.name, kept, remade / reader.name, remade, *map(Path, mounts))
     for place in dict.fromkeys(usual):
         tried.append(str(place))
-        drive, looked = place.name == "MyDrive", 0
-        for folder in _looked_into(kind, place, drive):
+        on_drive, looked = place.name == "MyDrive", 0
+        for folder in _searched(reader, place, on_drive):
             looked += 1
-            named_so = kind == "isic2019" or "breakhis" in folder.name.lower() or folder.name == "histology_slides"
-            if named_so and _usable(kind, folder, drive) and not is_demo(folder):
-                return Found(folder, False, tuple(tried))
-        if drive and looked == MOST:
+            if (reader.is_named_so(folder) and reader.reads(folder, MOST if on_drive else None)
+                    and not is_demo(folder)):
+                return Location(folder, False, tuple(tried))
+        if on_drive and looked == MOST:
             tried[-1] += f" (its {MOST} nearest folders alone: name any other with the parameter data)"
-    return Found(None, True, tuple(tried))
+    return Location(None, True, tuple(tried))
 
 
-def _looked_into(kind: str, place: Path, drive: bool) -> Iterator[Path]:
-    """The folders of a usual place, nearest first; of a Drive MOST, those that are called like the data set first."""
-    if drive:
-        return itertools.islice(like_first(place, LIKE[kind], skip=("outputs",)), MOST)  # runs have many folders
-    return folders(place, skip=("drive",))  # MyDrive is a mount of its own, with its own depth
+def _searched(reader: Reader, place: Path, on_drive: bool) -> Iterator[Path]:
+    """The folders of a usual place, nearest first; of a Drive MOST, those named like the data set first."""
+    if on_drive:  # runs have many folders
+        return itertools.islice(named_first(place, reader.like or reader.name, skip=("outputs",)), MOST)
+    return folders_below(place, skip=("drive",))  # MyDrive is a mount of its own, with its own depth
+
+
+def _holder(folder: Path) -> Reader | None:
+    """The first reader whose data set begins in this folder, None where there is none."""
+    return next((reader for reader in READERS.values() if folder.is_dir() and reader.holds(folder)), None)
 
 
 def load(kind: str, data: str | Path = "auto", missing: str = "error", positive: str | None = None,
-         **drawn) -> Manifest:
+         **demo_settings) -> Manifest:
     """The manifest of a data set, wherever it lies; of demo images, with a line that says so, where there is none.
 
-    data: see `find`; or a CSV of one's own. positive: the class that must not be missed; None: as the reader says.
-    Demo images are written to demo/<kind> in `files.remade` once; drawn: settings of `demo.write` other than its own,
-    for which they get a folder of theirs. Raises PathoError: also `unknown_class`.
+    data: see `find`; or your own CSV. positive: the class that must not be missed; None: as the reader says.
+    Demo images are written to demo/<kind> in `files.remade` once; demo_settings: settings of `demo.write` other than
+    its own, for which they get a folder of theirs. Raises PathoError: also `unknown_class`.
     """
-    source = _load(kind, data, missing, drawn)
+    source = _load(kind, data, missing, demo_settings)
     if positive is None:
         return source
     if positive not in source.classes:
-        raise PathoError("unknown_class", f"positive={positive!r}", "is no class of these images",
+        raise PathoError("unknown_class", f"positive={positive!r}", "is not a class of these images",
                          nearest(positive, source.classes))
     return replace(source, positive=positive)
 
 
-def _load(kind: str, data: str | Path, missing: str, drawn: dict) -> Manifest:
+def _load(kind: str, data: str | Path, missing: str, demo_settings: dict) -> Manifest:
     if str(data).lower().endswith(".csv"):
         return read(data, missing)
-    found = find(kind, data)
-    if not found.demo:
-        return read(found.path, missing)
-    if found.tried:
-        print(f"No {kind} images were found in {', '.join(found.tried)}: demo images are used instead "
-              f"(`patholib download {kind}` fetches the real ones)")
-    folder = f"{kind}-{files.digest(drawn)[:8]}" if drawn else kind
-    return read(demo.write(files.remade() / "demo" / folder, kind, **drawn), missing)
+    location = find(kind, data)
+    if not location.demo:
+        return _read_folder(location.path, missing, first=READERS[kind])
+    if location.tried:
+        if kind not in demo.DEFAULTS:
+            raise _absent(kind, location)
+        print(f"No {kind} images were found in {', '.join(location.tried)}: demo images are used instead"
+              + (f" (`patholib download {kind}` fetches the real ones)" if kind in sources.downloadable() else ""))
+    folder = f"{kind}-{files.digest(demo_settings)[:8]}" if demo_settings else kind
+    return read(demo.write(files.remade() / "demo" / folder, kind, **demo_settings), missing)
+
+
+def _absent(kind: str, location: Location) -> PathoError:
+    remedy = "Give its path, or set PATHOLIB_DATA to it"
+    if kind in sources.downloadable():
+        remedy = f"Give its path, set PATHOLIB_DATA to it, or fetch it: `patholib download {kind}`"
+    return PathoError("data_root", kind, f"was not found; tried {', '.join(location.tried) or 'nothing'}", remedy)
 
 
 def read(where: str | Path, missing: str = "error") -> Manifest:
-    """The manifest of what lies at `where`, by the reader it calls for; a kind ("breakhis") is looked for first.
+    """The manifest of what lies at `where`, by the first reader that takes it; a name ("breakhis") is looked for first.
 
     missing: for tables that list images ("error", or "skip" to go on without the files that are not there).
     Raises PathoError: `data_root`, and what the readers raise.
     """
-    kind = where if where in KINDS else None
-    if kind:
-        found = find(kind)
-        if found.demo:
-            raise PathoError("data_root", kind, f"was not found; tried {', '.join(found.tried) or 'nothing'}",
-                             f"Give its path, set PATHOLIB_DATA to it, or fetch it: `patholib download {kind}`")
-        where = found.path
+    if where in READERS:
+        location = find(where)
+        if location.demo:
+            raise _absent(where, location)
+        return _read_folder(location.path, missing, first=READERS[where])
     path = Path(where).expanduser()
-    if path.is_file():
-        return isic2019.read(path, missing) if path.name == isic2019.TRUTH else table.read(path, missing=missing)
-    if kind == "isic2019" or (kind is None and isic2019.locate(path)):
-        return isic2019.read(path, missing)
-    if kind == "breakhis" or breakhis.locate(path):
-        return breakhis.read(path)
-    raise not_there("BreakHis, ISIC 2019 or a CSV", lambda folder: any(r.holds(folder) for r in READERS.values()),
-                    path, "path")
+    if not path.is_file():
+        return _read_folder(path, missing)
+    if any(path.name == reader.index for reader in READERS.values()):
+        return _read_folder(path.parent, missing)
+    return table.read(path, missing=missing)
 
 
-def _usable(kind: str, path: Path, drive: bool = False) -> bool:
-    """Whether the reader of this kind takes `path` as its root; on a Drive also BreakHis has to begin near it."""
-    return bool(breakhis.locate(path, MOST if drive else None) if kind == "breakhis" else isic2019.locate(path))
+def _read_folder(folder: Path, missing: str, first: Reader | None = None) -> Manifest:
+    """The manifest of a folder, by `first` if it takes the folder, else by the first of all readers that does."""
+    reader = first if first is not None and first.reads(folder) else _holder(folder)
+    reader = reader or next((reader for reader in READERS.values() if reader.reads(folder)), None)
+    if reader is None:
+        known = ", ".join(reader.what for reader in READERS.values())
+        raise not_there(f"a data set that is known ({known}) or a CSV",
+                        lambda place: any(reader.holds(place) for reader in READERS.values()), folder, "path")
+    return reader.read(folder, missing=missing)

@@ -5,7 +5,6 @@ Spanhol et al. 2016, "A Dataset for Breast Cancer Histopathological Image Classi
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 from collections.abc import Iterable
@@ -17,9 +16,10 @@ import pandas as pd
 from patholib.base.errors import nearest
 from patholib.data.csvfiles import stop_on
 from patholib.data.manifest import Manifest, first, in_several, refuse_unwritable
-from patholib.data.readers.folders import IMAGES, demo_folder, folders, not_there, subfolders, walk
+from patholib.data.readers.folders import IMAGES, demo_folder, folders_below, not_there, subfolders, walk
+from patholib.data.readers.reader import Reader
 
-WHAT = "BreakHis (folders benign and malignant)"
+_WHAT = "BreakHis (folders benign and malignant)"
 CLASSES = ("benign", "malignant")
 SUBTYPES = {  # code in the name: (class, subtype as its folder is called)
     "A": ("benign", "adenosis"), "F": ("benign", "fibroadenoma"),
@@ -57,8 +57,8 @@ def parse(name: str) -> Facts | None:
     if label[0].upper() != letter:
         return None
     case = f"{year}-{number}"
-    few = map(sys.intern, (case + slide_letters, case, magnification, sequence))  # one text for all rows that share it
-    return Facts(label, subtype, *few)
+    repeated = map(sys.intern, (case + slide_letters, case, magnification, sequence))  # one text for all rows
+    return Facts(label, subtype, *repeated)
 
 
 def holds(folder: Path) -> bool:
@@ -68,13 +68,10 @@ def holds(folder: Path) -> bool:
     return any(one.name.lower() in CLASSES for one in below + given)
 
 
-def locate(path: Path, most: int | None = None) -> list[Path]:
-    """The folders nearest below `path` in which a BreakHis tree begins: one, or several side by side, or none.
-
-    most: how many folders are looked at; None: all of them.
-    """
+def locate(path: Path) -> list[Path]:
+    """The folders nearest below `path` in which a BreakHis tree begins: one, several side by side, or none."""
     hits: list[Path] = []
-    for folder in itertools.islice(folders(path), most):
+    for folder in folders_below(path):
         if hits and len(folder.parts) > len(hits[0].parts):
             break
         if holds(folder):
@@ -82,29 +79,30 @@ def locate(path: Path, most: int | None = None) -> list[Path]:
     return hits
 
 
-def read(root: Path) -> Manifest:
+def read(root: Path, missing: str = "error") -> Manifest:
     """The manifest of a BreakHis tree: the official one from any level above the classes, or train|test folders.
 
     Paths are relative to the folder in which the classes begin (for demo images: to the one that is marked so).
     Folders train and test are kept as column `given_split` and counted, but never used: they share patients.
+    missing: as for every reader; no table lists the images of BreakHis, so none can be missing.
     Raises PathoError: `data_root`, `name_pattern`, `label_mismatch`, `unknown_class`, `empty_class`, `single_class`.
     """
     hits = locate(Path(root))
     if not hits:
-        raise not_there(WHAT, holds, Path(root))
+        raise not_there(_WHAT, holds, Path(root))
     stop_on([("data_root", str(hit), "is one of several trees side by side") for hit in hits if len(hits) > 1],
             "Name one of them")
     images, left = walk(hits[0])
     _check_classes(hits[0], images)
-    found = {name: first(paths) for name, paths in left.items() if paths}
+    left_out = {name: first(names) for name, names in left.items() if names}
     marked = demo_folder(hits[0])
     base = marked or hits[0].absolute()
     prefix = hits[0].absolute().relative_to(base).as_posix()
     paths = images if prefix == "." else [f"{prefix}/{image}" for image in images]
-    return from_names(paths, base, found, demo=marked is not None)
+    return from_names(paths, base, left_out, demo=marked is not None)
 
 
-def from_names(names: Iterable[str], root: Path = Path(), found: dict | None = None, demo: bool = False) -> Manifest:
+def from_names(names: Iterable[str], root: Path = Path(), left_out: dict | None = None, demo: bool = False) -> Manifest:
     """The manifest of images known by name alone, paths or bare names: enough to split and to audit.
 
     Raises PathoError: `name_pattern`, `label_mismatch` (a folder of the path contradicts the name), all at once.
@@ -122,7 +120,7 @@ def from_names(names: Iterable[str], root: Path = Path(), found: dict | None = N
     stop_on(problems, "Rename or move these files, or take them out of the folder")
     refuse_unwritable("path", [path for path, *_ in rows])
     table = pd.DataFrame(rows, columns=["path", *Facts._fields, "given_split"], dtype=str)
-    counted = {"images": len(table), **_count(table), **(found or {})}
+    counted = {"images": len(table), **_counts(table), **(left_out or {})}
     if not (table["given_split"] != "").any():
         table = table.drop(columns="given_split")
     return Manifest(table=table, root=Path(root), classes=CLASSES, positive="malignant", group_by="case",
@@ -150,13 +148,13 @@ def _contradictions(above: list[str], facts: Facts) -> list[str]:
 def _check_classes(root: Path, images: list[str]) -> None:
     """Images must lie in the folders of both classes, and in no folder beside them."""
     seen = {_class_folder(path) for path in images}
-    problems = [("unknown_class", name or str(root), f"holds images but is no class; {nearest(name, CLASSES)}")
+    problems = [("unknown_class", name or str(root), f"holds images but is not a class; {nearest(name, CLASSES)}")
                 for name in sorted(seen - set(CLASSES))]
     for name in CLASSES:
         if name not in seen:
-            there = any(name in (part.lower() for part in folder.relative_to(root).parts) for folder in folders(root))
+            there = any(name in folder.relative_to(root).as_posix().lower().split("/") for folder in folders_below(root))
             problems.append(("empty_class", name, "holds no image") if there
-                            else ("single_class", name, f"has no folder in {root}, and one class cannot be learnt"))
+                            else ("single_class", name, f"has no folder in {root}, and both classes are needed"))
     stop_on(problems, "Restore the folders benign and malignant as they were unpacked")
 
 
@@ -166,16 +164,21 @@ def _class_folder(path: str) -> str:
     return next((folder for folder in above[:2] if folder not in GIVEN), "")
 
 
-def _count(table: pd.DataFrame) -> dict:
+def _counts(table: pd.DataFrame) -> dict:
     """What is worth knowing of the whole set."""
-    found = {"slides": table["slide"].nunique(), "cases": table["case"].nunique(),
-             "magnifications": {m: int((table["magnification"] == m).sum()) for m in MAGNIFICATIONS
-                                if (table["magnification"] == m).any()},
-             "cases_in_two_classes": first(in_several(table, "case", "label")),
-             "slides_in_two_subtypes": first(in_several(table, "slide", "subtype")),
-             "names_twice": first(table.loc[table["path"].str.rsplit("/", n=1).str[-1].duplicated(), "path"])}
+    counted = {"slides": table["slide"].nunique(), "cases": table["case"].nunique(),
+               "magnifications": {m: int((table["magnification"] == m).sum()) for m in MAGNIFICATIONS
+                                  if (table["magnification"] == m).any()},
+               "cases_in_two_classes": first(in_several(table, "case", "label")),
+               "slides_in_two_subtypes": first(in_several(table, "slide", "subtype")),
+               "names_twice": first(table.loc[table["path"].str.rsplit("/", n=1).str[-1].duplicated(), "path"])}
     if (table["given_split"] != "").any():
         counts = table["given_split"].value_counts().sort_index()
-        found["given_split"] = {**{name: int(n) for name, n in counts.items()},
-                                "cases_in_two": len(in_several(table, "case", "given_split"))}
-    return found
+        counted["given_split"] = {**{name: int(n) for name, n in counts.items()},
+                                    "cases_in_two": len(in_several(table, "case", "given_split"))}
+    return counted
+
+
+# Folders benign and malignant alone may be anything's, so that a search takes only what is called BreakHis.
+READER = Reader(name="breakhis", what=_WHAT, holds=holds, read=read, reads_below=True,
+                folder_name="breakhis|^histology_slides$")

@@ -17,7 +17,7 @@ LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # and all that is hidden; nev
 
 def not_there(what: str, holds: Callable[[Path], bool], path: Path, subject: str = "root",
               places: Iterable[Path] = ()) -> PathoError:
-    """The refusal of a path that does not hold the data set `what`; names the right one if it is near.
+    """The error for a path that does not hold the data set `what`; it names the right path if that is near.
 
     holds: whether the data set begins in a folder.
     """
@@ -28,7 +28,7 @@ def not_there(what: str, holds: Callable[[Path], bool], path: Path, subject: str
     else:
         reason = f"does not hold {what}" if any(path.iterdir()) else "is empty"
     above = [folder for folder in path.absolute().parents[:DEPTH] if os.access(folder, os.R_OK | os.X_OK)]
-    right = next((folder for folder in (*folders(path), *above) if holds(folder)), None)
+    right = next((folder for folder in (*folders_below(path), *above) if holds(folder)), None)
     tables = sorted(path.glob("*.csv")) if path.is_dir() else []
     if right is not None:
         remedy = f"It was found at {right}: use that path"
@@ -41,7 +41,7 @@ def not_there(what: str, holds: Callable[[Path], bool], path: Path, subject: str
 
 
 def demo_folder(folder: Path) -> Path | None:
-    """The folder holding the mark of generated images, at or above `folder`; None for other images."""
+    """The folder, at or above `folder`, that is marked as generated images; None for other images."""
     near = (Path(folder).absolute(), *Path(folder).absolute().parents[:DEPTH])
     return next((place for place in near if (place / DEMO).is_file()), None)
 
@@ -56,7 +56,7 @@ def litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def folders(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
+def folders_below(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
     """`root` and the folders below it to DEPTH levels, nearest first and by name; links are not followed."""
     level = [Path(root)] if Path(root).is_dir() else []
     for _ in range(DEPTH + 1):
@@ -64,8 +64,8 @@ def folders(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
         level = [below for folder in level for below in subfolders(folder) if below.name not in skip]
 
 
-def like_first(root: Path, like: str, skip: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The same, but those whose path below `root` holds `like`, in small letters, come as if two levels nearer.
+def named_first(root: Path, like: str, skip: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The same, but folders whose path below `root` contains `like` (small letters) come as if two levels nearer.
 
     A folder is listed only when the next one is asked for.
     """
@@ -76,8 +76,8 @@ def like_first(root: Path, like: str, skip: tuple[str, ...] = ()) -> Iterator[Pa
         deep = len(folder.relative_to(root).parts) + 1
         for below in subfolders(folder) if deep <= DEPTH else ():
             if below.name not in skip:
-                near = 2 * (like in below.relative_to(root).as_posix().lower())
-                heapq.heappush(waiting, (deep - near, below))
+                nearer = 2 if like in below.relative_to(root).as_posix().lower() else 0
+                heapq.heappush(waiting, (deep - nearer, below))
 
 
 def subfolders(folder: Path) -> list[Path]:

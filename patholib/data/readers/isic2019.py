@@ -13,29 +13,25 @@ from patholib.base.errors import PathoError
 from patholib.data.csvfiles import read_csv, stop_on
 from patholib.data.manifest import Manifest, first, in_several
 from patholib.data.readers.folders import demo_folder, not_there, walk
+from patholib.data.readers.reader import Reader
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")  # in the order of the official columns
-WHAT = "ISIC 2019 (ISIC_2019_Training_GroundTruth.csv)"
+_WHAT = "ISIC 2019 (ISIC_2019_Training_GroundTruth.csv)"
 TRUTH, METADATA = "ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"
 FACTS = {"lesion_id": "lesion", "anatom_site_general": "site", "age_approx": "age", "sex": "sex"}  # official name: ours
 INPUT = "ISIC_2019_Training_Input"
 COPY = "_downsampled"  # ends the name of the archive's smaller copy of a picture
 
 
-def locate(path: Path) -> Path | None:
-    """`path` itself if the official GroundTruth file is in it, else None."""
-    return Path(path) if (Path(path) / TRUTH).is_file() else None
-
-
 def holds(folder: Path) -> bool:
-    """Whether the data set begins in `folder`."""
-    return locate(folder) is not None
+    """Whether the official GroundTruth file is in `folder`."""
+    return (Path(folder) / TRUTH).is_file()
 
 
 def read(root: Path, missing: str = "error") -> Manifest:
     """The manifest of ISIC 2019: GroundTruth joined with Metadata and with the files in ISIC_2019_Training_Input.
 
-    root: the folder of the two CSV files, or the GroundTruth file; images may lie in subfolders, or beside the CSV.
+    root: the folder of the two CSV files; images may lie in subfolders, or beside the CSV.
     missing: "error", or "skip" to go on with the rows that have a file; either way the rest is counted in `found`.
     An image without lesion_id is a lesion of its own (its name); a smaller copy belongs to its picture's lesion.
     Classes without an image are left out. Text: age "55", age_band "50-59", "" where unknown; collection: what
@@ -45,9 +41,9 @@ def read(root: Path, missing: str = "error") -> Manifest:
     """
     if missing not in ("error", "skip"):
         raise PathoError("bad_parameter", f"missing={missing!r}", "is not known", "Use 'error' or 'skip'")
-    root = Path(root).parent if Path(root).name == TRUTH else Path(root)
-    if not locate(root):
-        raise not_there(WHAT, holds, root)
+    root = Path(root)
+    if not holds(root):
+        raise not_there(_WHAT, holds, root)
     rows = list_rows(root)
     images, left = walk(root / INPUT if (root / INPUT).is_dir() else root)
     prefix = f"{INPUT}/" if (root / INPUT).is_dir() else ""
@@ -65,19 +61,22 @@ def read(root: Path, missing: str = "error") -> Manifest:
         raise PathoError("rows_without_files", TRUTH, f"none of its {len(rows)} images is in {root}",
                          f"Unpack {INPUT}.zip there")
     classes = tuple(name for name in (*CLASSES, "UNK") if (table["label"] == name).any())
-    found = {
-        "images": len(table), "lesions": int(table.loc[table["lesion_known"], "lesion"].nunique()),
-        "rows": len(rows), "rows_without_file": first(without), "files_without_row": first(unlisted),
-        "rows_without_lesion": int((~table["lesion_known"]).sum()),
-        "downsampled": int(table["image"].str.endswith(COPY).sum()),
-        "unknown": {name: int((table[name] == "").sum()) for name in ("site", "age", "sex")},
-        "classes_without_images": [name for name in CLASSES if name not in classes],
-        **{name: first(names) for name, names in left.items() if names},
-    }
+    counted = _counts(table) | {"rows": len(rows), "rows_without_file": first(without),
+                                "files_without_row": first(unlisted),
+                                **{name: first(names) for name, names in left.items() if names}}
     columns = ["path", "label", "lesion", "site", "age", "sex", "age_band", "collection"]
     return Manifest(table=table[columns], root=root, classes=classes, positive="MEL" if "MEL" in classes else None,
                     group_by="lesion", levels=("lesion",), subgroups=("site", "sex", "age_band", "collection"),
-                    source="isic2019", demo=demo_folder(root) is not None, found=found)
+                    source="isic2019", demo=demo_folder(root) is not None, found=counted)
+
+
+def _counts(table: pd.DataFrame) -> dict:
+    """What is worth knowing of the images that are there."""
+    return {"images": len(table), "lesions": int(table.loc[table["lesion_known"], "lesion"].nunique()),
+            "rows_without_lesion": int((~table["lesion_known"]).sum()),
+            "downsampled": int(table["image"].str.endswith(COPY).sum()),
+            "unknown": {name: int((table[name] == "").sum()) for name in ("site", "age", "sex")},
+            "classes_without_images": [name for name in CLASSES if not (table["label"] == name).any()]}
 
 
 def list_rows(root: Path) -> pd.DataFrame:
@@ -145,7 +144,7 @@ def _ages(metadata: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
 
 
 def _lesions(rows: pd.DataFrame) -> list[str]:
-    """The lesion of every row: as given, else its copy's or original's, else one of its own called like the picture."""
+    """The lesion of every row: as given, else that of its copy or original, else one named like the picture."""
     pictures = rows["image"].str.removesuffix(COPY)
     known: dict[str, str] = {}
     problems = []
@@ -177,3 +176,6 @@ def _refuse_missing(without: list[str], unlisted: list[str]) -> None:
                            f"{', ...' if len(names) > 5 else ''})" for _, names, text in lists)
         raise PathoError(lists[0][0], TRUTH, reason,
                          "Unpack all images, or pass missing=\"skip\" to go on with those that have both")
+
+
+READER = Reader(name="isic2019", what=_WHAT, holds=holds, read=read, index=TRUTH, like="isic")

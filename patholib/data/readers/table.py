@@ -14,6 +14,7 @@ from patholib.base.files import joined
 from patholib.data.csvfiles import read_csv, stop_on
 from patholib.data.manifest import Manifest, first, in_several
 from patholib.data.readers.folders import demo_folder
+from patholib.data.readers.sources import TABLE
 
 ALIASES = {"path": ("file", "image"), "group": ("patient", "case", "lesion")}  # the coarsest id first
 SUBGROUP_VALUES = (2, 12)  # a further column with so many different values is reported apart
@@ -34,48 +35,55 @@ def read(path: Path, positive: str | None = None, missing: str = "error") -> Man
     if missing not in ("error", "skip"):
         raise PathoError("bad_parameter", f"missing={missing!r}", "is not known", "Use 'error' or 'skip'")
     path = Path(path)
-    table = read_csv(path)
-    root = path.absolute().parent
+    root, table = path.absolute().parent, read_csv(path)
     renamed = _standard_names(path.name, table)
     table = table.rename(columns=renamed)
     table["path"] = _paths(path.name, table, root)
     empty = table.index[table["label"].str.strip() == ""]
     stop_on([("bad_label", f"{path.name} line {line}", "has no label") for line in empty], "Write a class in every row")
-    there = np.array([os.path.lexists(joined(root, name)) for name in table["path"].tolist()], bool)
-    without = table.loc[~there, "path"].tolist()  # what it is that is there, the image check will say
-    if without and (missing == "error" or not there.any()):
-        raise PathoError("rows_without_files", path.name,
-                         f"{len(without)} of {len(table)} rows have no file ({', '.join(first(without)['first'])})",
-                         f"Paths count from {root}; correct them, or pass missing=\"skip\" to leave these rows out")
-    table = table[there]
-    alone = table["group"] == ""
-    table["group"] = table["group"].mask(alone, table["path"])
+    table, without = _present(path.name, table, root, missing)
+    no_group = table["group"] == ""
+    table["group"] = table["group"].mask(no_group, table["path"])
     classes = tuple(sorted(set(table["label"])))
     if len(classes) < 2:
-        raise PathoError("single_class", path.name, f"holds {len(classes)} classes, and one cannot be learnt",
+        raise PathoError("single_class", path.name, f"holds {len(classes)} class, and a classifier needs two",
                          "Add images of another class")
     if positive is not None and positive not in classes:
-        raise PathoError("unknown_class", f"positive={positive!r}", "is no label", nearest(positive, classes))
+        raise PathoError("unknown_class", f"positive={positive!r}", "is not a label", nearest(positive, classes))
     order = ["path", "label", "group"]
     further = [name for name in table.columns if name not in order]
-    found = {
-        "images": len(table), "groups": table["group"].nunique(), "columns": renamed,
-        "rows_without_file": first(without), "rows_without_group": int(alone.sum()),
-        "groups_in_two_classes": first(in_several(table, "group", "label")),
-    }
-    if "given_split" in further:
-        counts = table["given_split"].value_counts().sort_index()
-        found["given_split"] = {**{name: int(n) for name, n in counts.items()},
-                                "groups_in_two": len(in_several(table, "group", "given_split"))}
+    counted = {"images": len(table), "groups": table["group"].nunique(), "columns": renamed,
+               "rows_without_file": first(without), "rows_without_group": int(no_group.sum()), **_counts(table)}
     low, high = SUBGROUP_VALUES
     subgroups = tuple(n for n in further if n != "given_split" and low <= table[n].nunique() <= high)
     return Manifest(table=table[order + further], root=root, classes=classes, positive=positive, group_by="group",
-                    levels=("group",), subgroups=subgroups, source="table", demo=demo_folder(root) is not None,
-                    found=found)
+                    levels=("group",), subgroups=subgroups, source=TABLE, demo=demo_folder(root) is not None,
+                    found=counted)
+
+
+def _present(name: str, table: pd.DataFrame, root: Path, missing: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows whose file is there, and the paths of the others; those are an error unless missing is "skip"."""
+    there = np.array([os.path.lexists(joined(root, path)) for path in table["path"].tolist()], bool)
+    without = table.loc[~there, "path"].tolist()  # whether what is there is an image, the image check will say
+    if without and (missing == "error" or not there.any()):
+        raise PathoError("rows_without_files", name,
+                         f"{len(without)} of {len(table)} rows have no file ({', '.join(first(without)['first'])})",
+                         f"Paths count from {root}; correct them, or pass missing=\"skip\" to leave these rows out")
+    return table[there], without
+
+
+def _counts(table: pd.DataFrame) -> dict:
+    """What is worth knowing about groups, and about a split that the table brings along."""
+    counted = {"groups_in_two_classes": first(in_several(table, "group", "label"))}
+    if "given_split" in table:
+        images = table["given_split"].value_counts().sort_index()
+        counted["given_split"] = {**{name: int(n) for name, n in images.items()},
+                                  "groups_in_two": len(in_several(table, "group", "given_split"))}
+    return counted
 
 
 def _standard_names(name: str, table: pd.DataFrame) -> dict[str, str]:
-    """How columns are to be renamed; refuses a table without path, label or group, or with names that are ours."""
+    """{column: its standard name}; refuses a table without path, label or group, or with a name kept for results."""
     names = list(table.columns)
     renamed, problems = {}, []
     for column in ("path", "label", "group"):
@@ -88,11 +96,12 @@ def _standard_names(name: str, table: pd.DataFrame) -> dict[str, str]:
     if "split" in names:
         renamed["split"] = "given_split"
     labels = set(table["label"]) if "label" in names else set()
-    ours = {"row", "given_split", "given_group", *(f"p_{label}" for label in labels)} & set(names)
-    problems += [("csv_format", f"{name} column {column}", "is a name kept for results") for column in sorted(ours)]
+    kept = {"row", "given_split", "given_group", *(f"p_{label}" for label in labels)} & set(names)
+    problems += [("csv_format", f"{name} column {column}", "is a name kept for results") for column in sorted(kept)]
     group = (". group is the patient or lesion an image is of: images of one group are never shared between splits; if "
              "every image is of another patient, number the rows in that column")
-    stop_on(problems, f"Rename or add the columns{'' if 'group' in {*names, *renamed.values()} else group}")
+    has_group = "group" in {*names, *renamed.values()}
+    stop_on(problems, "Rename or add the columns" + ("" if has_group else group))
     return renamed
 
 
