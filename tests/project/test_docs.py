@@ -69,45 +69,42 @@ def test_every_entry_of_the_catalogue_has_its_answer(letter, last):
 
 RECORDED = """
 def test_cut(catalogue):
-    catalogue("D01", "cut off", "refused")
+    catalogue("Z01", "cut off", "refused")
 
 
 def test_empty(catalogue):
-    catalogue("D01", "empty", "refused")
-
-
-def test_neither():
-    pass
+    catalogue("Z01", "empty", "refused")
+"""
+OTHER = """
+def test_it(catalogue):
+    catalogue("Z02", "odd", "accepted")
+    assert {passes}
 """
 HEAD = "# Faults\n\n| id | input or fault | answer |\n|---|---|---|\n"
-BEFORE = HEAD + "| D01 | cut off | accepted |\n| D01 | empty | refused |\n| T01 | a kill | resumed |\n"
+BEFORE = ("| Z01 | cut off | accepted |", "| Z01 | gone | accepted |", "| Z02 | old | accepted |",
+          "| Z03 | a kill | resumed |")
+CUT, EMPTY, ODD = "| Z01 | cut off | refused |", "| Z01 | empty | refused |", "| Z02 | odd | accepted |"
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["tests"], 0, ""),
-    (["tests", "-k", "cut or neither"], 4, "test_one.py::test_empty is left out"),
-    (["tests", "--deselect", "tests/test_one.py::test_cut"], 4, "test_one.py::test_cut is left out"),
-    (["tests/test_one.py"], 4, "test_two.py is not among the tests"),
-    (["tests", "-n", "1"], 4, "-n gives"),
-    (["tests/test_plain.py"], 0, ""),
-    (["tests", "--maxfail", "1"], 1, "stays as it is: tests/test_two.py::test_it did not pass"),
-])
-def test_a_part_of_the_tests_or_a_failing_one_never_drops_rows_of_the_catalogue(tmp_path, arguments, code, said):
-    failing = "--maxfail" in arguments
+@pytest.mark.parametrize(("arguments", "passes", "after"), [
+    (["tests"], True, (CUT, EMPTY, ODD, BEFORE[3])),
+    (["tests/test_one.py"], True, (CUT, EMPTY, *BEFORE[2:])),
+    (["tests/test_one.py::test_empty"], True, (BEFORE[0], EMPTY, *BEFORE[1:])),
+    (["tests", "-k", "empty or it"], True, (BEFORE[0], EMPTY, BEFORE[1], ODD, BEFORE[3])),
+    (["tests"], False, (CUT, EMPTY, *BEFORE[2:])),
+    (["tests", "-n", "2"], True, (CUT, EMPTY, BEFORE[1], ODD, *BEFORE[2:])),
+], ids=["all", "a file", "a test", "some by name", "one fails", "several processes"])
+def test_any_tests_record_their_rows_and_drop_only_what_they_would_have_given(tmp_path, arguments, passes, after):
     copied = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
-    for name, text in {"tests/conftest.py": copied, "docs/robustness.md": BEFORE, "tests/test_one.py": RECORDED,
-                       "tests/test_plain.py": "def test_nothing():\n    assert True\n",
-                       "tests/test_two.py": "def test_it(catalogue):\n    catalogue('D02', 'odd', 'accepted')\n"
-                                            f"    assert {not failing}\n"}.items():
-        files.write_text(tmp_path / name, text)
+    page = tmp_path / "docs" / "robustness.md"
+    for path, text in {"tests/conftest.py": copied, "tests/test_one.py": RECORDED,
+                       "tests/test_two.py": OTHER.format(passes=passes), page: HEAD + "\n".join(BEFORE)}.items():
+        files.write_text(tmp_path / path, text)
     environment = {"PATHOLIB_RECORD": "1", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run([sys.executable, "-m", "pytest", "-p", "xdist", *arguments], cwd=tmp_path, text=True,
                           capture_output=True, env=os.environ | environment)
-    assert done.returncode == code and said in done.stdout + done.stderr
-    after = HEAD + "| D01 | cut off | refused |\n| D01 | empty | refused |\n| D02 | odd | accepted |\n" \
-        "| T01 | a kill | resumed |\n"
-    whole = arguments == ["tests"]
-    assert (tmp_path / "docs" / "robustness.md").read_text(encoding="utf-8") == (after if whole else BEFORE)
+    assert done.returncode == (0 if passes else 1), done.stdout + done.stderr
+    assert page.read_text(encoding="utf-8") == HEAD + "\n".join(after) + "\n"
 
 
 SETS = {  # heading: files, and a table with its rows, as the makers of the data set have them
