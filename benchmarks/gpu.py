@@ -3,7 +3,7 @@
   python benchmarks/gpu.py                              on a CUDA GPU; writes the section speed gpu of RESULTS.md
   python benchmarks/gpu.py --device cpu --miniature     the same code on any computer in seconds; writes nothing
 
-Training is `training.Learner` as it is: pixels from a memory-mapped cache, views made on the GPU beside the step. It is
+Training is `optimising.step` as it is: pixels from a memory-mapped cache, views made on the GPU beside the step. It is
 measured against the same steps on batches that lie on the device already, in turn, at the first stage of both recipes.
 """
 
@@ -28,7 +28,8 @@ from harness import Mark
 from patholib.data import imagesets
 from patholib.judge import gradcam, predicting
 from patholib.model import augment, building, networks, recipes
-from patholib.train import devices, training
+from patholib.train import devices, optimising
+from patholib.train.state import State
 
 FED, RESIDENT, VIEWS = "from the cache", "on the device", "views alone"
 SHARE = 0.95  # of the rate on resident batches that training from the cache has to reach
@@ -132,35 +133,33 @@ def trained(recipe: recipes.Recipe, own: imagesets.ImageSet, device: torch.devic
     run = SimpleNamespace(recipe=recipe, dir=Path("nowhere"), log=lambda *_, **__: None)
     empty(device)
     with torch.random.fork_rng(range(torch.cuda.device_count())), devices.backend(mode.fast):
-        learner = training.Learner(building.build(recipe), own, run, device, 2)
+        state = State(building.build(recipe), own, run, device, 2)
         if mode.compiled:
             torch.compiler.reset()  # of the recipe before
-            learner.model.compile(backend="inductor" if device.type == "cuda" else "eager")
-        kept = list(itertools.islice(learner.batches(0), 4))
+            state.model.compile(backend="inductor" if device.type == "cuda" else "eager")
+        kept = list(itertools.islice(state.feed.batches(0), 4))
 
         def fed() -> int:
-            learner.progress.step = 0
-            return stepped(learner.batches(0))
+            return stepped(state.feed.batches(0))
 
         def resident() -> int:
-            return stepped(itertools.islice(itertools.cycle(kept), learner.steps_per_epoch()))
+            return stepped(itertools.islice(itertools.cycle(kept), state.feed.steps))
 
         def stepped(batches) -> int:
             done = 0
             for batch in batches:
-                learner.step(batch, 0)
+                optimising.step(state, batch)
                 done += len(batch.labels)
             finish(device)
             return done
 
         def views() -> int:
-            learner.progress.step = 0
-            done = sum(len(batch.labels) for batch in learner.batches(0))
+            done = sum(len(batch.labels) for batch in state.feed.batches(0))
             finish(device)
             return done
 
         rates = harness.compare({RESIDENT: resident, FED: fed, VIEWS: views}, scale.rounds)
-        if learner.progress.parts > 1:
+        if state.progress.parts > 1:
             raise SystemExit(f"A batch of {recipe.batch_size} does not fit in {mode}: close what else runs on the GPU")
     memory = devices.gpu_memory_mb(device)
     return rates, "-" if memory is None else f"{memory:,.0f}"

@@ -4,7 +4,7 @@
   python benchmarks/speed_train.py --quick      in miniature, to see that it runs; writes nothing
 
 Both sides start from random weights, see images of the same size in as many steps, and take turns. The step is
-`training.Learner.step`, with all its checks; the epoch is `training.fit` from the checked images on: the choice of the
+`optimising.step`, with all its checks; the epoch is `training.fit` from the checked images on: the choice of the
 precision, views, steps, validation and checkpoint, against the published loader, step, validation and torch.save.
 """
 
@@ -28,8 +28,9 @@ from harness import Mark
 
 from patholib.data import batching, checking, demo, imagesets, readers, splitting
 from patholib.model import building, recipes
-from patholib.train import devices, training
+from patholib.train import devices, optimising, training
 from patholib.train.runs import Run
+from patholib.train.state import State
 
 PUBLISHED = "as published"
 ADAPT, WHOLE = "frozen, BatchNorm adapts", "frozen whole"
@@ -113,26 +114,26 @@ def step(table: str, case: str, scale: Scale):
     way, precision = case.rsplit(", ", 1)
     recipe = replace(recipe, weights="none", batchnorm=ways[way], precision=precision, batch_size=scale.batch,
                      image_size=scale.side)
-    learner = learner_of(recipe)
+    state = state_of(recipe)
     rows = np.arange(scale.batch)
     batch = batching.Batch(views.contiguous(memory_format=torch.channels_last), labels, rows, rows)
 
     def ours() -> int:
-        learner.step(batch, 0)
+        optimising.step(state, batch)
         return scale.batch
 
     return ours
 
 
-def learner_of(recipe: recipes.Recipe) -> training.Learner:
-    """A Learner at the recipe's first stage whose steps are given their batches: it has no images of its own."""
+def state_of(recipe: recipes.Recipe) -> State:
+    """A training at the recipe's first stage whose steps are given their batches: it has no images of its own."""
     count = 2 * max(recipe.batch_size, len(recipe.classes))
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(count)], "row": 0,
                           "label": np.resize(recipe.classes, count)})
     nothing = imagesets.ImageSet(np.zeros((1, 8, 8, 3), np.uint8),
                               pd.concat([table.assign(split="train"), table.assign(split="val")]), recipe.classes)
     run = SimpleNamespace(recipe=recipe, dir=Path("nowhere"))
-    return training.Learner(building.build(recipe), nothing, run, torch.device("cpu"), 1)
+    return State(building.build(recipe), nothing, run, torch.device("cpu"))
 
 
 def memory_of(table: str, case: str, quick: bool) -> float:

@@ -44,7 +44,7 @@ import torch
 from tqdm import tqdm
 
 from patholib.model.recipes import Recipe, Stage
-from patholib.train import runs, saving, training
+from patholib.train import loop, optimising, resuming, runs, saving, training
 
 BASE = replace(tiny.TINY, epochs=3)
 RECIPES = {
@@ -137,9 +137,9 @@ def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool
         if slow:
             sync = os.fsync
             os.fsync = lambda handle: (time.sleep(WRITE), sync(handle))
-        announced = {(training.Learner, "resume"): "loading", (training.Learner, "step"): "training",
-                     (training.Learner, "validate"): "validating", (saving.Saving, "write"): "writing",
-                     (training.Learner, "facts"): "finishing"}
+        announced = {(resuming, "resume"): "loading", (optimising, "step"): "training",
+                     (loop, "validate"): "validating", (saving.Saving, "write"): "writing",
+                     (loop, "facts"): "finishing"}
         for (owner, name), phase in announced.items():
             setattr(owner, name, telling(getattr(owner, name), phase, say))
         run = tiny.open_run(folder, recipe)
@@ -158,13 +158,13 @@ def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool
         os._exit(code)
 
 
-def telling(method, phase: str, say):
-    """The method, preceded by its phase and, if it is a step, followed by the number of steps done."""
-    def told(self, *args, **options):
+def telling(function, phase: str, say):
+    """The function, preceded by its phase and, if it is a step, followed by the number of steps done."""
+    def told(state, *args, **options):
         say(phase)
-        result = method(self, *args, **options)
+        result = function(state, *args, **options)
         if phase == "training":
-            say(f"step {self.progress.epoch * self.steps_per_epoch() + self.progress.step}")
+            say(f"step {state.steps_done}")
         return result
 
     return told

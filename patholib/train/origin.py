@@ -15,7 +15,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python
 
 
 def root_name(root: Path) -> str:
-    """The last part of the data folder: enough to recognise it, and no path of anybody's machine."""
+    """The last part of the data folder's path, which says nothing about the machine."""
     return Path(root).resolve().name
 
 
@@ -28,8 +28,13 @@ def machine() -> dict:
             "torch_threads": torch.get_num_threads(), "gpu": gpu}
 
 
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of each of LIBRARIES; None for one that is not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
+
+
 def code() -> dict:
-    """The version of the library and its git commit."""
+    """The version of patholib and its git commit."""
     return {"version": __version__, "commit": _commit()}
 
 
@@ -42,7 +47,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def version(name: str) -> str | None:
+def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -50,8 +55,8 @@ def version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The git commit of the library's own checkout, with a + where files differ from it; None outside of one."""
-    here = Path(__file__).resolve().parent
+    """The git commit of patholib's checkout, with a + where files differ from it; None outside of a checkout."""
+    here = Path(__file__).resolve().parents[1]  # all of patholib
     try:
         shown = [subprocess.run(["git", "-C", here, *command], capture_output=True, timeout=10, check=True).stdout
                  for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])]

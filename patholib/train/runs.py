@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-import platform
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,25 +31,28 @@ Bring = Callable[[Path, Callable[[dict], bool], bool], Path | None]
 
 @dataclass(repr=False)
 class Run:
-    """An open run folder; it is locked until `close`, or until its process ends in whatever way."""
+    """An open run folder; it is locked until `close` or until its process ends."""
 
     dir: Path
     recipe: Recipe
     demo: bool
     fingerprint: str  # digest of the recipe, the data and the split
     lock: locks.Lock | None = None
-    leaks: dict = field(default_factory=dict)  # what the parts of the split share, as `leakage.recorded` says it
+    leaks: dict = field(default_factory=dict)  # what the parts of the split share, see `leakage.recorded`
     writes: bool = True  # False in all but the first of several processes
 
     @property
     def note(self) -> str:
-        """What every figure says on its face: nothing for real data, a warning for demo images or a leaky split."""
-        leak = f"Leaking split: {leakage.worst(self.leaks)}" if self.leaks else \
-            "Split by image: patients leak" * (self.recipe.group_by == "image")
-        return " - ".join(filter(None, [manifest.DEMO_NOTE * self.demo, leak]))
+        """The warning on every figure: demo images, a leaking split, or nothing."""
+        notes = [manifest.DEMO_NOTE] if self.demo else []
+        if self.leaks:
+            notes.append(f"Leaking split: {leakage.worst(self.leaks)}")
+        elif self.recipe.group_by == "image":
+            notes.append("Split by image: patients leak")
+        return " - ".join(notes)
 
     def __repr__(self) -> str:
-        return f"run {self.dir.name}{' - ' * bool(self.note)}{self.note}"
+        return " - ".join(filter(None, [f"run {self.dir.name}", self.note]))
 
     def update(self, **facts) -> None:
         """Adds facts to run.json."""
@@ -63,12 +66,12 @@ class Run:
             files.append_json(self.dir / "run.jsonl", {"event": event} | facts)
 
     def finish(self) -> None:
-        """Marks the run as complete, the last thing that is written, and gives the folder free."""
+        """Marks the run as complete, as the last thing that is written, and unlocks the folder."""
         self.update(status="finished", finished=datetime.now(UTC).isoformat(timespec="seconds"))
         self.close()
 
     def close(self) -> None:
-        """Gives the folder free for another process."""
+        """Unlocks the folder for another process."""
         if self.lock is not None:
             self.lock.close()
             self.lock = None
@@ -78,12 +81,12 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
           name: str | None = None, allow_leakage: bool = False, bring: Bring | None = None) -> Run:
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
 
-    bring: called where `output` has none; copies one of an earlier session there (`sessions.take_up`).
     output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
-    resume: "auto" goes on with such an unfinished run, and says so where another one is like it but for some changes;
-    "must" refuses to start a new one, and opens a finished run of the same kind too; "never" always starts anew.
+    resume: "auto" resumes such an unfinished run; where a similar one cannot be resumed, it prints why. "must" never
+    starts a new run, and also opens a finished one; "never" always starts a new run.
+    bring: called where `output` has none; copies one of an earlier session there (`sessions.take_up`).
     A split whose parts share a patient, case, lesion or picture is refused unless `allow_leakage` is True or the recipe
-    is the published one; what leaks then stands in run.json, on every figure and above the report.
+    is the published one; the leak is then recorded in run.json and shown on every figure and in the report.
     Errors: output_unwritable, output_in_data, csv_format (columns of the split), split_leakage, run_locked,
     nothing_to_resume, resume_changed (with the differences).
     """
@@ -101,7 +104,7 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
     mark = fingerprint(recipe, checked, split)
     run = None
     if resume != "never":
-        run = _taken_up(recipe, checked, split, output, mark, resume == "must", bring)
+        run = _resumed(recipe, checked, split, output, mark, resume == "must", bring)
     run = run or _new(recipe, checked, split, output, mark, name)
     run.leaks = leaks
     run.update(leaks=leaks)
@@ -109,7 +112,7 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
 
 
 def _leaks(recipe: Recipe, checked: Checked, split, allowed: bool) -> dict:
-    """What the parts of the split share, for the run to keep; where that is not allowed, the refusal."""
+    """What the parts of the split share. Errors: split_leakage, where that is not allowed."""
     found = leakage.audit_checked(checked, split, progress=len(split) > 5000)  # fewer take a second or two
     if not (allowed or recipe.published):
         leakage.refuse(found, "To train on it all the same, pass allow_leakage=True: every figure and report then "
@@ -133,17 +136,16 @@ def output_folder(given: Path | str | None = None) -> Path:
     return folder
 
 
-def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool,
-              bring: Bring | None) -> Run | None:
-    """The run to go on with; None where a new one is to be started."""
+def _resumed(recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool,
+             bring: Bring | None) -> Run | None:
+    """The run to resume; None where a new one is to be started."""
     earlier = [(folder, facts) for folder, facts in _runs_in(output)
                if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")]
     earlier.sort(key=lambda run: run[1].get("status") == "finished")  # what is unfinished comes first
-    same = [folder for folder, facts in earlier
-            if _same(facts, recipe, mark)]
+    same = [folder for folder, facts in earlier if _fits(facts, recipe, mark)]
     if not same and bring is not None:
-        brought = bring(output, lambda facts: _same(facts, recipe, mark), must)
-        same = [brought] * (brought is not None)
+        brought = bring(output, lambda facts: _fits(facts, recipe, mark), must)
+        same = [] if brought is None else [brought]
     for folder in same:
         lock = _lock(folder)
         if lock is not None:
@@ -154,27 +156,27 @@ def _taken_up(recipe: Recipe, checked: Checked, split, output: Path, mark: str, 
         held = f"is in use by {locks.holder(same[0] / 'run.lock')}"
         if must:
             raise PathoError("run_locked", same[0].name, held, "Wait until it ends, or end it")
-        print(f"{same[0].name} {held}; a run of the same kind is started beside it")
-    elif must and not earlier:
-        raise PathoError("nothing_to_resume", str(output), f"holds no run of the recipe {recipe.name}",
-                         'Pass resume="auto" to start one')
+        print(f"{same[0].name} {held}; a new run is started")
     elif earlier:
         folder, facts = earlier[0]
         changed = "; ".join(changes(folder, facts, recipe, checked, split))
         if must:
-            raise PathoError("resume_changed", folder.name, f"was made otherwise: {changed}",
+            raise PathoError("resume_changed", folder.name, f"differs: {changed}",
                              'Undo these changes, or start a new run with resume="auto"')
-        print(f"A new run is started, because the unfinished {folder.name} was made otherwise: {changed}")
+        print(f"A new run is started, because the unfinished {folder.name} differs: {changed}")
+    elif must:
+        raise PathoError("nothing_to_resume", str(output), f"holds no run of the recipe {recipe.name}",
+                         'Pass resume="auto" to start one')
     return None
 
 
-def _same(facts: dict, recipe: Recipe, mark: str) -> bool:
-    """Whether a run can be gone on with by this recipe, whose fingerprint with data and split is `mark`."""
+def _fits(facts: dict, recipe: Recipe, mark: str) -> bool:
+    """Whether this recipe, whose fingerprint with data and split is `mark`, may resume the run of these facts."""
     return facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs
 
 
 def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) -> list[str]:
-    """What keeps the run in `folder` from being taken up: recipe fields, images and their places in the split."""
+    """Why the run in `folder` cannot be resumed: recipe fields, images and splits that differ."""
     try:
         before = recipes.from_json(facts["recipe"])
     except (PathoError, TypeError) as error:
@@ -186,19 +188,26 @@ def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) 
     if lacking:
         code = facts.get("code") or {}
         by = f"patholib {code.get('version')} (commit {str(code.get('commit'))[:7]})"
-        found.insert(0, f"its run.json lacks {', '.join(lacking)} of the recipe: only {by}, which wrote it, can go on")
-    old, new = _bytes_of(folder / "images.csv"), dict(zip(checked.facts["path"], checked.facts["sha256"], strict=True))
-    where = csvfiles.read_csv(folder / "split.csv", ("path", "split"))
-    was, now = dict(zip(where["path"], where["split"], strict=True)), dict(zip(split["path"], split["split"],
-                                                                              strict=True))
-    for names, what in (
-        (new.keys() - old.keys(), "added"), (old.keys() - new.keys(), "gone"),
-        ({path for path in old.keys() & new.keys() if old[path] != new[path]}, "changed"),
-        ({path for path in was.keys() & now.keys() if was[path] != now[path]}, "in another part of the split"),
-    ):
-        if names:
-            found.append(f"{len(names):,} images {what} (such as {min(names)})")
-    return found or ["its data or recipe in a way that its files do not show"]
+        found.insert(0, f"its run.json lacks {', '.join(lacking)} of the recipe: only {by}, which wrote it, can "
+                        "resume it")
+    return found + _changed_images(folder, checked, split) or ["a difference that its files do not show"]
+
+
+def _changed_images(folder: Path, checked: Checked, split) -> list[str]:
+    """The images that were added, removed, changed or moved to another part of the split
+    since the run in `folder` was started."""
+    old = _by_path(csvfiles.read_csv(folder / "images.csv", ("path", "sha256")), "sha256")
+    new = _by_path(checked.facts, "sha256")
+    was = _by_path(csvfiles.read_csv(folder / "split.csv", ("path", "split")), "split")
+    now = _by_path(split, "split")
+    kinds = {"added": new.keys() - old.keys(), "removed": old.keys() - new.keys(),
+             "changed": {path for path in old.keys() & new.keys() if old[path] != new[path]},
+             "in another part of the split": {path for path in was.keys() & now.keys() if was[path] != now[path]}}
+    return [f"{len(paths):,} images {kind} (such as {min(paths)})" for kind, paths in kinds.items() if paths]
+
+
+def _by_path(table: pd.DataFrame, column: str) -> dict[str, str]:
+    return dict(zip(table["path"], table[column], strict=True))
 
 
 def _lacking(stored: dict, recipe: Recipe) -> list[str]:
@@ -208,20 +217,14 @@ def _lacking(stored: dict, recipe: Recipe) -> list[str]:
         f"augmentation.{name}" for name in now["augmentation"] if name not in views and "augmentation" in stored]
 
 
-def _bytes_of(path: Path) -> dict[str, str]:
-    """The SHA-256 of every image a run was made of, by path."""
-    table = csvfiles.read_csv(path, ("path", "sha256"))
-    return dict(zip(table["path"], table["sha256"], strict=True))
-
-
 def fingerprint(recipe: Recipe, checked: Checked, split) -> str:
-    """A digest that changes with anything that decides what is learnt: recipe, image bytes, split."""
+    """A digest of all that decides what is learnt: recipe, image bytes, split."""
     decisive = {k: v for k, v in recipes.without_folders(recipe).to_json().items() if k not in RESUMABLE}
     return files.digest([decisive, images_sha256(checked), split[["path", "split"]].to_numpy().tolist()])
 
 
 def images_sha256(checked: Checked) -> str:
-    """One digest of the bytes of every image that was checked."""
+    """One digest of the bytes of all checked images."""
     return files.digest(checked.facts[["path", "sha256"]].to_numpy().tolist())
 
 
@@ -258,20 +261,11 @@ def newest(output: Path | None = None, demo: bool = False) -> Path | None:
     return None
 
 
-def _new(recipe, checked, split, output, mark, name) -> Run:
+def _new(recipe: Recipe, checked: Checked, split, output: Path, mark: str, name: str | None) -> Run:
+    """A new run folder with all that is known before training."""
     now = datetime.now(UTC)
-    stem = name or f"{recipe.name}{'-demo' * checked.manifest.demo}-{now:%Y%m%d-%H%M%S}"
-    folder = output / stem
-    number = 2
-    while True:  # mkdir decides who has the name, also between two processes
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            folder = output / f"{stem}-{number}"
-            number += 1
-        except OSError as error:
-            raise _unwritable(folder, error) from error
+    demo = "-demo" if checked.manifest.demo else ""
+    folder = _made(output, name or f"{recipe.name}{demo}-{now:%Y%m%d-%H%M%S}")
     lock = _lock(folder)
     checked.write_report(folder)
     files.write_table(folder / "images.csv", checked.facts[["path", "bytes", "sha256"]])
@@ -289,11 +283,24 @@ def _new(recipe, checked, split, output, mark, name) -> Run:
         },
         "split": {"path": "split.csv", "sha256": files.sha256(folder / "split.csv"),
                   "counts": {part: {k: int(v) for k, v in row.items()} for part, row in counts.iterrows()}},
-        "versions": {"python": platform.python_version()} | {n: origin.version(n) for n in origin.LIBRARIES},
+        "versions": origin.versions(),
         "code": origin.code(),
         "machine": origin.machine(),
     })
     return Run(folder, recipe, checked.manifest.demo, mark, lock)
+
+
+def _made(output: Path, stem: str) -> Path:
+    """A new folder of this name, or with -2, -3, ... after it; two processes never get the same one."""
+    for number in itertools.count(1):
+        folder = output / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(folder, error) from error
 
 
 def _unwritable(folder: Path, error: OSError) -> PathoError:
@@ -302,14 +309,14 @@ def _unwritable(folder: Path, error: OSError) -> PathoError:
 
 
 def _runs_in(output: Path) -> list[tuple[Path, dict]]:
-    """Run folders with what their run.json says, the newest first; one that is broken is passed over with a warning."""
+    """Run folders and their run.json, the newest first; a broken one is skipped with a warning."""
     found = []
     for path in output.glob("*/run.json"):
         try:
             facts = files.read_json(path)
             found.append((facts["created"], path.parent, facts | {"recipe": dict(facts["recipe"])}))
         except (PathoError, KeyError, TypeError, ValueError) as error:
-            warnings.warn(f"{path.parent.name} is passed over: its run.json cannot be used ({error!r})", stacklevel=4)
+            warnings.warn(f"{path.parent.name} is skipped: its run.json cannot be used ({error!r})", stacklevel=4)
     return [(folder, facts) for _, folder, facts in sorted(found, key=lambda run: run[:2], reverse=True)]
 
 
@@ -336,10 +343,10 @@ def fold_splits(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) 
 
 
 def split(recipe: Recipe, checked: Checked, folds: int = 0, repeats: int = 1, fold: int | None = None) -> pd.DataFrame:
-    """The one split of a run; with `fold` that of this fold of a cross-validation, from 0 and on through the repeats.
+    """The one split of a run; with `fold` that of this fold of a cross-validation, counted from 0 through the repeats.
 
-    The runs of all folds together test every image once a repeat, wherever and in whatever order they are made. Folds
-    that cannot be are refused here, before anything is trained, also where they come later.
+    The runs of all folds together test every image once per repeat. Folds that cannot be made are refused here, before
+    anything is trained.
     Errors: bad_parameter, split_infeasible and others of `manifest.split` and `manifest.folds`.
     """
     if fold is not None:

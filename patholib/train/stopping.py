@@ -11,15 +11,15 @@ from patholib.model import schedules
 
 
 class Stop:
-    """Turns SIGTERM, SIGINT and the end of the allowed time into a request that the step in progress may finish.
+    """Turns SIGTERM, SIGINT and the end of the allowed time into a request, so that the step in progress may finish.
 
-    Of several processes each may be asked at another moment: what counts is what they have told each other, `heard`.
+    Several processes may get requests at different moments: all follow `agreed`, what they have told each other.
     """
 
     def __init__(self, max_hours: float | None):
         self.deadline = schedules.deadline(max_hours, time.monotonic())
         self.signal: int | None = None
-        self.heard: list[float] | None = None  # the sums of all processes' wishes
+        self.agreed: list[float] | None = None  # the sums of all processes' requests
         self.previous = {}
 
     def __enter__(self) -> Stop:
@@ -36,20 +36,22 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = number
 
-    def wishes(self) -> list[float]:
-        """What this process was asked by: SIGTERM, SIGINT, the end of its time; 1 or 0 each."""
+    def requests(self) -> list[float]:
+        """The requests to this process: SIGTERM, SIGINT, time is up; 1 or 0 each."""
         late = time.monotonic() >= self.deadline
         return [float(self.signal == signal.SIGTERM), float(self.signal == signal.SIGINT), float(late)]
 
     @property
     def requested(self) -> bool:
-        return any(self.wishes() if self.heard is None else self.heard)
+        """Whether to save and leave now."""
+        return any(self.requests() if self.agreed is None else self.agreed)
 
-    def error(self, folder) -> BaseException:
-        how = 'Run the same cell or command again with resume="auto" to go on'
-        terminated, interrupted, _ = self.wishes() if self.heard is None else self.heard
+    def error(self, name: str) -> BaseException:
+        """What to raise where it is requested; name: of the run, for the message."""
+        how = 'To continue, run the same cell or command again with resume="auto"'
+        terminated, interrupted, _ = self.requests() if self.agreed is None else self.agreed
         if terminated:
             return SystemExit(143)
         if interrupted:
-            return KeyboardInterrupt(f"training is saved in {folder.name}. {how}")
+            return KeyboardInterrupt(f"training is saved in {name}. {how}")
         return PathoError("time_is_up", "max_hours", "the time allowed is over; training is saved", how)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from patholib.base.errors import PathoError
 from patholib.model import losses, recipes
-from patholib.train import training
+from patholib.train import feeding
 
 COUNTS = (10, 30, 5, 100, 1, 2, 7, 50)
 ISIC = replace(recipes.ISIC2019, loss="cross_entropy")
@@ -66,7 +66,7 @@ def test_what_a_sampler_draws_and_what_weights_weigh_is_the_effective_prior():
     labels = np.repeat([0, 1], [310, 690])
     for balance in ("none", "weights", "sampler", "sampler_and_weights"):
         recipe = replace(recipes.as_published("breakhis"), balance=balance)
-        drawn = np.concatenate([labels[training.image_order(labels, recipe, epoch)] for epoch in range(30)])
+        drawn = np.concatenate([labels[feeding.image_order(labels, recipe, epoch)] for epoch in range(30)])
         weights = losses.build(recipe, [310, 690]).weights.numpy()
         seen = np.bincount(drawn) * weights
         assert seen / seen.sum() == pytest.approx(losses.effective_prior(recipe, [310, 690]).to_numpy(), abs=0.01)

@@ -22,10 +22,11 @@ from tiny import TINY, image_set, open_run, pictures, prepare, same_bits, train,
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.data import batching
-from patholib.model import architectures, augment, losses, recipes
+from patholib.model import architectures, augment, losses, networks, recipes
 from patholib.model.building import build
 from patholib.model.recipes import BREAKHIS
-from patholib.train import checkpoints, runs, saving, training
+from patholib.train import checkpoints, feeding, loop, optimising, resuming, runs, saving, training
+from patholib.train.state import State
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -38,30 +39,30 @@ def straight(tmp_path_factory):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(training.Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(saving.Path, "home", lambda: tmp_path / "home")
     return tmp_path / "home"
 
 
 class Killed(Exception):
-    """Stands for a process that ends without a word."""
+    """Stands for a process that is killed."""
 
 
 def at_step(monkeypatch, number, what, before=False):
-    """Lets `what(learner)` happen once, at the given step of the process (from 1), after or before it."""
-    original, seen = training.Learner.step, []
+    """Lets `what(state)` happen once, at the given step of the process (from 1), after or before it."""
+    original, seen = optimising.step, []
 
-    def step(self, batch, epoch):
-        seen.append(epoch)
+    def watched(state, batch):
+        seen.append(state.progress.epoch)
         if len(seen) == number and before:
-            what(self)
-        original(self, batch, epoch)
+            what(state)
+        original(state, batch)
         if len(seen) == number and not before:
-            what(self)
+            what(state)
 
-    monkeypatch.setattr(training.Learner, "step", step)
+    monkeypatch.setattr(optimising, "step", watched)
 
 
-def die(_learner):
+def die(*_):
     raise Killed
 
 
@@ -75,15 +76,15 @@ def events(folder):
     return [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
 
 
-# --- T01, T02: numbers that are none ----------------------------------------------------------------------------------
+# --- T01, T02: NaN and infinite numbers ---
 
-def poison(learner):
+def poison(state):
     """Makes a weight of the network NaN."""
     with torch.no_grad():
-        next(learner.model.parameters())[0, 0, 0, 0] = torch.nan
+        next(state.model.parameters())[0, 0, 0, 0] = torch.nan
 
 
-def test_T01_a_loss_that_is_no_number_stops_at_its_step(tmp_path, monkeypatch, catalogue, straight):
+def test_T01_a_nan_loss_stops_at_its_step(tmp_path, monkeypatch, catalogue, straight):
     monkeypatch.setattr(saving, "SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         at_step(patch, 6, poison, before=True)
@@ -95,17 +96,17 @@ def test_T01_a_loss_that_is_no_number_stops_at_its_step(tmp_path, monkeypatch, c
     assert same_bits(train(tmp_path)[0], straight[0])
 
 
-def test_T01_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path, monkeypatch, catalogue):
-    original = training.Learner._gradients
+def test_T01_an_infinite_gradient_never_reaches_the_weights(tmp_path, monkeypatch, catalogue):
+    original = optimising.gradients
 
-    def broken(self, batch):
-        found = original(self, batch)
-        next(self.model.parameters()).grad[0, 0, 0, 0] = torch.inf
+    def broken(state, batch):
+        found = original(state, batch)
+        next(state.model.parameters()).grad[0, 0, 0, 0] = torch.inf
         return found
 
-    monkeypatch.setattr(training.Learner, "_gradients", broken)
+    monkeypatch.setattr(optimising, "gradients", broken)
     error = refusal(train, tmp_path)
-    assert error.code == "nonfinite_loss" and "the gradient is not finite" in error.reason
+    assert error.code == "nonfinite_loss" and "the gradient is" in error.reason
     catalogue("T01", "the loss is finite, a gradient is not", error)
 
 
@@ -115,21 +116,21 @@ def test_T01_steps_that_the_fp16_scaler_skips_are_no_fault(tmp_path, monkeypatch
     _, history = train(tmp_path, replace(TINY, precision="fp16", epochs=4))
     state = checkpoints.load(tmp_path / "checkpoints", "last")["scaler"]
     assert state["scale"] < 2.0 ** 40 and history["train_loss"].notna().all()
-    catalogue("T01", "a gradient overflows in fp16", "the scaler skips the step, and training goes on")
+    catalogue("T01", "a gradient overflows in fp16", "the scaler skips the step, and training continues")
 
 
 @pytest.mark.parametrize("faults", [1, 4])
 def test_T01_rollback_halves_the_rate_three_times_at_most(tmp_path, monkeypatch, catalogue, faults):
     monkeypatch.setattr(saving, "SAVE_SECONDS", 0.0)
-    original, left = training.Learner.step, [faults]
+    original, left = optimising.step, [faults]
 
-    def step(self, batch, epoch):
-        if epoch == 1 and self.progress.step == 2 and left[0]:
+    def poisoned(state, batch):
+        if state.progress.epoch == 1 and state.progress.step == 2 and left[0]:
             left[0] -= 1
-            poison(self)
-        original(self, batch, epoch)
+            poison(state)
+        original(state, batch)
 
-    monkeypatch.setattr(training.Learner, "step", step)
+    monkeypatch.setattr(optimising, "step", poisoned)
     recipe = replace(TINY, on_nonfinite="rollback", schedule="constant")
     if faults == 4:
         assert refusal(train, tmp_path, recipe).code == "nonfinite_loss"
@@ -143,7 +144,7 @@ def test_T01_rollback_halves_the_rate_three_times_at_most(tmp_path, monkeypatch,
     assert checkpoints.load(tmp_path / "checkpoints", "last")["progress"]["rollbacks"] == min(faults, 3)
 
 
-def test_T02_a_weight_that_is_no_number_is_found_in_the_first_batch(tmp_path, catalogue):
+def test_T02_a_nan_weight_is_found_in_the_first_batch(tmp_path, catalogue):
     model = build(TINY)
     with torch.no_grad():
         model.head[1].weight[0, 0] = torch.nan
@@ -154,42 +155,37 @@ def test_T02_a_weight_that_is_no_number_is_found_in_the_first_batch(tmp_path, ca
 
 # --- T03: too little memory -------------------------------------------------------------------------------------------
 
-def gradients(parts, kind="cross_entropy"):
+def gradients(folder, parts, kind="cross_entropy"):
     """Gradients of one batch of unbalanced classes, computed in `parts`, with BatchNorm at rest."""
     recipe = replace(TINY, loss=kind, label_smoothing=0.0, batch_size=24)
-    counts = image_set().table["split"].eq("train").sum()
-    assert counts >= 24
-    learner = training.Learner.__new__(training.Learner)
-    learner.device, learner.recipe, learner.arithmetic = torch.device("cpu"), recipe, ("fp32", "as the test says")
-    learner.model = build(recipe).eval()
-    learner.loss = losses.Loss(kind, torch.tensor([0.3, 1.7]))
-    learner.optimizer = torch.optim.Adam(learner.model.parameters())
-    learner.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    learner.progress, learner.team = training.Progress(0, 0, {}, [], parts=parts), training.ALONE
+    state = State(build(recipe), image_set(), open_run(folder, recipe), torch.device("cpu"))
+    state.model.eval()
+    state.loss = losses.Loss(kind, torch.tensor([0.3, 1.7]))
+    state.progress.parts = parts
     pixels = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([0] * 19 + [1] * 5)
-    sums = learner._gradients(batching.Batch(pixels, labels, np.arange(24), np.arange(24)))
-    return torch.cat([p.grad.flatten() for p in learner.model.parameters()]), torch.stack(sums)
+    sums = optimising.gradients(state, batching.Batch(pixels, labels, np.arange(24), np.arange(24)))
+    return torch.cat([p.grad.flatten() for p in state.model.parameters()]), torch.stack(sums)
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "focal"])
 @pytest.mark.parametrize("parts", [2, 3, 8])
-def test_T03_a_batch_in_parts_has_the_gradient_of_the_whole(parts, kind, catalogue):
-    (whole, sums), (split, split_sums) = gradients(1, kind), gradients(parts, kind)
+def test_T03_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path, parts, kind, catalogue):
+    (whole, sums), (split, split_sums) = gradients(tmp_path, 1, kind), gradients(tmp_path, parts, kind)
     assert torch.linalg.norm(whole - split) <= 1e-6 * torch.linalg.norm(whole)
     assert torch.allclose(sums, split_sums, rtol=1e-6)
     catalogue("T03", "a batch in parts, class weights, BatchNorm at rest", "the gradient of the whole batch")
 
 
 def lacking_memory(monkeypatch, images_at_once):
-    forward = training.Classifier.forward
+    forward = networks.Classifier.forward
 
     def limited(self, batch):
         if torch.is_grad_enabled() and len(batch) > images_at_once:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return forward(self, batch)
 
-    monkeypatch.setattr(training.Classifier, "forward", limited)
+    monkeypatch.setattr(networks.Classifier, "forward", limited)
 
 
 def test_T03_where_batchnorm_learns_parts_must_be_allowed(tmp_path, monkeypatch, catalogue):
@@ -234,8 +230,8 @@ def test_T05_a_signal_finishes_the_step_and_saves(tmp_path, monkeypatch, catalog
         if where == "step":
             at_step(patch, 3, ask)
         else:
-            validate = training.Learner.validate
-            patch.setattr(training.Learner, "validate", lambda self, stop: (ask(), validate(self, stop))[1])
+            validate = loop.validate
+            patch.setattr(loop, "validate", lambda *given: (ask(), validate(*given))[1])
         with pytest.raises(error) as stopped:
             train(tmp_path)
     assert number != signal.SIGTERM or stopped.value.code == 143
@@ -250,11 +246,8 @@ def test_T05_a_signal_finishes_the_step_and_saves(tmp_path, monkeypatch, catalog
               f"saved, left with {said}, resumed to the same bits")
 
 
-STEP = training.Learner.step
-
-
 def test_T21_a_second_interrupt_leaves_at_once(tmp_path, monkeypatch, catalogue, straight):
-    def twice(_learner):
+    def twice(_state):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -265,7 +258,7 @@ def test_T21_a_second_interrupt_leaves_at_once(tmp_path, monkeypatch, catalogue,
             train(tmp_path)
     assert checkpoints.load(tmp_path / "checkpoints", "last")["progress"]["step"] == 2  # the third was not finished
     assert same_bits(train(tmp_path)[0], straight[0])
-    catalogue("T21", "KeyboardInterrupt twice", "left at once; the last checkpoint is whole and is taken up")
+    catalogue("T21", "KeyboardInterrupt twice", "left at once; the next start resumes from the last checkpoint")
 
 
 # --- T07 to T10: disks ------------------------------------------------------------------------------------------------
@@ -296,7 +289,8 @@ def test_T08_a_full_disk_is_told_and_tried_again(tmp_path, monkeypatch, catalogu
     assert same_bits(model, straight[0]) and not home.exists()
     failed = [event for event in events(tmp_path) if event["event"] == "checkpoint_failed"]
     assert failed and "no_space" in failed[0]["why"] and str(tmp_path / "checkpoints") in failed[0]["why"]
-    catalogue("T08", "the disk is full for a moment", "the checkpoint before is kept, training goes on and tries again")
+    catalogue("T08", "the disk is full for a moment",
+              "the checkpoint before is kept, training continues and tries again")
 
 
 def vanished(folder):
@@ -308,7 +302,7 @@ def vanished(folder):
 def test_T09_a_vanished_folder_ends_in_a_copy_in_the_home_folder(tmp_path, monkeypatch, catalogue, straight, home):
     monkeypatch.setattr(saving, "SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        at_step(patch, 5, lambda learner: vanished(learner.saving.folder))
+        at_step(patch, 5, lambda state: vanished(state.folder))
         error = refusal(train, tmp_path / "run")
     rescue = home / ".patholib" / "rescue" / "run" / "checkpoints"
     assert error.code == "output_unwritable" and str(rescue) in error.remedy
@@ -322,13 +316,13 @@ def test_T09_where_the_home_folder_cannot_be_written_either_the_error_is_the_fir
                                                                                    home):
     home.write_text("")
     monkeypatch.setattr(saving, "SAVE_SECONDS", 0.0)
-    at_step(monkeypatch, 2, lambda learner: vanished(learner.saving.folder))
+    at_step(monkeypatch, 2, lambda state: vanished(state.folder))
     error = refusal(train, tmp_path / "run")
     assert error.code == "output_unwritable" and "saved in" not in error.remedy
     catalogue("T09", "and the home folder cannot be written", error)
 
 
-# --- T11 to T18, T22: going on ----------------------------------------------------------------------------------------
+# --- T11 to T18, T22: resuming ----------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory):
@@ -407,24 +401,23 @@ def rewritten(folder, **changes):
     checkpoints.save(folder / "checkpoints", "last", 10 ** 6, state)
 
 
-def test_T13_another_machine_goes_on_and_says_that_bits_may_differ(tmp_path, monkeypatch, capsys, catalogue):
-    at_step(monkeypatch, 3, lambda learner: (learner.saving.write(learner), die(learner)))
-    with pytest.raises(Killed):
-        train(tmp_path)
+def test_T13_another_machine_resumes_and_says_what_differs(tmp_path, monkeypatch, capsys, catalogue):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda state: (saving.Saving(state).write(), die(state)))
+        with pytest.raises(Killed):
+            train(tmp_path)
     rewritten(tmp_path, circumstances={"device": "cuda", "precision": "fp16", "threads": 64, "torch": "2.0.0",
                                        "fast": False}, scaler={"scale": 1024.0, "growth_factor": 2.0})
-    monkeypatch.setattr(training.Learner, "step", STEP)
     capsys.readouterr()
     _, history = train(tmp_path)
-    said = capsys.readouterr().out
-    assert len(history) == 2 and "device cuda -> cpu" in said and "not equal to the last bit" in said
+    assert len(history) == 2 and "device cuda -> cpu" in capsys.readouterr().out
     assert events(tmp_path)[-1]["changed"]["torch"][0] == "2.0.0"
-    catalogue("T13", "another device, precision, number of threads or torch", "goes on, and says what is another one")
+    catalogue("T13", "another device, precision, number of threads or torch", "resumes, and says what differs")
 
 
 def test_T14_processes_that_share_a_batch_by_position_see_what_one_process_sees(catalogue):
     own = image_set()
-    order = training.image_order(own.part("train").labels, replace(TINY, balance="sampler"), epoch=3)[:8]
+    order = feeding.image_order(own.part("train").labels, replace(TINY, balance="sampler"), epoch=3)[:8]
     pixels = own.part("train").pictures[order]
 
     def views(rank, world):
@@ -444,7 +437,7 @@ def test_T15_a_finished_run_is_opened_and_trains_nothing(own_data, tmp_path, mon
     model, own = build(OWN), checked.images.with_split(split)
     history = training.fit(model, own, first, "cpu")
     first.finish()
-    monkeypatch.setattr(training.Learner, "step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(optimising, "step", lambda *_: pytest.fail("trained again"))
     again = runs.start(OWN, checked, split, output=tmp_path, resume="must")
     assert again.dir == first.dir
     other = build(OWN)
@@ -540,7 +533,7 @@ def test_T17_a_kill_where_nothing_is_saved_repeats_what_was_lost(tmp_path, monke
     monkeypatch.setattr(saving, "SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         if moment == "in validation":
-            patch.setattr(training.Learner, "validate", lambda *_: die(None))
+            patch.setattr(loop, "validate", die)
         else:
             at_step(patch, 3, die)
         with pytest.raises(Killed):
@@ -591,7 +584,7 @@ def test_T22_a_checkpoint_of_a_newer_version_or_another_network_is_refused(tmp_p
     error = refusal(train, tmp_path)
     assert error.code == "checkpoint_version" and "99" in error.reason
     catalogue("T22", "a checkpoint of a newer version", error)
-    rewritten(tmp_path, version=training.VERSION)
+    rewritten(tmp_path, version=resuming.VERSION)
     error = refusal(train, tmp_path, replace(TINY, head_width=24))
     assert error.code == "resume_changed" and "net.fc.1.weight (16, 32) -> (24, 32)" in error.reason
     catalogue("T22", "a checkpoint of another network", error)
@@ -604,5 +597,5 @@ def test_T24_a_table_that_cannot_be_written_is_told_and_training_goes_on(tmp_pat
 
     monkeypatch.setattr(files, "write_table", fails)
     model, _ = train(tmp_path)
-    assert same_bits(model, straight[0]) and "history not written, training goes on" in capsys.readouterr().out
-    catalogue("T24", "the history cannot be written", "told, and training goes on")
+    assert same_bits(model, straight[0]) and "history not written" in capsys.readouterr().out
+    catalogue("T24", "the history cannot be written", "reported, and training continues")

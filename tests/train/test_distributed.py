@@ -34,7 +34,8 @@ from patholib.base.team import ALONE, Team, check_gpus
 from patholib.judge import predicting
 from patholib.model import batchnorms, colour, networks, recipes
 from patholib.model.recipes import Stage
-from patholib.train import checkpoints, handover, launching, runs, saving, training
+from patholib.train import checkpoints, handover, launching, optimising, runs, saving, training
+from patholib.train.state import State
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="teams of tests are forked")
 ROOT = Path(__file__).parents[2]
@@ -161,13 +162,13 @@ def seeds(own, folder):
     seen = []
 
     def watch(patch, _team):
-        gradients = training.Learner._gradients
+        gradients = optimising.gradients
 
-        def noted(self, batch, *rest):
+        def noted(state, batch):
             seen.append(torch.initial_seed())
-            return gradients(self, batch, *rest)
+            return gradients(state, batch)
 
-        patch.setattr(training.Learner, "_gradients", noted)
+        patch.setattr(optimising, "gradients", noted)
 
     several.train(own, folder, TINY, prepare=watch)
     return seen
@@ -206,17 +207,16 @@ def drawing(own, folder, recipe, steps=None):
     seen = []
 
     def watch(patch, _team):
-        step = training.Learner.step
+        optimise = optimising.step
 
-        def noted(self, batch, epoch):
-            seen.extend([epoch, int(p), int(r), float(v.double().sum())] for p, r, v in
+        def noted(state, batch):
+            seen.extend([state.progress.epoch, int(p), int(r), float(v.double().sum())] for p, r, v in
                         zip(batch.positions, batch.rows, batch.images, strict=True))
-            step(self, batch, epoch)
-            done = self.progress.epoch * self.steps_per_epoch() + self.progress.step
-            if done == steps and own.rank == own.count - 1:
+            optimise(state, batch)
+            if state.steps_done == steps and own.rank == own.count - 1:
                 os.kill(os.getpid(), signal.SIGTERM)  # one of them is asked; the step after it, all leave
 
-        patch.setattr(training.Learner, "step", noted)
+        patch.setattr(optimising, "step", noted)
 
     try:
         found = several.train(own, folder, recipe, (32, 16), watch, torch.float64)
@@ -291,22 +291,22 @@ def test_where_one_lacks_memory_and_batchnorm_learns_all_are_refused(tmp_path):
 
 
 class Poison:
-    """Makes a view of the last process no number, at one step of the second epoch."""
+    """Makes the views of the last process NaN, at one step of the second epoch."""
 
     def __call__(self, patch, own):
-        gradients, left = training.Learner._gradients, [1]
+        gradients, left = optimising.gradients, [1]
 
-        def poisoned(self, batch, *rest):
-            if own.rank == own.count - 1 and self.progress.epoch == 1 and self.progress.step == 2 and left[0]:
+        def poisoned(state, batch):
+            if own.rank == own.count - 1 and state.progress.epoch == 1 and state.progress.step == 2 and left[0]:
                 left[0] = 0
                 batch.images[:] = torch.nan
-            return gradients(self, batch, *rest)
+            return gradients(state, batch)
 
-        patch.setattr(training.Learner, "_gradients", poisoned)
+        patch.setattr(optimising, "gradients", poisoned)
 
 
 @pytest.mark.parametrize("how", ["stop", "rollback"])
-def test_a_loss_that_is_no_number_in_one_is_one_in_all(tmp_path, how):
+def test_a_nan_loss_in_one_process_is_one_in_all(tmp_path, how):
     recipe = replace(STILL, on_nonfinite=how, schedule="constant")
     found = team(2, tmp_path / "results", several.train, tmp_path / "run", recipe, (32, 16), Poison())
     if how == "stop":
@@ -337,16 +337,15 @@ class Dying:
         self.rank = rank
 
     def __call__(self, patch, own):
-        step, seen, doomed = training.Learner.step, [], own.rank == self.rank
+        optimise, doomed = optimising.step, own.rank == self.rank
         patch.setattr(saving, "SAVE_SECONDS", 0.0)
 
-        def dying(self, batch, epoch):
-            step(self, batch, epoch)
-            seen.append(epoch)
-            if len(seen) == 5 and doomed:
+        def dying(state, batch):
+            optimise(state, batch)
+            if state.steps_done == 5 and doomed:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        patch.setattr(training.Learner, "step", dying)
+        patch.setattr(optimising, "step", dying)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -391,12 +390,12 @@ def test_the_first_tells_the_others_and_goes_first(tmp_path, capfd):
 def test_only_the_first_writes(tmp_path):
     run = replace(tiny.open_run(tmp_path), writes=False)
     with tiny.network():
-        device, second = torch.device("cpu"), Team(1, 2)
-        learner = training.Learner(tiny.build(TINY), tiny.image_set(), run, device, 1, second)
+        state = State(tiny.build(TINY), tiny.image_set(), run, torch.device("cpu"), team=Team(1, 2))
     run.log("seen")
     run.update(status="trained")
-    learner.saving.write(learner)
-    learner.saving.tables([{"epoch": 1}])
+    state.progress.history.append({"epoch": 1})
+    saving.Saving(state).write()
+    saving.Saving(state).tables()
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"] and files.read_json(tmp_path / "run.json") == {}
 
 

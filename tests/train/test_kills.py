@@ -32,7 +32,7 @@ def hold_truths(counts, number):
 
 def test_T06_T07_no_moment_of_a_sigkill_loses_anything(tmp_path, catalogue):
     hold_truths(kill(tmp_path, 40, seed=0), 40)
-    catalogue("T06", "SIGKILL at any moment, again and again", "goes on from the last checkpoint, the same bits")
+    catalogue("T06", "SIGKILL at any moment, again and again", "resumes from the last checkpoint, the same bits")
     catalogue("T07", "SIGKILL inside the write of a checkpoint",
               "every checkpoint is whole; the unfinished file is removed at the next start")
 

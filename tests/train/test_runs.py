@@ -1,7 +1,6 @@
-"""A run folder says what made it, is taken up where it stands, and belongs to one process at a time."""
+"""A run folder says what made it, can be resumed, and belongs to one process at a time."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,9 +13,8 @@ from tiny import pictures, prepare
 
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.data import demo, splitting
-from patholib.data.readers import table
-from patholib.model import profiles, recipes
+from patholib.data import splitting
+from patholib.model import recipes
 from patholib.model.recipes import BREAKHIS, Stage
 from patholib.train import origin, runs
 
@@ -97,7 +95,7 @@ def test_one_changed_byte_and_one_moved_image_change_the_fingerprint(prepared):
     assert len(marks) == 3
 
 
-def test_an_unfinished_run_is_taken_up_and_a_finished_one_is_not(prepared, tmp_path):
+def test_an_unfinished_run_is_resumed_and_a_finished_one_is_not(prepared, tmp_path):
     first = start(prepared, tmp_path)
     first.update(status="trained")
     first.close()
@@ -109,7 +107,7 @@ def test_an_unfinished_run_is_taken_up_and_a_finished_one_is_not(prepared, tmp_p
     assert refusal(prepared, tmp_path / "elsewhere", resume="must").code == "nothing_to_resume"
 
 
-def test_the_newest_unfinished_run_is_taken_up(prepared, tmp_path):
+def test_the_newest_unfinished_run_is_resumed(prepared, tmp_path):
     older, newer = start(prepared, tmp_path), start(prepared, tmp_path, resume="never")
     assert older.dir != newer.dir
     older.close()
@@ -136,11 +134,10 @@ def test_a_run_of_an_earlier_version_is_refused_with_its_file_the_fields_it_lack
     for wanted in (RECIPE, replace(RECIPE, ema=0.9)):
         error = refusal(prepared, tmp_path, wanted, resume="must")
         assert (error.code, error.subject) == ("resume_changed", run.dir.name)
-        assert error.reason == ("was made otherwise: its run.json lacks ema, augmentation.noise of the recipe: only "
-                                "patholib 0.0.9 (commit 1234567), which wrote it, can go on")
+        assert "lacks ema, augmentation.noise" in error.reason and "patholib 0.0.9 (commit 1234567)" in error.reason
     assert runs.open_run(run.dir).recipe == RECIPE, "to look at it, what is absent has its default"
     assert start(prepared, tmp_path).dir != run.dir
-    assert "lacks ema, augmentation.noise of the recipe" in capsys.readouterr().out
+    assert "lacks ema, augmentation.noise" in capsys.readouterr().out
 
 
 def test_never_starts_anew_and_auto_leaves_a_busy_folder_alone(prepared, tmp_path):
@@ -162,7 +159,7 @@ sys.stdin.read()
 
 def test_two_processes_cannot_hold_one_folder_and_a_killed_one_lets_go(prepared, data, tmp_path):
     root = Path(__file__).parents[2]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests", Path(__file__).parent)))}
     process = subprocess.Popen([sys.executable, "-c", CHILD, data, tmp_path], cwd=root, stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, text=True, env=env)
     try:
@@ -248,97 +245,3 @@ def test_an_id_that_only_the_table_of_the_split_knows_is_looked_at_too(prepared,
     checked, split = prepared
     error = refusal((checked, split.assign(patient_id="the same")), tmp_path)
     assert "have their patient_id in train" in error.reason
-
-
-# --- the recipe for the data ------------------------------------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def sources(data, tmp_path_factory):
-    from patholib.data import readers
-
-    small = demo.write(tmp_path_factory.mktemp("demo"), size=(64, 64), groups=8, images_per_group=1)
-    return {"real": table.read(data / "mine.csv"), "demo": readers.read(small)}
-
-
-def test_real_data_get_the_recipe_with_their_own_classes_and_groups(sources):
-    recipe = profiles.recipe_for("isic2019", sources["real"])
-    assert recipe == replace(recipes.ISIC2019, classes=("benign", "malignant"), positive=sources["real"].positive,
-                             group_by="group")
-
-
-def test_demo_images_get_it_cut_down_unless_weights_are_named(sources):
-    small = profiles.recipe_for("breakhis", sources["demo"])
-    assert small == recipes.for_demo(BREAKHIS) == profiles.recipe_for("breakhis", sources["demo"], weights="none")
-    whole = profiles.recipe_for("breakhis", sources["demo"], weights="imagenet")
-    assert whole == BREAKHIS
-
-
-def test_without_weights_nothing_is_frozen(sources):
-    recipe = profiles.recipe_for("breakhis", sources["real"], weights="none")
-    assert [stage.frozen for stage in recipe.stages] == [0] and recipe.weights == "none" and recipe.image_size == 224
-    assert profiles.recipe_for("breakhis", sources["real"], weights="my.pth").stages == BREAKHIS.stages
-
-
-@pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
-def test_random_weights_are_announced_with_the_reason_and_every_field_that_differs(sources, capsys, name, published):
-    recipe = profiles.recipe_for(name, sources["real"], published, weights="none", image_size=64)
-    said = capsys.readouterr().out
-    base = recipes.as_published(name) if published else recipes.get(name)
-    assert said == profiles.profile(recipe) + "\n" and said.startswith("Profile for random weights: no pretrained weights")
-    assert "a frozen random network learns nothing" in said
-    fields = said.rpartition(": ")[2].strip(".\n").split(", ")
-    assert fields == [field for field in recipes.diff(base, recipe) if field not in ("classes", "positive", "group_by")]
-    assert {"weights", "stages", "image_size"} <= set(fields)
-    assert ("Statistics of colour" in said) == bool(recipe.colour) == (not published)
-
-
-def test_random_weights_are_never_used_in_silence(sources, capsys, monkeypatch):
-    for given in ({"small": True}, {"weights": "none"}):
-        profiles.recipe_for("breakhis", sources["real"], **given)
-        assert "Profile for random weights" in capsys.readouterr().out
-    profiles.recipe_for("breakhis", sources["demo"], weights="none")
-    assert "Profile for random weights" in capsys.readouterr().out
-    for source, given in (("real", {}), ("real", {"weights": "my.pth"}), ("demo", {})):  # demo images have a banner
-        profiles.recipe_for("breakhis", sources[source], **given)
-        assert capsys.readouterr().out == ""
-    monkeypatch.setenv("RANK", "1")  # of several processes the first has said it
-    profiles.recipe_for("breakhis", sources["real"], weights="none")
-    assert capsys.readouterr().out == ""
-
-
-def test_nothing_in_the_library_makes_a_recipe_for_random_weights_but_what_announces_it():
-    quiet = re.compile(r"recipes\.(unfrozen|from_scratch|for_demo)\(")
-    modules = sorted((Path(__file__).parents[2] / "patholib").rglob("*.py"))
-    assert [path.name for path in modules if quiet.search(path.read_text(encoding="utf-8"))] == ["runs.py"]
-
-
-@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
-def test_the_published_form_is_the_literal_one_on_these_data(sources, name):
-    recipe = profiles.recipe_for(name, sources["real"], published=True)
-    assert recipe == replace(recipes.as_published(name), classes=("benign", "malignant"),
-                             positive=sources["real"].positive)
-    assert recipe.group_by == "image" and recipe.published
-
-
-def test_overrides_of_none_leave_the_recipe_and_others_change_it(sources):
-    plain = profiles.recipe_for("breakhis", sources["demo"])
-    assert profiles.recipe_for("breakhis", sources["demo"], epochs=None, lr=None, seed=None) == plain
-    assert profiles.recipe_for("breakhis", sources["demo"], epochs=3, seed=0) == replace(plain, epochs=3)
-    with pytest.raises(PathoError, match="did you mean 'epochs'"):
-        profiles.recipe_for("breakhis", sources["demo"], epoch=3)
-
-
-def test_differences_are_shown_field_by_field(sources):
-    shown = profiles.differences(BREAKHIS, profiles.recipe_for("breakhis", sources["demo"], lr=5e-4)).set_index("field")
-    assert tuple(shown.loc["lr"]) == ("0.001", "0.0005")
-    assert tuple(shown.loc["stages"]) == ("from 0: 13 frozen, x1", "from 0: 0 frozen, x1")
-    assert profiles.differences(BREAKHIS, BREAKHIS).empty
-
-
-def test_real_images_are_cut_down_only_where_that_is_asked(prepared):
-    real = prepared[0].manifest
-    demo_images = replace(real, demo=True)
-    assert profiles.recipe_for("breakhis", real, small=True) == profiles.recipe_for("breakhis", demo_images)
-    assert profiles.recipe_for("breakhis", real, small=True, arch="resnet18").arch == "resnet18"
-    assert profiles.recipe_for("breakhis", real, weights="none").image_size == 224

@@ -5,7 +5,6 @@ import json
 import shutil
 from copy import deepcopy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,8 @@ from tiny import TINY, image_set, open_run, same_bits, train, without_time
 from patholib.base.errors import PathoError
 from patholib.model.building import build
 from patholib.model.recipes import Stage
-from patholib.train import checkpoints, devices, saving, training
+from patholib.train import checkpoints, devices, feeding, loop, optimising, resuming, saving
+from patholib.train.state import State
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -56,7 +56,7 @@ def test_the_weights_of_the_last_epoch_are_returned_where_the_recipe_keeps_them(
 
 
 class Killed(Exception):
-    """Stands for a process that ends without a word."""
+    """Stands for a process that is killed."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def large_scale(patch):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_resuming_after_any_step_changes_nothing(tmp_path, monkeypatch, name):
-    """Every step's checkpoint is kept aside; a run that goes on from it must end with the same bits."""
+    """Every step's checkpoint is kept aside; a run that resumes from it must end with the same bits."""
     recipe = RECIPES[name]
     large_scale(monkeypatch)
     straight, expected = train(tmp_path / "straight", recipe)
@@ -95,10 +95,10 @@ def test_resuming_after_any_step_changes_nothing(tmp_path, monkeypatch, name):
     write = saving.Saving.write
     copies = []
 
-    def kept(self, learner, must=True):
-        write(self, learner, must)
+    def kept(self, must=True):
+        write(self, must)
         copies.append(tmp_path / f"broken{len(copies)}")
-        shutil.copytree(self.run.dir, copies[-1])
+        shutil.copytree(self.state.run.dir, copies[-1])
 
     with monkeypatch.context() as patch:
         patch.setattr(saving, "SAVE_SECONDS", 0.0)
@@ -124,31 +124,31 @@ PARTS = ("model", "average", "optimizer", "scaler", "epoch", "step", "sums", "hi
 def broken_run(tmp_path_factory):
     """An uninterrupted run with all that can happen on the way, and the folder of one that died in its third epoch."""
     def eventful(folder, dies):
-        step, gradients = training.Learner.step, training.Learner._gradients
+        optimise, gradients = optimising.step, optimising.gradients
         faults, seen = {"memory", "loss"}, []
 
-        def short_of_memory(self, batch):
+        def short_of_memory(state, batch):
             if "memory" in faults:
                 faults.remove("memory")
                 raise torch.OutOfMemoryError("out of memory")
-            found = gradients(self, batch)
-            if "loss" in faults and self.progress.epoch == 1:
+            found = gradients(state, batch)
+            if "loss" in faults and state.progress.epoch == 1:
                 faults.remove("loss")
                 found[0] = found[0] * float("nan")
             return found
 
-        def dying(self, batch, epoch):
-            step(self, batch, epoch)
-            seen.append(epoch)
+        def dying(state, batch):
+            seen.append(state.progress.epoch)
+            optimise(state, batch)
             if dies and seen.count(2) == 2:
-                self.saving.write(self)
+                saving.Saving(state).write()
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(saving, "SAVE_SECONDS", 0.0)
             large_scale(patch)
-            patch.setattr(training.Learner, "step", dying)
-            patch.setattr(training.Learner, "_gradients", short_of_memory)
+            patch.setattr(optimising, "step", dying)
+            patch.setattr(optimising, "gradients", short_of_memory)
             with pytest.raises(Killed) if dies else contextlib.nullcontext():
                 return train(folder, MUTATED)
 
@@ -163,8 +163,8 @@ def test_every_part_of_a_checkpoint_is_needed(tmp_path, monkeypatch, broken_run,
     (straight, expected), folder = broken_run
     shutil.copytree(folder, tmp_path / "broken")
     large_scale(monkeypatch)
-    fresh = training.Learner(build(replace(MUTATED, seed=9)), image_set(), open_run(tmp_path / "fresh", MUTATED),
-                             torch.device("cpu"), 1).state()
+    fresh = resuming.content(State(build(replace(MUTATED, seed=9)), image_set(), open_run(tmp_path / "fresh", MUTATED),
+                                   torch.device("cpu")))
     load = checkpoints.load
 
     def forgetful(folder, kind, step=None, holds=()):
@@ -194,16 +194,15 @@ def test_the_mutations_cover_all_that_a_checkpoint_holds(broken_run):
 def test_the_weights_that_are_judged_are_the_mean_of_those_of_every_step(tmp_path, monkeypatch):
     """Recomputed from every step's weights; and training itself goes where it goes without the mean."""
     recipe = replace(TINY, epochs=1, ema=0.9)
-    step, seen, judged = training.Learner.step, [], []
+    optimise, seen = optimising.step, []
 
-    def watched(self, batch, epoch):
+    def watched(state, batch):
         if not seen:
-            seen.append(deepcopy(self.model.state_dict()))
-        step(self, batch, epoch)
-        seen.append(deepcopy(self.model.state_dict()))
-        judged[:] = [self.averaged]
+            seen.append(deepcopy(state.model.state_dict()))
+        optimise(state, batch)
+        seen.append(deepcopy(state.model.state_dict()))
 
-    monkeypatch.setattr(training.Learner, "step", watched)
+    monkeypatch.setattr(optimising, "step", watched)
     kept, _ = train(tmp_path / "averaged", recipe)
     expected = {k: v.double() for k, v in seen[0].items()}
     for number, state in enumerate(seen[1:], 1):
@@ -220,13 +219,13 @@ def test_the_weights_that_are_judged_are_the_mean_of_those_of_every_step(tmp_pat
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     model, history = train(tmp_path)
-    monkeypatch.setattr(training.Learner, "step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(optimising, "step", lambda *_: pytest.fail("trained again"))
     again, same = train(tmp_path)
     assert same_bits(model, again)
     pd.testing.assert_frame_equal(history, same)
 
 
-def test_more_epochs_go_on_where_a_finished_run_ended(tmp_path):
+def test_more_epochs_resume_where_a_finished_run_ended(tmp_path):
     recipe = replace(TINY, schedule="constant")
     train(tmp_path, replace(recipe, epochs=1))
     longer, history = train(tmp_path, replace(recipe, epochs=2))
@@ -235,7 +234,7 @@ def test_more_epochs_go_on_where_a_finished_run_ended(tmp_path):
     pd.testing.assert_frame_equal(without_time(expected), without_time(history))
 
 
-def test_the_time_limit_saves_and_says_how_to_go_on(tmp_path, straight_run):
+def test_the_time_limit_saves_and_says_how_to_resume(tmp_path, straight_run):
     with pytest.raises(PathoError, match="resume") as stopped:
         train(tmp_path, max_hours=0.0)
     assert stopped.value.code == "time_is_up"
@@ -256,29 +255,28 @@ def test_the_best_weights_that_the_last_state_refers_to_outlive_writes_that_fail
             raise PathoError("no_space", "checkpoints", "the disk is full", "Free some")
         return original(folder, kind, step, state, **options)
 
-    finish = training.Learner._finish_epoch
+    finish = loop.finish_epoch
 
-    def improving(self, *args):
-        finish(self, *args)
-        self.best, self.saving.best_is_new = self._weights(self.progress.history[-1]), True
-        self.progress.history[-1]["val_auc"] = self.progress.epoch / 100  # every epoch is the best so far
-        if self.progress.epoch < 4:
-            with contextlib.suppress(PathoError):
-                self.saving.write(self)
-            self.saving.failures = 0
-            return
-        raise Killed
+    def improving(state, writer):
+        finish(state, writer)
+        loop.keep_best(state)
+        state.progress.history[-1]["val_auc"] = state.progress.epoch / 100  # every epoch is the best so far
+        if state.progress.epoch == 4:
+            raise Killed
+        with contextlib.suppress(PathoError):
+            writer.write()
+        writer.failures = 0
 
     monkeypatch.setattr(checkpoints, "save", full)
-    monkeypatch.setattr(training.Learner, "_finish_epoch", improving)
+    monkeypatch.setattr(loop, "finish_epoch", improving)
     monkeypatch.setattr(saving.Saving, "due", lambda *_, **__: None)
-    monkeypatch.setattr(training.Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(saving.Path, "home", lambda: tmp_path / "home")
     with pytest.raises(Killed):
         train(tmp_path, recipe)
     assert seen.count("best") == 3 and seen.count("last") == 3
-    learner = training.Learner(build(recipe), image_set(), open_run(tmp_path, recipe), torch.device("cpu"), 1)
-    learner.resume()
-    assert learner.progress.epoch == 1 and learner.best["row"]["epoch"] == 1
+    state = State(build(recipe), image_set(), open_run(tmp_path, recipe), torch.device("cpu"))
+    resuming.resume(state)
+    assert state.progress.epoch == 1 and state.best["row"]["epoch"] == 1
 
 
 def test_the_callers_generators_and_switches_are_left_alone(tmp_path):
@@ -304,15 +302,15 @@ def test_single_precision_is_rounded_to_tf32_only_where_speed_is_asked_for(fast)
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone():
     labels = np.array([0] * 90 + [1] * 10)
-    a = training.image_order(labels, TINY, 3)
-    assert (a == training.image_order(labels, TINY, 3)).all() and sorted(a) == list(range(100))
-    assert (a != training.image_order(labels, TINY, 4)).any()
-    assert (a != training.image_order(labels, replace(TINY, seed=1), 3)).any()
+    a = feeding.image_order(labels, TINY, 3)
+    assert (a == feeding.image_order(labels, TINY, 3)).all() and sorted(a) == list(range(100))
+    assert (a != feeding.image_order(labels, TINY, 4)).any()
+    assert (a != feeding.image_order(labels, replace(TINY, seed=1), 3)).any()
 
 
 def test_a_sampler_draws_every_class_equally_often():
     labels = np.array([0] * 900 + [1] * 100)
-    drawn = labels[training.image_order(labels, replace(TINY, balance="sampler"), 0)]
+    drawn = labels[feeding.image_order(labels, replace(TINY, balance="sampler"), 0)]
     assert len(drawn) == 1000 and abs(drawn.mean() - 0.5) < 0.05  # three standard errors
 
 
@@ -351,20 +349,20 @@ def test_checkpoints_take_one_percent_of_the_time_and_a_kill_at_most_five_minute
                                                                                   steps_per_epoch):
     """Ten hours of steps of a second by a clock that only work moves."""
     clock, saved, lost, spent = [0.0], [0.0], [], []
-    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
 
-    def written(_folder, _learner):
+    def written(_folder):
         lost.append(clock[0] - saved[0])
         clock[0] += cost
         spent.append(cost)
         saved[0] = clock[0]
 
-    writer = saving.Saving(open_run(tmp_path))
-    monkeypatch.setattr(writer, "_write_to", written)
-    learner = SimpleNamespace(progress=training.Progress(0, 0, {}, []))
+    state = State(build(TINY), image_set(), open_run(tmp_path), torch.device("cpu"))
+    writer = saving.Saving(state)
+    monkeypatch.setattr(writer, "write_to", written)
     while clock[0] < 36_000:
         clock[0] += 1
-        learner.progress.step = (learner.progress.step + 1) % steps_per_epoch
-        writer.due(learner)
-    assert sum(spent) <= 0.01 * clock[0] and learner.progress.saving == pytest.approx(sum(spent))
+        state.progress.step = (state.progress.step + 1) % steps_per_epoch
+        writer.due()
+    assert sum(spent) <= 0.01 * clock[0] and state.progress.saving == pytest.approx(sum(spent))
     assert max(lost) <= saving.SAVE_SECONDS + 1

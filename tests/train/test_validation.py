@@ -18,7 +18,7 @@ from patholib.data.readers import table
 from patholib.judge import metrics, validation
 from patholib.model.recipes import BREAKHIS
 from patholib.study import Study, crossvalidation
-from patholib.train import runs, saving, training
+from patholib.train import optimising, runs, saving, training
 
 RECIPE = replace(TINY, group_by="group", epochs=1, tta_views=1)
 
@@ -105,17 +105,17 @@ def test_called_again_nothing_is_trained_again(whole, checked, monkeypatch):
 
 def test_interrupted_at_any_step_it_ends_with_the_same_predictions(checked, tmp_path, monkeypatch):
     one = cross(checked, tmp_path / "one")
-    step, count = training.Learner.step, 0
+    step, count = optimising.step, 0
 
-    def failing(self, *args):
+    def failing(*given):
         nonlocal count
         count += 1
         if count % 5 == 0:
             raise KeyboardInterrupt
-        step(self, *args)
+        step(*given)
 
     monkeypatch.setattr(saving, "SAVE_SECONDS", 0.0)  # a checkpoint after every step
-    monkeypatch.setattr(training.Learner, "step", failing)
+    monkeypatch.setattr(optimising, "step", failing)
     interruptions = 0
     while interruptions < 20:
         try:

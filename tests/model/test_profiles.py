@@ -1,0 +1,103 @@
+"""The recipe for the data: the named one, cut down where that is asked for, and announced where it is another."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import pictures
+
+from patholib.base.errors import PathoError
+from patholib.data import demo, readers
+from patholib.data.readers import table
+from patholib.model import profiles, recipes
+from patholib.model.recipes import BREAKHIS
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    data = pictures(tmp_path_factory.mktemp("set") / "pictures")
+    small = demo.write(tmp_path_factory.mktemp("demo"), size=(64, 64), groups=8, images_per_group=1)
+    return {"real": table.read(data / "mine.csv"), "demo": readers.read(small)}
+
+
+def test_real_data_get_the_recipe_with_their_own_classes_and_groups(sources):
+    recipe = profiles.recipe_for("isic2019", sources["real"])
+    assert recipe == replace(recipes.ISIC2019, classes=("benign", "malignant"), positive=sources["real"].positive,
+                             group_by="group")
+
+
+def test_demo_images_get_it_cut_down_unless_weights_are_named(sources):
+    small = profiles.recipe_for("breakhis", sources["demo"])
+    assert small == recipes.for_demo(BREAKHIS) == profiles.recipe_for("breakhis", sources["demo"], weights="none")
+    whole = profiles.recipe_for("breakhis", sources["demo"], weights="imagenet")
+    assert whole == BREAKHIS
+
+
+def test_without_weights_nothing_is_frozen(sources):
+    recipe = profiles.recipe_for("breakhis", sources["real"], weights="none")
+    assert [stage.frozen for stage in recipe.stages] == [0] and recipe.weights == "none" and recipe.image_size == 224
+    assert profiles.recipe_for("breakhis", sources["real"], weights="my.pth").stages == BREAKHIS.stages
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
+def test_random_weights_are_announced_with_every_field_that_differs(sources, capsys, name, published):
+    recipe = profiles.recipe_for(name, sources["real"], published, weights="none", image_size=64)
+    said = capsys.readouterr().out
+    base = recipes.as_published(name) if published else recipes.get(name)
+    assert said == profiles.profile(recipe) + "\n"
+    fields = said.rpartition(": ")[2].strip(".\n").split(", ")
+    assert fields == [field for field in recipes.diff(base, recipe) if field not in ("classes", "positive", "group_by")]
+    assert {"weights", "stages", "image_size"} <= set(fields)
+
+
+def test_random_weights_are_never_used_in_silence(sources, capsys, monkeypatch):
+    for given in ({"small": True}, {"weights": "none"}):
+        profiles.recipe_for("breakhis", sources["real"], **given)
+        assert "Profile for random weights" in capsys.readouterr().out
+    profiles.recipe_for("breakhis", sources["demo"], weights="none")
+    assert "Profile for random weights" in capsys.readouterr().out
+    for source, given in (("real", {}), ("real", {"weights": "my.pth"}), ("demo", {})):  # demo images have a banner
+        profiles.recipe_for("breakhis", sources[source], **given)
+        assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "1")  # of several processes the first has said it
+    profiles.recipe_for("breakhis", sources["real"], weights="none")
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_in_the_library_makes_a_recipe_for_random_weights_but_what_announces_it():
+    quiet = re.compile(r"recipes\.(unfrozen|from_scratch|for_demo)\(")
+    modules = sorted((Path(__file__).parents[2] / "patholib").rglob("*.py"))
+    assert [path.name for path in modules if quiet.search(path.read_text(encoding="utf-8"))] == ["profiles.py"]
+
+
+@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
+def test_the_published_form_is_the_literal_one_on_these_data(sources, name):
+    recipe = profiles.recipe_for(name, sources["real"], published=True)
+    assert recipe == replace(recipes.as_published(name), classes=("benign", "malignant"),
+                             positive=sources["real"].positive)
+    assert recipe.group_by == "image" and recipe.published
+
+
+def test_overrides_of_none_leave_the_recipe_and_others_change_it(sources):
+    plain = profiles.recipe_for("breakhis", sources["demo"])
+    assert profiles.recipe_for("breakhis", sources["demo"], epochs=None, lr=None, seed=None) == plain
+    assert profiles.recipe_for("breakhis", sources["demo"], epochs=3, seed=0) == replace(plain, epochs=3)
+    with pytest.raises(PathoError, match="did you mean 'epochs'"):
+        profiles.recipe_for("breakhis", sources["demo"], epoch=3)
+
+
+def test_differences_are_shown_field_by_field(sources):
+    shown = profiles.differences(BREAKHIS, profiles.recipe_for("breakhis", sources["demo"], lr=5e-4)).set_index("field")
+    assert tuple(shown.loc["lr"]) == ("0.001", "0.0005")
+    assert tuple(shown.loc["stages"]) == ("from 0: 13 frozen, x1", "from 0: 0 frozen, x1")
+    assert profiles.differences(BREAKHIS, BREAKHIS).empty
+
+
+def test_real_images_are_cut_down_only_where_that_is_asked(sources):
+    real = sources["real"]
+    demo_images = replace(real, demo=True)
+    assert profiles.recipe_for("breakhis", real, small=True) == profiles.recipe_for("breakhis", demo_images)
+    assert profiles.recipe_for("breakhis", real, small=True, arch="resnet18").arch == "resnet18"
+    assert profiles.recipe_for("breakhis", real, weights="none").image_size == 224
