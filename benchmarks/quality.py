@@ -414,8 +414,8 @@ def outcome(task: Task, table: str) -> Outcome:
     facts = files.read_json(task.folder / "done.json")
     val, test = (predicting.read_predictions(task.folder / f"{name}.csv", classes) for name in ("val", table))
     probs = of(test, classes)
-    called = np.eye(len(classes))[rules.called(probs, classes, None, facts.get("shares") or 0.5)]
-    even = rules.evened(probs, classes, dict(zip(classes, facts["prior"], strict=True)))
+    called = np.eye(len(classes))[rules.predicted(probs, classes, None, facts.get("shares") or 0.5)]
+    even = rules.prior_corrected(probs, classes, dict(zip(classes, facts["prior"], strict=True)))
     try:
         temperature = calibration.fit(places(val, classes), of(val, classes))
     except PathoError:  # too few validation images, or all of them right: as for ours

@@ -33,7 +33,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import checking, readers, splitting
 from patholib.deploy import exportformat, onnx_export
-from patholib.judge import metrics, trust
+from patholib.judge import metric_table, metrics, trust
 from patholib.model import augment, profiles, recipes
 from patholib.report.markdown import words
 from patholib.report.records import SETS
@@ -41,7 +41,6 @@ from patholib.train import origin, runs
 
 FACTS = "benchmark.json"  # in the run folder: what no other file of it knows
 METRICS = ("auc", "balanced_accuracy", "accuracy", "macro_f1", "sensitivity", "specificity", "log_loss", "brier")
-LOWER = ("log_loss", "brier")  # better, as of no other number
 RIVALS = {"baseline": "the colour baseline, a regression that sees no shapes",
           "probe": "the linear probe, a regression on the random features the training began with"}
 CALIBRATION = ("temperature", "ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
@@ -278,7 +277,8 @@ def difference(found: dict) -> list[str]:
     lines, paired = ["### The network minus its rivals", ""], found.get("gain_over")
     if not paired:
         return [*lines, *lacking("differences from its rivals")]
-    rows = [[words(name) + " (lower is better)" * (name in LOWER), *(number(of[name], "+") for of in paired.values())]
+    rows = [[words(name) + " (lower is better)" * (name in metric_table.LOWER_IS_BETTER),
+             *(number(of[name], "+") for of in paired.values())]
             for name in METRICS if all(name in of for of in paired.values())]
     return [*lines, *markdown(["difference (95% interval, the same groups drawn for both)",
                                *(f"minus {SETS[name]}" for name in paired)], rows), "",

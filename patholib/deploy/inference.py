@@ -136,7 +136,7 @@ class Predictor:
                 warnings: Sequence[Sequence[str]] | None = None) -> list[Answer]:
         """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
         probs = self.probabilities(pixels, tta)
-        predicted = rules.called(probs, self.classes, self.positive, self.deciding)
+        predicted = rules.predicted(probs, self.classes, self.positive, self.deciding)
         alerts = len(self.classes) > 2 and self.positive is not None and self.threshold is not None
         answers = []
         for picture, row, k, known in zip(pixels, probs.tolist(), predicted, warnings or [()] * len(pixels), strict=True):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.judge import calibration, metrics, predicting, ranking, rules
+from patholib.judge import calibration, metric_table, metrics, predicting, ranking, rules
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
 
@@ -250,7 +250,7 @@ def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | No
             "ece_mass": calibration.ece(labels, probs, by="mass", of=of),
             "ece_width": calibration.ece(labels, probs, by="width", of=of),
             "ece_chance": calibration.ece_by_chance(probs, of=of),
-            **{name: numbers[name]["value"] for name in ("brier", "log_loss")},
+            **{metric.name: numbers[metric.name]["value"] for metric in metric_table.of_kind("image")},
             "bins": calibration.reliability(labels, probs, of=of).to_dict("records"),
             "counts": np.bincount(calibration.binned(calibration.confident(labels, probs, of)[0], calibration.BINS,
                                                      "width"), minlength=calibration.BINS).tolist(),

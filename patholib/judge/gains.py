@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from patholib.judge.measures import words
+from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
 
 RIVALS = {"baseline": "colour statistics", "probe": "a linear probe of the untrained network"}

@@ -1,7 +1,7 @@
-"""Where a classifier looks: maps of the evidence for a class, without hooks and without touching the model.
+"""Heatmaps of the evidence for a class (Grad-CAM and others), without hooks and without changing the model.
 
-Maps are raw evidence: relative to one image, not comparable between classes as probabilities, nor between methods.
-`trust.examine` says whether those of a network can be believed.
+Values are raw evidence: they compare places of one image, but neither classes, as probabilities do, nor methods.
+`trust.examine` checks whether the maps of a network can be believed.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Heat:
-    """What was asked of N images and what came out; tensors on the CPU, without a graph."""
+    """The heatmaps of N images; tensors on the CPU, without a graph."""
 
     maps: torch.Tensor  # (N, h, w) float32, >= 0, in the resolution of the block (occlusion: 8 x 8)
-    classes: torch.Tensor  # (N,) int64, the class each map argues for
+    classes: torch.Tensor  # (N,) int64, the class whose evidence each map shows
     probs: torch.Tensor  # (N, C) float32
-    blank: torch.Tensor  # (N,) bool: nothing in the image argues for the class, the map is 0 everywhere
+    blank: torch.Tensor  # (N,) bool: the image holds no evidence for the class, the map is 0 everywhere
 
 
 def heat(model: Classifier, images: torch.Tensor, classes=None, block: str | None = None,
          method: str = "gradcam") -> Heat:
-    """The heat of each image by one of METHODS.
+    """The heatmap of each image by one of METHODS.
 
     images (N, 3, H, W) in [0, 1]; classes (N,), by default the most probable; block: one of model.block_names, by
     default the last. Errors: unknown_method, bad_images, unknown_block, bad_classes, model_output (values that are
     not finite).
     """
     if method not in METHODS:
-        raise PathoError("unknown_method", str(method), "is no way to make a heatmap", nearest(method, METHODS))
+        raise PathoError("unknown_method", str(method), "is no method for heatmaps", nearest(method, METHODS))
     return METHODS[method](model, images, classes, block)
 
 
@@ -58,7 +58,7 @@ def gradcam(model: Classifier, images: torch.Tensor, classes=None, block: str | 
 def gradcam_plus_plus(model: Classifier, images: torch.Tensor, classes=None, block: str | None = None) -> Heat:
     """Grad-CAM++ (Chattopadhay et al. 2018, equations 5, 7 and 19) at the output of `block`; arguments as of `heat`.
 
-    The score is exp(logit), as there; its factor exp(logit), the same all over a map, is left out, as it overflows.
+    The score is exp(logit), as there; the factor exp(logit), constant over a map, is left out because it overflows.
     """
     return _heat(model, images, classes, block, _weighted_rise)
 
@@ -66,7 +66,7 @@ def gradcam_plus_plus(model: Classifier, images: torch.Tensor, classes=None, blo
 def hirescam(model: Classifier, images: torch.Tensor, classes=None, block: str | None = None) -> Heat:
     """HiResCAM (Draelos & Carin 2020, equation 3), what is above 0, at the output of `block`; arguments as of `heat`.
 
-    At the last block, where an average and a linear layer follow, it is what each place adds to the logit.
+    At the last block, which an average and a linear layer follow, it is the share of each place in the logit.
     """
     return _heat(model, images, classes, block, _own_gradient)
 
@@ -94,7 +94,7 @@ def occlusion(model: Classifier, images: torch.Tensor, classes=None, block: str 
                 after = still(hidden).gather(1, classes[:, None])[:, 0].float()
                 fall[:, i:i + 2, j:j + 2] += (before - after)[:, None, None]
                 covered[i:i + 2, j:j + 2] += 1
-    return _found((fall / covered).relu(), classes, logits)
+    return _result((fall / covered).relu(), classes, logits)
 
 
 METHODS = {"gradcam": gradcam, "gradcam++": gradcam_plus_plus, "hirescam": hirescam, "occlusion": occlusion}
@@ -102,9 +102,9 @@ METHODS = {"gradcam": gradcam, "gradcam++": gradcam_plus_plus, "hirescam": hires
 
 def averaged(model: Classifier, images: torch.Tensor, classes=None, block: str | None = None,
              method: str = "gradcam") -> Heat:
-    """The mean of the heat of the eight flips and quarter turns of each square image, each map turned back.
+    """The mean of the heatmaps of the eight flips and quarter turns of each square image, each map turned back.
 
-    classes: by default those of the mean probability; the maps of a view that is blank count as 0. Else as `heat`.
+    classes: by default those of the highest mean probability; a blank map counts as 0. Other arguments as of `heat`.
     """
     if classes is None:
         still = evaluating(model)
@@ -117,12 +117,12 @@ def averaged(model: Classifier, images: torch.Tensor, classes=None, block: str |
     return Heat(maps, found[0].classes, probs, maps.amax(dim=(1, 2)) == 0)
 
 
-def named(method: str, average: bool) -> str:
-    """What to call a method in a title."""
+def method_title(method: str, average: bool) -> str:
+    """The name of a method in a title."""
     return f"{method}, mean of eight views" if average else method
 
 
-# Of the maps (N, K, h, w) of a block and the gradient of a logit with respect to them: the heat (N, h, w).
+# From the maps (N, K, h, w) of a block and the gradient of a logit with respect to them to the heat (N, h, w).
 
 
 def _mean_gradient(maps: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -154,11 +154,11 @@ def _heat(model: Classifier, images: torch.Tensor, classes, block: str | None, m
         classes = _classes(classes, logits)
         chosen = logits.gather(1, classes[:, None]).sum()  # no image's logit depends on another's maps in eval mode
         gradient, = torch.autograd.grad(chosen, maps)  # (N, K, h, w)
-    return _found(method(maps.detach().float(), gradient.float()), classes, logits)
+    return _result(method(maps.detach().float(), gradient.float()), classes, logits)
 
 
-def _found(maps: torch.Tensor, classes: torch.Tensor, logits: torch.Tensor) -> Heat:
-    """What is handed out. Errors: model_output."""
+def _result(maps: torch.Tensor, classes: torch.Tensor, logits: torch.Tensor) -> Heat:
+    """The maps as they are returned, on the CPU. Errors: model_output."""
     probs = logits.detach().float().softmax(dim=1)
     if not (torch.isfinite(maps).all() and torch.isfinite(probs).all()):
         raise PathoError("model_output", "heatmap", "holds values that are not finite",
@@ -179,9 +179,9 @@ def _classes(classes, logits: torch.Tensor) -> torch.Tensor:
 
 
 def upsample(maps: torch.Tensor, size: int) -> torch.Tensor:
-    """Maps (N, h, w) at the size of the image, (N, size, size).
+    """Maps (N, h, w) enlarged to the size of the image, (N, size, size).
 
-    Bilinear: it never leaves the range of the map, where a bicubic one would fall below 0 beside a peak.
+    Bilinear, because it stays within the range of the map; bicubic values would fall below 0 beside a peak.
     """
     return functional.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
 
@@ -217,9 +217,9 @@ def caption(label: str, decision: str, p: float, positive: str | None = None, th
 
 @dataclass(frozen=True)
 class Gallery:
-    """Chosen images with their heat; `table` has one row per picture: section, path, label, decision, p, loss."""
+    """Chosen images with their heatmaps; `table` has one row per image, as `pick` gives it."""
 
-    pictures: np.ndarray  # (N, H, W, 3) uint8, what the model saw
+    pictures: np.ndarray  # (N, H, W, 3) uint8, as the model sees them
     heat: np.ndarray  # (N, H, W) float32 >= 0, raw
     table: pd.DataFrame
     block: str
@@ -235,27 +235,27 @@ class Gallery:
 
     @property
     def sections(self) -> dict[str, np.ndarray]:
-        """The places of the pictures of every section, in order."""
+        """The rows of every section, in order."""
         return {name: np.flatnonzero(self.table["section"] == name) for name in self.table["section"].unique()}
 
 
 def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
          threshold: float | rules.Shares | None = None, each: int = 4, by: str = "outcome") -> pd.DataFrame:
-    """The images worth a look in sections of at most `each`; the rows with `section`, `decision`, its `p`, and `loss`.
+    """Chooses images worth a look, in sections of at most `each`: rows of the predictions with further columns.
 
-    by "outcome": the surest of the true and false positives and negatives (of more than two classes, or without a
-    positive one: right and wrong), those nearest to being called otherwise, and those of the highest loss; an image may
-    stand in two sections. by a column, such as "label" or a subgroup: of each value images evenly spread from the best
-    recognised to the worst. threshold: as of `rules.called`; None is 0.5. Columns of the data that have one of these
+    They are `section`, `decision` (the predicted class), its probability `p`, and `loss`.
+    by "outcome": the most certain of the true and false positives and negatives (of more than two classes, or without a
+    positive one: right and wrong), the least certain, and those of the highest loss; an image may be in two sections.
+    by a column, such as "label" or a subgroup: for each value images evenly spread from the lowest loss to the highest. threshold: as of `rules.predicted`; None is 0.5. Columns of the data that have one of these
     four names are kept as `own_section` and so on. Errors: unknown_column.
     """
     threshold = 0.5 if threshold is None else threshold
     decision = resampled.decide(predictions, classes, positive, threshold)
     probs, rows = predictions[[f"p_{c}" for c in classes]].to_numpy(), np.arange(len(predictions))
-    called, true = (pd.Index(classes).get_indexer(names) for names in (decision, predictions["label"]))
+    predicted, true = (pd.Index(classes).get_indexer(names) for names in (decision, predictions["label"]))
     own = probs[rows, true]
     kept = _own_apart(predictions)
-    table = kept.assign(decision=decision, p=probs[rows, called], loss=-np.log(np.maximum(own, 1e-12)))
+    table = kept.assign(decision=decision, p=probs[rows, predicted], loss=-np.log(np.maximum(own, 1e-12)))
     if by != "outcome":
         if by not in predictions:
             raise PathoError("unknown_column", by, "is no column of the predictions", nearest(by, predictions.columns))
@@ -283,12 +283,11 @@ def _own_apart(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _outcomes(decision: np.ndarray, label: np.ndarray, positive: str | None) -> np.ndarray:
-    """What became of each image: right or wrong, or true or false positive or negative."""
+    """The outcome of each image, (N,) text: right or wrong, or true or false positive or negative."""
     if positive is None:
         return np.where(decision == label, "right", "wrong")
-    truth, sign = (np.where(which, *words) for which, words in ((decision == label, ("true ", "false ")),
-                                                                (decision == positive, ("positive", "negative"))))
-    return np.char.add(truth, sign)
+    return np.char.add(np.where(decision == label, "true ", "false "),
+                       np.where(decision == positive, "positive", "negative"))
 
 
 def _by_column(table: pd.DataFrame, name: str, column: str, each: int) -> pd.DataFrame:
@@ -303,7 +302,7 @@ def _by_column(table: pd.DataFrame, name: str, column: str, each: int) -> pd.Dat
 def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, positive: str | None = None,
             threshold: float | rules.Shares | None = None, each: int = 4, by: str = "outcome",
             block: str | None = None, method: str = "gradcam", average: bool = False) -> Gallery:
-    """The heat of what `pick` chooses, for the class each image was called; average: that of `averaged`.
+    """The heatmaps of the images that `pick` chooses, for their predicted class; average: those of `averaged`.
 
     images and predictions: the same images in the same order; the probabilities are shown as they are given, so give
     calibrated ones. block: None takes `default_block`. Errors: as `heat` and `pick`, bad_order.
@@ -323,4 +322,4 @@ def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, posi
     place = once.index.get_indexer(chosen.index)
     decides = positive is not None and len(model.classes) == 2 and isinstance(threshold, float)
     return Gallery(seen[place], upsample(maps, model.image_size).numpy()[place], chosen.reset_index(drop=True), block,
-                   named(method, average), positive, threshold if decides else None)
+                   method_title(method, average), positive, threshold if decides else None)

@@ -8,29 +8,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from patholib.judge import intervals, metrics, ranking, resampled
+from patholib.judge import intervals, metric_table, metrics, resampled, rules
 
 if TYPE_CHECKING:
     from patholib.judge.rules import Shares
 
-ONE_BY_ONE = 500  # patients up to which each is left out once; of more, one hardly moves a number
+ONE_BY_ONE = 500  # patients up to which each is left out once; of more, one hardly changes a number
 
 
 def of_subgroup(row: Mapping, name: str) -> dict:
-    """One number of a row of `by_subgroup` in the form `summary` gives it."""
+    """One number of a row of `by_subgroup` as `Estimate.to_json` gives it."""
     return {"value": row[name], "low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")}
 
 
 def by_subgroup(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, columns: Iterable[str],
                 threshold: float | Shares = 0.5, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """The headline numbers in every value of every column: one row per `column`, `value`.
+    """The headline metrics of every subgroup: one row per value of each column, with `column`, `value` and `note`.
 
     `few` marks the rows with fewer than 10 groups. An undefined number is NaN, and `note` says why.
     """
-    classes = tuple(classes)
-    names = ["accuracy", "balanced_accuracy", "auc"]
-    if positive is not None and len(classes) == 2:
-        names += ["sensitivity", "specificity"]
+    names = metric_table.headline(rules.uses_threshold(classes, positive, threshold))
     rows = []
     for column in columns:
         resampled.need(predictions, [column])
@@ -49,18 +46,31 @@ def by_subgroup(predictions: pd.DataFrame, classes: Sequence[str], positive: str
     return table.astype(dict.fromkeys(numbers, float))
 
 
+def patient_of_each(predictions: pd.DataFrame, column: str) -> pd.Series:
+    """The patient of each image, (N,) text; one whose patient is unknown counts as its group. Errors: missing_column."""
+    resampled.need(predictions, [column, "group", "label"])
+    known = predictions[column].astype(str)
+    return known.where(known != "", predictions["group"].astype(str))
+
+
+def with_two_labels(predictions: pd.DataFrame, column: str = "case") -> list[str]:
+    """The patients whose images do not all have the same label, sorted."""
+    labels = predictions.groupby(patient_of_each(predictions, column))["label"].nunique()
+    return [str(name) for name in labels.index[labels > 1]]
+
+
 def by_patient(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, column: str = "case",
                threshold: float | Shares = 0.5) -> pd.DataFrame:
-    """One row per patient, sorted: images, true label, patient score, mean probabilities and what these decide.
+    """One row per patient, sorted: images, true label, patient score, mean probabilities and their predicted class.
 
     `score` is the share of the patient's images that are right (Spanhol et al. 2016: N_rec / N_P). Patients with two
-    labels (`two_labels`) have no true label and are left out. The table has `label`, `group` and the `p_` columns, so
-    it is itself a table of predictions, with patients for images.
+    labels (`with_two_labels`) have no true label and are left out. The table has `label`, `group` and the `p_` columns,
+    so it is itself a table of predictions, with patients for images.
     """
     columns = [f"p_{c}" for c in classes]
     right = resampled.decide(predictions, classes, positive, threshold) == predictions["label"].to_numpy()
-    table = predictions.assign(patient=metrics.patients(predictions, column), right=right)
-    parts = table[~table["patient"].isin(metrics.two_labels(predictions, column))].groupby("patient", sort=True)
+    table = predictions.assign(patient=patient_of_each(predictions, column), right=right)
+    parts = table[~table["patient"].isin(with_two_labels(predictions, column))].groupby("patient", sort=True)
     patients = parts.agg(group=("group", "first"), groups=("group", "nunique"), label=("label", "first"),
                          images=("label", "size"), right=("right", "sum")).reset_index()
     # A slide stays in its case; where the split was by image, the images of a patient are still drawn as one.
@@ -85,27 +95,31 @@ def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive:
                     column: str = "case", threshold: float | Shares = 0.5, resamples: int = 1000,
                     seed: int = 0) -> dict:
     """`summary` with patients for images, decided by mean probability, and the patient recognition rate."""
-    both = metrics.two_labels(predictions, column)
+    both = with_two_labels(predictions, column)
     patients = by_patient(predictions, classes, positive, column, threshold)
     found = {"column": column, "patients": len(patients), "two_labels": {"patients": len(both), "names": both}}
     if not len(patients):
-        undefined = {"value": None, "low": None, "high": None, "undefined": "every patient has two labels"}
-        return {**found, "recognition_rate": undefined, "summary": None}
-    return {**found, "recognition_rate": ranking.mean_of(patients["score"], patients["group"], resamples, seed),
+        rate = intervals.Estimate(None, missing="every patient has two labels")
+        return {**found, "recognition_rate": rate.to_json(), "summary": None}
+    rate = intervals.mean_of(patients["score"], patients["group"], resamples, seed)
+    return {**found, "recognition_rate": rate.to_json(),
             "summary": metrics.summary(patients, classes, positive, threshold, resamples, seed),
             "one_patient": _without_one(predictions, patients, classes, positive, column, threshold)}
 
 
 def _without_one(predictions, patients, classes, positive, column, threshold) -> dict:
-    """How far one patient moves the numbers: `share` of the recognition rate that is one patient's, and between what
-    (`low`, `high`) the rate and the headline numbers lie when each is left out once; of too many patients the share."""
+    """How much one patient matters: its `share` of the recognition rate, and the range of the numbers without one.
+
+    `low` and `high` of the rate and of the headline metrics, each patient being left out once; not of too many patients.
+    """
     found = {"share": 1 / len(patients)}
     if not 2 < len(patients) <= ONE_BY_ONE:
         return found
     scores = patients["score"].to_numpy()
     ranges = {"recognition_rate": (scores.sum() - scores) / (len(scores) - 1)}
-    judged = resampled.judge(predictions.assign(group=metrics.patients(predictions, column)), classes, positive, threshold)
-    ranges |= {name: values for name, values in resampled.values(judged, 1 - np.eye(judged.groups))[0].items()
-               if name in ("auc", "balanced_accuracy", "accuracy")}
+    of_patients = predictions.assign(group=patient_of_each(predictions, column))
+    counted = resampled.tally(of_patients, classes, positive, threshold)
+    overall, _ = resampled.values(counted, 1 - np.eye(counted.groups))
+    ranges |= {name: overall[name] for name in metric_table.headline(by_threshold=False)}
     return found | {name: {"low": float(np.nanmin(values)), "high": float(np.nanmax(values))}
                     for name, values in ranges.items() if not np.isnan(values).all()}

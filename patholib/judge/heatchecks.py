@@ -1,4 +1,4 @@
-"""The single checks of heatmaps: random weights, deletion and insertion, shifts, known regions."""
+"""The single checks of heatmaps: randomised weights, deletion and insertion, shift and JPEG, known regions."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import nn
 from torch.nn import functional
 
 from patholib.data import imagesets
-from patholib.judge import gradcam, ranking
+from patholib.judge import gradcam, intervals
 from patholib.model import augment, recolour
 from patholib.model.networks import Classifier, evaluating
 
-PARTS = 4  # of the backbone, besides the head, that lose their weights in turn
+PARTS = 4  # of the backbone, besides the head, that are randomised in turn
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.6)  # of the pixels that are deleted or inserted, besides none and all
 SHIFTS = ((0, 1), (1, 0), (2, 2), (-2, 1))  # pixels down and to the right
 QUALITY = 75  # of the JPEG
-BASELINES = {"blob": "a blob in the middle", "edges": "the plain edges of the grey picture"}
+BASELINES = {"blob": "a blob in the centre", "edges": "the edges of the grey image"}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The images that are looked at, as every check needs them."""
+    """N images with their heatmaps, as every check needs them."""
 
     model: Classifier  # in eval mode
     paths: list[str]
@@ -39,10 +39,11 @@ class Asked:
     seed: int
 
     @classmethod
-    def of(cls, model: Classifier, pictures: imagesets.ImageSet, table: pd.DataFrame, ask: Callable, seed: int) -> Asked:
+    def of(cls, model: Classifier, pictures: imagesets.ImageSet, table: pd.DataFrame, ask: Callable,
+           seed: int) -> Asked:
         size = model.image_size
         views = augment.plain_views(pictures.pixels[table["row"].to_numpy()], size).to(model.mean.device)
-        heat = ask(model, views, [model.classes.index(name) for name in table["called"]])
+        heat = ask(model, views, [model.classes.index(name) for name in table["predicted"]])
         return cls(evaluating(model), list(table["path"]), views, table["group"].to_numpy(), heat, _large(heat, size),
                    ask, seed)
 
@@ -51,18 +52,16 @@ class Asked:
         return self.ask(model, views, self.heat.classes.numpy())
 
     def mean(self, values: np.ndarray) -> dict:
-        """The mean of a number of every image, with the interval over groups."""
-        return ranking.mean_of(values, self.groups, seed=self.seed)
+        """The mean of one number per image (N,), with its interval over groups, as `Estimate.to_json` gives it."""
+        return intervals.mean_of(values, self.groups, seed=self.seed).to_json()
 
 
 def _large(heat: gradcam.Heat, size: int) -> np.ndarray:
     return gradcam.upsample(heat.maps, size).numpy()
 
 
-
-
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each pair of maps (N, h, w), ties at their mean rank; 0 where a map is all the same."""
+    """Spearman's correlation (N,) of pairs of maps (N, h, w); ties at their mean rank, 0 where a map is constant."""
     a, b = (pd.DataFrame(maps.reshape(len(maps), -1)).rank(axis=1).to_numpy() for maps in (a, b))
     a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
     scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
@@ -70,9 +69,9 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def structural_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The mean structural similarity (Wang et al. 2004, equation 13) of each pair of maps (N, h, w), by their own peak.
+    """The mean structural similarity (Wang et al. 2004, equation 13) of each pair of maps (N, h, w), (N,).
 
-    Windows of 5 x 5 cells, evenly weighted, all inside the map.
+    Each map is divided by its peak. Windows of 5 x 5 cells, evenly weighted, all inside the map.
     """
     a, b = (gradcam.normalise(torch.as_tensor(maps).double()[:, None].flatten(0, 1)) for maps in (a, b))
 
@@ -87,35 +86,34 @@ def structural_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return index.mean(dim=(1, 2)).numpy()
 
 
-
-
 def randomisation(asked: Asked) -> dict:
-    """How like the maps stay when weights are drawn anew: from the head down to the first blocks, and part by part.
+    """How similar the maps stay when weights are randomised (Adebayo et al. 2018): "cascade" and "alone".
 
-    Every entry: the part, the mean rank correlation and structural similarity over the images whose map was not blank;
-    a map that becomes blank has changed.
+    "cascade": from the head down to the first blocks, one part more at each step; "alone": one part at a time. Every
+    entry: the part, the mean rank correlation and structural similarity over the images whose map was not blank; a map
+    that becomes blank has changed.
     """
     parts, rng = list(_parts(asked.model)), torch.Generator().manual_seed(asked.seed)
     fallen, cascade, alone = copy.deepcopy(asked.model), [], []
     for name, find in parts:
-        _redraw(find(fallen), rng)
-        cascade.append(_likeness(asked, name, fallen))
+        _randomise(find(fallen), rng)
+        cascade.append(_similarity(asked, name, fallen))
         one = copy.deepcopy(asked.model)
-        _redraw(find(one), rng)
-        alone.append(_likeness(asked, name, one))
+        _randomise(find(one), rng)
+        alone.append(_similarity(asked, name, one))
     return {"cascade": cascade, "alone": alone}
 
 
 def _parts(model: Classifier) -> Iterator[tuple]:
-    """From the logits to the image: a name, and what finds the modules of that part in a copy of the model."""
+    """From the logits to the image: a name, and a function that finds the modules of the part in a copy."""
     yield "head", lambda other: [other.head]
     for names in np.array_split(model.block_names[::-1], min(PARTS, len(model.block_names))):
         title = names[0] if len(names) == 1 else f"{names[-1]} to {names[0]}"
         yield str(title), lambda other, names=names: [module for name in names for module in other.blocks[name]]
 
 
-def _redraw(modules: Sequence[nn.Module], rng: torch.Generator) -> None:
-    """Draws all weights anew, normal with the mean square of their tensor, so that maps keep about their size."""
+def _randomise(modules: Sequence[nn.Module], rng: torch.Generator) -> None:
+    """Draws all weights from a normal distribution, with the mean square of each tensor as before."""
     with torch.no_grad():
         for module in modules:
             for weight in module.parameters():
@@ -123,7 +121,7 @@ def _redraw(modules: Sequence[nn.Module], rng: torch.Generator) -> None:
                 weight.copy_(drawn * weight.square().mean().sqrt())
 
 
-def _likeness(asked: Asked, name: str, model: Classifier) -> dict:
+def _similarity(asked: Asked, name: str, model: Classifier) -> dict:
     known = ~asked.heat.blank.numpy()
     if not known.any():
         return {"part": name, "rank_correlation": 0.0, "similarity": 0.0}
@@ -132,13 +130,13 @@ def _likeness(asked: Asked, name: str, model: Classifier) -> dict:
             "similarity": float(structural_similarity(before, after).mean())}
 
 
-
-
 def perturbation(asked: Asked) -> dict:
-    """Mean probability of the class along deletion and insertion in the order of the map, of chance and of a blob.
+    """Deletion and insertion (Petsiuk et al. 2018) in the order of the map, of random maps and of a blob.
 
-    Deleted pixels take the mean colour of the image, those not yet inserted come from a blurred copy. The area under
-    the curve of one image, deletion small and insertion large, is its score; `gain` is insertion minus deletion.
+    "curves": mean probability of the class over the share of the pixels ("shares"). Deleted pixels take the mean colour
+    of the image, those not yet inserted come from a blurred copy. "areas": the mean area under the curves, deletion
+    small and insertion large for a good map; `gain` is insertion minus deletion. "over_random", "over_blob": how much
+    better the map is in each.
     """
     orders = {"map": asked.maps, "random": _chance(asked), "blob": np.broadcast_to(blob(asked.maps.shape[1]),
                                                                                  asked.maps.shape)}
@@ -148,30 +146,28 @@ def perturbation(asked: Asked) -> dict:
         curves[name] = {"deletion": deletion.mean(axis=0).tolist(), "insertion": insertion.mean(axis=0).tolist()}
         areas[name] = {"deletion": area(deletion), "insertion": area(insertion)}
         areas[name]["gain"] = areas[name]["insertion"] - areas[name]["deletion"]
-    found = {"shares": [0.0, *SHARES, 1.0], "curves": curves,
-             "areas": {name: {what: asked.mean(values) for what, values in of.items()} for name, of in areas.items()}}
-    for other in ("random", "blob"):
-        found[f"over_{other}"] = {what: asked.mean((-1 if what == "deletion" else 1) * (areas["map"][what]
-                                                                                        - areas[other][what]))
-                                  for what in ("deletion", "insertion", "gain")}
-    return found
+    over = {f"over_{other}": {what: asked.mean(sign * (areas["map"][what] - areas[other][what]))
+                              for what, sign in (("deletion", -1), ("insertion", 1), ("gain", 1))}
+            for other in ("random", "blob")}
+    return {"shares": [0.0, *SHARES, 1.0], "curves": curves, **over,
+            "areas": {name: {what: asked.mean(values) for what, values in of.items()} for name, of in areas.items()}}
 
 
 def _chance(asked: Asked) -> np.ndarray:
-    """Maps of even random numbers with as many cells as those of the block, as smooth as these."""
+    """Maps of uniform random numbers, as coarse as those of the block and enlarged like them."""
     rng = np.random.default_rng(asked.seed)
     cells = torch.from_numpy(rng.random(asked.heat.maps.shape, dtype=np.float32))
     return gradcam.upsample(cells, asked.maps.shape[1]).numpy()
 
 
 def blob(size: int) -> np.ndarray:
-    """(size, size) float32: a round bell in the middle, whose deviation is a quarter of the side."""
+    """(size, size) float32: a Gaussian in the centre whose standard deviation is a quarter of the side."""
     away = (np.arange(size, dtype=np.float32) - (size - 1) / 2) / (size / 4)
     return np.exp(-(away[:, None] ** 2 + away**2) / 2)
 
 
 def ranks(maps: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The place of every pixel from 0, the hottest, to below 1, in each map (N, S, S); lots are drawn among equals."""
+    """The rank of every pixel in each map (N, S, S), from 0, the hottest, to below 1; the order of equals is random."""
     flat = maps.reshape(len(maps), -1)
     lots = np.random.default_rng(seed).random(flat.shape[1])
     places = np.empty(flat.shape)
@@ -181,7 +177,7 @@ def ranks(maps: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def _curves(asked: Asked, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of the class, (N, shares) each, while pixels are deleted, and while they are inserted."""
+    """The probability of the class while pixels are deleted, and while they are inserted, (N, shares) each."""
     views = asked.views
     grey = views.mean(dim=(2, 3), keepdim=True).expand_as(views)
     blurred = torch.stack([_blurred(view) for view in views])
@@ -194,7 +190,7 @@ def _curves(asked: Asked, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blurred(view: torch.Tensor) -> torch.Tensor:
-    """A view (3, S, S) out of which nothing smaller than a sixth of the picture can be seen."""
+    """A view (3, S, S) blurred so that nothing smaller than a sixth of the image can be seen."""
     picture = view.permute(1, 2, 0).cpu().numpy()
     soft = cv2.GaussianBlur(picture, (0, 0), picture.shape[0] / 12, borderType=cv2.BORDER_REFLECT_101)
     return torch.from_numpy(soft).permute(2, 0, 1).to(view)
@@ -211,22 +207,20 @@ def area(curves: np.ndarray) -> np.ndarray:
     return np.trapezoid(curves, [0.0, *SHARES, 1.0], axis=1)
 
 
-
-
 def stability(asked: Asked) -> dict:
-    """Mean rank correlation of each map with that of the picture moved by a pixel or two, and stored as JPEG."""
+    """Mean rank correlation of the maps with those after a shift of one or two pixels, and after JPEG compression."""
     known = ~asked.heat.blank.numpy()
     moved = np.mean([_after_shift(asked, down, right) for down, right in SHIFTS], axis=0)
     stored = torch.stack([_jpeg(view) for view in asked.views])
     after = _large(asked.of_other(asked.model, stored), asked.maps.shape[1])
     found = {"shift": moved, "jpeg": rank_correlation(asked.maps, after)}
     groups = asked.groups[known]
-    return {name: ranking.mean_of(values[known], groups, seed=asked.seed) if known.any() else
+    return {name: intervals.mean_of(values[known], groups, seed=asked.seed).to_json() if known.any() else
             {"value": 0.0, "low": None, "high": None} for name, values in found.items()}
 
 
 def _after_shift(asked: Asked, down: int, right: int) -> np.ndarray:
-    """The likeness of the maps before and after a move, where both show the same; the border is continued."""
+    """The rank correlation (N,) of the maps before and after a shift, where both show the same."""
     size, edge = asked.maps.shape[1], max(abs(down), abs(right))
     wide = functional.pad(asked.views, (edge,) * 4, mode="replicate")
     moved = wide[..., edge - down:edge - down + size, edge - right:edge - right + size]
@@ -243,13 +237,12 @@ def _jpeg(view: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(again).permute(2, 0, 1).to(view) / 255
 
 
-
-
 def localisation(asked: Asked, masks: Mapping[str, np.ndarray]) -> dict:
-    """How much of the heat lies where it should, beside a blob in the middle and the plain edges of the picture.
+    """How much of the heat lies on the masks, beside that of a blob in the centre and of the edges of the image.
 
-    Of each: energy (share of the heat inside the mask), pointing (share of images whose hottest pixel is inside; Zhang
-    et al. 2018), iou (of the mask and as many hottest pixels). Images whose mask is empty or covers all are left out.
+    masks: bool (S, S) by path. For each map: energy (share of the heat inside the mask), pointing (share of
+    images whose hottest pixel is inside; Zhang et al. 2018), iou (of the mask and as many hottest pixels). Images whose
+    mask is empty or covers all are left out.
     """
     size = asked.maps.shape[1]
     inside = np.stack([masks[path] for path in asked.paths])
@@ -263,13 +256,13 @@ def localisation(asked: Asked, masks: Mapping[str, np.ndarray]) -> dict:
     heats = {"map": asked.maps[use], "blob": np.broadcast_to(blob(size), inside.shape),
              "edges": np.stack([edges(view) for view in asked.views[torch.from_numpy(use)]])}
     scores = {name: located(heat, inside, asked.seed) for name, heat in heats.items()}
+    def mean(values):
+        return intervals.mean_of(values, groups, seed=asked.seed).to_json()
+
     found = {"images": int(use.sum()), "groups": len(set(groups)), "mask_share": float(share[use].mean())}
-    for name, of in scores.items():
-        found[name] = {what: ranking.mean_of(values, groups, seed=asked.seed) for what, values in of.items()}
-    for name in BASELINES:
-        found[f"over_{name}"] = {what: ranking.mean_of(values - scores[name][what], groups, seed=asked.seed)
-                                 for what, values in scores["map"].items()}
-    return found
+    found |= {name: {what: mean(values) for what, values in of.items()} for name, of in scores.items()}
+    return found | {f"over_{name}": {what: mean(values - scores[name][what]) for what, values in scores["map"].items()}
+                    for name in BASELINES}
 
 
 def located(heat: np.ndarray, masks: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
@@ -286,7 +279,7 @@ def located(heat: np.ndarray, masks: np.ndarray, seed: int = 0) -> dict[str, np.
 
 
 def edges(view: torch.Tensor) -> np.ndarray:
-    """The size of the gradient of the grey picture (S, S) of a view (3, S, S): evidence of nothing."""
+    """The gradient magnitude (S, S) of the grey image of a view (3, S, S), which knows nothing of the model."""
     grey = np.tensordot(np.array(recolour.GREY, np.float32), view.cpu().numpy(), axes=1)
     down, right = np.gradient(grey)
     return np.hypot(down, right)

@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from patholib.base.errors import PathoError, nearest
-from patholib.judge import resampled
-
-if TYPE_CHECKING:
-    from patholib.judge.resampled import Judged
 
 LEVEL = 0.95  # of every interval
-FEWEST_GROUPS = 10  # below this a percentile bootstrap over groups is too narrow to lean on, and that is said
+FEWEST_GROUPS = 10  # with fewer, a bootstrap over groups gives intervals that are too narrow, and that is said
 LOST = 0.05  # share of resamples that may lack a class before an interval is given up: e^-3, three groups of a class
 CHUNK = 100  # resamples worked on at once; larger ones leave the processor's cache and are slower
 BLOCKS = 200  # groups are left out in at most so many blocks, for the acceleration of BCa
 
 INTERVALS = ("percentile", "bca")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, in the number's own unit; None where there is no value or no interval."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    method: str = ""  # of the interval: "bca" or "percentile"; not part of the JSON
+    missing: str = ""  # why there is no value or no interval
+    note: str = ""  # what else a reader has to know
+
+    def to_json(self) -> dict:
+        """`{"value", "low", "high"}`, with "undefined" or "no_interval" (the reason) and "note" where there is one."""
+        reason = {"undefined" if self.value is None else "no_interval": self.missing} if self.missing else {}
+        return {"value": self.value, "low": self.low, "high": self.high, **reason,
+                **({"note": self.note} if self.note else {})}
+
+    @classmethod
+    def from_json(cls, number: Mapping) -> Estimate:
+        """What `to_json` gave, without the method."""
+        return cls(*(number.get(key) for key in ("value", "low", "high")), note=number.get("note", ""),
+                   missing=number.get("undefined", number.get("no_interval", "")))
+
+    def text(self, digits: int = 3, sign: str = "") -> str:
+        """`0.912 (0.880 to 0.940)`, "0.912 (no interval)" or "undefined"; sign="+" shows that of positive numbers."""
+        if self.value is None:
+            return "undefined"
+        form = f"{sign}.{digits}f"
+        ends = "no interval" if self.low is None or self.high is None else f"{self.low:{form}} to {self.high:{form}}"
+        return f"{self.value:{form}} ({ends})"
+
+    def __str__(self) -> str:
+        return self.text()
 
 
 def draws(groups: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
@@ -33,53 +65,53 @@ def draws(groups: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
 
 
 def left_out(groups: int, interval: str) -> np.ndarray:
-    """Counts (J, G) for `_values` with each group left out once or, of many, each of 200 blocks; (0, G) without BCa."""
+    """Counts (J, G) for `resampled.values`, in each row without one group or one of 200 blocks; J = 0 without BCa."""
     if interval not in INTERVALS:
         raise PathoError("bad_parameter", "interval", f"is {interval!r}", nearest(interval, INTERVALS))
     blocks = min(groups, BLOCKS) if interval == "bca" and groups > 1 else 0
     return 1.0 - (np.arange(groups) % max(blocks, 1) == np.arange(blocks)[:, None])
 
 
-def resample(judged: Judged, resamples: int, seed: int) -> tuple[dict, dict]:
-    """`_values` in every resample."""
-    none = np.empty((0, judged.groups))
-    chunks = [resampled.values(judged, counts) for counts in (none, *draws(judged.groups, resamples, seed))]
-    return tuple({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                 for parts in zip(*chunks, strict=True))
+def estimate(value: float, drawn: np.ndarray, undefined: str = "", left: Sequence[float] = (), groups: int = 0
+             ) -> Estimate:
+    """A value with its interval from resamples, or with the reason why there is none.
 
-
-def number(value: float, drawn: np.ndarray, reason: str, left: Sequence[float] = (), groups: int = 0) -> dict:
-    """`{"value", "low", "high"}`; None with the reason beside it where there is none to give.
-
-    left: the values with a group left out each; where there are some the interval is BCa, else of percentiles.
-    groups: how many the number rests on.
+    value: NaN where it is undefined, for the reason `undefined`. drawn: (R,) its values in the resamples. left: its
+    values with each group left out; where there are some the interval is BCa, else it is of percentiles. groups: how
+    many the number rests on.
     """
-    number = {"value": None, "low": None, "high": None}
     if np.isnan(value):
-        return {**number, "undefined": reason}
-    number["value"] = float(value)
-    known = drawn[~np.isnan(drawn)]
+        return Estimate(None, missing=undefined)
+    value, known = float(value), drawn[~np.isnan(drawn)]
     lost = len(drawn) - len(known)
     if not len(drawn):
-        return {**number, "no_interval": "no resamples were asked for"}
+        return Estimate(value, missing="no resamples were asked for")
     if lost > LOST * len(drawn):
-        return {**number, "no_interval": f"undefined in {lost} of {len(drawn)} resamples: too few groups"}
+        return Estimate(value, missing=f"undefined in {lost} of {len(drawn)} resamples: too few groups")
     if np.ptp(known) < 1e-12:  # all right, all wrong or one group: a width of zero would read as certainty
-        return {**number, "no_interval": "every resample gives the same value, which says nothing about its spread"}
+        return Estimate(value, missing="every resample gives the same value, which says nothing about its spread")
     shares = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if len(left):
         below = ((known < value).mean() + (known <= value).mean()) / 2
         if not 0 < below < 1:
-            return {**number, "no_interval": "every resample lies on the same side of the value"}
+            return Estimate(value, missing="every resample lies on the same side of the value")
         shares = _bca_shares(below, np.asarray(left), groups)
     low, high = np.quantile(known, shares)
-    return {**number, "low": float(low), "high": float(high)}
+    return Estimate(value, float(low), float(high), method="bca" if len(left) else "percentile")
 
 
-def without_interval(ece: float) -> dict:
-    """The expected calibration error, of which a resample is always larger than it should be."""
-    return {"value": float(ece), "low": None, "high": None,
-            "no_interval": "a mean of distances is never negative, and resampling adds to it"}
+def mean_of(values: Sequence[float], groups: Sequence[str], resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The mean of one number per image (N,), with its interval over groups (N,).
+
+    Of paired differences of images: whether one thing is larger than another.
+    """
+    codes, names = pd.factorize(np.asarray(groups, dtype=object), sort=True)  # sorted: row order changes no draw
+    sums = np.stack([np.bincount(codes, np.asarray(values, dtype=float)), np.bincount(codes)], axis=1)  # (G, 2)
+    parts = [counts @ sums for counts in draws(len(names), resamples, seed)]
+    drawn = np.concatenate([part[:, 0] / part[:, 1] for part in parts]) if parts else np.empty(0)
+    rest = sums.sum(axis=0) - sums
+    left = rest[:, 0] / rest[:, 1] if len(sums) > 1 else ()
+    return estimate(np.mean(values), drawn, "no images", left, len(names))
 
 
 def _bca_shares(below: float, left: np.ndarray, groups: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from patholib.base.errors import PathoError
-from patholib.judge import intervals, resampled, rules
+from patholib.judge import resampled, rules
 
 if TYPE_CHECKING:
     from patholib.judge.rules import Shares
@@ -63,12 +63,12 @@ def abstention(predictions: pd.DataFrame, classes: Sequence[str], positive: str 
     coverages, beside `aurc_best`, that of leaving out the wrong ones first, and `aurc_random`, that of leaving out by
     chance.
     """
-    judged = resampled.judge(predictions, classes, positive, threshold)
+    counted = resampled.tally(predictions, classes, positive, threshold)
     probs = predictions[[f"p_{c}" for c in classes]].to_numpy(dtype=float)
-    sure = rules.evened(probs, judged.classes, threshold).max(axis=1)
-    if judged.by_threshold:
-        sure = np.abs(_log_odds(probs[:, judged.positive]) - _log_odds(threshold))
-    wrong = np.array(judged.classes, dtype=object)[judged.decisions] != predictions["label"].to_numpy()
+    sure = rules.prior_corrected(probs, counted.classes, threshold).max(axis=1)
+    if counted.by_threshold:
+        sure = np.abs(_log_odds(probs[:, counted.positive]) - _log_odds(threshold))
+    wrong = np.array(counted.classes, dtype=object)[counted.decisions] != predictions["label"].to_numpy()
     _, runs = np.unique(-sure, return_inverse=True)  # surest first; equally sure ones share their errors
     wrong, n = (np.bincount(runs, wrong) / np.bincount(runs))[np.sort(runs)], len(wrong)
     risk = np.cumsum(wrong) / np.arange(1, n + 1)
@@ -82,19 +82,6 @@ def abstention(predictions: pd.DataFrame, classes: Sequence[str], positive: str 
 def _log_odds(p):
     p = np.clip(p, np.finfo(float).eps, 1 - np.finfo(float).eps)
     return np.log(p) - np.log1p(-p)
-
-
-def mean_of(values: Sequence[float], groups: Sequence[str], resamples: int = 1000, seed: int = 0) -> dict:
-    """The mean of one number per image (N,), as `{"value", "low", "high"}` with its interval over groups (N,).
-
-    Of paired differences of images: whether one thing is larger than another.
-    """
-    codes, names = pd.factorize(np.asarray(groups, dtype=object), sort=True)  # sorted: row order changes no draw
-    sums = np.stack([np.bincount(codes, np.asarray(values, dtype=float)), np.bincount(codes)], axis=1)  # (G, 2)
-    drawn = [counts @ sums for counts in intervals.draws(len(names), resamples, seed)]
-    drawn = np.concatenate([s[:, 0] / s[:, 1] for s in drawn]) if drawn else np.empty(0)
-    left = (sums.sum(axis=0) - sums)[:, 0] / (sums.sum(axis=0) - sums)[:, 1] if len(sums) > 1 else ()
-    return intervals.number(np.mean(values), drawn, "no images", left, len(names))
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,9 +118,10 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
     of_class = dict(enumerate(scores.T if scores.ndim == 2 else np.stack([-scores, scores])))
     if len(of_class) == 2:
         of_class = {1: of_class[1]}  # class 0 against the rest is the same number
-    found = [resampled.auc_of(np.ones((1, len(labels))), resampled.ranking(labels == k, column, np.arange(len(labels))))[0]
-             for k, column in of_class.items() if (labels == k).any()]
-    return float(np.mean(found)) if len(np.unique(labels)) > 1 else None
+    once, places = np.ones((1, len(labels))), np.arange(len(labels))
+    aucs = [resampled.weighted_auc(once, resampled.order_scores(labels == k, column, places))[0]
+            for k, column in of_class.items() if (labels == k).any()]
+    return float(np.mean(aucs)) if len(np.unique(labels)) > 1 else None
 
 
 def balanced_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float | None:

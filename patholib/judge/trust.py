@@ -1,4 +1,4 @@
-"""Checks of heatmaps before they are shown, and the verdict."""
+"""The checks that heatmaps have to pass before they are shown, and their verdict."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from patholib.judge.heatchecks import Asked
 from patholib.model.networks import Classifier
 
 FILE = "trust.json"  # in the run folder
-CHANGED = 0.5  # highest mean rank correlation with the maps of a network whose weights are drawn anew
-STEADY = 0.7  # least mean rank correlation with the maps of a picture that hardly differs
-BLANK = 0.25  # highest share of maps without any evidence
-LOCATED = 64  # maps held against masks, which costs one look each
+CHANGED = 0.5  # highest mean rank correlation with the maps of a network whose weights are randomised
+STEADY = 0.7  # lowest mean rank correlation with the maps of a slightly changed image
+BLANK = 0.25  # highest share of blank maps
+LOCATED = 64  # maps compared with masks, which costs one heatmap each
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What `examine` found: `facts` as they are kept in trust.json, and the words for them."""
+    """The result of `examine`: `facts`, the content of trust.json, and the words for them."""
 
     facts: dict
 
@@ -38,7 +38,7 @@ class Trust:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the maps are not to be trusted, a sentence with its number for every check that failed."""
+        """One sentence with its number for every check that failed."""
         return self.facts["reasons"]
 
     @property
@@ -48,9 +48,9 @@ class Trust:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per check: what was asked, the number, what is demanded, whether it passed."""
-        rows = [{"check": check["asked"], "found": check["found"], "demanded": check["demanded"],
-                 "": "passed" if check["passed"] else "FAILED"} for check in self.facts["checks"].values()]
+        """One row per check: what is measured, its value, the limit, whether it passed."""
+        rows = [{"check": check["asked"], "value": check["found"], "limit": check["demanded"],
+                 "result": "passed" if check["passed"] else "FAILED"} for check in self.facts["checks"].values()]
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
@@ -61,20 +61,20 @@ def examine(model: Classifier, pictures: imagesets.ImageSet, predictions: pd.Dat
             masks: Mapping[str, np.ndarray] | None = None, positive: str | None = None,
             threshold: float | rules.Shares | None = None, count: int = 16, block: str | None = None,
             method: str = "gradcam", average: bool = False, seed: int = 0) -> Trust:
-    """Examines the maps of up to `count` images, for the class each was called; writes <run>/trust.json.
+    """Checks the heatmaps of up to `count` images for their predicted class, and writes <run>/trust.json.
 
-    Of two classes with a positive one only images called positive are taken: what argues for the other is that
-    something is absent, which lies nowhere; the verdict says so. pictures and predictions: the same images in the same
-    order. masks: by path, where it is known what counts, bool (S, S) in the frame of the pixels, as `squares` and
-    `planted` give them; they are held against up to 64 maps. run: an open run, or None to write nothing. block: None
-    takes `gradcam.default_block`. average: ask about the maps of `gradcam.averaged`, which takes several times as long.
-    Errors: as `gradcam.heat`, bad_order, no_masks.
+    Of two classes with a positive one only images predicted positive are taken: the evidence for the other class is
+    that something is absent, which has no place; the verdict says so. pictures and predictions: the same images in the
+    same order. masks: by path, where the evidence is known to lie, bool (S, S) in the frame of the pixels, as `squares`
+    and `planted` give them; they are compared with up to 64 maps. run: an open run, or None to write nothing. block:
+    None takes `gradcam.default_block`. average: check the maps of `gradcam.averaged`, which takes several times as
+    long. Errors: as `gradcam.heat`, bad_order, no_masks.
     """
     table, of = _candidates(model, pictures, predictions, masks, positive, threshold)
-    facts = {"format": 1, "method": gradcam.named(method, average),
+    facts = {"format": 1, "method": gradcam.method_title(method, average),
              "block": block or gradcam.default_block(model), "of": of, "seed": seed,
              "images": 0, "groups": 0, "limits": {"changed": CHANGED, "steady": STEADY, "blank": BLANK}, "checks": {},
-             "reasons": [f"No image is called {of}, so there is no map to examine"]}
+             "reasons": [f"No image is predicted as {of}, so there is no map to check"]}
     if len(table):
         ask = partial(gradcam.averaged if average else gradcam.heat, block=facts["block"], method=method)
         asked = Asked.of(model, pictures, _spread(table, count), ask, seed)
@@ -82,7 +82,8 @@ def examine(model: Classifier, pictures: imagesets.ImageSet, predictions: pd.Dat
                   "randomisation": heatchecks.randomisation(asked), "perturbation": heatchecks.perturbation(asked),
                   "stability": heatchecks.stability(asked)}
         if masks is not None:
-            facts["localisation"] = heatchecks.localisation(Asked.of(model, pictures, _spread(table, LOCATED), ask, seed), masks)
+            facts["localisation"] = heatchecks.localisation(
+                Asked.of(model, pictures, _spread(table, LOCATED), ask, seed), masks)
         facts["checks"] = checks(facts)
         facts["reasons"] = [check["reason"] for check in facts["checks"].values() if not check["passed"]]
     facts["verdict"] = _verdict(facts)
@@ -92,17 +93,17 @@ def examine(model: Classifier, pictures: imagesets.ImageSet, predictions: pd.Dat
 
 
 def read(run_dir: Path) -> Trust:
-    """What `examine` wrote. Errors: missing_file, bad_json."""
+    """The result that `examine` wrote into a run folder. Errors: missing_file, bad_json."""
     return Trust(files.read_json(Path(run_dir) / FILE))
 
 
 def squares(masks: Mapping[str, Path], size: int, fit: str = "crop") -> dict[str, np.ndarray]:
-    """Mask files (white where something lies) as bool (size, size) in the frame of cached images, by the same keys."""
+    """Mask files (white where the evidence is) as bool (size, size) in the frame of cached images, by the same keys."""
     return {name: decoding.to_square(decoding.read(path), size, fit)[..., 0] > 127 for name, path in masks.items()}
 
 
 def planted(source: manifest.Manifest, pictures: imagesets.ImageSet, fit: str = "crop") -> dict[str, np.ndarray] | None:
-    """Where the cue was drawn into each of these demo images, by path; None for real images."""
+    """Where the cue was drawn into each of these demo images, bool (S, S) by path; None for real images."""
     if not source.demo:
         return None
     folder = demo_folder(source.root)
@@ -111,60 +112,60 @@ def planted(source: manifest.Manifest, pictures: imagesets.ImageSet, fit: str = 
 
 
 def _candidates(model, pictures, predictions, masks, positive, threshold) -> tuple[pd.DataFrame, str | None]:
-    """The rows of `pictures` that may be asked about, with `called`, and the class they are limited to."""
+    """The rows of `pictures` whose maps may be checked, with `predicted`, and the class they are limited to."""
     if list(pictures.table["path"]) != list(predictions["path"]):
         raise PathoError("bad_order", "predictions", "are not of these images in this order", "Predict these images")
-    called = resampled.decide(predictions, model.classes, positive, 0.5 if threshold is None else threshold)
-    table = pictures.table.assign(called=called).reset_index(drop=True)
+    predicted = resampled.decide(predictions, model.classes, positive, 0.5 if threshold is None else threshold)
+    table = pictures.table.assign(predicted=predicted).reset_index(drop=True)
     if masks is not None:
         table = table[table["path"].isin(masks.keys())]
         if table.empty:
             raise PathoError("no_masks", "masks", "are of none of these images", "Name them by the images' paths")
     of = positive if len(model.classes) == 2 else None
-    return table if of is None else table[table["called"] == of], of
+    return table if of is None else table[table["predicted"] == of], of
 
 
 def _spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """`count` rows that come from as many groups as there are, and from the classes they were called in turn."""
-    turn = table.groupby(["called", "group"]).cumcount()
-    place = table.assign(turn=turn).sort_values("turn", kind="stable").groupby("called").cumcount()
+    """`count` rows from as many groups as possible, and from the predicted classes in turn."""
+    turn = table.groupby(["predicted", "group"]).cumcount()
+    place = table.assign(turn=turn).sort_values("turn", kind="stable").groupby("predicted").cumcount()
     return table.assign(place=place).sort_values(["place", "path"], kind="stable").head(count)
 
 
 
-
 def checks(facts: Mapping) -> dict[str, dict]:
-    """Every check by name: what was asked, the number, what is demanded, whether it passed, and the reason if not."""
+    """Every check by name: what is measured, the number, the limit, whether it passed, and the reason if it did not."""
     drawn, over, steady = facts["randomisation"], facts["perturbation"], facts["stability"]
     alone = float(np.mean([part["rank_correlation"] for part in drawn["alone"]]))
     blank = facts["blank"] / facts["images"]
-    evidence = _most("maps without any evidence", blank, BLANK,
-                     "{number:.0%} of the maps are blank: nothing argues for the class the image was called")
+    evidence = _most("share of blank maps", blank, BLANK,
+                     "{number:.0%} of the maps are blank: they hold no evidence for the predicted class")
     if blank == 1:
-        return {"evidence": evidence}  # of maps that are not there nothing else can be asked
+        return {"evidence": evidence}  # blank maps have no other property to check
     found = {
         "evidence": evidence,
-        "cascade": _most("likeness when all weights are drawn anew", drawn["cascade"][-1]["rank_correlation"], CHANGED,
-                         "The maps stay alike when all weights are drawn anew (rank correlation {number:.3f}, at most "
-                         f"{CHANGED} is allowed): they show the picture, not what was learnt"),
-        "alone": _most("likeness when one part is drawn anew", alone, CHANGED,
-                       "The maps stay alike when a part of the network is drawn anew (mean rank correlation "
+        "cascade": _most("similarity after randomising all weights", drawn["cascade"][-1]["rank_correlation"], CHANGED,
+                         "The maps stay similar when all weights are randomised (rank correlation {number:.3f}, at "
+                         f"most {CHANGED} is allowed): they show the image, not what was learnt"),
+        "alone": _most("similarity after randomising one part", alone, CHANGED,
+                       "The maps stay similar when one part of the network is randomised (mean rank correlation "
                        f"{{number:.3f}}, at most {CHANGED} is allowed): they do not depend on all that was learnt"),
         "over_random": _above("gain over random maps", over["over_random"]["gain"],
-                              "Deleting and inserting what the maps mark moves the probability no more than random "
-                              "regions do"),
-        "over_blob": _above("gain over a blob in the middle", over["over_blob"]["gain"],
-                            "Deleting and inserting what the maps mark moves the probability no more than the middle "
-                            "of the picture does"),
-        "shift": _least("likeness after a shift of a pixel or two", steady["shift"],
-                        "The maps change when the picture moves by a pixel or two"),
-        "jpeg": _least("likeness after storing as JPEG", steady["jpeg"], "The maps change when the picture is stored "
-                       "as JPEG"),
+                              "Deleting and inserting the pixels that the maps mark changes the probability no more "
+                              "than random regions do"),
+        "over_blob": _above("gain over a blob in the centre", over["over_blob"]["gain"],
+                            "Deleting and inserting the pixels that the maps mark changes the probability no more than "
+                            "the centre of the image does"),
+        "shift": _least("similarity after a shift of one or two pixels", steady["shift"],
+                        "The maps change when the image moves by one or two pixels"),
+        "jpeg": _least("similarity after JPEG compression", steady["jpeg"],
+                       "The maps change when the image is stored as JPEG"),
     }
-    for name, words in heatchecks.BASELINES.items() if facts.get("localisation", {}).get("images") else ():
-        found[f"over_{name}_on_masks"] = _above(
-            f"energy on the masks over {words}", facts["localisation"][f"over_{name}"]["energy"],
-            f"The maps put no more of their heat where it should lie than {words} would")
+    if facts.get("localisation", {}).get("images"):
+        for name, words in heatchecks.BASELINES.items():
+            found[f"over_{name}_on_masks"] = _above(
+                f"energy on the masks over {words}", facts["localisation"][f"over_{name}"]["energy"],
+                f"The maps put no more of their heat on the masks than {words} would")
     return found
 
 
@@ -176,11 +177,11 @@ def _most(asked: str, value: float, bound: float, reason: str) -> dict:
 def _least(asked: str, number: dict, reason: str) -> dict:
     return {"asked": asked, "number": number, "found": metrics.readable(number), "demanded": f"at least {STEADY:g}",
             "passed": bool(number["value"] >= STEADY),
-            "reason": f"{reason} (rank correlation {number['value']:.3f}, at least {STEADY:g} is demanded)"}
+            "reason": f"{reason} (rank correlation {number['value']:.3f}, at least {STEADY:g} is needed)"}
 
 
 def _above(asked: str, number: dict, reason: str) -> dict:
-    """Passed where the whole interval lies above 0; without one, where it has none because all images agree."""
+    """Passed if the whole interval lies above 0, or the value where all images agree and so there is no interval."""
     low = number["value"] if number["low"] is None else number["low"]
     return {"asked": asked, "number": number, "found": metrics.readable(number), "demanded": "interval above 0",
             "passed": bool(low > 0), "reason": f"{reason} (difference {metrics.readable(number)})"}
@@ -190,13 +191,16 @@ def _verdict(facts: Mapping) -> str:
     """A few sentences for a person."""
     failed, total = len(facts["reasons"]), len(facts["checks"])
     if not total:
-        return f"There are no heatmaps to trust: no image is called {facts['of']}."
-    called = f" called {facts['of']}" if facts["of"] else ""
-    of = f"{facts['images']} images{called} of {facts['groups']} groups ({facts['method']} after {facts['block']})"
-    words = [f"Do NOT trust these heatmaps: {failed} of {total} checks failed on {of}." if failed else
-             f"Nothing speaks against these heatmaps: all {total} checks passed on {of}. That the evidence is "
-             "medically sound is not among them."]
-    words += ["So few groups prove little either way."] * (facts["groups"] < intervals.FEWEST_GROUPS)
-    words += ["Whether they lie on what counts was not asked: there are no masks."] * ("localisation" not in facts)
-    words += ["Maps of the other images were not examined: that something is absent has no place."] * bool(called)
-    return " ".join(words)
+        return f"There are no heatmaps to trust: no image is predicted as {facts['of']}."
+    predicted = f" predicted as {facts['of']}" if facts["of"] else ""
+    of = f"{facts['images']} images{predicted} of {facts['groups']} groups ({facts['method']} after {facts['block']})"
+    sentences = [f"Do NOT trust these heatmaps: {failed} of {total} checks failed on {of}." if failed else
+                 f"These heatmaps passed all {total} checks on {of}. The checks do not show that the evidence is "
+                 "medically sound."]
+    if facts["groups"] < intervals.FEWEST_GROUPS:
+        sentences.append("So few groups prove little either way.")
+    if "localisation" not in facts:
+        sentences.append("Without masks it was not checked whether the heat lies on the right place.")
+    if predicted:
+        sentences.append("Maps of the other images were not checked: that something is absent has no place.")
+    return " ".join(sentences)

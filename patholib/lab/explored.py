@@ -58,7 +58,7 @@ def listed(predictions: pd.DataFrame, classes: Sequence[str], positive: str | No
     label "" is unknown. margin: see `rules.margin`.
     """
     probs = predictions[[f"p_{c}" for c in classes]].to_numpy(float)  # (N, C)
-    predicted = rules.called(probs, classes, positive, threshold)
+    predicted = rules.predicted(probs, classes, positive, threshold)
     names, labels = np.array(classes, dtype=object)[predicted], predictions["label"].to_numpy()
     outcome = np.where(labels == "", YOURS, np.where(labels == names, "correct", "wrong"))
     known = {"case", "lesion", "given_group", "group"} & set(predictions)

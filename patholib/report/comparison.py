@@ -19,7 +19,7 @@ from patholib.base import files, places
 from patholib.base.errors import PathoError, nearest
 from patholib.data import csvfiles, manifest
 from patholib.judge import calibration, decisions, metrics, rules, validation
-from patholib.judge.measures import lower_is_better, ordered, words
+from patholib.judge.metric_table import lower_is_better, ordered, words
 from patholib.model import profiles, recipes
 from patholib.report.records import Record
 from patholib.train import runs

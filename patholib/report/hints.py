@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from patholib.judge.gains import RIVALS, not_beaten
-from patholib.judge.measures import words
+from patholib.judge.metric_table import words
 from patholib.model.recipes import Recipe
 
 

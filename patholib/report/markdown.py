@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from patholib.base import files, pages
 from patholib.base.errors import shown
-from patholib.judge.measures import words
+from patholib.judge.metric_table import words
 
 FEW = " \\*"  # ends the first cell of a row whose numbers are too few to judge; the page greys the row
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from patholib.judge import gains
 from patholib.judge.groupwise import of_subgroup
 from patholib.judge.intervals import FEWEST_GROUPS
-from patholib.judge.measures import ordered, words
+from patholib.judge.metric_table import ordered, words
 from patholib.judge.metrics import ALERT, readable
 from patholib.judge.rules import RULES
 from patholib.report import markdown

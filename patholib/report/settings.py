@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from markupsafe import Markup
 
-from patholib.judge.measures import words
-from patholib.model import fields, recipes
+from patholib.judge.metric_table import words
+from patholib.model import architectures, recipes
 from patholib.model.recipes import Augmentation, Recipe, Stage
 from patholib.report.markdown import short, spoken, table
 from patholib.report.records import Record
@@ -35,7 +35,8 @@ HISTORY = {"epoch": "epoch", "lr": "learning rate", "frozen": "frozen blocks", "
 
 def stages(recipe: Recipe, which: tuple[Stage, ...] | None = None) -> str:
     """The unfreezing in words: `13 of 17 blocks frozen`, of several stages with their first epochs."""
-    blocks, which = fields.ARCHITECTURES.get(recipe.arch, "?"), recipe.stages if which is None else which
+    known = architectures.NETWORKS.get(recipe.arch)
+    blocks, which = len(known.blocks) if known else "?", recipe.stages if which is None else which
     parts = []
     for stage in which:
         frozen = f"{stage.frozen} of {blocks} blocks frozen" if stage.frozen else "no block frozen"

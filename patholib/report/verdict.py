@@ -13,7 +13,7 @@ from patholib.base import files, pages
 from patholib.data import manifest
 from patholib.judge import gains, gradcam
 from patholib.judge.intervals import FEWEST_GROUPS
-from patholib.judge.measures import words
+from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
 from patholib.report import markdown
 from patholib.report.markdown import count, text

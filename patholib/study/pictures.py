@@ -55,7 +55,7 @@ class Figures:
     def unfreezing(self) -> Figure:
         """How many blocks were frozen in every epoch."""
         s = self._study
-        return self._saved("unfreezing", learning.unfreezing(s.history, fields.ARCHITECTURES[s.recipe.arch],
+        return self._saved("unfreezing", learning.unfreezing(s.history, len(architectures.NETWORKS[s.recipe.arch].blocks),
                                                             note=s.note))
 
     def threshold(self) -> Figure:

@@ -423,7 +423,7 @@ def test_every_outcome_has_its_section_worked_by_hand():
     found = {name: list(rows.index) for name, rows in chosen.groupby("section", sort=False)}
     assert found == {"true positive": [0, 1], "false positive": [5], "false negative": [6], "true negative": [4, 7],
                      "least certain": [3, 6], "highest loss": [5, 6]}
-    assert chosen.loc[5, "p"].tolist() == pytest.approx([0.97] * 2)  # of what it was called, in both sections
+    assert chosen.loc[5, "p"].tolist() == pytest.approx([0.97] * 2)  # of its predicted class, in both sections
     assert chosen.loc[4, "decision"] == "benign" and chosen.loc[4, "p"] == pytest.approx(0.96)
     assert chosen.loc[6, "loss"].iloc[0] == pytest.approx(-np.log(0.45))
 
@@ -434,7 +434,7 @@ def test_without_a_positive_class_images_are_right_or_wrong():
     assert chosen[chosen["section"] == "wrong"].index.tolist() == [1]
 
 
-def test_the_threshold_decides_what_an_image_is_called_and_what_is_uncertain():
+def test_the_threshold_decides_the_predicted_class_and_what_is_uncertain():
     table = predictions([0.3, 0.5, 0.05], ["malignant", "malignant", "benign"])
     chosen = pick(table, CLASSES, "malignant", threshold=0.25, each=1)
     assert set(chosen.loc[[0], "decision"]) == {"malignant"} and set(chosen.loc[[0], "p"]) == {0.3}
@@ -479,7 +479,7 @@ def tiles():
 
 def test_a_gallery_shows_the_picture_the_class_and_the_block_it_names(resnet18, tiles):
     table = predicting.predict(resnet18, tiles, RECIPES["resnet18"], progress=False)
-    threshold = float(table["p_malignant"].median())  # so that half of the images are called what is less probable
+    threshold = float(table["p_malignant"].median())  # so that for half of them the less probable class is predicted
     found = gallery(resnet18, tiles, table, "malignant", threshold, each=3, method="hirescam")
     assert set(found.table["decision"]) == set(CLASSES)
     assert len(found.table) == len(found.heat) == len(found.pictures) == sum(map(len, found.sections.values()))

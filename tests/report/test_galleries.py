@@ -25,7 +25,7 @@ def found():
     table = pd.DataFrame({"section": ["true positive", "true positive", "highest loss"],
                           "path": ["case/a.png", "case/b.png", "<script>alert(1)</script>/../x&y.png"],
                           "label": ["malignant", "malignant", "benign"], "decision": ["malignant"] * 3,
-                          "p": [0.9, 0.8, 0.7], "loss": [0.1, 0.2, 1.2]})
+                          "p": [0.9, 0.4, 0.7], "loss": [0.1, 0.2, 1.2], "threshold": [0.3] * 3})
     return Gallery(rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), heat, table, "layer2[1]", "gradcam")
 
 

@@ -15,7 +15,7 @@ from runfolder import EVIL, PNG, RECIPE, Elements, full_run, history, number, re
 
 from patholib.base import files
 from patholib.base.errors import PathoError, shown
-from patholib.judge import gains, measures
+from patholib.judge import gains, metric_table
 from patholib.judge.metrics import readable
 from patholib.model import recipes
 from patholib.report import hints, report, settings
@@ -77,7 +77,7 @@ def test_a_metric_that_no_table_knows_is_shown_under_its_own_name(tmp_path):
     text, _ = written(tmp_path)
     for page in (text, (tmp_path / "model_card.md").read_text()):
         assert "| cohen kappa | 0.765 (0.745 to 0.785) |" in page
-    assert measures.ordered(["cohen_kappa", "auc", "accuracy"]) == ["accuracy", "auc", "cohen_kappa"]
+    assert metric_table.ordered(["cohen_kappa", "auc", "accuracy"]) == ["accuracy", "auc", "cohen_kappa"]
 
 
 def test_the_facts_of_the_run_are_all_there(tmp_path):

@@ -64,7 +64,7 @@ def truth(folder: Path) -> pd.DataFrame:
     Columns: path and mask (posix, relative to `folder`), label, group (case; lesion, or the image where it has none),
     latent (z, or the class whose cue is shown), best_p_<class> (the exact posterior, which no classifier can beat).
     """
-    table = pd.read_csv(Path(folder) / plans.TRUTH, dtype=str, keep_default_na=False)
+    table = pd.read_csv(Path(folder) / TRUTH, dtype=str, keep_default_na=False)
     numbers = [name for name in table if name.startswith("best_p_")]
     numbers += ["latent"] if "best_p_malignant" in numbers else []
     for name in numbers:
@@ -111,14 +111,14 @@ def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_ef
 def _listed(folder: Path) -> set[str]:
     """Every file a finished demo folder says it holds."""
     table = truth(folder)
-    return {*table["path"], *table["mask"], plans.MARKER, plans.TRUTH, *read_json(folder / plans.MARKER)["tables"]}
+    return {*table["path"], *table["mask"], MARKER, TRUTH, *read_json(folder / MARKER)["tables"]}
 
 
 def _complete(folder: Path, settings: dict) -> bool:
     """Whether `folder` holds exactly this demo set: same settings and version, no file missing or cut short."""
-    if not (folder / plans.MARKER).is_file() or not (folder / plans.TRUTH).is_file():
+    if not (folder / MARKER).is_file() or not (folder / TRUTH).is_file():
         return False
-    marker = read_json(folder / plans.MARKER)
+    marker = read_json(folder / MARKER)
     if marker.get("settings") != settings or marker.get("version") != VERSION:
         return False
     paths = [folder / path for path in truth(folder)["path"]]
@@ -129,7 +129,7 @@ def _refuse_other_files(folder: Path) -> None:
     """A folder is overwritten only if it is absent, empty, or holds nothing but demo files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    demo = folder.is_dir() and (folder / plans.MARKER).is_file() and (folder / plans.TRUTH).is_file()
+    demo = folder.is_dir() and (folder / MARKER).is_file() and (folder / TRUTH).is_file()
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     known = _listed(folder) if demo else set()
     foreign = next((file for file in files if file not in known), None)

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from patholib.base.errors import PathoError
-from patholib.judge import ranking
+from patholib.judge import metric_table, ranking
 from patholib.report.figures import style
 
 NUMBERED = 20  # most classes whose confusion matrix has numbers in its cells
@@ -240,10 +240,9 @@ def _draw_estimate(axes, row: Mapping, place: int, kind: int) -> None:
 
 
 def headline(summary) -> list[tuple[str, float | None, float | None, float | None]]:
-    """(name, value, low, high) of the numbers that a person asks for first, larger is better."""
-    names = ["accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "precision", "f1", "macro_f1"]
-    return [(k.replace("_", " ").replace("auc", "AUC").replace("f1", "F1"), v["value"], v["low"], v["high"])
-            for k in names if (v := summary["metrics"].get(k))]
+    """(words, value, low, high) of the metrics of which higher is better."""
+    names = (k for k in metric_table.order(len(summary.get("classes", ()))) if k not in metric_table.LOWER_IS_BETTER)
+    return [(metric_table.words(k), v["value"], v["low"], v["high"]) for k in names if (v := summary["metrics"].get(k))]
 
 
 def draw_intervals(axes, numbers) -> None:
