@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from patholib.judge import decisions, predicting, trust
-from patholib.model import augment, fields, profiles, schedules
+from patholib.model import architectures, augment, profiles, schedules
 from patholib.report.figures import heatmaps, learning, overview, performance, probabilities, sheets, style
 from patholib.report.figures.style import Figure
 
