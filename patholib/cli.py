@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
-        first, _, more = command.__doc__.partition("\n")
+        first, _, more = (command.__doc__ or "").partition("\n")
         own = commands.add_parser(command.__name__, help=first, description=first, epilog=more.strip())
         own.set_defaults(run=command(own))
     given = parser.parse_args(arguments)

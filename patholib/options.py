@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from patholib.base import files
 from patholib.base.errors import PathoError, nearest
@@ -76,6 +76,8 @@ class Options:
     resume: str = _of("running", "auto", "continue an unfinished run of the same recipe, images and split",
                       "auto", "must", "never")
 
+    _shown: ClassVar[Settings]  # of each object its own: what the table of it shows
+
     def __init__(self, **given):
         for name, value in notebook.checked(parameters(), list(given), given).items():
             object.__setattr__(self, name, value)
@@ -137,8 +139,9 @@ class Options:
 
 def parameters() -> list[Parameter]:
     """All of them, in the order in which they are shown."""
-    return [Parameter(f.name, str(f.type).partition(" |")[0], f.default, f.metadata["help"], f.metadata["optional"])
-            for f in dataclasses.fields(Options)]
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Options)}
+    return [Parameter(f.name, str(f.type).partition(" |")[0], defaults[f.name], f.metadata["help"],
+                      f.metadata["optional"]) for f in dataclasses.fields(Options)]
 
 
 def cell(names: Sequence[str], defaults: Mapping[str, Any] | None = None) -> str:

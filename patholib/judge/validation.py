@@ -98,7 +98,7 @@ class CrossValidated:
     def _repr_html_(self) -> str:
         if not self.facts:
             return f"<p>{html.escape(self.said)}</p>"
-        picture = pages.data_url((self.folder / PICTURE).read_bytes(), "png")
+        picture = pages.data_url(Path(self.folder or "", PICTURE).read_bytes(), "png")
         return (f"<p><b>{html.escape(self.note)}</b></p>" * bool(self.note)
                 + self.table.to_html(float_format="{:.3f}".format) + f"<p>{html.escape(NOTE)}</p>"
                 + f'<img alt="The folds" style="max-width:100%" src="{picture}">')

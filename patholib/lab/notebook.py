@@ -159,16 +159,18 @@ def checked(parameters: list[Parameter], given: list[str], namespace: dict, unas
 
 def _declared(history: list[str]) -> tuple[list[Parameter], list[str]]:
     """The parameters of the last declaring cell, and the names that papermill assigned after it."""
-    parameters, injected = [], []
+    parameters: list[Parameter] = []
+    injected: list[str] = []
     for cell in history:
         try:
             statements = ast.parse(cell).body
         except SyntaxError:  # a cell that failed stays in the history
             continue
-        if statements and all(isinstance(s, ast.AnnAssign) and s.value for s in statements):
-            parameters, injected = [_parameter(s, cell) for s in statements], []
+        lines = [s for s in statements if isinstance(s, ast.AnnAssign) and s.value]
+        if lines and len(lines) == len(statements):
+            parameters, injected = [_parameter(s, cell) for s in lines], []
         elif cell.lstrip().startswith("# Parameters"):
-            injected += [s.targets[0].id for s in statements if isinstance(s, ast.Assign)]
+            injected += [ast.unparse(s.targets[0]) for s in statements if isinstance(s, ast.Assign)]
     if not parameters:
         raise PathoError("no_parameters", "notebook", "no executed cell declares parameters",
                          "Run the cell above that holds them, one per line: name: type = value  # help")
@@ -183,10 +185,10 @@ def _compiled() -> list[str]:
 
 def _parameter(statement: ast.AnnAssign, cell: str) -> Parameter:
     name, kind = ast.unparse(statement.target), ast.unparse(statement.annotation)
-    line = cell.splitlines()[statement.end_lineno - 1].encode()
+    line = cell.splitlines()[(statement.end_lineno or 1) - 1].encode()
     comment = line[statement.end_col_offset:].decode().strip().lstrip("#").strip()  # ast counts columns in bytes
     try:
-        parameter = Parameter(name, kind, ast.literal_eval(statement.value), comment)
+        parameter = Parameter(name, kind, ast.literal_eval(ast.unparse(statement.value or statement)), comment)
         if kind not in KINDS or name in ("values", "changed"):
             raise ValueError
         _read(parameter, parameter.default)
@@ -201,7 +203,7 @@ def _read(p: Parameter, given):
     """The given value as the declared kind, nothing lost, or ValueError with the reason."""
     if given is None and (p.optional or p.default is None):
         return None
-    value = None
+    value: Any = None
     is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
     if isinstance(given, {"bool": bool, "str": str}.get(p.kind, ())):
         value = given

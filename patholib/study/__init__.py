@@ -11,6 +11,7 @@ It owns the run folder, recipe, images and model, so no step can be given those 
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -92,9 +93,10 @@ class Study:
         self.recipe = self._adapted(recipe, given) if isinstance(recipe, Recipe) else \
             profiles.recipe_for(options.recipe, self.source, published=options.published, weights=options.weights,
                             small=options.small, **options.of_recipe)
-        self.checked = data if isinstance(data, Checked) else checking.check(
-            self.source, self.recipe.cache_size, self.recipe.fit, on_bad=options.on_bad, workers=options.workers,
-            progress=self._team.first, report_dir=None if self._team.first else files.outputs() / "data-check" / "copy")
+        with tempfile.TemporaryDirectory(prefix="patholib-") as spare:  # the report of the first process is enough
+            self.checked = data if isinstance(data, Checked) else checking.check(
+                self.source, self.recipe.cache_size, self.recipe.fit, on_bad=options.on_bad, workers=options.workers,
+                progress=self._team.first, report_dir=None if self._team.first else Path(spare))
         self.split = runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold) \
             if split is None else split
         self.images = self.checked.images.with_split(self.split)
@@ -157,7 +159,7 @@ class Study:
 
         def started() -> dict:
             nonlocal run
-            run = runs.start(self.recipe, self.checked, self.split, options.output and Path(options.output),
+            run = runs.start(self.recipe, self.checked, self.split, Path(options.output) if options.output else None,
                              options.resume, self._name, options.allow_leakage, sessions.take_up)
             return {"folder": str(run.dir), "fingerprint": run.fingerprint, "leaks": run.leaks}
 
@@ -340,8 +342,8 @@ class Study:
     @classmethod
     def demo_run(cls, output: Path | str | None = None, data: str | Manifest = "demo", **given) -> Path:
         """The folder of a finished run on demo images, made now: a small network, few epochs, about a minute."""
-        small = {"small": True, "arch": "resnet18", "epochs": 6, "device": "cpu",
-                 "output": output and str(output)}
+        small: dict[str, Any] = {"small": True, "arch": "resnet18", "epochs": 6, "device": "cpu",
+                                 "output": str(output) if output else None}
         study = cls(data, quiet=True, remember=False, **(small | given))
         study.train()
         study.lock()

@@ -54,8 +54,9 @@ def cross_validate(study: Study) -> CrossValidated:
             print(f"Cross-validation: fold {fold + 1} of {options.folds}, repeat {repeat + 1} of {options.repeats}")
             found = runs.finished_like(folder, runs.fingerprint(study.recipe, study.checked, split))
             left = None if hours is None else max(deadline - time.monotonic(), 0) / 3600
-            done.append((repeat + 1, fold + 1, found or _trained(study, split, folder, replace(
-                options, fold=number, output=str(folder), max_hours=left, resume="auto"))))
+            done.append((repeat + 1, fold + 1, found or _trained(
+                study, split, replace(options, fold=number, output=str(folder), max_hours=left, resume="auto"),
+                f"repeat-{repeat + 1}-fold-{fold + 1}")))
         return _written(study, folder, done)
     finally:
         lock.close()
@@ -71,11 +72,10 @@ def folder_of(study: Study) -> Path:
                                                  f"{options.repeats}-{mark[:12]}")
 
 
-def _trained(study: Study, split, folder: Path, options: Options) -> runs.Run:
+def _trained(study: Study, split, options: Options, name: str) -> runs.Run:
     """The run of one fold, trained and judged, or resumed."""
-    repeat, fold = divmod(options.fold, options.folds)
     one = type(study)(study.checked, recipe=study.recipe, split=split, options=options, quiet=True, remember=False,
-                      name=f"repeat-{repeat + 1}-fold-{fold + 1}")
+                      name=name)
     try:
         one.train()
         one.lock()

@@ -7,6 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,11 +70,11 @@ def _hand_over(folder: Path, model: Classifier, own: ImageSet, run: Run, options
 
 def _cache(own: ImageSet, folder: Path) -> Path:
     """The file that holds the pixels: the cache that is mapped here, or a copy of pixels that lie in memory."""
-    base = own.pixels
+    base: Any = own.pixels
     while base is not None and not isinstance(base, np.memmap):
         base = getattr(base, "base", None)
     if base is not None and base.shape == own.pixels.shape:
-        return Path(base.filename)
+        return Path(str(base.filename))
     np.save(folder / "pixels.npy", own.pixels)
     return folder / "pixels.npy"
 

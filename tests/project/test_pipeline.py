@@ -1,4 +1,4 @@
-"""From a folder of images to the report, by the calls a notebook makes: every file is there and tells the truth."""
+"""From a folder of images to the report, by a Study: every file is there and tells the truth."""
 
 import json
 import re
@@ -16,14 +16,14 @@ from torchvision import models as zoo
 
 from patholib import cli
 from patholib.base import files
-from patholib.data import checking, demo, imagesets, manifest, readers, splitting
-from patholib.data.readers import sources
+from patholib.data import demo, imagesets, manifest, readers, splitting
 from patholib.deploy import export, inference, loading
-from patholib.judge import decisions, gradcam, groupwise, judging, metrics, predicting, resampled, rivals, trust
-from patholib.model import augment, building, networks, profiles, recipes
-from patholib.report import galleries, report
-from patholib.report.figures import overview, performance, style
-from patholib.train import runs, training
+from patholib.judge import decisions, groupwise, judging, metrics, predicting, resampled
+from patholib.model import augment, networks, profiles, recipes
+from patholib.report import report
+from patholib.report.figures import style
+from patholib.study import Study
+from patholib.train import runs
 
 SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups": 60, "images_per_group": 1}}
 FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv", "split.csv",
@@ -31,14 +31,15 @@ FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "exclud
          "predictions_test_tta.csv", "predictions_baseline.csv", "decision.json",
          "metrics.json", "training_metrics.png", "report.md", "report.html", "model.safetensors",
          "model_card.md", "model_card.html", "data_card.md", "data_card.html", "checklist.md", "checklist.html",
-         "model.json", "published.pt", "figures/confusion.png", "figures/patients.png",
-         "figures/results.svg", "heatmaps/gallery.png",
-         "heatmaps/gallery.csv", "heatmaps/gallery.html", "trust.json"}
+         "model.json", "published.pt", "figures/results.svg", "heatmaps/gallery.png", "heatmaps/gallery.csv", "heatmaps/gallery.html",
+         "heatmaps/classes.png", "heatmaps/classes.csv", "heatmaps/classes.html", "trust.json"}
+FIGURES = {"classes", "augmented", "curves", "learning_rate", "unfreezing", "threshold", "confusion", "roc_pr",
+           "calibration", "decision_curve", "abstention", "patients", "trust"}
 
 
 @dataclass
 class Finished:
-    """A run and what its calls returned."""
+    """A finished run and what its study owned."""
 
     kind: str
     root: Path  # of the images, the cache and the run folder
@@ -46,7 +47,6 @@ class Finished:
     model: networks.Classifier
     tiles: imagesets.ImageSet
     judged: judging.Judged
-    shown: gradcam.Gallery
 
 
 def own_table(folder):
@@ -59,57 +59,43 @@ def own_table(folder):
 
 
 def finish(root, kind):
-    """The whole pipeline on a few small images, one epoch."""
+    """A study on a few small images, one epoch."""
     layout = "isic2019" if kind == "isic2019" else "breakhis"
     where = demo.write(root / "data", layout, size=(64, 64), **SMALL[layout])
     source = readers.load(layout, own_table(where) if kind == "table" else where)
-    recipe = profiles.recipe_for(layout, source, arch="resnet18", image_size=32, epochs=1, batch_size=8, head_width=16,
-                             tta_views=2)
-    checked = checking.check(source, recipe.cache_size, recipe.fit, cache_dir=root / "cache", progress=False)
-    split = splitting.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
-    run = runs.start(recipe, checked, split, output=root / "runs")
-    tiles = checked.images.with_split(split)
-    model = building.build(recipe)
-    history = training.fit(model, tiles, run, device="cpu", workers=1)
-    decisions.lock(model, tiles, run.dir)
-    judged = judging.judge(model, tiles, run.dir, rivals.colour_baseline(tiles), source.subgroups)
-    confusion = judged.summary["confusion"]
-    style.save(performance.confusion(confusion, recipe.classes, note=run.note), run.dir / "figures" / "confusion.png")
-    style.save(performance.patients(judged.patients, note=run.note), run.dir / "figures" / "patients.png")
-    shown = gradcam.gallery(model, tiles.part("test"), judged.test, recipe.positive, judged.threshold,
-                            each=1)
-    galleries.write(shown, run.dir / "heatmaps", note=run.note)
-    masks = trust.planted(source, tiles.part("test"), recipe.fit)
-    trust.examine(model, tiles.part("test"), judged.test, run, masks, recipe.positive, judged.threshold,
-                  count=4)
-    export.write(run.dir, tiles)
-    style.save(overview.training_metrics(history, judged.summary, confusion, recipe.classes, judged.labels,
-                                          judged.probs, recipe.positive, note=run.note),
-                 run.dir / "training_metrics.png")
-    report.write(run.dir)
-    run.finish()
-    return Finished(kind, root, run, model, tiles, judged, shown)
+    recipe = profiles.recipe_for(layout, source, arch="resnet18", image_size=32, epochs=1, batch_size=8)
+    study = Study(source, recipe=replace(recipe, head_width=16, tta_views=2), output=str(root / "runs"), device="cpu",
+                  workers=1, quiet=True, remember=False)
+    study.train()
+    study.lock()
+    study.judge()
+    study.report()
+    return Finished(kind, root, study.run, study.model, study.images, study.judged)
 
 
 @pytest.fixture(scope="module", params=["breakhis", "isic2019", "table"])
 def done(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "FILE_DPI", 40)  # what the figures show is not looked at here
+        patch.setenv("PATHOLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
         return finish(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_the_run_folder_is_complete_and_holds_nothing_else(done):
     found = {p.relative_to(done.run.dir).as_posix() for p in done.run.dir.rglob("*") if p.is_file()}
     checkpoints = {name for name in found if re.fullmatch(r"checkpoints/(best|last)-\d{9}-[0-9a-f]{16}\.pt", name)}
-    heatmaps = {name for name in found if re.fullmatch(r"heatmaps/gallery/\d\d-.+\.png", name)}
+    heatmaps = {name for name in found if re.fullmatch(r"heatmaps/(gallery|classes)/\d\d-.+\.png", name)}
     assert {name[12:16] for name in checkpoints} == {"best", "last"}
-    assert len(heatmaps) == len(done.shown.table)
-    assert found - checkpoints - heatmaps == FILES
+    listed = [len(pd.read_csv(done.run.dir / "heatmaps" / f"{name}.csv")) for name in ("gallery", "classes")]
+    assert len(heatmaps) == sum(listed)
+    drawn = {Path(name).stem.replace("lesions", "patients") for name in found if name.startswith("figures/")}
+    assert drawn == FIGURES
+    assert {name for name in found - checkpoints - heatmaps if not name.startswith("figures/")} == FILES
 
 
 def test_the_readme_of_outputs_names_what_a_run_folder_holds():
     text = (Path(__file__).parents[2] / "outputs" / "README.md").read_text(encoding="utf-8")
-    for name in FILES:
+    for name in FILES | {"figures/"}:
         assert f"`{name.split('/')[0]}{'/' * ('/' in name)}`" in text, name
 
 

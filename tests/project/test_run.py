@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from patholib import __version__
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -208,6 +210,18 @@ def test_an_old_python_is_told_which_one_is_needed(run, monkeypatch, capsys):
 def test_an_unknown_command_shows_the_known_ones(run, capsys):
     assert run.main(["trian"]) == 2
     assert "run.py train" in capsys.readouterr().out
+
+
+def test_the_command_of_the_library_passes_through_and_the_help_of_a_notebook_shows_its_parameters(run, capfd,
+                                                                                                    monkeypatch):
+    monkeypatch.setattr(run, "environment", lambda: sys.executable)
+    monkeypatch.setattr(run, "NOTEBOOKS", ROOT / "notebooks")
+    monkeypatch.setattr(run, "call", lambda command: subprocess.run([str(c) for c in command], check=False).returncode)
+    assert run.main(["patholib", "--version"]) == 0
+    assert run.main(["train", "quickstart", "--help"]) == 0
+    out = capfd.readouterr().out
+    assert out.startswith(__version__) and "target_sensitivity" in out and "passes over the training images" in out
+    assert run.main(["patholib", "trian"]) == 2
 
 
 def test_single_steps_are_chosen_by_name_and_an_unknown_one_is_told(run, tmp_path):
