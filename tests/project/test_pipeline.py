@@ -17,6 +17,7 @@ from torchvision import models as zoo
 from patholib import cli
 from patholib.base import files
 from patholib.data import demo, imagesets, manifest, readers, splitting
+from patholib.data.readers import sources
 from patholib.deploy import export, inference, loading
 from patholib.judge import decisions, groupwise, judging, metrics, predicting, resampled
 from patholib.model import augment, networks, profiles, recipes
