@@ -8,6 +8,7 @@
                                                 --only ruff,notebooks: only these steps (--only lists them)
   python3 run.py patholib [ARGUMENTS]           the command patholib in this environment: train, audit, predict, ...
   python3 run.py lowest                         the same code with the oldest packages that pyproject.toml admits
+  python3 run.py docs                           build the documentation as a site in site/; warnings are errors
   python3 run.py lab [ARGUMENTS]                open the notebooks in JupyterLab
   python3 run.py notebooks [NAMES]              execute the committed notebooks in place, on demo images
   python3 run.py bench [NAMES] [--quick]        time the library beside its rivals, one benchmark after another, and
@@ -42,7 +43,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 VENV, LOWEST = ROOT / ".venv", ROOT / ".venv-lowest"
-EXTRAS = "notebooks,onnx,serve,cluster,browser,test,dev"
+EXTRAS = "notebooks,onnx,serve,cluster,browser,test,docs,dev"
 LOWEST_EXTRAS = "notebooks,onnx,serve,test"  # what a user runs, and what tests it
 NAMED_ONLY = ("gpu", "quality")  # benchmarks that need a GPU, or real images and hours
 
@@ -62,7 +63,7 @@ def main(arguments):
         stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("PYTHONUTF8", "1")  # what is started speaks UTF-8 on every system, as `follow` expects
     commands = {"train": train, "test": test, "lowest": lowest, "lab": lab, "notebooks": notebooks, "bench": bench,
-                "patholib": patholib, "wheel": wheel, "setup": setup}
+                "docs": docs, "patholib": patholib, "wheel": wheel, "setup": setup}
     if not arguments or arguments[0] not in commands:
         print(__doc__)
         return 0 if arguments and arguments[0] in ("-h", "--help", "help") else 2
@@ -324,6 +325,7 @@ def judged(chosen):
 # Files beside each other, one thread each: small pictures keep no two threads busy.
 BESIDE = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+NO_ADVICE = {"NO_MKDOCS_2_WARNING": "1"}  # mkdocs-material prints a page about a later version
 SMALL = ("-p", "epochs", "3", "-p", "image_size", "32", "-p", "batch_size", "16")
 
 
@@ -336,7 +338,10 @@ def steps(python, folder):
         return trial_run(python, name, folder / place, *parameters)
 
     found = {
-        "ruff": ("ruff", code_step, [python, "-m", "ruff", "check", ROOT], {}),
+        "ruff": ("ruff check", code_step, [python, "-m", "ruff", "check", ROOT], {}),
+        "format": ("ruff format", code_step, [python, "-m", "ruff", "format", "--check", ROOT], {}),
+        "types": ("mypy", code_step, [python, "-m", "mypy", "patholib"], {}),
+        "docs": ("documentation", code_step, site(python, folder / "site"), NO_ADVICE),
         "tests": ("tests", pytest_step, [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
                   ONE_THREAD),
         "alone": ("tests that time something", pytest_step,
@@ -358,6 +363,11 @@ def steps(python, folder):
     if os.name != "posix":  # Windows has no SIGKILL
         del found["killed"]
     return found
+
+
+def site(python, folder):
+    """The command that builds the documentation as a site."""
+    return [python, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", folder]
 
 
 def trial_run(python, name, place, *parameters):
@@ -513,6 +523,11 @@ def refusal_step(command, env):
 def patholib(arguments):
     """The command of the library, from wherever this was called."""
     return call([environment(), "-m", "patholib", *arguments])
+
+
+def docs(_):
+    """The documentation as a site."""
+    return call(site(environment(), ROOT / "site"), cwd=ROOT, env={**os.environ, **NO_ADVICE})
 
 
 def lab(arguments):
