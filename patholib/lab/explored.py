@@ -12,6 +12,7 @@ from patholib.base.errors import PathoError
 from patholib.data import csvfiles
 from patholib.deploy import exportformat
 from patholib.judge import predicting, rules
+from patholib.report.figures import style
 from patholib.train import runs
 
 ALL = ""  # a filter that lets everything pass: no class, patient or outcome can have this name
@@ -98,10 +99,10 @@ def notes(run: Path) -> list[dict]:
 def verdict(facts: Mapping | None, predicted: str, target: str, block: str, method: str) -> str:
     """What the heatmap checks of the run say about this heatmap; facts: of trust.json, None where there is none."""
     if facts is None:
-        return "Not checked: there is no trust.json beside this model, so nothing is known about its heatmaps."
+        return "Not checked: this model has no trust.json, so it is not known whether its heatmaps can be trusted."
     of = facts.get("of")
     covered = (facts["method"], facts["block"], predicted, of or predicted) == (method, block, target, target)
     if covered or not facts["checks"]:
         return facts["verdict"]
-    return (f"Not checked for this heatmap. The checks were made with {facts['method']} after {facts['block']}, for "
-            f"images predicted as {of or 'the class shown'}: {facts['verdict']}")
+    return (f"Not checked for this heatmap. The checks were made with {style.method_name(facts['method'])} after "
+            f"{facts['block']}, for images predicted as {of or 'the class shown'}: {facts['verdict']}")

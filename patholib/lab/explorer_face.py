@@ -112,7 +112,9 @@ class Face:
         return dropdown
 
     def _choices(self, trait: str) -> list[tuple[str, str]]:
-        return [(value or EVERYTHING[trait], value) for value in self.explorer.choices(trait)]
+        values = self.explorer.choices(trait)
+        return [(style.method_name(value) if trait == "method" else value or EVERYTHING[trait], value)
+                for value in values]
 
     # --- what a person does
 

@@ -169,7 +169,7 @@ class Comparison:
 
     @property
     def reliability(self) -> dict[str, pd.DataFrame]:
-        """{name: `calibration.reliability`} of the same runs, in ten bins: of the positive class, or the predicted one."""
+        """{name: `calibration.reliability`} of the same runs, in ten bins: of the positive or the predicted class."""
         of = self.classes.index(self.positive) if self.positive is not None and len(self.classes) == 2 else None
         return {name: calibration.reliability(labels, probs, bins=10, of=of)
                 for name, (labels, probs) in self.drawn.items()}

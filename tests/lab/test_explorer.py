@@ -320,7 +320,7 @@ def test_notes_of_version_0_1_are_taken_up(looked):
     (looked.run / explored.NOTES).write_text("image,label,called,p,evidence_for,block,method,blank,note\n"
                                              "a.png,benign,malignant,0.42,malignant,layer4[1],gradcam,False,odd\n")
     row = Explorer(looked.run, data="none").history.iloc[0]
-    assert (row["image"], row["predicted"], row["heatmap_for"], row["note"]) == ("a.png", "malignant", "malignant", "odd")
+    assert row[["image", "predicted", "heatmap_for", "note"]].tolist() == ["a.png", "malignant", "malignant", "odd"]
 
 
 def test_a_class_called_all_is_filtered_like_any_other(tmp_path):
@@ -328,7 +328,8 @@ def test_a_class_called_all_is_filtered_like_any_other(tmp_path):
     export.save_model(tmp_path, building.build(recipe).state_dict(), recipe)
     images = image_set(train=0, val=6)
     labels = images.table["label"].map(dict(zip(CLASSES, recipe.classes, strict=True)))
-    run = Explorer(tmp_path, replace(images, table=images.table.assign(label=labels), classes=recipe.classes), split="val")
+    images = replace(images, table=images.table.assign(label=labels), classes=recipe.classes)
+    run = Explorer(tmp_path, images, split="val")
     run.label = "all"
     assert 0 < len(run.paths) < 6 and set(run.table.loc[run.paths, "label"]) == {"all"}
     run.label = explored.ALL
@@ -341,8 +342,8 @@ def test_a_class_called_all_is_filtered_like_any_other(tmp_path):
 def test_the_verdict_stands_beside_every_heatmap_and_says_what_was_not_checked(looked):
     assert "Not checked" in looked.seen.verdict
     of = looked.seen.target
-    checked = {"verdict": "All 8 checks passed", "method": "gradcam", "block": looked.block, "of": of, "checks": {"a": {}},
-               "reasons": []}
+    checked = {"verdict": "All 8 checks passed", "method": "gradcam", "block": looked.block, "of": of,
+               "checks": {"a": {}}, "reasons": []}
     files.write_json(looked.run / trust.FILE, checked)
     run = Explorer(looked.run, image_set(train=0, val=6), split="val")
     assert run.seen.verdict == "All 8 checks passed"

@@ -185,7 +185,7 @@ def explored(picture, heat, target: str, probs: Mapping[str, float] | None = Non
     picture, raw, side = style.picture(picture), np.asarray(heat, float), 2.9
     bars = () if probs is None else (0.12, 0.95)  # a gap, for the numbers of the colour bar, and the bars
     width = side * (3.2 + sum(bars)) + 0.9
-    said = style.wrapped(f"Heatmap checks: {verdict}" if verdict else "", int(12 * width), 4)
+    said = style.wrapped(f"Heatmap checks: {verdict}" if verdict else "", int(15 * width), 4)
     figure = style.open(width, side + 0.3 + 0.16 * (said.count("\n") + 1), title, note)
     figure.supxlabel(said, x=0.08 / width, ha="left", fontsize=8.5)
     cells = figure.subplots(1, 4 + len(bars), width_ratios=(1, 1, 1, 0.05, *bars))
