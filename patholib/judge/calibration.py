@@ -1,7 +1,7 @@
-"""Probabilities that mean what they say: one temperature, and how far confidence and accuracy are apart.
+"""Calibration: temperature scaling, reliability diagrams and the expected calibration error.
 
-A network that is right in 80 of 100 images of which it says 95 % is too sure. Dividing its logits by one number, fitted
-on the validation images, mends most of that and changes no ranking within an image (Guo et al. 2017).
+A network is overconfident if it is right for 80 of 100 images to which it gives 95 %. Dividing its logits by one
+number, fitted on the validation images, corrects most of that and keeps the order of the classes (Guo et al. 2017).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import pandas as pd
 from patholib.base.errors import PathoError, nearest
 
 BINS = 15  # as in Guo et al. 2017
-FEWEST_IMAGES = 20  # below this one temperature is fitted to chance
-COLDEST, HOTTEST = 0.05, 20.0  # beyond lies no network, but one that is always right or never
+FEWEST_IMAGES = 20  # with fewer a temperature fits noise
+COLDEST, HOTTEST = 0.05, 20.0  # the range in which the temperature is sought
 
 
 def apply(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log(probs) / temperature), (N, C) float64: above 1 less sure, below 1 surer; at 1 the same bits.
+    """softmax(log(probs) / temperature), (N, C) float64: less confident above 1, more below 1, unchanged at 1.
 
-    The softmax of logits over the temperature, as logits and log probabilities differ by a constant in each row. The
-    order of the classes of an image stays. Errors: bad_temperature.
+    The same as the softmax of logits over the temperature: logits and log probabilities differ by a constant in each
+    row. The order of the classes of an image stays. Errors: bad_temperature.
     """
     if not (np.isfinite(temperature) and temperature > 0):
         raise PathoError("bad_temperature", f"temperature={temperature}", "is no number above 0", "Fit it again")
@@ -33,11 +33,11 @@ def apply(probs: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit(labels: np.ndarray, probs: np.ndarray) -> float:
-    """The temperature under which the labels are likeliest, between 0.05 and 20.
+    """The temperature with the highest likelihood of the labels, between 0.05 and 20.
 
     labels: (N,) class indices; probs: (N, C). The mean negative log-likelihood is convex in 1 / temperature, so its
-    slope has one zero, which is found by bisection. Errors: too_few, single_class, always_right: no image is wrong, and
-    the likeliest temperature would be 0.
+    slope has one zero, which is found by bisection. Errors: too_few, single_class; always_right: where no image is
+    predicted wrongly the best temperature would be 0.
     """
     labels, probs = _checked(labels, probs)
     if len(labels) < FEWEST_IMAGES:
@@ -49,7 +49,7 @@ def fit(labels: np.ndarray, probs: np.ndarray) -> float:
     logs -= logs.max(axis=1, keepdims=True)
     own = logs[np.arange(len(labels)), labels]
     if not own.any():
-        raise PathoError("always_right", "temperature", "cannot be fitted where every image is called rightly",
+        raise PathoError("always_right", "temperature", "cannot be fitted where every image is predicted rightly",
                          "Give the validation part more images (fractions)")
 
     def slope(inverse: float) -> float:
@@ -67,9 +67,9 @@ def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str
                 of: int | None = None) -> pd.DataFrame:
     """One row per bin that is not empty: mean `confidence`, `accuracy` (the share that is true) and `n` images.
 
-    labels: (N,) class indices; probs: (N, C). of: the class whose probability is looked at; None: the likeliest class
-    of each image. by: "mass" for bins of as many images each, equal values together (Nixon et al. 2019), "width" for
-    bins of equal width (Naeini et al. 2015). Errors: bad_parameter.
+    labels: (N,) class indices; probs: (N, C). of: index of the class whose probability counts; None: the predicted
+    class of each image. by: "mass" for bins of as many images each, equal values together (Nixon et al. 2019), "width"
+    for bins of equal width (Naeini et al. 2015). Errors: bad_parameter.
     """
     labels, probs = _checked(labels, probs)
     confidence, true = confident(labels, probs, of)
@@ -83,7 +83,7 @@ def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str
 def ece(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int | None = None) -> float:
     """The expected calibration error: the mean distance of confidence and accuracy over the bins of `reliability`.
 
-    Never below what chance gives: see `ece_by_chance`.
+    Compare it with `ece_by_chance`, as few images have an error even if they are perfectly calibrated.
     """
     table = reliability(labels, probs, bins, by, of)
     return float((table["n"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["n"].sum())
@@ -91,10 +91,10 @@ def ece(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str = "mass
 
 def ece_by_chance(probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int | None = None, draws: int = 100,
                   seed: int = 0) -> float:
-    """The mean error of these probabilities if they were perfectly calibrated, from labels drawn by them.
+    """The mean calibration error that these probabilities have if the labels are drawn from them.
 
-    A distance is never negative, so few images give an error even then. Images of a patient fall together, which makes
-    the chance larger than this.
+    A distance is never negative, so few images give an error even then. As images of a patient are correlated, the true
+    value is larger.
     """
     probs = np.asarray(probs, dtype=np.float64)
     confidence, _ = confident(np.zeros(len(probs), int), probs, of)
@@ -105,13 +105,13 @@ def ece_by_chance(probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int
 
 
 def confident(labels: np.ndarray, probs: np.ndarray, of: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """(confidence (N,), whether it is true (N,)) of class `of`, or of the likeliest class of each image."""
-    called = probs.argmax(axis=1) if of is None else np.full(len(probs), of)
-    return probs[np.arange(len(probs)), called], labels == called
+    """The confidence (N,) in class `of`, or in each predicted class, and whether that is the true one (N,)."""
+    predicted = probs.argmax(axis=1) if of is None else np.full(len(probs), of)
+    return probs[np.arange(len(probs)), predicted], labels == predicted
 
 
 def binned(confidence: np.ndarray, bins: int, by: str) -> np.ndarray:
-    """(N,) the bin of each value, from 0: by rank, so that the order of the images is nothing to it, or by width."""
+    """(N,) the bin of each value, from 0: by rank ("mass") or by value ("width"). Errors: bad_parameter."""
     if by not in ("mass", "width"):
         raise PathoError("bad_parameter", "by", f"is {by!r}", nearest(by, ("mass", "width")))
     if by == "width":  # (lower, upper], as scikit-learn's calibration_curve

@@ -1,4 +1,4 @@
-"""The best AUC that is possible on demo images, for comparison."""
+"""The best possible AUC on demo images, whose true posterior is known."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from patholib.data.readers.folders import demo_folder
 
 
 def best_possible(source: Manifest, predictions: pd.DataFrame) -> pd.DataFrame:
-    """For demo images: the same rows with each class's exact posterior, which no classifier beats on average.
+    """The same rows of demo images with the exact posterior of each class, which no classifier beats on average.
 
-    Raises PathoError: `no_truth` for other images.
+    Errors: no_truth, for other images.
     """
     if not source.demo:
         raise PathoError("no_truth", source.root.name, "holds real images, of which no posterior is known",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,16 +24,14 @@ if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
 
 DECISION, FORMAT = "decision.json", 1
-TARGET = 0.95  # sensitivity that the threshold is chosen for, unless another is asked for
-RIVALS = ("baseline", "probe")  # judged beside the model, by the same rules: colour statistics, and a linear probe
-ALIKE = 1e-3  # how far a model's probabilities may lie apart on two machines
-
-
+TARGET = 0.95  # sensitivity for which the threshold is chosen by default
+RIVALS = ("baseline", "probe")  # judged beside the network by the same rules: colour statistics and a linear probe
+ALIKE = 1e-3  # how much the probabilities of one model may differ between two machines
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A table for a notebook: no text is cut off, the rows that `grey` marks are in grey, and `below` stands below."""
+    """A table for a notebook: no text is cut off, the rows marked by `grey` are grey, and lines may follow below."""
 
     table: pd.DataFrame
     grey: tuple[bool, ...] = ()
@@ -49,12 +48,12 @@ class Shown:
         grey = self.grey or (False,) * len(rows)
         rows = [f'<tr style="color: #76828f">{row}' if faint else f"<tr>{row}"
                 for row, faint in zip(rows, grey, strict=True)]
-        return before + tag + start + "".join(rows) + "".join(f"<p>{line}</p>" for line in self.below)
+        return before + tag + start + "".join(rows) + "".join(f"<p>{html.escape(line)}</p>" for line in self.below)
 
 
 @dataclass(frozen=True, repr=False)
 class Locked:
-    """What `lock` chose on the validation images; printed, and in a notebook, it is `table`."""
+    """The decision of `lock` and the validation predictions it was made on."""
 
     decision: dict  # of decision.json
     val: pd.DataFrame  # predictions of the validation images, not calibrated
@@ -68,25 +67,27 @@ class Locked:
 
     @property
     def threshold(self) -> float | None:
-        """From which probability on an image is called, or flagged as, positive."""
+        """The smallest probability with which an image is predicted positive, or raises the alert; None without one."""
         return self.decision["threshold"]
 
     @property
     def table(self) -> Shown:
-        """The decision in words, one line for each part of it."""
+        """The decision in words, one row for each part of it."""
         found = self.decision
         rows = {"temperature": f"{found['temperature']:.3f}", "rule": found["rule"]}
         if found.get("shares"):
-            rows["called"] = rules.RULES["even"]
+            rows["predicted"] = rules.RULES["even"]
         if found["threshold"] is not None:
             rows["threshold"] = f"p_{found['positive']} >= {found['threshold']:.4g}"
-            rows |= {f"validation {name}": metrics.readable(number) for name, number in found["validation"].items()}
-        rows |= {"note": "; ".join(found["notes"])} if found["notes"] else {}
+            rows |= {f"validation {metric_table.words(name)}": metrics.readable(number)
+                     for name, number in found["validation"].items()}
+        if found["notes"]:
+            rows["note"] = "; ".join(found["notes"])
         return Shown(pd.DataFrame({"locked": rows}))
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) the place of each true label in the classes."""
+        """(N,) the index of each true class."""
         return predicting.true_labels(self.val, self.recipe.classes)
 
     @property
@@ -131,24 +132,18 @@ def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, target_sensiti
 def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
            target_sensitivity: float = TARGET, cost_ratio: float | None = None, seed: int = 0,
            shares: rules.Shares | None = None) -> dict:
-    """Temperature and threshold from predictions of validation images, with the rule and what is to be said of it.
+    """Temperature and threshold from predictions of validation images, with the rule in words and notes.
 
-    The threshold is the largest under which the validation sensitivity for `positive` reaches the target; with a
-    `cost_ratio` instead the one of the lowest cost, if a missed positive costs as much as that many false alarms. Two
-    classes are decided by it; of more it is an alert for `positive`, and the largest probability decides, or that over
-    its share where `shares` are given. Without a positive class there is no threshold. A temperature that cannot be
-    fitted is 1, and `notes` say why. Errors: bad_parameter.
+    The threshold is the largest with which the validation sensitivity for `positive` reaches the target; with a
+    `cost_ratio` instead that of the lowest cost, where a missed positive costs as much as that many false alarms. It
+    decides between two classes. Of more classes it is an alert for `positive`, and the largest probability decides, or
+    the largest over its share where `shares` are given. Without a positive class there is no threshold. A temperature
+    that cannot be fitted is 1, and `notes` say why. Errors: bad_parameter.
     """
     check_target(target_sensitivity, cost_ratio)
-    by_cost = cost_ratio is not None
-    labels, probs, notes, temperature = predicting.true_labels(val, classes), predicting.probs_of(val, classes), [], 1.0
-    try:
-        temperature = calibration.fit(labels, probs)
-    except PathoError as error:
-        if error.code not in ("too_few", "single_class", "always_right"):
-            raise
-        notes.append(f"the temperature stays 1: it {error.reason}")
-    target = {"cost_ratio": float(cost_ratio)} if by_cost else {"sensitivity": float(target_sensitivity)}
+    labels, probs = predicting.true_labels(val, classes), predicting.probs_of(val, classes)
+    temperature, notes = _temperature(labels, probs)
+    target = {"sensitivity": float(target_sensitivity)} if cost_ratio is None else {"cost_ratio": float(cost_ratio)}
     found = {"temperature": temperature, "positive": positive, "threshold": None,
              "rule": rules.RULES["even" if shares else "likeliest"], **({"shares": dict(shares)} if shares else {}),
              "target": target, "validation": {}, "notes": notes}
@@ -158,8 +153,8 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
     true, scores = labels == list(classes).index(positive), probs[:, list(classes).index(positive)]
     if not true.any():
         notes.append(f"no validation image is {positive}: the threshold stays 0.5")
-        return found | {"threshold": 0.5, "rule": "0.5, chosen by nobody"}
-    if by_cost:
+        return found | {"threshold": 0.5, "rule": "0.5, the default"}
+    if cost_ratio is not None:
         threshold = ranking.cheapest_threshold(true, scores, cost_ratio)
         rule = f"lowest cost on validation, a missed {positive} counting {cost_ratio:g} false alarms"
     else:
@@ -169,17 +164,26 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
         if groups < needed:
             notes.append(f"only {groups} groups ({true.sum()} images) of {positive} in validation: fewer than {needed} "
                          f"cannot show a sensitivity of {target_sensitivity:g}")
-    table = predicting.with_probs(val, classes, probs)
-    numbers = metrics.alert(table, classes, positive, threshold, seed=seed)
+    numbers = metrics.alert(predicting.with_probs(val, classes, probs), classes, positive, threshold, seed=seed)
     return found | {"threshold": threshold, "rule": rule,
                     "validation": {name: numbers[name] for name in metrics.ALERT}}
 
 
+def _temperature(labels: np.ndarray, probs: np.ndarray) -> tuple[float, list[str]]:
+    """The temperature that fits, or 1 with a note that says why none does."""
+    try:
+        return calibration.fit(labels, probs), []
+    except PathoError as error:
+        if error.code not in ("too_few", "single_class", "always_right"):
+            raise
+        return 1.0, [f"the temperature stays 1: it {error.reason}"]
+
+
 def check_target(target_sensitivity: float, cost_ratio: float | None = None) -> None:
-    """Refuses what no threshold can be chosen for, before anything is trained. Errors: bad_parameter."""
+    """Refuses a target for which no threshold can be chosen. Errors: bad_parameter."""
     if not 0 < target_sensitivity < 1:
         raise PathoError("bad_parameter", "target_sensitivity", f"is {target_sensitivity}, not between 0 and 1",
-                         "Ask for a share that a test can show, such as 0.95")
+                         "Give a share below 1, such as 0.95")
     if cost_ratio is not None and not 0 < cost_ratio < np.inf:
         raise PathoError("bad_parameter", "cost_ratio", f"is {cost_ratio}, no number above 0",
                          "Say how many false alarms one missed positive is worth")
@@ -197,7 +201,7 @@ def read_locked(run_dir: Path) -> Locked:
 
 
 def locked(run_dir: Path) -> dict:
-    """decision.json of a run, whose validation predictions are still those it was chosen on.
+    """The content of decision.json of a run whose validation predictions are unchanged since it was locked.
 
     Errors: not_locked, val_changed, bad_decision, bad_json.
     """
@@ -205,7 +209,7 @@ def locked(run_dir: Path) -> dict:
     path, predictions = run_dir / DECISION, run_dir / "predictions_val.csv"
     if not path.exists():
         raise PathoError("not_locked", run_dir.name, "has no decision.json: temperature and threshold are to be chosen "
-                         "on the validation images before a test image is looked at", "Call evaluation.lock first")
+                         "on the validation images before a test image is seen", "Call decisions.lock first")
     decision = files.read_json(path)
     if not isinstance(decision, dict) or decision.get("format") != FORMAT:
         raise PathoError("bad_decision", str(path), f"is no decision of format {FORMAT}", "Restore it from a copy")
@@ -218,8 +222,8 @@ def locked(run_dir: Path) -> dict:
 def calibrated(run_dir: Path, name: str) -> pd.DataFrame:
     """predictions_<name>.csv ("val", "test", "test_tta", "baseline", "probe") with calibrated probabilities.
 
-    The temperature is that of decision.json, 1 where a run has none. Of RIVALS, models of their own, each is stored
-    with its own temperature applied. Errors: as `read_predictions`.
+    The temperature is that of decision.json, 1 where a run has none. Predictions of RIVALS are stored with their own
+    temperature applied already. Errors: as `read_predictions`.
     """
     run_dir = Path(run_dir)
     classes = recipe_of(run_dir).classes
@@ -230,15 +234,15 @@ def calibrated(run_dir: Path, name: str) -> pd.DataFrame:
 
 
 def tempered(table: pd.DataFrame, classes: Sequence[str], temperature: float) -> pd.DataFrame:
-    """A table of predictions with `calibration.apply` on its probabilities."""
+    """A table of predictions with its probabilities divided by a temperature, see `calibration.apply`."""
     return predicting.with_probs(table, classes, calibration.apply(predicting.probs_of(table, classes), temperature))
 
 
 def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | None, temperature: float) -> dict:
-    """{"before", "after"} the temperature: errors of calibration, log loss, Brier score and the bins of the diagram.
+    """The calibration {"before", "after"} the temperature: errors, log loss, Brier score and the bins of the diagram.
 
-    Of the probability of `positive` where there are two classes, else of the likeliest class. `ece_chance` is what
-    perfectly calibrated probabilities would have by chance.
+    Of the probability of `positive` where there are two classes, else of the largest probability. `ece_chance` is the
+    error that perfectly calibrated probabilities have by chance. Names: `metric_table.CALIBRATION`.
     """
     of = list(classes).index(positive) if positive is not None and len(classes) == 2 else None
     labels, found = predicting.true_labels(raw, classes), {}
@@ -259,7 +263,7 @@ def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | No
 
 
 def _as_before(run_dir: Path, val: pd.DataFrame, chosen: dict, recipe: Recipe) -> Locked | None:
-    """The decision that stands in the folder, if it was asked for in the same way of the same model."""
+    """The decision in the folder, if the same model and the same parameters led to it; else None."""
     try:
         decision, kept = locked(run_dir), predicting.read_predictions(run_dir / "predictions_val.csv", recipe.classes)
     except PathoError:
@@ -271,9 +275,9 @@ def _as_before(run_dir: Path, val: pd.DataFrame, chosen: dict, recipe: Recipe) -
 
 
 def deciding(decision: Mapping | None, classes: Sequence[str]) -> float | rules.Shares:
-    """What `metrics.called` takes, from decision.json: the shares it locked, or the threshold between two classes.
+    """The shares of decision.json, or its threshold between two classes, as `rules.predicted` takes them.
 
-    0.5, which is not used where the largest probability decides, if there is neither: an alert decides nothing.
+    0.5, which is not used where the largest probability decides, if there is neither: an alert decides no class.
     """
     shares, threshold = ((decision or {}).get(name) for name in ("shares", "threshold"))
     return shares or (threshold if len(classes) == 2 and threshold is not None else 0.5)

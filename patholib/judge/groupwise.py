@@ -47,7 +47,7 @@ def by_subgroup(predictions: pd.DataFrame, classes: Sequence[str], positive: str
 
 
 def patient_of_each(predictions: pd.DataFrame, column: str) -> pd.Series:
-    """The patient of each image, (N,) text; one whose patient is unknown counts as its group. Errors: missing_column."""
+    """The patient of each image, (N,) text; where it is unknown, the group. Errors: missing_column."""
     resampled.need(predictions, [column, "group", "label"])
     known = predictions[column].astype(str)
     return known.where(known != "", predictions["group"].astype(str))
@@ -110,7 +110,7 @@ def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive:
 def _without_one(predictions, patients, classes, positive, column, threshold) -> dict:
     """How much one patient matters: its `share` of the recognition rate, and the range of the numbers without one.
 
-    `low` and `high` of the rate and of the headline metrics, each patient being left out once; not of too many patients.
+    `low` and `high` of the rate and of the headline metrics, each patient being left out once; not of many patients.
     """
     found = {"share": 1 / len(patients)}
     if not 2 < len(patients) <= ONE_BY_ONE:

@@ -1,8 +1,8 @@
-"""The test images judged once, with the locked decision; writes metrics.json."""
+"""The test images are predicted once, with the locked decision; their metrics go to metrics.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from patholib.base import files
-from patholib.judge import decisions, gains, groupwise, intervals, metrics, predicting, ranking, rules
+from patholib.judge import decisions, gains, groupwise, intervals, metric_table, metrics, predicting, ranking, rules
 from patholib.judge.decisions import Shown
 from patholib.model.recipes import Recipe
 
@@ -26,11 +26,12 @@ def read_judged(run_dir: Path) -> Judged:
     return Judged(found, decisions.calibrated(run_dir, "test"), decisions.recipe_of(run_dir))
 
 
+LEVELS = ("slide", "case", "lesion")  # by which images are grouped, where a data set knows it
 
 
 @dataclass(frozen=True, repr=False)
 class Judged:
-    """What `judge` wrote into the run folder; printed, and in a notebook, it is `table`."""
+    """The results that `judge` wrote into the run folder, and tables of them; printed, it is `table`."""
 
     metrics: dict  # of metrics.json
     test: pd.DataFrame  # predictions of the plain test views, calibrated
@@ -45,7 +46,7 @@ class Judged:
 
     @property
     def threshold(self) -> float | rules.Shares:
-        """How images are called: see `deciding`."""
+        """The threshold, or the shares, that decide: see `decisions.deciding`."""
         return decisions.deciding(self.metrics["decision"], self.recipe.classes)
 
     @property
@@ -60,21 +61,20 @@ class Judged:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The headline numbers side by side, each with its 95 % interval over groups."""
+        """The metrics of every set side by side, each with its 95 % interval over groups."""
         shown = {"validation": "val", "test": "test", "test, TTA": "test_tta", "colour baseline": "baseline",
                  "linear probe": "probe"}
         columns = {title: self.metrics[key]["metrics"] for title, key in shown.items() if key in self.metrics}
-        return pd.DataFrame({title: {name: metrics.readable(number) for name, number in numbers.items()}
-                             for title, numbers in columns.items()})
+        return self._readable(columns)
 
     @property
     def report(self) -> pd.DataFrame:
-        """Precision, sensitivity, F1 and support of every class on the test images."""
+        """Sensitivity (recall), precision, F1 and support of every class on the test images."""
         return metrics.classification_report(self.test, self.recipe.classes, self.recipe.positive, self.threshold)
 
     @property
     def subgroups(self) -> pd.DataFrame:
-        """The headline numbers in every subgroup of the test images, as text with their 95 % intervals.
+        """The headline metrics of every subgroup of the test images, as text with their 95 % intervals.
 
         `note` says which rows have too few groups, and why a number is undefined.
         """
@@ -87,46 +87,49 @@ class Judged:
 
     @property
     def shown_subgroups(self) -> Shown:
-        """`subgroups` with rows of too few groups in grey; below it stands why a number is missing."""
+        """`subgroups` for a notebook: rows with too few groups in grey, every reason once below the table."""
         rows, reasons = self.summary["subgroups"], {}
-        for part in (part for row in rows for part in row["note"].split("; ")):
-            name, colon, reason = part.partition(": ")
-            if colon and not name.startswith("only "):
-                reasons.setdefault(reason, {})[name.replace("_", " ")] = None
-        grey = [f"Grey: fewer than {intervals.FEWEST_GROUPS} groups, so the intervals are too narrow to judge by."]
-        below = [f"Undefined, or without interval ({', '.join(names)}): {reason}." for reason, names in reasons.items()]
-        return Shown(self.subgroups.drop(columns="note", errors="ignore"), tuple(row["few"] for row in rows),
-                     tuple(grey * any(row["few"] for row in rows) + below))
+        for row in rows:
+            for reason in row["note"].split("; "):
+                reasons.setdefault(reason, []).append(row["value"])
+        below = [f"{reason} ({', '.join(values)})" for reason, values in reasons.items()
+                 if reason and not reason.startswith("only ")]
+        grey = tuple(row["few"] for row in rows)
+        if any(grey):
+            below.insert(0, f"grey: fewer than {intervals.FEWEST_GROUPS} groups, whose intervals are too narrow")
+        table = self.subgroups.drop(columns="note", errors="ignore")
+        return Shown(table.rename(columns=metric_table.words), grey, tuple(below))
 
     @property
     def alert(self) -> pd.DataFrame:
-        """How `positive` is found at the locked threshold, with 95 % intervals; empty without a positive class."""
-        found = self.summary.get("alert", {})
+        """The metrics of `positive` against the rest at the locked threshold; empty without a positive class."""
+        found = self.summary.get("alert")
+        if found is None:
+            return pd.DataFrame()
         return pd.DataFrame({f"p_{found['positive']} >= {found['threshold']:.4g}": {
-            name: metrics.readable(found[name]) for name in metrics.ALERT}}) if found else pd.DataFrame()
+            metric_table.words(name): metrics.readable(found.get(name)) for name in metrics.ALERT}})
 
     @property
     def calibration(self) -> pd.DataFrame:
-        """Errors of calibration, Brier score and log loss before and after the temperature, for each set."""
+        """Calibration errors, Brier score and log loss before and after the temperature, for each set."""
         rows = {(name, when): {key: value for key, value in numbers.items() if key not in ("bins", "counts")}
                 for name, both in self.metrics["calibration"].items() for when, numbers in both.items()}
-        return pd.DataFrame(rows).T
+        return pd.DataFrame(rows).T.rename(columns=metric_table.words)
 
     @property
     def gains(self) -> pd.DataFrame:
-        """What averaged views change, and what the network has over its rivals: differences with 95 % intervals."""
-        return pd.DataFrame({what: {name: metrics.readable(number, sign="+") for name, number in gain.items()}
-                             for what, gain in gains.gains(self.metrics).items()})
+        """Differences with 95 % intervals: of averaged views to plain ones, and of the network to its rivals."""
+        return self._readable(gains.gains(self.metrics), sign="+")
 
     @property
     def patients(self) -> pd.DataFrame:
         """One row per patient (case, lesion or group) of the test images."""
-        return groupwise.by_patient(self.test, self.recipe.classes, self.recipe.positive, predicting.patient_column(self.test),
-                                  self.threshold)
+        return groupwise.by_patient(self.test, self.recipe.classes, self.recipe.positive,
+                                    predicting.patient_column(self.test), self.threshold)
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) the place of each true label in the classes."""
+        """(N,) the index of each true class."""
         return predicting.true_labels(self.test, self.recipe.classes)
 
     @property
@@ -134,8 +137,12 @@ class Judged:
         """(N, C) probabilities of the test images, calibrated."""
         return predicting.probs_of(self.test, self.recipe.classes)
 
-
-LEVELS = ("slide", "case", "lesion")  # what images may be gathered by, where a data set knows it
+    def _readable(self, columns: Mapping[str, Mapping], sign: str = "") -> pd.DataFrame:
+        """Metrics as text, a row for each metric and a column for each set of them."""
+        names = [name for name in metric_table.order(len(self.recipe.classes))
+                 if any(name in numbers for numbers in columns.values())]
+        return pd.DataFrame({title: {metric_table.words(name): metrics.readable(numbers.get(name), sign=sign)
+                                     for name in names} for title, numbers in columns.items()})
 
 
 def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, baseline: pd.DataFrame | None = None,
@@ -184,25 +191,26 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, baseline: pd.
 
 
 def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float]:
-    """The test rows of a rival, calibrated, and its threshold, by the same rule from its own validation rows.
+    """The test rows of a rival, calibrated, and its threshold: by the same rule, from its own validation rows.
 
-    Rivals have learnt with every class weighing the same: of more than two classes the largest probability decides.
+    Rivals have learnt with balanced class weights: of more than two classes the largest probability decides.
     """
     parts = {name: rival[rival["split"] == name].reset_index(drop=True) for name in ("val", "test")}
     target = decision["target"]
     own = decisions.choose(parts["val"], recipe.classes, recipe.positive, target.get("sensitivity", decisions.TARGET),
-                 target.get("cost_ratio"), recipe.seed)
-    return decisions.tempered(parts["test"], recipe.classes, own["temperature"]), decisions.deciding(own, recipe.classes)
+                           target.get("cost_ratio"), recipe.seed)
+    calibrated = decisions.tempered(parts["test"], recipe.classes, own["temperature"])
+    return calibrated, decisions.deciding(own, recipe.classes)
 
 
 def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequence[str]) -> dict:
-    """What metrics.json has of the test images alone: subgroups, patients, alert, abstention, decision curve."""
+    """The part of metrics.json for the test images alone: subgroups, patients, alert, abstention, decision curve."""
     classes, positive, threshold = recipe.classes, recipe.positive, decisions.deciding(decision, recipe.classes)
     apart = groupwise.by_subgroup(test, classes, positive, subgroups, threshold, seed=recipe.seed)
     found = {
         "subgroups": apart.astype(object).where(apart.notna(), None).to_dict("records"),
         "patients": groupwise.patient_summary(test, classes, positive, predicting.patient_column(test), threshold,
-                                            seed=recipe.seed),
+                                              seed=recipe.seed),
         "levels": {level: groupwise.patient_summary(test, classes, positive, level, threshold, seed=recipe.seed)
                    for level in LEVELS if level in test and level != predicting.patient_column(test)},
         "abstention": ranking.abstention(test, classes, positive, threshold),

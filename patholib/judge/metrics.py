@@ -89,8 +89,7 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
         "classes": list(counted.classes),
         "positive": positive,
         "threshold": float(threshold) if counted.by_threshold else None,
-        "decision": f"p_{positive} >= {threshold:g}" if counted.by_threshold else rules.RULES[
-            "even" if isinstance(threshold, Mapping) else "likeliest"],
+        "decision": rules.in_words(classes, positive, threshold),
         "level": intervals.LEVEL,
         "resamples": resamples,
         "seed": seed,

@@ -1,15 +1,15 @@
-"""Is a picture of the kind the model was trained on? Its colours and its sharpness, held against the training images.
+"""Novelty: whether the colours and the sharpness of an image are like those of the training images.
 
-`learn` measures the training images and sets the limit on the validation images; the numbers travel in the export's
-manifest, and `Familiar.warnings` speaks where a picture lies beyond the limit. It knows nothing of what a picture
-shows: a strange tissue in the usual stain passes. It catches what a model is given by mistake: a photo, another kind of
-image, a picture too dark, too noisy, without colour.
+`learn` measures the training images and sets the limit on the validation images. The numbers are part of the export,
+and `Familiar.warnings` warns of an image beyond the limit. They do not see what an image shows: an unknown tissue in
+the usual stain passes. They catch images that are given by mistake: a photo, another kind of image, one that is too
+dark, too noisy or without colour.
 
-Why these numbers: at one rate of false alarms, on dermoscopy, on tissue and on demo images, they catch more of what
-does not belong there than the 57 of `evaluation.colours`, in a fifth of the time; tests/test_novelty.py repeats that
-comparison. The logarithms make spreads nearly normal, without which a few busy training pictures hide all dark and
-flat ones. Features of the network itself were left out: those of one trained from scratch caught less, and they would
-need a second output of every engine and hundreds of numbers squared in every export.
+Why these features: at equal rates of false alarms, on dermoscopy, tissue and demo images, they catch more of such
+images than the 57 of `rivals.colours`, in a fifth of the time (tests/judge/test_novelty.py). The logarithms make
+spreads nearly normal; without them a few training images with strong contrast hide all dark and flat ones. Features of
+the network itself were left out: those of one trained from scratch caught less, and every export would need a second
+output and a large covariance matrix.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from patholib.base.errors import PathoError, shown
 if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
 
-KEPT = 0.99  # the share of the validation images that the limit lets pass
+KEPT = 0.99  # share of the validation images within the limit
 STEPS = (1, 2, 4, 8)  # pixels between the grey values whose difference is sharpness
-NOISE = 0.001  # of a feature's variance, by which nobody shall be surprised
-GREY = 2  # grey levels that the channels of a picture without colour may differ by, as JPEG lets them
+NOISE = 0.001  # added to each variance, as a share of it
+GREY = 2  # grey levels by which JPEG lets the channels of an image without colour differ
 NAMES = ("red", "green", "blue", "contrast in red", "contrast in green", "contrast in blue",
          "variety of red against green", "variety of green against blue", "variety of red against blue",
          "brightness of the centre against the border",
@@ -36,11 +36,11 @@ NAMES = ("red", "green", "blue", "contrast in red", "contrast in green", "contra
 
 
 def features(pixels: np.ndarray) -> np.ndarray:
-    """The len(NAMES) numbers of one picture (S, S, 3) uint8; about half a millisecond for 256 pixels.
+    """The features (F,) of one image (S, S, 3) uint8, in the order of NAMES; half a millisecond for 256 pixels.
 
-    Sums of whole numbers, so that no processor and no number of threads adds them up otherwise.
+    Computed from sums of whole numbers, so that every processor and number of threads gives the same bits.
     """
-    flat = np.ascontiguousarray(pixels[::2, ::2].reshape(-1, 3)).astype(np.int64)  # a quarter tells as much
+    flat = np.ascontiguousarray(pixels[::2, ::2].reshape(-1, 3)).astype(np.int64)  # a quarter of the pixels is enough
     count = len(flat)
     mean = flat.sum(axis=0) / count  # (3,)
     pairs = np.array([[int((flat[:, i] * flat[:, j]).sum()) for j in range(3)] for i in range(3)])
@@ -57,7 +57,7 @@ def features(pixels: np.ndarray) -> np.ndarray:
 
 
 def _sharpness(grey: np.ndarray) -> list[float]:
-    """The logarithm of the mean difference between grey values so many pixels apart; a blank picture has -3."""
+    """The logarithm of the mean difference of grey values at each of STEPS; -3 for a blank image."""
     found = []
     for step in STEPS:
         across, down = np.abs(grey[:, step:] - grey[:, :-step]), np.abs(grey[step:] - grey[:-step])
@@ -67,16 +67,16 @@ def _sharpness(grey: np.ndarray) -> list[float]:
 
 
 def colourless(pixels: np.ndarray) -> bool:
-    """Whether the three channels of a picture are the same everywhere, but for what JPEG adds."""
+    """Whether the three channels of an image (S, S, 3) uint8 are equal, apart from JPEG artefacts."""
     def flat(part: np.ndarray) -> bool:
         return int(np.ptp(part, axis=2).max()) <= GREY
 
-    return flat(pixels[::8, ::8]) and flat(pixels)  # the sample spares most pictures the full pass
+    return flat(pixels[::8, ::8]) and flat(pixels)  # for most images the sample is enough
 
 
 @dataclass(frozen=True)
 class Familiar:
-    """What the training images look like: mean, scale and inverse correlation of `features`, and a limit."""
+    """The distribution of `features` over the training images, and the limit of what is familiar."""
 
     mean: np.ndarray  # (F,)
     scale: np.ndarray  # (F,) > 0
@@ -87,11 +87,11 @@ class Familiar:
     validated: int  # images the limit was set on
 
     def distance(self, pixels: np.ndarray) -> float:
-        """Mahalanobis distance of a picture (S, S, 3) uint8 from the training images, in limits: strange above 1."""
+        """Mahalanobis distance of an image (S, S, 3) uint8 from the training images, as a multiple of the limit."""
         return self._distance(self._away(pixels))
 
     def warnings(self, pixels: np.ndarray) -> list[str]:
-        """What is strange about a picture, each as "code: text"; nothing for most."""
+        """The warnings for an image (S, S, 3) uint8, each as "code: text"; none for a familiar one."""
         found = []
         if self.colourless < 1 - KEPT and colourless(pixels):
             found.append("greyscale: has no colour, and the model was trained on colour pictures")
@@ -104,7 +104,7 @@ class Familiar:
         return found
 
     def to_json(self) -> dict:
-        """Plain values, from which `from_json` gives an equal one."""
+        """JSON values, which `from_json` reads back."""
         return {"features": list(NAMES), "mean": self.mean.tolist(), "scale": self.scale.tolist(),
                 "precision": self.precision.tolist(), "limit": self.limit, "kept": KEPT,
                 "colourless": self.colourless, "trained": self.trained, "validated": self.validated}
@@ -117,26 +117,26 @@ class Familiar:
 
 
 def learn(images: ImageSet) -> Familiar:
-    """Measures the train rows of a set with `split`; the limit is set on its val rows.
+    """Measures the train rows of a set with `split`, and sets the limit on its val rows.
 
-    With fewer than 100 validation images the limit is the farthest of them. Errors: no_split, unknown_split.
+    With fewer than 100 validation images the limit is the largest distance of them. Errors: no_split, unknown_split.
     """
     train, val = images.part("train"), images.part("val")
     found = _measured(train)  # (N, F)
     mean, scale = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)  # what never varies is not divided by 0
-    # Rounded first: the limit is to hold with the numbers that the export will have.
+    # Rounded first: the limit has to hold with the rounded numbers of the export.
     mean, scale, precision = map(_rounded, (mean, scale, inverse_correlation((found - mean) / scale)))
     limit = np.quantile(_distances((_measured(val) - mean) / scale, precision), KEPT, method="higher")
-    limit = float(_rounded(max(limit, 1e-6) * (1 + 1e-8)))  # up: the image that set it lies within
+    limit = float(_rounded(max(limit, 1e-6) * (1 + 1e-8)))  # rounded up: the image that sets it lies within
     grey = np.mean([colourless(train.pixels[row]) for row in train.table["row"]])
     return Familiar(mean, scale, precision, limit, float(_rounded(grey)), len(train), len(val))
 
 
 def inverse_correlation(away: np.ndarray) -> np.ndarray:
-    """(F, F) from scaled deviations (N, F) of the training images.
+    """The inverse correlation matrix (F, F) of scaled deviations (N, F) of the training images.
 
-    Shrunk (Ledoit & Wolf 2004), because there may be few images; and with a share of noise of its own for every
-    feature, because features that always go together would otherwise make the smallest difference enormous.
+    With shrinkage (Ledoit & Wolf 2004), because there may be few images, and with some noise in every feature, because
+    between perfectly correlated features the smallest difference would give an enormous distance.
     """
     from sklearn.covariance import LedoitWolf
 
@@ -146,7 +146,7 @@ def inverse_correlation(away: np.ndarray) -> np.ndarray:
 
 
 def from_json(values: dict) -> Familiar:
-    """What `Familiar.to_json` gave, checked. Errors: bad_novelty."""
+    """Reads and checks what `Familiar.to_json` gave. Errors: bad_novelty."""
     try:
         mean, scale, precision = (np.array(values[key], dtype=float) for key in ("mean", "scale", "precision"))
         facts = Familiar(mean, scale, precision, values["limit"], values["colourless"], values["trained"],
@@ -161,7 +161,7 @@ def from_json(values: dict) -> Familiar:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad(f"cannot be read ({shown(repr(error))})") from error
     if not sound:
-        raise _bad("holds numbers that cannot be")
+        raise _bad("holds impossible numbers")
     return facts
 
 
@@ -182,10 +182,10 @@ def _measured(images: ImageSet) -> np.ndarray:
 
 
 def _distances(away: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """(N,) from scaled deviations (N, F)."""
+    """Mahalanobis distances (N,) of scaled deviations (N, F)."""
     return np.sqrt(np.maximum(((away @ precision) * away).sum(axis=1), 0))
 
 
 def _rounded(values) -> np.ndarray:
-    """To nine digits, which make a manifest shorter and no distance another one."""
+    """Values with nine digits, enough for every distance and shorter in a manifest."""
     return np.vectorize(lambda value: float(f"{value:.9g}"), otypes=[float])(values)

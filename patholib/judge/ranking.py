@@ -1,4 +1,4 @@
-"""Curves over all thresholds: ROC, precision-recall, net benefit, abstention; and the choice of a threshold."""
+"""Curves over all thresholds (ROC, precision-recall, net benefit, abstention), and the choice of a threshold."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ POINTS = 50  # of a curve that is kept in metrics.json
 
 
 def threshold_for(labels: np.ndarray, scores: np.ndarray, sensitivity: float) -> float:
-    """The largest threshold under which at least that share of the positives is called positive (score >= threshold).
+    """The largest threshold with at least this sensitivity; predicted positive is what reaches it (score >= threshold).
 
-    labels (N,): True where positive. It is the score of a positive, so a rounding error below it would change nothing.
+    labels (N,): True where positive. It is the score of a positive image. Errors: one_class, bad_scores.
     """
     true, _, thresholds = _above(labels, scores)
     _need_positive(true, "threshold")
@@ -28,9 +28,10 @@ def threshold_for(labels: np.ndarray, scores: np.ndarray, sensitivity: float) ->
 
 
 def cheapest_threshold(labels: np.ndarray, scores: np.ndarray, cost_ratio: float) -> float:
-    """The score from which on calling positive costs least; of equally good ones the lowest, which misses fewer.
+    """The threshold of the lowest cost; of several the lowest one, which misses fewer positives.
 
-    labels (N,): True where positive. cost_ratio: what a missed positive costs, a false alarm costing 1.
+    labels (N,): True where positive. cost_ratio: the cost of a missed positive in false alarms. Errors: one_class,
+    bad_scores.
     """
     true, false, thresholds = _above(labels, scores)
     _need_positive(true, "threshold")
@@ -39,37 +40,36 @@ def cheapest_threshold(labels: np.ndarray, scores: np.ndarray, cost_ratio: float
 
 
 def decision_curve(predictions: pd.DataFrame, positive: str) -> dict:
-    """Net benefit of acting on the model at each threshold, and of acting on everybody (Vickers & Elkin 2006).
+    """The net benefit of treating by the model at each threshold, and of treating everybody (Vickers & Elkin 2006).
 
-    Benefit per image: true positives minus false positives, each weighed by the odds of the threshold. Acting on nobody
-    has benefit 0. Lists `threshold`, `model`, `everybody`, at most 50 long.
+    Benefit per image: true positives minus false positives weighted by the odds of the threshold. Treating nobody has
+    benefit 0. Lists `threshold`, `model`, `everybody`, 49 values each. Errors: missing_column.
     """
     resampled.need(predictions, ["label", f"p_{positive}"])
     at = np.linspace(0, 1, POINTS + 1)[1:-1]
     true, score = (predictions["label"] == positive).to_numpy(), predictions[f"p_{positive}"].to_numpy(dtype=float)
-    called = score >= at[:, None]  # (T, N)
+    predicted = score >= at[:, None]  # (T, N)
     odds = at / (1 - at)
-    benefit = (called & true).mean(axis=1) - odds * (called & ~true).mean(axis=1)
+    benefit = (predicted & true).mean(axis=1) - odds * (predicted & ~true).mean(axis=1)
     return {"threshold": at.round(4).tolist(), "model": benefit.round(6).tolist(),
             "everybody": (true.mean() - odds * (1 - true.mean())).round(6).tolist()}
 
 
 def abstention(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
                threshold: float | Shares = 0.5) -> dict:
-    """The share of wrong answers among those given, if the least sure images are left to a person.
+    """The share of wrong predictions (risk) if the least certain images are left to a person (Geifman & El-Yaniv 2017).
 
-    Sureness is the largest probability (`evened` by shares) or, where a threshold decides, the distance to it in log
-    odds (Geifman & El-Yaniv 2017). Lists `coverage` and `risk`, at most 50 long; `aurc`, the mean risk over all
-    coverages, beside `aurc_best`, that of leaving out the wrong ones first, and `aurc_random`, that of leaving out by
-    chance.
+    Certainty is the largest probability (prior-corrected where shares decide) or, where a threshold decides, the
+    distance to it in log odds. Lists `coverage` and `risk`, at most 50 long; `aurc`, the mean risk over all coverages,
+    beside `aurc_best`, that of leaving out the wrong ones first, and `aurc_random`, that of leaving out by chance.
     """
     counted = resampled.tally(predictions, classes, positive, threshold)
     probs = predictions[[f"p_{c}" for c in classes]].to_numpy(dtype=float)
-    sure = rules.prior_corrected(probs, counted.classes, threshold).max(axis=1)
+    certainty = rules.prior_corrected(probs, counted.classes, threshold).max(axis=1)
     if counted.by_threshold:
-        sure = np.abs(_log_odds(probs[:, counted.positive]) - _log_odds(threshold))
-    wrong = np.array(counted.classes, dtype=object)[counted.decisions] != predictions["label"].to_numpy()
-    _, runs = np.unique(-sure, return_inverse=True)  # surest first; equally sure ones share their errors
+        certainty = np.abs(_log_odds(probs[:, counted.positive]) - _log_odds(threshold))
+    wrong = np.array(counted.classes, dtype=object)[counted.predicted] != predictions["label"].to_numpy()
+    _, runs = np.unique(-certainty, return_inverse=True)  # most certain first; equal ones share their errors
     wrong, n = (np.bincount(runs, wrong) / np.bincount(runs))[np.sort(runs)], len(wrong)
     risk = np.cumsum(wrong) / np.arange(1, n + 1)
     errors = round(wrong.sum())
@@ -85,9 +85,10 @@ def _log_odds(p):
 
 
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(1 - specificity, sensitivity, thresholds) from the highest threshold, which nothing reaches, down.
+    """(1 - specificity, sensitivity, thresholds), thresholds falling, the first of them infinite.
 
-    labels (N,): True where positive. One point per distinct score, so ties are one straight step.
+    labels (N,): True where positive. One point per distinct score, so ties are one straight step. Errors: one_class,
+    bad_scores.
     """
     true, false, thresholds = _above(labels, scores)
     if true[-1] == 0 or false[-1] == 0:
@@ -98,9 +99,9 @@ def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(precision, sensitivity, thresholds) from the lowest threshold up; a last point (1, 0) has no threshold.
+    """(precision, sensitivity, thresholds), thresholds rising; a last point (1, 0) has no threshold.
 
-    labels (N,): True where positive.
+    labels (N,): True where positive. Errors: one_class, bad_scores.
     """
     true, false, thresholds = _above(labels, scores)
     _need_positive(true, "precision curve")
@@ -109,10 +110,10 @@ def pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """The chance that a positive scores above a negative, ties counting half; None with one class only.
+    """The area under the ROC curve; None if only one class occurs.
 
-    labels (N,): class indices. scores: of class 1 (N,), or probabilities (N, C); of more than two classes the mean of
-    one class against the rest, over the classes that occur.
+    labels (N,): class indices. scores: of class 1 (N,), or probabilities (N, C). Ties count half. Of more than two
+    classes the mean of each class against the rest, over the classes that occur.
     """
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
     of_class = dict(enumerate(scores.T if scores.ndim == 2 else np.stack([-scores, scores])))
@@ -124,17 +125,17 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
     return float(np.mean(aucs)) if len(np.unique(labels)) > 1 else None
 
 
-def balanced_accuracy(labels: np.ndarray, decisions: np.ndarray) -> float | None:
-    """The mean sensitivity of the classes that occur, from class indices (N,); None with one class only."""
-    labels, decisions = np.asarray(labels), np.asarray(decisions)
-    found = [(decisions[labels == k] == k).mean() for k in np.unique(labels)]
-    return float(np.mean(found)) if len(found) > 1 else None
+def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float | None:
+    """The mean sensitivity of the classes that occur, from class indices (N,); None if only one occurs."""
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    sensitivities = [(predicted[labels == k] == k).mean() for k in np.unique(labels)]
+    return float(np.mean(sensitivities)) if len(sensitivities) > 1 else None
 
 
 def operating_points(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(sensitivity, specificity, thresholds), thresholds rising, one per distinct score; labels (N,): True if positive.
 
-    Called positive is what reaches the threshold. Errors: one_class.
+    Predicted positive is what reaches the threshold. Errors: one_class, bad_scores.
     """
     alarm, sensitivity, thresholds = roc_curve(labels, scores)
     return sensitivity[:0:-1], 1 - alarm[:0:-1], thresholds[:0:-1]

@@ -34,7 +34,7 @@ class Tally:
     positive: int | None  # index of the positive class
     labels: np.ndarray  # (N,) index of the true class
     probs: np.ndarray  # (N, C)
-    decisions: np.ndarray  # (N,) index of the predicted class
+    predicted: np.ndarray  # (N,) index of the predicted class
     confusion: np.ndarray  # (C, C) images by true and predicted class
     groups: int  # G
     groups_of_class: np.ndarray  # (C,) groups that have an image of each class
@@ -47,7 +47,7 @@ def decide(predictions: pd.DataFrame, classes: Sequence[str], positive: str | No
            threshold: float | Shares = 0.5) -> np.ndarray:
     """The predicted class of each image, (N,) text; threshold and errors as of `rules.predicted` and `tally`."""
     counted = tally(predictions, classes, positive, threshold)
-    return np.array(counted.classes, dtype=object)[counted.decisions]
+    return np.array(counted.classes, dtype=object)[counted.predicted]
 
 
 def tally(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None,
@@ -60,15 +60,15 @@ def tally(predictions: pd.DataFrame, classes: Sequence[str], positive: str | Non
     labels, probs = _checked(predictions, classes, positive)
     k = classes.index(positive) if positive is not None else None
     by_threshold = rules.uses_threshold(classes, positive, threshold)
-    decisions = rules.predicted(probs, classes, positive, threshold)
+    predicted = rules.predicted(probs, classes, positive, threshold)
     groups, names = pd.factorize(predictions["group"].astype(str), sort=True)  # sorted: row order changes no draw
     n_classes = len(classes)
     confusion = np.zeros((len(names), n_classes**2))
-    np.add.at(confusion, (groups, labels * n_classes + decisions), 1)
+    np.add.at(confusion, (groups, labels * n_classes + predicted), 1)
     scores = [np.bincount(groups, m.formula(labels, probs)) for m in metric_table.of_kind("image")]
     ranked = [k if by_threshold else 1] if n_classes == 2 else range(n_classes)
     return Tally(
-        classes=classes, by_threshold=by_threshold, positive=k, labels=labels, probs=probs, decisions=decisions,
+        classes=classes, by_threshold=by_threshold, positive=k, labels=labels, probs=probs, predicted=predicted,
         confusion=confusion.sum(axis=0).astype(int).reshape(n_classes, n_classes), groups=len(names),
         groups_of_class=np.array([len(np.unique(groups[labels == c])) for c in range(n_classes)]),
         groups_of_rest=np.array([len(np.unique(groups[labels != c])) for c in range(n_classes)]),

@@ -1,4 +1,4 @@
-"""Baselines judged beside the network: the commonest class, colour statistics, and a linear probe."""
+"""Rivals of the network: the commonest class, colour statistics, and a linear probe."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
     from patholib.model.networks import Classifier
 
-def constant_baseline(images: ImageSet) -> pd.DataFrame:
-    """What never looking gives: every val and test image is called the commonest class of the train rows.
-
-    Its accuracy is the share of that class, its balanced accuracy 1 / C, its AUC 0.5. Errors: no_split.
-    """
-    if "split" not in images.table:
-        raise PathoError("no_split", "images", "are not split yet", "Call with_split with the table of the split")
-    train = images.table["split"] == "train"
-    commonest = np.bincount(images.labels[train], minlength=len(images.classes)).argmax()
-    others = images.table[~train]
-    return predicting.as_predictions(replace(images, table=others), np.eye(len(images.classes))[[commonest] * len(others)])
-
-
 PERCENTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 
 
-def colour_baseline(images: ImageSet) -> pd.DataFrame:
-    """What colour alone tells: predictions of a logistic regression on `colours`, for the val and the test rows.
+def constant_baseline(images: ImageSet) -> pd.DataFrame:
+    """Predictions that ignore the images: the commonest class of the train rows for every val and test image.
 
-    Fitted on the train rows of a set with `split`, each class weighing the same. A network that does not beat it has
-    learnt no shapes. A class without train rows gets probability 0.
+    Their accuracy is the share of that class, their balanced accuracy 1 / C, their AUC 0.5. Errors: no_split.
+    """
+    _refuse_unsplit(images)
+    train = images.table["split"] == "train"
+    commonest = np.bincount(images.labels[train], minlength=len(images.classes)).argmax()
+    others = images.table[~train]
+    probs = np.eye(len(images.classes))[[commonest] * len(others)]
+    return predicting.as_predictions(replace(images, table=others), probs)
+
+
+def colour_baseline(images: ImageSet) -> pd.DataFrame:
+    """Predictions from colour alone, for the val and test rows: a logistic regression on `colours`.
+
+    Fitted on the train rows of a set with `split`, with balanced class weights. A network that is not better has not
+    learnt shapes. A class without train rows gets probability 0. Errors: no_split, single_class.
     """
     _refuse_unsplit(images)
     features = np.stack([colours(images.pixels[row]) for row in images.table["row"]])  # (N, F)
@@ -47,22 +47,21 @@ def colour_baseline(images: ImageSet) -> pd.DataFrame:
 
 def probe(model: Classifier, images: ImageSet, splits: Sequence[pd.DataFrame] | None = None,
           device: str | torch.device | None = None) -> pd.DataFrame:
-    """What a network that learns nothing here tells: as `colour_baseline`, on the averages of its last maps.
+    """A linear probe: as `colour_baseline`, on the mean of each map of the network's last block.
 
-    Asked before the training, it is what the training has to add to: features of other images, or random ones.
-
-    splits: tables of `manifest.folds`, of one repeat; each image is then judged once, by a regression fitted on other
-    groups, and the table holds all images, fold by fold. That is only fair to a network that was not trained on any of
-    them, as a pretrained one. None: the split of the set, whose train rows the network may know.
-    device: where to compute; None leaves the model where it is.
+    Before the training it shows what the weights at the start are worth, and so what the training adds.
+    splits: tables of `splitting.folds`, of one repeat; each image is then predicted once, by a regression fitted on
+    other groups, and the table holds all images, fold by fold. That is only fair if the network was not trained on any
+    of them, as a pretrained one. None: the split of the set.
+    device: where to compute; None leaves the model where it is. Errors: no_split, single_class.
     """
     sets = [images] if splits is None else [images.with_split(table) for table in splits]
     for one in sets:
         _refuse_unsplit(one)
     features = predicting.pooled(model if device is None else model.to(device), images)  # (N, K)
     place = {path: i for i, path in enumerate(images.table["path"])}
-    found = [_linear(features[[place[path] for path in one.table["path"]]], one) for one in sets]
-    return found[0] if splits is None else pd.concat([part[part["split"] == "test"] for part in found],
+    parts = [_linear(features[[place[path] for path in one.table["path"]]], one) for one in sets]
+    return parts[0] if splits is None else pd.concat([part[part["split"] == "test"] for part in parts],
                                                      ignore_index=True)
 
 
@@ -91,11 +90,11 @@ def _linear(features: np.ndarray, images: ImageSet) -> pd.DataFrame:
 
 
 def colours(pixels: np.ndarray) -> np.ndarray:
-    """57 numbers of one image (S, S, 3) uint8 that know colour, but of place only the centre.
+    """57 colour statistics of one image (S, S, 3) uint8, which know nothing of shapes.
 
     Of red, green, blue, hue, saturation and value: mean, deviation, skewness, five percentiles, and centre minus
-    border; then the three correlations of the RGB channels. Hue is turned by half a circle, as both skin and stained
-    tissue lie around its seam at red.
+    border; then the three correlations of the RGB channels. Hue is rotated by half a circle, because the hues of skin
+    and of stained tissue lie around red, where its scale begins and ends.
     """
     import cv2
 

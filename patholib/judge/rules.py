@@ -38,6 +38,13 @@ def uses_threshold(classes: Sequence[str], positive: str | None, threshold: floa
     return positive is not None and len(classes) == 2 and not isinstance(threshold, Mapping)
 
 
+def in_words(classes: Sequence[str], positive: str | None, threshold: float | Shares) -> str:
+    """The rule of `predicted` for people."""
+    if uses_threshold(classes, positive, threshold):
+        return f"p_{positive} >= {threshold:g}"
+    return RULES["even" if isinstance(threshold, Mapping) else "likeliest"]
+
+
 def prior_corrected(probs: np.ndarray, classes: Sequence[str], threshold: float | Shares) -> np.ndarray:
     """The probabilities (N, C) if all classes were equally common: over their shares, scaled to sum 1.
 

@@ -551,7 +551,7 @@ def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images
     locked = decisions.lock(model, images, tmp_path)
     counts = images.part("train").table["label"].value_counts()
     assert locked.decision["shares"] == pytest.approx({name: counts[name] / counts.sum() for name in classes})
-    assert locked.table.table.loc["called", "locked"] == "largest probability over the share of the class"
+    assert locked.table.table.loc["predicted", "locked"] == "largest probability over the share of the class"
     judged = judging.judge(model, images, tmp_path, rivals.colour_baseline(images))
     shares = locked.decision["shares"]
     assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == shares
@@ -620,7 +620,7 @@ def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backb
     np.testing.assert_array_equal(kept["p_malignant"],
                                   decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"])
     assert list(kept["path"]) == list(decisions.calibrated(tmp_path, "test")["path"])
-    assert again.table.loc["auc", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
+    assert again.table.loc["AUC", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
     gains = again.metrics["gain_over"]
     assert gains["probe"] == metrics.paired(decisions.calibrated(tmp_path, "test"), kept, CLASSES, "malignant",
                                             (again.threshold, own["threshold"]), seed=RECIPE.seed)
@@ -641,9 +641,9 @@ def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
     before, after = (stored["calibration"]["val"][when] for when in ("before", "after"))
     assert after["log_loss"] <= before["log_loss"] and before["temperature"] == 1
     assert sum(row["n"] for row in after["bins"]) == stored["val"]["images"]
-    assert found.calibration.loc[("val", "after"), "log_loss"] == after["log_loss"]
+    assert found.calibration.loc[("val", "after"), "log loss"] == after["log_loss"]
     assert found.alert.iloc[0, 0] == metrics.readable(stored["test"]["alert"]["sensitivity"])
-    assert found.gains.loc["auc"].tolist() == [metrics.readable(gain["auc"], sign="+") for gain in (
+    assert found.gains.loc["AUC"].tolist() == [metrics.readable(gain["auc"], sign="+") for gain in (
         stored["tta_gain"], stored["gain_over"]["baseline"])]
     assert list(found.gains) == ["averaged views minus one view", "this model minus colour statistics"]
 
@@ -652,7 +652,7 @@ def test_what_a_notebook_shows_of_it_are_the_numbers_of_the_file(judged):
     _, images, found = judged
     assert found.auc == found.summary["metrics"]["auc"]["value"] == ranking.auc(found.labels, found.probs)
     assert list(found.table) == ["validation", "test", "test, TTA", "colour baseline"]
-    assert found.table.loc["auc", "test"] == metrics.readable(found.summary["metrics"]["auc"])
+    assert found.table.loc["AUC", "test"] == metrics.readable(found.summary["metrics"]["auc"])
     assert found.labels.tolist() == images.part("test").labels.tolist()
     assert found.probs.shape == (len(found.test), 2) and found.report.loc["malignant", "support"] == found.labels.sum()
     assert found.patients["images"].sum() <= len(found.test) and set(found.patients["patient"]) <= set(
@@ -674,8 +674,10 @@ def test_subgroups_are_text_with_intervals_that_says_what_is_too_small_or_undefi
     assert "groups" not in table.loc["north", "note"]
     page, grey = found.shown_subgroups._repr_html_(), ' style="color: #76828f"'
     assert page.count(grey) == 1 and "<td>islet</td>" in page.partition(grey)[2].partition("</tr>")[0]
+    assert "..." not in page  # notes are long, and none is cut off
     assert "note" not in found.shown_subgroups.table  # each reason stands once, below
-    assert page.count("only one class among the labels") == 1 and "Grey: fewer than 10 groups" in page
+    assert page.replace(grey, "").count("<td>") == found.subgroups.drop(columns="note").size
+    assert page.count("only one class among the labels") == 2  # of balanced accuracy and AUC, once each
 
 
 def test_without_subgroups_baseline_and_views_there_is_less_and_nothing_breaks(tmp_path):
