@@ -514,7 +514,7 @@ def refusal_step(command, env):
     transcript = Transcript(quiet=True)
     code = follow(command, transcript, cwd=ROOT, env=env)
     print(transcript.error() or "not refused")
-    refused = code != 0 and transcript.error().startswith("PathoError [unknown_parameter]")
+    refused = code != 0 and "[unknown_parameter]" in transcript.error()
     return {"passed": 1} if refused else {"failed": 1}
 
 

@@ -1,4 +1,4 @@
-"""The one error type: every refusal names its subject, the reason and the remedy."""
+"""Errors: every refusal names its subject, the reason and the remedy, and has a stable code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterable
 
 
 class PathoError(Exception):
-    """A refusal a person can act on.
+    """A refusal a person can act on; the code decides which of the six classes below it is.
 
     code: stable, lower case with underscores, for programs (`"label_conflict"`).
     subject: the file (relative path), the CSV row or column, or the parameter that is meant; escaped by `shown`.
     reason: what is wrong with it. remedy: what to do about it.
     """
+
+    def __new__(cls, code: str, *rest: str, **named: str) -> PathoError:
+        return super().__new__(CLASS_OF.get(code, cls) if cls is PathoError else cls)
 
     def __init__(self, code: str, subject: str, reason: str, remedy: str):
         self.code, self.subject, self.reason, self.remedy = code, shown(subject), reason, remedy
@@ -23,7 +26,64 @@ class PathoError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """Jupyter shows these lines instead of a traceback."""
-        return [f"PathoError {self}"]
+        return [f"{type(self).__name__} {self}"]
+
+
+class DataError(PathoError):
+    """Images, tables, labels, groups or splits cannot be used."""
+
+
+class ParameterError(PathoError):
+    """A parameter, a field of a recipe or an argument has a wrong name or value."""
+
+
+class TrainingError(PathoError):
+    """A training or a later step cannot be started, resumed or finished."""
+
+
+class ModelError(PathoError):
+    """Weights, a checkpoint or an exported model cannot be used."""
+
+
+class ResourceError(PathoError):
+    """Disk, memory, network, a lock or a port is not available."""
+
+
+class SetupError(PathoError):
+    """A package, a GPU or an engine is missing."""
+
+
+CODES: dict[type[PathoError], str] = {
+    DataError: """
+        bad_archive bad_images bad_json bad_label bad_manifest bad_order bad_probabilities blank broken_link
+        changed_file class_mismatch corrupt csv_format data_differ data_root download_changed download_damaged duplicate
+        empty empty_class folder_not_demo history_short io_error label_conflict label_mismatch link_outside_root
+        listed_twice missing_column missing_file multi_frame name_collision name_pattern no_estimates no_images no_masks
+        no_predictions no_split no_truth none_left not_a_picture not_an_image not_paired nothing_to_check one_class
+        other_images rows_without_files shape_mismatch single_class split_changed split_infeasible split_leakage
+        split_mismatch too_few too_many_bad too_many_bytes too_many_pixels too_small unknown_class unknown_column
+        unknown_extension unknown_group unknown_layout unknown_split unknown_value unreadable unsafe_archive
+        unsupported_format unsupported_mode always_right""",
+    ParameterError: """
+        bad_classes bad_counts bad_demo_setting bad_fractions bad_freeze bad_heat bad_notebook bad_novelty bad_parameter
+        bad_recipe bad_runs bad_scores bad_seed bad_temperature bad_threshold missing_run no_parameters output_in_data
+        parameters_cell undefined_metric unknown_arch unknown_block unknown_fault unknown_field unknown_method
+        unknown_notebook unknown_parameter unknown_recipe unknown_run unknown_source""",
+    TrainingError: """
+        bad_decision bad_run cluster_failed empty_history no_reference nonfinite_loss not_judged not_locked
+        nothing_to_resume nothing_trained number_changed other_sweep process_lost resume_changed short_of_best test_seen
+        time_is_up unfinished_run val_changed""",
+    ModelError: """
+        checkpoint_damaged checkpoint_refused checkpoint_version manifest_changed model_format model_output no_answer
+        nonfinite_weights not_plain not_safetensors onnx_damaged onnx_differs other_model pin_mismatch weights_damaged
+        weights_mismatch weights_missing weights_unreadable wrong_weights""",
+    ResourceError: """
+        decoder_stopped download_failed download_locked download_refused folder_exists folder_locked
+        licence_not_accepted loader_timeout no_space not_shared out_of_memory output_exists output_locked
+        output_unwritable port_taken run_locked unsafe_address""",
+    SetupError: "extra_missing missing_module no_cluster no_engine no_gpu not_installed not_started",
+}
+CLASS_OF = {code: kind for kind, codes in CODES.items() for code in codes.split()}
 
 
 def shown(text) -> str:

@@ -10,7 +10,7 @@ from patholib.base.errors import PathoError, nearest, shown
 def test_a_refusal_names_code_subject_reason_and_remedy():
     error = PathoError("empty", "a.png", "has no bytes", "Download the file again")
     assert str(error) == "[empty] a.png: has no bytes. Download the file again"
-    assert error._render_traceback_() == ["PathoError [empty] a.png: has no bytes. Download the file again"]
+    assert error._render_traceback_() == ["DataError [empty] a.png: has no bytes. Download the file again"]
 
 
 def test_a_subject_with_control_characters_is_shown_and_not_obeyed():
