@@ -39,8 +39,8 @@ def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Re
     folder, state, recipe = Path(folder), published.plain_state(model_state), recipes.without_folders(recipe)
     if decision is not None:
         threshold, temperature = decision["threshold"], decision["temperature"]
-    use = (f"Research on images of the kind it was trained on, one at a time: which of {', '.join(recipe.classes)} each "
-           "belongs to. Nothing it says may decide about a patient.")
+    use = (f"Research on images of the kind it was trained on, one at a time: which of {', '.join(recipe.classes)} "
+           "each belongs to. Nothing it says may decide about a patient.")
     facts = {
         "format": exportformat.FORMAT,
         **exportformat.of_recipe(recipe),

@@ -139,7 +139,8 @@ class Predictor:
         predicted = rules.predicted(probs, self.classes, self.positive, self.deciding)
         alerts = len(self.classes) > 2 and self.positive is not None and self.threshold is not None
         answers = []
-        for picture, row, k, known in zip(pixels, probs.tolist(), predicted, warnings or [()] * len(pixels), strict=True):
+        warnings = warnings or [()] * len(pixels)
+        for picture, row, k, known in zip(pixels, probs.tolist(), predicted, warnings, strict=True):
             named = dict(zip(self.classes, row, strict=True))
             alert = named[self.positive] >= self.threshold if alerts else None
             why = (*known, *self._unfamiliar(picture))

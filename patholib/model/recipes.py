@@ -278,11 +278,11 @@ def unfrozen(recipe: Recipe) -> Recipe:
 
 
 # What helps random weights on a few hundred or thousand real images, beyond `unfrozen`, by recipe (measured part by
-# part in benchmarks/RESULTS.md). Colour statistics join the network, because they need no pretraining, and colour jitter is
-# so small that they keep their meaning; every rotation and flip, because neither microscope nor dermatoscope has a
-# right way up; weights are averaged over the last steps. Tissue: the last epoch, because a dozen validation patients
-# would pick another by luck. Skin: no class balance in training, so that the probabilities are those of the images;
-# the decision is prior-corrected instead.
+# part in benchmarks/RESULTS.md). Colour statistics join the network, because they need no pretraining, and colour
+# jitter is so small that they keep their meaning; every rotation and flip, because neither microscope nor dermatoscope
+# has a right way up; weights are averaged over the last steps. Tissue: the last epoch, because a dozen validation
+# patients would pick another by luck. Skin: no class balance in training, so that the probabilities are those of the
+# images; the decision is prior-corrected instead.
 _SCRATCH_BASE = {
     "augmentation": Augmentation(rotation=180, shift=0.05, zoom=(0.85, 1.15), flip_horizontal=0.5, flip_vertical=0.5,
                                  brightness=0.04, contrast=0.04, saturation=0.04, hue=0.008),

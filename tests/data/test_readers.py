@@ -18,10 +18,15 @@ def reader(request):
 
 
 @pytest.fixture
-def begin(reader, tmp_path):
-    """The folder in which a small data set of the reader's layout begins."""
-    assert reader.name in LAYOUTS, f"tests/samples.py: LAYOUTS has no layout of {reader.name}"
-    return LAYOUTS[reader.name](tmp_path / "set")
+def layout(reader):
+    """What makes a small data set of the reader in a folder, and returns where it begins."""
+    assert reader.name in LAYOUTS, f"add a layout of {reader.name} to LAYOUTS in tests/samples.py"
+    return LAYOUTS[reader.name]
+
+
+@pytest.fixture
+def begin(layout, tmp_path):
+    return layout(tmp_path / "set")
 
 
 @pytest.fixture
@@ -66,8 +71,8 @@ def test_any_recipe_takes_any_data_set_by_its_path(reader, begin, project):
         assert readers.load(kind, begin, missing="skip").source == reader.name
 
 
-def test_a_data_set_is_found_in_the_folder_of_its_name(reader, project):
-    LAYOUTS[reader.name](project / "data" / reader.name)
+def test_a_data_set_is_found_in_the_folder_of_its_name(reader, layout, project):
+    layout(project / "data" / reader.name)
     found = readers.find(reader.name)
     assert not found.demo and found.path.is_relative_to(project / "data" / reader.name)
     assert readers.load(reader.name, missing="skip").source == reader.name

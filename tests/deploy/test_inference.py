@@ -16,7 +16,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.deploy import export, inference, onnx_export
 from patholib.judge import calibration, novelty, predicting, resampled
-from patholib.model import augment, building, folding
+from patholib.model import architectures, augment, building, folding
 
 onnx = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnxscript")),
                           reason="the extra onnx is not installed")
@@ -79,7 +79,7 @@ def test_the_notebooks_answer_is_this_answer_to_the_last_bit(tmp_path, tta, temp
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("onnx", marks=onnx)])
-@pytest.mark.parametrize("arch", ["resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize("arch", architectures.NETWORKS)
 def test_an_answer_depends_on_no_other_picture_in_the_batch(tmp_path, engine, arch):
     recipe = replace(TINY, arch=arch)
     export.save_model(tmp_path, trained(recipe).state_dict(), recipe, temperature=1.3)

@@ -152,7 +152,8 @@ def _check_classes(root: Path, images: list[str]) -> None:
                 for name in sorted(seen - set(CLASSES))]
     for name in CLASSES:
         if name not in seen:
-            there = any(name in folder.relative_to(root).as_posix().lower().split("/") for folder in folders_below(root))
+            below = (folder.relative_to(root).as_posix().lower() for folder in folders_below(root))
+            there = any(name in path.split("/") for path in below)
             problems.append(("empty_class", name, "holds no image") if there
                             else ("single_class", name, f"has no folder in {root}, and both classes are needed"))
     stop_on(problems, "Restore the folders benign and malignant as they were unpacked")
