@@ -206,7 +206,7 @@ class Transcript:
         """One line for a refusal of the library, the notebook's traceback for anything else."""
         text = "\n".join(self.tail)
         where, _, what = text.partition("Exception encountered at ")[2].partition("\n")
-        if what.startswith("PathoError"):
+        if re.match(r"\w+Error \[\w+\] ", what):
             return what.strip()
         return f"Stopped at {where}\n{what.strip()}" if what else text
 

@@ -26,4 +26,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_PER_TASK / processes))}
 
 srun --kill-on-bad-exit=1 \
     torchrun --nnodes "$nodes" --nproc_per_node "$processes" --rdzv_id "$SLURM_JOB_ID" \
-    --rdzv_backend c10d --rdzv_endpoint "$endpoint" -m patholib train --run "$run"
+    --rdzv_backend c10d --rdzv_endpoint "$endpoint" -m patholib train "$run"

@@ -27,11 +27,10 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     from patholib import options
 
     parser.add_argument("preset", nargs="?", metavar="RECIPE", default="breakhis",
-                        help="breakhis (default), isic2019, or quickstart for a small network on demo images")
+                        help="breakhis (default), isic2019, quickstart for a small network on demo images, or a file "
+                        'of parameters, RUN.json: {"recipe": "isic2019", "epochs": 35}')
     parser.add_argument("-p", dest="words", nargs=2, metavar=("NAME", "VALUE"), action="append", default=[],
                         help="set a parameter, see below: -p data my.csv -p epochs 35")
-    parser.add_argument("--run", dest="file", metavar="RUN.json", help="a file of parameters, {\"recipe\": "
-                        "\"isic2019\", \"epochs\": 35}; -p overrides it")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n".join([inspect.cleandoc(parser.epilog or ""), "", "parameters:", *options.lines()])
 
@@ -42,7 +41,9 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
 
         team = myself()
         try:
-            chosen = options.Options.read(given.preset, given.file, dict(given.words))
+            named = given.preset.endswith(".json")
+            chosen = options.Options.read("breakhis" if named else given.preset,
+                                          given.preset if named else None, dict(given.words))
             with joined(devices.choose_device(chosen.device).type == "cuda") as team:
                 study = Study(options=chosen, team=team)
                 study.train()

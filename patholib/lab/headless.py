@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from patholib.base import files, locks, places
-from patholib.base.errors import PathoError
+from patholib.base.errors import CODES, PathoError
 
 OUTCOME, LOG, LOCK = places.OUTCOME, "log.txt", "sweep.lock"
 RUNNING = ("run.lock", "training.lock")  # one of them is held while anything trains in a run folder
+REFUSALS = {PathoError.__name__, *(kind.__name__ for kind in CODES)}  # their text alone says what is wrong
 GRACE = 30.0  # seconds for a training to finish its step and save
 PATIENCE = 180.0  # seconds to wait for a predecessor, which has its grace to save and leave
 
@@ -162,7 +163,7 @@ def _run(job: Job) -> dict:
                                        kernel_name="python3", cwd=job.cwd, progress_bar=False, stdout_file=log,
                                        stderr_file=log)
     except PapermillExecutionError as error:  # its text is a page
-        name = "" if error.ename == "PathoError" else f"{error.ename}: "
+        name = "" if error.ename in REFUSALS else f"{error.ename}: "
         return failed(name + (error.evalue.strip().splitlines() or [""])[0])
     except Exception as error:  # a kernel that died, a notebook that cannot be read: the log has all of it
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -413,7 +413,7 @@ def test_more_processes_than_gpus_or_images_are_refused(monkeypatch):
 
 def test_a_misspelt_parameter_ends_the_command_with_one_line(tmp_path, capsys):
     files.write_json(tmp_path / "RUN.json", {"recipe": "breakhis", "learning_rate": 1e-3, "gpus": 3})
-    assert cli.main(["train", "--run", str(tmp_path / "RUN.json")]) == 2
+    assert cli.main(["train", str(tmp_path / "RUN.json")]) == 2
     said = capsys.readouterr().err
     assert "did you mean 'lr'?" in said and "did you mean 'processes'?" in said and said.count("\n") == 1
     assert training.main([]) == 2 and "FOLDER" in capsys.readouterr().err
@@ -533,7 +533,7 @@ def started(folder, parameters, launchers=1, each=2):
 def torchrun(nodes, each, name, endpoint, run, program=("-m", "patholib", "train")):
     """The command of deploy/slurm.sh."""
     return ["torchrun", "--nnodes", str(nodes), "--nproc_per_node", str(each), "--rdzv_id", name,
-            "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, *program, "--run", str(run)]
+            "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, *program, str(run)]
 
 
 def test_the_slurm_script_is_sound_and_starts_what_is_tested_here():
