@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
-    pass
-    pass
-    pass
-    pass
+    from patholib.data.leakage import audit as audit
+    from patholib.data.readers import load as load
+    from patholib.deploy.inference import Predictor as Predictor
+    from patholib.options import Options as Options
+    from patholib.study import Study as Study
 
 __all__ = ["Options", "Predictor", "Study", "audit", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 HOMES = {"Options": "patholib.options", "Predictor": "patholib.deploy.inference", "Study": "patholib.study",
          "audit": "patholib.data.leakage", "load": "patholib.data.readers"}

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from patholib.base import cpu
+from patholib.base import cpu, files
 from patholib.base.errors import PathoError, nearest
 from patholib.data import decoding
 from patholib.deploy import loading, onnx_export
-from patholib.judge import calibration, decisions, gradcam, novelty, predicting, rules
+from patholib.judge import calibration, decisions, gradcam, novelty, predicting, rules, trust
 from patholib.model import augment, folding, networks, recipes
 
 ENGINES = ("auto", "onnx", "torch")
@@ -46,14 +46,32 @@ class Answer:
     alert: bool | None  # more than two classes: is the positive one at its threshold? None: there is no such threshold
     warnings: tuple[str, ...]  # why to distrust this answer, each "code: text"
     tta: bool  # averaged over several views
+    notice: str = ""  # what stands on the model: research use, demo images
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """`probs`: the calibrated probability of every class."""
+        return self.probs
 
     def to_json(self) -> dict:
         """Plain values, fields in order."""
         return dataclasses.asdict(self) | {"warnings": list(self.warnings)}
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """Grad-CAM of one picture for the predicted class."""
+
+    predicted: str
+    map: np.ndarray  # (H, W) float in [0, 1], divided by its largest value; all 0 where nothing speaks for the class
+    overlay: np.ndarray  # (H, W, 3) uint8, the picture as the model saw it, with the map on top
+    verdict: str  # of the checks of the run's heatmaps; "not checked" where there is none
+
+
 class Predictor:
     """An exported model, ready to look at pictures, from several threads at once.
+
+    `Predictor(folder)("picture.png")` is the answer for one file, `explain("picture.png")` its heatmap.
 
     path: the folder of an export or of a finished run, or one of its two files. engine: "onnx", "torch", or "auto" for
     the first that is there. threads: of the processor, None for one a core; with PyTorch they are those of the whole
@@ -73,6 +91,7 @@ class Predictor:
                                             self.classes)  # what `metrics.called` takes
         self.sha256, self.demo = self.manifest["weights"]["sha256"], self.manifest["demo"]
         self.familiar = self.manifest["novelty"] and novelty.from_json(self.manifest["novelty"])
+        self.folder = Path(path) if Path(path).is_dir() else Path(path).parent
         graph = onnx_export.onnx_file(path, self.manifest)
         installed = util.find_spec("onnxruntime") is not None
         if engine == "onnx" and not (graph and installed):
@@ -81,6 +100,25 @@ class Predictor:
                 'Call export.to_onnx(folder), or engine="torch"' if installed else 'pip install "patholib[onnx]"')
         self.engine = "onnx" if graph and installed and engine != "torch" else "torch"
         self._logits = _onnx(graph, threads) if self.engine == "onnx" else _torch(self.model, threads)
+
+    def __call__(self, source, *, tta: bool = False) -> Answer:
+        """The answer for one file, bytes or an open file. Errors: as `decoding.read`."""
+        seen = self.look(source)
+        return dataclasses.replace(self.answer(seen.pixels, tta, seen.warnings), notice=self.manifest["notice"])
+
+    def explain(self, source) -> Explanation:
+        """The heatmap of one file, bytes or an open file, with the verdict of the run's checks of heatmaps."""
+        from patholib.report.figures import heatmaps  # with it comes matplotlib, which the server does without
+
+        seen = self.look(source)
+        predicted, pixels = self.answer(seen.pixels).decision, seen.pixels[None]
+        heat = self.heat(pixels, [self.classes.index(predicted)])
+        maps = gradcam.normalise(gradcam.upsample(heat.maps, self.recipe.image_size)).numpy()
+        view = augment.plain_views(pixels, self.recipe.image_size)[0].permute(1, 2, 0)  # (H, W, 3)
+        picture = view.mul(255).round().to(torch.uint8).numpy()
+        checks = self.folder / trust.FILE
+        verdict = files.read_json(checks)["verdict"] if checks.exists() else "not checked"
+        return Explanation(predicted, maps[0], heatmaps.overlay(picture, maps[0]), verdict)
 
     def logits(self, views: torch.Tensor) -> np.ndarray:
         """Views (N, 3, size, size) in [0, 1] to logits (N, C) float32, each computed alone. Errors: model_output."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tiny import TINY, image_set
 
+import patholib
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.deploy import export, inference, onnx_export
@@ -272,3 +273,16 @@ def test_logits_that_are_not_finite_are_refused(exported):
     predictor._logits = lambda views: np.full((len(views), 2), np.nan, np.float32)
     with pytest.raises(PathoError, match="model_output"):
         predictor.probabilities(image_set(train=0, val=1).pictures)
+
+
+def test_one_call_answers_for_one_file_and_another_explains_it(exported, tmp_path):
+    folder, _ = exported
+    predictor, path = patholib.Predictor(folder), tmp_path / "one.png"
+    path.write_bytes(encoded(picture()))
+    answer, look = predictor(path), predictor.look(path)
+    assert answer.probabilities == predictor.answer(look.pixels).probs and answer.notice == predictor.manifest["notice"]
+    why = predictor.explain(path)
+    size = TINY.image_size
+    assert why.predicted == answer.decision and why.map.shape == (size, size) and why.overlay.shape == (size, size, 3)
+    assert 0 <= why.map.min() and why.map.max() <= 1 and why.overlay.dtype == np.uint8
+    assert why.verdict == "not checked"  # an export has no checks of its heatmaps beside it

@@ -153,7 +153,7 @@ def test_where_patholib_is_there_the_first_cell_does_nothing(monkeypatch, capsys
 
 @pytest.mark.parametrize("place", ["x.y", "slug/x.y", "datasets/owner/slug/x.y", "datasets/owner/slug/deeper/x.y"])
 def test_a_wheel_is_found_wherever_a_data_set_can_sit(make, commands, monkeypatch, tmp_path, place):
-    wheel = (tmp_path / "input" / place).parent / "patholib-0.1.0-py3-none-any.whl"
+    wheel = (tmp_path / "input" / place).parent / "patholib-0.2.0-py3-none-any.whl"
     files.write_bytes(wheel, b"")
     monkeypatch.setenv("PATHOLIB_MOUNTS", os.pathsep.join([str(tmp_path / "none"), str(tmp_path / "input")]))
     for address in (None, ADDRESS):  # what is attached comes before what has to be fetched
@@ -201,8 +201,8 @@ def test_the_newest_wheel_is_installed_and_no_other_package_touched(there):
     before = {path.name for path in site.iterdir()}
     done = there.call(cell)
     assert done.returncode == 0, done.stderr
-    assert f"{site}/patholib/__init__.py 0.1.0" in done.stdout and "Kaggle: patholib 0.1.0" in done.stdout
-    assert {path.name for path in site.iterdir()} - before == {"patholib", "patholib-0.1.0.dist-info"}
+    assert f"{site}/patholib/__init__.py 0.2.0" in done.stdout and "Kaggle: patholib 0.2.0" in done.stdout
+    assert {path.name for path in site.iterdir()} - before == {"patholib", "patholib-0.2.0.dist-info"}
     assert all((site / name).is_symlink() for name in ("torch", "numpy"))
 
 
