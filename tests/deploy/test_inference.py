@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from samples import encoded, picture
 from tiny import TINY, image_set
 
 import patholib
