@@ -1,4 +1,4 @@
-"""The device and the arithmetic to train with, chosen by test."""
+"""The device and the precision to train with, chosen by trying them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,27 +20,26 @@ from patholib.base.progress import say
 from patholib.base.team import Team
 from patholib.model.networks import Classifier, autocast
 
-WORTH = 1.2  # how much faster bf16 has to be on a CPU to be taken
-# Where a GPU is chosen that today's torch has kernels for.
+WORTH = 1.2  # how much faster bf16 has to be on a CPU to be used
+# Where to choose a GPU that today's torch has kernels for.
 GPU_SETTING = {"Kaggle": "Settings > Accelerator > GPU T4 x2", "Colab": "Runtime > Change runtime type > T4 GPU"}
 
 
 def own_device(name: str, team: Team) -> torch.device:
-    """The device of this process: of several on GPUs, each has its own."""
+    """The device of this process; each of several processes has a GPU of its own."""
     device = choose_device(name)
     return torch.device("cuda", team.local) if device.type == "cuda" and team.count > 1 else device
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """"auto": a GPU that this torch has kernels for, otherwise the CPU; never without a word where that costs hours.
+    """"auto": a GPU that this torch has kernels for, otherwise the CPU, with a message where a GPU could be used.
 
-    A GPU that cannot be used is told, and refused where its hours are counted (Kaggle, Colab). Errors: no_gpu,
-    bad_parameter.
+    A GPU without kernels is an error on Kaggle and Colab, where its hours are counted. Errors: no_gpu, bad_parameter.
     """
     usable = torch.cuda.is_available() and _has_kernels()
     if name == "auto":
         if not usable:
-            _tell_why_no_gpu()
+            _say_why_no_gpu()
         return torch.device("cuda" if usable else "cpu")
     known = re.fullmatch(r"cpu|cuda(?::(\d+))?", str(name))
     if known is None:
@@ -53,8 +53,8 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(known[0])
 
 
-def _tell_why_no_gpu() -> None:
-    """Says what is in the way of training on a GPU, and what to choose instead."""
+def _say_why_no_gpu() -> None:
+    """Says why no GPU is used and where to choose one. Errors: no_gpu on Kaggle and Colab, for one without kernels."""
     host = places.host()
     choose = f"On {host}, choose {GPU_SETTING[host]}" if host else "Install a torch that is built for it"
     if torch.cuda.is_available():
@@ -62,12 +62,12 @@ def _tell_why_no_gpu() -> None:
         reason = (f"the {torch.cuda.get_device_name()} of this machine cannot be used: this torch has kernels for "
                   f"{', '.join(torch.cuda.get_arch_list())}, not for sm_{major}{minor}")
         if host:
-            raise PathoError("no_gpu", "device", f"is 'auto', but {reason}; on the processor training takes hours",
-                             f'{choose}, or train on the processor all the same with device="cpu"')
-        say(f"NO GPU IS USED: {reason}. {choose}; training on the processor takes hours")
+            raise PathoError("no_gpu", "device", f"is 'auto', but {reason}; on the CPU training takes hours",
+                             f'{choose}, or train on the CPU with device="cpu"')
+        say(f"NO GPU IS USED: {reason}. {choose}; training on the CPU takes hours")
     elif host:
-        say(f"NO GPU IS USED, because {host} has given this session none. {choose}; on the processor training on "
-            "anything but demo images takes hours")
+        say(f"NO GPU IS USED: this {host} session has none. {choose}; training on the CPU takes hours, except on demo "
+            "images")
 
 
 def _has_kernels() -> bool:
@@ -77,10 +77,10 @@ def _has_kernels() -> bool:
 
 
 def choose_precision(wanted: str, device: torch.device, model: Classifier, batch_size: int) -> tuple[str, str]:
-    """The arithmetic of the forward pass and why.
+    """The precision of the forward pass and why.
 
-    "auto" on a GPU: bf16 where it is computed and not emulated, else fp16 with scaling. On a CPU: bf16 where the
-    processor computes it and one batch shows that this network gains from it, else fp32.
+    "auto" on a GPU: bf16 where it is not emulated, else fp16 with scaling. On a CPU: bf16 where the CPU computes it and
+    a trial with one batch is at least WORTH times as fast, else fp32.
     """
     if wanted != "auto":
         return wanted, "as the recipe says"
@@ -89,16 +89,16 @@ def choose_precision(wanted: str, device: torch.device, model: Classifier, batch
             return "bf16", "this GPU computes bf16 natively"
         return "fp16", "this GPU only emulates bf16"
     if not cpu_computes_bf16():
-        return "fp32", "this processor does not compute bf16"
+        return "fp32", "this CPU does not compute bf16"
     seconds = step_seconds(model, ("fp32", "bf16"), device, min(8, batch_size))
     gain = seconds["fp32"] / seconds["bf16"]
     return "bf16" if gain >= WORTH else "fp32", f"a step in bf16 is {gain:.1f} times as fast as in fp32"
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself (AVX512-BF16, AMX); emulated it is 12 times slower than fp32."""
+    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX); emulated it is 12 times slower than fp32."""
     info = Path("/proc/cpuinfo")
-    if not info.exists():  # another system than Linux, which says it otherwise
+    if not info.exists():  # not Linux
         return False
     return bool({"avx512_bf16", "amx_bf16"} & set(info.read_text(encoding="utf-8", errors="replace").split()))
 
@@ -107,12 +107,12 @@ def step_seconds(model: Classifier, precisions: Sequence[str], device: torch.dev
                  rounds: int = 2) -> dict[str, float]:
     """The shortest time of a forward and backward pass of a copy of the model on noise, after one to warm up.
 
-    The precisions take turns, so that whatever else the machine does meets all of them.
+    The precisions take turns, so that other work on the machine slows all of them.
     """
     trial = copy.deepcopy(model).train()
     images = torch.rand(batch_size, 3, model.image_size, model.image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    found = dict.fromkeys(precisions, math.inf)
+    shortest = dict.fromkeys(precisions, math.inf)
     for turn in range(rounds + 1):
         for name in precisions:
             started = time.perf_counter()
@@ -121,29 +121,30 @@ def step_seconds(model: Classifier, precisions: Sequence[str], device: torch.dev
             logits.float().square().mean().backward()
             trial.zero_grad(set_to_none=True)
             if turn:
-                found[name] = min(found[name], time.perf_counter() - started)
-    return found
+                shortest[name] = min(shortest[name], time.perf_counter() - started)
+    return shortest
 
 
 @contextlib.contextmanager
 def backend(fast: bool):
-    """cudnn autotuning and TF32 products where speed is asked for, deterministic kernels otherwise; put back after."""
+    """fast: cuDNN autotuning and TF32; otherwise deterministic kernels. The switches are restored afterwards."""
+    deterministic: Any = torch.utils.deterministic
     before = (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(),
               torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-              torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.allow_tf32)
+              deterministic.fill_uninitialized_memory, torch.backends.cudnn.allow_tf32)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it
     torch.backends.cudnn.benchmark = fast
     torch.set_float32_matmul_precision("high" if fast else "highest")
     torch.backends.cudnn.allow_tf32 = fast  # of convolutions, which torch lets use it unasked
     torch.use_deterministic_algorithms(not fast, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass per tensor
+    deterministic.fill_uninitialized_memory = False  # it costs a pass per tensor
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before[0]
         torch.set_float32_matmul_precision(before[1])
         torch.use_deterministic_algorithms(before[2], warn_only=before[3])
-        torch.utils.deterministic.fill_uninitialized_memory = before[4]
+        deterministic.fill_uninitialized_memory = before[4]
         torch.backends.cudnn.allow_tf32 = before[5]
 
 

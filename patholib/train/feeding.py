@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Feed:
 
     def __init__(self, images: ImageSet, recipe: Recipe, device: torch.device, workers: int, team: Team):
         self.images, self.recipe, self.device, self.workers, self.team = images, recipe, device, workers, team
-        self.side = None
+        self.side: Any = None
         if device.type == "cuda":
             # Where the views are made: small kernels that must not queue behind a step, or the next one would wait.
             self.side = torch.cuda.Stream(device, priority=-1)
@@ -68,9 +69,10 @@ class Feed:
         size = self.recipe.image_size
         if not len(rows):  # a share may be empty
             return torch.empty(0, 3, size, size, device=self.device)
+        images: Any = pixels
         if self.device.type != "cpu":
-            pixels = torch.from_numpy(pixels).pin_memory().to(self.device, non_blocking=True)
-        return augment.training_views(pixels, size, self.recipe.augmentation, self.recipe.seed, epoch, positions, rows)
+            images = torch.from_numpy(pixels).pin_memory().to(self.device, non_blocking=True)
+        return augment.training_views(images, size, self.recipe.augmentation, self.recipe.seed, epoch, positions, rows)
 
     def views(self, batch: Batch) -> torch.Tensor:
         """The batch's views (n, 3, H, W) on the device, once they are made."""
@@ -84,7 +86,7 @@ class Feed:
 
     def emptied(self, batch: Batch) -> Batch:
         """This process's share of the batch without any image."""
-        none = self.views(batch)[:0]
+        none: Any = self.views(batch)[:0]
         if self.device.type == "cuda":
             none = none, torch.cuda.current_stream(self.device).record_event()
         return replace(batch, images=none, labels=batch.labels[:0], every_label=batch.whole)

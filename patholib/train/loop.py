@@ -98,9 +98,9 @@ def validate(state: State, saving: Saving) -> dict[str, float]:
     """Loss and metrics on the validation images without augmentation; an undefined metric is None."""
     def between_batches() -> None:
         if state.team.count > 1:  # here are no gradients that a request to stop could travel with
-            told = torch.tensor(state.stop.requests(), device=state.device)
-            state.team.add_up([told])
-            state.stop.agreed = told.tolist()
+            requests = torch.tensor(state.stop.requests(), device=state.device)
+            state.team.add_up([requests])
+            state.stop.agreed = requests.tolist()
         leave_if_requested(state, saving)
 
     logits = predicting.logits(state.averaged, state.val, state.recipe, state.device, state.precision,

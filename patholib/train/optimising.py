@@ -84,10 +84,10 @@ def _add_up(state: State, sums: list[torch.Tensor], lacks_memory: bool) -> bool:
     if state.team.count == 1:
         return lacks_memory
     total, _, right = sums
-    told = torch.tensor([float(lacks_memory), *state.stop.requests()], device=state.device)
+    flags = torch.tensor([float(lacks_memory), *state.stop.requests()], device=state.device)
     of_weights = [p.grad for p in state.model.parameters() if p.grad is not None]
-    state.team.add_up([*of_weights, total, right, told])
-    lacking, *state.stop.agreed = told.tolist()
+    state.team.add_up([*of_weights, total, right, flags])
+    lacking, *state.stop.agreed = flags.tolist()
     return lacking > 0
 
 

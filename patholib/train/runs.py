@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -292,13 +291,14 @@ def _new(recipe: Recipe, checked: Checked, split, output: Path, mark: str, name:
 
 def _made(output: Path, stem: str) -> Path:
     """A new folder of this name, or with -2, -3, ... after it; two processes never get the same one."""
-    for number in itertools.count(1):
-        folder = output / (stem if number == 1 else f"{stem}-{number}")
+    folder, number = output / stem, 1
+    while True:  # mkdir decides who has the name
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
+            number += 1
+            folder = output / f"{stem}-{number}"
         except OSError as error:
             raise _unwritable(folder, error) from error
 

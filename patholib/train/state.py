@@ -31,7 +31,7 @@ class Progress:
     step: int  # steps done in the epoch after them
     sums: dict[str, float]  # of the epoch in progress: loss, weight, right, images, seconds
     history: list[dict]  # one row per completed epoch
-    reason: str = ""  # why training ended: "all epochs", "no improvement"; empty while it goes on
+    reason: str = ""  # why training ended: "all epochs", "no improvement"; empty before that
     parts: int = 1  # a batch is computed in so many parts, because GPU memory does not suffice for all of it
     rollbacks: int = 0  # each one has halved the learning rate
     saving: float = 0.0  # seconds spent on checkpoints
@@ -50,7 +50,7 @@ class State:
         self.run, self.recipe, self.device, self.team, self.stop = run, recipe, device, team, stop or Stop(None)
         self.feed, self.val = feeding.Feed(images.part("train"), recipe, device, workers, team), images.part("val")
         feeding.check(self.feed, self.val)
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         # What is validated and kept: the mean of the weights over the last steps, or the weights themselves.
         self.averaged = copy.deepcopy(self.model) if recipe.ema else self.model
         share_batchnorm(model, team)

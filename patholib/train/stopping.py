@@ -20,7 +20,7 @@ class Stop:
         self.deadline = schedules.deadline(max_hours, time.monotonic())
         self.signal: int | None = None
         self.agreed: list[float] | None = None  # the sums of all processes' requests
-        self.previous = {}
+        self.previous: dict = {}  # handlers by signal
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
