@@ -100,7 +100,8 @@ def test_any_tests_record_their_rows_and_drop_only_what_they_would_have_given(tm
     for path, text in {"tests/conftest.py": copied, "tests/test_one.py": RECORDED,
                        "tests/test_two.py": OTHER.format(passes=passes), page: HEAD + "\n".join(BEFORE)}.items():
         files.write_text(tmp_path / path, text)
-    environment = {"PATHOLIB_RECORD": "1", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {"PATHOLIB_RECORD": "1", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                   "PYTEST_ADDOPTS": ""}
     done = subprocess.run([sys.executable, "-m", "pytest", "-p", "xdist", *arguments], cwd=tmp_path, text=True,
                           capture_output=True, env=os.environ | environment)
     assert done.returncode == (0 if passes else 1), done.stdout + done.stderr
