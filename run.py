@@ -48,22 +48,37 @@ LOWEST_EXTRAS = "notebooks,onnx,serve,test"  # what a user runs, and what tests 
 NAMED_ONLY = ("gpu", "quality")  # benchmarks that need a GPU, or real images and hours
 
 # What papermill and the kernel log around the notebook's own output, progress bars, and objects that have no text.
-NOISE = re.compile(r"\s*$|(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with "
-                   r"|Passed unknown parameter|\[IPKernelApp\]|\s*\d+%\||<[\w. ]+[^<>]*>$")
+NOISE = re.compile(
+    r"\s*$|(Executing|Ending) Cell|(Input|Output) Notebook:|Working directory:|Executing notebook with "
+    r"|Passed unknown parameter|\[IPKernelApp\]|\s*\d+%\||<[\w. ]+[^<>]*>$"
+)
 COUNTS = re.compile(r"(\d+) (passed|failed|error|skipped|xfailed|xpassed|deselected)")
 
 
 def main(arguments):
     if sys.version_info < (3, 11):  # noqa: UP036 - said here, before anything an older Python lacks is called
         newer = next(filter(shutil.which, ("python3.13", "python3.12", "python3.11")), "python3.12")
-        print(f"PathoVision needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable}). "
-              f"Try: {newer} run.py {' '.join(arguments)}", file=sys.stderr)
+        print(
+            f"PathoVision needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable}). "
+            f"Try: {newer} run.py {' '.join(arguments)}",
+            file=sys.stderr,
+        )
         return 1
     for stream in (sys.stdout, sys.stderr):  # a redirected stream has the system's encoding, which may lack letters
         stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("PYTHONUTF8", "1")  # what is started speaks UTF-8 on every system, as `follow` expects
-    commands = {"train": train, "test": test, "lowest": lowest, "lab": lab, "notebooks": notebooks, "bench": bench,
-                "docs": docs, "patholib": patholib, "wheel": wheel, "setup": setup}
+    commands = {
+        "train": train,
+        "test": test,
+        "lowest": lowest,
+        "lab": lab,
+        "notebooks": notebooks,
+        "bench": bench,
+        "docs": docs,
+        "patholib": patholib,
+        "wheel": wheel,
+        "setup": setup,
+    }
     if not arguments or arguments[0] not in commands:
         print(__doc__)
         return 0 if arguments and arguments[0] in ("-h", "--help", "help") else 2
@@ -74,6 +89,7 @@ def main(arguments):
 
 
 # --- the environment ---
+
 
 def environment():
     """The interpreter that has everything installed; installs it first where the stamp is not that of today."""
@@ -113,8 +129,10 @@ def state(venv, python):
     """What the stamp of an environment says, "installing" where it is interrupted or not whole."""
     stamp = venv / "patholib.stamp"
     if venv.exists() and not stamp.exists() and any(venv.iterdir()):
-        sys.exit(f"{venv} was not made by run.py, which leaves it alone. Move it away, or set PATHOLIB_PYTHON to an "
-                 "interpreter that has the packages of pyproject.toml.")
+        sys.exit(
+            f"{venv} was not made by run.py, which leaves it alone. Move it away, or set PATHOLIB_PYTHON to an "
+            "interpreter that has the packages of pyproject.toml."
+        )
     whole = python.exists() and (venv / "pyvenv.cfg").exists()
     return stamp.read_text() if whole and stamp.exists() else "installing"
 
@@ -136,8 +154,10 @@ def install(venv, python, base, what, oldest):
     uv = [python, "-m", "uv", "pip", "install", "--python", python, *["--resolution", "lowest-direct"] * oldest]
     with_uv = not call([*pip, "uv"]) and not call([*uv, "-e", what])
     if not with_uv and (oldest or call([*pip, "-e", what])):  # uv is quicker, but knows nothing of pip's configuration
-        sys.exit("The installation failed: see above. Without a network, set PATHOLIB_PYTHON to an interpreter that "
-                 "has the packages of pyproject.toml.")
+        sys.exit(
+            "The installation failed: see above. Without a network, set PATHOLIB_PYTHON to an interpreter that "
+            "has the packages of pyproject.toml."
+        )
 
 
 @contextlib.contextmanager
@@ -173,8 +193,16 @@ def call(command, **options):
 
 def follow(command, shown, **options):
     """Runs a command, hands each line of its output to `shown`, and gives its exit code."""
-    process = subprocess.Popen([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", **options)
+    process = subprocess.Popen(
+        [str(c) for c in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        **options,
+    )
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         for line in process.stdout:
@@ -189,6 +217,7 @@ def follow(command, shown, **options):
 
 
 # --- train ---
+
 
 class Transcript:
     """Prints what a notebook prints, and of an error only what a person can use."""
@@ -232,8 +261,11 @@ def train(arguments):
     executed = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{label(notebook)}.ipynb"
     before = remembered(outputs)
     transcript = Transcript()
-    code = follow(papermill(python, notebook, executed, "--cwd", ROOT, *arguments), transcript,
-                  env={**os.environ, "TQDM_DISABLE": "1"})
+    code = follow(
+        papermill(python, notebook, executed, "--cwd", ROOT, *arguments),
+        transcript,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+    )
     if code or transcript.tail:
         print(transcript.error(), file=sys.stderr)
     if executed.exists():
@@ -247,8 +279,18 @@ def train(arguments):
 
 
 def papermill(python, notebook, executed, *arguments):
-    return [python, "-m", "papermill", notebook, executed, "-k", "python3", "--log-output", "--no-progress-bar",
-            *arguments]
+    return [
+        python,
+        "-m",
+        "papermill",
+        notebook,
+        executed,
+        "-k",
+        "python3",
+        "--log-output",
+        "--no-progress-bar",
+        *arguments,
+    ]
 
 
 def find(name):
@@ -288,6 +330,7 @@ def shown_path(path):
 
 
 # --- test ---
+
 
 def test(arguments):
     """Every check, in the order of what fails soonest; 1 if any failed or a step tested nothing."""
@@ -342,23 +385,47 @@ def steps(python, folder):
         "format": ("ruff format", code_step, [python, "-m", "ruff", "format", "--check", ROOT], {}),
         "types": ("mypy", code_step, [python, "-m", "mypy", "patholib"], {}),
         "docs": ("documentation", code_step, site(python, folder / "site"), NO_ADVICE),
-        "tests": ("tests", pytest_step, [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
-                  ONE_THREAD),
-        "alone": ("tests that time something", pytest_step,
-                  [python, "-m", "pytest", "-m", "alone and not slow", "tests"], {}),
-        "notebooks": ("notebooks as committed (nbval)", pytest_step,
-                      [python, "-m", "pytest", *BESIDE, *nbval, "notebooks"], outside | ONE_THREAD),
-        "isic2019": ("papermill isic2019 -p epochs 1, elsewhere", run_step,
-                     *trial("isic2019", "isic2019", "-p", "epochs", "1")),
+        "tests": (
+            "tests",
+            pytest_step,
+            [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
+            ONE_THREAD,
+        ),
+        "alone": (
+            "tests that time something",
+            pytest_step,
+            [python, "-m", "pytest", "-m", "alone and not slow", "tests"],
+            {},
+        ),
+        "notebooks": (
+            "notebooks as committed (nbval)",
+            pytest_step,
+            [python, "-m", "pytest", *BESIDE, *nbval, "notebooks"],
+            outside | ONE_THREAD,
+        ),
+        "isic2019": (
+            "papermill isic2019 -p epochs 1, elsewhere",
+            run_step,
+            *trial("isic2019", "isic2019", "-p", "epochs", "1"),
+        ),
         "breakhis": ("papermill breakhis -p epochs 3, elsewhere", run_step, *trial("breakhis", "breakhis", *SMALL)),
-        "killed": ("the same, killed and started again",
-                   functools.partial(killed_step, folder / "breakhis" / "outputs"),
-                   *trial("breakhis", "killed", *SMALL)),
-        "refusal": ("papermill -p epoch 1 is refused", refusal_step,
-                    papermill(python, NOTEBOOKS / "breakhis" / "train.ipynb", folder / "out.ipynb", "-p", "epoch", "1"),
-                    outside),
-        "lowest": ("two sessions on Kaggle, oldest packages", lowest_step,
-                   [python, ROOT / "tests" / "kaggle.py", folder / "lowest"], {}),
+        "killed": (
+            "the same, killed and started again",
+            functools.partial(killed_step, folder / "breakhis" / "outputs"),
+            *trial("breakhis", "killed", *SMALL),
+        ),
+        "refusal": (
+            "papermill -p epoch 1 is refused",
+            refusal_step,
+            papermill(python, NOTEBOOKS / "breakhis" / "train.ipynb", folder / "out.ipynb", "-p", "epoch", "1"),
+            outside,
+        ),
+        "lowest": (
+            "two sessions on Kaggle, oldest packages",
+            lowest_step,
+            [python, ROOT / "tests" / "kaggle.py", folder / "lowest"],
+            {},
+        ),
     }
     if os.name != "posix":  # Windows has no SIGKILL
         del found["killed"]
@@ -372,8 +439,10 @@ def site(python, folder):
 
 def trial_run(python, name, place, *parameters):
     """The command of a headless run in the folder `place`, and its environment."""
-    return (papermill(python, NOTEBOOKS / name / "train.ipynb", place / "out.ipynb", *parameters),
-            {"PATHOLIB_OUTPUTS": str(place / "outputs")})
+    return (
+        papermill(python, NOTEBOOKS / name / "train.ipynb", place / "out.ipynb", *parameters),
+        {"PATHOLIB_OUTPUTS": str(place / "outputs")},
+    )
 
 
 # Every module is imported, with whatever it imports; and what that is.
@@ -395,10 +464,17 @@ def lowest(arguments):
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         known = {
             "imports": ("every module is imported", code_step, [python, "-c", IMPORTS], {}),
-            "breakhis": ("papermill breakhis -p epochs 3, elsewhere", run_step,
-                         *trial_run(python, "breakhis", Path(folder, "breakhis"), *SMALL)),
-            "tests": ("tests", pytest_step, [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
-                      ONE_THREAD),
+            "breakhis": (
+                "papermill breakhis -p epochs 3, elsewhere",
+                run_step,
+                *trial_run(python, "breakhis", Path(folder, "breakhis"), *SMALL),
+            ),
+            "tests": (
+                "tests",
+                pytest_step,
+                [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
+                ONE_THREAD,
+            ),
         }
         return judged(chosen(known, arguments[1:]) if arguments[:1] == ["--only"] else known)
 
@@ -416,8 +492,12 @@ def lowest_step(command, env):
 def step(name, judge, command, extra):
     """Runs one step: its name, seconds and counts such as {"passed": 12}."""
     print(f"\n--- {name}", flush=True)
-    quiet = {"MPLBACKEND": "Agg", "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1",
-             "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    quiet = {
+        "MPLBACKEND": "Agg",
+        "OMP_WAIT_POLICY": "passive",
+        "TQDM_DISABLE": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     start = time.monotonic()
     counts = judge(command, {**os.environ, **quiet, "PATHOLIB_DATA": "demo", **extra})
     return name, time.monotonic() - start, counts
@@ -482,8 +562,14 @@ def killed_step(peaceful, command, env):
         return {"failed": 1}
     outputs = Path(env["PATHOLIB_OUTPUTS"])
     outputs.parent.mkdir(parents=True)
-    process = subprocess.Popen([str(c) for c in command], cwd=outputs.parent, env=env, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(c) for c in command],
+        cwd=outputs.parent,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     kernel = None
     try:
         while process.poll() is None and not any(outputs.glob("*/checkpoints/last-*.pt")):
@@ -519,6 +605,7 @@ def refusal_step(command, env):
 
 
 # --- the rest ---
+
 
 def patholib(arguments):
     """The command of the library, from wherever this was called."""
@@ -589,8 +676,19 @@ def wheel(_):
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         # With hatchling at hand nothing is fetched; otherwise pip fetches it, and nothing else.
         isolated = call([python, "-c", "import hatchling"], stderr=subprocess.DEVNULL)
-        command = [python, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "-w", folder,
-                   *["--no-build-isolation"] * (not isolated), ROOT]
+        command = [
+            python,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "-w",
+            folder,
+            *["--no-build-isolation"] * (not isolated),
+            ROOT,
+        ]
         date = os.environ.get("SOURCE_DATE_EPOCH", "1577836800")  # 2020: when it was built is no part of what it is
         if found.returncode or call(command, env={**os.environ, "SOURCE_DATE_EPOCH": date}):
             return 1
@@ -604,16 +702,24 @@ def wheel(_):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     bundled = [dist / built.name, *sorted((dist / "notebooks").rglob("*.ipynb"))]
-    listed = [f"| `{path.relative_to(dist).as_posix()}` | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
-              for path in bundled]
+    listed = [
+        f"| `{path.relative_to(dist).as_posix()}` | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
+        for path in bundled
+    ]
     files = [(recipe, url, url.rpartition("/")[2]) for recipe, url in json.loads(found.stdout)]
-    weights = [f"| {recipe} | `{name}` | `{name.rpartition('-')[2].partition('.')[0]}` | <{url}> |"
-               for recipe, url, name in files]
-    facts = {"title": "PathoVision without a network", "id": "OWNER/pathovision-offline",
-             "licenses": [{"name": "other"}]}  # MIT, for which there is no word there; it stands in the wheel
-    for name, text in (("README.md", BUNDLE.format(listed="\n".join(listed), weights="\n".join(weights),
-                                                   wheel=built.name)),
-                       ("dataset-metadata.json", json.dumps(facts, indent=1) + "\n")):
+    weights = [
+        f"| {recipe} | `{name}` | `{name.rpartition('-')[2].partition('.')[0]}` | <{url}> |"
+        for recipe, url, name in files
+    ]
+    facts = {
+        "title": "PathoVision without a network",
+        "id": "OWNER/pathovision-offline",
+        "licenses": [{"name": "other"}],
+    }  # MIT, for which there is no word there; it stands in the wheel
+    for name, text in (
+        ("README.md", BUNDLE.format(listed="\n".join(listed), weights="\n".join(weights), wheel=built.name)),
+        ("dataset-metadata.json", json.dumps(facts, indent=1) + "\n"),
+    ):
         (dist / name).write_text(text, encoding="utf-8", newline="\n")
     print(f"{shown_path(dist)}: {built.name} and {len(bundled) - 1} notebooks; README.md says what to attach where")
     return 0
@@ -626,8 +732,11 @@ def setup(_):
 
 def bench(arguments):
     """Runs the benchmarks of these names, by default all that need no data and no GPU; 1 where any failed or missed."""
-    known = {path.stem.removeprefix("speed_"): path for path in sorted((ROOT / "benchmarks").glob("*.py"))
-             if path.stem.startswith("speed_") or path.stem in NAMED_ONLY}
+    known = {
+        path.stem.removeprefix("speed_"): path
+        for path in sorted((ROOT / "benchmarks").glob("*.py"))
+        if path.stem.startswith("speed_") or path.stem in NAMED_ONLY
+    }
     names = [a for a in arguments if not a.startswith("-")] or [name for name in known if name not in NAMED_ONLY]
     for name in names:
         if name not in known:
@@ -647,16 +756,36 @@ def notebooks(arguments):
     python = environment()
     failed, done = [], []
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
-        env = {**os.environ, "PATHOLIB_DATA": "demo", "PATHOLIB_RECORD": "1", "TQDM_DISABLE": "1",
-               "OMP_WAIT_POLICY": "passive", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-               "OMP_NUM_THREADS": "1"}  # as under nbval: another number of threads ends with other last digits
+        env = {
+            **os.environ,
+            "PATHOLIB_DATA": "demo",
+            "PATHOLIB_RECORD": "1",
+            "TQDM_DISABLE": "1",
+            "OMP_WAIT_POLICY": "passive",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "OMP_NUM_THREADS": "1",
+        }  # as under nbval: another number of threads ends with other last digits
         for path in [find(name) for name in arguments] or committed():
             start = time.monotonic()
             transcript = Transcript(quiet=True)
-            code = follow([python, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", path,
-                           "--ExecutePreprocessor.kernel_name=python3", "--ExecutePreprocessor.record_timing=False",
-                           "--ExecutePreprocessor.store_widget_state=False", "--ExecutePreprocessor.timeout=1200"],
-                          transcript, env={**env, "PATHOLIB_OUTPUTS": str(Path(folder, label(path)))})
+            code = follow(
+                [
+                    python,
+                    "-m",
+                    "nbconvert",
+                    "--to",
+                    "notebook",
+                    "--execute",
+                    "--inplace",
+                    path,
+                    "--ExecutePreprocessor.kernel_name=python3",
+                    "--ExecutePreprocessor.record_timing=False",
+                    "--ExecutePreprocessor.store_widget_state=False",
+                    "--ExecutePreprocessor.timeout=1200",
+                ],
+                transcript,
+                env={**env, "PATHOLIB_OUTPUTS": str(Path(folder, label(path)))},
+            )
             if code:
                 failed.append(path)
                 print("\n".join(transcript.tail), file=sys.stderr)

@@ -29,11 +29,19 @@ from patholib.deploy.inference import Predictor
 from patholib.lab import sweeps
 from patholib.model import building, recipes
 
-MARKS = (Mark("pictures/s: one Ray worker keeps of one process", 0.8, reason="Handing out and fetching costs more."),
-         Mark("pictures/s: two Ray workers beside one", 1.6, reason="Two workers share caches and memory, and "
-              "the cores also with the process that writes the table."),
-         Mark("runs: two at once by Ray beside one after another", 1.4, reason="Starting kernels is bound by the disk "
-              "and by the one processor that two runs share."))
+MARKS = (
+    Mark("pictures/s: one Ray worker keeps of one process", 0.8, reason="Handing out and fetching costs more."),
+    Mark(
+        "pictures/s: two Ray workers beside one",
+        1.6,
+        reason="Two workers share caches and memory, and the cores also with the process that writes the table.",
+    ),
+    Mark(
+        "runs: two at once by Ray beside one after another",
+        1.4,
+        reason="Starting kernels is bound by the disk and by the one processor that two runs share.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -59,31 +67,50 @@ def main(arguments: list[str]) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # of every worker and run; what is compared is their number
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         pictures, training = predicted(Path(folder), scale), trained(Path(folder), scale)
-    text = [*rates(scale, pictures), "", *table(f"runs of breakhis on demo images, {scale.epochs} epochs",
-                                                scale.runs, training)]
+    text = [
+        *rates(scale, pictures),
+        "",
+        *table(f"runs of breakhis on demo images, {scale.epochs} epochs", scale.runs, training),
+    ]
     one, alone, both = (rate for _, rate in pictures.values())
-    judged = list(zip(MARKS, (alone / one, both / alone, training["one after another"] / training["two at once, Ray"]),
-                      strict=True))
+    judged = list(
+        zip(
+            MARKS,
+            (alone / one, both / alone, training["one after another"] / training["two at once, Ray"]),
+            strict=True,
+        )
+    )
     if quick:
         print("\n".join([*text, *harness.verdicts(judged)]))
         return 0
     said = __doc__.partition("\n\n")[2].partition("\n\n")[2].strip()
-    return harness.section("cluster", "Many runs and pictures: one machine, and Ray on it",
-                           "python benchmarks/cluster.py", "\n".join([said, "", *text]), judged, ["ray"])
+    return harness.section(
+        "cluster",
+        "Many runs and pictures: one machine, and Ray on it",
+        "python benchmarks/cluster.py",
+        "\n".join([said, "", *text]),
+        judged,
+        ["ray"],
+    )
 
 
 def rates(scale: Scale, found: dict[str, tuple[float, float]]) -> list[str]:
     first = next(rate for _, rate in found.values())
-    return harness.markdown([f"{scale.pictures} pictures", "seconds before the first", "pictures/s", "times the first"],
-                            [[name, f"{start:.1f}", f"{rate:.3g}", f"{rate / first:.2f}"]
-                             for name, (start, rate) in found.items()])
+    return harness.markdown(
+        [f"{scale.pictures} pictures", "seconds before the first", "pictures/s", "times the first"],
+        [[name, f"{start:.1f}", f"{rate:.3g}", f"{rate / first:.2f}"] for name, (start, rate) in found.items()],
+    )
 
 
 def table(what: str, runs: int, seconds: dict[str, float]) -> list[str]:
     first = next(iter(seconds.values()))
-    return harness.markdown([what, "seconds", "runs/hour", "times the first"],
-                            [[name, f"{found:.1f}", f"{3600 * runs / found:.3g}", f"{first / found:.2f}"]
-                             for name, found in seconds.items()])
+    return harness.markdown(
+        [what, "seconds", "runs/hour", "times the first"],
+        [
+            [name, f"{found:.1f}", f"{3600 * runs / found:.3g}", f"{first / found:.2f}"]
+            for name, found in seconds.items()
+        ],
+    )
 
 
 def timed(call, *given, **options) -> tuple[float, object]:
@@ -107,11 +134,19 @@ def predicted(folder: Path, scale: Scale) -> dict[str, tuple[float, float]]:
     predictor = Predictor(folder / "model", "torch", threads=1)
 
     def write(name: str, workers: int, on=None) -> tuple[float, float]:
-        few = sorted((folder / "pictures").iterdir())[:scale.few]
-        some, _ = timed(predictions.write, predictor, few, folder / f"{name}-few.csv", workers=workers,
-                        progress=False, on=on)
-        whole, _ = timed(predictions.write, predictor, [folder / "pictures"], folder / f"{name}.csv", workers=workers,
-                         progress=False, on=on)
+        few = sorted((folder / "pictures").iterdir())[: scale.few]
+        some, _ = timed(
+            predictions.write, predictor, few, folder / f"{name}-few.csv", workers=workers, progress=False, on=on
+        )
+        whole, _ = timed(
+            predictions.write,
+            predictor,
+            [folder / "pictures"],
+            folder / f"{name}.csv",
+            workers=workers,
+            progress=False,
+            on=on,
+        )
         rate = (scale.pictures - scale.few) / (whole - some)
         return max(0.0, some - scale.few / rate), rate
 
@@ -128,8 +163,11 @@ def predicted(folder: Path, scale: Scale) -> dict[str, tuple[float, float]]:
 def trained(folder: Path, scale: Scale) -> dict[str, float]:
     """Seconds for the same runs, one after another, two at once, and two at once by Ray."""
     notebook = sweeps.find("breakhis")
-    planned = sweeps.plan(notebook, {"seed": list(range(scale.runs))}, {"data": "demo", "epochs": scale.epochs,
-                                                                        "image_size": 32, "workers": 1})
+    planned = sweeps.plan(
+        notebook,
+        {"seed": list(range(scale.runs))},
+        {"data": "demo", "epochs": scale.epochs, "image_size": 32, "workers": 1},
+    )
     ways = {"one after another": sweeps.Here(1, 1), "two at once": sweeps.Here(2, 1), "two at once, Ray": sweeps.Ray()}
     found = {}
     for number, (name, on) in enumerate(ways.items()):

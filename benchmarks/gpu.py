@@ -75,8 +75,13 @@ def main(arguments: list[str]) -> int:
 
 def measured(device: torch.device, scale: Scale) -> tuple[list[str], list[tuple[Mark, float]]]:
     """The lines of the section, and the marks with what was reached."""
-    lines, judged = [f"Batches of {scale.batch} images of {scale.side} pixels; two threads prepare them. "
-                     f"Peak memory is what torch had allocated at most."], []
+    lines, judged = (
+        [
+            f"Batches of {scale.batch} images of {scale.side} pixels; two threads prepare them. "
+            f"Peak memory is what torch had allocated at most."
+        ],
+        [],
+    )
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         for recipe in (recipes.BREAKHIS, recipes.ISIC2019):
             recipe = replace(recipe, weights="none", batch_size=scale.batch, image_size=scale.side)
@@ -85,16 +90,32 @@ def measured(device: torch.device, scale: Scale) -> tuple[list[str], list[tuple[
             for title, mode in modes(device).items():
                 rates, memory = trained(recipe, own, device, mode, scale)
                 share = harness.ratio(rates, FED, RESIDENT)
-                rows.append([title, *(f"{rates.loc[name, 'median']:,.4g}" for name in (RESIDENT, FED, VIEWS)),
-                             f"{share[0]:.3f} ({share[1]:.3f} to {share[2]:.3f})", memory])
+                rows.append(
+                    [
+                        title,
+                        *(f"{rates.loc[name, 'median']:,.4g}" for name in (RESIDENT, FED, VIEWS)),
+                        f"{share[0]:.3f} ({share[1]:.3f} to {share[2]:.3f})",
+                        memory,
+                    ]
+                )
                 if title == next(iter(modes(device))):
-                    judged += [(Mark(f"{recipe.name}, {title}: share of the rate on resident batches", SHARE, unit=""),
-                                share[0])]
-            lines += ["", f"### {recipe.name}, {recipe.arch}, images/s", "",
-                      *harness.markdown(["", RESIDENT, FED, VIEWS, "share", "peak memory, MB"], rows)]
+                    judged += [
+                        (
+                            Mark(f"{recipe.name}, {title}: share of the rate on resident batches", SHARE, unit=""),
+                            share[0],
+                        )
+                    ]
+            lines += [
+                "",
+                f"### {recipe.name}, {recipe.arch}, images/s",
+                "",
+                *harness.markdown(["", RESIDENT, FED, VIEWS, "share", "peak memory, MB"], rows),
+            ]
             model = building.build(recipe).to(device, memory_format=torch.channels_last).eval()
-            for title, table in {"averaged views": averaged(model, own, recipe, device, scale),
-                                 f"{scale.gallery} heatmaps": gallery(model, own, device, scale)}.items():
+            for title, table in {
+                "averaged views": averaged(model, own, recipe, device, scale),
+                f"{scale.gallery} heatmaps": gallery(model, own, device, scale),
+            }.items():
                 lines += ["", f"### {recipe.name}, {recipe.arch}, {title}", "", *harness.rate_table(table)]
     return lines, judged
 
@@ -104,8 +125,12 @@ def modes(device: torch.device) -> dict[str, Mode]:
     real = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     half = "bf16" if real else "fp16"
     rest = {"fp32": Mode("fp32"), "tf32, autotuned": Mode("fp32", fast=True)} | ({"fp16": Mode("fp16")} if real else {})
-    return {half: Mode(half), **rest, f"{half}, autotuned": Mode(half, fast=True),
-            f"{half}, autotuned, compiled": Mode(half, fast=True, compiled=True)}
+    return {
+        half: Mode(half),
+        **rest,
+        f"{half}, autotuned": Mode(half, fast=True),
+        f"{half}, autotuned, compiled": Mode(half, fast=True, compiled=True),
+    }
 
 
 def generated(recipe: recipes.Recipe, scale: Scale, folder: Path) -> imagesets.ImageSet:
@@ -117,8 +142,14 @@ def generated(recipe: recipes.Recipe, scale: Scale, folder: Path) -> imagesets.I
         pixels[row] = rng.integers(0, 256, shape[1:], dtype=np.uint8)
     pixels.flush()
     count = scale.steps * scale.batch + 2 * len(recipe.classes)
-    table = pd.DataFrame({"path": [f"{i}.png" for i in range(count)], "row": np.arange(count) % scale.cached,
-                          "label": np.resize(recipe.classes, count), "group": np.arange(count).astype(str)})
+    table = pd.DataFrame(
+        {
+            "path": [f"{i}.png" for i in range(count)],
+            "row": np.arange(count) % scale.cached,
+            "label": np.resize(recipe.classes, count),
+            "group": np.arange(count).astype(str),
+        }
+    )
     table["split"] = np.where(table.index < scale.steps * scale.batch, "train", "val")
     return imagesets.ImageSet(np.load(folder / f"{recipe.name}.npy", mmap_mode="r"), table, recipe.classes)
 
@@ -126,8 +157,9 @@ def generated(recipe: recipes.Recipe, scale: Scale, folder: Path) -> imagesets.I
 # --- training ---
 
 
-def trained(recipe: recipes.Recipe, own: imagesets.ImageSet, device: torch.device, mode: Mode,
-            scale: Scale) -> tuple[pd.DataFrame, str]:
+def trained(
+    recipe: recipes.Recipe, own: imagesets.ImageSet, device: torch.device, mode: Mode, scale: Scale
+) -> tuple[pd.DataFrame, str]:
     """Rates of `compare` fed from the cache, on resident batches and of the views alone; peak memory."""
     recipe = replace(recipe, precision=mode.precision, fast=mode.fast)
     run = SimpleNamespace(recipe=recipe, dir=Path("nowhere"), log=lambda *_, **__: None)
@@ -181,16 +213,24 @@ def empty(device: torch.device) -> None:
 # --- averaged views and heatmaps ---
 
 
-def averaged(model: networks.Classifier, own: imagesets.ImageSet, recipe: recipes.Recipe, device: torch.device,
-             scale: Scale) -> pd.DataFrame:
+def averaged(
+    model: networks.Classifier, own: imagesets.ImageSet, recipe: recipes.Recipe, device: torch.device, scale: Scale
+) -> pd.DataFrame:
     """The recipe's views of each picture of the gallery: a pass each, one picture after another, or all in batches."""
     chosen = replace(own, table=own.table.head(scale.gallery))
     net = literal.twin(model)
 
     def published() -> int:
         for number, picture in enumerate(chosen.pictures):
-            views = augment.tta_views(picture[None], recipe.image_size, recipe.tta, recipe.tta_views, recipe.seed,
-                                      np.array([number]), recipe.augmentation)
+            views = augment.tta_views(
+                picture[None],
+                recipe.image_size,
+                recipe.tta,
+                recipe.tta_views,
+                recipe.seed,
+                np.array([number]),
+                recipe.augmentation,
+            )
             literal.tta(net, [literal.NORMALISE(view.contiguous().to(device)) for view in views]).tolist()
         return len(chosen)
 
@@ -202,7 +242,7 @@ def averaged(model: networks.Classifier, own: imagesets.ImageSet, recipe: recipe
 
 def gallery(model: networks.Classifier, own: imagesets.ImageSet, device: torch.device, scale: Scale) -> pd.DataFrame:
     """Heatmaps one by one with hooks and a full backward pass, or all at once."""
-    views = augment.plain_views(own.pixels[:scale.gallery], model.image_size).to(device)
+    views = augment.plain_views(own.pixels[: scale.gallery], model.image_size).to(device)
     normal, targets = literal.NORMALISE(views.contiguous()), [0] * len(views)
     net = literal.twin(model)
     hooked = literal.GradCAM(net, net.layer4[-1] if hasattr(net, "layer4") else net.features[-1])

@@ -44,8 +44,9 @@ them is in [README.md](README.md). A mark is declared in the code before the run
 # --- timing ---
 
 
-def compare(cases: dict[str, Callable[[], float]], rounds: int = 5, warmup: int = 1,
-            against: str | None = None) -> pd.DataFrame:
+def compare(
+    cases: dict[str, Callable[[], float]], rounds: int = 5, warmup: int = 1, against: str | None = None
+) -> pd.DataFrame:
     """Runs the cases in turn, round after round; one row per case with what it does per second.
 
     A case is called without arguments and returns how many items (images, steps) it has processed; `warmup` calls of
@@ -67,8 +68,9 @@ def compare(cases: dict[str, Callable[[], float]], rounds: int = 5, warmup: int 
     for name, found in rates.items():
         table.loc[name] = spread(found)
     ratios = [ratio(table, name, against or next(iter(cases))) for name in cases]
-    return table.assign(**{column: [found[i] for found in ratios]
-                           for i, column in enumerate(("ratio", "ratio_low", "ratio_high"))})
+    return table.assign(
+        **{column: [found[i] for found in ratios] for i, column in enumerate(("ratio", "ratio_low", "ratio_high"))}
+    )
 
 
 def ratio(table: pd.DataFrame, name: str, to: str) -> tuple[float, float, float]:
@@ -107,10 +109,20 @@ class Mark:
 def verdicts(judged: Iterable[tuple[Mark, float]]) -> list[str]:
     """The lines of a table that says of every mark what was demanded and reached, and below it why one was missed."""
     judged = list(judged)
-    rows = [[mark.what, f"{'at most' if mark.most else 'at least'} {quantity(mark.bound, mark.unit)}",
-             quantity(reached, mark.unit), "met" if mark.met(reached) else "**missed**"] for mark, reached in judged]
-    missed = [f"- Missed: {mark.what}. {mark.reason or 'The reason is not known yet.'}"
-              for mark, reached in judged if not mark.met(reached)]
+    rows = [
+        [
+            mark.what,
+            f"{'at most' if mark.most else 'at least'} {quantity(mark.bound, mark.unit)}",
+            quantity(reached, mark.unit),
+            "met" if mark.met(reached) else "**missed**",
+        ]
+        for mark, reached in judged
+    ]
+    missed = [
+        f"- Missed: {mark.what}. {mark.reason or 'The reason is not known yet.'}"
+        for mark, reached in judged
+        if not mark.met(reached)
+    ]
     return [*markdown(["mark", "demanded", "reached", ""], rows), *[""] * bool(missed), *missed]
 
 
@@ -121,8 +133,16 @@ def quantity(value: float, unit: str) -> str:
 # --- sections ---
 
 
-def section(name: str, title: str, command: str, text: str, judged: Iterable[tuple[Mark, float]] = (),
-            rivals: Iterable[str] = (), results: Path = RESULTS, family: str = "speed") -> int:
+def section(
+    name: str,
+    title: str,
+    command: str,
+    text: str,
+    judged: Iterable[tuple[Mark, float]] = (),
+    rivals: Iterable[str] = (),
+    results: Path = RESULTS,
+    family: str = "speed",
+) -> int:
     """Writes the section `FAMILY NAME` of the results, leaving the others alone; the exit code, 1 for a missed mark.
 
     It says the command, the machine, the code and library versions with those of `rivals` (distribution names), then
@@ -130,10 +150,21 @@ def section(name: str, title: str, command: str, text: str, judged: Iterable[tup
     """
     judged, code = list(judged), origin.code()
     versions = [f"{package} {metadata.version(package)}" for package in ("torch", "numpy", *rivals)]
-    body = [f"## {title}", "", "```", *command.splitlines(), "```", "", machine_line(origin.machine()),
-            f"- Code: version {code['version']}, commit {(code['commit'] or 'unknown')[:12]}; "
-            f"{', '.join(versions)}; {datetime.now(UTC):%Y-%m-%d}",
-            "", text.strip("\n"), *([""] if judged else []), *(verdicts(judged) if judged else [])]
+    body = [
+        f"## {title}",
+        "",
+        "```",
+        *command.splitlines(),
+        "```",
+        "",
+        machine_line(origin.machine()),
+        f"- Code: version {code['version']}, commit {(code['commit'] or 'unknown')[:12]}; "
+        f"{', '.join(versions)}; {datetime.now(UTC):%Y-%m-%d}",
+        "",
+        text.strip("\n"),
+        *([""] if judged else []),
+        *(verdicts(judged) if judged else []),
+    ]
     old = results.read_text(encoding="utf-8") if results.exists() else HEAD
     files.write_text(results, with_section(old, f"{family} {name}", "\n".join(body)))
     print(f"The section {family} {name} of {results.name} is written")
@@ -146,16 +177,22 @@ def with_section(text: str, name: str, body: str) -> str:
     before, found, rest = text.partition(begin)
     inside, closed, after = rest.partition(end)
     if bool(found) != bool(closed) or end in before or begin in inside + after or end in after:
-        raise PathoError("bad_marks", f"section {name}", "does not have one mark at its begin and one at its end",
-                         "Restore RESULTS.md")
+        raise PathoError(
+            "bad_marks",
+            f"section {name}",
+            "does not have one mark at its begin and one at its end",
+            "Restore RESULTS.md",
+        )
     if not found:
         before, after = text.rstrip("\n") + "\n\n", ""
     return before + begin + body.strip("\n") + "\n" + end + after
 
 
 def machine_line(machine: dict) -> str:
-    return (f"- Machine: {machine['processor']}, {machine['cores']} cores, {machine['torch_threads']} threads, "
-            f"{machine['gpu'] or 'no GPU'}, {machine['system'].split('-')[0]}")
+    return (
+        f"- Machine: {machine['processor']}, {machine['cores']} cores, {machine['torch_threads']} threads, "
+        f"{machine['gpu'] or 'no GPU'}, {machine['system'].split('-')[0]}"
+    )
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -167,9 +204,19 @@ def rate_table(table: pd.DataFrame, unit: str = "images/s") -> list[str]:
     """What `compare` found, as the lines of a table."""
     reference = table.index[table["ratio_low"].eq(1) & table["ratio_high"].eq(1)][0]
     head = ["", unit, "over the rounds", f"times {reference}", "over the rounds"]
-    return markdown(head, [[name, f"{row['median']:,.4g}", f"{row['low']:,.4g} to {row['high']:,.4g}",
-                            f"{row['ratio']:.3g}", f"{row['ratio_low']:.3g} to {row['ratio_high']:.3g}"]
-                           for name, row in table.iterrows()])
+    return markdown(
+        head,
+        [
+            [
+                name,
+                f"{row['median']:,.4g}",
+                f"{row['low']:,.4g} to {row['high']:,.4g}",
+                f"{row['ratio']:.3g}",
+                f"{row['ratio_low']:.3g} to {row['ratio_high']:.3g}",
+            ]
+            for name, row in table.iterrows()
+        ],
+    )
 
 
 def bars(path: Path, tables: dict[str, pd.DataFrame], title: str) -> Path:
@@ -187,8 +234,14 @@ def bars(path: Path, tables: dict[str, pd.DataFrame], title: str) -> Path:
             middle = table["ratio"].to_numpy()
             reach = abs(table[["ratio_low", "ratio_high"]].to_numpy().T - middle)
             best_one = table["ratio"].to_numpy().argmax()
-            axes.barh(range(len(table)), middle, xerr=reach, height=0.62, ecolor=style.INK,
-                      color=[style.BLUE if i == best_one else style.FAINT for i in range(len(table))])
+            axes.barh(
+                range(len(table)),
+                middle,
+                xerr=reach,
+                height=0.62,
+                ecolor=style.INK,
+                color=[style.BLUE if i == best_one else style.FAINT for i in range(len(table))],
+            )
             axes.set_yticks(range(len(table)), table.index)
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
@@ -221,15 +274,20 @@ def rivals_python() -> Path:
     if stamp.exists() and stamp.read_text() == wanted and python.exists():
         return python
     if VENV.exists() and not stamp.exists():
-        raise PathoError("foreign_environment", str(VENV), "was not made by the benchmarks, which leave it alone",
-                         "Move it away")
+        raise PathoError(
+            "foreign_environment", str(VENV), "was not made by the benchmarks, which leave it alone", "Move it away"
+        )
     print(f"Installing the rivals into {VENV}", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
     VENV.mkdir()
     stamp.write_text("installing")  # an interrupted installation starts over
     subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-    own = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True,
-                         capture_output=True, text=True).stdout.strip()
+    own = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     Path(own, "project.pth").write_text(here + "\n", encoding="utf-8")  # behind its own packages: nothing twice
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         fixed = Path(folder, "constraints.txt")  # a rival that asks for another torch is refused, not obeyed
@@ -240,7 +298,8 @@ def rivals_python() -> Path:
         # As the project's own environment is made: uv is quicker, but knows nothing of pip's configuration.
         done = any(subprocess.run(command, check=False).returncode == 0 for command in (uv, pip))
     if not done:
-        raise PathoError("no_rivals", str(VENV), "could not be filled, see above", "Correct benchmarks/rivals.txt, or "
-                         "the network")
+        raise PathoError(
+            "no_rivals", str(VENV), "could not be filled, see above", "Correct benchmarks/rivals.txt, or the network"
+        )
     stamp.write_text(wanted)
     return python

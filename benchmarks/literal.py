@@ -30,27 +30,31 @@ class AddGaussianNoise:
         return tensor + torch.randn_like(tensor) * self.std
 
 
-BREAKHIS = transforms.Compose([
-    transforms.Resize((224, 224)),
-    transforms.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=5),
-    transforms.RandomRotation(degrees=20),
-    transforms.RandomHorizontalFlip(p=0.5),
-    transforms.RandomVerticalFlip(p=0.5),
-    transforms.RandomPerspective(distortion_scale=0.2, p=0.3),
-    transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.15, hue=0.05),
-    transforms.ToTensor(),
-    NORMALISE,
-])
-ISIC = transforms.Compose([
-    transforms.Resize((224, 224)),  # "resized during loading"
-    transforms.RandomHorizontalFlip(p=0.3),
-    transforms.RandomRotation(degrees=3),
-    transforms.RandomResizedCrop(224, scale=(0.92, 1.0)),
-    transforms.ColorJitter(brightness=0.05, contrast=0.05, saturation=0.05, hue=0.05),
-    transforms.ToTensor(),
-    NORMALISE,
-    AddGaussianNoise(std=0.02),
-])
+BREAKHIS = transforms.Compose(
+    [
+        transforms.Resize((224, 224)),
+        transforms.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=5),
+        transforms.RandomRotation(degrees=20),
+        transforms.RandomHorizontalFlip(p=0.5),
+        transforms.RandomVerticalFlip(p=0.5),
+        transforms.RandomPerspective(distortion_scale=0.2, p=0.3),
+        transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.15, hue=0.05),
+        transforms.ToTensor(),
+        NORMALISE,
+    ]
+)
+ISIC = transforms.Compose(
+    [
+        transforms.Resize((224, 224)),  # "resized during loading"
+        transforms.RandomHorizontalFlip(p=0.3),
+        transforms.RandomRotation(degrees=3),
+        transforms.RandomResizedCrop(224, scale=(0.92, 1.0)),
+        transforms.ColorJitter(brightness=0.05, contrast=0.05, saturation=0.05, hue=0.05),
+        transforms.ToTensor(),
+        NORMALISE,
+        AddGaussianNoise(std=0.02),
+    ]
+)
 PLAIN = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), NORMALISE])
 
 
@@ -78,9 +82,17 @@ def loader(images: Images, batch_size: int, balanced: bool, workers: int | None 
     if balanced:
         counts = [images.labels.count(label) for label in range(max(images.labels) + 1)]
         sampler = WeightedRandomSampler([1 / counts[label] for label in images.labels], len(images))
-    return DataLoader(images, batch_size=batch_size, shuffle=sampler is None, sampler=sampler, num_workers=workers,
-                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
-                      prefetch_factor=3 if workers else None, drop_last=True)
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        prefetch_factor=3 if workers else None,
+        drop_last=True,
+    )
 
 
 # --- training ---
@@ -95,8 +107,9 @@ def resnet50() -> nn.Module:
     for module in learns:
         for parameter in module.parameters():
             parameter.requires_grad = True
-    model.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(2048, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.3),
-                             nn.Linear(512, 2))
+    model.fc = nn.Sequential(
+        nn.Dropout(0.5), nn.Linear(2048, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.3), nn.Linear(512, 2)
+    )
     return model
 
 
@@ -106,8 +119,14 @@ def efficientnet_b0() -> nn.Module:
     for block in model.features[:7]:
         for parameter in block.parameters():
             parameter.requires_grad = False
-    model.classifier = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(1280, 256), nn.ReLU(inplace=True),
-                                     nn.BatchNorm1d(256), nn.Dropout(0.5, inplace=True), nn.Linear(256, 8))
+    model.classifier = nn.Sequential(
+        nn.Dropout(0.5, inplace=True),
+        nn.Linear(1280, 256),
+        nn.ReLU(inplace=True),
+        nn.BatchNorm1d(256),
+        nn.Dropout(0.5, inplace=True),
+        nn.Linear(256, 8),
+    )
     return model
 
 

@@ -84,24 +84,43 @@ OURS, AVERAGED = "ours", "ours with averaged views"
 COLOURS = ("colour regression", "colour boosting", "colour trees")
 RIVALS = ("timm", "fastai", "lightning")
 CONTENDERS = {
-    OURS: Contender("the corrected recipe in its profile for random weights (`weights=\"none\"`), plain views"),
-    AVERAGED: Contender("the same trainings, judged by the mean over the recipe's test-time views", of=OURS,
-                        table="test_tta"),
-    "ours as published": Contender("the recipe as the source documents give it, unfrozen and from random weights",
-                                   published=True),
-    "timm": Contender("EfficientNet-B0 by the steps of timm's training script and the settings its documentation "
-                      "gives for it: RMSprop, step decay, RandAugment, random erasing, averaged weights; the script "
-                      "itself is not installed with timm", "with_timm.py", outside=True),
-    "fastai": Contender("`vision_learner(resnet34, pretrained=False)`, `aug_transforms`, `fit_one_cycle`",
-                        "with_fastai.py", outside=True),
-    "lightning": Contender("a plain script with Lightning and torchmetrics: EfficientNet-B0 of torchvision, AdamW, "
-                           "cosine, flips, turns and colour jitter", "with_lightning.py", outside=True),
-    COLOURS[0]: Contender("logistic regression on 828 statistics of colour (in `contenders/colour_statistics.py`), "
-                          "classes weighing the same", "colour_statistics.py", {"model": "logistic"}),
-    COLOURS[1]: Contender("gradient boosting on the same, classes weighing the same", "colour_statistics.py",
-                          {"model": "boosting"}),
-    COLOURS[2]: Contender("extremely randomised trees on the same, classes weighing the same", "colour_statistics.py",
-                          {"model": "trees"}),
+    OURS: Contender('the corrected recipe in its profile for random weights (`weights="none"`), plain views'),
+    AVERAGED: Contender(
+        "the same trainings, judged by the mean over the recipe's test-time views", of=OURS, table="test_tta"
+    ),
+    "ours as published": Contender(
+        "the recipe as the source documents give it, unfrozen and from random weights", published=True
+    ),
+    "timm": Contender(
+        "EfficientNet-B0 by the steps of timm's training script and the settings its documentation "
+        "gives for it: RMSprop, step decay, RandAugment, random erasing, averaged weights; the script "
+        "itself is not installed with timm",
+        "with_timm.py",
+        outside=True,
+    ),
+    "fastai": Contender(
+        "`vision_learner(resnet34, pretrained=False)`, `aug_transforms`, `fit_one_cycle`",
+        "with_fastai.py",
+        outside=True,
+    ),
+    "lightning": Contender(
+        "a plain script with Lightning and torchmetrics: EfficientNet-B0 of torchvision, AdamW, "
+        "cosine, flips, turns and colour jitter",
+        "with_lightning.py",
+        outside=True,
+    ),
+    COLOURS[0]: Contender(
+        "logistic regression on 828 statistics of colour (in `contenders/colour_statistics.py`), "
+        "classes weighing the same",
+        "colour_statistics.py",
+        {"model": "logistic"},
+    ),
+    COLOURS[1]: Contender(
+        "gradient boosting on the same, classes weighing the same", "colour_statistics.py", {"model": "boosting"}
+    ),
+    COLOURS[2]: Contender(
+        "extremely randomised trees on the same, classes weighing the same", "colour_statistics.py", {"model": "trees"}
+    ),
 }
 
 
@@ -113,12 +132,20 @@ def ablations(kind: str, size: int, several: bool, squares: bool) -> dict[str, C
     own, literal, scratch = recipes.get(kind), recipes.as_published(kind), recipes.from_scratch(recipes.get(kind))
     published, nothing = (dataclasses.asdict(a) for a in (literal.augmentation, recipes.Augmentation()))
     stages = [dataclasses.asdict(stage) for stage in own.stages]
-    grey = Contender("in every image the channels are given the same Minkowski norm, p = 6, as if the light had been "
-                     "grey (Finlayson & Trezzi 2004)", options={"grey_norm": 6})
-    jitter = Contender("each stain of a training view, by colour deconvolution, times 1 +- 0.05 and plus +- 0.05 in "
-                       "optical density (Tellez et al. 2018)", options={"stains": 0.05})
-    smaller = Contender("the first half of the epochs sees its views at 3/4 of the side, and there are more of them",
-                        options={"first_half": 0.75})
+    grey = Contender(
+        "in every image the channels are given the same Minkowski norm, p = 6, as if the light had been "
+        "grey (Finlayson & Trezzi 2004)",
+        options={"grey_norm": 6},
+    )
+    jitter = Contender(
+        "each stain of a training view, by colour deconvolution, times 1 +- 0.05 and plus +- 0.05 in "
+        "optical density (Tellez et al. 2018)",
+        options={"stains": 0.05},
+    )
+    smaller = Contender(
+        "the first half of the epochs sees its views at 3/4 of the side, and there are more of them",
+        options={"first_half": 0.75},
+    )
 
     def changed(**fields) -> Contender:
         return Contender("", overrides=fields)
@@ -131,39 +158,33 @@ def ablations(kind: str, size: int, several: bool, squares: bool) -> dict[str, C
         "augmentation as published": changed(augmentation=published),
         "no augmentation": changed(augmentation=nothing),
         "a warp for each transform": changed(augmentation={"warps": "each"}),
-
         **turned("colours beside the network", "colour", 128),
         **({"shades of grey": grey} if kind == "isic2019" else {"stain jitter": jitter}),
-
         "imbalance: left alone": changed(balance="none"),
         "imbalance: class weights": changed(balance="weights"),
         "imbalance: sampler": changed(balance="sampler"),
         "imbalance: logit adjustment": changed(balance="logit_adjustment", adjustment=1.0),
         "imbalance: half the logit adjustment": changed(balance="logit_adjustment", adjustment=0.5),
-
         "focal loss": changed(loss="focal", label_smoothing=0.0),
         "cross-entropy": changed(loss="cross_entropy", label_smoothing=0.0),
         "cross-entropy with labels smoothed by 0.1": changed(loss="cross_entropy", label_smoothing=0.1),
-
-        **{f"gradual unfreezing with BatchNorm {policy}": changed(stages=stages, batchnorm=policy)
-           for policy in ("frozen", "drift", "adapt")},
-
+        **{
+            f"gradual unfreezing with BatchNorm {policy}": changed(stages=stages, batchnorm=policy)
+            for policy in ("frozen", "drift", "adapt")
+        },
         "warm restarts": changed(schedule="sgdr", t_0=5, t_mult=2, patience=0),
         "plateau": changed(schedule="plateau", patience=0),
         "constant rate": changed(schedule="constant", patience=0),
         **turned("warm-up", "warm_up", 2),
         "half the rate": changed(lr=scratch.lr / 2),
         "twice the rate": changed(lr=scratch.lr * 2),
-
         **turned("averaged weights", "ema", 0.998),
         "the last epoch": changed(keep="last"),
         "the best epoch": changed(keep="best"),
         "dropout in the head": changed(head_dropout=list(own.head_dropout)),
-
         **{f"{other} pixels": changed(image_size=other) for other in (max(32, size * 3 // 4), size * 3 // 2)},
         "image-size warm-up": smaller,
         **{f"squares by: {fit}": changed(fit=fit) for fit in ("crop", "pad", "squeeze") if not squares},
-
         "averaged views": CONTENDERS[AVERAGED],
     }
     return found | ({"split by image: patients leak": Contender("", split="image")} if several else {})
@@ -212,10 +233,22 @@ def quick(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         folder = Path(folder)
         demo.write(folder / "isic2019", "isic2019", groups=64, images_per_group=1, size=(64, 64))
-        options = argparse.Namespace(**vars(options) | {
-            "data": folder, "datasets": ("isic2019",), "folds": ("1",), "seconds": 1.0, "threads": 1, "size": 32,
-            "contenders": (OURS, AVERAGED, COLOURS[0]), "work": folder / "work",
-            "results": folder / "RESULTS.md", "what": "contenders", "resamples": 100})
+        options = argparse.Namespace(
+            **vars(options)
+            | {
+                "data": folder,
+                "datasets": ("isic2019",),
+                "folds": ("1",),
+                "seconds": 1.0,
+                "threads": 1,
+                "size": 32,
+                "contenders": (OURS, AVERAGED, COLOURS[0]),
+                "work": folder / "work",
+                "results": folder / "RESULTS.md",
+                "what": "contenders",
+                "resamples": 100,
+            }
+        )
         ready = prepared("isic2019", DATASETS["isic2019"], options)
         failed = trained(planned(ready, options), options)
         if not failed:
@@ -260,19 +293,35 @@ def prepared(name: str, data: DataSet, options: argparse.Namespace) -> Ready:
         raise PathoError("missing_file", f"--data {data.place}", "does not exist", "Give the folder that holds it")
     source = readers.load(data.kind, place, missing="skip", positive=data.positive)
     work = options.work / f"{name}-{data.size}px-{options.seconds:g}s-{options.threads}t"
-    checked = checking.check(source, data.size, on_bad="skip", cache_dir=options.work / "cache", progress=False,
-                           report_dir=options.work / "check" / name)
+    checked = checking.check(
+        source,
+        data.size,
+        on_bad="skip",
+        cache_dir=options.work / "cache",
+        progress=False,
+        report_dir=options.work / "check" / name,
+    )
     source, table = checked.manifest, checked.manifest.table
     several = bool(table[source.group_by].duplicated().any())
     columns = {f"group_{k + 1}": split for k, split in enumerate(splitting.folds(source, FOLDS))}
     if several:
         columns |= {f"image_{k + 1}": split for k, split in enumerate(splitting.folds(source, FOLDS, group_by="image"))}
-    folds = pd.DataFrame({"path": table["path"], "label": table["label"], "group": table[source.group_by],
-                          **{column: split["split"] for column, split in columns.items()}})
+    folds = pd.DataFrame(
+        {
+            "path": table["path"],
+            "label": table["label"],
+            "group": table[source.group_by],
+            **{column: split["split"] for column, split in columns.items()},
+        }
+    )
     path, text = work / "folds.csv", folds.to_csv(index=False, lineterminator="\n")
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise PathoError("folds_changed", str(path), "are not those of the images that are there now",
-                         "Give another folder as --work, or the images of then")
+        raise PathoError(
+            "folds_changed",
+            str(path),
+            "are not those of the images that are there now",
+            "Give another folder as --work, or the images of then",
+        )
     work.mkdir(parents=True, exist_ok=True)
     files.write_text(path, text)
     kept = checked.facts.set_index("path").loc[table["path"]]
@@ -294,25 +343,40 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        return self.ready.work / "".join(c if c.isalnum() else "-" for c in self.name) / \
-            f"fold-{self.fold}-seed-{self.seed}"
+        return (
+            self.ready.work
+            / "".join(c if c.isalnum() else "-" for c in self.name)
+            / f"fold-{self.fold}-seed-{self.seed}"
+        )
 
     def job(self, options: argparse.Namespace) -> dict:
         """What the script is given; nothing else decides what it learns."""
         ready, source = self.ready, self.ready.source
         own = self.contender.script == "ours.py"
         recipe = recipe_of(self.contender, ready).to_json() if own else {}
-        return {"dataset": ready.name, "kind": ready.data.kind, "data": str(ready.place), "positive": source.positive,
-                "root": str(source.root), "folds": str(ready.folds), "column": f"{self.contender.split}_{self.fold}",
-                "classes": list(source.classes), "seed": self.seed, "seconds": options.seconds,
-                "threads": options.threads, "size": ready.size, "out": str(self.folder),
-                "options": {**self.contender.options, **({"recipe": recipe} if own else {})}}
+        return {
+            "dataset": ready.name,
+            "kind": ready.data.kind,
+            "data": str(ready.place),
+            "positive": source.positive,
+            "root": str(source.root),
+            "folds": str(ready.folds),
+            "column": f"{self.contender.split}_{self.fold}",
+            "classes": list(source.classes),
+            "seed": self.seed,
+            "seconds": options.seconds,
+            "threads": options.threads,
+            "size": ready.size,
+            "out": str(self.folder),
+            "options": {**self.contender.options, **({"recipe": recipe} if own else {})},
+        }
 
     def mark(self, options: argparse.Namespace) -> str:
         """A digest that changes with the job, wherever its files lie."""
         places = ("data", "root", "folds", "out")
-        return files.digest([{k: v for k, v in self.job(options).items() if k not in places},
-                             files.sha256(self.ready.folds)])
+        return files.digest(
+            [{k: v for k, v in self.job(options).items() if k not in places}, files.sha256(self.ready.folds)]
+        )
 
     def done(self, options: argparse.Namespace) -> bool:
         path = self.folder / "done.json"
@@ -322,8 +386,14 @@ class Task:
 def recipe_of(contender: Contender, ready: Ready) -> recipes.Recipe:
     """Ours for these images, from random weights, with the contender's changes."""
     with contextlib.redirect_stdout(None):  # that it is not the recipe as it ships stands in the section
-        recipe = profiles.recipe_for(ready.data.kind, ready.source, contender.published, "none", image_size=ready.size,
-                                 group_by=ready.source.group_by)
+        recipe = profiles.recipe_for(
+            ready.data.kind,
+            ready.source,
+            contender.published,
+            "none",
+            image_size=ready.size,
+            group_by=ready.source.group_by,
+        )
     values, changes = recipe.to_json(), dict(contender.overrides)
     augmentation = values["augmentation"] | changes.pop("augmentation", {})
     return recipes.from_json(values | changes | {"augmentation": augmentation})
@@ -331,10 +401,13 @@ def recipe_of(contender: Contender, ready: Ready) -> recipes.Recipe:
 
 def planned(ready: Ready, options: argparse.Namespace) -> list[Task]:
     """The trainings that were asked for: fold by fold, so that what is there can be compared at any time."""
-    return [Task(ready, name, contender, fold, fold - 1 + FOLDS * repeat)
-            for repeat in range(options.seeds) for fold in range(1, FOLDS + 1)
-            for name, contender in chosen(ready, options).items()
-            if not contender.of and fold in folds_of(name, contender, ready, options)]
+    return [
+        Task(ready, name, contender, fold, fold - 1 + FOLDS * repeat)
+        for repeat in range(options.seeds)
+        for fold in range(1, FOLDS + 1)
+        for name, contender in chosen(ready, options).items()
+        if not contender.of and fold in folds_of(name, contender, ready, options)
+    ]
 
 
 def asked(options: argparse.Namespace) -> list[int]:
@@ -347,8 +420,11 @@ def chosen(ready: Ready, options: argparse.Namespace) -> dict[str, Contender]:
     if options.what == "ablations":
         own = recipe_of(CONTENDERS[OURS], ready)
         tried = ablations(ready.data.kind, ready.size, ready.several, ready.squares)
-        found = {OURS: CONTENDERS[OURS]} | {name: one for name, one in tried.items() if one.of or one.options
-                                            or one.split != "group" or recipes.diff(own, recipe_of(one, ready))}
+        found = {OURS: CONTENDERS[OURS]} | {
+            name: one
+            for name, one in tried.items()
+            if one.of or one.options or one.split != "group" or recipes.diff(own, recipe_of(one, ready))
+        }
     return {known(name, found): found[name] for name in options.contenders or found}
 
 
@@ -381,15 +457,29 @@ def train(task: Task, options: argparse.Namespace) -> bool:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     print(f"{task.ready.name}, fold {task.fold}, seed {task.seed}: {task.name}", flush=True)
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        code = subprocess.run([str(python), str(SCRIPTS / task.contender.script), str(folder / "job.json")], env=env,
-                              stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            [str(python), str(SCRIPTS / task.contender.script), str(folder / "job.json")],
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
     if code or not (folder / "facts.json").exists():
         tail = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
         print("\n".join([*tail, f"failed with exit code {code}; see {folder / 'log.txt'}"]), flush=True)
         return False
     facts = files.read_json(folder / "facts.json")
-    files.write_json(folder / "done.json", {"mark": task.mark(options), "load": load, "machine": origin.machine(),
-                                            "held": cpu.cores(), "code": origin.code(), **facts})
+    files.write_json(
+        folder / "done.json",
+        {
+            "mark": task.mark(options),
+            "load": load,
+            "machine": origin.machine(),
+            "held": cpu.cores(),
+            "code": origin.code(),
+            **facts,
+        },
+    )
     return True
 
 
@@ -420,8 +510,9 @@ def outcome(task: Task, table: str) -> Outcome:
         temperature = calibration.fit(places(val, classes), of(val, classes))
     except PathoError:  # too few validation images, or all of them right: as for ours
         temperature = 1.0
-    tables = [predicting.with_probs(test, classes, p) for p in
-              (probs, called, even, calibration.apply(probs, temperature))]
+    tables = [
+        predicting.with_probs(test, classes, p) for p in (probs, called, even, calibration.apply(probs, temperature))
+    ]
     return Outcome(facts, pd.read_csv(task.folder / "curve.csv"), *tables)
 
 
@@ -435,8 +526,9 @@ def places(table: pd.DataFrame, classes) -> np.ndarray:
 
 def whole(options: argparse.Namespace) -> argparse.Namespace:
     """The options without what limits a call to a part: sections are about all that is there, whoever asked for it."""
-    return argparse.Namespace(**vars(options) | {
-        "contenders": None, "folds": None if options.what == "contenders" else options.folds})
+    return argparse.Namespace(
+        **vars(options) | {"contenders": None, "folds": None if options.what == "contenders" else options.folds}
+    )
 
 
 def outcomes(ready: Ready, options: argparse.Namespace) -> dict[str, dict[tuple[int, int], Outcome]]:
@@ -444,9 +536,13 @@ def outcomes(ready: Ready, options: argparse.Namespace) -> dict[str, dict[tuple[
     everyone, found = chosen(ready, whole(options)), {}
     tasks = {(task.name, task.fold, task.seed): task for task in planned(ready, whole(options))}
     for name, contender in everyone.items():
-        found[name] = {(fold, seed): outcome(task, contender.table) for (who, fold, seed), task in tasks.items()
-                       if who == (contender.of or name) and task.done(options)
-                       and (task.folder / f"{contender.table}.csv").exists()}
+        found[name] = {
+            (fold, seed): outcome(task, contender.table)
+            for (who, fold, seed), task in tasks.items()
+            if who == (contender.of or name)
+            and task.done(options)
+            and (task.folder / f"{contender.table}.csv").exists()
+        }
     return found
 
 
@@ -463,13 +559,23 @@ class Pooled:
 def pooled(found: dict[tuple[int, int], Outcome], which: Iterable[tuple[int, int]] | None = None) -> Pooled:
     """which: the folds and seeds; None: all that are there. With more seeds an image stands in it several times."""
     keys = sorted(found if which is None else which)
-    tables = [pd.concat([getattr(found[key], name).assign(repeat=key[1] // FOLDS) for key in keys])
-              .sort_values(["repeat", "path"], ignore_index=True) for name in ("table", "called", "even", "tempered")]
+    tables = [
+        pd.concat([getattr(found[key], name).assign(repeat=key[1] // FOLDS) for key in keys]).sort_values(
+            ["repeat", "path"], ignore_index=True
+        )
+        for name in ("table", "called", "even", "tempered")
+    ]
     return Pooled(*tables)
 
 
-NUMBERS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "even": "balanced accuracy, shares divided out",
-           "sensitivity": f"sensitivity at {SPECIFICITY:g} specificity", "ece": "ECE", "tempered": "ECE, temperature"}
+NUMBERS = {
+    "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "even": "balanced accuracy, shares divided out",
+    "sensitivity": f"sensitivity at {SPECIFICITY:g} specificity",
+    "ece": "ECE",
+    "tempered": "ECE, temperature",
+}
 JUDGED = ("auc", "balanced_accuracy", "even")  # in which ours must not be below a rival
 LESS_IS_BETTER = ("ece", "tempered")
 
@@ -482,8 +588,10 @@ def numbers(one: Pooled, ready: Ready, other: Pooled | None = None, resamples: i
     """
     classes, positive = ready.source.classes, ready.source.positive
     if other is None:
-        found, called, even = (metrics.summary(table, classes, positive, resamples=resamples)["metrics"]
-                               for table in (one.plain, one.called, one.even))
+        found, called, even = (
+            metrics.summary(table, classes, positive, resamples=resamples)["metrics"]
+            for table in (one.plain, one.called, one.even)
+        )
     else:
         pairs = (one.plain, other.plain), (one.called, other.called), (one.even, other.even)
         found, called, even = (metrics.paired(*pair, classes, positive, resamples=resamples) for pair in pairs)
@@ -492,13 +600,21 @@ def numbers(one: Pooled, ready: Ready, other: Pooled | None = None, resamples: i
         others = drawn(other, classes, positive, resamples)
         values, draws = values - others[0], draws - others[1]
     low, high = 2 * values - np.nanquantile(draws, (0.975, 0.025), axis=0)
-    own = {name: {"value": float(v), "low": float(a), "high": float(b)} for name, v, a, b in
-           zip(("sensitivity", "ece", "tempered"), values, low, high, strict=True)}
+    own = {
+        name: {"value": float(v), "low": float(a), "high": float(b)}
+        for name, v, a, b in zip(("sensitivity", "ece", "tempered"), values, low, high, strict=True)
+    }
     if other is None:
-        own = {name: number | {"low": max(number["low"], 0.0), "high": min(number["high"], 1.0)}
-               for name, number in own.items()}
-    return {"auc": found["auc"], "balanced_accuracy": called["balanced_accuracy"], "even": even["balanced_accuracy"],
-            **own}
+        own = {
+            name: number | {"low": max(number["low"], 0.0), "high": min(number["high"], 1.0)}
+            for name, number in own.items()
+        }
+    return {
+        "auc": found["auc"],
+        "balanced_accuracy": called["balanced_accuracy"],
+        "even": even["balanced_accuracy"],
+        **own,
+    }
 
 
 def drawn(one: Pooled, classes, positive: str, resamples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -508,13 +624,17 @@ def drawn(one: Pooled, classes, positive: str, resamples: int) -> tuple[np.ndarr
     binary = k if len(classes) == 2 else None
 
     def values(rows) -> list[float]:
-        return [sensitivity_at(labels[rows] == k, plain[rows, k]),
-                *(calibration.ece(labels[rows], probs[rows], of=binary) for probs in (plain, tempered))]
+        return [
+            sensitivity_at(labels[rows] == k, plain[rows, k]),
+            *(calibration.ece(labels[rows], probs[rows], of=binary) for probs in (plain, tempered)),
+        ]
 
     group, rng = pd.factorize(one.plain["group"], sort=True)[0], np.random.default_rng(0)
     every = np.arange(len(labels))
-    times = (np.bincount(rng.integers(group.max() + 1, size=group.max() + 1), minlength=group.max() + 1)[group]
-             for _ in range(resamples))
+    times = (
+        np.bincount(rng.integers(group.max() + 1, size=group.max() + 1), minlength=group.max() + 1)[group]
+        for _ in range(resamples)
+    )
     return np.array(values(every)), np.array([values(np.repeat(every, count)) for count in times])
 
 
@@ -541,9 +661,20 @@ def write(ready: Ready, options: argparse.Namespace) -> int:
     values = {name: numbers(pooled(some), ready, resamples=options.resamples) for name, some in found.items()}
     gains = differences(found, ready, options)
     picture = figure(options.results.with_name(f"quality-{ready.name}.png"), ready, found, values)
-    text = [*facts(ready, found, options), "", *missing(ready, found, options), *result_table(found, values), "",
-            "Ours minus the others, on the images that both were judged on. Of an ECE less is better.", "",
-            *gain_table(f"{OURS} minus", gains), "", *details(found), "", f"![Curves and results]({picture.name})"]
+    text = [
+        *facts(ready, found, options),
+        "",
+        *missing(ready, found, options),
+        *result_table(found, values),
+        "",
+        "Ours minus the others, on the images that both were judged on. Of an ECE less is better.",
+        "",
+        *gain_table(f"{OURS} minus", gains),
+        "",
+        *details(found),
+        "",
+        f"![Curves and results]({picture.name})",
+    ]
     return section(ready, ready.data.title, text, marks(ready, values, gains), options)
 
 
@@ -554,11 +685,23 @@ def section(ready: Ready, title: str, text: list[str], judged: list, options: ar
     torch.set_num_threads(options.threads)  # what the line about the machine then says
     what = ["ablations"] * (options.what == "ablations")
     defaults = {"seconds": 600, "threads": 2, "seeds": 1, "size": None}
-    given = [part for key, value in defaults.items() if getattr(options, key) != value
-             for part in ("--" + key, f"{getattr(options, key):g}")]
+    given = [
+        part
+        for key, value in defaults.items()
+        if getattr(options, key) != value
+        for part in ("--" + key, f"{getattr(options, key):g}")
+    ]
     command = shlex.join(["benchmarks/quality.py", *what, "--data", "DATA", *given, "--datasets", ready.name])
-    return harness.section(" ".join([*what, ready.name]), title, f"python {command}", "\n".join(text), judged,
-                           ["scikit-learn"], results=options.results, family="quality")
+    return harness.section(
+        " ".join([*what, ready.name]),
+        title,
+        f"python {command}",
+        "\n".join(text),
+        judged,
+        ["scikit-learn"],
+        results=options.results,
+        family="quality",
+    )
 
 
 def differences(found: dict, ready: Ready, options: argparse.Namespace) -> dict[str, dict]:
@@ -579,15 +722,23 @@ def common(some: dict, others: dict) -> list[tuple[int, int]]:
 
 def marks(ready: Ready, values: dict, gains: dict) -> list[tuple[Mark, float]]:
     """Ours is not below a rival, above the stronger colour baseline, and where a value was declared not below it."""
-    judged = [(Mark(f"ours minus {name}: {NUMBERS[number]}, upper end", 0.0, ""), upper(gains[name][number]))
-              for name in RIVALS if name in gains for number in JUDGED]
+    judged = [
+        (Mark(f"ours minus {name}: {NUMBERS[number]}, upper end", 0.0, ""), upper(gains[name][number]))
+        for name in RIVALS
+        if name in gains
+        for number in JUDGED
+    ]
     for number in JUDGED:
         floors = {name: values[name][number]["value"] for name in COLOURS if name in gains}
         if floors:
             best = max(floors, key=floors.get)
             judged.append((Mark(f"ours minus {best}: {NUMBERS[number]}", 0.0, ""), gains[best][number]["value"]))
-    judged += [(Mark(f"{name}: {NUMBERS[number]}", bound, ""), values[name][number]["value"])
-               for number, bound in ready.data.marks for name in (OURS, AVERAGED) if name in values]
+    judged += [
+        (Mark(f"{name}: {NUMBERS[number]}", bound, ""), values[name][number]["value"])
+        for number, bound in ready.data.marks
+        for name in (OURS, AVERAGED)
+        if name in values
+    ]
     return judged
 
 
@@ -614,15 +765,18 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         f"{options.seeds}. "
         + ("The predictions of all folds are pooled; intervals" if options.what == "contenders" else "Intervals")
         + f" draw {group}s",
-        "- Balanced accuracy is of the class that is called, the likeliest one" + (
+        "- Balanced accuracy is of the class that is called, the likeliest one"
+        + (
             "; ours calls by the rule that its recipe locks, the largest probability over the class's share of the "
-            "training images" * any(one.get("shares") is not None for one in every)) +
-        ". \"Shares divided out\" divides, for everybody, by the class shares that a training behaved as if it had "
+            "training images" * any(one.get("shares") is not None for one in every)
+        )
+        + '. "Shares divided out" divides, for everybody, by the class shares that a training behaved as if it had '
         "seen, so that nobody is worse for having left the imbalance alone. ECE is "
         "of the probabilities as they come (ours with the temperature that it locks), then of everybody's after a "
         "temperature from the validation images",
         f"- Time: {options.seconds:g} s of training each, with {options.threads} threads and as many loaders"
-        + f", held to {' or '.join(map(str, held))} of the machine's cores" * bool(held) + ". It "
+        + f", held to {' or '.join(map(str, held))} of the machine's cores" * bool(held)
+        + ". It "
         "counts reading, decoding, views, steps and, for ours, the check of all files; not the trial before it, "
         "by which as many whole epochs are planned as the time allows, so that every schedule comes to its end; nor "
         "imports, validation, checkpoints and judging. The colour models take what they need",
@@ -639,22 +793,32 @@ def missing(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]
         if (task.fold, task.seed) not in found.get(task.name, {}):
             lacking.setdefault(task.name, []).append(f"{task.fold}" + f" (seed {task.seed})" * (options.seeds > 1))
     number = sum(map(len, lacking.values()))
-    return [f"**Missing: {number} of {len(tasks)} trainings**: "
-            + "; ".join(f"{name}, fold {', '.join(folds)}" for name, folds in lacking.items()) + ".",
-            ""] if lacking else []
+    return (
+        [
+            f"**Missing: {number} of {len(tasks)} trainings**: "
+            + "; ".join(f"{name}, fold {', '.join(folds)}" for name, folds in lacking.items())
+            + ".",
+            "",
+        ]
+        if lacking
+        else []
+    )
 
 
 def result_table(found: dict, values: dict) -> list[str]:
     """The numbers of every contender, with how much was trained for them."""
-    rows = [[name, len(found[name]), *(metrics.readable(values[name][number]) for number in NUMBERS)]
-            for name in values]
+    rows = [
+        [name, len(found[name]), *(metrics.readable(values[name][number]) for number in NUMBERS)] for name in values
+    ]
     return markdown(["value (95 % interval over groups)", "trainings", *NUMBERS.values()], rows)
 
 
 def gain_table(head: str, gains: dict, **beside: dict) -> list[str]:
     """The differences, a row each, and further columns by their names."""
-    rows = [[name, *(signed(gain[number]) for number in NUMBERS), *(column[name] for column in beside.values())]
-            for name, gain in gains.items()]
+    rows = [
+        [name, *(signed(gain[number]) for number in NUMBERS), *(column[name] for column in beside.values())]
+        for name, gain in gains.items()
+    ]
     return markdown([head, *NUMBERS.values(), *beside], rows)
 
 
@@ -669,9 +833,16 @@ def details(found: dict) -> list[str]:
     rows = []
     for name, some in found.items():
         every = [one.facts for one in some.values()]
-        rows.append([name, CONTENDERS[name].what, spread([one["epochs"] for one in every]),
-                     spread([one["best_epoch"] for one in every]), spread([one["seconds"] for one in every]),
-                     "; ".join(sorted({one["chosen"] for one in every if "chosen" in one}))])
+        rows.append(
+            [
+                name,
+                CONTENDERS[name].what,
+                spread([one["epochs"] for one in every]),
+                spread([one["best_epoch"] for one in every]),
+                spread([one["seconds"] for one in every]),
+                "; ".join(sorted({one["chosen"] for one in every if "chosen" in one})),
+            ]
+        )
     return markdown(["", "what it is", "epochs", "kept", "seconds trained", "chosen on validation"], rows)
 
 
@@ -687,25 +858,42 @@ def write_ablations(ready: Ready, options: argparse.Namespace) -> int:
     if (fold, seed) not in found.get(OURS, {}):
         print(f"{ready.name}: the recipe to compare with has not been trained on fold {fold}")
         return 1
-    gains = {name: numbers(pooled(some, both), ready, pooled(found[OURS], both), options.resamples)
-             for name, some in found.items() if name != OURS and (both := common(some, found[OURS]))}
+    gains = {
+        name: numbers(pooled(some, both), ready, pooled(found[OURS], both), options.resamples)
+        for name, some in found.items()
+        if name != OURS and (both := common(some, found[OURS]))
+    }
     reference = numbers(pooled(found[OURS], [(fold, seed)]), ready, resamples=options.resamples)
-    tried = [f"{name}: {one.what}" for name, one in chosen(ready, whole(options)).items()
-             if one.options and name in gains]
+    tried = [
+        f"{name}: {one.what}" for name, one in chosen(ready, whole(options)).items() if one.options and name in gains
+    ]
     epochs = {name: spread([one.facts["epochs"] for one in some.values()]) for name, some in found.items()}
-    text = [*facts(ready, found, options), "", *missing(ready, found, options),
-            f"One fold and one seed each (fold {fold}, seed {seed}): another seed alone moves these numbers too, "
-            "so a difference that is not bold is none, and a bold one is a reason to look further.",
-            *["The split by image was trained on all folds, and is compared with ours on all images: what it "
-              "seems to gain is what leaks."] * any("split by image" in name for name in gains),
-            *["All pictures are squares: how they are made square changes nothing."] * ready.squares,
-            *[f"Not in the library, but tried here: {'; '.join(tried)}."] * bool(tried), "",
-            *markdown(["", *NUMBERS.values(), "epochs"],
-                      [[OURS, *(metrics.readable(reference[number]) for number in NUMBERS), epochs[OURS]]]), "",
-            "With one change, minus the recipe without it. Of an ECE less is better.", "",
-            *gain_table(f"minus {OURS}", gains, epochs=epochs)]
-    return section(ready, f"{ready.data.title.split(',')[0]}: what single parts of the recipe are worth", text, [],
-                   options)
+    text = [
+        *facts(ready, found, options),
+        "",
+        *missing(ready, found, options),
+        f"One fold and one seed each (fold {fold}, seed {seed}): another seed alone moves these numbers too, "
+        "so a difference that is not bold is none, and a bold one is a reason to look further.",
+        *[
+            "The split by image was trained on all folds, and is compared with ours on all images: what it "
+            "seems to gain is what leaks."
+        ]
+        * any("split by image" in name for name in gains),
+        *["All pictures are squares: how they are made square changes nothing."] * ready.squares,
+        *[f"Not in the library, but tried here: {'; '.join(tried)}."] * bool(tried),
+        "",
+        *markdown(
+            ["", *NUMBERS.values(), "epochs"],
+            [[OURS, *(metrics.readable(reference[number]) for number in NUMBERS), epochs[OURS]]],
+        ),
+        "",
+        "With one change, minus the recipe without it. Of an ECE less is better.",
+        "",
+        *gain_table(f"minus {OURS}", gains, epochs=epochs),
+    ]
+    return section(
+        ready, f"{ready.data.title.split(',')[0]}: what single parts of the recipe are worth", text, [], options
+    )
 
 
 def figure(path: Path, ready: Ready, found: dict, values: dict) -> Path:
@@ -719,15 +907,27 @@ def figure(path: Path, ready: Ready, found: dict, values: dict) -> Path:
         drawing = Figure(figsize=(9.5, 4.2), layout="constrained")
         curves, *results = drawing.subplots(1, 3, gridspec_kw={"width_ratios": (1.6, 1, 1)})
         networks = [name for name in found if name not in COLOURS]
-        looks = {name: {"color": style.COLOURS[networks.index(name) % len(style.COLOURS)] if name in networks
-                        else style.FAINT} for name in found}
+        looks = {
+            name: {
+                "color": style.COLOURS[networks.index(name) % len(style.COLOURS)] if name in networks else style.FAINT
+            }
+            for name in found
+        }
         for name, some in found.items():
             if CONTENDERS[name].of or name in COLOURS:
                 continue
             for k, one in enumerate(some.values()):
                 few = len(one.curve) < 10
-                curves.plot(one.curve["seconds"], one.curve["val_auc"], "o-" if few else "-", lw=1.2, ms=3, alpha=0.8,
-                            label=name if k == 0 else None, **looks[name])
+                curves.plot(
+                    one.curve["seconds"],
+                    one.curve["val_auc"],
+                    "o-" if few else "-",
+                    lw=1.2,
+                    ms=3,
+                    alpha=0.8,
+                    label=name if k == 0 else None,
+                    **looks[name],
+                )
         curves.set(title="As training goes on", xlabel="seconds of training", ylabel="validation AUC")
         if curves.lines:
             curves.legend(loc="lower right")
@@ -740,8 +940,9 @@ def figure(path: Path, ready: Ready, found: dict, values: dict) -> Path:
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
             axes.set_title(NUMBERS[number])
-        drawing.suptitle(f"{ready.name}: trained from random weights for the same time", x=0.01, ha="left",
-                         weight="bold", size=11)
+        drawing.suptitle(
+            f"{ready.name}: trained from random weights for the same time", x=0.01, ha="left", weight="bold", size=11
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(path, dpi=100, pil_kwargs={"optimize": True})
     return path

@@ -41,13 +41,19 @@ from patholib.train import origin, runs
 
 FACTS = "benchmark.json"  # in the run folder: what no other file of it knows
 METRICS = ("auc", "balanced_accuracy", "accuracy", "macro_f1", "sensitivity", "specificity", "log_loss", "brier")
-RIVALS = {"baseline": "the colour baseline, a regression that sees no shapes",
-          "probe": "the linear probe, a regression on the random features the training began with"}
+RIVALS = {
+    "baseline": "the colour baseline, a regression that sees no shapes",
+    "probe": "the linear probe, a regression on the random features the training began with",
+}
 CALIBRATION = ("temperature", "ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
-KEPT = {"report.html": "the report", "model_card.html": "the model card", "data_card.html": "the data card",
-        "checklist.html": "CLAIM and TRIPOD+AI, filled in as far as a run can",
-        "heatmaps/gallery.html": "heatmaps of the surest, the least sure and the worst answers",
-        "heatmaps/classes.html": "heatmaps by class"}
+KEPT = {
+    "report.html": "the report",
+    "model_card.html": "the model card",
+    "data_card.html": "the data card",
+    "checklist.html": "CLAIM and TRIPOD+AI, filled in as far as a run can",
+    "heatmaps/gallery.html": "heatmaps of the surest, the least sure and the worst answers",
+    "heatmaps/classes.html": "heatmaps by class",
+}
 COMPARED = 16  # validation images, about, on which ONNX Runtime has to give PyTorch's probabilities
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_balanced_accuracy", "val_auc", "seconds")
 
@@ -67,12 +73,27 @@ class Benchmark:
 # Nothing is downloaded; a resumed run has no wall time; random features are a floor beside the colours.
 FROM_SCRATCH = {"weights": "none", "on_bad": "skip", "resume": "never", "probe": True}
 BENCHMARKS = {
-    "isic2019": Benchmark("ISIC 2019: skin lesions, from scratch", "isic2019", "",
-                          {"missing": "skip", **FROM_SCRATCH, "image_size": 64, "epochs": 30}, mark=0.80),
-    "idc": Benchmark("IDC: breast histology patches, a CSV of one's own", "breakhis", "labels.csv",
-                     {**FROM_SCRATCH, "image_size": 48, "epochs": 40}, mark=0.90),
-    "breakhis": Benchmark("BreakHis: ten tiles are refused", "breakhis", "",
-                          {**FROM_SCRATCH, "image_size": 64, "epochs": 1}, refusal="split_infeasible"),
+    "isic2019": Benchmark(
+        "ISIC 2019: skin lesions, from scratch",
+        "isic2019",
+        "",
+        {"missing": "skip", **FROM_SCRATCH, "image_size": 64, "epochs": 30},
+        mark=0.80,
+    ),
+    "idc": Benchmark(
+        "IDC: breast histology patches, a CSV of one's own",
+        "breakhis",
+        "labels.csv",
+        {**FROM_SCRATCH, "image_size": 48, "epochs": 40},
+        mark=0.90,
+    ),
+    "breakhis": Benchmark(
+        "BreakHis: ten tiles are refused",
+        "breakhis",
+        "",
+        {**FROM_SCRATCH, "image_size": 64, "epochs": 1},
+        refusal="split_infeasible",
+    ),
 }
 
 
@@ -118,23 +139,41 @@ def run(name: str, benchmark: Benchmark, data: Path, changed: dict) -> tuple[str
     for parameter, value in parameters.items():
         command += ["-p", parameter, str(value)]
     options = [part for field, value in changed.items() for part in ("--" + field.replace("_", "-"), str(value))]
-    shown = ["python3 " + shlex.join(["DATA/" * bool(benchmark.table) + benchmark.table or "DATA" if part == str(data)
-                                      else part for part in command]),
-             "python " + shlex.join(["benchmarks/real.py", name, "--data", "DATA", *options])]
+    shown = [
+        "python3 "
+        + shlex.join(
+            [
+                "DATA/" * bool(benchmark.table) + benchmark.table or "DATA" if part == str(data) else part
+                for part in command
+            ]
+        ),
+        "python " + shlex.join(["benchmarks/real.py", name, "--data", "DATA", *options]),
+    ]
     outputs = Path(os.environ.get("PATHOLIB_OUTPUTS") or ROOT / "outputs")
     before = latest(outputs)
     start = time.monotonic()
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env={**os.environ, "PATHOLIB_PYTHON": sys.executable},
-                          stderr=subprocess.PIPE, text=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PATHOLIB_PYTHON": sys.executable},
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
     facts = {"benchmark": name, "commands": shown[::-1], "seconds": round(time.monotonic() - start, 1)}
     print(done.stderr, file=sys.stderr)
     if benchmark.refusal:
-        error = without_path(done.stderr[done.stderr.find("PathoError ["):] if done.returncode else "", data)
+        error = without_path(done.stderr[done.stderr.find("PathoError [") :] if done.returncode else "", data)
         return refused(benchmark, facts, error)
     run_dir = latest(outputs)
     if done.returncode or run_dir is None or run_dir == before:
-        raise PathoError("run_failed", benchmark.notebook, f"ended with exit code {done.returncode}, see above",
-                         "Nothing was written")
+        raise PathoError(
+            "run_failed",
+            benchmark.notebook,
+            f"ended with exit code {done.returncode}, see above",
+            "Nothing was written",
+        )
     files.write_json(run_dir / FACTS, facts)
     if refusal := add_onnx(run_dir, benchmark.notebook, parameters):
         files.write_json(run_dir / FACTS, facts | {"onnx": refusal})
@@ -149,8 +188,9 @@ def add_onnx(run_dir: Path, notebook: str, given: dict) -> str:
     recipe = runs.open_run(run_dir).recipe
     source = readers.load(notebook, given["data"], missing=given.get("missing", "error"))
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:  # the notebook's report of the check is enough
-        checked = checking.check(source, recipe.cache_size, recipe.fit, on_bad=given["on_bad"], progress=False,
-                               report_dir=Path(folder))
+        checked = checking.check(
+            source, recipe.cache_size, recipe.fit, on_bad=given["on_bad"], progress=False, report_dir=Path(folder)
+        )
     split = splitting.read_split(run_dir / "split.csv")
     some = checked.images.with_split(split).part("val").examples(math.ceil(COMPARED / len(recipe.classes)), "group")
     try:
@@ -176,10 +216,19 @@ def without_path(text: str, data: Path) -> str:
 def refused(benchmark: Benchmark, facts: dict, error: str) -> tuple[str, bool, None]:
     """The section of a benchmark whose notebook has to refuse to train."""
     good = error.startswith(f"PathoError [{benchmark.refusal}]")
-    verdict = (f"Refused with `{benchmark.refusal}`, as declared:" if good else
-               f"**Not as declared:** the notebook should have stopped with `{benchmark.refusal}`.")
-    lines = [*opening(benchmark, facts, origin.machine()), f"- Until the refusal: {duration(facts['seconds'])}", "",
-             verdict, "", *(("```", *error.splitlines(), "```") if error else ("It ended without an error.",))]
+    verdict = (
+        f"Refused with `{benchmark.refusal}`, as declared:"
+        if good
+        else f"**Not as declared:** the notebook should have stopped with `{benchmark.refusal}`."
+    )
+    lines = [
+        *opening(benchmark, facts, origin.machine()),
+        f"- Until the refusal: {duration(facts['seconds'])}",
+        "",
+        verdict,
+        "",
+        *(("```", *error.splitlines(), "```") if error else ("It ended without an error.",)),
+    ]
     return "\n".join(lines) + "\n", good, None
 
 
@@ -188,8 +237,12 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
     record, found = files.read_json(run_dir / "run.json"), files.read_json(run_dir / "metrics.json")
     facts, checked = files.read_json(run_dir / FACTS), files.read_json(run_dir / "data_report.json")
     if record["demo"]:
-        raise PathoError("demo_images", run_dir.name, "was made with generated images: nothing on them is a result",
-                         "Give --data a folder of real images")
+        raise PathoError(
+            "demo_images",
+            run_dir.name,
+            "was made with generated images: nothing on them is a result",
+            "Give --data a folder of real images",
+        )
     if BENCHMARKS.get(facts["benchmark"]) != benchmark:
         raise PathoError("wrong_run", run_dir.name, f"is a run of {facts['benchmark']}", "Name a run of this benchmark")
     history = pd.read_csv(run_dir / "history.csv")
@@ -207,11 +260,30 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         f"{record['seed']}; the epoch kept is {training['best_epoch']}",
         *[f"- {profiles.profile(recipe)}"] * (recipe.weights == "none"),
         f"- Images: {left_out(record['data'], checked)}",
-        "", f"Images of one {record['data']['group_by']} are in one split only.", "", *split_table(split), "",
-        *number_table(found), "", mark(benchmark, found), "",
-        *difference(found), "", *alert(found), "", *calibration(found), "", *believed(run_dir), "",
-        *exported(run_dir, facts), "", *kept(run_dir), "",
-        "### Training", "", *history_table(history, training["best_epoch"]),
+        "",
+        f"Images of one {record['data']['group_by']} are in one split only.",
+        "",
+        *split_table(split),
+        "",
+        *number_table(found),
+        "",
+        mark(benchmark, found),
+        "",
+        *difference(found),
+        "",
+        *alert(found),
+        "",
+        *calibration(found),
+        "",
+        *believed(run_dir),
+        "",
+        *exported(run_dir, facts),
+        "",
+        *kept(run_dir),
+        "",
+        "### Training",
+        "",
+        *history_table(history, training["best_epoch"]),
     ]
     good = found["test"]["metrics"]["auc"]["value"] >= benchmark.mark
     return "\n".join(lines) + "\n", good, run_dir / "figures" / "curves.png"
@@ -231,22 +303,36 @@ def left_out(data: dict, checked: dict) -> str:
 
 def split_table(split: pd.DataFrame) -> list[str]:
     counts = splitting.split_counts(split)
-    rows = [[name, *(f"{row[f'{part} images']} / {row[f'{part} groups']}" for part in splitting.SPLITS)]
-            for name, row in counts.iterrows()]
+    rows = [
+        [name, *(f"{row[f'{part} images']} / {row[f'{part} groups']}" for part in splitting.SPLITS)]
+        for name, row in counts.iterrows()
+    ]
     return markdown(["images / groups", *splitting.SPLITS], rows)
 
 
 def number_table(found: dict) -> list[str]:
     sets = {key: title for key, title in SETS.items() if key in found}
-    rows = [[name.replace("_", " ").replace("auc", "AUC"), *(number(found[key]["metrics"].get(name)) for key in sets)]
-            for name in METRICS if any(name in found[key]["metrics"] for key in sets)]
+    rows = [
+        [name.replace("_", " ").replace("auc", "AUC"), *(number(found[key]["metrics"].get(name)) for key in sets)]
+        for name in METRICS
+        if any(name in found[key]["metrics"] for key in sets)
+    ]
     level = {found[key]["level"] for key in sets}.pop()
-    without = sorted({f"{name.replace('_', ' ')} ({sets[key]}): {value['no_interval']}" for key in sets
-                      for name, value in found[key]["metrics"].items() if name in METRICS and "no_interval" in value})
+    without = sorted(
+        {
+            f"{name.replace('_', ' ')} ({sets[key]}): {value['no_interval']}"
+            for key in sets
+            for name, value in found[key]["metrics"].items()
+            if name in METRICS and "no_interval" in value
+        }
+    )
     notes = sorted({f"{sets[key]}: {note}" for key in sets for note in found[key].get("notes", [])})
-    return [*markdown([f"value ({level:.0%} interval over groups)", *sets.values()], rows),
-            *[""] * bool(without or notes), *(f"- No interval for {line}" for line in without),
-            *(f"- {line}" for line in notes)]
+    return [
+        *markdown([f"value ({level:.0%} interval over groups)", *sets.values()], rows),
+        *[""] * bool(without or notes),
+        *(f"- No interval for {line}" for line in without),
+        *(f"- {line}" for line in notes),
+    ]
 
 
 def number(value: dict | None, sign: str = "") -> str:
@@ -277,19 +363,32 @@ def difference(found: dict) -> list[str]:
     lines, paired = ["### The network minus its rivals", ""], found.get("gain_over")
     if not paired:
         return [*lines, *lacking("differences from its rivals")]
-    rows = [[words(name) + " (lower is better)" * (name in metric_table.LOWER_IS_BETTER),
-             *(number(of[name], "+") for of in paired.values())]
-            for name in METRICS if all(name in of for of in paired.values())]
-    return [*lines, *markdown(["difference (95% interval, the same groups drawn for both)",
-                               *(f"minus {SETS[name]}" for name in paired)], rows), "",
-            *(f"- {verdict(of['auc'], RIVALS[name])}" for name, of in paired.items())]
+    rows = [
+        [
+            words(name) + " (lower is better)" * (name in metric_table.LOWER_IS_BETTER),
+            *(number(of[name], "+") for of in paired.values()),
+        ]
+        for name in METRICS
+        if all(name in of for of in paired.values())
+    ]
+    return [
+        *lines,
+        *markdown(
+            ["difference (95% interval, the same groups drawn for both)", *(f"minus {SETS[name]}" for name in paired)],
+            rows,
+        ),
+        "",
+        *(f"- {verdict(of['auc'], RIVALS[name])}" for name, of in paired.items()),
+    ]
 
 
 def verdict(auc: dict, rival: str) -> str:
     """What a paired difference of AUC shows."""
     if auc["low"] is None:
-        return (f"By AUC the network and {rival}, differ by {number(auc, '+')}; no interval, so nothing is shown: "
-                f"{auc.get('no_interval', 'it is undefined')}.")
+        return (
+            f"By AUC the network and {rival}, differ by {number(auc, '+')}; no interval, so nothing is shown: "
+            f"{auc.get('no_interval', 'it is undefined')}."
+        )
     if auc["low"] > 0:
         return f"By AUC the network is better than {rival}: {number(auc, '+')}."
     if auc["high"] < 0:
@@ -304,15 +403,23 @@ def alert(found: dict) -> list[str]:
         return [*lines, *lacking("decision that was locked before the test")]
     of, decision = found["test"].get("alert"), found["decision"]
     if of is None:
-        return [*lines, "No class is singled out as the one not to be missed: the decision is by "
-                f"{found['test']['decision']}."]
+        return [
+            *lines,
+            f"No class is singled out as the one not to be missed: the decision is by {found['test']['decision']}.",
+        ]
     rows = [[f"test, {words(name)}", number(of[name])] for name in metrics.ALERT]
     rows += [[f"validation, {words(name)}", number(decision["validation"].get(name))] for name in metrics.ALERT[:2]]
     beside = "An alert beside the decision: " * (len(found["test"]["classes"]) > 2)
-    return [*lines, f"{beside}{of['positive']} where its probability is at least {of['threshold']:.4g} "
-            f"({decision['rule']}): {of['flagged']:.0%} of {of['images']} test images; {of['positives']} are "
-            f"{of['positive']}, of {of['positive_groups']} groups.", "", *markdown(["", "value"], rows),
-            *[""] * bool(decision["notes"]), *(f"- {note}" for note in decision["notes"])]
+    return [
+        *lines,
+        f"{beside}{of['positive']} where its probability is at least {of['threshold']:.4g} "
+        f"({decision['rule']}): {of['flagged']:.0%} of {of['images']} test images; {of['positives']} are "
+        f"{of['positive']}, of {of['positive_groups']} groups.",
+        "",
+        *markdown(["", "value"], rows),
+        *[""] * bool(decision["notes"]),
+        *(f"- {note}" for note in decision["notes"]),
+    ]
 
 
 def calibration(found: dict) -> list[str]:
@@ -320,8 +427,11 @@ def calibration(found: dict) -> list[str]:
     lines = ["### Calibration", ""]
     if not found.get("calibration"):
         return [*lines, *lacking("calibration")]
-    rows = [[SETS[name], when, *(f"{both[when][what]:.3f}" for what in CALIBRATION)]
-            for name, both in found["calibration"].items() for when in ("before", "after")]
+    rows = [
+        [SETS[name], when, *(f"{both[when][what]:.3f}" for what in CALIBRATION)]
+        for name, both in found["calibration"].items()
+        for when in ("before", "after")
+    ]
     return [*lines, *markdown(["", "", *map(words, CALIBRATION)], rows)]
 
 
@@ -331,22 +441,34 @@ def believed(run_dir: Path) -> list[str]:
     if not (run_dir / trust.FILE).exists():
         return [*lines, *lacking("trust.json")]
     found = trust.read(run_dir)
-    return [*lines, f"**{found.verdict}**", "", *(f"- {reason}." for reason in found.reasons),
-            *[""] * bool(found.reasons), *markdown(list(found.table), found.table.to_numpy().tolist())]
+    return [
+        *lines,
+        f"**{found.verdict}**",
+        "",
+        *(f"- {reason}." for reason in found.reasons),
+        *[""] * bool(found.reasons),
+        *markdown(list(found.table), found.table.to_numpy().tolist()),
+    ]
 
 
 def exported(run_dir: Path, facts: dict) -> list[str]:
     """The files of the model with their sizes, and how near ONNX Runtime comes to PyTorch."""
-    sizes = [[name, f"{(run_dir / name).stat().st_size / 1e6:.1f} MB"]
-             for name in (exportformat.WEIGHTS, exportformat.PUBLISHED, onnx_export.ONNX) if (run_dir / name).exists()]
+    sizes = [
+        [name, f"{(run_dir / name).stat().st_size / 1e6:.1f} MB"]
+        for name in (exportformat.WEIGHTS, exportformat.PUBLISHED, onnx_export.ONNX)
+        if (run_dir / name).exists()
+    ]
     lines = ["### The exported model", "", *(markdown(["file", "size"], sizes) if sizes else lacking("export")), ""]
     if "onnx" in facts:
         return [*lines, f"**No {onnx_export.ONNX}:** {facts['onnx']}."]
     if not (run_dir / onnx_export.ONNX_FACTS).exists():
         return [*lines, *lacking(onnx_export.ONNX)]
     near = files.read_json(run_dir / onnx_export.ONNX_FACTS)
-    return [*lines, f"ONNX Runtime's probabilities differ from PyTorch's by at most {near['max_difference']:.1e} on "
-            f"{near['compared']} pictures, of validation images and of noise; {onnx_export.ALIKE:g} would be refused."]
+    return [
+        *lines,
+        f"ONNX Runtime's probabilities differ from PyTorch's by at most {near['max_difference']:.1e} on "
+        f"{near['compared']} pictures, of validation images and of noise; {onnx_export.ALIKE:g} would be refused.",
+    ]
 
 
 def kept(run_dir: Path) -> list[str]:
@@ -361,8 +483,13 @@ def history_table(history: pd.DataFrame, best: int) -> list[str]:
     epochs = history["epoch"]
     chosen = history[(epochs % every == 1 % every) | (epochs == best) | (epochs == epochs.max())]
     columns = [name for name in HISTORY if name in history]
-    rows = [[f"{row[name]:.0f}{' (kept)' * int(row[name] == best)}" if name == "epoch" else f"{row[name]:.3g}"
-             for name in columns] for _, row in chosen.iterrows()]
+    rows = [
+        [
+            f"{row[name]:.0f}{' (kept)' * int(row[name] == best)}" if name == "epoch" else f"{row[name]:.3g}"
+            for name in columns
+        ]
+        for _, row in chosen.iterrows()
+    ]
     return markdown([name.replace("_", " ") for name in columns], rows)
 
 

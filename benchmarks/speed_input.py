@@ -44,26 +44,36 @@ OURS, PUBLISHED = "patholib", "published loader"
 COMMAND = "python3 run.py bench input"
 
 # How many pictures, how large, with how much noise, in what files: as slow to decode as those of the data sets.
-SETS = {"BreakHis, PNG 700 x 460": (400, (700, 460), 2.0, ".png", {"compress_level": 6}),
-        "ISIC, JPEG 1024 x 1024": (200, (1024, 1024), 4.0, ".jpg", {"quality": 90})}
+SETS = {
+    "BreakHis, PNG 700 x 460": (400, (700, 460), 2.0, ".png", {"compress_level": 6}),
+    "ISIC, JPEG 1024 x 1024": (200, (1024, 1024), 4.0, ".jpg", {"quality": 90}),
+}
 WHY_SLOWER = {  # profiled on one core
     "BreakHis, PNG 700 x 460": "Of 9.5 ms a file, 7.3 are decoding, 1.1 shrinking to 256 pixels, 0.6 two digests of "
-                               "the pixels and 0.3 SHA-256 and the file's own check sums; then the cache goes to disk.",
+    "the pixels and 0.3 SHA-256 and the file's own check sums; then the cache goes to disk.",
     "ISIC, JPEG 1024 x 1024": "Of 7 ms a file, 2.8 are decoding and 3.2 shrinking, which averages over all of the "
-                              "megapixel. Decoding at half the size would spare both, for other pixels (52 dB)."}
-PIPELINE = {kind: (Mark(f"{kind}: patholib against the published loader", 15),
-                   Mark(f"{kind}: patholib against the best rival", 3),
-                   Mark(f"{kind}: check and cache against decoding alone, in time", 1.15, most=True,
-                        reason=WHY_SLOWER[kind]),
-                   Mark(f"{kind}: reading 32 random images from the cache against decoding them", 100))
-            for kind in SETS}
-AUGMENTATION = (Mark("augmentation on one core against albumentations", 3),
-                Mark("picture quality (PSNR to an ideal warp) above that of the published chain", 8, "dB"))
-SCALE = (Mark("time per image of check and cache, 100,000 images against 1,000", 1.3, most=True),
-         Mark("time per image of training batches, 100,000 images against 1,000", 1.3, most=True),
-         Mark("time to the first batch of 100,000 images once the cache exists", 5, "s", most=True),
-         Mark("time of `import patholib`", 1, "s", most=True),
-         Mark("time of `python -m patholib --help`", 1, "s", most=True))
+    "megapixel. Decoding at half the size would spare both, for other pixels (52 dB).",
+}
+PIPELINE = {
+    kind: (
+        Mark(f"{kind}: patholib against the published loader", 15),
+        Mark(f"{kind}: patholib against the best rival", 3),
+        Mark(f"{kind}: check and cache against decoding alone, in time", 1.15, most=True, reason=WHY_SLOWER[kind]),
+        Mark(f"{kind}: reading 32 random images from the cache against decoding them", 100),
+    )
+    for kind in SETS
+}
+AUGMENTATION = (
+    Mark("augmentation on one core against albumentations", 3),
+    Mark("picture quality (PSNR to an ideal warp) above that of the published chain", 8, "dB"),
+)
+SCALE = (
+    Mark("time per image of check and cache, 100,000 images against 1,000", 1.3, most=True),
+    Mark("time per image of training batches, 100,000 images against 1,000", 1.3, most=True),
+    Mark("time to the first batch of 100,000 images once the cache exists", 5, "s", most=True),
+    Mark("time of `import patholib`", 1, "s", most=True),
+    Mark("time of `python -m patholib --help`", 1, "s", most=True),
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -101,6 +111,7 @@ def texture(rng: np.random.Generator, width: int, height: int, noise: float) -> 
 
 def write_images(folder: Path, count: int, size: tuple[int, int], noise: float, suffix: str, **options) -> None:
     """`count` textures in two folders of classes, and a labels.csv that lists them, ten to a patient."""
+
     def write(i: int) -> None:
         picture = Image.fromarray(texture(np.random.default_rng(i), *size, noise))
         picture.save(folder / f"{'ab'[i % 2]}" / f"{i:06}{suffix}", **options)
@@ -115,8 +126,14 @@ def write_images(folder: Path, count: int, size: tuple[int, int], noise: float, 
 
 def check(folder: Path, size: int = recipes.BREAKHIS.cache_size, cache: str = "cache") -> checking.Checked:
     with contextlib.redirect_stdout(io.StringIO()):
-        return checking.check(table.read(folder / "labels.csv"), size, cache_dir=folder / cache, workers=WORKERS,
-                            progress=False, report_dir=folder / "report")
+        return checking.check(
+            table.read(folder / "labels.csv"),
+            size,
+            cache_dir=folder / cache,
+            workers=WORKERS,
+            progress=False,
+            report_dir=folder / "report",
+        )
 
 
 # --- the input pipeline ---
@@ -136,10 +153,24 @@ def published(folder: Path, kind: str):
 
 def torchvision_reference(folder: Path, _: str):
     """torchvision's references/classification: preset of 224 pixels, v2 transforms on PIL pictures."""
-    transform = v2.Compose([v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(0.5), v2.PILToTensor(),
-                            v2.ToDtype(torch.float, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()])
-    return DataLoader(vision.ImageFolder(folder, transform, is_valid_file=is_picture, allow_empty=True),
-                      batch_size=BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True, drop_last=True)
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIDE, antialias=True),
+            v2.RandomHorizontalFlip(0.5),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float, scale=True),
+            v2.Normalize(MEAN, STD),
+            v2.ToPureTensor(),
+        ]
+    )
+    return DataLoader(
+        vision.ImageFolder(folder, transform, is_valid_file=is_picture, allow_empty=True),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        drop_last=True,
+    )
 
 
 def is_picture(path: str) -> bool:
@@ -157,29 +188,56 @@ class OpenCVImages(literal.Images):
 def albumentations_example(folder: Path, _: str):
     import albumentations as A
 
-    transform = A.Compose([
-        A.SmallestMaxSize(max_size=256), A.Affine(translate_percent=0.05, scale=(0.95, 1.05), rotate=(-15, 15), p=0.5),
-        A.RandomCrop(height=SIDE, width=SIDE), A.RGBShift(15, 15, 15, p=0.5), A.RandomBrightnessContrast(p=0.5),
-        A.Normalize(MEAN, STD), A.ToTensorV2()])
-    return DataLoader(listed(folder, OpenCVImages, transform), batch_size=BATCH, shuffle=True, num_workers=WORKERS,
-                      persistent_workers=True, drop_last=True)
+    transform = A.Compose(
+        [
+            A.SmallestMaxSize(max_size=256),
+            A.Affine(translate_percent=0.05, scale=(0.95, 1.05), rotate=(-15, 15), p=0.5),
+            A.RandomCrop(height=SIDE, width=SIDE),
+            A.RGBShift(15, 15, 15, p=0.5),
+            A.RandomBrightnessContrast(p=0.5),
+            A.Normalize(MEAN, STD),
+            A.ToTensorV2(),
+        ]
+    )
+    return DataLoader(
+        listed(folder, OpenCVImages, transform),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        drop_last=True,
+    )
 
 
 def timm_loader(folder: Path, _: str):
     from timm.data import create_dataset, create_loader
 
     dataset = create_dataset("", root=folder, class_map={"a": 0, "b": 1})
-    return create_loader(dataset, input_size=(3, SIDE, SIDE), batch_size=BATCH, is_training=True, num_workers=WORKERS,
-                         device=torch.device("cpu"), pin_memory=torch.cuda.is_available())
+    return create_loader(
+        dataset,
+        input_size=(3, SIDE, SIDE),
+        batch_size=BATCH,
+        is_training=True,
+        num_workers=WORKERS,
+        device=torch.device("cpu"),
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def fastai_loaders(folder: Path, _: str):
     from fastai.vision.all import ImageDataLoaders, Normalize, Resize, aug_transforms, imagenet_stats
 
     loaders = ImageDataLoaders.from_path_func(
-        folder, sorted(folder.glob("[ab]/*")), lambda path: path.parent.name, valid_pct=BATCH / 1000, bs=BATCH,
-        num_workers=WORKERS, item_tfms=Resize(460), device=torch.device("cpu"),
-        batch_tfms=[*aug_transforms(size=SIDE), Normalize.from_stats(*imagenet_stats)])
+        folder,
+        sorted(folder.glob("[ab]/*")),
+        lambda path: path.parent.name,
+        valid_pct=BATCH / 1000,
+        bs=BATCH,
+        num_workers=WORKERS,
+        item_tfms=Resize(460),
+        device=torch.device("cpu"),
+        batch_tfms=[*aug_transforms(size=SIDE), Normalize.from_stats(*imagenet_stats)],
+    )
     return loaders.train
 
 
@@ -209,12 +267,19 @@ def normalised(views: torch.Tensor) -> torch.Tensor:
     return views
 
 
-LOADERS = {PUBLISHED: published, "torchvision v2": torchvision_reference, "albumentations": albumentations_example,
-           "timm": timm_loader, "fastai": fastai_loaders, OURS: patholib_batches}
+LOADERS = {
+    PUBLISHED: published,
+    "torchvision v2": torchvision_reference,
+    "albumentations": albumentations_example,
+    "timm": timm_loader,
+    "fastai": fastai_loaders,
+    OURS: patholib_batches,
+}
 
 
 def epoch(loader) -> Callable[[], int]:
     """A case for `compare`: one pass through a loader; the number of images in its batches of (images, labels)."""
+
     def run() -> int:
         count = 0
         for pictures, _ in loader:
@@ -236,15 +301,29 @@ def pipeline(folder: Path, quick: bool, loaders: dict = LOADERS) -> tuple[str, l
         found = compare({name: epoch(make(here, kind)) for name, make in loaders.items()}, rounds, warmup=1)
         rivals = [name for name in loaders if name not in (PUBLISHED, OURS)]
         build, read = building(here, rounds), reading(here, rounds)
-        reached = (ratio(found, OURS, PUBLISHED)[0], ratio(found, OURS, best(found, rivals))[0],
-                   ratio(build, "decoding alone", "check and cache")[0], ratio(read, "cache", "decoding")[0])
+        reached = (
+            ratio(found, OURS, PUBLISHED)[0],
+            ratio(found, OURS, best(found, rivals))[0],
+            ratio(build, "decoding alone", "check and cache")[0],
+            ratio(read, "cache", "decoding")[0],
+        )
         judged += zip(PIPELINE[kind], reached, strict=True)
         tables[kind] = found
         bytes_each = sum(path.stat().st_size for path in here.glob("[ab]/*")) / count
-        text += [f"### {kind}", "", f"{count} generated pictures of {bytes_each / 1e3:.0f} kB on average, two workers, "
-                 "batches of 32, from files to normalised tensors; for patholib the cache exists, as after the data "
-                 "check. Medians of the rounds.", "", *rate_table(found), "",
-                 *rate_table(build, "files/s"), "", *rate_table(read), ""]
+        text += [
+            f"### {kind}",
+            "",
+            f"{count} generated pictures of {bytes_each / 1e3:.0f} kB on average, two workers, "
+            "batches of 32, from files to normalised tensors; for patholib the cache exists, as after the data "
+            "check. Medians of the rounds.",
+            "",
+            *rate_table(found),
+            "",
+            *rate_table(build, "files/s"),
+            "",
+            *rate_table(read),
+            "",
+        ]
     if not quick:
         picture = bars(ROOT / "benchmarks" / "input.png", tables, "Input pipeline, times the published loader")
         text += [f"![Input pipeline, times the published loader]({picture.name})"]
@@ -304,16 +383,23 @@ def augmenting(_: Path, quick: bool, names: tuple[str, ...] = ("albumentations",
         found = compare(augmentations(cached, small, names), 1 if quick else 7)
     finally:
         torch.set_num_threads(threads)
-    quality = {name: psnr(cached, recipe) for name, recipe in
-               (("published chain", recipes.as_published("breakhis")), ("one warp", recipes.BREAKHIS))}
+    quality = {
+        name: psnr(cached, recipe)
+        for name, recipe in (("published chain", recipes.as_published("breakhis")), ("one warp", recipes.BREAKHIS))
+    }
     gain = quality["one warp"][0] - quality["published chain"][0]
     rows = [[name, *(f"{value:.1f}" for value in values)] for name, values in quality.items()]
-    text = ["The augmentation of the BreakHis recipe (affine, rotation, flips, perspective, brightness, contrast, "
-            "saturation, hue), from decoded pictures to normalised tensors of 224 pixels, on one core.", "",
-            *rate_table(found), "",
-            "What the interpolation loses: PSNR in dB of the augmented picture (geometry only, away from the border) "
-            "to the same geometry applied once to a four times finer picture.", "",
-            *markdown(["", "median PSNR, dB", "least", "greatest"], rows)]
+    text = [
+        "The augmentation of the BreakHis recipe (affine, rotation, flips, perspective, brightness, contrast, "
+        "saturation, hue), from decoded pictures to normalised tensors of 224 pixels, on one core.",
+        "",
+        *rate_table(found),
+        "",
+        "What the interpolation loses: PSNR in dB of the augmented picture (geometry only, away from the border) "
+        "to the same geometry applied once to a four times finer picture.",
+        "",
+        *markdown(["", "median PSNR, dB", "least", "greatest"], rows),
+    ]
     judged = [(AUGMENTATION[1], gain)]
     if "albumentations" in found.index:
         judged.insert(0, (AUGMENTATION[0], ratio(found, OURS, "albumentations")[0]))
@@ -322,10 +408,18 @@ def augmenting(_: Path, quick: bool, names: tuple[str, ...] = ("albumentations",
 
 def augmentations(cached: np.ndarray, small: list[np.ndarray], names: tuple[str, ...]) -> dict[str, Callable[[], int]]:
     """Cases for `compare`, each over a batch."""
-    tensors = v2.Compose([v2.RandomAffine(15, (0.1, 0.1), (0.85, 1.15), 5), v2.RandomRotation(20),
-                          v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.RandomPerspective(0.2, p=0.3),
-                          v2.ColorJitter(0.2, 0.2, 0.15, 0.05), v2.ToDtype(torch.float32, scale=True),
-                          v2.Normalize(MEAN, STD)])
+    tensors = v2.Compose(
+        [
+            v2.RandomAffine(15, (0.1, 0.1), (0.85, 1.15), 5),
+            v2.RandomRotation(20),
+            v2.RandomHorizontalFlip(),
+            v2.RandomVerticalFlip(),
+            v2.RandomPerspective(0.2, p=0.3),
+            v2.ColorJitter(0.2, 0.2, 0.15, 0.05),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
     pictures = [Image.fromarray(image) for image in small]
     planes = [torch.from_numpy(image).permute(2, 0, 1) for image in small]
     rows = np.arange(len(cached))
@@ -334,16 +428,25 @@ def augmentations(cached: np.ndarray, small: list[np.ndarray], names: tuple[str,
         normalised(augment.training_views(cached, SIDE, recipes.BREAKHIS.augmentation, 0, 0, rows, rows))
         return len(cached)
 
-    cases = {"torchvision on PIL, as published": lambda: len([literal.BREAKHIS(picture) for picture in pictures]),
-             "torchvision v2 on tensors": lambda: len([tensors(plane) for plane in planes])}
+    cases = {
+        "torchvision on PIL, as published": lambda: len([literal.BREAKHIS(picture) for picture in pictures]),
+        "torchvision v2 on tensors": lambda: len([tensors(plane) for plane in planes]),
+    }
     if "albumentations" in names:
         import albumentations as A
 
-        composed = A.Compose([
-            A.Affine(rotate=(-15, 15), translate_percent=(-0.1, 0.1), scale=(0.85, 1.15), shear=(-5, 5), p=1),
-            A.Rotate(20, p=1), A.HorizontalFlip(), A.VerticalFlip(), A.Perspective((0.05, 0.1), p=0.3),
-            A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.85, 1.15), (-0.05, 0.05), p=1), A.Normalize(MEAN, STD),
-            A.ToTensorV2()])
+        composed = A.Compose(
+            [
+                A.Affine(rotate=(-15, 15), translate_percent=(-0.1, 0.1), scale=(0.85, 1.15), shear=(-5, 5), p=1),
+                A.Rotate(20, p=1),
+                A.HorizontalFlip(),
+                A.VerticalFlip(),
+                A.Perspective((0.05, 0.1), p=0.3),
+                A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.85, 1.15), (-0.05, 0.05), p=1),
+                A.Normalize(MEAN, STD),
+                A.ToTensorV2(),
+            ]
+        )
         cases["albumentations"] = lambda: len([composed(image=image) for image in small])
     return cases | {OURS: ours}
 
@@ -356,7 +459,7 @@ def psnr(cached: np.ndarray, recipe: recipes.Recipe, fine: int = 4) -> tuple[flo
     """
     geometry_only = replace(recipe.augmentation, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, noise=0.0)
     margin = (cached.shape[1] - recipe.cache_size) // 2
-    pictures = np.ascontiguousarray(cached[:, margin:margin + recipe.cache_size, margin:margin + recipe.cache_size])
+    pictures = np.ascontiguousarray(cached[:, margin : margin + recipe.cache_size, margin : margin + recipe.cache_size])
     side, rows = recipe.cache_size, np.arange(len(cached))
     views = augment.training_views(pictures, SIDE, geometry_only, 0, 0, rows, rows)
     forward = np.eye(3)[None]
@@ -392,25 +495,53 @@ def scale(folder: Path, quick: bool) -> tuple[str, list]:
         again = [measured(here) for _ in range(1 if quick else 3)]
         middle = {what: spread([facts[what] for facts in again])[0] for what in first}
         found[count] = middle | {"build": first["check"]}
-        rows.append([f"{count:,}", f"{first['check'] / count * 1e6:,.0f}", f"{middle['per_image'] * 1e6:,.0f}",
-                     f"{middle['read']:.2f} + {middle['check']:.2f} + {middle['split']:.2f} + {middle['batch']:.2f}",
-                     f"{middle['first_batch']:.2f}", *(f"{middle[what]:,.0f}" for what in ("imported", "own", "peak"))])
+        rows.append(
+            [
+                f"{count:,}",
+                f"{first['check'] / count * 1e6:,.0f}",
+                f"{middle['per_image'] * 1e6:,.0f}",
+                f"{middle['read']:.2f} + {middle['check']:.2f} + {middle['split']:.2f} + {middle['batch']:.2f}",
+                f"{middle['first_batch']:.2f}",
+                *(f"{middle[what]:,.0f}" for what in ("imported", "own", "peak")),
+            ]
+        )
     few, many = found[sizes[0]], found[sizes[-1]]
     kilobytes = (many["own"] - few["own"]) / (sizes[-1] - sizes[0]) * 1e3
-    startup = {name: starting(command) for name, command in
-               (("import", ["-c", "import patholib"]), ("help", ["-m", "patholib", "--help"]))}
-    text = ["Real files, JPEGs of 64 x 64 pixels listed in a CSV, each number of them in three processes of its own "
-            "(medians). The first batch is one of training views and comes after reading the CSV, the check (which "
-            "looks at the size and time of every file and re-uses the cache), the split and the draw. Its own memory "
-            f"grows by {kilobytes:.1f} kB per image; the most it held counts in those pages of the mapped cache that "
-            "the system keeps at hand and takes back when it needs them.", "",
-            *markdown(["images", "check and cache, µs per image", "training batches, µs per image",
-                       "CSV + check + split + batch, s", "to the first batch, s", "own memory after imports, MB",
-                       "after the epoch", "at most, with the mapped cache"], rows), "",
-            f"`import patholib` takes {startup['import']:.2f} s, `python -m patholib --help` {startup['help']:.2f} s "
-            "(medians of five)."]
-    reached = (many["build"] / sizes[-1] / (few["build"] / sizes[0]), many["per_image"] / few["per_image"],
-               many["first_batch"], startup["import"], startup["help"])
+    startup = {
+        name: starting(command)
+        for name, command in (("import", ["-c", "import patholib"]), ("help", ["-m", "patholib", "--help"]))
+    }
+    text = [
+        "Real files, JPEGs of 64 x 64 pixels listed in a CSV, each number of them in three processes of its own "
+        "(medians). The first batch is one of training views and comes after reading the CSV, the check (which "
+        "looks at the size and time of every file and re-uses the cache), the split and the draw. Its own memory "
+        f"grows by {kilobytes:.1f} kB per image; the most it held counts in those pages of the mapped cache that "
+        "the system keeps at hand and takes back when it needs them.",
+        "",
+        *markdown(
+            [
+                "images",
+                "check and cache, µs per image",
+                "training batches, µs per image",
+                "CSV + check + split + batch, s",
+                "to the first batch, s",
+                "own memory after imports, MB",
+                "after the epoch",
+                "at most, with the mapped cache",
+            ],
+            rows,
+        ),
+        "",
+        f"`import patholib` takes {startup['import']:.2f} s, `python -m patholib --help` {startup['help']:.2f} s "
+        "(medians of five).",
+    ]
+    reached = (
+        many["build"] / sizes[-1] / (few["build"] / sizes[0]),
+        many["per_image"] / few["per_image"],
+        many["first_batch"],
+        startup["import"],
+        startup["help"],
+    )
     return "\n".join(text), list(zip(SCALE, reached, strict=True))
 
 
@@ -430,8 +561,13 @@ def write_small(folder: Path, count: int) -> None:
 
 def measured(folder: Path) -> dict:
     """`first_batch` in a fresh process."""
-    done = subprocess.run([sys.executable, __file__, "--first-batch", str(folder)], check=True, capture_output=True,
-                          text=True, env={**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, __file__, "--first-batch", str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"},
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -457,9 +593,21 @@ def first_batch(folder: Path) -> int:
     for _ in batching.batches(train, order, BATCH, views, WORKERS):
         pass
     per_image, (peak, own) = (time.perf_counter() - begin) / len(order), memory()
-    print(json.dumps({"read": read - start, "check": checked - read, "split": split - checked, "batch": end - split,
-                      "first_batch": end - start, "per_image": per_image,
-                      "imported": imported, "peak": peak, "own": own}))
+    print(
+        json.dumps(
+            {
+                "read": read - start,
+                "check": checked - read,
+                "split": split - checked,
+                "batch": end - split,
+                "first_batch": end - start,
+                "per_image": per_image,
+                "imported": imported,
+                "peak": peak,
+                "own": own,
+            }
+        )
+    )
     return 0
 
 
@@ -474,6 +622,7 @@ def memory() -> tuple[float, float]:
 
 def starting(command: list[str]) -> float:
     """The median of five starts, in seconds."""
+
     def once() -> float:
         start = time.perf_counter()
         subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=ROOT)
@@ -482,9 +631,11 @@ def starting(command: list[str]) -> float:
     return spread([once() for _ in range(5)])[0]
 
 
-SECTIONS = {"input": ("Input pipeline", ("torchvision", "pillow", "albumentations", "timm", "fastai"), pipeline),
-            "augmentation": ("Augmentation", ("torchvision", "albumentations", "opencv-python-headless"), augmenting),
-            "scale": ("Scale", ("pandas", "pillow"), scale)}
+SECTIONS = {
+    "input": ("Input pipeline", ("torchvision", "pillow", "albumentations", "timm", "fastai"), pipeline),
+    "augmentation": ("Augmentation", ("torchvision", "albumentations", "opencv-python-headless"), augmenting),
+    "scale": ("Scale", ("pandas", "pillow"), scale),
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

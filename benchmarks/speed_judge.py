@@ -32,8 +32,10 @@ NETWORKS = {"EfficientNet-B0": recipes.ISIC2019, "ResNet50": recipes.BREAKHIS}
 LEAST = {"EfficientNet-B0": 1.9, "ResNet50": 1.35}  # times eager fp32 at batch 1
 TTA, GALLERY, INTERVALS = "EfficientNet-B0, averaged views of a picture", "heatmaps", "intervals over patients"
 BATCH = 8  # heatmaps at once
-CEILING = ("By the profile nearly all of the time is the forward pass without a graph; captum's, with one and in NCHW, "
-           "costs 1.5 times as much on ResNet50. To fold BatchNorm away first takes as long as it saves.")
+CEILING = (
+    "By the profile nearly all of the time is the forward pass without a graph; captum's, with one and in NCHW, "
+    "costs 1.5 times as much on ResNet50. To fold BatchNorm away first takes as long as it saves."
+)
 SECONDS = 10.0  # for 2,000 resamples of all metrics
 
 
@@ -68,9 +70,14 @@ def main(arguments: list[str]) -> int:
         return 0
     picture = harness.bars(harness.RESULTS.with_name("speed-judge.png"), tables, "Judging, times the usual way")
     used = [name for name in ("onnxruntime", "captum", "grad-cam", "scikit-learn") if util.find_spec(MODULES[name])]
-    return harness.section("judge", "Judging: predictions, averaged views, heatmaps, intervals",
-                           "python3 run.py bench judge", "\n".join([*text, "", f"![Ratios]({picture.name})"]), judged,
-                           used)
+    return harness.section(
+        "judge",
+        "Judging: predictions, averaged views, heatmaps, intervals",
+        "python3 run.py bench judge",
+        "\n".join([*text, "", f"![Ratios]({picture.name})"]),
+        judged,
+        used,
+    )
 
 
 MODULES = {"onnxruntime": "onnxruntime", "captum": "captum", "grad-cam": "pytorch_grad_cam", "scikit-learn": "sklearn"}
@@ -137,7 +144,8 @@ def predictions(name: str, model: networks.Classifier, place: Path, scale: Scale
             ways[title] = lambda p=predictor, v=views: torch.from_numpy(p.logits(v)).softmax(dim=1)
             assert (ways[title]() - published()).abs().max() < 1e-4, title
         tables[f"{name}, batch {batch}"] = harness.compare(
-            {title: repeated(way, passes, batch) for title, way in ways.items()}, scale.rounds)
+            {title: repeated(way, passes, batch) for title, way in ways.items()}, scale.rounds
+        )
     return tables
 
 
@@ -146,6 +154,7 @@ def repeated(way, passes: int, items: int):
         for _ in range(passes):
             way()
         return passes * items
+
     return case
 
 
@@ -154,8 +163,9 @@ def averaged(model: networks.Classifier, recipe: recipes.Recipe, place: Path, sc
     pixels, net = pictures(1, recipe.cache_size), literal.twin(model)
 
     def published():
-        views = augment.tta_views(pixels, recipe.image_size, recipe.tta, recipe.tta_views, 0, np.arange(1),
-                                  recipe.augmentation)
+        views = augment.tta_views(
+            pixels, recipe.image_size, recipe.tta, recipe.tta_views, 0, np.arange(1), recipe.augmentation
+        )
         return literal.tta(net, [literal.NORMALISE(view.contiguous()) for view in views]).numpy()
 
     ways = {PUBLISHED: published}
@@ -176,15 +186,19 @@ def gallery(model: networks.Classifier, count: int, scale: Scale) -> pd.DataFram
     parts = [slice(start, start + BATCH) for start in range(0, count, BATCH)]
     hooked = literal.twin(model)
     published = literal.GradCAM(hooked, last_block(hooked))
-    ways = {PUBLISHED: lambda: torch.stack([published.generate(image[None], int(target))
-                                            for image, target in zip(normal, targets, strict=True)])}
+    ways = {
+        PUBLISHED: lambda: torch.stack(
+            [published.generate(image[None], int(target)) for image, target in zip(normal, targets, strict=True)]
+        )
+    }
     if util.find_spec("captum"):
         from captum.attr import LayerGradCam
 
         net = literal.twin(model)
         captum = LayerGradCam(net, last_block(net))
-        ways["captum"] = lambda: torch.cat([captum.attribute(normal[p], targets[p], relu_attributions=True).detach()
-                                            for p in parts])[:, 0]
+        ways["captum"] = lambda: torch.cat(
+            [captum.attribute(normal[p], targets[p], relu_attributions=True).detach() for p in parts]
+        )[:, 0]
     if util.find_spec("pytorch_grad_cam"):
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -192,15 +206,17 @@ def gallery(model: networks.Classifier, count: int, scale: Scale) -> pd.DataFram
         net = literal.twin(model)
         rival = GradCAM(model=net, target_layers=[last_block(net)])
         ways["pytorch-grad-cam"] = lambda: [
-            rival(input_tensor=normal[p], targets=[ClassifierOutputTarget(int(t)) for t in targets[p]]) for p in parts]
+            rival(input_tensor=normal[p], targets=[ClassifierOutputTarget(int(t)) for t in targets[p]]) for p in parts
+        ]
     ways["patholib"] = lambda: torch.cat([gradcam.heat(model, views[p], targets[p]).maps for p in parts])
     found = {title: way() for title, way in ways.items()}
     maps = found["patholib"]
     assert torch.allclose(found[PUBLISHED].nan_to_num(), gradcam.normalise(maps), rtol=0, atol=1e-3)
     if "captum" in found:  # pytorch-grad-cam's are already as large as the images
         assert torch.allclose(found["captum"], maps, rtol=0, atol=1e-3 * float(maps.max()))
-    return harness.compare({title: repeated(way, 1, count) for title, way in ways.items()}, scale.gallery_rounds,
-                           warmup=0)  # each has just run once
+    return harness.compare(
+        {title: repeated(way, 1, count) for title, way in ways.items()}, scale.gallery_rounds, warmup=0
+    )  # each has just run once
 
 
 def last_block(net: torch.nn.Module) -> torch.nn.Module:
@@ -220,8 +236,13 @@ def intervals(classes: int, scale: Scale) -> pd.DataFrame:
     evidence = rng.normal(size=(scale.rows, classes)) + 1.2 * np.eye(classes)[labels]
     probs = np.exp(evidence) / np.exp(evidence).sum(axis=1, keepdims=True)
     patients = rng.integers(0, scale.rows // 10, scale.rows)
-    table = pd.DataFrame({"label": np.array(names)[labels], "group": patients.astype(str),
-                          **{f"p_{name}": probs[:, i] for i, name in enumerate(names)}})
+    table = pd.DataFrame(
+        {
+            "label": np.array(names)[labels],
+            "group": patients.astype(str),
+            **{f"p_{name}": probs[:, i] for i, name in enumerate(names)},
+        }
+    )
     positive = names[1] if classes == 2 else None
     groups, known = pd.factorize(table["group"], sort=True)
     rows = [np.flatnonzero(groups == group) for group in range(len(known))]
@@ -242,8 +263,13 @@ def intervals(classes: int, scale: Scale) -> pd.DataFrame:
     ours = summary(scale.loop, interval="percentile")["metrics"]["auc"]
     theirs = np.quantile(loop(), [0.025, 0.975])
     assert np.abs(np.array([ours["low"], ours["high"]]) - theirs).max() < 1e-12, (ours, theirs)
-    return harness.compare({"scikit-learn, AUC alone": lambda: len(loop()),
-                            "patholib, all metrics": lambda: summary(scale.resamples)["resamples"]}, scale.rounds)
+    return harness.compare(
+        {
+            "scikit-learn, AUC alone": lambda: len(loop()),
+            "patholib, all metrics": lambda: summary(scale.resamples)["resamples"],
+        },
+        scale.rounds,
+    )
 
 
 # --- what comes out ---
@@ -260,12 +286,15 @@ def marks(tables: dict[str, pd.DataFrame], seconds: dict[str, float]) -> list[tu
         if title.endswith(GALLERY):
             judged += [(Mark(f"{title}, to one by one", 3.5), table.loc["patholib", "ratio"])]
             if "captum" in table.index:
-                judged += [(Mark(f"{title}, to captum", 1.8, reason=CEILING),
-                            harness.ratio(table, "patholib", "captum")[0])]
+                judged += [
+                    (Mark(f"{title}, to captum", 1.8, reason=CEILING), harness.ratio(table, "patholib", "captum")[0])
+                ]
         if title.startswith(INTERVALS):
             judged += [(Mark(title, 30.0), table.loc["patholib, all metrics", "ratio"])]
-    return judged + [(Mark(f"2,000 resamples of all metrics, {title}", SECONDS, "s", most=True), taken)
-                     for title, taken in seconds.items()]
+    return judged + [
+        (Mark(f"2,000 resamples of all metrics, {title}", SECONDS, "s", most=True), taken)
+        for title, taken in seconds.items()
+    ]
 
 
 def best(table: pd.DataFrame) -> float:
@@ -273,13 +302,18 @@ def best(table: pd.DataFrame) -> float:
 
 
 def report(tables: dict[str, pd.DataFrame], seconds: dict[str, float]) -> list[str]:
-    lines = ["Published: eager fp32, NCHW; heatmaps by hooks and a full backward pass, one by one; "
-             f"others in batches of {BATCH}. patholib: `inference.Predictor`, `gradcam.heat`, `metrics.summary`."]
+    lines = [
+        "Published: eager fp32, NCHW; heatmaps by hooks and a full backward pass, one by one; "
+        f"others in batches of {BATCH}. patholib: `inference.Predictor`, `gradcam.heat`, `metrics.summary`."
+    ]
     for name, table in tables.items():
         unit = "resamples/s" if name.startswith(INTERVALS) else "images/s"
         lines += ["", f"### {name}", "", *harness.rate_table(table, unit)]
-    return [*lines, "", "All metrics with intervals: "
-            + ", ".join(f"{title} {taken:.2f} s" for title, taken in seconds.items()) + "."]
+    return [
+        *lines,
+        "",
+        "All metrics with intervals: " + ", ".join(f"{title} {taken:.2f} s" for title, taken in seconds.items()) + ".",
+    ]
 
 
 if __name__ == "__main__":

@@ -41,15 +41,21 @@ from patholib.model import recipes
 PUBLISHED, LITSERVE, OURS, ALONE = "as published", "LitServe", "patholib serve", "the model alone"
 CALLERS = (1, 8, 32)  # at once
 BOUNDARY = "b0undary"
-BESIDE = ("Of 19 ms of processor time for an answer 12 are the model's. To decode and shrink the picture takes 3.1, to "
-          "hold it against the training images 0.8; the rest is HTTP, the guard, the way to the decoding process, and "
-          "the callers, who share the two cores")
+BESIDE = (
+    "Of 19 ms of processor time for an answer 12 are the model's. To decode and shrink the picture takes 3.1, to "
+    "hold it against the training images 0.8; the rest is HTTP, the guard, the way to the decoding process, and "
+    "the callers, who share the two cores"
+)
 MARKS = (
     (Mark("answers a second to 8 callers, to the published server", 1.5), lambda found: found.rates[8][OURS]),
-    (Mark("answers a second to 8 callers, of those of the model alone", 0.85, reason=BESIDE),
-     lambda found: found.share(8)),
-    (Mark("p95 of an answer to 32 callers, to the published server", 0.7, most=True),
-     lambda found: found.slow(OURS, 32) / found.slow(PUBLISHED, 32)),
+    (
+        Mark("answers a second to 8 callers, of those of the model alone", 0.85, reason=BESIDE),
+        lambda found: found.share(8),
+    ),
+    (
+        Mark("p95 of an answer to 32 callers, to the published server", 0.7, most=True),
+        lambda found: found.slow(OURS, 32) / found.slow(PUBLISHED, 32),
+    ),
     (Mark("p95 of /health beside 8 callers", 25.0, "ms", most=True), lambda found: 1000 * found.health[OURS]),
 )
 
@@ -97,10 +103,15 @@ def main(arguments: list[str]) -> int:
     if quick:
         print("\n".join([*text, *harness.verdicts(judged)]))
         return 0
-    rivals = ["fastapi", "uvicorn", *(["litserve"] if util.find_spec("litserve") else []),
-              *(["onnxruntime"] if util.find_spec("onnxruntime") else [])]
-    return harness.section("serve", "Serving: answers over HTTP", "python3 run.py bench serve", "\n".join(text), judged,
-                           rivals)
+    rivals = [
+        "fastapi",
+        "uvicorn",
+        *(["litserve"] if util.find_spec("litserve") else []),
+        *(["onnxruntime"] if util.find_spec("onnxruntime") else []),
+    ]
+    return harness.section(
+        "serve", "Serving: answers over HTTP", "python3 run.py bench serve", "\n".join(text), judged, rivals
+    )
 
 
 # --- the servers ---
@@ -111,12 +122,19 @@ def running(name: str, model: Path) -> Iterator[int]:
     """A server as a process; the port on which it answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = {PUBLISHED: [Path(__file__).with_name("literal_server.py"), model, port],
-               LITSERVE: [Path(__file__).with_name("litserver.py"), model, port],
-               OURS: ["-m", "patholib.deploy.server.serving", model, "--port", port, "--units", "64"]}[name]
+    command = {
+        PUBLISHED: [Path(__file__).with_name("literal_server.py"), model, port],
+        LITSERVE: [Path(__file__).with_name("litserver.py"), model, port],
+        OURS: ["-m", "patholib.deploy.server.serving", model, "--port", port, "--units", "64"],
+    }[name]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=said, stderr=said, env=os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(harness.ROOT), os.environ.get("PYTHONPATH")]))})
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            stdout=said,
+            stderr=said,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(filter(None, [str(harness.ROOT), os.environ.get("PYTHONPATH")]))},
+        )
         try:
             end = time.monotonic() + 180
             while not answers(port, "/health"):
@@ -146,12 +164,19 @@ def answers(port: int, path: str) -> bool:
 
 
 def form(content: bytes) -> bytes:
-    return (f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n'
-            "Content-Type: image/jpeg\r\n\r\n").encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return (
+        (
+            f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n'
+            "Content-Type: image/jpeg\r\n\r\n"
+        ).encode()
+        + content
+        + f"\r\n--{BOUNDARY}--\r\n".encode()
+    )
 
 
 def called(port: int, body: bytes, callers: int, requests: int, seconds: list[float]) -> int:
     """So many requests by so many callers at once, each on its own connection; all are answered."""
+
     def call(number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         for _ in range(number, requests, callers):
@@ -218,7 +243,8 @@ def measured(scale: Scale) -> Found:
             for name in names:
                 kept = seconds[name, callers] = []
                 cases[name] = lambda port=ports[name], kept=kept, callers=callers: called(
-                    port, body, callers, scale.requests, kept)
+                    port, body, callers, scale.requests, kept
+                )
             tables[callers] = harness.compare(cases | {ALONE: alone}, scale.rounds)
         return Found(tables, seconds, {name: health(ports[name], body, scale.requests) for name in names})
 
@@ -227,17 +253,26 @@ def measured(scale: Scale) -> Found:
 
 
 def report(found: Found) -> list[str]:
-    lines = ["EfficientNet-B0, a JPEG of 600 x 600 a request, connections that stay open. Published: FastAPI with "
-             "everything in `async def`, eager fp32. LitServe: one worker, `inference.Predictor` in it. patholib: "
-             "`patholib serve`, the picture decoded in a process of its own. The model alone: `Predictor.answer` on "
-             "decoded pixels in a loop, without HTTP."]
+    lines = [
+        "EfficientNet-B0, a JPEG of 600 x 600 a request, connections that stay open. Published: FastAPI with "
+        "everything in `async def`, eager fp32. LitServe: one worker, `inference.Predictor` in it. patholib: "
+        "`patholib serve`, the picture decoded in a process of its own. The model alone: `Predictor.answer` on "
+        "decoded pixels in a loop, without HTTP."
+    ]
     for callers, table in found.tables.items():
         lines += ["", f"### {callers} caller{'s' * (callers > 1)} at once", "", *harness.rate_table(table, "answers/s")]
-    rows = [[name, str(callers), *(f"{1000 * np.percentile(taken, share):.3g}" for share in (50, 95))]
-            for (name, callers), taken in found.seconds.items()]
+    rows = [
+        [name, str(callers), *(f"{1000 * np.percentile(taken, share):.3g}" for share in (50, 95))]
+        for (name, callers), taken in found.seconds.items()
+    ]
     lines += ["", "### Milliseconds to an answer", "", *harness.markdown(["", "callers", "p50", "p95"], rows)]
-    return [*lines, "", "p95 of /health beside 8 callers: "
-            + ", ".join(f"{name} {1000 * taken:.3g} ms" for name, taken in found.health.items()) + "."]
+    return [
+        *lines,
+        "",
+        "p95 of /health beside 8 callers: "
+        + ", ".join(f"{name} {1000 * taken:.3g} ms" for name, taken in found.health.items())
+        + ".",
+    ]
 
 
 if __name__ == "__main__":

@@ -36,8 +36,10 @@ PUBLISHED = "as published"
 ADAPT, WHOLE = "frozen, BatchNorm adapts", "frozen whole"
 STATUS = Path("/proc/self/status")
 RESNET, EFFICIENT, EPOCH = "ResNet50, a step", "EfficientNet-B0, a step, 7 of 9 blocks frozen", "BreakHis, an epoch"
-CASES = {RESNET: (recipes.BREAKHIS, {ADAPT: "adapt", WHOLE: "frozen"}),
-         EFFICIENT: (recipes.ISIC2019, {WHOLE: "frozen"})}
+CASES = {
+    RESNET: (recipes.BREAKHIS, {ADAPT: "adapt", WHOLE: "frozen"}),
+    EFFICIENT: (recipes.ISIC2019, {WHOLE: "frozen"}),
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,14 @@ def main(arguments: list[str]) -> int:
         print("\n".join([*text, *harness.verdicts(judged)]))
         return 0
     picture = harness.bars(harness.RESULTS.with_name("speed-train.png"), tables, "Training, times the published way")
-    return harness.section("train", "Training: step, memory, epoch", "python3 run.py bench train",
-                           "\n".join([*text, "", f"![Ratios]({picture.name})"]), judged, ["torchvision"])
+    return harness.section(
+        "train",
+        "Training: step, memory, epoch",
+        "python3 run.py bench train",
+        "\n".join([*text, "", f"![Ratios]({picture.name})"]),
+        judged,
+        ["torchvision"],
+    )
 
 
 def best_cases() -> list[str]:
@@ -107,13 +115,17 @@ def step(table: str, case: str, scale: Scale):
     views = torch.rand(scale.batch, 3, scale.side, scale.side, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(scale.batch) % len(recipe.classes)
     if case == PUBLISHED:
-        model, do = ((literal.resnet50(), literal.breakhis_step) if table == RESNET else
-                     (literal.efficientnet_b0(), literal.isic_step))
+        model, do = (
+            (literal.resnet50(), literal.breakhis_step)
+            if table == RESNET
+            else (literal.efficientnet_b0(), literal.isic_step)
+        )
         one = do(model)
         return lambda: one(views, labels) and scale.batch
     way, precision = case.rsplit(", ", 1)
-    recipe = replace(recipe, weights="none", batchnorm=ways[way], precision=precision, batch_size=scale.batch,
-                     image_size=scale.side)
+    recipe = replace(
+        recipe, weights="none", batchnorm=ways[way], precision=precision, batch_size=scale.batch, image_size=scale.side
+    )
     state = state_of(recipe)
     rows = np.arange(scale.batch)
     batch = batching.Batch(views.contiguous(memory_format=torch.channels_last), labels, rows, rows)
@@ -128,10 +140,14 @@ def step(table: str, case: str, scale: Scale):
 def state_of(recipe: recipes.Recipe) -> State:
     """A training at the recipe's first stage whose steps are given their batches: it has no images of its own."""
     count = 2 * max(recipe.batch_size, len(recipe.classes))
-    table = pd.DataFrame({"path": [f"{i}.png" for i in range(count)], "row": 0,
-                          "label": np.resize(recipe.classes, count)})
-    nothing = imagesets.ImageSet(np.zeros((1, 8, 8, 3), np.uint8),
-                              pd.concat([table.assign(split="train"), table.assign(split="val")]), recipe.classes)
+    table = pd.DataFrame(
+        {"path": [f"{i}.png" for i in range(count)], "row": 0, "label": np.resize(recipe.classes, count)}
+    )
+    nothing = imagesets.ImageSet(
+        np.zeros((1, 8, 8, 3), np.uint8),
+        pd.concat([table.assign(split="train"), table.assign(split="val")]),
+        recipe.classes,
+    )
     run = SimpleNamespace(recipe=recipe, dir=Path("nowhere"))
     return State(building.build(recipe), nothing, run, torch.device("cpu"))
 
@@ -168,10 +184,12 @@ def epoch(scale: Scale) -> tuple[pd.DataFrame, list[str]]:
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         folder = Path(folder)
         groups = max(8, scale.images // 5)
-        demo.write(folder / "demo", "breakhis", groups=groups, images_per_group=scale.images // groups,
-                   size=scale.picture)
-        recipe = replace(recipes.BREAKHIS, weights="none", epochs=1, batch_size=scale.epoch_batch,
-                         image_size=scale.side)
+        demo.write(
+            folder / "demo", "breakhis", groups=groups, images_per_group=scale.images // groups, size=scale.picture
+        )
+        recipe = replace(
+            recipes.BREAKHIS, weights="none", epochs=1, batch_size=scale.epoch_batch, image_size=scale.side
+        )
         source = readers.read(folder / "demo")
         started = time.perf_counter()
         checked = checking.check(source, recipe.cache_size, cache_dir=folder / "cache", on_bad="skip", progress=False)
@@ -183,8 +201,10 @@ def epoch(scale: Scale) -> tuple[pd.DataFrame, list[str]]:
         split = splitting.split(checked.manifest, recipe.fractions, recipe.seed)
         own = checked.images.with_split(split)
         counts = {}
-        cases = {PUBLISHED: lambda: published_epoch(own, source.root, folder, recipe, counts),
-                 "patholib": lambda: our_epoch(own, folder, recipe, counts)}
+        cases = {
+            PUBLISHED: lambda: published_epoch(own, source.root, folder, recipe, counts),
+            "patholib": lambda: our_epoch(own, folder, recipe, counts),
+        }
         warm = replace(scale, batch=scale.epoch_batch)
         for case in (PUBLISHED, best_cases()[0]):  # what a process does only once is not of the epoch
             step(RESNET, case, warm)()
@@ -195,15 +215,20 @@ def epoch(scale: Scale) -> tuple[pd.DataFrame, list[str]]:
         f"An epoch of {number} of {scale.images} demo images ({scale.picture[0]} x {scale.picture[1]} PNG), "
         f"{steps_done} steps of {scale.epoch_batch} at {scale.side} pixels on both sides, with its validation and "
         f"checkpoint. Before it, once: the published validation of the files {published_seconds:.1f} s on one core; "
-        f"the check with hashes and cache {check_seconds:.1f} s on all."]
+        f"the check with hashes and cache {check_seconds:.1f} s on all."
+    ]
 
 
 def published_epoch(own: imagesets.ImageSet, root: Path, folder: Path, recipe: recipes.Recipe, counts: dict) -> int:
     from sklearn.metrics import roc_auc_score
 
-    train, val = (literal.Images([root / p for p in part.table["path"]], part.labels, transform)
-                  for part, transform in ((own.part("train"), sized(literal.BREAKHIS, recipe)),
-                                          (own.part("val"), sized(literal.PLAIN, recipe))))
+    train, val = (
+        literal.Images([root / p for p in part.table["path"]], part.labels, transform)
+        for part, transform in (
+            (own.part("train"), sized(literal.BREAKHIS, recipe)),
+            (own.part("val"), sized(literal.PLAIN, recipe)),
+        )
+    )
     model = literal.resnet50()
     step_ = literal.breakhis_step(model)
     done = 0
@@ -245,11 +270,22 @@ def marks(tables: dict[str, pd.DataFrame], memory: dict[str, float]) -> list[tup
     """The declared figures that this processor can reach at all, with what was reached."""
     real = "bf16" in precisions()
     wanted = [(ADAPT, "fp32", 1.15), (ADAPT, "bf16", 2.0), (WHOLE, "fp32", 1.8), (WHOLE, "bf16", 3.0)]
-    judged = [(Mark(f"{RESNET}, {way}, {precision}", bound), ratio(tables[RESNET], f"{way}, {precision}"))
-              for way, precision, bound in wanted if precision == "fp32" or real]
+    judged = [
+        (Mark(f"{RESNET}, {way}, {precision}", bound), ratio(tables[RESNET], f"{way}, {precision}"))
+        for way, precision, bound in wanted
+        if precision == "fp32" or real
+    ]
     efficient = tables[EFFICIENT].drop(PUBLISHED)
-    judged += [(Mark(EFFICIENT, 2.0, reason="Without bf16 a step has 1.4 to 1.7 times the published rate." if not real
-                     else ""), efficient["ratio"].max())]
+    judged += [
+        (
+            Mark(
+                EFFICIENT,
+                2.0,
+                reason="Without bf16 a step has 1.4 to 1.7 times the published rate." if not real else "",
+            ),
+            efficient["ratio"].max(),
+        )
+    ]
     if real:
         judged += [(Mark(EPOCH, 2.0), ratio(tables[EPOCH], "patholib"))]
     if memory[PUBLISHED] == memory[PUBLISHED]:
@@ -267,8 +303,15 @@ def report(tables: dict[str, pd.DataFrame], memory: dict[str, float], facts: lis
     for name, table in tables.items():
         lines += ["", f"### {name}", "", *harness.rate_table(table)]
     rows = [[case, f"{held:,.0f}", f"{held / memory[PUBLISHED]:.2f}"] for case, held in memory.items()]
-    return [*lines, "", "### ResNet50, memory of a step beyond the network's weights", "",
-            *harness.markdown(["", "MB", f"times {PUBLISHED}"], rows), "", *facts]
+    return [
+        *lines,
+        "",
+        "### ResNet50, memory of a step beyond the network's weights",
+        "",
+        *harness.markdown(["", "MB", f"times {PUBLISHED}"], rows),
+        "",
+        *facts,
+    ]
 
 
 if __name__ == "__main__":

@@ -32,8 +32,10 @@ from patholib.judge import heatchecks, metrics, predicting, trust
 from patholib.model import building, profiles
 from patholib.train import runs, training
 
-TITLES = {"demo": "Heatmaps on demo images: is the planted cue found?",
-          "isic": "Heatmaps on real lesions: do they lie on them?"}
+TITLES = {
+    "demo": "Heatmaps on demo images: is the planted cue found?",
+    "isic": "Heatmaps on real lesions: do they lie on them?",
+}
 KINDS = {"demo": "breakhis", "isic": "isic2019"}
 # Method, and whether its maps are averaged over eight views. Occlusion takes 50 passes a map, and 700 to be examined.
 METHODS = (("gradcam", False), ("gradcam", True), ("gradcam++", False), ("hirescam", False))
@@ -79,12 +81,26 @@ def measure(options: argparse.Namespace) -> int:
     for title, network in (("trained", model), ("untrained", building.build(recipe).eval())):
         for method, average in METHODS:
             begun = time.process_time()  # of the processor: a busy machine does not add to it
-            report = trust.examine(network, known.images, predictions, masks=known.masks, positive=recipe.positive,
-                                   count=count, method=method, average=average, seed=recipe.seed)
+            report = trust.examine(
+                network,
+                known.images,
+                predictions,
+                masks=known.masks,
+                positive=recipe.positive,
+                count=count,
+                method=method,
+                average=average,
+                seed=recipe.seed,
+            )
             found[title, report.facts["method"]] = report, time.process_time() - begun
             print(f"{title}: {report}", flush=True)
-    text = [*facts(recipe, run, history, known, score, time.monotonic() - start), "", *tables(found), "",
-            *reasons(found)]
+    text = [
+        *facts(recipe, run, history, known, score, time.monotonic() - start),
+        "",
+        *tables(found),
+        "",
+        *reasons(found),
+    ]
     code = write(options, text, marks(found))
     run.finish()
     return code
@@ -111,32 +127,53 @@ def planted(checked: checking.Checked, tiles: imagesets.ImageSet, run: runs.Run)
 
 def annotated(folder: Path, recipe) -> Known:
     """Real images with an expert's outline of the lesion; none of them is in the training set."""
-    outlines = {path.name.removesuffix("_segmentation.png"): path
-                for path in sorted((folder / "isic_masks").glob("*_segmentation.png"))}
+    outlines = {
+        path.name.removesuffix("_segmentation.png"): path
+        for path in sorted((folder / "isic_masks").glob("*_segmentation.png"))
+    }
     truth = pd.read_csv(folder / "isic2019" / isic2019.TRUTH, index_col="image")
     names = [name for name in outlines if name in truth.index]
     trained_on = {path.stem for path in (folder / "isic2019").rglob("*.jpg")}
     if not names or trained_on & set(names):
-        raise PathoError("bad_masks", "isic_masks", f"holds {len(names)} labelled images, "
-                         f"{len(trained_on & set(names))} of them in the training set", "Give other images")
-    pixels = np.stack([decoding.to_square(decoding.read(folder / "isic_masks" / f"{name}.jpg"), recipe.cache_size,
-                                        recipe.fit) for name in names])
-    table = pd.DataFrame({"path": names, "label": truth.loc[names, list(recipe.classes)].idxmax(axis=1).to_numpy(),
-                          "group": names, "row": np.arange(len(names))})
+        raise PathoError(
+            "bad_masks",
+            "isic_masks",
+            f"holds {len(names)} labelled images, {len(trained_on & set(names))} of them in the training set",
+            "Give other images",
+        )
+    pixels = np.stack(
+        [
+            decoding.to_square(decoding.read(folder / "isic_masks" / f"{name}.jpg"), recipe.cache_size, recipe.fit)
+            for name in names
+        ]
+    )
+    table = pd.DataFrame(
+        {
+            "path": names,
+            "label": truth.loc[names, list(recipe.classes)].idxmax(axis=1).to_numpy(),
+            "group": names,
+            "row": np.arange(len(names)),
+        }
+    )
     masks = trust.squares({name: outlines[name] for name in names}, recipe.cache_size, recipe.fit)
-    return Known(imagesets.ImageSet(pixels, table, recipe.classes), masks,
-                 "real dermoscopy images with an expert's outline of the lesion, none of them trained on")
+    return Known(
+        imagesets.ImageSet(pixels, table, recipe.classes),
+        masks,
+        "real dermoscopy images with an expert's outline of the lesion, none of them trained on",
+    )
 
 
 # --- the section ---
 
 
 def facts(recipe, run: runs.Run, history: pd.DataFrame, known: Known, score: dict, seconds: float) -> list[str]:
-    return [f"- Model: {recipe.arch}, weights {recipe.weights}, {recipe.image_size} pixels, {len(history)} epochs, "
-            f"seed {recipe.seed}; on the images below AUC {metrics.readable(score)}",
-            f"- Images: {len(known.images)} {known.what}",
-            f"- Time: {seconds / 60:.0f} min, {history['seconds'].sum() / 60:.0f} min of it training",
-            *["- Demo images: not a result, but here it is known what counts"] * run.demo]
+    return [
+        f"- Model: {recipe.arch}, weights {recipe.weights}, {recipe.image_size} pixels, {len(history)} epochs, "
+        f"seed {recipe.seed}; on the images below AUC {metrics.readable(score)}",
+        f"- Images: {len(known.images)} {known.what}",
+        f"- Time: {seconds / 60:.0f} min, {history['seconds'].sum() / 60:.0f} min of it training",
+        *["- Demo images: not a result, but here it is known what counts"] * run.demo,
+    ]
 
 
 def tables(found: dict) -> list[str]:
@@ -145,27 +182,62 @@ def tables(found: dict) -> list[str]:
     rows = []
     for (name, method), (report, _) in found.items():
         where = report.facts["localisation"]
-        rows.append([name, method, *(metrics.readable(where["map"][kind], 2) for kind in HEAT),
-                     *(metrics.readable(where[f"over_{other}"]["energy"], 2) for other in heatchecks.BASELINES)])
+        rows.append(
+            [
+                name,
+                method,
+                *(metrics.readable(where["map"][kind], 2) for kind in HEAT),
+                *(metrics.readable(where[f"over_{other}"]["energy"], 2) for other in heatchecks.BASELINES),
+            ]
+        )
     for name, words in heatchecks.BASELINES.items():
         rows.append([words, "", *(metrics.readable(first[name][kind], 2) for kind in HEAT), "", ""])
     of = next(iter(found.values()))[0].facts["of"]
-    lines = [f"Where the heat of {first['images']} images{f' called {of}' * bool(of)} of {first['groups']} groups "
-             f"lies. The masks cover {first['mask_share']:.0%} of a picture on average.", "",
-             *markdown(["network", "method", *HEAT.values(), "heat, over the blob", "heat, over the edges"], rows), ""]
+    lines = [
+        f"Where the heat of {first['images']} images{f' called {of}' * bool(of)} of {first['groups']} groups "
+        f"lies. The masks cover {first['mask_share']:.0%} of a picture on average.",
+        "",
+        *markdown(["network", "method", *HEAT.values(), "heat, over the blob", "heat, over the edges"], rows),
+        "",
+    ]
     rows = []
     for (name, method), (report, seconds) in found.items():
         of, over = report.facts["randomisation"], report.facts["perturbation"]
-        rows.append([name, method, f"{of['cascade'][-1]['rank_correlation']:.2f}",
-                     f"{np.mean([part['rank_correlation'] for part in of['alone']]):.2f}",
-                     *(metrics.readable(over[f"over_{other}"]["gain"], 3) for other in ("random", "blob")),
-                     *(f"{report.facts['stability'][kind]['value']:.2f}" for kind in ("shift", "jpeg")),
-                     f"{report.facts['blank']} of {report.facts['images']}", f"{seconds:.0f} s",
-                     "none" if report.trusted else f"{len(report.reasons)} of {len(report.facts['checks'])}"])
-    return [*lines, "What else was asked: rank correlation with maps of redrawn weights (low is good), gain of "
-            "deletion and insertion (above 0 is good), rank correlation after a shift and as JPEG (high is good).", "",
-            *markdown(["network", "method", "all weights redrawn", "a part redrawn", "gain over random",
-                       "gain over the blob", "shift", "JPEG", "blank", "processor time", "failed checks"], rows)]
+        rows.append(
+            [
+                name,
+                method,
+                f"{of['cascade'][-1]['rank_correlation']:.2f}",
+                f"{np.mean([part['rank_correlation'] for part in of['alone']]):.2f}",
+                *(metrics.readable(over[f"over_{other}"]["gain"], 3) for other in ("random", "blob")),
+                *(f"{report.facts['stability'][kind]['value']:.2f}" for kind in ("shift", "jpeg")),
+                f"{report.facts['blank']} of {report.facts['images']}",
+                f"{seconds:.0f} s",
+                "none" if report.trusted else f"{len(report.reasons)} of {len(report.facts['checks'])}",
+            ]
+        )
+    return [
+        *lines,
+        "What else was asked: rank correlation with maps of redrawn weights (low is good), gain of "
+        "deletion and insertion (above 0 is good), rank correlation after a shift and as JPEG (high is good).",
+        "",
+        *markdown(
+            [
+                "network",
+                "method",
+                "all weights redrawn",
+                "a part redrawn",
+                "gain over random",
+                "gain over the blob",
+                "shift",
+                "JPEG",
+                "blank",
+                "processor time",
+                "failed checks",
+            ],
+            rows,
+        ),
+    ]
 
 
 def reasons(found: dict) -> list[str]:
@@ -181,10 +253,16 @@ def reasons(found: dict) -> list[str]:
 def marks(found: dict) -> list[tuple[Mark, float]]:
     """The trained network's Grad-CAM lies on what counts more than a blob or edges would; the untrained one's fails."""
     where = {name: found[name, "gradcam"][0].facts["localisation"] for name in ("trained", "untrained")}
-    judged = [(Mark(f"trained, Grad-CAM: heat on the mask over {heatchecks.BASELINES[name]}, low end", 0.0, ""),
-               lower(where["trained"][f"over_{name}"]["energy"])) for name in heatchecks.BASELINES]
-    judged.append((Mark("untrained, Grad-CAM: failed checks", 1.0, ""),
-                   float(len(found["untrained", "gradcam"][0].reasons))))
+    judged = [
+        (
+            Mark(f"trained, Grad-CAM: heat on the mask over {heatchecks.BASELINES[name]}, low end", 0.0, ""),
+            lower(where["trained"][f"over_{name}"]["energy"]),
+        )
+        for name in heatchecks.BASELINES
+    ]
+    judged.append(
+        (Mark("untrained, Grad-CAM: failed checks", 1.0, ""), float(len(found["untrained", "gradcam"][0].reasons)))
+    )
     return judged
 
 
@@ -194,12 +272,23 @@ def lower(number: dict) -> float:
 
 def write(options: argparse.Namespace, text: list[str], judged: list[tuple[Mark, float]]) -> int:
     """Puts the section into the results."""
-    given = [part for name in ("epochs", "image_size", "count") if (value := getattr(options, name)) is not None
-             for part in ("--" + name.replace("_", "-"), str(value))]
+    given = [
+        part
+        for name in ("epochs", "image_size", "count")
+        if (value := getattr(options, name)) is not None
+        for part in ("--" + name.replace("_", "-"), str(value))
+    ]
     given += ["--seed", str(options.seed)] * bool(options.seed)
     command = shlex.join(["benchmarks/trust.py", options.name, *["--data", "DATA"] * (options.name == "isic"), *given])
-    return harness.section(options.name, TITLES[options.name], f"python {command}",
-                           "\n".join(text), judged, results=options.results, family="trust")
+    return harness.section(
+        options.name,
+        TITLES[options.name],
+        f"python {command}",
+        "\n".join(text),
+        judged,
+        results=options.results,
+        family="trust",
+    )
 
 
 if __name__ == "__main__":

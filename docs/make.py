@@ -1,12 +1,12 @@
 """Makes what README.md and docs/ show: pictures from a run on demo images, tables from code and from RESULTS.md.
 
-  python docs/make.py [RUN_FOLDER]            without a folder: the newest run
-  python docs/make.py tables                  the tables alone (README, recipes, parameters), without a run
-  python docs/make.py example [RUN_FOLDER]    docs/example: report and cards of such a run, with small pictures
-  python docs/make.py notebook NOTEBOOK ...   the pictures in executed notebooks, with 256 colours where they are large
-  python docs/make.py parameters              the parameters cells of the notebooks, from Options
-  python docs/make.py places                  what follows from the addresses in pyproject.toml: the first cell of every
-                                              notebook, kaggle/*/kernel-metadata.json, the badges in README.md
+python docs/make.py [RUN_FOLDER]            without a folder: the newest run
+python docs/make.py tables                  the tables alone (README, recipes, parameters), without a run
+python docs/make.py example [RUN_FOLDER]    docs/example: report and cards of such a run, with small pictures
+python docs/make.py notebook NOTEBOOK ...   the pictures in executed notebooks, with 256 colours where they are large
+python docs/make.py parameters              the parameters cells of the notebooks, from Options
+python docs/make.py places                  what follows from the addresses in pyproject.toml: the first cell of every
+                                            notebook, kaggle/*/kernel-metadata.json, the badges in README.md
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ if not importlib.util.find_spec("patholib"):  # on Kaggle and Colab it is instal
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *source], check=True)
 from patholib.lab import sessions
 sessions.ready()"""
-ADVICE = ("patholib is not installed. Kaggle: attach patholib-*.whl with Add Input > Upload; Colab: put it into "
-          "/content; elsewhere: pip install -e . in the folder of the project")
+ADVICE = (
+    "patholib is not installed. Kaggle: attach patholib-*.whl with Add Input > Upload; Colab: put it into "
+    "/content; elsewhere: pip install -e . in the folder of the project"
+)
 TITLES = {"breakhis": "BreakHis", "isic2019": "ISIC 2019"}  # of notebooks on Kaggle; its slugs follow from them
 COLAB_BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 KAGGLE_BADGE = "https://kaggle.com/static/images/open-in-kaggle.svg"
@@ -84,8 +86,10 @@ REASONS = {
 }
 
 # What README.md shows of the sections quality: by data set, the column there and its name here.
-SHOWN = {"isic2019": {"AUC": "AUC", "balanced accuracy, shares divided out": "balanced accuracy, prior-corrected"},
-         "idc": {"AUC": "AUC"}}
+SHOWN = {
+    "isic2019": {"AUC": "AUC", "balanced accuracy, shares divided out": "balanced accuracy, prior-corrected"},
+    "idc": {"AUC": "AUC"},
+}
 DATA_SETS = {"isic2019": "ISIC 2019", "idc": "IDC"}
 
 
@@ -107,8 +111,12 @@ def main(arguments: list[str]) -> None:
     run_dir = Path(arguments[0]) if arguments else newest()
     facts = files.read_json(run_dir / "run.json")
     if not facts["demo"]:
-        raise PathoError("real_images", run_dir.name, "was made from real images, which are not ours to publish",
-                         "Name a run on demo images: python3 run.py train breakhis -p data demo")
+        raise PathoError(
+            "real_images",
+            run_dir.name,
+            "was made from real images, which are not ours to publish",
+            "Name a run on demo images: python3 run.py train breakhis -p data demo",
+        )
     make(run_dir)
 
 
@@ -131,16 +139,23 @@ def example(run_dir: Path, folder: Path = EXAMPLE) -> None:
                 keep(folder / name, Image.open(run_dir / name), PAGE_LIMIT)
         text = re.sub(r"\[([^\]]*)\]\([a-z_/]+\.html\)", r"\1", text)  # the source of a page would be shown
         files.write_text(folder / f"{stem}.md", text)
-    lines = ["# What a run leaves", "", "> **DEMO IMAGES: NOT A RESULT.**", "",
-             "The report and the cards of a run on demo images, as `python docs/make.py example` took them from its "
-             "folder. The same pages are there as HTML, each one file.", "",
-             *[f"- [{title}]({stem}.md)" for stem, title in PAGES.items()]]
+    lines = [
+        "# What a run leaves",
+        "",
+        "> **DEMO IMAGES: NOT A RESULT.**",
+        "",
+        "The report and the cards of a run on demo images, as `python docs/make.py example` took them from its "
+        "folder. The same pages are there as HTML, each one file.",
+        "",
+        *[f"- [{title}]({stem}.md)" for stem, title in PAGES.items()],
+    ]
     files.write_text(folder / "README.md", "\n".join(lines) + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{len(texts)} pages, {size // 1000} kB in all")
     if size > EXAMPLE_LIMIT:
-        raise PathoError("too_large", folder.name, f"holds {size:,} bytes, more than {EXAMPLE_LIMIT:,}",
-                         "Lower PAGE_LIMIT")
+        raise PathoError(
+            "too_large", folder.name, f"holds {size:,} bytes, more than {EXAMPLE_LIMIT:,}", "Lower PAGE_LIMIT"
+        )
 
 
 def in_notebook(path: Path) -> None:
@@ -171,8 +186,9 @@ def augmentation():
         shown[title] = augment.preview(checked.images.with_split(split), recipe, count=1, views=5)
     pixels = [pixels[0] for pixels, _ in shown.values()]
     views = torch.cat([views for _, views in shown.values()], dim=1)  # (5, 2, 3, H, W)
-    return sheets.augmented(pixels, views, list(shown), "The same random draws, as published and corrected",
-                             note=manifest.DEMO_NOTE)
+    return sheets.augmented(
+        pixels, views, list(shown), "The same random draws, as published and corrected", note=manifest.DEMO_NOTE
+    )
 
 
 def drawn(figure) -> Image.Image:
@@ -249,12 +265,14 @@ def rivals(results: Path = ROOT / "benchmarks" / "RESULTS.md") -> str:
         below = dropwhile(lambda line: not line.startswith("|"), section.splitlines())
         first = list(takewhile(lambda line: line.startswith("|"), below))
         if not first:
-            raise PathoError("no_results", results.name, f"has no section quality {name}",
-                             "Measure it: python3 run.py bench quality")
+            raise PathoError(
+                "no_results", results.name, f"has no section quality {name}", "Measure it: python3 run.py bench quality"
+            )
         head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in first)
         for row in rows:
-            found.setdefault(row[0], {}).update({(name, here): row[head.index(there)]
-                                                 for there, here in numbers.items()})
+            found.setdefault(row[0], {}).update(
+                {(name, here): row[head.index(there)] for there, here in numbers.items()}
+            )
     columns = [(name, number) for name, numbers in SHOWN.items() for number in numbers.values()]
     rows = [[who, *(values.get(column, "") for column in columns)] for who, values in found.items()]
     rows = [list(map(markdown.Markup, row)) for row in rows]  # they come from a Markdown file
@@ -288,8 +306,11 @@ def of_options() -> str:
 
 
 # What is written between marks, by page and name of the marks.
-TABLES = {"README.md": {"quality": rivals}, "docs/recipes.md": {"recipes": table},
-          "docs/parameters.md": {"parameters": of_options}}
+TABLES = {
+    "README.md": {"quality": rivals},
+    "docs/recipes.md": {"recipes": table},
+    "docs/parameters.md": {"parameters": of_options},
+}
 
 
 # --- parameters ---
@@ -336,8 +357,9 @@ def first_cell(repository: str | None) -> str:
     """The first code cell of every notebook: patholib itself cannot say where it comes from before it is there."""
     return FIRST_CELL.format(
         mounts=", ".join(f'"{mount}"' for mount in MOUNTS[:2]),  # the second holds the third
-        advice=ADVICE, otherwise=f'["git+{repository}"] * any(pathlib.Path(m).is_dir() for m in mounts)'
-        if repository else "[]")
+        advice=ADVICE,
+        otherwise=f'["git+{repository}"] * any(pathlib.Path(m).is_dir() for m in mounts)' if repository else "[]",
+    )
 
 
 def kernels(owner: str | None, root: Path = ROOT) -> dict[str, dict]:
@@ -352,12 +374,19 @@ def kernels(owner: str | None, root: Path = ROOT) -> dict[str, dict]:
         kind = name if name in SOURCES else None  # the others begin with demo images, for which no GPU waits
         title = f"PathoVision {TITLES.get(name, name)}"
         found[name] = {
-            "id": f"{account}/{title.lower().replace(' ', '-')}", "title": title,
-            "code_file": f"../../{path.relative_to(root).as_posix()}", "language": "python",
-            "kernel_type": "notebook", "is_private": True, "enable_gpu": kind is not None,
-            **({"machine_shape": "NvidiaTeslaT4"} if kind else {}), "enable_internet": True,
-            "dataset_sources": [SOURCES[kind].kaggle] if kind else [], "competition_sources": [],
-            "kernel_sources": [], "model_sources": [],
+            "id": f"{account}/{title.lower().replace(' ', '-')}",
+            "title": title,
+            "code_file": f"../../{path.relative_to(root).as_posix()}",
+            "language": "python",
+            "kernel_type": "notebook",
+            "is_private": True,
+            "enable_gpu": kind is not None,
+            **({"machine_shape": "NvidiaTeslaT4"} if kind else {}),
+            "enable_internet": True,
+            "dataset_sources": [SOURCES[kind].kaggle] if kind else [],
+            "competition_sources": [],
+            "kernel_sources": [],
+            "model_sources": [],
         }
     return found
 
@@ -373,8 +402,10 @@ def badges(repository: str | None, root: Path = ROOT) -> str:
             name = path.relative_to(root).as_posix()
             colab = f"https://colab.research.google.com/github/{where[1]}/blob/main/{name}"
             kaggle = f"https://kaggle.com/kernels/welcome?src=https://github.com/{where[1]}/blob/main/{name}"
-            lines.append(f"| `{name.removeprefix('notebooks/')}` | [![Colab]({COLAB_BADGE})]({colab}) "
-                         f"[![Kaggle]({KAGGLE_BADGE})]({kaggle}) |")
+            lines.append(
+                f"| `{name.removeprefix('notebooks/')}` | [![Colab]({COLAB_BADGE})]({colab}) "
+                f"[![Kaggle]({KAGGLE_BADGE})]({kaggle}) |"
+            )
         lines.append("")
     lines.append(f'Into an environment of your own: `pip install "patholib[notebooks] @ git+{repository}"`')
     return "\n".join(lines) + "\n"

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["Options", "Predictor", "Study", "audit", "load"]
 __version__ = "0.2.0"
 
-HOMES = {"Options": "patholib.options", "Predictor": "patholib.deploy.inference", "Study": "patholib.study",
-         "audit": "patholib.data.leakage", "load": "patholib.data.readers"}
+HOMES = {
+    "Options": "patholib.options",
+    "Predictor": "patholib.deploy.inference",
+    "Study": "patholib.study",
+    "audit": "patholib.data.leakage",
+    "load": "patholib.data.readers",
+}
 
 
 def __getattr__(name: str):

@@ -26,11 +26,23 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     """
     from patholib import options
 
-    parser.add_argument("preset", nargs="?", metavar="RECIPE", default="breakhis",
-                        help="breakhis (default), isic2019, quickstart for a small network on demo images, or a file "
-                        'of parameters, RUN.json: {"recipe": "isic2019", "epochs": 35}')
-    parser.add_argument("-p", dest="words", nargs=2, metavar=("NAME", "VALUE"), action="append", default=[],
-                        help="set a parameter, see below: -p data my.csv -p epochs 35")
+    parser.add_argument(
+        "preset",
+        nargs="?",
+        metavar="RECIPE",
+        default="breakhis",
+        help="breakhis (default), isic2019, quickstart for a small network on demo images, or a file "
+        'of parameters, RUN.json: {"recipe": "isic2019", "epochs": 35}',
+    )
+    parser.add_argument(
+        "-p",
+        dest="words",
+        nargs=2,
+        metavar=("NAME", "VALUE"),
+        action="append",
+        default=[],
+        help="set a parameter, see below: -p data my.csv -p epochs 35",
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n".join([inspect.cleandoc(parser.epilog or ""), "", "parameters:", *options.lines()])
 
@@ -42,8 +54,9 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
         team = myself()
         try:
             named = given.preset.endswith(".json")
-            chosen = options.Options.read("breakhis" if named else given.preset,
-                                          given.preset if named else None, dict(given.words))
+            chosen = options.Options.read(
+                "breakhis" if named else given.preset, given.preset if named else None, dict(given.words)
+            )
             with joined(devices.choose_device(chosen.device).type == "cuda") as team:
                 study = Study(options=chosen, team=team)
                 study.train()
@@ -63,15 +76,32 @@ def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
 
     Exit code: 0 nothing found, 1 leaks, 2 the split cannot be read.
     """
-    parser.add_argument("split", nargs="?", metavar="SPLIT", help="CSV with the columns path, label, split and ids; or "
-                        "a folder that holds train, test and perhaps val, with a folder for every class in each")
+    parser.add_argument(
+        "split",
+        nargs="?",
+        metavar="SPLIT",
+        help="CSV with the columns path, label, split and ids; or "
+        "a folder that holds train, test and perhaps val, with a folder for every class in each",
+    )
     for name in ("train", "val", "test"):
         parser.add_argument(f"--{name}", metavar="FOLDER", help=f"the {name} images, instead of SPLIT")
     parser.add_argument("--root", metavar="FOLDER", help="where the paths in the CSV count from (default: its folder)")
-    parser.add_argument("--columns", metavar="OURS=THEIRS", nargs="+", default=[], type=_pair,
-                        help="how a foreign CSV calls path, label and split: --columns path=file_name split=fold")
-    parser.add_argument("--ids", metavar="COLUMN", nargs="+", default=[], help="further columns that hold the id of "
-                        "something that must not be in two splits (patient, case, lesion, slide, group are known)")
+    parser.add_argument(
+        "--columns",
+        metavar="OURS=THEIRS",
+        nargs="+",
+        default=[],
+        type=_pair,
+        help="how a foreign CSV calls path, label and split: --columns path=file_name split=fold",
+    )
+    parser.add_argument(
+        "--ids",
+        metavar="COLUMN",
+        nargs="+",
+        default=[],
+        help="further columns that hold the id of "
+        "something that must not be in two splits (patient, case, lesion, slide, group are known)",
+    )
     parser.add_argument("--metadata", metavar="CSV", help="a table of ids by image name, as ISIC's official one")
     parser.add_argument("--no-pixels", action="store_true", help="compare ids only, open no image")
     parser.add_argument("--out", metavar="FOLDER", help="write audit.json and audit.html there")
@@ -82,8 +112,14 @@ def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
         folders = {name: getattr(given, name) for name in ("train", "val", "test") if getattr(given, name)}
         if bool(given.split) == bool(folders):
             parser.error("name either SPLIT or the folders --train, --val, --test")
-        found = leakage.audit(given.split or folders, given.root, dict(given.columns), given.ids, given.metadata,
-                              pixels=not given.no_pixels)
+        found = leakage.audit(
+            given.split or folders,
+            given.root,
+            dict(given.columns),
+            given.ids,
+            given.metadata,
+            pixels=not given.no_pixels,
+        )
         print(found)
         if given.out:
             print(f"Written: {found.write(given.out)}")
@@ -100,18 +136,39 @@ def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     """
     parser.add_argument("model", metavar="MODEL", help="the folder of an export or of a finished run")
     parser.add_argument("pictures", metavar="PICTURES", nargs="+", help="files, and folders that are walked to the end")
-    parser.add_argument("--out", metavar="CSV", required=True, help="the table to write: path, the probability of each "
-                        "class, decision, alert, warnings, the model's SHA-256")
+    parser.add_argument(
+        "--out",
+        metavar="CSV",
+        required=True,
+        help="the table to write: path, the probability of each class, decision, alert, warnings, the model's SHA-256",
+    )
     parser.add_argument("--tta", action="store_true", help="average over several views of each picture")
-    parser.add_argument("--engine", default="auto", metavar="ENGINE", help="what computes: auto, onnx or torch "
-                        "(default: auto); or ray, ray:onnx, ray:torch for the same on a Ray cluster (extra cluster)")
-    parser.add_argument("--address", metavar="HOST:PORT", help="with ray: the cluster to join, auto for the one of "
-                        "this machine (default: one is made of this machine, and stopped in the end)")
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        metavar="ENGINE",
+        help="what computes: auto, onnx or torch "
+        "(default: auto); or ray, ray:onnx, ray:torch for the same on a Ray cluster (extra cluster)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="with ray: the cluster to join, auto for the one of "
+        "this machine (default: one is made of this machine, and stopped in the end)",
+    )
     parser.add_argument("--heatmaps", metavar="FOLDER", help="write a picture of what argues for each decision there")
-    parser.add_argument("--workers", metavar="N", type=int, help="threads that decode (default: one a core); with ray, "
-                        "processes that decode and compute (default: one for each CPU of the cluster)")
-    parser.add_argument("--sha256", metavar="DIGEST", help="of the model's weights, if you know it from elsewhere: "
-                        "another model is refused")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="threads that decode (default: one a core); with ray, "
+        "processes that decode and compute (default: one for each CPU of the cluster)",
+    )
+    parser.add_argument(
+        "--sha256",
+        metavar="DIGEST",
+        help="of the model's weights, if you know it from elsewhere: another model is refused",
+    )
 
     def run(given: argparse.Namespace) -> int:
         from patholib.deploy import predictions
@@ -122,10 +179,13 @@ def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         if given.address and not on:
             parser.error("--address is for --engine ray")
         predictor = Predictor(given.model, (engine or "auto") if on else given.engine, sha256=given.sha256)
-        print(f"{predictor.manifest['run'] or 'model'} by {predictor.engine}. {predictor.manifest['notice']}",
-              file=sys.stderr)
-        written = predictions.write(predictor, given.pictures, given.out, given.tta, given.heatmaps, given.workers,
-                                    on=on)
+        print(
+            f"{predictor.manifest['run'] or 'model'} by {predictor.engine}. {predictor.manifest['notice']}",
+            file=sys.stderr,
+        )
+        written = predictions.write(
+            predictor, given.pictures, given.out, given.tta, given.heatmaps, given.workers, on=on
+        )
         print(written)
         return FOUND if written.bad else OK
 
@@ -139,8 +199,12 @@ def export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
     """
     parser.add_argument("folder", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--out", metavar="FOLDER", help="a folder that is empty or not there yet (default: RUN/export)")
-    parser.add_argument("--onnx", action="store_true", help="with model.onnx, twice as quick on a processor; kept only "
-                        "if it gives the same probabilities (extra onnx)")
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="with model.onnx, twice as quick on a processor; kept only "
+        "if it gives the same probabilities (extra onnx)",
+    )
 
     def run(given: argparse.Namespace) -> int:
         from pathlib import Path
@@ -171,17 +235,35 @@ def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     Exit code: 0 all is there, 2 refused, or not finished. An interrupted call goes on where it stopped when it is given
     again, at the byte; what is there already is not fetched.
     """
-    parser.add_argument("what", metavar="WHAT", help="breakhis, isic2019, weights (of both recipes), or those of one "
-                        "network: weights-resnet50, weights-efficientnet_b0")
-    parser.add_argument("--to", metavar="FOLDER", help="where to put it (default: data/WHAT of the project, where "
-                        "it is found without being named; weights: data/weights; on Kaggle temp instead of data)")
-    parser.add_argument("--from", metavar="ORIGIN", dest="origin", default="official", choices=("official", "kaggle"),
-                        help="official, or kaggle: a copy there, with the package kagglehub (default: official)")
-    parser.add_argument("--accept-licence", action="store_true", help="accept the licence, which is printed first, "
-                        "without being asked")
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        help="breakhis, isic2019, weights (of both recipes), or those of one "
+        "network: weights-resnet50, weights-efficientnet_b0",
+    )
+    parser.add_argument(
+        "--to",
+        metavar="FOLDER",
+        help="where to put it (default: data/WHAT of the project, where "
+        "it is found without being named; weights: data/weights; on Kaggle temp instead of data)",
+    )
+    parser.add_argument(
+        "--from",
+        metavar="ORIGIN",
+        dest="origin",
+        default="official",
+        choices=("official", "kaggle"),
+        help="official, or kaggle: a copy there, with the package kagglehub (default: official)",
+    )
+    parser.add_argument(
+        "--accept-licence", action="store_true", help="accept the licence, which is printed first, without being asked"
+    )
     parser.add_argument("--remove-archive", action="store_true", help="delete an archive once it is unpacked")
-    parser.add_argument("--changed", action="store_true", help="take a file of another size or SHA-256 than was known, "
-                        "as of a new edition")
+    parser.add_argument(
+        "--changed",
+        action="store_true",
+        help="take a file of another size or SHA-256 than was known, as of a new edition",
+    )
 
     def agree(given: argparse.Namespace, terms: str) -> bool:
         print(terms, flush=True)
@@ -195,8 +277,9 @@ def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     def run(given: argparse.Namespace) -> int:
         from patholib.model import downloading
 
-        downloading.fetch_by_name(given.what, lambda terms: agree(given, terms), given.to, given.origin,
-                                given.remove_archive, given.changed)
+        downloading.fetch_by_name(
+            given.what, lambda terms: agree(given, terms), given.to, given.origin, given.remove_archive, given.changed
+        )
         return OK
 
     return run
@@ -209,23 +292,61 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     it stopped when it is given again.
     """
     parser.add_argument("notebook", metavar="NOTEBOOK", help="breakhis, isic2019 or the path of a notebook")
-    parser.add_argument("--set", dest="grid", metavar="NAME=VALUE,VALUE", action="append", default=[], type=_pair,
-                        help="a parameter and its values; several: every combination")
-    parser.add_argument("-p", dest="common", metavar=("NAME", "VALUE"), nargs=2, action="append", default=[],
-                        help="a parameter of all runs, as papermill takes it")
-    parser.add_argument("--runs", metavar="JSON", help="a list of runs, [{\"seed\": 0, \"lr\": 0.001}, ...]; with "
-                        "--set, each in every combination")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="gets a folder for every run, sweep.json and "
-                        "compare/compare.ipynb")
-    parser.add_argument("--engine", default="local", choices=("local", "ray"), help="local: this machine (default); "
-                        "ray: a Ray cluster (extra cluster)")
+    parser.add_argument(
+        "--set",
+        dest="grid",
+        metavar="NAME=VALUE,VALUE",
+        action="append",
+        default=[],
+        type=_pair,
+        help="a parameter and its values; several: every combination",
+    )
+    parser.add_argument(
+        "-p",
+        dest="common",
+        metavar=("NAME", "VALUE"),
+        nargs=2,
+        action="append",
+        default=[],
+        help="a parameter of all runs, as papermill takes it",
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="JSON",
+        help='a list of runs, [{"seed": 0, "lr": 0.001}, ...]; with --set, each in every combination',
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        required=True,
+        help="gets a folder for every run, sweep.json and compare/compare.ipynb",
+    )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="local: this machine (default); ray: a Ray cluster (extra cluster)",
+    )
     parser.add_argument("--at-once", metavar="N", type=_count, default=1, help="local: so many runs beside each other")
-    parser.add_argument("--cpus-per-run", metavar="C", type=_amount, help="threads of each run, which ray also "
-                        "reserves (default: local, all cores shared out; ray, 1)")
-    parser.add_argument("--gpus-per-run", metavar="G", type=_amount, default=0, help="ray: GPUs of each run, or a "
-                        "part of one (default: 0)")
-    parser.add_argument("--address", metavar="HOST:PORT", help="ray: the cluster to join, auto for the one of this "
-                        "machine (default: one is made of this machine, and stopped in the end)")
+    parser.add_argument(
+        "--cpus-per-run",
+        metavar="C",
+        type=_amount,
+        help="threads of each run, which ray also reserves (default: local, all cores shared out; ray, 1)",
+    )
+    parser.add_argument(
+        "--gpus-per-run",
+        metavar="G",
+        type=_amount,
+        default=0,
+        help="ray: GPUs of each run, or a part of one (default: 0)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="ray: the cluster to join, auto for the one of this "
+        "machine (default: one is made of this machine, and stopped in the end)",
+    )
 
     def run(given: argparse.Namespace) -> int:
         from patholib.lab import sweeps
@@ -235,14 +356,22 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
             parser.error("--gpus-per-run and --address are for --engine ray; a local run has the whole machine")
         if ray and given.at_once != 1:
             parser.error("--at-once is for --engine local; ray starts what fits into the cluster")
-        on = (sweeps.Ray(1 if given.cpus_per_run is None else given.cpus_per_run, given.gpus_per_run, given.address)
-              if ray else sweeps.Here(given.at_once, given.cpus_per_run))
+        on = (
+            sweeps.Ray(1 if given.cpus_per_run is None else given.cpus_per_run, given.gpus_per_run, given.address)
+            if ray
+            else sweeps.Here(given.at_once, given.cpus_per_run)
+        )
         for names in ([name for name, _ in given.grid], [name for name, _ in given.common]):
             if len(names) != len(set(names)):
                 parser.error("every parameter is set once: --set seed=0,1,2")
         notebook = sweeps.find(given.notebook)
-        planned = sweeps.plan(notebook, {name: values.split(",") for name, values in given.grid}, dict(given.common),
-                              sweeps.read_list(given.runs) if given.runs else ({},), here=not ray)
+        planned = sweeps.plan(
+            notebook,
+            {name: values.split(",") for name, values in given.grid},
+            dict(given.common),
+            sweeps.read_list(given.runs) if given.runs else ({},),
+            here=not ray,
+        )
         done = sweeps.sweep(notebook, planned, given.out, on)
         print(done)
         return FOUND if done.failed else OK

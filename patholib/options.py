@@ -44,19 +44,25 @@ class Options:
     recipe: str = _of("images", "breakhis", "recipe to train", *recipes.RECIPES)
     data: str = _of("images", "auto", 'images: a folder, a CSV, "demo", or "auto" to look in the usual places')
     missing: str = _of("images", "error", "rows of a table whose file is missing", "error", "skip")
-    positive: str | None = _of("images", None, "class that must not be missed",
-                               none="malignant or melanoma; of a table of your own none")
+    positive: str | None = _of(
+        "images", None, "class that must not be missed", none="malignant or melanoma; of a table of your own none"
+    )
     on_bad: str = _of("images", "error", "images that cannot be used", "error", "skip")
     published: bool = _of("recipe", False, "train the recipe exactly as published, mistakes included")
     small: bool = _of("recipe", False, "small images, few epochs and random weights, for a first look")
     arch: str | None = _of("recipe", None, "network", *fields.CHOICES["arch"], none=RECIPE)
-    weights: str | None = _of("recipe", None, 'weights to start from: "imagenet", "none" (random) or a file',
-                              none="imagenet, but random on demo images")
+    weights: str | None = _of(
+        "recipe",
+        None,
+        'weights to start from: "imagenet", "none" (random) or a file',
+        none="imagenet, but random on demo images",
+    )
     image_size: int | None = _of("recipe", None, "side in pixels of the images that the network sees", none=RECIPE)
     epochs: int | None = _of("recipe", None, "passes over the training images", none=RECIPE)
     batch_size: int | None = _of("recipe", None, "images per step", none=RECIPE)
-    micro_batches: str | None = _of("recipe", None, "split a batch that does not fit into GPU memory",
-                                    *fields.CHOICES["micro_batches"], none=RECIPE)
+    micro_batches: str | None = _of(
+        "recipe", None, "split a batch that does not fit into GPU memory", *fields.CHOICES["micro_batches"], none=RECIPE
+    )
     lr: float | None = _of("recipe", None, "highest learning rate", none=RECIPE)
     seed: int = _of("recipe", 0, "seed of the split, the first weights and every random draw")
     device: str = _of("computing", "auto", 'where to compute: "auto", "cpu" or "cuda"')
@@ -67,14 +73,15 @@ class Options:
     probe: bool = _of("judging", False, "also judge a linear probe of the network before training")
     folds: int = _of("judging", 0, "number of cross-validation folds (0: no cross-validation)")
     repeats: int = _of("judging", 1, "number of cross-validations, each with other folds")
-    fold: int | None = _of("judging", None, "train and judge this fold only, counted from 0",
-                           none="the ordinary split")
+    fold: int | None = _of("judging", None, "train and judge this fold only, counted from 0", none="the ordinary split")
     allow_leakage: bool = _of("judging", False, "train although the split leaks, and say so in every figure")
-    max_hours: float | None = _of("running", None, "stop after this many hours, saved",
-                                  none="no limit, but one hour before Kaggle ends a session")
+    max_hours: float | None = _of(
+        "running", None, "stop after this many hours, saved", none="no limit, but one hour before Kaggle ends a session"
+    )
     output: str | None = _of("running", None, "folder for run folders", none="outputs of the project")
-    resume: str = _of("running", "auto", "continue an unfinished run of the same recipe, images and split",
-                      "auto", "must", "never")
+    resume: str = _of(
+        "running", "auto", "continue an unfinished run of the same recipe, images and split", "auto", "must", "never"
+    )
 
     _shown: ClassVar[Settings]  # of each object its own: what the table of it shows
 
@@ -96,8 +103,9 @@ class Options:
         return found
 
     @classmethod
-    def read(cls, preset: str = "breakhis", path: Path | str | None = None,
-             words: Mapping[str, str] | None = None) -> Options:
+    def read(
+        cls, preset: str = "breakhis", path: Path | str | None = None, words: Mapping[str, str] | None = None
+    ) -> Options:
         """The parameters of a command line: those of a preset, over them those of a file, over them the words.
 
         path: RUN.json, an object {"recipe": "isic2019", "epochs": 3}. words: all text; "true" and "false" for a bool,
@@ -107,8 +115,12 @@ class Options:
             raise PathoError("unknown_recipe", preset, "is no recipe", nearest(preset, PRESETS))
         given = files.read_json(Path(path)) if path else {}
         if not isinstance(given, dict):
-            raise PathoError("bad_parameter", Path(path or "").name, "is no object of parameters",
-                             'Write {"recipe": "breakhis", ...}')
+            raise PathoError(
+                "bad_parameter",
+                Path(path or "").name,
+                "is no object of parameters",
+                'Write {"recipe": "breakhis", ...}',
+            )
         return cls(**(PRESETS[preset] | given | notebook.from_words(parameters(), words or {})))
 
     @property
@@ -140,15 +152,19 @@ class Options:
 def parameters() -> list[Parameter]:
     """All of them, in the order in which they are shown."""
     defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Options)}
-    return [Parameter(f.name, str(f.type).partition(" |")[0], defaults[f.name], f.metadata["help"],
-                      f.metadata["optional"]) for f in dataclasses.fields(Options)]
+    return [
+        Parameter(f.name, str(f.type).partition(" |")[0], defaults[f.name], f.metadata["help"], f.metadata["optional"])
+        for f in dataclasses.fields(Options)
+    ]
 
 
 def cell(names: Sequence[str], defaults: Mapping[str, Any] | None = None) -> str:
     """The parameters cell of a notebook: one line `name: type = default  # help` for each of these parameters."""
     known, defaults = {p.name: p for p in parameters()}, defaults or {}
-    return "\n".join(f"{name}: {known[name].kind} = {_written(defaults.get(name, known[name].default))}"
-                     f"  # {known[name].help}" for name in names)
+    return "\n".join(
+        f"{name}: {known[name].kind} = {_written(defaults.get(name, known[name].default))}  # {known[name].help}"
+        for name in names
+    )
 
 
 def lines() -> list[str]:

@@ -42,6 +42,7 @@ def catalogue(record_property):
 
     answer: a PathoError, shown as its code; or words of the test: "accepted, with the note `alpha`".
     """
+
     def hold(name: str, given: str, answer: PathoError | str) -> None:
         assert re.fullmatch(r"[A-Z]\d\d", name), name
         if isinstance(answer, PathoError):
@@ -69,8 +70,9 @@ class Recorder:
         self.partial |= {item.path for item in items if "catalogue" in getattr(item, "fixturenames", ())}
 
     def pytest_collection_finish(self, session):
-        self.partial |= {Path(str(given).partition("::")[0]).resolve() for given in session.config.args
-                         if "::" in str(given)}
+        self.partial |= {
+            Path(str(given).partition("::")[0]).resolve() for given in session.config.args if "::" in str(given)
+        }
         for item in session.items:
             if "catalogue" in getattr(item, "fixturenames", ()):
                 self.items.setdefault(item.path, set()).add(item.nodeid)
@@ -84,8 +86,9 @@ class Recorder:
     def whole(self, name: str) -> bool:
         """Whether every file that may give rows of this id ran whole and passed."""
         homes = [path for path in TESTS.rglob("test_*.py") if name in told_by(path)]
-        return bool(homes) and all(path not in self.partial and self.items.get(path, {""}) <= self.passed
-                                   for path in homes)
+        return bool(homes) and all(
+            path not in self.partial and self.items.get(path, {""}) <= self.passed for path in homes
+        )
 
     def pytest_sessionfinish(self):
         if not self.rows:
@@ -95,11 +98,13 @@ class Recorder:
         gone = {key for key in unseen if self.whole(key[0])}
         rows = {key: answer for key, answer in known.items() if key not in gone} | self.rows
         lines = TABLE.read_text(encoding="utf-8").splitlines()
-        head = lines[:next(i for i, line in enumerate(lines) if line.startswith("|")) + 2]
+        head = lines[: next(i for i, line in enumerate(lines) if line.startswith("|")) + 2]
         body = [f"| {name} | {given} | {answer} |" for (name, given), answer in sorted(rows.items())]
         TABLE.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8", newline="\n")
-        self.said = (f"docs/{TABLE.name}: {len(self.rows)} rows seen, {len(gone)} dropped, {len(unseen - gone)} of the "
-                     "same ids kept because not every test of theirs ran here")
+        self.said = (
+            f"docs/{TABLE.name}: {len(self.rows)} rows seen, {len(gone)} dropped, {len(unseen - gone)} of the "
+            "same ids kept because not every test of theirs ran here"
+        )
 
     def pytest_terminal_summary(self, terminalreporter):
         if self.said:

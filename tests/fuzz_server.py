@@ -1,7 +1,7 @@
 """Damaged, cut, spliced and made-up uploads by the thousand against a real server: no 5xx, none above two seconds.
 
-  python tests/fuzz_server.py --uploads 100000     about five minutes; ends with 1 where any was answered badly
-  python tests/fuzz_server.py --uploads 0 --mixed 10000      the memory of the server over requests of every kind
+python tests/fuzz_server.py --uploads 100000     about five minutes; ends with 1 where any was answered badly
+python tests/fuzz_server.py --uploads 0 --mixed 10000      the memory of the server over requests of every kind
 """
 
 from __future__ import annotations
@@ -21,8 +21,18 @@ from live import MULTIPART, answer, connect, form, head
 from samples import encoded, picture
 
 SEEDS = [encoded(picture(0, 64, 48), kind) for kind in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")]
-SEEDS += [encoded(picture(1, 40, 40, mode), kind) for mode, kind in (
-    ("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("RGBA", "WEBP"), ("CMYK", "JPEG"), ("1", "TIFF"), ("L", "BMP"))]
+SEEDS += [
+    encoded(picture(1, 40, 40, mode), kind)
+    for mode, kind in (
+        ("L", "PNG"),
+        ("P", "PNG"),
+        ("RGBA", "PNG"),
+        ("RGBA", "WEBP"),
+        ("CMYK", "JPEG"),
+        ("1", "TIFF"),
+        ("L", "BMP"),
+    )
+]
 SEEDS += [encoded(picture(2, 50, 50), "TIFF", compression=kind) for kind in ("tiff_lzw", "jpeg", "tiff_deflate")]
 SEEDS += [encoded(picture(3, 50, 50), "JPEG", progressive=True), encoded(picture(4), "PNG", interlace=1)]
 PATHS = ("/predict", "/predict?tta=true", "/explain", "/predict?explain=true")
@@ -42,13 +52,13 @@ def damaged(rng: np.random.Generator) -> bytes:
         content[at:at] = rng.bytes(int(rng.integers(1, 300)))
     elif way == 5:
         other = SEEDS[rng.integers(len(SEEDS))]
-        content = content[:at] + other[int(rng.integers(len(other))):]
+        content = content[:at] + other[int(rng.integers(len(other))) :]
     elif way == 6:
-        del content[at:at + int(rng.integers(1, 300))]
+        del content[at : at + int(rng.integers(1, 300))]
     elif way == 7:
-        content[at:at + 4] = (2**32 - 1 - int(rng.integers(3))).to_bytes(4, ("big", "little")[rng.integers(2)])
+        content[at : at + 4] = (2**32 - 1 - int(rng.integers(3))).to_bytes(4, ("big", "little")[rng.integers(2)])
     else:
-        content = content[:int(rng.integers(4, 40))] + rng.bytes(int(rng.integers(400)))
+        content = content[: int(rng.integers(4, 40))] + rng.bytes(int(rng.integers(400)))
     return bytes(content)
 
 
@@ -57,7 +67,7 @@ def upload(rng: np.random.Generator) -> bytes:
     body = form(damaged(rng))
     if rng.integers(10) == 0:
         at = int(rng.integers(min(len(body), 200)))
-        body = body[:at] + rng.bytes(int(rng.integers(3))) + body[at + int(rng.integers(4)):]
+        body = body[:at] + rng.bytes(int(rng.integers(3))) + body[at + int(rng.integers(4)) :]
     return body
 
 
@@ -110,8 +120,11 @@ def mixed(port: int, number: int) -> None:
     sound = [form(content) for content in SEEDS]
     for i in range(number):
         body, path = (upload(rng), "/predict") if i % 3 else (sound[i % len(sound)], PATHS[i // 3 % len(PATHS)])
-        request = requests[i // 5 % len(requests)] if i % 5 == 0 else head(
-            "POST", path, len(body), Content_Type=MULTIPART) + body
+        request = (
+            requests[i // 5 % len(requests)]
+            if i % 5 == 0
+            else head("POST", path, len(body), Content_Type=MULTIPART) + body
+        )
         _, connection = exchange(port, connection, request)
     connection.close()
 
@@ -136,8 +149,10 @@ def main(arguments: list[str]) -> int:
             start = time.monotonic()
             counts, slowest, failures = fuzz(process.port, given.uploads, seed=given.seed)
             rate = sum(counts.values()) / (time.monotonic() - start)
-            print(f"{sum(counts.values()):,} uploads, {rate:.0f} a second, the slowest {slowest:.2f} s: "
-                  + ", ".join(f"{number:,} x {status}" for status, number in sorted(counts.items())))
+            print(
+                f"{sum(counts.values()):,} uploads, {rate:.0f} a second, the slowest {slowest:.2f} s: "
+                + ", ".join(f"{number:,} x {status}" for status, number in sorted(counts.items()))
+            )
             for status, took, said, body in failures[:5]:
                 print(f"{status} after {took} s: {said!r} to {body!r:.300}")
             grown = growth(process, given.mixed) if given.mixed else 0.0

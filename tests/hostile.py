@@ -25,8 +25,12 @@ def pickles(marker: Path) -> dict[str, bytes]:
     path = str(marker).replace("\\", "\\\\")
     code = f"__import__('os').mkdir({str(marker)!r})"
     call = _Calls(os.mkdir, str(marker))
-    dotted = (b"\x80\x04\x8c\x06shutil\x8c\x08os.mkdir\x93\x8c" + bytes([len(os.fsencode(marker))])
-              + os.fsencode(marker) + b"\x85R.")
+    dotted = (
+        b"\x80\x04\x8c\x06shutil\x8c\x08os.mkdir\x93\x8c"
+        + bytes([len(os.fsencode(marker))])
+        + os.fsencode(marker)
+        + b"\x85R."
+    )
     return {
         "reduce, protocol 0": pickle.dumps(call, 0),
         "reduce, protocol 2": pickle.dumps(call, 2),
@@ -49,7 +53,10 @@ def torch_files(marker: Path) -> dict[str, bytes]:
     found = {}
     for name, new in (("torch file", True), ("torch file of the old layout", False)):
         stream = io.BytesIO()
-        torch.save({"weights": torch.zeros(3), "row": _Calls(os.mkdir, str(marker))}, stream,
-                   _use_new_zipfile_serialization=new)
+        torch.save(
+            {"weights": torch.zeros(3), "row": _Calls(os.mkdir, str(marker))},
+            stream,
+            _use_new_zipfile_serialization=new,
+        )
         found[name] = stream.getvalue()
     return found

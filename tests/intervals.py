@@ -35,8 +35,15 @@ def patients(seed: int, number: int) -> pd.DataFrame:
     label = rng.integers(0, 2, number)[group]
     logit = BIAS * (2 * label - 1) + rng.normal(0, SPREAD, number)[group] + rng.normal(0, WITHIN, len(group))
     p = 1 / (1 + np.exp(-logit))
-    return pd.DataFrame({"path": np.arange(len(group)).astype(str), "group": group.astype(str),
-                         "label": np.array(CLASSES)[label], "p_benign": 1 - p, "p_malignant": p})
+    return pd.DataFrame(
+        {
+            "path": np.arange(len(group)).astype(str),
+            "group": group.astype(str),
+            "label": np.array(CLASSES)[label],
+            "p_benign": 1 - p,
+            "p_malignant": p,
+        }
+    )
 
 
 def truth() -> dict[str, float]:
@@ -45,13 +52,22 @@ def truth() -> dict[str, float]:
     right = NormalDist().cdf(BIAS / deviation)  # of either class, so that also the precision is this
     logit = np.random.default_rng(0).normal(BIAS, deviation, 2_000_000)
     miss = 1 / (1 + np.exp(logit))  # 1 - p of the label
-    return {"auc": NormalDist().cdf(math.sqrt(2) * BIAS / deviation), "log_loss": float(-np.log1p(-miss).mean()),
-            "brier": float((miss**2).mean()),
-            **dict.fromkeys(("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision"), right)}
+    return {
+        "auc": NormalDist().cdf(math.sqrt(2) * BIAS / deviation),
+        "log_loss": float(-np.log1p(-miss).mean()),
+        "brier": float((miss**2).mean()),
+        **dict.fromkeys(("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision"), right),
+    }
 
 
-def coverage(number: int, simulations: int, interval: str = "percentile", rows: bool = False, resamples: int = 1000,
-             names: tuple[str, ...] = NAMES) -> dict[str, float]:
+def coverage(
+    number: int,
+    simulations: int,
+    interval: str = "percentile",
+    rows: bool = False,
+    resamples: int = 1000,
+    names: tuple[str, ...] = NAMES,
+) -> dict[str, float]:
     """The share of intervals that hold the truth, by name; an interval that is not given counts as not holding it.
 
     number: of patients. rows: draw the images one by one instead of the patients.
@@ -59,8 +75,14 @@ def coverage(number: int, simulations: int, interval: str = "percentile", rows: 
     known, held = truth(), dict.fromkeys(names, 0)
     for seed in range(simulations):
         table = patients(seed, number)
-        found = metrics.summary(table.assign(group=table["path"]) if rows else table, CLASSES, "malignant",
-                                resamples=resamples, seed=seed, interval=interval)["metrics"]
+        found = metrics.summary(
+            table.assign(group=table["path"]) if rows else table,
+            CLASSES,
+            "malignant",
+            resamples=resamples,
+            seed=seed,
+            interval=interval,
+        )["metrics"]
         for name in names:
             low, high = found[name]["low"], found[name]["high"]
             held[name] += low is not None and low <= known[name] <= high

@@ -43,22 +43,47 @@ class Kaggle:
     def env(self) -> dict[str, str]:
         """The variables of a session, and none that would let it find another patholib or other data."""
         mine = {k: v for k, v in os.environ.items() if not k.startswith("PATHOLIB_") and k != "PYTHONPATH"}
-        return {**mine, "KAGGLE_KERNEL_RUN_TYPE": "Batch", "PATHOLIB_MOUNTS": str(self.input), "TQDM_DISABLE": "1",
-                "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
-                "PYDEVD_DISABLE_FILE_VALIDATION": "1", "IPYTHONDIR": str(self.folder / "ipython"),
-                "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        return {
+            **mine,
+            "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+            "PATHOLIB_MOUNTS": str(self.input),
+            "TQDM_DISABLE": "1",
+            "MPLBACKEND": "Agg",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "IPYTHONDIR": str(self.folder / "ipython"),
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
 
     def call(self, *arguments, **options) -> subprocess.CompletedProcess:
         """What this Python answers, in the working folder."""
-        return subprocess.run([str(self.python), *map(str, arguments)], cwd=self.working, env=self.env, text=True,
-                              stdin=subprocess.DEVNULL, capture_output=True, timeout=600, **options)
+        return subprocess.run(
+            [str(self.python), *map(str, arguments)],
+            cwd=self.working,
+            env=self.env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=600,
+            **options,
+        )
 
     def papermill(self, name: str, **parameters) -> subprocess.CompletedProcess:
         """Runs a notebook as Kaggle does: the file lies in the working folder, no project around it."""
         shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", self.working / "notebook.ipynb")
         given = [word for key, value in parameters.items() for word in ("-p", key, value)]
-        return self.call("-m", "papermill", "notebook.ipynb", "__notebook__.ipynb", "-k", "python3", "--log-output",
-                         "--no-progress-bar", *given)
+        return self.call(
+            "-m",
+            "papermill",
+            "notebook.ipynb",
+            "__notebook__.ipynb",
+            "-k",
+            "python3",
+            "--log-output",
+            "--no-progress-bar",
+            *given,
+        )
 
     def zips(self) -> list[Path]:
         return sorted(self.working.glob("*.zip"))
@@ -69,9 +94,16 @@ def session(folder: Path, python: Path | str = sys.executable) -> Kaggle:
     found = Kaggle(Path(folder), Path(folder) / "python" / "bin" / "python")
     subprocess.run([str(python), "-m", "venv", "--without-pip", str(folder / "python")], check=True)
     (site,) = (folder / "python" / "lib").glob("python*/site-packages")
-    prefix, *places = json.loads(subprocess.run([str(python), "-c", SITES], check=True, capture_output=True, text=True,
-                                                cwd=folder, env={k: v for k, v in os.environ.items()
-                                                                 if k != "PYTHONPATH"}).stdout)
+    prefix, *places = json.loads(
+        subprocess.run(
+            [str(python), "-c", SITES],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        ).stdout
+    )
     for package in (path for place in places for path in Path(place).iterdir()):
         if "patholib" not in package.name.lower() and not (site / package.name).exists():
             (site / package.name).symlink_to(package)
@@ -85,8 +117,12 @@ def session(folder: Path, python: Path | str = sys.executable) -> Kaggle:
 
 def wheel(folder: Path) -> Path:
     """A wheel of this checkout in a new folder."""
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     (made,) = folder.glob("patholib-*.whl")
     return made
 
@@ -120,8 +156,10 @@ def freeze(now: Kaggle) -> None:
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file and folder with its size and time, to see whether anything was changed."""
-    return {path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted(folder.rglob("*"))}
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def run(python: Path | str, folder: Path, zipped: bool = False) -> Path:

@@ -49,8 +49,17 @@ from patholib.train import loop, optimising, resuming, runs, saving, training
 BASE = replace(tiny.TINY, epochs=3)
 RECIPES = {
     "plain": BASE,
-    "stages": replace(BASE, epochs=4, stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)), schedule="plateau",
-                      plateau_patience=0, balance="sampler", optimizer="adamw", batchnorm="adapt", clip_norm=0.5),
+    "stages": replace(
+        BASE,
+        epochs=4,
+        stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)),
+        schedule="plateau",
+        plateau_patience=0,
+        balance="sampler",
+        optimizer="adamw",
+        batchnorm="adapt",
+        clip_norm=0.5,
+    ),
     "dropout": replace(BASE, head_dropout=(0.5, 0.3)),
     "early stop": replace(BASE, epochs=7, patience=1, t_0=1),  # where a cycle ends, after epoch 1, 3 or 7
     "bf16": replace(BASE, precision="bf16"),
@@ -89,11 +98,16 @@ class Counts:
 
     def __str__(self) -> str:
         phases = ", ".join(f"{n} {phase}" for phase, n in sorted(self.phases.items()))
-        return (f"{self.kills} kills ({self.inside_write} left an unfinished checkpoint; {phases}) in {self.runs} runs "
-                f"and {self.seconds:.0f} s: {self.lost} runs lost, {self.corrupt} checkpoints damaged, "
-                f"{self.different} results different, {self.leftovers} unfinished files left behind"
-                + (f"; gone {np.median(self.leaving):.3f} s after SIGTERM at the median, {max(self.leaving):.3f} s "
-                   "at most" if self.leaving else ""))
+        return (
+            f"{self.kills} kills ({self.inside_write} left an unfinished checkpoint; {phases}) in {self.runs} runs "
+            f"and {self.seconds:.0f} s: {self.lost} runs lost, {self.corrupt} checkpoints damaged, "
+            f"{self.different} results different, {self.leftovers} unfinished files left behind"
+            + (
+                f"; gone {np.median(self.leaving):.3f} s after SIGTERM at the median, {max(self.leaving):.3f} s at most"
+                if self.leaving
+                else ""
+            )
+        )
 
 
 @dataclass
@@ -123,8 +137,10 @@ class Life:
 
 # --- in the child ---
 
+
 def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool, pipe: int) -> None:
     """Trains in `folder`, says on the pipe how far it is, and ends the process without what its parent does at exit."""
+
     def say(text: str) -> None:
         os.write(pipe, f"{text}\n".encode())
 
@@ -137,9 +153,13 @@ def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool
         if slow:
             sync = os.fsync
             os.fsync = lambda handle: (time.sleep(WRITE), sync(handle))
-        announced = {(resuming, "resume"): "loading", (optimising, "step"): "training",
-                     (loop, "validate"): "validating", (saving.Saving, "write"): "writing",
-                     (loop, "facts"): "finishing"}
+        announced = {
+            (resuming, "resume"): "loading",
+            (optimising, "step"): "training",
+            (loop, "validate"): "validating",
+            (saving.Saving, "write"): "writing",
+            (loop, "facts"): "finishing",
+        }
         for (owner, name), phase in announced.items():
             setattr(owner, name, telling(getattr(owner, name), phase, say))
         run = tiny.open_run(folder, recipe)
@@ -160,6 +180,7 @@ def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool
 
 def telling(function, phase: str, say):
     """The function, preceded by its phase and, if it is a step, followed by the number of steps done."""
+
     def told(state, *args, **options):
         say(phase)
         result = function(state, *args, **options)
@@ -182,8 +203,17 @@ def digest(model: torch.nn.Module, folder: Path) -> str:
 
 # --- in the parent ---
 
-def spawn(recipe: Recipe, interval: float, folder: Path, workers: int, moment: float = LIFE, aim: str = "",
-          after: float = 0.0, number: int = signal.SIGKILL) -> Life:
+
+def spawn(
+    recipe: Recipe,
+    interval: float,
+    folder: Path,
+    workers: int,
+    moment: float = LIFE,
+    aim: str = "",
+    after: float = 0.0,
+    number: int = signal.SIGKILL,
+) -> Life:
     """One process, sent a signal at `moment` in seconds, or `after` the next write or step begins, if aimed at one."""
     before = unfinished(folder)
     reading, writing = os.pipe()
@@ -256,8 +286,9 @@ def look_at(folder: Path) -> tuple[int, set[str]]:
     return newest, damaged
 
 
-def break_run(recipe: Recipe, interval: float, folder: Path, wanted: int, counts: Counts, rng, bar: tqdm,
-              number: int) -> None:
+def break_run(
+    recipe: Recipe, interval: float, folder: Path, wanted: int, counts: Counts, rng, bar: tqdm, number: int
+) -> None:
     """Makes a run twice, once in peace, once killed again and again until it is finished or the kills suffice."""
     peaceful = spawn(recipe, interval, folder / "peaceful", workers=2)
     # The time at which a process is killed at the latest: with a checkpoint after every step a short life gets on too.
@@ -269,8 +300,12 @@ def break_run(recipe: Recipe, interval: float, folder: Path, wanted: int, counts
         options = {}
         if counts.kills < wanted:
             aim = str(rng.choice(AIMS))
-            options = {"moment": rng.uniform(0, latest), "aim": aim, "after": rng.uniform(0, WRITE) if aim else 0.0,
-                       "number": number}
+            options = {
+                "moment": rng.uniform(0, latest),
+                "aim": aim,
+                "after": rng.uniform(0, WRITE) if aim else 0.0,
+                "number": number,
+            }
         life = spawn(recipe, interval, broken, workers, **options)
         if life.steps:
             left |= before & unfinished(broken)

@@ -44,8 +44,13 @@ class Answer(NamedTuple):
 def model(folder: Path, **facts) -> Path:
     """An export of the tiny network."""
     with tiny.network():
-        export.save_model(folder, building.build(tiny.TINY).state_dict(), tiny.TINY, run="a run",
-                          **{"threshold": 0.4, "temperature": 1.3} | facts)
+        export.save_model(
+            folder,
+            building.build(tiny.TINY).state_dict(),
+            tiny.TINY,
+            run="a run",
+            **{"threshold": 0.4, "temperature": 1.3} | facts,
+        )
     return folder
 
 
@@ -121,8 +126,14 @@ def threaded(predictor: Predictor, **settings):
         until(lambda: server.started or not thread.is_alive())
         assert server.started
         try:
-            yield SimpleNamespace(port=listener.getsockname()[1], app=app, service=app.service, guard=app.guard,
-                                  predictor=predictor, connections=server.server_state.connections)
+            yield SimpleNamespace(
+                port=listener.getsockname()[1],
+                app=app,
+                service=app.service,
+                guard=app.guard,
+                predictor=predictor,
+                connections=server.server_state.connections,
+            )
         finally:
             server.should_exit = True
             thread.join(SECONDS)
@@ -136,10 +147,19 @@ class Process:
         self.log = log
         self._out = log.open("wb")
         self._process = subprocess.Popen(
-            [sys.executable, HERE / "served.py", folder, "--port", "0", *options], cwd=HERE.parent, stdout=self._out,
-            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={
-                "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1",
-                "PYTHONDONTWRITEBYTECODE": "1", **environment})
+            [sys.executable, HERE / "served.py", folder, "--port", "0", *options],
+            cwd=HERE.parent,
+            stdout=self._out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={
+                "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
+                "PATH": os.environ["PATH"],
+                "OMP_NUM_THREADS": "1",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                **environment,
+            },
+        )
         self.pid = self._process.pid
 
     def __enter__(self) -> Process:

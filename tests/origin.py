@@ -88,8 +88,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         asked.start = start
         for first in range(0, len(body), answer.piece):
-            piece = body[first:first + answer.piece]
-            piece = piece if answer.drop is None else piece[:max(answer.drop - asked.sent, 0)]
+            piece = body[first : first + answer.piece]
+            piece = piece if answer.drop is None else piece[: max(answer.drop - asked.sent, 0)]
             self.wfile.write(piece)
             asked.sent += len(piece)
             if answer.drop is not None and asked.sent >= answer.drop:

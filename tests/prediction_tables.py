@@ -12,8 +12,14 @@ THREE = ("MEL", "NV", "BCC")
 def table(labels, probs, classes, groups=None, **columns):
     labels, probs = list(labels), np.asarray(probs, dtype=float)
     groups = range(len(labels)) if groups is None else groups
-    made = pd.DataFrame({"path": [f"{i:05}.png" for i in range(len(labels))], "group": [f"g{g}" for g in groups],
-                         "label": labels, **columns})
+    made = pd.DataFrame(
+        {
+            "path": [f"{i:05}.png" for i in range(len(labels))],
+            "group": [f"g{g}" for g in groups],
+            "label": labels,
+            **columns,
+        }
+    )
     made[[f"p_{c}" for c in classes]] = probs
     return made
 

@@ -64,7 +64,8 @@ def copied(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     turn = (None, *Image.Transpose)[rng.integers(8)]
     image = image if turn is None else image.transpose(turn)
     image = ImageEnhance.Contrast(ImageEnhance.Brightness(image).enhance(rng.uniform(0.85, 1.15))).enhance(
-        rng.uniform(0.9, 1.1))
+        rng.uniform(0.9, 1.1)
+    )
     return decoding.read(encoded(image, "JPEG", quality=int(rng.integers(30, 96))))
 
 
@@ -84,12 +85,15 @@ def tiff(further=0, directories=1):
     fields |= {40_000 + i: 1 for i in range(further)}
     tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
     starts = [8 + i * (len(tags) + 6) for i in range(directories)] + [0]  # the last one refers to none
-    return b"II*\0\x08\0\0\0" + b"".join(struct.pack("<H", len(fields)) + tags + struct.pack("<I", after)
-                                         for after in starts[1:]) + bytes(1600)
+    return (
+        b"II*\0\x08\0\0\0"
+        + b"".join(struct.pack("<H", len(fields)) + tags + struct.pack("<I", after) for after in starts[1:])
+        + bytes(1600)
+    )
 
 
 def flipped(content, at):
-    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1:]
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
 PNG, JPEG = encoded(picture()), encoded(picture(width=200, height=150), "JPEG", quality=95)
@@ -104,14 +108,30 @@ REFUSED = {
     "D02-zeros": ("zero bytes only, named .png", "a.png", bytes(500), "not_an_image"),
     "D02-noise": ("random bytes, named .png", "a.png", bytes(range(128, 256)), "not_an_image"),
     "D02-text": ("text, named .jpg", "a.jpg", b"image not available", "not_an_image"),
-    "D02-html": ("web page (404), named .jpg", "a.jpg", b"\n<!DOCTYPE html><html><title>404</title></html>",
-                 "not_an_image"),
-    "D02-xml": ("XML of a server's error, named .jpg", "a.jpg", b'<?xml version="1.0"?><Error><Code>No</Code></Error>',
-                "not_an_image"),
-    "D02-lfs": ("git-LFS pointer, named .png", "a.png",
-                b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "not_an_image"),
-    "D02-svg": ("SVG drawing, named .png", "a.png", b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
-                "not_an_image"),
+    "D02-html": (
+        "web page (404), named .jpg",
+        "a.jpg",
+        b"\n<!DOCTYPE html><html><title>404</title></html>",
+        "not_an_image",
+    ),
+    "D02-xml": (
+        "XML of a server's error, named .jpg",
+        "a.jpg",
+        b'<?xml version="1.0"?><Error><Code>No</Code></Error>',
+        "not_an_image",
+    ),
+    "D02-lfs": (
+        "git-LFS pointer, named .png",
+        "a.png",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+        "not_an_image",
+    ),
+    "D02-svg": (
+        "SVG drawing, named .png",
+        "a.png",
+        b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "not_an_image",
+    ),
     "D02-pdf": ("PDF, named .png", "a.png", b"%PDF-1.7\n", "not_an_image"),
     "D02-eps": ("EPS, named .png", "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n", "not_an_image"),
     "D02-zip": ("ZIP archive, named .png", "a.png", b"PK\x03\x04" + bytes(30), "not_an_image"),
@@ -121,21 +141,25 @@ REFUSED = {
     "D02-heic": ("HEIC of a phone, named .jpg", "a.jpg", b"\0\0\0\x18ftypheic" + bytes(99), "unsupported_format"),
     "D02-gif": ("GIF of one picture, named .png", "a.png", encoded(picture(), "GIF"), "unsupported_format"),
     "D03-20-bytes": ("PNG cut off after 20 bytes", "a.png", PNG[:20], "not_an_image"),
-    "D03-half": ("PNG cut off in the middle", "a.png", PNG[:len(PNG) // 2], "corrupt"),
-    "D03-99-percent": ("PNG cut off at 99 %", "a.png", PNG[:len(PNG) * 99 // 100], "corrupt"),
+    "D03-half": ("PNG cut off in the middle", "a.png", PNG[: len(PNG) // 2], "corrupt"),
+    "D03-99-percent": ("PNG cut off at 99 %", "a.png", PNG[: len(PNG) * 99 // 100], "corrupt"),
     "D03-end": ("PNG without its end chunk", "a.png", PNG[:-12], "corrupt"),
     "D03-webp": ("WebP cut off", "a.webp", encoded(picture(), "WEBP")[:-40], "not_an_image"),
     "D03-bmp": ("BMP cut off", "a.bmp", encoded(picture(), "BMP")[:-400], "corrupt"),
     "D03-tiff": ("TIFF cut off", "a.tif", tiff()[:-400], "corrupt"),
-    "D04-half": ("JPEG cut off in the middle", "a.jpg", JPEG[:len(JPEG) // 2], "corrupt"),
-    "D04-99-percent": ("JPEG cut off at 99 %", "a.jpg", JPEG[:len(JPEG) * 99 // 100], "corrupt"),
+    "D04-half": ("JPEG cut off in the middle", "a.jpg", JPEG[: len(JPEG) // 2], "corrupt"),
+    "D04-99-percent": ("JPEG cut off at 99 %", "a.jpg", JPEG[: len(JPEG) * 99 // 100], "corrupt"),
     "D04-end": ("JPEG without its end marker", "a.jpg", JPEG[:-2], "corrupt"),
     "D04-zeros": ("JPEG that ends in zero bytes", "a.jpg", JPEG[:-500] + bytes(500), "corrupt"),
     "D05-pixels": ("PNG with one flipped bit in the pixels", "a.png", flipped(PNG, PNG.index(b"IDAT") + 99), "corrupt"),
     "D05-header": ("PNG with a wrong check sum of its header", "a.png", flipped(PNG, 30), "not_an_image"),
     "D11-grey": ("16-bit grey PNG", "a.png", encoded(DEEP), "unsupported_mode"),
-    "D11-float": ("float TIFF", "a.tif", encoded(Image.fromarray(np.ones((40, 40), np.float32)), "TIFF"),
-                  "unsupported_mode"),
+    "D11-float": (
+        "float TIFF",
+        "a.tif",
+        encoded(Image.fromarray(np.ones((40, 40), np.float32)), "TIFF"),
+        "unsupported_mode",
+    ),
     "D11-lab": ("LAB TIFF", "a.tif", encoded(Image.new("LAB", (40, 40)), "TIFF"), "unsupported_mode"),
     "D14-gif": ("animated GIF", "a.gif", encoded(picture(), "GIF", **SEVERAL), "multi_frame"),
     "D14-webp": ("animated WebP", "a.webp", encoded(picture(), "WEBP", **SEVERAL), "multi_frame"),
@@ -151,13 +175,24 @@ BOMBS = {
     "D16-50k": ("PNG of 50,000 x 50,000", "a.png", png(50_000, 50_000, rows=bytes(7_000_000)), "too_many_pixels"),
     "D16-12k": ("PNG of 12,000 x 12,000", "a.png", png(12_000, 12_000, rows=bytes(5_000_000)), "too_many_pixels"),
     "D16-cap": ("PNG just above 24 megapixels", "a.png", png(6000, 4001), "too_many_pixels"),
-    "D16-jpeg": ("JPEG that announces 65,500 x 65,500", "a.jpg",
-                 JPEG[:JPEG.index(b"\xff\xc0") + 5] + b"\xff\xdc\xff\xdc" + JPEG[JPEG.index(b"\xff\xc0") + 9:],
-                 "too_many_pixels"),
-    "D17-ztxt": ("PNG with 30 MB of compressed text", "a.png", png(40, 40, extra=chunk(b"zTXt", b"a\0\0" + BOMB)),
-                 "not_an_image"),
-    "D17-iccp": ("PNG with a colour profile of 30 MB", "a.png", png(40, 40, extra=chunk(b"iCCP", b"a\0\0" + BOMB)),
-                 "not_an_image"),
+    "D16-jpeg": (
+        "JPEG that announces 65,500 x 65,500",
+        "a.jpg",
+        JPEG[: JPEG.index(b"\xff\xc0") + 5] + b"\xff\xdc\xff\xdc" + JPEG[JPEG.index(b"\xff\xc0") + 9 :],
+        "too_many_pixels",
+    ),
+    "D17-ztxt": (
+        "PNG with 30 MB of compressed text",
+        "a.png",
+        png(40, 40, extra=chunk(b"zTXt", b"a\0\0" + BOMB)),
+        "not_an_image",
+    ),
+    "D17-iccp": (
+        "PNG with a colour profile of 30 MB",
+        "a.png",
+        png(40, 40, extra=chunk(b"iCCP", b"a\0\0" + BOMB)),
+        "not_an_image",
+    ),
     "D17-tags": ("TIFF of 20,000 tags", "a.tif", tiff(further=20_000), "not_an_image"),
     "D17-pages": ("TIFF of 20,000 pages", "a.tif", tiff(directories=20_000), "multi_frame"),
 }
@@ -183,14 +218,26 @@ ACCEPTED = {
     "D09-RGBA": ("PNG with an opaque alpha channel", "a.png", encoded(RED.convert("RGBA")), []),
     "D09-YCbCr": ("YCbCr TIFF", "a.tif", encoded(RED.convert("YCbCr"), "TIFF"), []),
     "D10-cmyk": ("CMYK JPEG", "a.jpg", encoded(RED.convert("CMYK"), "JPEG"), ["cmyk"]),
-    "D12-48-bit": ("48-bit colour PNG", "a.png", png(40, 40, 16, 2, rows=(b"\0" + bytes(range(240))) * 40),
-                   ["depth_reduced"]),
-    "D14-mpo": ("JPEG with a second picture, as phones write", "a.jpg", encoded(picture(3), "MPO", **SEVERAL),
-                ["multi_frame"]),
+    "D12-48-bit": (
+        "48-bit colour PNG",
+        "a.png",
+        png(40, 40, 16, 2, rows=(b"\0" + bytes(range(240))) * 40),
+        ["depth_reduced"],
+    ),
+    "D14-mpo": (
+        "JPEG with a second picture, as phones write",
+        "a.jpg",
+        encoded(picture(3), "MPO", **SEVERAL),
+        ["multi_frame"],
+    ),
     "D18-black": ("one black picture", "a.png", encoded(Image.new("RGB", (40, 40))), ["blank"]),
     "D18-white": ("one white picture", "a.png", encoded(Image.new("RGB", (40, 40), "white")), ["blank"]),
-    "D18-clear": ("one fully transparent picture", "a.png", encoded(Image.new("RGBA", (40, 40), (9, 9, 9, 0))),
-                  ["alpha", "blank"]),
+    "D18-clear": (
+        "one fully transparent picture",
+        "a.png",
+        encoded(Image.new("RGBA", (40, 40), (9, 9, 9, 0))),
+        ["alpha", "blank"],
+    ),
 }
 
 # ------------------------------------------------------------------------------------------------------- data sets
@@ -216,9 +263,13 @@ def breakhis_tree(folder):
 
 ISIC_HEAD = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"
 ISIC_ROWS = [  # image, label, age, site, lesion, sex
-    ("ISIC_1", "NV", "55.0", "head/neck", "L1", "male"), ("ISIC_2_downsampled", "NV", "", "", "", ""),
-    ("ISIC_2", "NV", "25", "palms/soles", "L2", "female"), ("ISIC_3", "MEL", "85", "", "L3", "male"),
-    ("ISIC_4", "MEL", "0", "", "", "female"), ("ISIC_5_downsampled", "MEL", "5", "", "", "female")]
+    ("ISIC_1", "NV", "55.0", "head/neck", "L1", "male"),
+    ("ISIC_2_downsampled", "NV", "", "", "", ""),
+    ("ISIC_2", "NV", "25", "palms/soles", "L2", "female"),
+    ("ISIC_3", "MEL", "85", "", "L3", "male"),
+    ("ISIC_4", "MEL", "0", "", "", "female"),
+    ("ISIC_5_downsampled", "MEL", "5", "", "", "female"),
+]
 
 
 def one_hot(image, label):
@@ -229,8 +280,10 @@ def isic(folder, rows=ISIC_ROWS, truth=None, files=None, ending=".jpg"):
     """The two tables of ISIC 2019 and empty files. truth: the text of GroundTruth; files: the names there are."""
     folder.mkdir(exist_ok=True, parents=True)
     (folder / isic2019.TRUTH).write_text(truth or ISIC_HEAD + "".join(one_hot(row[0], row[1]) for row in rows))
-    (folder / isic2019.METADATA).write_text("image,age_approx,anatom_site_general,lesion_id,sex\n"
-                                            + "".join(f"{i},{a},{s},{le},{x}\n" for i, _, a, s, le, x in rows))
+    (folder / isic2019.METADATA).write_text(
+        "image,age_approx,anatom_site_general,lesion_id,sex\n"
+        + "".join(f"{i},{a},{s},{le},{x}\n" for i, _, a, s, le, x in rows)
+    )
     put(folder, *(f"{isic2019.INPUT}/{name}{ending}" for name in (files or [row[0] for row in rows])))
     return folder
 
@@ -251,8 +304,11 @@ def own_set(folder, contents, **columns) -> Manifest:
     for path, content in contents.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-    rows = {"path": list(contents), "label": [f"class {path.rpartition('/')[2][0]}" for path in contents],
-            "group": [f"group of {i}" for i in range(len(contents))]} | columns
+    rows = {
+        "path": list(contents),
+        "label": [f"class {path.rpartition('/')[2][0]}" for path in contents],
+        "group": [f"group of {i}" for i in range(len(contents))],
+    } | columns
     files.write_table(folder / "my.csv", table.pd.DataFrame(rows))
     return table.read(folder / "my.csv")
 

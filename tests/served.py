@@ -17,8 +17,17 @@ from patholib.deploy import inference
 from patholib.deploy.server import serving
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
-TOUCHING = {"os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink", "os.truncate", "tempfile.mkstemp",
-            "tempfile.mkdtemp", "shutil.rmtree"}
+TOUCHING = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "tempfile.mkstemp",
+    "tempfile.mkdtemp",
+    "shutil.rmtree",
+}
 
 
 def refuse_writing(event: str, arguments: tuple) -> None:
@@ -38,6 +47,7 @@ def slowly(probabilities, seconds: float):
     def slow(self, pixels, tta=False):
         time.sleep(seconds * len(pixels))
         return probabilities(self, pixels, tta)
+
     return slow
 
 

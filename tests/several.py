@@ -78,9 +78,17 @@ def team(count: int, folder: Path, work, *given, lost: tuple[int, ...] = ()) -> 
 
 def member(rank: int, count: int, port: int, folder: Path, work, given) -> None:
     """One process of a team; what it does is kept in a file."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TQDM_DISABLE": "1", **ALONE,
-                   **launching._loopback()}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TQDM_DISABLE": "1",
+        **ALONE,
+        **launching._loopback(),
+    }
     torch.set_num_threads(1)
     try:
         with tiny.network(), joined(False) as own:
@@ -93,8 +101,7 @@ def member(rank: int, count: int, port: int, folder: Path, work, given) -> None:
 # --- what teams do ---
 
 
-def train(own, folder: Path, recipe=tiny.TINY, images=(32, 16), prepare=None, dtype=torch.float32,
-          **options) -> dict:
+def train(own, folder: Path, recipe=tiny.TINY, images=(32, 16), prepare=None, dtype=torch.float32, **options) -> dict:
     """Trains as one of a team; prepare(patch, team): what is to be different here."""
     import pytest
 

@@ -24,12 +24,19 @@ def table(classes, seed: int, rows: int = 60, groups: int = 15) -> pd.DataFrame:
         draws.append(state >> 16)
     width, made = len(classes) + 1, []
     for i in range(rows):
-        first, *weights = draws[i * width:(i + 1) * width]
+        first, *weights = draws[i * width : (i + 1) * width]
         label = first % len(classes)
         weights = [1 + weight % 100 + 60 * (k == label) for k, weight in enumerate(weights)]
-        made.append({"path": f"{i:03}.png", "group": f"g{i % groups:02}", "case": f"c{i % groups // 2}",
-                     "site": ("arm", "leg")[i % 2], "label": classes[label],
-                     **{f"p_{name}": weight / sum(weights) for name, weight in zip(classes, weights, strict=True)}})
+        made.append(
+            {
+                "path": f"{i:03}.png",
+                "group": f"g{i % groups:02}",
+                "case": f"c{i % groups // 2}",
+                "site": ("arm", "leg")[i % 2],
+                "label": classes[label],
+                **{f"p_{name}": weight / sum(weights) for name, weight in zip(classes, weights, strict=True)},
+            }
+        )
     return pd.DataFrame(made)
 
 

@@ -22,8 +22,17 @@ from patholib.model.recipes import BREAKHIS
 from patholib.train import training
 from patholib.train.runs import Run
 
-TINY = replace(recipes.unfrozen(BREAKHIS), arch="resnet18", image_size=32, batch_size=8, epochs=2, head_width=16,
-               lr=1e-2, patience=0, precision="fp32")  # auto is decided by the clock
+TINY = replace(
+    recipes.unfrozen(BREAKHIS),
+    arch="resnet18",
+    image_size=32,
+    batch_size=8,
+    epochs=2,
+    head_width=16,
+    lr=1e-2,
+    patience=0,
+    precision="fp32",
+)  # auto is decided by the clock
 TIMES = ["seconds", "val_seconds", "images_per_second"]  # columns of a history that no two runs share
 
 
@@ -34,10 +43,14 @@ class Network(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 4, 7, 2, 3, bias=False), nn.BatchNorm2d(4)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        for number, ((narrow, wide), count) in enumerate(zip(itertools.pairwise((4, 4, 8, 16, 32)), counts,
-                                                             strict=True), 1):
-            setattr(self, f"layer{number}", nn.Sequential(block(narrow, wide, wide // narrow),
-                                                          *(block(wide, wide) for _ in range(count - 1))))
+        for number, ((narrow, wide), count) in enumerate(
+            zip(itertools.pairwise((4, 4, 8, 16, 32)), counts, strict=True), 1
+        ):
+            setattr(
+                self,
+                f"layer{number}",
+                nn.Sequential(block(narrow, wide, wide // narrow), *(block(wide, wide) for _ in range(count - 1))),
+            )
 
     def forward(self, images):
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
@@ -80,11 +93,16 @@ def image_set(train=32, val=16, seed=0, cue=60):
     rng = np.random.default_rng(seed)
     labels = np.arange(train + val) % 2
     pixels = rng.integers(0, 120, (train + val, 37, 37, 3)) + cue * labels[:, None, None, None]
-    table = pd.DataFrame({
-        "path": [f"image{i:03}.png" for i in range(train + val)], "label": np.array(BREAKHIS.classes)[labels],
-        "case": [f"case{i}" for i in range(train + val)], "group": [f"case{i}" for i in range(train + val)],
-        "row": np.arange(train + val), "split": ["train"] * train + ["val"] * val,
-    })
+    table = pd.DataFrame(
+        {
+            "path": [f"image{i:03}.png" for i in range(train + val)],
+            "label": np.array(BREAKHIS.classes)[labels],
+            "case": [f"case{i}" for i in range(train + val)],
+            "group": [f"case{i}" for i in range(train + val)],
+            "row": np.arange(train + val),
+            "split": ["train"] * train + ["val"] * val,
+        }
+    )
     return ImageSet(pixels.astype(np.uint8), table, BREAKHIS.classes)
 
 
@@ -102,8 +120,9 @@ def pictures(folder, patients=8):
 
 def prepare(folder, seed=0):
     """(checked, split) of such a folder: the same in any process."""
-    checked = checking.check(table.read(folder / "mine.csv"), TINY.cache_size, cache_dir=folder.parent / "cache",
-                           progress=False)
+    checked = checking.check(
+        table.read(folder / "mine.csv"), TINY.cache_size, cache_dir=folder.parent / "cache", progress=False
+    )
     return checked, splitting.split(checked.manifest, seed=seed)
 
 
@@ -116,8 +135,9 @@ def open_run(folder, recipe=TINY):
 
 def train(folder, recipe=TINY, images=None, **options):
     model = build(recipe)
-    history = training.fit(model, images if images is not None else image_set(), open_run(folder, recipe), "cpu",
-                           **options)
+    history = training.fit(
+        model, images if images is not None else image_set(), open_run(folder, recipe), "cpu", **options
+    )
     return model, history
 
 

@@ -24,8 +24,21 @@ from pathlib import Path
 
 PLAYED = "PRETEND_WINDOWS"  # an environment variable: the folder where its rules hold
 SETTINGS = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252", "PYTHONWARNDEFAULTENCODING": "1", "LC_ALL": "C.UTF-8"}
-ABSENT = ("fork", "forkpty", "sync", "posix_fallocate", "sched_getaffinity", "mkfifo", "mknod", "killpg", "wait3",
-          "wait4", "O_NOFOLLOW", "O_CLOEXEC", "O_DIRECTORY")
+ABSENT = (
+    "fork",
+    "forkpty",
+    "sync",
+    "posix_fallocate",
+    "sched_getaffinity",
+    "mkfifo",
+    "mknod",
+    "killpg",
+    "wait3",
+    "wait4",
+    "O_NOFOLLOW",
+    "O_CLOEXEC",
+    "O_DIRECTORY",
+)
 MODULES = ("fcntl", "resource", "termios", "tty", "pty", "syslog")
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 LONGEST = 259  # characters of a whole path, where long paths were not switched on
@@ -111,10 +124,19 @@ def there(folder: Path, *command: str, **options) -> subprocess.CompletedProcess
     hooks = folder.parent / "hooks"
     hooks.mkdir(exist_ok=True)
     here = Path(__file__).resolve().parent
-    (hooks / "sitecustomize.py").write_text(f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parent)!r}, {str(here / 'project')!r}]\n"
-                                            f"import windows\nwindows.pretend({str(folder)!r})\n", encoding="utf-8")
-    env = {**os.environ, **SETTINGS, PLAYED: str(folder), "PRETEND_WINDOWS_LOG": str(folder.parent / "refused.txt"),
-           "PYTHONPATH": os.pathsep.join([str(hooks), str(here.parent), str(here), str(here / "project")]), "OMP_NUM_THREADS": "1"}
+    (hooks / "sitecustomize.py").write_text(
+        f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parent)!r}, {str(here / 'project')!r}]\n"
+        f"import windows\nwindows.pretend({str(folder)!r})\n",
+        encoding="utf-8",
+    )
+    env = {
+        **os.environ,
+        **SETTINGS,
+        PLAYED: str(folder),
+        "PRETEND_WINDOWS_LOG": str(folder.parent / "refused.txt"),
+        "PYTHONPATH": os.pathsep.join([str(hooks), str(here.parent), str(here), str(here / "project")]),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, **options)
 
 
@@ -142,18 +164,39 @@ def pipeline(folder: Path) -> None:
         done.tiles.pixels[0].sum()  # its cache is mapped, and stays so while the same is checked again
         table = folder / "data" / "mine.csv"
         table.write_text(table.read_text(encoding="utf-8").replace("/", "\\"), encoding="utf-8")
-        checked = checking.check(readers.load("table", table), done.run.recipe.cache_size, done.run.recipe.fit,
-                               cache_dir=folder / "cache", progress=False)
+        checked = checking.check(
+            readers.load("table", table),
+            done.run.recipe.cache_size,
+            done.run.recipe.fit,
+            cache_dir=folder / "cache",
+            progress=False,
+        )
         assert checked.report["cache"]["reused"], "a backslash made another path of it"
         for epochs in (1, 3):  # saved, gone on with, and the older checkpoints removed
-            training.fit(tiny.build(tiny.TINY), tiny.image_set(), tiny.open_run(folder / "again", tiny.TINY), "cpu",
-                         workers=2, **({"max_hours": None} if epochs > 1 else {}))
+            training.fit(
+                tiny.build(tiny.TINY),
+                tiny.image_set(),
+                tiny.open_run(folder / "again", tiny.TINY),
+                "cpu",
+                workers=2,
+                **({"max_hours": None} if epochs > 1 else {}),
+            )
         assert runs.newest(folder / "runs", demo=True) == done.run.dir
         comparison.read(done.run.dir.name, folder / "runs")
         assert cli.main(["export", str(done.run.dir), "--out", str(folder / "export")]) == 0
         picture, *more = sorted((folder / "data").rglob("*.png"))[:3]
-        given = ["predict", folder / "export", picture, *more, "--out", folder / "answers.csv", "--heatmaps",
-                 folder / "heat", "--workers", 2]
+        given = [
+            "predict",
+            folder / "export",
+            picture,
+            *more,
+            "--out",
+            folder / "answers.csv",
+            "--heatmaps",
+            folder / "heat",
+            "--workers",
+            2,
+        ]
         assert cli.main([*map(str, given)]) == 0
         seen = inference.Predictor(folder / "export").look(picture)
         decoder = sandbox.Decoder(done.run.recipe.cache_size, done.run.recipe.fit)
@@ -173,6 +216,10 @@ if __name__ == "__main__":
     place = Path(sys.argv[1]).resolve()
     ended = there(place, *(sys.argv[2:] or (*PIPELINE, str(place))))
     refused = place.parent / "refused.txt"
-    print(ended.stdout.decode("cp1252", "replace"), ended.stderr.decode("utf-8", "replace"),
-          refused.read_text(encoding="utf-8") if refused.exists() else "", sep="\n")
+    print(
+        ended.stdout.decode("cp1252", "replace"),
+        ended.stderr.decode("utf-8", "replace"),
+        refused.read_text(encoding="utf-8") if refused.exists() else "",
+        sep="\n",
+    )
     sys.exit(ended.returncode)

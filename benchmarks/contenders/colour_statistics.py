@@ -29,8 +29,10 @@ BINS = 16
 
 def main(job: Job) -> None:
     started = time.perf_counter()
-    features = {split: np.stack([statistics(pixels(file)) for file in job.part(split)["file"]])
-                for split in ("train", "val", "test")}
+    features = {
+        split: np.stack([statistics(pixels(file)) for file in job.part(split)["file"]])
+        for split in ("train", "val", "test")
+    }
     labels = {split: job.part(split)["place"].to_numpy() for split in features}
     best, curve = (-1.0, "", None), []
     for name, model in candidates(job).items():
@@ -40,24 +42,47 @@ def main(job: Job) -> None:
         if row["val_auc"] > best[0]:
             best = row["val_auc"], name, model
     tables = {split: jobs.predictions(job, split, best[2].predict_proba(features[split])) for split in ("val", "test")}
-    jobs.leave(job, tables, curve, ("scikit-learn",), epochs=0, best_epoch=0, seconds=time.perf_counter() - started,
-               planned=job.seconds, chosen=best[1], features=features["train"].shape[1],
-               prior=[1 / len(job.classes)] * len(job.classes))  # class_weight="balanced"
+    jobs.leave(
+        job,
+        tables,
+        curve,
+        ("scikit-learn",),
+        epochs=0,
+        best_epoch=0,
+        seconds=time.perf_counter() - started,
+        planned=job.seconds,
+        chosen=best[1],
+        features=features["train"].shape[1],
+        prior=[1 / len(job.classes)] * len(job.classes),
+    )  # class_weight="balanced"
 
 
 def candidates(job: Job) -> dict:
     """The models to choose from, from strongly to weakly held back."""
     if job.options["model"] == "logistic":
-        return {f"C={c:g}": make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced",
-                                                                               max_iter=3000))
-                for c in (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)}
+        return {
+            f"C={c:g}": make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=3000))
+            for c in (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+        }
     if job.options["model"] == "boosting":
-        return {f"max_leaf_nodes={leaves}": HistGradientBoostingClassifier(
-            learning_rate=0.05, max_leaf_nodes=leaves, max_iter=100, l2_regularization=1.0, class_weight="balanced",
-            early_stopping=False, random_state=job.seed) for leaves in (4, 8, 16)}
-    return {f"min_samples_leaf={least}": ExtraTreesClassifier(
-        500, min_samples_leaf=least, class_weight="balanced", n_jobs=job.threads, random_state=job.seed)
-        for least in (2, 5, 10, 20)}
+        return {
+            f"max_leaf_nodes={leaves}": HistGradientBoostingClassifier(
+                learning_rate=0.05,
+                max_leaf_nodes=leaves,
+                max_iter=100,
+                l2_regularization=1.0,
+                class_weight="balanced",
+                early_stopping=False,
+                random_state=job.seed,
+            )
+            for leaves in (4, 8, 16)
+        }
+    return {
+        f"min_samples_leaf={least}": ExtraTreesClassifier(
+            500, min_samples_leaf=least, class_weight="balanced", n_jobs=job.threads, random_state=job.seed
+        )
+        for least in (2, 5, 10, 20)
+    }
 
 
 def pixels(file: str) -> np.ndarray:

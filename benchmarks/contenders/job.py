@@ -54,8 +54,9 @@ class Job:
         table = self.table
         table = table[table["split"] == split].reset_index(drop=True)
         place = {name: k for k, name in enumerate(self.classes)}
-        return table.assign(file=[str(Path(self.root, path)) for path in table["path"]],
-                            place=table["label"].map(place).astype(int))
+        return table.assign(
+            file=[str(Path(self.root, path)) for path in table["path"]], place=table["label"].map(place).astype(int)
+        )
 
     @property
     def shares(self) -> list[float]:
@@ -91,9 +92,12 @@ def epochs_within(seconds: float, of_one: float) -> int:
 def point(job: Job, epoch: int, seconds: float, probs: np.ndarray) -> dict:
     """One row of the curve, from the probabilities (N, C) of the validation images."""
     place = job.part("val")["place"].to_numpy()
-    return {"epoch": epoch, "seconds": round(seconds, 2),
-            "val_auc": ranking.auc(place, probs if probs.shape[1] > 2 else probs[:, 1]),
-            "val_balanced_accuracy": ranking.balanced_accuracy(place, probs.argmax(axis=1))}
+    return {
+        "epoch": epoch,
+        "seconds": round(seconds, 2),
+        "val_auc": ranking.auc(place, probs if probs.shape[1] > 2 else probs[:, 1]),
+        "val_balanced_accuracy": ranking.balanced_accuracy(place, probs.argmax(axis=1)),
+    }
 
 
 def predictions(job: Job, split: str, probs: np.ndarray) -> pd.DataFrame:
@@ -103,14 +107,16 @@ def predictions(job: Job, split: str, probs: np.ndarray) -> pd.DataFrame:
     return table.assign(**{f"p_{name}": probs[:, k] / probs.sum(axis=1) for k, name in enumerate(job.classes)})
 
 
-def leave(job: Job, tables: dict[str, pd.DataFrame], curve: list[dict], packages: tuple[str, ...] = (),
-          **facts) -> None:
+def leave(
+    job: Job, tables: dict[str, pd.DataFrame], curve: list[dict], packages: tuple[str, ...] = (), **facts
+) -> None:
     """Writes the tables and the curve, then what is to be known of the training."""
     out = Path(job.out)
     for name, table in tables.items():
         files.write_table(out / f"{name}.csv", table)
-    files.write_table(out / "curve.csv", pd.DataFrame(curve, columns=["epoch", "seconds", "val_auc",
-                                                                      "val_balanced_accuracy"]))
+    files.write_table(
+        out / "curve.csv", pd.DataFrame(curve, columns=["epoch", "seconds", "val_auc", "val_balanced_accuracy"])
+    )
     versions = {name: metadata.version(name) for name in packages}
     files.write_json(out / "facts.json", {"prior": job.shares, "versions": versions} | facts)
 

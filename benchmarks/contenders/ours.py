@@ -55,16 +55,27 @@ def main(job: Job) -> None:
     tried = Tried(**{name: value for name, value in job.options.items() if name != "recipe"})
     source = readers.load(job.kind, job.data, missing="skip", positive=job.positive)
     started = time.perf_counter()
-    checked = checking.check(source, recipe.cache_size, recipe.fit, out / "cache", on_bad="skip", workers=job.threads,
-                           progress=False, report_dir=out / "check")
+    checked = checking.check(
+        source,
+        recipe.cache_size,
+        recipe.fit,
+        out / "cache",
+        on_bad="skip",
+        workers=job.threads,
+        progress=False,
+        report_dir=out / "check",
+    )
     if tried.grey_norm:
         checked = replace(checked, images=in_grey_light(checked.images, tried.grey_norm))
     checked_in = time.perf_counter() - started
     place = job.table.set_index("path").loc[checked.manifest.table["path"]]
     split = checked.manifest.table.assign(group=place["group"].to_numpy(), split=place["split"].to_numpy())
     sides = {tried.side(replace(recipe, epochs=2), epoch): None for epoch in (1, 0)}  # of either half, the last first
-    cost = {(frozen, side): trial(recipe, frozen, side, tried, checked, split, job)
-            for frozen in sorted({stage.frozen for stage in recipe.stages}) for side in sides}
+    cost = {
+        (frozen, side): trial(recipe, frozen, side, tried, checked, split, job)
+        for frozen in sorted({stage.frozen for stage in recipe.stages})
+        for side in sides
+    }
     recipe = replace(recipe, epochs=affordable(recipe, cost, job.seconds - checked_in, tried))
     with mock.patch.object(augment, "training_views", training_views(tried, lambda epoch: tried.side(recipe, epoch))):
         study = of(recipe, checked, split, job, out / "runs", "run")
@@ -75,24 +86,49 @@ def main(job: Job) -> None:
     study.run.finish()
     history, facts = files.read_json(folder / "history.json"), files.read_json(folder / "run.json")["training"]
     seconds = checked_in + np.cumsum([row["seconds"] for row in history])
-    curve = [{"epoch": row["epoch"], "seconds": round(float(at), 2), "val_auc": row["val_auc"],
-              "val_balanced_accuracy": row["val_balanced_accuracy"]}
-             for row, at in zip(history, seconds, strict=True)]
+    curve = [
+        {
+            "epoch": row["epoch"],
+            "seconds": round(float(at), 2),
+            "val_auc": row["val_auc"],
+            "val_balanced_accuracy": row["val_balanced_accuracy"],
+        }
+        for row, at in zip(history, seconds, strict=True)
+    ]
     tables = {name: in_order(job, name, decisions.calibrated(folder, name)) for name in ("val", "test")}
     if recipe.tta_views > 1:
         tables["test_tta"] = in_order(job, "test", decisions.calibrated(folder, "test_tta"))
     counts = job.part("train")["label"].value_counts().reindex(job.classes).to_numpy()
-    jobs.leave(job, tables, curve, epochs=len(history), best_epoch=facts["best_epoch"], seconds=float(seconds[-1]),
-               planned=sum(spent(recipe, cost, tried)) + checked_in, precision=facts["precision"],
-               prior=losses.effective_prior(recipe, counts).tolist(), shares=losses.shares(recipe, counts))
+    jobs.leave(
+        job,
+        tables,
+        curve,
+        epochs=len(history),
+        best_epoch=facts["best_epoch"],
+        seconds=float(seconds[-1]),
+        planned=sum(spent(recipe, cost, tried)) + checked_in,
+        precision=facts["precision"],
+        prior=losses.effective_prior(recipe, counts).tolist(),
+        shares=losses.shares(recipe, counts),
+    )
     for name in ("runs", "trial", "cache", "check"):  # weights and pictures: of these only numbers are kept
         shutil.rmtree(out / name, ignore_errors=True)
 
 
 def of(recipe: Recipe, checked: checking.Checked, split, job: Job, output: Path, name: str) -> Study:
     """A run of its own on these images, which nothing else takes for the newest."""
-    return Study(checked, recipe=recipe, split=split, output=str(output), name=name, workers=job.threads,
-                 resume="never", allow_leakage=True, quiet=True, remember=False)
+    return Study(
+        checked,
+        recipe=recipe,
+        split=split,
+        output=str(output),
+        name=name,
+        workers=job.threads,
+        resume="never",
+        allow_leakage=True,
+        quiet=True,
+        remember=False,
+    )
 
 
 def trial(recipe: Recipe, frozen: int, side: int, tried: Tried, checked: checking.Checked, split, job: Job) -> float:

@@ -49,11 +49,21 @@ def main(job: Job) -> None:
         of_one = train(job, 1, folder)[1].after_each[-1]
         epochs = jobs.epochs_within(job.seconds, of_one)
         learn, timed = train(job, epochs, folder)
-        curve = [{"epoch": k + 1, "seconds": round(at, 2), "val_balanced_accuracy": row[2], "val_auc": row[3]}
-                 for k, (row, at) in enumerate(zip(learn.recorder.values, timed.after_each, strict=True))]
+        curve = [
+            {"epoch": k + 1, "seconds": round(at, 2), "val_balanced_accuracy": row[2], "val_auc": row[3]}
+            for k, (row, at) in enumerate(zip(learn.recorder.values, timed.after_each, strict=True))
+        ]
         tables = {split: jobs.predictions(job, split, probabilities(job, learn, split)) for split in ("val", "test")}
-    jobs.leave(job, tables, curve, ("fastai", "torch"), epochs=epochs, best_epoch=epochs, seconds=timed.clock.seconds,
-               planned=epochs * of_one)
+    jobs.leave(
+        job,
+        tables,
+        curve,
+        ("fastai", "torch"),
+        epochs=epochs,
+        best_epoch=epochs,
+        seconds=timed.clock.seconds,
+        planned=epochs * of_one,
+    )
 
 
 def train(job: Job, epochs: int, folder: str):
@@ -62,13 +72,22 @@ def train(job: Job, epochs: int, folder: str):
     table = job.table
     table = table[table["split"] != "test"].assign(is_valid=lambda t: t["split"] == "val")
     loaders = ImageDataLoaders.from_df(
-        table, path=job.root, fn_col="path", label_col="label", valid_col="is_valid", bs=64, num_workers=job.threads,
-        y_block=CategoryBlock(vocab=list(job.classes), sort=False), item_tfms=Resize(2 * job.size),
-        batch_tfms=[*aug_transforms(size=job.size, min_scale=0.75), Normalize.from_stats(*imagenet_stats)])
+        table,
+        path=job.root,
+        fn_col="path",
+        label_col="label",
+        valid_col="is_valid",
+        bs=64,
+        num_workers=job.threads,
+        y_block=CategoryBlock(vocab=list(job.classes), sort=False),
+        item_tfms=Resize(2 * job.size),
+        batch_tfms=[*aug_transforms(size=job.size, min_scale=0.75), Normalize.from_stats(*imagenet_stats)],
+    )
     ranking = RocAuc() if len(job.classes) > 2 else RocAucBinary()
     timed = Timed(Clock())
-    learn = vision_learner(loaders, resnet34, pretrained=False, metrics=[BalancedAccuracy(), ranking],
-                           path=Path(folder))
+    learn = vision_learner(
+        loaders, resnet34, pretrained=False, metrics=[BalancedAccuracy(), ranking], path=Path(folder)
+    )
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(epochs, cbs=timed)
     return learn, timed

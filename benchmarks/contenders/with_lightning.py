@@ -92,8 +92,16 @@ def main(job: Job) -> None:
         trainer, timed = train(job, epochs, folder)
         tables = {split: jobs.predictions(job, split, probabilities(job, trainer, split)) for split in ("val", "test")}
     aucs = [row["val_auc"] for row in timed.curve]
-    jobs.leave(job, tables, timed.curve, ("lightning", "torchmetrics", "torchvision", "torch"), epochs=epochs,
-               best_epoch=int(np.argmax(aucs)) + 1, seconds=timed.clock.seconds, planned=epochs * of_one)
+    jobs.leave(
+        job,
+        tables,
+        timed.curve,
+        ("lightning", "torchmetrics", "torchvision", "torch"),
+        epochs=epochs,
+        best_epoch=int(np.argmax(aucs)) + 1,
+        seconds=timed.clock.seconds,
+        planned=epochs * of_one,
+    )
 
 
 def train(job: Job, epochs: int, folder: str) -> tuple[lightning.Trainer, Timed]:
@@ -101,19 +109,41 @@ def train(job: Job, epochs: int, folder: str) -> tuple[lightning.Trainer, Timed]
     timed = Timed(job)
     kept = ModelCheckpoint(f"{folder}/{epochs}", monitor="val_auroc", mode="max")
     trainer = lightning.Trainer(
-        max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        default_root_dir=folder, callbacks=[timed, kept])
+        max_epochs=epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=[timed, kept],
+    )
     trainer.fit(Network(len(job.classes), epochs), loader(job, "train", True), loader(job, "val"))
     return trainer, timed
 
 
 def loader(job: Job, split: str, training: bool = False) -> DataLoader:
-    varied = [transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip(), transforms.RandomRotation(20),
-              transforms.ColorJitter(0.1, 0.1, 0.1)]
-    transform = transforms.Compose([transforms.Resize((job.size, job.size)), *varied * training, transforms.ToTensor(),
-                                    transforms.Normalize(MEAN, STD)])
-    return DataLoader(Images(job.part(split), transform), 32, shuffle=training, drop_last=training,
-                      num_workers=job.threads, persistent_workers=training)
+    varied = [
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomVerticalFlip(),
+        transforms.RandomRotation(20),
+        transforms.ColorJitter(0.1, 0.1, 0.1),
+    ]
+    transform = transforms.Compose(
+        [
+            transforms.Resize((job.size, job.size)),
+            *varied * training,
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    return DataLoader(
+        Images(job.part(split), transform),
+        32,
+        shuffle=training,
+        drop_last=training,
+        num_workers=job.threads,
+        persistent_workers=training,
+    )
 
 
 def probabilities(job: Job, trainer: lightning.Trainer, split: str) -> np.ndarray:

@@ -46,10 +46,19 @@ def main(job: Job) -> None:
     of_one = second - first  # the first one also starts the loader's processes, which go on
     epochs = jobs.epochs_within(job.seconds, of_one)
     found = train(job, epochs)
-    tables = {split: jobs.predictions(job, split, probabilities(job, found["model"], split))
-              for split in ("val", "test")}
-    jobs.leave(job, tables, found["curve"], ("timm", "torch"), epochs=epochs, best_epoch=found["best_epoch"],
-               seconds=found["seconds"], planned=epochs * of_one)
+    tables = {
+        split: jobs.predictions(job, split, probabilities(job, found["model"], split)) for split in ("val", "test")
+    }
+    jobs.leave(
+        job,
+        tables,
+        found["curve"],
+        ("timm", "torch"),
+        epochs=epochs,
+        best_epoch=found["best_epoch"],
+        seconds=found["seconds"],
+        planned=epochs * of_one,
+    )
 
 
 def train(job: Job, epochs: int) -> dict:
@@ -60,13 +69,30 @@ def train(job: Job, epochs: int) -> dict:
     model.to(device)
     average = ModelEmaV3(model, decay=0.9999, use_warmup=True)
     loader = create_loader(
-        Images(job.part("train")), (3, job.size, job.size), BATCH, is_training=True, auto_augment="rand-m9-mstd0.5",
-        re_prob=0.2, re_mode="pixel", interpolation="random", num_workers=job.threads, use_prefetcher=False)
+        Images(job.part("train")),
+        (3, job.size, job.size),
+        BATCH,
+        is_training=True,
+        auto_augment="rand-m9-mstd0.5",
+        re_prob=0.2,
+        re_mode="pixel",
+        interpolation="random",
+        num_workers=job.threads,
+        use_prefetcher=False,
+    )
     optimizer = create_optimizer_v2(model, "rmsproptf", lr=0.048 * BATCH / 768, weight_decay=1e-5, eps=1e-3)
     share = epochs / EPOCHS
     scheduler, _ = create_scheduler_v2(
-        optimizer, "step", num_epochs=epochs, decay_epochs=2.4 * share, decay_rate=0.97, warmup_lr=1e-6,
-        warmup_epochs=5 * share, step_on_epochs=False, updates_per_epoch=len(loader))
+        optimizer,
+        "step",
+        num_epochs=epochs,
+        decay_epochs=2.4 * share,
+        decay_rate=0.97,
+        warmup_lr=1e-6,
+        warmup_epochs=5 * share,
+        step_on_epochs=False,
+        updates_per_epoch=len(loader),
+    )
     criterion, clock, curve, best, step = LabelSmoothingCrossEntropy(0.1), Clock(), [], (-1.0, 0, None), 0
     for epoch in range(1, epochs + 1):
         model.train()
@@ -91,9 +117,18 @@ def train(job: Job, epochs: int) -> dict:
 def probabilities(job: Job, model: torch.nn.Module, split: str) -> np.ndarray:
     """(N, C) for the images of a split, as timm's validation sees them."""
     config = resolve_data_config({"input_size": (3, job.size, job.size)}, model=model)
-    loader = create_loader(Images(job.part(split)), config["input_size"], 64, interpolation=config["interpolation"],
-                           mean=config["mean"], std=config["std"], crop_pct=config["crop_pct"],
-                           num_workers=job.threads, use_prefetcher=False, persistent_workers=False)
+    loader = create_loader(
+        Images(job.part(split)),
+        config["input_size"],
+        64,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        num_workers=job.threads,
+        use_prefetcher=False,
+        persistent_workers=False,
+    )
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():

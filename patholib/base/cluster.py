@@ -46,8 +46,12 @@ def joined(address: str | None = None) -> Iterator:
             ray.init(address or "local", **common, **({} if address else {"_temp_dir": folder}))
         except Exception as error:  # Ray raises a bare one where this machine is too busy to start it in half a minute
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            remedy = ("Start it with ray start --head, and name what that prints" if address else "Call again when the "
-                      "machine is less busy, or start it with ray start --head and join it with --address auto")
+            remedy = (
+                "Start it with ray start --head, and name what that prints"
+                if address
+                else "Call again when the "
+                "machine is less busy, or start it with ray start --head and join it with --address auto"
+            )
             raise PathoError("no_cluster", address or "ray", f"cannot be reached ({reason})", remedy) from error
         yield ray
     finally:
@@ -59,8 +63,12 @@ def joined(address: str | None = None) -> Iterator:
 def _ray(own: bool):
     missing = [name for name in ("ray", "pyarrow") if util.find_spec(name) is None]
     if missing:
-        raise PathoError("no_engine", "engine", f"is ray, but {missing[0]} is not installed",
-                         'pip install "patholib[cluster]", or leave --engine away: one machine needs no Ray')
+        raise PathoError(
+            "no_engine",
+            "engine",
+            f"is ray, but {missing[0]} is not installed",
+            'pip install "patholib[cluster]", or leave --engine away: one machine needs no Ray',
+        )
     if own:  # read once, at the import: whether other machines may join, which is to say listen to more than this one
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
@@ -85,8 +93,9 @@ def each(ray, function: Callable, items: Sequence, cpus: float = 1, gpus: float 
     A call whose worker or machine is lost is made again, up to RETRIES times. Errors: bad_parameter.
     """
     _refuse_unmet(ray, cpus, gpus)
-    task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False,
-                                        scheduling_strategy="SPREAD")
+    task = ray.remote(function).options(
+        num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False, scheduling_strategy="SPREAD"
+    )
     waiting = {task.remote(item): number for number, item in enumerate(items)}
     while waiting:
         (done,), _ = ray.wait(list(waiting), num_returns=1)
@@ -100,8 +109,12 @@ def _refuse_unmet(ray, cpus: float, gpus: float) -> None:
         return
     what = f"{cpus:g} CPUs and {gpus:g} GPUs"
     if len(machines) == 1:
-        raise PathoError("bad_parameter", "cpus and gpus per run", f"are {what}, but the only machine has "
-                         f"{machines[0].get('CPU', 0):g} and {machines[0].get('GPU', 0):g}", "Ask for less")
+        raise PathoError(
+            "bad_parameter",
+            "cpus and gpus per run",
+            f"are {what}, but the only machine has {machines[0].get('CPU', 0):g} and {machines[0].get('GPU', 0):g}",
+            "Ask for less",
+        )
     say(f"No machine of the cluster has {what} at present; the runs wait for one")
 
 
@@ -116,8 +129,12 @@ def _result(ray, done):
 
 def _failure(error: BaseException) -> PathoError:
     reason = (str(error).strip().splitlines() or [""])[0]
-    return PathoError("cluster_failed", type(error).__name__, reason or "ended the work",
-                      "Look at the logs of the cluster, and call again: what is done is kept")
+    return PathoError(
+        "cluster_failed",
+        type(error).__name__,
+        reason or "ended the work",
+        "Look at the logs of the cluster, and call again: what is done is kept",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ actors
@@ -142,12 +159,17 @@ class _Worker:
         except PathoError as error:
             refusal = error
         said = list(refusal.args) if refusal else []
-        return pyarrow.table({"item": pyarrow.array([found], pyarrow.list_(pyarrow.large_binary())),
-                              "refusal": pyarrow.array([said], pyarrow.list_(pyarrow.string()))})
+        return pyarrow.table(
+            {
+                "item": pyarrow.array([found], pyarrow.list_(pyarrow.large_binary())),
+                "refusal": pyarrow.array([said], pyarrow.list_(pyarrow.string())),
+            }
+        )
 
 
-def mapped(ray, make: Callable, arguments: tuple, items: Sequence[bytes], workers: int | None = None
-           ) -> Iterator[bytes]:
+def mapped(
+    ray, make: Callable, arguments: tuple, items: Sequence[bytes], workers: int | None = None
+) -> Iterator[bytes]:
     """`make(*arguments)(item)` of every item, bytes from bytes, in whatever order they are ready.
 
     workers: each of one CPU, None for all that the cluster has. `make` is called once for each. The block of a lost
@@ -158,18 +180,26 @@ def mapped(ray, make: Callable, arguments: tuple, items: Sequence[bytes], worker
 
     workers = min(workers or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items)) or 1
     size = min(max(len(items) // (workers * 20), BLOCK[0]), BLOCK[1])
-    blocks = [pyarrow.table({"item": pyarrow.array(items[i:i + size], pyarrow.large_binary())})
-              for i in range(0, len(items), size)]
+    blocks = [
+        pyarrow.table({"item": pyarrow.array(items[i : i + size], pyarrow.large_binary())})
+        for i in range(0, len(items), size)
+    ]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     found = ray.data.from_arrow(blocks).map_batches(
-        _Worker, fn_constructor_args=(make, arguments), batch_size=None, batch_format="pyarrow", num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(size=workers))
+        _Worker,
+        fn_constructor_args=(make, arguments),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+    )
     try:
         for answer in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for lines, refusal in zip(answer.column("item").to_pylist(), answer.column("refusal").to_pylist(),
-                                      strict=True):
+            for lines, refusal in zip(
+                answer.column("item").to_pylist(), answer.column("refusal").to_pylist(), strict=True
+            ):
                 if refusal:
                     raise PathoError(*refusal)
                 yield from lines

@@ -59,17 +59,25 @@ def in_order(work: Callable, items: Iterable, workers: int, ahead: int, named: C
         nonlocal patience
         if not wait([waiting[0][1]], patience).done:
             stuck, patience = [named(item) for item, future in waiting if future.running()], 0
-            raise PathoError("loader_timeout", "; ".join(stuck), f"gave no result for {PATIENCE:g} seconds",
-                             "Check the disk or network drive that holds the images and their cache, or copy both to "
-                             "a local one; then run the same again")
+            raise PathoError(
+                "loader_timeout",
+                "; ".join(stuck),
+                f"gave no result for {PATIENCE:g} seconds",
+                "Check the disk or network drive that holds the images and their cache, or copy both to "
+                "a local one; then run the same again",
+            )
         item, future = waiting.popleft()
         try:
             return future.result()
         except Exception as error:
             if not (isinstance(error, MemoryError) or "allocate" in str(error)):  # as torch and OpenCV put it
                 raise
-            raise PathoError("out_of_memory", named(item), "did not fit into the memory that is left",
-                             "Use fewer workers or a smaller batch_size, or close other programs") from error
+            raise PathoError(
+                "out_of_memory",
+                named(item),
+                "did not fit into the memory that is left",
+                "Use fewer workers or a smaller batch_size, or close other programs",
+            ) from error
 
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(workers)]  # daemons: a hung one ends with us
     for thread in threads:

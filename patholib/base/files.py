@@ -178,16 +178,25 @@ def read_bytes(path: Path, first: int = -1) -> bytes:
     path = Path(path)
     try:
         if path.exists() and not path.is_file():  # looked at first: opening a pipe would wait for ever
-            raise PathoError("unreadable", str(path), "is a folder, a pipe or a device, not a file",
-                             "Move it away and restore the file")
+            raise PathoError(
+                "unreadable",
+                str(path),
+                "is a folder, a pipe or a device, not a file",
+                "Move it away and restore the file",
+            )
         with path.open("rb") as stream:
             return stream.read(first)
     except FileNotFoundError:
-        raise PathoError("missing_file", str(path), "does not exist",
-                         "Run the step that writes it, or name another run folder") from None
+        raise PathoError(
+            "missing_file", str(path), "does not exist", "Run the step that writes it, or name another run folder"
+        ) from None
     except OSError as error:
-        raise PathoError("unreadable", str(path), f"cannot be read ({error.strerror or error})",
-                         "Correct its permissions, or check that the drive is still there") from error
+        raise PathoError(
+            "unreadable",
+            str(path),
+            f"cannot be read ({error.strerror or error})",
+            "Correct its permissions, or check that the drive is still there",
+        ) from error
 
 
 def read_json(path: Path):

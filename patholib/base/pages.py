@@ -18,8 +18,14 @@ def _literal(value):
     return value if isinstance(value, Markup) else shown(value)
 
 
-ENVIRONMENT = jinja2.Environment(loader=jinja2.PackageLoader("patholib"), autoescape=True, finalize=_literal,
-                                 undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("patholib"),
+    autoescape=True,
+    finalize=_literal,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 ENVIRONMENT.filters["count"] = lambda number: f"{number:,}" if isinstance(number, int) else number
 ENVIRONMENT.filters["words"] = lambda name: str(name).replace("_", " ")
 

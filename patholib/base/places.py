@@ -21,12 +21,16 @@ def attached(name: str) -> list[Path]:
 
     In a Drive, where every folder is asked for over the network, at most two below.
     """
-    return [path for mount in mounts() for deep in range(3 if mount.name == "MyDrive" else 5)
-            for path in sorted(mount.glob("*/" * deep + name))]
+    return [
+        path
+        for mount in mounts()
+        for deep in range(3 if mount.name == "MyDrive" else 5)
+        for path in sorted(mount.glob("*/" * deep + name))
+    ]
 
 
 def host() -> str:
-    """"Kaggle" or "Colab", whose sessions end and lose what was not saved as output; else ""."""
+    """ "Kaggle" or "Colab", whose sessions end and lose what was not saved as output; else ""."""
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):  # asked first: Kaggle's image is built on Colab's
         return "Kaggle"
     return "Colab" if os.environ.get("COLAB_RELEASE_TAG") or os.environ.get("COLAB_GPU") else ""

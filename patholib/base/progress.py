@@ -52,5 +52,7 @@ class Meter:
         if self.bar.disable and now - self.line >= LINES:
             self.line, rate = now, self.came / max(now - self.since, 1e-9)
             left = (self.total - self.here) / max(rate, 1) / 60
-            say_at_once(f"{self.name}: {self.here / 1e6:,.0f} of {self.total / 1e6:,.0f} MB "
-                        f"({self.here / self.total:.0%}), {rate / 1e6:.1f} MB/s, about {left:,.0f} min left")
+            say_at_once(
+                f"{self.name}: {self.here / 1e6:,.0f} of {self.total / 1e6:,.0f} MB "
+                f"({self.here / self.total:.0%}), {rate / 1e6:.1f} MB/s, about {left:,.0f} min left"
+            )

@@ -77,8 +77,12 @@ class Team:
             for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(total.view(tensor.shape))
 
-    def shared(self, work: Callable[[], Any], pack: Callable[[Any], bytes] | None = None,
-               unpack: Callable[[bytes], Any] = json.loads) -> Any:
+    def shared(
+        self,
+        work: Callable[[], Any],
+        pack: Callable[[Any], bytes] | None = None,
+        unpack: Callable[[bytes], Any] = json.loads,
+    ) -> Any:
         """The result of `work` in the first process, in all of them; its refusal is raised everywhere.
 
         pack, unpack: to bytes and back; by default JSON, which keeps every bit of a float.
@@ -147,8 +151,12 @@ def connected(rank: int) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise PathoError("process_lost", f"process {rank}", "lost the connection to the others "
-                         f"({str(error).strip().splitlines()[-1][:120]})", AGAIN) from error
+        raise PathoError(
+            "process_lost",
+            f"process {rank}",
+            f"lost the connection to the others ({str(error).strip().splitlines()[-1][:120]})",
+            AGAIN,
+        ) from error
 
 
 def started_together() -> bool:
@@ -202,6 +210,9 @@ def check_gpus(count: int, on_gpu: bool) -> None:
 
     if on_gpu and count > torch.cuda.device_count():
         there = torch.cuda.device_count()
-        raise PathoError("bad_parameter", "processes", f"are {count}, but this machine has {there} "
-                         f"GPU{'s' * (there != 1)}, and each needs one of its own",
-                         f'Use processes={there}, or device="cpu"')
+        raise PathoError(
+            "bad_parameter",
+            "processes",
+            f"are {count}, but this machine has {there} GPU{'s' * (there != 1)}, and each needs one of its own",
+            f'Use processes={there}, or device="cpu"',
+        )

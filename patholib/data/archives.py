@@ -31,10 +31,20 @@ RATIO, FLOOR = 100, 2**30  # files may take this many times the archive's bytes;
 PIECE = 2**16  # bytes that are read at once, so also of the header of one member of a tar
 PADDING = 2**24  # bytes of zeros that may follow the end of a tar
 LONGEST, LONGEST_PART = 1024, 255  # bytes of a name; no system allows more in one part of it
-UNFIT = re.compile(r'[<>:"|?*/\\\x00-\x1f\x7f\ud800-\udfff]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$',
-                   re.IGNORECASE)  # what Windows does not allow in a name, and what commands a terminal
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, ArithmeticError, LookupError,
-          RuntimeError, ValueError)  # what zipfile and tarfile raise for bytes that are no archive
+UNFIT = re.compile(
+    r'[<>:"|?*/\\\x00-\x1f\x7f\ud800-\udfff]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$', re.IGNORECASE
+)  # what Windows does not allow in a name, and what commands a terminal
+BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+)  # what zipfile and tarfile raise for bytes that are no archive
 AGAIN = "Download it again, and compare its size there and here"
 
 
@@ -54,8 +64,9 @@ def extract(archive: Path, folder: Path, max_bytes: int | None = None, max_files
             raise PathoError("folder_exists", str(folder), "holds the files of another archive", "Name a new folder")
         return folder
     if not archive.is_file():
-        raise PathoError("missing_file", str(archive), "does not exist or is no file",
-                         "Download it, or correct the path")
+        raise PathoError(
+            "missing_file", str(archive), "does not exist or is no file", "Download it, or correct the path"
+        )
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise PathoError("folder_exists", str(folder), "holds something already", "Name a new folder")
     part, size = folder.with_name(f".{folder.name}.part"), archive.stat().st_size
@@ -68,13 +79,16 @@ def extract(archive: Path, folder: Path, max_bytes: int | None = None, max_files
                 part.mkdir()
             output = _Output(part, archive.name, allowed, max_files)
             _unpack(stream, output)
-            files.write_json(part / MARKER, {"archive": archive.name, "bytes": size, "files": output.files,
-                                             "unpacked_bytes": output.bytes})
+            files.write_json(
+                part / MARKER,
+                {"archive": archive.name, "bytes": size, "files": output.files, "unpacked_bytes": output.bytes},
+            )
             _appear(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    print(f"{archive.name}: {output.files:,} files, {output.bytes / 1e6:,.1f} MB unpacked into {folder.name}",
-          flush=True)
+    print(
+        f"{archive.name}: {output.files:,} files, {output.bytes / 1e6:,.1f} MB unpacked into {folder.name}", flush=True
+    )
     return folder
 
 
@@ -99,14 +113,23 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (*BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise PathoError("unreadable", name, f"cannot be read ({error.strerror})",
-                             "Correct its permissions, or check that the drive is still there") from error
-        raise PathoError("bad_archive", name, f"is cut off or damaged ({shown(error) or type(error).__name__})",
-                         AGAIN) from error
+            raise PathoError(
+                "unreadable",
+                name,
+                f"cannot be read ({error.strerror})",
+                "Correct its permissions, or check that the drive is still there",
+            ) from error
+        raise PathoError(
+            "bad_archive", name, f"is cut off or damaged ({shown(error) or type(error).__name__})", AGAIN
+        ) from error
 
 
-def _unsafe(archive: str, member: str, reason: str,
-            remedy: str = "Get it from another source, or unpack it by hand and look at it") -> PathoError:
+def _unsafe(
+    archive: str,
+    member: str,
+    reason: str,
+    remedy: str = "Get it from another source, or unpack it by hand and look at it",
+) -> PathoError:
     return PathoError("unsafe_archive", f"{archive}: {member}", reason, remedy)
 
 
@@ -128,11 +151,19 @@ class _Output:
         self.bytes, self.files = self.bytes + size, self.files + (source is not None)
         path = self.folder / PurePosixPath(name)
         if self.bytes > self.allowed:
-            raise _unsafe(self.archive, name, f"makes it more than the {self.allowed:,} bytes that are allowed",
-                          "If you trust it, allow more with max_bytes")
+            raise _unsafe(
+                self.archive,
+                name,
+                f"makes it more than the {self.allowed:,} bytes that are allowed",
+                "If you trust it, allow more with max_bytes",
+            )
         if self.bytes > self.free:
-            raise PathoError("no_space", str(self.folder.parent), f"has no room for all that {self.archive} unpacks to",
-                             "Free some space, or choose another folder")
+            raise PathoError(
+                "no_space",
+                str(self.folder.parent),
+                f"has no room for all that {self.archive} unpacks to",
+                "Free some space, or choose another folder",
+            )
         if reason := self._odd(name, source is None):
             raise _unsafe(self.archive, name, reason)
         with files.writable(path):
@@ -155,8 +186,12 @@ class _Output:
                 return f"is the same as {shown(first)}, at least where case or accents do not count"
             self.names[key] = place, inner
         if len(self.names) > self.max_files:
-            raise _unsafe(self.archive, name, f"is more than the {self.max_files:,} files and folders that are allowed",
-                          "If you trust it, allow more with max_files")
+            raise _unsafe(
+                self.archive,
+                name,
+                f"is more than the {self.max_files:,} files and folders that are allowed",
+                "If you trust it, allow more with max_files",
+            )
         return ""
 
 
@@ -235,8 +270,12 @@ def _unpack_zip(stream: BinaryIO, output: _Output) -> None:
         if not _same_twice(stream, info, limit) or (is_folder and info.file_size):
             raise _unsafe(output.archive, name, "is not, or not alone, where and what the archive's list says")
         if info.flag_bits & 0x41 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise PathoError("bad_archive", output.archive, f"is encrypted or packed in an unusual way ({shown(name)})",
-                             "Unpack it by hand")
+            raise PathoError(
+                "bad_archive",
+                output.archive,
+                f"is encrypted or packed in an unusual way ({shown(name)})",
+                "Unpack it by hand",
+            )
         output.add(name, info.file_size, None if is_folder else archive.open(info))
 
 
@@ -247,5 +286,9 @@ def _same_twice(stream: BinaryIO, info: zipfile.ZipInfo, limit: int) -> bool:
     name = stream.read(length).decode("utf-8" if flags & 0x800 else "cp437")
     elsewhere = 0xFFFFFFFF in (packed, size) or (flags & 8 and not (crc or packed or size))
     same = elsewhere or (crc, packed, size) == (info.CRC, info.compress_size, info.file_size)
-    return (same and (name, method) == (info.orig_filename, info.compress_type)
-            and not (flags ^ info.flag_bits) & 0x2041 and stream.tell() + extra + info.compress_size <= limit)
+    return (
+        same
+        and (name, method) == (info.orig_filename, info.compress_type)
+        and not (flags ^ info.flag_bits) & 0x2041
+        and stream.tell() + extra + info.compress_size <= limit
+    )

@@ -31,8 +31,16 @@ class Batch:
         return self.labels if self.every_label is None else self.every_label
 
 
-def batches(images: ImageSet, order: np.ndarray, size: int, transform: Callable | None = None, workers: int = 1,
-            drop_last: bool = False, start: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+def batches(
+    images: ImageSet,
+    order: np.ndarray,
+    size: int,
+    transform: Callable | None = None,
+    workers: int = 1,
+    drop_last: bool = False,
+    start: int = 0,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
     """Batches of `size` images in the given order, prepared ahead of use by `workers` threads.
 
     order: (N,) indices into `images`, repeats allowed. transform(images (B, S, S, 3) uint8, rows, positions).
@@ -59,7 +67,7 @@ def batches(images: ImageSet, order: np.ndarray, size: int, transform: Callable 
         return Batch(made, labels[torch.from_numpy(chosen)], chosen, positions, labels[torch.from_numpy(order[every])])
 
     def named(first: int) -> str:
-        paths = images.table["path"].iloc[order[first:min(first + size, stop)]].tolist()
+        paths = images.table["path"].iloc[order[first : min(first + size, stop)]].tolist()
         return f"batch of {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}"
 
     return cpu.in_order(prepare, range(start, stop, size), max(1, workers), max(1, workers) + 1, named)

@@ -56,8 +56,9 @@ def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndar
     return fact | seen | {"pixels": same}, square
 
 
-def build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, workers: int, progress: bool,
-          say: Callable) -> list[dict]:
+def build(
+    cache: Path, root: Path, facts: list[dict], size: int, fit: str, workers: int, progress: bool, say: Callable
+) -> list[dict]:
     """Writes the cache and, beside it, the facts of every file; a refused file's pixels stay zero and unused."""
     shape = (len(facts), size, size, 3)
     need = int(np.prod(shape))
@@ -65,11 +66,17 @@ def build(cache: Path, root: Path, facts: list[dict], size: int, fit: str, worke
         cache.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(cache.parent)
         free = shutil.disk_usage(cache.parent).free
-    say(f"Cache: {shape[0]:,} images of {size} x {size} pixels take {need / 1e9:.2f} GB in {short(cache.parent)} "
-        f"({free / 1e9:.1f} GB free)")
+    say(
+        f"Cache: {shape[0]:,} images of {size} x {size} pixels take {need / 1e9:.2f} GB in {short(cache.parent)} "
+        f"({free / 1e9:.1f} GB free)"
+    )
     if need + 2**20 > free:
-        raise PathoError("no_space", str(cache.parent), f"has {free / 1e9:.2f} GB free, but the cache takes "
-                         f"{need / 1e9:.2f}", "Free some space, or name another folder in PATHOLIB_CACHE")
+        raise PathoError(
+            "no_space",
+            str(cache.parent),
+            f"has {free / 1e9:.2f} GB free, but the cache takes {need / 1e9:.2f}",
+            "Free some space, or name another folder in PATHOLIB_CACHE",
+        )
     held = cache.with_name(f".{cache.stem}.lock")
     lock = locks.take(held)
     alone = "" if lock else f".{os.getpid()}"  # two processes that build the same cache do not share a file
@@ -99,8 +106,9 @@ def short(path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int, progress: bool,
-          say: Callable) -> list[dict]:
+def _fill(
+    part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int, progress: bool, say: Callable
+) -> list[dict]:
     """Decodes every file into the array at `part`, on disk when it returns; the facts of all, in order.
 
     What is done is saved every few seconds, and a build that was killed resumes from there.
@@ -118,8 +126,7 @@ def _fill(part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, wor
 
     names = [fact["path"] for fact in facts]
     todo = [i for i in range(len(facts)) if i not in done]
-    meter = bar(shown=progress, total=len(facts), initial=len(done), desc="Checking images", unit="img",
-                leave=False)
+    meter = bar(shown=progress, total=len(facts), initial=len(done), desc="Checking images", unit="img", leave=False)
     with _writable(part):
         journal = _journal(part).open("a" if done else "w", encoding="utf-8")
     results = cpu.in_order(work, todo, workers, 16 * workers, names.__getitem__)
@@ -196,9 +203,12 @@ def _writable(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PathoError(files.unwritable(cache, error).code, str(cache.parent),
-                         f"cannot hold the cache ({error.strerror or error})",
-                         "Free some space, or name another folder in PATHOLIB_CACHE") from error
+        raise PathoError(
+            files.unwritable(cache, error).code,
+            str(cache.parent),
+            f"cannot hold the cache ({error.strerror or error})",
+            "Free some space, or name another folder in PATHOLIB_CACHE",
+        ) from error
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -36,8 +36,16 @@ class Checked:
         return findings.write(folder, self.report, self.pictures)
 
 
-def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None, on_bad: str = "error",
-          workers: int | None = None, progress: bool = True, report_dir: Path | None = None) -> Checked:
+def check(
+    manifest,
+    size: int,
+    fit: str = "crop",
+    cache_dir: Path | None = None,
+    on_bad: str = "error",
+    workers: int | None = None,
+    progress: bool = True,
+    report_dir: Path | None = None,
+) -> Checked:
     """Decodes every file of the manifest once: verified, hashed, resized into a memory-mapped cache for training.
 
     All problems are collected first, and written into `report_dir` whatever they are: data_report.json, excluded.csv
@@ -71,8 +79,14 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
 
     report, keep = _judge(manifest, facts)
     seconds = time.perf_counter() - start
-    report = {"source": manifest.source, "folder": root.resolve().name, "demo": manifest.demo, "on_bad": on_bad,
-              "size": size, "fit": fit} | report
+    report = {
+        "source": manifest.source,
+        "folder": root.resolve().name,
+        "demo": manifest.demo,
+        "on_bad": on_bad,
+        "size": size,
+        "fit": fit,
+    } | report
     report["cache"] = {"file": cache.name, "bytes": cache.stat().st_size, "reused": known is not None}
     report["seconds"] = round(seconds, 3)
     folder = Path(report_dir or _usual_folder(manifest))
@@ -90,8 +104,9 @@ def check(manifest, size: int, fit: str = "crop", cache_dir: Path | None = None,
 
 def _check_settings(manifest, size: int, fit: str, on_bad: str) -> None:
     if on_bad not in ("error", "skip"):
-        raise PathoError("bad_parameter", f"on_bad={on_bad!r}", "is neither 'error' nor 'skip'",
-                         nearest(on_bad, ("error", "skip")))
+        raise PathoError(
+            "bad_parameter", f"on_bad={on_bad!r}", "is neither 'error' nor 'skip'", nearest(on_bad, ("error", "skip"))
+        )
     if len(manifest.table) == 0:
         raise PathoError("no_images", str(manifest.root), "has no image in its manifest", "Choose another data folder")
     decoding.to_square(Image.new("RGB", (1, 1)), size, fit)  # a wrong fit stops here, not at the first file
@@ -102,8 +117,9 @@ def _usual_folder(manifest) -> Path:
     return files.outputs() / "data-check" / (f"{manifest.source}-demo" if manifest.demo else manifest.source)
 
 
-def _checked(manifest, facts: list[dict], keep: np.ndarray, pixels: np.ndarray, report: dict,
-             pictures: dict[str, bytes]) -> Checked:
+def _checked(
+    manifest, facts: list[dict], keep: np.ndarray, pixels: np.ndarray, report: dict, pictures: dict[str, bytes]
+) -> Checked:
     """The images that stay, over the whole cache."""
     table = manifest.table[keep].assign(row=np.flatnonzero(keep)).reset_index(drop=True)
     sound = dataclasses.replace(manifest, table=table.drop(columns="row"))
@@ -119,8 +135,12 @@ def _first_facts(root: Path, name: str) -> dict:
     try:
         found, link = decoding.stat_file(path, name), os.path.islink(path)  # noqa: PTH114 - as above
         if link and not Path(name).is_absolute() and not Path(path).resolve().is_relative_to(root.resolve()):
-            raise PathoError("link_outside_root", name, "is a link that leaves the data folder",
-                             "Copy its target here, or list the target by its absolute path in a CSV of your own")
+            raise PathoError(
+                "link_outside_root",
+                name,
+                "is a link that leaves the data folder",
+                "Copy its target here, or list the target by its absolute path in a CSV of your own",
+            )
     except PathoError as error:
         return {"path": name, "bytes": 0, "mtime_ns": 0, "warnings": [], "problem": caching.problem(error)}
     return {"path": name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "warnings": []}
@@ -144,12 +164,22 @@ def _judge(manifest, facts: list[dict]) -> tuple[dict, np.ndarray]:
     odd = [{"path": f["path"], "code": code, "reason": reason} for f in sound for code, reason in f["warnings"]]
     keep = np.array([i not in problems and i not in equal.dropped for i in range(len(facts))])
     return {
-        "counts": {"files": len(facts), "kept": int(keep.sum()), "problems": len(problems),
-                   "duplicates": len(equal.dropped),
-                   "by_code": dict(Counter(entry["code"] for entry in excluded).most_common()),
-                   "warnings": dict(Counter(entry["code"] for entry in odd).most_common())},
-        "per_class": {name: {"files": int((labels == name).sum()), "kept": int((labels[keep] == name).sum()),
-                             "damaged": damaged[name]} for name in manifest.classes},
+        "counts": {
+            "files": len(facts),
+            "kept": int(keep.sum()),
+            "problems": len(problems),
+            "duplicates": len(equal.dropped),
+            "by_code": dict(Counter(entry["code"] for entry in excluded).most_common()),
+            "warnings": dict(Counter(entry["code"] for entry in odd).most_common()),
+        },
+        "per_class": {
+            name: {
+                "files": int((labels == name).sum()),
+                "kept": int((labels[keep] == name).sum()),
+                "damaged": damaged[name],
+            }
+            for name in manifest.classes
+        },
         "problems": [listed(i, p["code"], p["reason"]) | {"remedy": p["remedy"]} for i, p in sorted(problems.items())],
         "excluded": sorted(excluded, key=lambda entry: entry["path"]),
         "warnings": odd,
@@ -187,17 +217,24 @@ def _equal_pictures(manifest, facts: list[dict], problems: dict[int, dict]) -> _
             equal.conflicts.append({"paths": paths, "labels": list(labels[same])})
             for i in same:
                 others = ", ".join(f"{shown(facts[j]['path'])} ({labels[j]})" for j in same if j != i)
-                equal.problems[i] = {"code": "label_conflict",
-                                     "reason": f"is labelled {labels[i]}, but equals {others}",
-                                     "remedy": "Correct the label, or let on_bad='skip' exclude them all"}
+                equal.problems[i] = {
+                    "code": "label_conflict",
+                    "reason": f"is labelled {labels[i]}, but equals {others}",
+                    "remedy": "Correct the label, or let on_bad='skip' exclude them all",
+                }
             continue
-        values = {column: sorted(set(table[column].to_numpy()[same]))
-                  for column in dict.fromkeys((*manifest.levels, manifest.group_by, *manifest.subgroups))}
+        values = {
+            column: sorted(set(table[column].to_numpy()[same]))
+            for column in dict.fromkeys((*manifest.levels, manifest.group_by, *manifest.subgroups))
+        }
         differ = {column: several for column, several in values.items() if len(several) > 1}
         equal.duplicates.append({"kept": paths[0], "dropped": paths[1:], "differ": differ})
         equal.dropped.update({i: f"has the same pixels as {shown(paths[0])}" for i in same[1:]})
-        equal.shared.extend({"paths": paths, "column": column, "values": several}
-                            for column, several in differ.items() if column not in manifest.subgroups)
+        equal.shared.extend(
+            {"paths": paths, "column": column, "values": several}
+            for column, several in differ.items()
+            if column not in manifest.subgroups
+        )
     return equal
 
 
@@ -210,18 +247,30 @@ def _too_blank(facts: list[dict], labels: np.ndarray) -> dict[int, dict]:
     """Blank pictures as problems, by index, in every class that has more of them than is allowed."""
     blank = [i for i, fact in enumerate(facts) if "blank" in (code for code, _ in fact["warnings"])]
     sizes, found = Counter(labels), Counter(labels[i] for i in blank)
-    return {i: {"code": "blank", "reason": f"shows one single colour, as {found[labels[i]]} of {sizes[labels[i]]} "
-                                           f"pictures of class {labels[i]} do",
-                "remedy": "Look at them; remove them if they are failed exports"}
-            for i in blank if found[labels[i]] > _allowed(sizes[labels[i]])}
+    return {
+        i: {
+            "code": "blank",
+            "reason": f"shows one single colour, as {found[labels[i]]} of {sizes[labels[i]]} "
+            f"pictures of class {labels[i]} do",
+            "remedy": "Look at them; remove them if they are failed exports",
+        }
+        for i in blank
+        if found[labels[i]] > _allowed(sizes[labels[i]])
+    }
 
 
 def _not_as_listed(table: pd.DataFrame, facts: list[dict]) -> dict[int, dict]:
     """Files whose digest is not the one in the manifest's column sha256, by index, where it has one."""
     listed = table["sha256"] if "sha256" in table else ()
-    return {i: {"code": "changed_file", "reason": "is not the file whose SHA-256 the table lists",
-                "remedy": "Restore the file, or correct the column sha256 if the change was meant"}
-            for i, digest in enumerate(listed) if digest and facts[i].get("sha256", digest.lower()) != digest.lower()}
+    return {
+        i: {
+            "code": "changed_file",
+            "reason": "is not the file whose SHA-256 the table lists",
+            "remedy": "Restore the file, or correct the column sha256 if the change was meant",
+        }
+        for i, digest in enumerate(listed)
+        if digest and facts[i].get("sha256", digest.lower()) != digest.lower()
+    }
 
 
 def _closing_line(report: dict, seconds: float, see: str) -> str:
@@ -246,11 +295,19 @@ def _stop(report: dict, on_bad: str, see: str) -> PathoError | None:
         counts = ", ".join(f"{n:,} {code}" for code, n in Counter(p["code"] for p in problems).most_common())
         first = "; ".join(f"{shown(p['path'])} {p['reason']}" for p in problems[:5])
         more = f"; and {len(problems) - 5:,} more" if len(problems) > 5 else ""
-        return PathoError("bad_images", f"{len(problems):,} of {report['counts']['files']:,} files",
-                          f"{counts} ({first}{more})", f"Correct them, or set on_bad='skip'; {see}")
+        return PathoError(
+            "bad_images",
+            f"{len(problems):,} of {report['counts']['files']:,} files",
+            f"{counts} ({first}{more})",
+            f"Correct them, or set on_bad='skip'; {see}",
+        )
     lost = [(name, n) for name, n in report["per_class"].items() if n["damaged"] > _allowed(n["files"])]
     if not lost:
         return None
     name, n = lost[0]
-    return PathoError("too_many_bad", f"class {name}", f"would lose {n['damaged']:,} of {n['files']:,} files, more "
-                      "than 1 %", f"Repair the data: so many bad files are no accident; {see}")
+    return PathoError(
+        "too_many_bad",
+        f"class {name}",
+        f"would lose {n['damaged']:,} of {n['files']:,} files, more than 1 %",
+        f"Repair the data: so many bad files are no accident; {see}",
+    )

@@ -41,11 +41,17 @@ def read_csv(path: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
     except OSError as error:
         raise PathoError("unreadable", str(path), f"cannot be read ({error.strerror})", "Name a CSV file") from error
     header, rows, lines = _parse_csv(path.name, content)
-    bad = [("csv_format", f"{path.name} line {line}", f"has {len(row)} fields, the header has {len(header)}")
-           for row, line in zip(rows, lines, strict=True) if len(row) != len(header)]
+    bad = [
+        ("csv_format", f"{path.name} line {line}", f"has {len(row)} fields, the header has {len(header)}")
+        for row, line in zip(rows, lines, strict=True)
+        if len(row) != len(header)
+    ]
     stop_on(bad, "Correct these lines; a comma inside a value needs double quotes around the value")
-    missing = [("csv_format", f"{path.name} column {name}", f"is missing; {nearest(name, header)}")
-               for name in needed if name not in header]
+    missing = [
+        ("csv_format", f"{path.name} column {name}", f"is missing; {nearest(name, header)}")
+        for name in needed
+        if name not in header
+    ]
     stop_on(missing, "Rename the column or add it")
     return pd.DataFrame(rows, columns=header, index=pd.Index(lines, name="line"), dtype=str)
 
@@ -57,12 +63,15 @@ def _parse_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]], l
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         refuse("", "is UTF-16", "Save it as CSV UTF-8")
     if b"\0" in content:
-        refuse(f" line {content[:content.index(0)].count(10) + 1}", "holds a NUL byte", "Write the file again")
+        refuse(f" line {content[: content.index(0)].count(10) + 1}", "holds a NUL byte", "Write the file again")
     try:
         text = content.decode("utf-8-sig")  # spreadsheets put a byte order mark first; it is no part of a column name
     except UnicodeDecodeError as error:
-        refuse(f" line {content[:error.start].count(10) + 1}",
-               f"is not UTF-8 (byte 0x{content[error.start]:02x}; perhaps cp1252)", "Save it as CSV UTF-8")
+        refuse(
+            f" line {content[: error.start].count(10) + 1}",
+            f"is not UTF-8 (byte 0x{content[error.start]:02x}; perhaps cp1252)",
+            "Save it as CSV UTF-8",
+        )
     rows, lines = [], []
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -80,6 +89,9 @@ def _parse_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]], l
             refuse(" line 1", f"separates its fields with {separator!r}", "Save it with commas")
     for column, count in Counter(header).items():
         if count > 1 or not column.strip():
-            refuse(f" column {column!r}", "is in the header twice" if count > 1 else "has no name",
-                   "Give every column a name of its own")
+            refuse(
+                f" column {column!r}",
+                "is in the header twice" if count > 1 else "has no name",
+                "Give every column a name of its own",
+            )
     return header, rows[1:], lines[1:]

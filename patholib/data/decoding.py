@@ -67,8 +67,12 @@ CONVERTED = {  # modes whose conversion to RGB is worth a word
     "CMYK": ("cmyk", "is made for print (CMYK); its colours become approximate"),
 }
 TURNS = {  # EXIF orientation: what brings the picture upright (EXIF 2.3, tag 0x0112)
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
 
@@ -115,8 +119,9 @@ def to_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
     elif fit == "pad":
         target = tuple(max(1, round(side * size / max(width, height))) for side in (width, height))
     elif fit != "squeeze":
-        raise PathoError("bad_parameter", f"fit={fit!r}", "is not a way to make a square",
-                         nearest(fit, ("crop", "pad", "squeeze")))
+        raise PathoError(
+            "bad_parameter", f"fit={fit!r}", "is not a way to make a square", nearest(fit, ("crop", "pad", "squeeze"))
+        )
     # Hamming is as quick as bilinear and nearly as sharp as bicubic when shrinking; bicubic is better at enlarging.
     shrinks = target[0] < box[2] - box[0]
     kernel = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
@@ -125,7 +130,7 @@ def to_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
         return small
     square = np.zeros((size, size, 3), np.uint8)
     left, top = (size - target[0]) // 2, (size - target[1]) // 2
-    square[top:top + target[1], left:left + target[0]] = small
+    square[top : top + target[1], left : left + target[0]] = small
     return square
 
 
@@ -135,8 +140,9 @@ def stat_file(path: Path | str, name: str) -> os.stat_result:
         facts = os.stat(path)  # noqa: PTH116 - text, where there are many
     except OSError as error:
         if error.errno == errno.ELOOP or Path(path).is_symlink():
-            raise PathoError("broken_link", name, "is a link that leads nowhere",
-                             "Restore its target or remove the link") from error
+            raise PathoError(
+                "broken_link", name, "is a link that leads nowhere", "Restore its target or remove the link"
+            ) from error
         raise _unread(name, error) from error
     if not stat.S_ISREG(facts.st_mode):
         what = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, a socket or a device"
@@ -165,24 +171,34 @@ def content(path: Path, facts: os.stat_result, name: str, limit: int) -> bytes:
     except OSError as error:
         raise _unread(name, error) from error
     if (len(whole), now.st_mtime_ns) != (facts.st_size, facts.st_mtime_ns):
-        raise PathoError("changed_file", name, "changed while it was being read",
-                         "Wait until copying has ended and check again")
+        raise PathoError(
+            "changed_file", name, "changed while it was being read", "Wait until copying has ended and check again"
+        )
     return whole
 
 
 def _unread(name: str, error: OSError) -> PathoError:
     if error.errno == errno.ENOENT:
-        return PathoError("missing_file", name, "is listed but not on disk",
-                          "Restore the file, or list it in the exclusions")
+        return PathoError(
+            "missing_file", name, "is listed but not on disk", "Restore the file, or list it in the exclusions"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EISDIR):
         return PathoError("unreadable", name, f"cannot be opened ({error.strerror})", "Correct its permissions")
-    return PathoError("io_error", name, f"cannot be read ({error.strerror or error})",
-                      "Check that the disk or network drive is still there")
+    return PathoError(
+        "io_error",
+        name,
+        f"cannot be read ({error.strerror or error})",
+        "Check that the disk or network drive is still there",
+    )
 
 
 def _too_many_bytes(name: str, count: int, limit: int) -> PathoError:
-    return PathoError("too_many_bytes", name, f"has {count:,} bytes, more than the {limit:,} that are read",
-                      "Export a smaller picture, or cut the slide into tiles")
+    return PathoError(
+        "too_many_bytes",
+        name,
+        f"has {count:,} bytes, more than the {limit:,} that are read",
+        "Export a smaller picture, or cut the slide into tiles",
+    )
 
 
 def decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dict]:
@@ -195,12 +211,20 @@ def decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dic
     if width * height > max_pixels:
         raise _too_many_pixels(name, f"{width} x {height}", max_pixels)
     if min(width, height) < MIN_SIDE:
-        raise PathoError("too_small", name, f"is {width} x {height} pixels, below {MIN_SIDE} on a side",
-                         "Remove it, or export it at its full size")
+        raise PathoError(
+            "too_small",
+            name,
+            f"is {width} x {height} pixels, below {MIN_SIDE} on a side",
+            "Remove it, or export it at its full size",
+        )
     mode = image.mode
     if mode not in MODES:
-        raise PathoError("unsupported_mode", name, f"stores its pixels as {mode!r} (more than 8 bits, or no RGB)",
-                         "Export it as 8-bit RGB, choosing the range of values yourself")
+        raise PathoError(
+            "unsupported_mode",
+            name,
+            f"stores its pixels as {mode!r} (more than 8 bits, or no RGB)",
+            "Export it as 8-bit RGB, choosing the range of values yourself",
+        )
     notes = _load(image, content, kind, name)
 
     suffix = PurePosixPath(name).suffix.lower()
@@ -233,8 +257,12 @@ def _kind(content: bytes, name: str) -> str:
     for magic, what in OTHER_FORMATS:
         if re.match(magic, start, re.DOTALL):
             raise PathoError("unsupported_format", name, f"is a picture in {what} format", EXPORT)
-    raise PathoError("not_an_image", name, f"starts with the bytes {start[:8].hex(' ')}, as no known picture does",
-                     "Remove it, or export it as PNG")
+    raise PathoError(
+        "not_an_image",
+        name,
+        f"starts with the bytes {start[:8].hex(' ')}, as no known picture does",
+        "Remove it, or export it as PNG",
+    )
 
 
 def _header(content: bytes, kind: str, name: str) -> Image.Image:
@@ -250,8 +278,12 @@ def _header(content: bytes, kind: str, name: str) -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers let any exception through on a damaged header
         unknown = isinstance(error, UnidentifiedImageError)  # its text holds a memory address
-        raise PathoError("not_an_image", name, f"starts like a {kind} file, but its header cannot be read "
-                         f"({'no known variant' if unknown else error})", AGAIN) from error
+        raise PathoError(
+            "not_an_image",
+            name,
+            f"starts like a {kind} file, but its header cannot be read ({'no known variant' if unknown else error})",
+            AGAIN,
+        ) from error
     if several and "mp" not in image.info:  # a JPEG with further pictures is what phones write: its first counts
         raise PathoError("multi_frame", name, "holds several pictures", "Export each picture to a file of its own")
     if kind == "GIF":
@@ -263,14 +295,18 @@ def _refuse_many_tags(content: bytes) -> None:
     """Pillow reads every tag that a TIFF announces, which may be millions; scanners write some dozens."""
     order, wide = "little" if content[:2] == b"II" else "big", b"+" in content[2:4]  # BigTIFF has wider numbers
     at = int.from_bytes(content[8:16] if wide else content[4:8], order)
-    count = int.from_bytes(content[at:at + (8 if wide else 2)], order)
+    count = int.from_bytes(content[at : at + (8 if wide else 2)], order)
     if count > MAX_TAGS:
         raise ValueError(f"{count:,} tags")
 
 
 def _too_many_pixels(name: str, found: str, limit: int) -> PathoError:
-    return PathoError("too_many_pixels", name, f"announces {found}, more than {limit / 1e6:g} megapixels",
-                      "Cut it into tiles or export it smaller")
+    return PathoError(
+        "too_many_pixels",
+        name,
+        f"announces {found}, more than {limit / 1e6:g} megapixels",
+        "Cut it into tiles or export it smaller",
+    )
 
 
 def _load(image: Image.Image, content: bytes, kind: str, name: str) -> list[tuple[str, str]]:
@@ -297,11 +333,11 @@ def _png_end(content: bytes) -> int:
     """The offset behind the last chunk; every chunk's check sum is verified (PNG specification, section 5)."""
     at, view = 8, memoryview(content)
     while at + 12 <= len(content):
-        end = at + 12 + int.from_bytes(view[at:at + 4], "big")
+        end = at + 12 + int.from_bytes(view[at : at + 4], "big")
         if end > len(content):
             break
-        name = content[at + 4:at + 8]
-        if zlib.crc32(view[at + 4:end - 4]) != int.from_bytes(view[end - 4:end], "big"):
+        name = content[at + 4 : at + 8]
+        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             raise ValueError(f"wrong check sum in chunk {name.decode('latin-1')!r}")
         if name == b"IEND":
             return end
@@ -322,7 +358,7 @@ def _jpeg_end(content: bytes) -> int:
         if marker == 0xD9:
             return at
         if marker not in (0x01, 0xD8):  # these two have no length
-            at += int.from_bytes(content[at:at + 2], "big")
+            at += int.from_bytes(content[at : at + 2], "big")
     raise ValueError("it ends too early")
 
 
@@ -361,6 +397,7 @@ def on_white(image: Image.Image, notes: list) -> Image.Image:
 
 def blank(image: Image.Image) -> bool:
     """Is every pixel the same, but for the 2 grey levels that JPEG may add?"""
+
     def flat(picture):
         return all(high - low <= 2 for low, high in picture.getextrema())
 

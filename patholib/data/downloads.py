@@ -18,8 +18,14 @@ from patholib.data.readers.sources import SOURCES, Source, SourceFile
 KAGGLE = "kaggle"  # the folder of what came from there
 
 
-def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None = None, origin: str = "official",
-            remove: bool = False, changed: bool = False) -> Path:
+def dataset(
+    kind: str,
+    agree: Callable[[str], bool],
+    folder: str | Path | None = None,
+    origin: str = "official",
+    remove: bool = False,
+    changed: bool = False,
+) -> Path:
     """The folder of a whole data set: what is missing is fetched, unpacked and read once.
 
     agree: gets the licence and the citation and returns whether they are accepted; nothing is fetched before.
@@ -40,8 +46,12 @@ def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None =
         _refuse_foreign(missing, folder)
         _check_space(missing, folder)
     if not agree(terms(kind, folder, origin)):
-        raise PathoError("licence_not_accepted", source.title, "is not fetched before its licence is accepted",
-                         "Read it above, and call again with --accept-licence")
+        raise PathoError(
+            "licence_not_accepted",
+            source.title,
+            "is not fetched before its licence is accepted",
+            "Read it above, and call again with --accept-licence",
+        )
     if origin == KAGGLE:
         return _read(source, _from_kaggle(kind, folder))
     _fetch_and_unpack(missing, folder, remove, changed)
@@ -50,8 +60,12 @@ def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None =
 
 def _fetch_and_unpack(missing: list[SourceFile], folder: Path, remove: bool, changed: bool) -> None:
     for file in missing:
-        path = fetch.fetch(fetch.Remote(file.url, file.name, file.size, file.sha256), folder, changed=changed,
-                           room=file.about if file.folder else 0)
+        path = fetch.fetch(
+            fetch.Remote(file.url, file.name, file.size, file.sha256),
+            folder,
+            changed=changed,
+            room=file.about if file.folder else 0,
+        )
         if file.folder:
             _unpack(path, folder / file.folder)
         if file.folder and remove:
@@ -75,14 +89,20 @@ def _unpack(archive: Path, folder: Path) -> None:
 def terms(kind: str, folder: Path, origin: str = "official") -> str:
     """What to know before a data set is fetched: licence, citation, sources and sizes."""
     source = SOURCES[kind]
-    lines = [source.title, f"Licence: {source.licence} {source.licence_page}",
-             *[f"Cite: {text}" for text in source.cite], f"Its makers' page: {source.page}"]
+    lines = [
+        source.title,
+        f"Licence: {source.licence} {source.licence_page}",
+        *[f"Cite: {text}" for text in source.cite],
+        f"Its makers' page: {source.page}",
+    ]
     if origin == KAGGLE:
         lines.append(f"From a copy that somebody made: https://www.kaggle.com/datasets/{source.kaggle}")
     else:
-        lines += [f"From {file.url}, about {file.about / 1e6:,.0f} MB"
-                  + ("" if file.sha256 else ", no checksum published: the SHA-256 of the first copy is noted beside it")
-                  for file in source.files]
+        lines += [
+            f"From {file.url}, about {file.about / 1e6:,.0f} MB"
+            + ("" if file.sha256 else ", no checksum published: the SHA-256 of the first copy is noted beside it")
+            for file in source.files
+        ]
     passing = places.host() == "Kaggle" and folder.is_relative_to(files.remade())
     return "\n".join([*lines, f"To {folder}" + ", which ends with this session: attached data stay" * passing])
 
@@ -104,8 +124,12 @@ def _refuse_foreign(missing: list[SourceFile], folder: Path) -> None:
     """Stops before gigabytes are fetched for a folder that is not empty."""
     for place in (folder / file.folder for file in missing if file.folder):
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-            raise PathoError("folder_exists", str(place), "holds something that was not unpacked here",
-                             "Use it as it is, or name another folder with --to")
+            raise PathoError(
+                "folder_exists",
+                str(place),
+                "holds something that was not unpacked here",
+                "Use it as it is, or name another folder with --to",
+            )
 
 
 def _check_space(missing: list[SourceFile], folder: Path) -> None:
@@ -127,21 +151,27 @@ def _read(source: Source, folder: Path) -> Path:
     return folder
 
 
-
-
 def _from_kaggle(kind: str, folder: Path) -> Path:
     """The folder of a copy on Kaggle: that of a Kaggle notebook as it is, else brought from the cache of kagglehub."""
     handle = SOURCES[kind].kaggle
     try:
         import kagglehub
     except ImportError:
-        raise PathoError("extra_missing", "kagglehub", "is needed for data sets from Kaggle and is not installed",
-                         "pip install kagglehub, or leave out --from kaggle") from None
+        raise PathoError(
+            "extra_missing",
+            "kagglehub",
+            "is needed for data sets from Kaggle and is not installed",
+            "pip install kagglehub, or leave out --from kaggle",
+        ) from None
     try:
         where = Path(kagglehub.dataset_download(handle))
     except Exception as error:  # it has errors of its own, and those of what it uses
-        raise PathoError("download_failed", f"https://www.kaggle.com/datasets/{handle}", shown(error),
-                         "Call again; where Kaggle wants to know who you are, see kagglehub.login()") from error
+        raise PathoError(
+            "download_failed",
+            f"https://www.kaggle.com/datasets/{handle}",
+            shown(error),
+            "Call again; where Kaggle wants to know who you are, see kagglehub.login()",
+        ) from error
     where = readers.find(kind, where).path
     if any(where.is_relative_to(mount) for mount in places.mounts()):
         return where

@@ -45,8 +45,9 @@ class Remote:
     sha256: str = ""  # all 64 digits, or how they begin
 
 
-def fetch(remote: Remote, folder: Path, patience: int = PATIENCE, wait: bool = False, changed: bool = False,
-          room: int = 0) -> Path:
+def fetch(
+    remote: Remote, folder: Path, patience: int = PATIENCE, wait: bool = False, changed: bool = False, room: int = 0
+) -> Path:
     """The file in `folder`, fetched unless it is there; its SHA-256 is checked either way.
 
     Where no SHA-256 is known, that of the first whole file is written to `<name>.sha256` (as `sha256sum -c` reads it),
@@ -70,9 +71,13 @@ def fetch(remote: Remote, folder: Path, patience: int = PATIENCE, wait: bool = F
         _receive(remote, part, patience, changed, room)
         if refusal := _refusal(part.path, remote, changed):
             part.forget()
-            raise PathoError(refusal[0], remote.name, f"{refusal[1]}; it is kept as {_aside(part.path, target)}",
-                             "Call again to fetch it anew; if it stays so, ask those who publish it"
-                             + ("" if remote.sha256 else ", or take it as it is with --changed"))
+            raise PathoError(
+                refusal[0],
+                remote.name,
+                f"{refusal[1]}; it is kept as {_aside(part.path, target)}",
+                "Call again to fetch it anew; if it stays so, ask those who publish it"
+                + ("" if remote.sha256 else ", or take it as it is with --changed"),
+            )
         part.finish()
     return target
 
@@ -85,8 +90,12 @@ def withdraw(path: Path) -> str:
 
 def no_space(folder: Path, wanted: int, free: int) -> PathoError:
     """The refusal of a download that would not fit."""
-    return PathoError("no_space", str(folder), f"has {free / 1e6:,.0f} MB free; {wanted / 1e6:,.0f} are needed",
-                      "Free some space, or choose another folder")
+    return PathoError(
+        "no_space",
+        str(folder),
+        f"has {free / 1e6:,.0f} MB free; {wanted / 1e6:,.0f} are needed",
+        "Free some space, or choose another folder",
+    )
 
 
 def _aside(path: Path, target: Path) -> str:
@@ -162,8 +171,12 @@ def _receive(remote: Remote, part: _Part, patience: int, changed: bool, room: in
         furthest = max(furthest, part.have)
         if tries >= patience:
             kept = f": {part.have:,} of {part.total:,} bytes are there and are kept" if part.have else ""
-            raise PathoError("download_failed", remote.url, f"{trouble}; {tries} tries brought nothing new",
-                             f"Check the network and call again{kept}")
+            raise PathoError(
+                "download_failed",
+                remote.url,
+                f"{trouble}; {tries} tries brought nothing new",
+                f"Check the network and call again{kept}",
+            )
         pause = min(PAUSE * 2**tries, LONGEST_PAUSE) if pause is None else pause
         say_at_once(f"{remote.name}: {trouble}, at {part.have:,} bytes; trying again in {pause:g} s")
         time.sleep(pause)
@@ -183,8 +196,12 @@ def _try_once(remote: Remote, part: _Part, changed: bool, room: int) -> str:
             part.forget()
             return CHANGED
         if remote.size is not None and total != remote.size and not changed:
-            raise PathoError("download_changed", remote.url, f"is {total:,} bytes long, {remote.size:,} were known",
-                             "See on the page of the data set whether there is a new edition; --changed takes it")
+            raise PathoError(
+                "download_changed",
+                remote.url,
+                f"is {total:,} bytes long, {remote.size:,} were known",
+                "See on the page of the data set whether there is a new edition; --changed takes it",
+            )
         skip = have if response.status == 200 and (version, total) == (part.version, part.total) else 0
         if response.status == 200 and not skip:  # all of it, from the beginning; to skip: a server without Range
             part.begin(version, total)
@@ -203,12 +220,12 @@ def _append(response: http.client.HTTPResponse, part: _Part, skip: int, meter: M
     with stream, contextlib.closing(meter):
         while chunk := response.read1(CHUNK):
             came += len(chunk)
-            fresh = memoryview(chunk)[min(skip, len(chunk)):]
+            fresh = memoryview(chunk)[min(skip, len(chunk)) :]
             skip -= len(chunk) - len(fresh)
             meter.update(len(fresh))
             with files.writable(part.path):
                 while fresh:
-                    fresh = fresh[stream.write(fresh):]
+                    fresh = fresh[stream.write(fresh) :]
             if (seconds := time.monotonic() - since) > WINDOW:
                 if came < SLOWEST * seconds:
                     raise _Drips(f"only {came:,} bytes came in {seconds:.0f} s")
@@ -220,8 +237,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         if not newurl.startswith("https://" if req.full_url.startswith("https://") else ("http://", "https://")):
-            raise PathoError("download_refused", req.full_url, f"sends to {newurl}, which is less safe",
-                             "Look at that address by hand")
+            raise PathoError(
+                "download_refused",
+                req.full_url,
+                f"sends to {newurl}, which is less safe",
+                "Look at that address by hand",
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -239,8 +260,11 @@ def _range(headers: Message) -> tuple[int, int] | None:
 
 def _continues(headers: Message, part: _Part) -> bool:
     """Whether a partial answer begins where the part ends, and is of the same version."""
-    return (_range(headers) == (part.have, part.total) and part.have > 0
-            and (_version(headers) or part.version) == part.version)
+    return (
+        _range(headers) == (part.have, part.total)
+        and part.have > 0
+        and (_version(headers) or part.version) == part.version
+    )
 
 
 def _total(response: http.client.HTTPResponse, remote: Remote) -> int:
@@ -261,8 +285,12 @@ def _total(response: http.client.HTTPResponse, remote: Remote) -> int:
 
 
 def _unusable(remote: Remote, reason: str) -> PathoError:
-    return PathoError("download_refused", remote.url, reason, f"Fetch it in a browser and put it into the folder as "
-                      f"{remote.name}, then call again")
+    return PathoError(
+        "download_refused",
+        remote.url,
+        reason,
+        f"Fetch it in a browser and put it into the folder as {remote.name}, then call again",
+    )
 
 
 def _answered(error: urllib.error.HTTPError, remote: Remote, part: _Part) -> str:
@@ -288,9 +316,12 @@ def _trouble(error: Exception, remote: Remote) -> str:
     """What broke, in words; a certificate that cannot be trusted is refused."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        raise PathoError("download_refused", remote.url,
-                         f"has a certificate that is not trusted ({cause.verify_message})",
-                         "Check the clock; behind a company's proxy name its certificates in SSL_CERT_FILE") from error
+        raise PathoError(
+            "download_refused",
+            remote.url,
+            f"has a certificate that is not trusted ({cause.verify_message})",
+            "Check the clock; behind a company's proxy name its certificates in SSL_CERT_FILE",
+        ) from error
     if isinstance(cause, TimeoutError):
         return f"nothing came for {TIMEOUT:g} s"
     return shown(getattr(cause, "strerror", None) or cause) or type(cause).__name__

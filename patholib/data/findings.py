@@ -53,12 +53,22 @@ def kinds(report: Mapping) -> list[Kind]:
     """The findings in the order of the page: what is left out first, mere warnings last."""
     problems = [problem for problem in report["problems"] if problem["code"] != "label_conflict"]
     conflicts = [problem for problem in report["problems"] if problem["code"] == "label_conflict"]
-    alike = [Finding(entry["paths"][0], tuple(f"{path} ({label})" for path, label in
-                                              zip(entry["paths"], entry["labels"], strict=True)),
-                     "have the same pixels but different labels") for entry in report["label_conflicts"]]
-    twice = [Finding(entry["kept"], (entry["kept"], *entry["dropped"]),
-                     "have the same pixels; the first is used" + _differences(entry["differ"]))
-             for entry in report["duplicates"]]
+    alike = [
+        Finding(
+            entry["paths"][0],
+            tuple(f"{path} ({label})" for path, label in zip(entry["paths"], entry["labels"], strict=True)),
+            "have the same pixels but different labels",
+        )
+        for entry in report["label_conflicts"]
+    ]
+    twice = [
+        Finding(
+            entry["kept"],
+            (entry["kept"], *entry["dropped"]),
+            "have the same pixels; the first is used" + _differences(entry["differ"]),
+        )
+        for entry in report["duplicates"]
+    ]
     found = _grouped("Cannot be used", problems)
     found += [Kind("One picture, two labels", "label_conflict", conflicts[0]["remedy"], alike)] if alike else []
     found += [Kind("One picture, several files", "duplicate", "", twice)] if twice else []
@@ -86,43 +96,79 @@ def _differences(columns: Mapping[str, list[str]]) -> str:
 def page(report: Mapping, pictures: Mapping[str, bytes]) -> str:
     """The whole page, HTML; names are escaped, pictures inside."""
     counts, folder = report["counts"], f" ({report['folder']})" if report["folder"] else ""
-    per_class = [(name, *(f"{n:,}" for n in (row["files"], row["kept"], row["damaged"],
-                                             row["files"] - row["kept"] - row["damaged"])))
-                 for name, row in report["per_class"].items()]
+    per_class = [
+        (
+            name,
+            *(
+                f"{n:,}"
+                for n in (row["files"], row["kept"], row["damaged"], row["files"] - row["kept"] - row["damaged"])
+            ),
+        )
+        for name, row in report["per_class"].items()
+    ]
     return pages.render(
-        "data_report.html", title=f"Data check: {report['source']}{folder}", report=report, counts=counts,
-        left=counts["files"] - counts["kept"], warnings=sum(counts["warnings"].values()), per_class=per_class,
-        sections=_sections(report, pictures), shared=_shared(report), notes=_notes(report["found"]),
-        facts=_facts(report), pictures=PICTURES)
+        "data_report.html",
+        title=f"Data check: {report['source']}{folder}",
+        report=report,
+        counts=counts,
+        left=counts["files"] - counts["kept"],
+        warnings=sum(counts["warnings"].values()),
+        per_class=per_class,
+        sections=_sections(report, pictures),
+        shared=_shared(report),
+        notes=_notes(report["found"]),
+        facts=_facts(report),
+        pictures=PICTURES,
+    )
 
 
 def _sections(report: Mapping, pictures: Mapping[str, bytes]) -> dict[str, list[dict]]:
     """The kinds of finding below the title they stand under, each with what is shown of it."""
     found: dict[str, list[dict]] = {}
     for number, kind in enumerate(kinds(report)):
-        items = [{"picture": pages.data_url(content, "jpeg") if content else "", "names": finding.names,
-                  "reason": finding.reason} for finding, content in _with_pictures(kind, pictures)]
-        found.setdefault(kind.title, []).append({
-            "id": f"kind-{number}", "code": kind.code, "remedy": kind.remedy, "total": len(kind.findings),
-            "items": items, "more": max(len(kind.findings) - LISTED, 0)})
+        items = [
+            {
+                "picture": pages.data_url(content, "jpeg") if content else "",
+                "names": finding.names,
+                "reason": finding.reason,
+            }
+            for finding, content in _with_pictures(kind, pictures)
+        ]
+        found.setdefault(kind.title, []).append(
+            {
+                "id": f"kind-{number}",
+                "code": kind.code,
+                "remedy": kind.remedy,
+                "total": len(kind.findings),
+                "items": items,
+                "more": max(len(kind.findings) - LISTED, 0),
+            }
+        )
     return found
 
 
 def _with_pictures(kind: Kind, pictures: Mapping[str, bytes]) -> list[tuple[Finding, bytes | None]]:
-    return [(finding, pictures.get(finding.path) if i < PICTURES else None)
-            for i, finding in enumerate(kind.findings[:LISTED])]
+    return [
+        (finding, pictures.get(finding.path) if i < PICTURES else None)
+        for i, finding in enumerate(kind.findings[:LISTED])
+    ]
 
 
 def _shared(report: Mapping) -> list[tuple[str, str]]:
     """Pictures that two patients or lesions have in common: perhaps they are one, and a split would leak."""
-    return [(", ".join(entry["paths"]), f"{entry['column']}: {' and '.join(entry['values'])}")
-            for entry in report["groups_sharing_pixels"][:LISTED]]
+    return [
+        (", ".join(entry["paths"]), f"{entry['column']}: {' and '.join(entry['values'])}")
+        for entry in report["groups_sharing_pixels"][:LISTED]
+    ]
 
 
 def _notes(found: Mapping) -> list[tuple[str, str, str]]:
     """What the reader of the data folder listed apart, in the form of `manifest.first`."""
-    return [(name.replace("_", " "), f"{entry['count']:,}", ", ".join(entry["first"]))
-            for name, entry in found.items() if isinstance(entry, Mapping) and entry.get("count")]
+    return [
+        (name.replace("_", " "), f"{entry['count']:,}", ", ".join(entry["first"]))
+        for name, entry in found.items()
+        if isinstance(entry, Mapping) and entry.get("count")
+    ]
 
 
 def _facts(report: Mapping) -> list[tuple[str, str]]:

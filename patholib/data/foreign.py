@@ -18,10 +18,21 @@ from patholib.data.readers.folders import IMAGES, is_demo, subfolders, walk
 from patholib.data.readers.table import ALIASES
 from patholib.data.splitting import SPLITS
 
-SYNONYMS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-            "test": "test", "testing": "test"}
-NAMES = {"path": ("path", *ALIASES["path"], "filename", "image_id", "isic_id"),
-         "label": ("label", "class", "target"), "split": ("split", "set", "subset", "given_split")}
+SYNONYMS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+NAMES = {
+    "path": ("path", *ALIASES["path"], "filename", "image_id", "isic_id"),
+    "label": ("label", "class", "target"),
+    "split": ("split", "set", "subset", "given_split"),
+}
 IDS = re.compile(r"(given_)?(slide|specimen|case|lesion|patient|subject|group)([ _]?(id|no|number))?", re.IGNORECASE)
 ISIC = r"ISIC_\d{7}(_downsampled)?"
 
@@ -45,8 +56,10 @@ def read(split, root: Path | None, columns: Mapping[str, str]) -> Listed:
     split = Path(split)
     if not split.is_dir():
         return _from_table(read_csv(split), split.name, Path(root or split.parent), columns)
-    return _from_folders([(SYNONYMS[below.name.lower()], below) for below in subfolders(split)
-                          if below.name.lower() in SYNONYMS], split.name)
+    return _from_folders(
+        [(SYNONYMS[below.name.lower()], below) for below in subfolders(split) if below.name.lower() in SYNONYMS],
+        split.name,
+    )
 
 
 def _split_of(name: str) -> str:
@@ -72,21 +85,36 @@ def _from_folders(parts: list[tuple[str, Path]], name: str) -> Listed:
 
 def _from_table(source: pd.DataFrame, name: str, root: Path, columns: Mapping[str, str]) -> Listed:
     """The images of a table whose columns may have other names, as `columns` says ({ours: theirs})."""
-    stop_on([("bad_parameter", f"columns {ours}", nearest(ours, NAMES)) for ours in columns if ours not in NAMES],
-            f"The columns that can be named are {', '.join(NAMES)}")
+    stop_on(
+        [("bad_parameter", f"columns {ours}", nearest(ours, NAMES)) for ours in columns if ours not in NAMES],
+        f"The columns that can be named are {', '.join(NAMES)}",
+    )
     known = list(source.columns)
     theirs = {ours: columns.get(ours) or next((n for n in names if n in known), ours) for ours, names in NAMES.items()}
-    stop_on([("csv_format", f"{name} column {column}", f"is missing; {nearest(column, known)}")
-             for ours, column in theirs.items() if column not in known and (column != "label")],
-            "Say what it is called with columns (--columns path=... label=... split=...)")
+    stop_on(
+        [
+            ("csv_format", f"{name} column {column}", f"is missing; {nearest(column, known)}")
+            for ours, column in theirs.items()
+            if column not in known and (column != "label")
+        ],
+        "Say what it is called with columns (--columns path=... label=... split=...)",
+    )
     listed = source.map(lambda cell: "" if pd.isna(cell) else str(cell))
     listed = pd.DataFrame({ours: listed[column] if column in known else "" for ours, column in theirs.items()}).join(
-        listed.drop(columns=[column for column in known if column in (*theirs, *theirs.values())]))
+        listed.drop(columns=[column for column in known if column in (*theirs, *theirs.values())])
+    )
     parts = listed["split"].str.strip().str.lower()
-    stop_on([("csv_format", f"{name} line {line}", f"is in split {listed['split'][line]!r}")
-             for line in listed.index[~parts.isin(SYNONYMS.keys())]], f"Known are {', '.join(SYNONYMS)}")
-    stop_on([("csv_format", f"{name} line {line}", "has no path") for line in listed.index[listed["path"] == ""]],
-            "Write the path or the name of the image")
+    stop_on(
+        [
+            ("csv_format", f"{name} line {line}", f"is in split {listed['split'][line]!r}")
+            for line in listed.index[~parts.isin(SYNONYMS.keys())]
+        ],
+        f"Known are {', '.join(SYNONYMS)}",
+    )
+    stop_on(
+        [("csv_format", f"{name} line {line}", "has no path") for line in listed.index[listed["path"] == ""]],
+        "Write the path or the name of the image",
+    )
     listed = listed.assign(split=parts.map(SYNONYMS), path=listed["path"].str.replace("\\", "/")).reset_index(drop=True)
     _refuse_one_split(listed, name)
     return Listed(name, listed, _places(root, listed["path"]), is_demo(root))
@@ -94,12 +122,17 @@ def _from_table(source: pd.DataFrame, name: str, root: Path, columns: Mapping[st
 
 def _refuse_one_split(listed: pd.DataFrame, name: str) -> None:
     if listed["split"].nunique() < 2:
-        raise PathoError("no_split", name, "does not hold images of two of the splits train, val and test",
-                         "Name a CSV with a column split, or the folders (--train FOLDER --test FOLDER)")
+        raise PathoError(
+            "no_split",
+            name,
+            "does not hold images of two of the splits train, val and test",
+            "Name a CSV with a column split, or the folders (--train FOLDER --test FOLDER)",
+        )
 
 
 def _places(root: Path, paths: Iterable[str]) -> list[Path | None]:
     """Where the file of every row is, None where it is not there; a name without an ending may have any."""
+
     @functools.cache
     def names(folder: Path) -> set[str]:
         return {place.name for place in folder.iterdir()} if folder.is_dir() else set()
@@ -107,8 +140,14 @@ def _places(root: Path, paths: Iterable[str]) -> list[Path | None]:
     def place(path: Path) -> Path | None:
         if os.path.lexists(path):
             return path
-        return next((path.with_name(name) for name in (path.name + ending for ending in sorted(IMAGES))
-                     if name in names(path.parent)), None)
+        return next(
+            (
+                path.with_name(name)
+                for name in (path.name + ending for ending in sorted(IMAGES))
+                if name in names(path.parent)
+            ),
+            None,
+        )
 
     return [place(root / path) for path in paths]
 
@@ -123,13 +162,20 @@ def ids(listed: pd.DataFrame, asked: Iterable[str], metadata: Path | None) -> tu
     if metadata is not None:
         facts = _facts(Path(metadata), stems)
         listed = listed.join(facts[[name for name in facts.columns if name not in listed.columns]])
-    stop_on([("csv_format", f"column {name}", f"is missing; {nearest(name, listed.columns)}")
-             for name in asked if name not in listed.columns], "Name a column of ids")
+    stop_on(
+        [
+            ("csv_format", f"column {name}", f"is missing; {nearest(name, listed.columns)}")
+            for name in asked
+            if name not in listed.columns
+        ],
+        "Name a column of ids",
+    )
     found = {name: listed[name].str.strip() for name in listed.columns if name in asked or IDS.fullmatch(name)}
     names = stems.map(breakhis.parse)
     if names.notna().any():
-        found = {level: names.map(lambda facts, level=level: getattr(facts, level, "")) for level in ("slide", "case")
-                 } | found
+        found = {
+            level: names.map(lambda facts, level=level: getattr(facts, level, "")) for level in ("slide", "case")
+        } | found
     isic = stems.str.fullmatch(ISIC)
     if stems[isic].str.endswith(isic2019.COPY).any():
         found["picture"] = stems.str.removesuffix(isic2019.COPY).where(isic, "")
@@ -141,8 +187,11 @@ def ids(listed: pd.DataFrame, asked: Iterable[str], metadata: Path | None) -> tu
             levels[name] = found[name]
     if not levels:
         unchecked.append("patients: no column of ids was found; name it with ids (--ids)")
-    unchecked += [f"{name}: unknown for {(known == '').sum():,} of {len(known):,} images"
-                  for name, known in levels.items() if (known == "").any()]
+    unchecked += [
+        f"{name}: unknown for {(known == '').sum():,} of {len(known):,} images"
+        for name, known in levels.items()
+        if (known == "").any()
+    ]
     return levels, unchecked
 
 
@@ -157,9 +206,15 @@ def _facts(metadata: Path, stems: pd.Series) -> pd.DataFrame:
     facts = read_csv(metadata)
     key = next((name for name in NAMES["path"] if name in facts.columns), None)
     if key is None:
-        raise PathoError("csv_format", metadata.name, f"has no column of image names ({', '.join(NAMES['path'])})",
-                         "Rename the column")
+        raise PathoError(
+            "csv_format",
+            metadata.name,
+            f"has no column of image names ({', '.join(NAMES['path'])})",
+            "Rename the column",
+        )
     facts = facts.set_index(facts.pop(key).map(_stem))
-    stop_on([("csv_format", metadata.name, f"lists {name!r} twice") for name in facts.index[facts.index.duplicated()]],
-            "Remove one of the lines")
+    stop_on(
+        [("csv_format", metadata.name, f"lists {name!r} twice") for name in facts.index[facts.index.duplicated()]],
+        "Remove one of the lines",
+    )
     return facts.reindex(stems).fillna("").set_index(stems.index)

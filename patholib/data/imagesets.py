@@ -37,15 +37,20 @@ class ImageSet:
         place = {name: i for i, name in enumerate(self.classes)}
         unknown = sorted(set(self.table["label"].tolist()) - set(place))
         if unknown:
-            raise PathoError("unknown_class", unknown[0], "is a label but not a class of the set",
-                             nearest(unknown[0], self.classes))
+            raise PathoError(
+                "unknown_class", unknown[0], "is a label but not a class of the set", nearest(unknown[0], self.classes)
+            )
         return self.table["label"].map(place).to_numpy(np.int64)
 
     def part(self, split: str) -> ImageSet:
         """The images of one split."""
         if "split" not in self.table:
-            raise PathoError("no_split", split, "is asked for, but these images are not split yet",
-                             "Call with_split(table) with the table of manifest.split first")
+            raise PathoError(
+                "no_split",
+                split,
+                "is asked for, but these images are not split yet",
+                "Call with_split(table) with the table of manifest.split first",
+            )
         known = sorted(set(self.table["split"]))
         if split not in known:
             raise PathoError("unknown_split", split, "is not a split of these images", nearest(split, known))
@@ -72,15 +77,26 @@ class ImageSet:
         """
         paths, ours = table["path"].tolist(), self.table["path"].tolist()
         home = dict(zip(paths, table["split"].tolist(), strict=True))
-        stop_on([("split_leakage", copy, f"is in {home[copy]}, and {shown(kept)} with the same pixels in {home[kept]}")
-                 for copy, kept in self.copies.items() if {copy, kept} <= home.keys() and home[copy] != home[kept]],
-                "Split again: no picture may be in two splits")
+        stop_on(
+            [
+                ("split_leakage", copy, f"is in {home[copy]}, and {shown(kept)} with the same pixels in {home[kept]}")
+                for copy, kept in self.copies.items()
+                if {copy, kept} <= home.keys() and home[copy] != home[kept]
+            ],
+            "Split again: no picture may be in two splits",
+        )
         rows = dict(zip(ours, self.table["row"].tolist(), strict=True))
-        for missing, reason in ((home.keys() - rows.keys(), "is in the split but not among the images"),
-                                (rows.keys() - home.keys(), "is among the images but not in the split")):
+        for missing, reason in (
+            (home.keys() - rows.keys(), "is in the split but not among the images"),
+            (rows.keys() - home.keys(), "is among the images but not in the split"),
+        ):
             if missing:
-                raise PathoError("split_mismatch", min(missing), f"{reason} (so are {len(missing) - 1} more)",
-                                 "Split the checked manifest again")
+                raise PathoError(
+                    "split_mismatch",
+                    min(missing),
+                    f"{reason} (so are {len(missing) - 1} more)",
+                    "Split the checked manifest again",
+                )
         table = table.drop(columns="row", errors="ignore").reset_index(drop=True)
         return dataclasses.replace(self, table=table.assign(row=np.array([rows[path] for path in paths], np.int64)))
 

@@ -26,12 +26,14 @@ from patholib.data.splitting import SPLITS, leaked
 WAYS = (("train", "test"), ("train", "val"), ("val", "test"))  # what the first has, is not new in the second
 KINDS = ("same file", "same pixels", "near-duplicate")  # how two images can be one picture, the surest first
 NEAR = KINDS[2]
-SAYS = {"path": "are listed in {} too", "same file": "are byte for byte a file of {}",
-        "same pixels": "equal an image of {}", "near-duplicate": "nearly equal an image of {}"}
+SAYS = {
+    "path": "are listed in {} too",
+    "same file": "are byte for byte a file of {}",
+    "same pixels": "equal an image of {}",
+    "near-duplicate": "nearly equal an image of {}",
+}
 PAIR = ["kind", "similarity", "path", "label", "split", "other path", "other label", "other split"]
 WRONG = {"missing_file": "are not at hand", "flat": "are too plain for near-duplicates to be recognised"}
-
-
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,14 @@ def _look(listed: Listed, progress: bool) -> _Seen:
 
     rows, workers = range(len(paths)), cpu.cores()
     with contextlib.closing(cpu.in_order(work, rows, workers, ahead=16 * workers)) as results:
-        sha256, pixels, codes = zip(*bar(results, progress, total=len(rows), desc="Reading images", unit="img",
-                                         leave=False), strict=True)
-    unchecked = [f"pictures: {n:,} of {len(rows):,} {WRONG.get(code, 'cannot be read')} ({code}), as "
-                 + shown(paths[codes.index(code)]) for code, n in Counter(filter(None, codes)).most_common()]
+        sha256, pixels, codes = zip(
+            *bar(results, progress, total=len(rows), desc="Reading images", unit="img", leave=False), strict=True
+        )
+    unchecked = [
+        f"pictures: {n:,} of {len(rows):,} {WRONG.get(code, 'cannot be read')} ({code}), as "
+        + shown(paths[codes.index(code)])
+        for code, n in Counter(filter(None, codes)).most_common()
+    ]
     return _Seen(pd.Series(sha256), pd.Series(pixels), known, unchecked)
 
 
@@ -117,16 +123,15 @@ def _firsts(keys: pd.Series) -> pd.Series:
 
 
 def _surest_first(links: pd.DataFrame) -> pd.DataFrame:
-    return links.iloc[np.lexsort((links["other"], links["image"], -links["similarity"],
-                                  links["kind"].map(KINDS.index).astype(int)))]
+    return links.iloc[
+        np.lexsort((links["other"], links["image"], -links["similarity"], links["kind"].map(KINDS.index).astype(int)))
+    ]
 
 
 def _spelled(listed: pd.DataFrame, links: pd.DataFrame) -> pd.DataFrame:
     """Links with the columns PAIR instead of row numbers."""
     both = [listed.loc[links[name], ["path", "label", "split"]].reset_index(drop=True) for name in ("image", "other")]
     return pd.concat([links[["kind", "similarity"]].reset_index(drop=True), *both], axis=1).set_axis(PAIR, axis=1)
-
-
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,15 +165,34 @@ class Audit:
     @property
     def summary(self) -> dict:
         """All of it as JSON values."""
-        rows = [{"level": row["level"], "seen_in": row["seen in"], "found_in": row["found in"], "images": row["images"],
-                 "of": row["of"], "share": row["share"],
-                 "per_class": {c: row[f"{c} share"] for c in self._classes if not pd.isna(row[f"{c} share"])},
-                 "examples": row["examples"]} for row in self.table.to_dict("records")]
-        pairs, conflicts = ([{c.replace(" ", "_"): cell for c, cell in row.items()} for row in frame.to_dict("records")]
-                            for frame in (self.pairs, self.conflicts))
-        return {"split": shown(self.name), "demo": self.demo, "ok": self.ok, "images": self.counts, "leaks": rows,
-                "pairs": pairs, "label_conflicts": conflicts, "ids_in_two_classes": self.in_two_classes,
-                "not_checked": list(self.unchecked)}
+        rows = [
+            {
+                "level": row["level"],
+                "seen_in": row["seen in"],
+                "found_in": row["found in"],
+                "images": row["images"],
+                "of": row["of"],
+                "share": row["share"],
+                "per_class": {c: row[f"{c} share"] for c in self._classes if not pd.isna(row[f"{c} share"])},
+                "examples": row["examples"],
+            }
+            for row in self.table.to_dict("records")
+        ]
+        pairs, conflicts = (
+            [{c.replace(" ", "_"): cell for c, cell in row.items()} for row in frame.to_dict("records")]
+            for frame in (self.pairs, self.conflicts)
+        )
+        return {
+            "split": shown(self.name),
+            "demo": self.demo,
+            "ok": self.ok,
+            "images": self.counts,
+            "leaks": rows,
+            "pairs": pairs,
+            "label_conflicts": conflicts,
+            "ids_in_two_classes": self.in_two_classes,
+            "not_checked": list(self.unchecked),
+        }
 
     def leaks(self) -> list[dict]:
         """The rows of the table that say what leaks."""
@@ -198,24 +222,37 @@ class Audit:
             worst = max(shares, key=shares.get, default=None)
             most.setdefault(row["level"], shown(f"{worst} ({shares[worst]:.1%})") if shares else "")
             cells = rows.setdefault(row["level"], {"level": shown(row["level"])})
-            cells[f"{row['found in']} seen in {row['seen in']}"] = (f"{row['images']:,} ({row['share']:.1%})"
-                                                                    if row["images"] else "0")
+            cells[f"{row['found in']} seen in {row['seen in']}"] = (
+                f"{row['images']:,} ({row['share']:.1%})" if row["images"] else "0"
+            )
         table = pd.DataFrame(list(rows.values())).fillna("0")
         return table.assign(**{"most of class": list(most.values())}) if any(most.values()) else table
 
     def notes(self) -> list[str]:
         """Sentences on what else was found, and on what could not be checked."""
-        lines = [f"{found['count']:,} {level} ids have images of two classes ({', '.join(found['first'])})"
-                 for level, found in self.in_two_classes.items() if found["count"]]
+        lines = [
+            f"{found['count']:,} {level} ids have images of two classes ({', '.join(found['first'])})"
+            for level, found in self.in_two_classes.items()
+            if found["count"]
+        ]
         if len(self.conflicts):
             row = self.conflicts.iloc[0]
-            lines.append(f"{len(self.conflicts):,} pairs of equal or nearly equal pictures have two labels, as "
-                         + shown(f"{row['path']} ({row['label']}) and {row['other path']} ({row['other label']})"))
+            lines.append(
+                f"{len(self.conflicts):,} pairs of equal or nearly equal pictures have two labels, as "
+                + shown(f"{row['path']} ({row['label']}) and {row['other path']} ({row['other label']})")
+            )
         return lines + [f"Not checked: {text}" for text in self.unchecked]
 
 
-def audit(split, root: Path | None = None, columns: Mapping[str, str] | None = None, ids: Iterable[str] = (),
-          metadata: Path | None = None, pixels: bool = True, progress: bool = True) -> Audit:
+def audit(
+    split,
+    root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    ids: Iterable[str] = (),
+    metadata: Path | None = None,
+    pixels: bool = True,
+    progress: bool = True,
+) -> Audit:
     """What the splits share: ids at every level, files, pixels and nearly equal pictures.
 
     split: a CSV or DataFrame with a row per image; a folder that holds train, test and perhaps val, with a folder for
@@ -235,11 +272,17 @@ def audit(split, root: Path | None = None, columns: Mapping[str, str] | None = N
         near = signatures.similar(seen.signatures, wanted=_telling(rows, seen))
         unchecked += seen.unchecked
     elif not keys:
-        raise PathoError("nothing_to_check", listed.name, "has no column of ids, and no image file of it is at hand",
-                         "Name the column that holds the patient (--ids), or the folder of the images (--root)")
+        raise PathoError(
+            "nothing_to_check",
+            listed.name,
+            "has no column of ids, and no image file of it is at hand",
+            "Name the column that holds the patient (--ids), or the folder of the images (--root)",
+        )
     else:
-        unchecked.append("pictures: " + (f"none of the {len(rows):,} files is at hand; name their folder (--root)"
-                                         if pixels else "not asked for"))
+        unchecked.append(
+            "pictures: "
+            + (f"none of the {len(rows):,} files is at hand; name their folder (--root)" if pixels else "not asked for")
+        )
     return _found(listed, keys, unchecked, seen, near)
 
 
@@ -294,12 +337,16 @@ def _found(listed: Listed, keys: dict, unchecked: list[str], seen: _Seen | None,
     links = _links(rows, seen, near, ways)
     labelled = pd.DataFrame({"label": rows["label"], **keys})[rows["label"] != ""]
     return Audit(
-        name=listed.name, table=pd.concat([_shares(rows, keys, links if seen else None, way) for way in ways]),
-        pairs=_spelled(rows, links), conflicts=_spelled(rows, _conflicts(rows, seen, near)),
+        name=listed.name,
+        table=pd.concat([_shares(rows, keys, links if seen else None, way) for way in ways]),
+        pairs=_spelled(rows, links),
+        conflicts=_spelled(rows, _conflicts(rows, seen, near)),
         counts={part: int((splits == part).sum()) for part in SPLITS if part in set(splits)},
         in_two_classes={level: first(filter(None, in_several(labelled, level, "label"))) for level in keys},
-        unchecked=tuple(unchecked), demo=listed.demo,
-        places={path: place for path, place in zip(rows["path"], listed.places, strict=True) if place is not None})
+        unchecked=tuple(unchecked),
+        demo=listed.demo,
+        places={path: place for path, place in zip(rows["path"], listed.places, strict=True) if place is not None},
+    )
 
 
 def _telling(listed: pd.DataFrame, seen: _Seen) -> Callable:
@@ -326,15 +373,24 @@ def _shares(listed: pd.DataFrame, keys: dict, links: pd.DataFrame | None, way: t
     for level, mask in masks.items():
         some = examples.get(level, [])
         classes = mask[among].groupby(listed.loc[among, "label"]).mean()
-        found.append({"level": level, "seen in": way[0], "found in": way[1], "images": int(mask.sum()),
-                      "of": int(among.sum()), "share": float(mask[among].mean()),
-                      **{f"{name} share": classes.get(name, np.nan) for name in sorted(set(listed["label"]) - {""})},
-                      "examples": "; ".join(map(shown, some[:3])) + f" and {len(some) - 3:,} more" * (len(some) > 3)})
+        found.append(
+            {
+                "level": level,
+                "seen in": way[0],
+                "found in": way[1],
+                "images": int(mask.sum()),
+                "of": int(among.sum()),
+                "share": float(mask[among].mean()),
+                **{f"{name} share": classes.get(name, np.nan) for name in sorted(set(listed["label"]) - {""})},
+                "examples": "; ".join(map(shown, some[:3])) + f" and {len(some) - 3:,} more" * (len(some) > 3),
+            }
+        )
     return pd.DataFrame(found)
 
 
-def public_sets(breakhis_names: Path | str | None = None, isic_tables: Path | str | None = None, seed: int = 0
-                ) -> pd.DataFrame:
+def public_sets(
+    breakhis_names: Path | str | None = None, isic_tables: Path | str | None = None, seed: int = 0
+) -> pd.DataFrame:
     """How many test images of the public sets are not new, split 70/15/15 by label alone and by patient or lesion.
 
     From names and tables alone, so no image is needed. breakhis_names: a CSV whose column image lists BreakHis names,
@@ -348,11 +404,21 @@ def public_sets(breakhis_names: Path | str | None = None, isic_tables: Path | st
         for group_by in ("image", source.group_by) if source else ():
             split = splitting.split(source, seed=seed, group_by=group_by).drop(columns="group")
             found = audit(split, pixels=False)
-            for row in found.table[(found.table["found in"] == "test") & (found.table["seen in"] == "train")
-                                   & (found.table["level"] != "any")].to_dict("records"):
-                rows.append({"data set": kind, "images": f"{len(split):,}", "split by": group_by,
-                             "test images seen in training by": row["level"], "share": f"{row['share']:.1%}",
-                             "of malignant or MEL": f"{row[f'{source.positive or isic2019.CLASSES[0]} share']:.1%}"})
+            for row in found.table[
+                (found.table["found in"] == "test")
+                & (found.table["seen in"] == "train")
+                & (found.table["level"] != "any")
+            ].to_dict("records"):
+                rows.append(
+                    {
+                        "data set": kind,
+                        "images": f"{len(split):,}",
+                        "split by": group_by,
+                        "test images seen in training by": row["level"],
+                        "share": f"{row['share']:.1%}",
+                        "of malignant or MEL": f"{row[f'{source.positive or isic2019.CLASSES[0]} share']:.1%}",
+                    }
+                )
         if not source:
             rows.append({"data set": kind, "images": "not at hand"})
     return pd.DataFrame(rows).fillna("")
@@ -366,8 +432,18 @@ def _breakhis_names(place: Path) -> manifest.Manifest:
 
 def _isic_tables(place: Path) -> manifest.Manifest:
     rows = isic2019.list_rows(place).rename(columns={"image": "path"})[["path", "label", "lesion"]]
-    return manifest.Manifest(table=rows, root=place, classes=isic2019.CLASSES, positive=None, group_by="lesion",
-                             levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={})
+    return manifest.Manifest(
+        table=rows,
+        root=place,
+        classes=isic2019.CLASSES,
+        positive=None,
+        group_by="lesion",
+        levels=("lesion",),
+        subgroups=(),
+        source="isic2019",
+        demo=False,
+        found={},
+    )
 
 
 def refuse(found: Audit, otherwise: str = "") -> None:
@@ -376,20 +452,32 @@ def refuse(found: Audit, otherwise: str = "") -> None:
     otherwise: what else than to split again can be done, a sentence for the remedy.
     """
     if not found.ok:
-        raise PathoError("split_leakage", found.name,
-                         "; ".join(f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)} "
-                                   f"({row['examples']})" for row in found.leaks()),
-                         "Split again by patient, case or lesion, and keep one of each pair of equal pictures"
-                         + f". {otherwise}" * bool(otherwise))
+        raise PathoError(
+            "split_leakage",
+            found.name,
+            "; ".join(
+                f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)} ({row['examples']})"
+                for row in found.leaks()
+            ),
+            "Split again by patient, case or lesion, and keep one of each pair of equal pictures"
+            + f". {otherwise}" * bool(otherwise),
+        )
 
 
 def recorded(found: Audit) -> dict[str, list[dict]]:
     """What a run keeps of a leaking split as JSON values, {level: [a row for every way]}; empty where nothing leaks."""
     leaks: dict[str, list[dict]] = {}
     for row in found.leaks():
-        leaks.setdefault(row["level"], []).append({
-            "seen_in": row["seen in"], "found_in": row["found in"], "images": row["images"], "of": row["of"],
-            "share": row["share"], "says": f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)}"})
+        leaks.setdefault(row["level"], []).append(
+            {
+                "seen_in": row["seen in"],
+                "found_in": row["found in"],
+                "images": row["images"],
+                "of": row["of"],
+                "share": row["share"],
+                "says": f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)}",
+            }
+        )
     return leaks
 
 

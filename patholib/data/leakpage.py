@@ -17,11 +17,25 @@ PAIRS_SHOWN, THUMBNAILS, SIDE = 200, 30, 144  # on the page: rows, pairs of pict
 
 def page(audit, near: str) -> str:
     """The audit as one HTML page. audit: a `leakage.Audit`; near: its kind of pair that a person has to judge."""
-    parts = [{"title": title, "pictures": _pictures(pairs[pairs["kind"] == near], audit.places), "table": table(
-        pairs.head(PAIRS_SHOWN)), "more": max(len(pairs) - PAIRS_SHOWN, 0)} for title, pairs in (
-            ("Pictures in two splits", audit.pairs), ("Pictures with two labels", audit.conflicts)) if len(pairs)]
-    return pages.render("audit.html", title=f"Leak audit: {audit.name}", audit=audit, table=table(audit.table),
-                        parts=parts, notes=audit.notes(), same=f"{signatures.SAME:g}")
+    parts = [
+        {
+            "title": title,
+            "pictures": _pictures(pairs[pairs["kind"] == near], audit.places),
+            "table": table(pairs.head(PAIRS_SHOWN)),
+            "more": max(len(pairs) - PAIRS_SHOWN, 0),
+        }
+        for title, pairs in (("Pictures in two splits", audit.pairs), ("Pictures with two labels", audit.conflicts))
+        if len(pairs)
+    ]
+    return pages.render(
+        "audit.html",
+        title=f"Leak audit: {audit.name}",
+        audit=audit,
+        table=table(audit.table),
+        parts=parts,
+        notes=audit.notes(),
+        same=f"{signatures.SAME:g}",
+    )
 
 
 def short(audit) -> str:
@@ -31,6 +45,7 @@ def short(audit) -> str:
 
 def table(frame: pd.DataFrame) -> Markup:
     """A table in which every cell is escaped text and every share a percentage."""
+
     def cell(value, name: str) -> str:
         if isinstance(value, float):
             return f"{value:.3f}" if name == "similarity" else "" if pd.isna(value) else f"{value:.1%}"
@@ -46,9 +61,16 @@ def _pictures(pairs: pd.DataFrame, places: Mapping[str, Path]) -> list[dict]:
     for row in pairs.head(THUMBNAILS).to_dict("records"):
         both = [_thumbnail(places.get(row[name])) for name in ("path", "other path")]
         if all(both):
-            found.append({"images": both, "lines": (
-                f"similarity {row['similarity']:.3f}", f"{row['split']}: {row['path']} {row['label']}",
-                f"{row['other split']}: {row['other path']} {row['other label']}")})
+            found.append(
+                {
+                    "images": both,
+                    "lines": (
+                        f"similarity {row['similarity']:.3f}",
+                        f"{row['split']}: {row['path']} {row['label']}",
+                        f"{row['other split']}: {row['other path']} {row['other label']}",
+                    ),
+                }
+            )
     return found
 
 

@@ -41,13 +41,21 @@ class Manifest:
         needed = ("path", "label", *self.levels, *self.subgroups)
         missing = [name for name in needed if name not in self.table.columns]
         if missing or self.group_by not in self.levels:
-            raise PathoError("bad_manifest", ", ".join(missing) or self.group_by, "is not an id column of the table",
-                             f"Columns: {', '.join(self.table.columns)}; ids: {', '.join(self.levels)}")
+            raise PathoError(
+                "bad_manifest",
+                ", ".join(missing) or self.group_by,
+                "is not an id column of the table",
+                f"Columns: {', '.join(self.table.columns)}; ids: {', '.join(self.levels)}",
+            )
         for name in self.table.columns:
             texts = self.table[name].tolist()  # a column iterates ten times slower than a list
             if not all(isinstance(value, str) for value in texts):
-                raise PathoError("bad_manifest", name, "holds values that are not text",
-                                 'Write a missing value as "" and numbers as text')
+                raise PathoError(
+                    "bad_manifest",
+                    name,
+                    "holds values that are not text",
+                    'Write a missing value as "" and numbers as text',
+                )
             refuse_unwritable(name, texts)
         for name in ("path", *self.levels):
             if (self.table[name] == "").any():
@@ -79,11 +87,13 @@ class Manifest:
         keep = np.ones(len(self.table), bool)
         for name, value in values.items():
             if name not in self.table.columns:
-                raise PathoError("unknown_column", name, "is not a column of the manifest",
-                                 nearest(name, self.table.columns))
+                raise PathoError(
+                    "unknown_column", name, "is not a column of the manifest", nearest(name, self.table.columns)
+                )
             if value not in set(self.table[name]):
-                raise PathoError("unknown_value", f"{name}={value!r}", "is in no row",
-                                 nearest(value, sorted(set(self.table[name]))))
+                raise PathoError(
+                    "unknown_value", f"{name}={value!r}", "is in no row", nearest(value, sorted(set(self.table[name])))
+                )
             keep &= (self.table[name] == value).to_numpy()
         return replace(self, table=self.table[keep], found={**self.found, "only": values, "images": int(keep.sum())})
 
@@ -113,5 +123,11 @@ def first(names: Iterable[str], limit: int = 5) -> dict:
 
 def refuse_unwritable(column: str, texts: list[str]) -> None:
     """Refuses names that no CSV could hold, nor pandas where pyarrow is installed. Errors: unwritable_name."""
-    csvfiles.stop_on([("unwritable_name", text, f"in column {column} holds a carriage return or bytes that are not "
-                       "UTF-8") for text in texts if _UNWRITABLE.search(text)], "Rename it: no CSV file could hold it")
+    csvfiles.stop_on(
+        [
+            ("unwritable_name", text, f"in column {column} holds a carriage return or bytes that are not UTF-8")
+            for text in texts
+            if _UNWRITABLE.search(text)
+        ],
+        "Rename it: no CSV file could hold it",
+    )

@@ -42,8 +42,15 @@ def of(image: Image.Image) -> np.ndarray:
 def _inside(grey: np.ndarray) -> np.ndarray:
     """0 in a dark frame and close to it, 1 elsewhere, (64, 64)."""
     brightest = np.maximum.accumulate  # from the border to a point: low as long as the way leads through the frame
-    way = np.min([brightest(grey, axis=0), brightest(grey[::-1], axis=0)[::-1],
-                  brightest(grey, axis=1), brightest(grey[:, ::-1], axis=1)[:, ::-1]], axis=0)
+    way = np.min(
+        [
+            brightest(grey, axis=0),
+            brightest(grey[::-1], axis=0)[::-1],
+            brightest(grey, axis=1),
+            brightest(grey[:, ::-1], axis=1)[:, ::-1],
+        ],
+        axis=0,
+    )
     low, high = FRAME
     inside = np.clip((way / max(np.median(grey), 1) - low) / (high - low), 0, 1)
     return inside * np.clip(4 * _blurred(inside) - 3, 0, 1)  # the edge of a frame is as strong as all details together
@@ -67,13 +74,16 @@ def similar(signatures: np.ndarray, least: float = SAME, wanted: Callable | None
     (Cauchy-Schwarz): one matrix product of 112 lengths finds the few pairs that are worth eight comparisons.
     """
     upper = np.triu_indices(KEPT)
-    lengths = np.where(upper[0] == upper[1], np.abs(signatures[:, *upper]),
-                       np.hypot(signatures[:, *upper], signatures.swapaxes(1, 2)[:, *upper]))
+    lengths = np.where(
+        upper[0] == upper[1],
+        np.abs(signatures[:, *upper]),
+        np.hypot(signatures[:, *upper], signatures.swapaxes(1, 2)[:, *upper]),
+    )
     lengths = np.ascontiguousarray(lengths[:, _kept()[upper]])  # (N, 112)
     found = []
     for start in range(0, len(lengths), BLOCK):
         for across in range(start, len(lengths), BLOCK):
-            product = lengths[start:start + BLOCK] @ lengths[across:across + BLOCK].T
+            product = lengths[start : start + BLOCK] @ lengths[across : across + BLOCK].T
             if product.max() < least - 1e-4:  # the margin is for rounding
                 continue
             i, j = np.nonzero(product >= least - 1e-4)
@@ -116,8 +126,9 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 def _gaussian() -> np.ndarray:
     """The weights of the mean around every point of a line, (64, 64); behind a border the line is reflected."""
     here = np.arange(GRID)
-    weights = sum(np.exp(-((here[:, None] - there) ** 2) / (2 * REACH**2))
-                  for there in (here, -1 - here, 2 * GRID - 1 - here))
+    weights = sum(
+        np.exp(-((here[:, None] - there) ** 2) / (2 * REACH**2)) for there in (here, -1 - here, 2 * GRID - 1 - here)
+    )
     return weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -126,5 +137,6 @@ def _signs() -> np.ndarray:
     """What no flip, a flip across, one down and both do to the coefficients, (256, 4)."""
     odd = (-1.0) ** np.arange(KEPT)
     ones = np.ones(KEPT)
-    return np.stack([np.outer(down, across).ravel() for down in (ones, odd) for across in (ones, odd)],
-                    axis=1).astype(np.float32)
+    return np.stack([np.outer(down, across).ravel() for down in (ones, odd) for across in (ones, odd)], axis=1).astype(
+        np.float32
+    )

@@ -26,8 +26,13 @@ SWAPS_UP_TO = 1000  # groups; above that single groups are so small that moving 
 
 # --- splitting --------------------------------------------------------------------------------------------------------
 
-def split(manifest: Manifest, fractions: tuple[float, float, float] = (0.70, 0.15, 0.15), seed: int = 0,
-          group_by: str | None = None) -> pd.DataFrame:
+
+def split(
+    manifest: Manifest,
+    fractions: tuple[float, float, float] = (0.70, 0.15, 0.15),
+    seed: int = 0,
+    group_by: str | None = None,
+) -> pd.DataFrame:
     """The manifest's table with `group` and `split`: no group in two splits, every class in every split.
 
     fractions: of the images, in the order of SPLITS; every class is brought as near to them as whole groups allow.
@@ -45,8 +50,9 @@ def split(manifest: Manifest, fractions: tuple[float, float, float] = (0.70, 0.1
     return _parted(manifest, group_by, np.array(SPLITS, object)[place[member]])
 
 
-def folds(manifest: Manifest, folds: int = 5, repeats: int = 1, seed: int = 0, group_by: str | None = None,
-          val: float = 0.15) -> list[pd.DataFrame]:
+def folds(
+    manifest: Manifest, folds: int = 5, repeats: int = 1, seed: int = 0, group_by: str | None = None, val: float = 0.15
+) -> list[pd.DataFrame]:
     """Grouped, stratified cross-validation: a table as of `split` for each fold of each repeat, repeat by repeat.
 
     Within a repeat every image is tested exactly once; no group is in two parts of a table, and every class is in each.
@@ -57,19 +63,32 @@ def folds(manifest: Manifest, folds: int = 5, repeats: int = 1, seed: int = 0, g
     group_by = manifest.group_by if group_by is None else group_by
     check_folds(folds, repeats)
     if not 0 < val < 1 - 1 / folds:
-        raise PathoError("bad_parameter", "val", f"is {val!r}", f"With {folds} folds use a share above 0 and below "
-                         f"{1 - 1 / folds:.2g}, so that some are left to learn from")
+        raise PathoError(
+            "bad_parameter",
+            "val",
+            f"is {val!r}",
+            f"With {folds} folds use a share above 0 and below "
+            f"{1 - 1 / folds:.2g}, so that some are left to learn from",
+        )
     _check_arguments(manifest, (0.7, 0.15, 0.15), seed, group_by)
     groups, member, counts = _grouped(manifest, group_by)
     share, tables = val / (1 - 1 / folds), []
     for repeat in range(repeats):
         fold_of = _assign(counts, [1 / folds] * folds, _shuffled(groups, f"{seed}/{repeat}"))
         for fold in range(folds):
-            place = None if fold_of is None else _held_out(counts, fold_of == fold, share,
-                                                           _shuffled(groups, f"{seed}/{repeat}/{fold}"))
+            place = (
+                None
+                if fold_of is None
+                else _held_out(counts, fold_of == fold, share, _shuffled(groups, f"{seed}/{repeat}/{fold}"))
+            )
             if place is None:
-                _refuse_infeasible(manifest, counts, group_by, f"in each of {folds} folds every class must be in "
-                                   "train, val and test", max(folds, 4 if folds == 2 else 3))
+                _refuse_infeasible(
+                    manifest,
+                    counts,
+                    group_by,
+                    f"in each of {folds} folds every class must be in train, val and test",
+                    max(folds, 4 if folds == 2 else 3),
+                )
             tables.append(_parted(manifest, group_by, np.array(SPLITS, object)[place[member]]))
     return tables
 
@@ -84,11 +103,20 @@ def check_folds(folds: int = 2, repeats: int = 1) -> None:
 def check_fold(fold: int, folds: int, repeats: int = 1) -> None:
     """Refuses a fold that so many folds and repeats do not have; they are counted from 0. Errors: bad_parameter."""
     if folds == 0:
-        raise PathoError("bad_parameter", "fold", f"is {fold!r}, but there are no folds",
-                         "Say with the parameter folds how many there are")
+        raise PathoError(
+            "bad_parameter",
+            "fold",
+            f"is {fold!r}, but there are no folds",
+            "Say with the parameter folds how many there are",
+        )
     if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < folds * repeats:
-        raise PathoError("bad_parameter", "fold", f"is {fold!r}", f"Use a whole number from 0 to "
-                         f"{folds * repeats - 1}, as folds are counted from 0 and on through the repeats")
+        raise PathoError(
+            "bad_parameter",
+            "fold",
+            f"is {fold!r}",
+            f"Use a whole number from 0 to "
+            f"{folds * repeats - 1}, as folds are counted from 0 and on through the repeats",
+        )
 
 
 def _held_out(counts: np.ndarray, test: np.ndarray, share: float, order: list[int]) -> np.ndarray | None:
@@ -105,8 +133,9 @@ def _held_out(counts: np.ndarray, test: np.ndarray, share: float, order: list[in
     return place
 
 
-def set_apart(manifest: Manifest, share: float, seed: int = 0, group_by: str | None = None
-              ) -> tuple[Manifest, Manifest]:
+def set_apart(
+    manifest: Manifest, share: float, seed: int = 0, group_by: str | None = None
+) -> tuple[Manifest, Manifest]:
     """Two manifests, the second of `share` of the images in whole groups: patients that a study has never met.
 
     Every class is in both. Raises PathoError: `bad_fractions`, `bad_seed`, `unknown_group`, `split_infeasible`.
@@ -117,8 +146,14 @@ def set_apart(manifest: Manifest, share: float, seed: int = 0, group_by: str | N
     place = _assign(counts, (1 - share, share), _shuffled(groups, f"{seed}/apart"))
     if place is None:
         _refuse_infeasible(manifest, counts, group_by, "every class must be in both parts", 2)
-    return tuple(replace(manifest, table=manifest.table[place[member] == part],
-                         found={**manifest.found, "images": int((place[member] == part).sum())}) for part in (0, 1))
+    return tuple(
+        replace(
+            manifest,
+            table=manifest.table[place[member] == part],
+            found={**manifest.found, "images": int((place[member] == part).sum())},
+        )
+        for part in (0, 1)
+    )
 
 
 def _grouped(manifest: Manifest, group_by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -150,8 +185,12 @@ def _parted(manifest: Manifest, group_by: str, split: np.ndarray) -> pd.DataFram
 
 def _check_arguments(manifest: Manifest, fractions, seed, group_by: str) -> None:
     if len(fractions) != 3 or min(fractions) <= 0 or not abs(sum(fractions) - 1) <= 1e-9:  # NaN: not <=, nor >
-        raise PathoError("bad_fractions", "fractions", f"{fractions} are not three shares above 0 that sum to 1",
-                         "Use (0.70, 0.15, 0.15)")
+        raise PathoError(
+            "bad_fractions",
+            "fractions",
+            f"{fractions} are not three shares above 0 that sum to 1",
+            "Use (0.70, 0.15, 0.15)",
+        )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise PathoError("bad_seed", "seed", f"{seed!r} is not a whole number from 0", "Use 0")
     known = (*manifest.levels, "image")
@@ -160,16 +199,20 @@ def _check_arguments(manifest: Manifest, fractions, seed, group_by: str) -> None
 
 
 def _refuse_infeasible(manifest: Manifest, counts: np.ndarray, group_by: str, wanted: str, least: int) -> None:
-    rows = "".join(f"\n  {name}: {int((column > 0).sum())} groups, {column.sum()} images"
-                   for name, column in zip(manifest.classes, counts.T, strict=True))
+    rows = "".join(
+        f"\n  {name}: {int((column > 0).sum())} groups, {column.sum()} images"
+        for name, column in zip(manifest.classes, counts.T, strict=True)
+    )
     fewest = (counts > 0).sum(axis=0).min()
     why = "" if fewest < least else "\nEvery class has as many, but they hold several classes and cannot be shared out"
     finer = manifest.levels[: manifest.levels.index(group_by)] if group_by != "image" else ()
     raise PathoError(
-        "split_infeasible", f"split by {group_by}",
+        "split_infeasible",
+        f"split by {group_by}",
         f"{wanted}, which takes at least {least} groups per class:{rows}{why}",
         "Add images of other groups, merge the class with another or drop it"
-        + (f", or group by the finer {finer[-1]!r}" if finer else ""))
+        + (f", or group by the finer {finer[-1]!r}" if finer else ""),
+    )
 
 
 def _assign(counts: np.ndarray, fractions, order: list[int]) -> np.ndarray | None:
@@ -226,7 +269,7 @@ def _seats(has: np.ndarray, order: list[int], parts: int) -> dict[int, int] | No
         c, s = min(needs, key=lambda need: (able[need[0]], need))
         for k, kind in enumerate(names):
             if left[k] and c in kind:
-                more = fill(needs - {(x, s) for x in kind}, (*left[:k], left[k] - 1, *left[k + 1:]))
+                more = fill(needs - {(x, s) for x in kind}, (*left[:k], left[k] - 1, *left[k + 1 :]))
                 if more is not None:
                     return ((k, s), *more)
         return None
@@ -280,6 +323,7 @@ def _improve(counts: np.ndarray, fractions, place: np.ndarray) -> None:
 
 # --- keeping a split --------------------------------------------------------------------------------------------------
 
+
 def write_split(table: pd.DataFrame, path: Path) -> Path:
     """Writes the split as CSV, and its digest beside it as `<name>.sha256` in the form `sha256sum -c` reads."""
     path = write_table(Path(path), table)
@@ -297,25 +341,52 @@ def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
     table = csvfiles.read_csv(path, ("path", "label", "group", "split")).reset_index(drop=True)
     beside = path.with_name(path.name + ".sha256")
     if not beside.is_file():
-        raise PathoError("split_changed", path.name, f"has no {beside.name} beside it, so a change would go unseen",
-                         "Restore that file, or split again")
+        raise PathoError(
+            "split_changed",
+            path.name,
+            f"has no {beside.name} beside it, so a change would go unseen",
+            "Restore that file, or split again",
+        )
     if beside.read_text(encoding="utf-8").split()[:1] != [sha256(path)]:
-        raise PathoError("split_changed", path.name, f"is not the file whose digest is in {beside.name}",
-                         "Restore the file, or split again")
+        raise PathoError(
+            "split_changed",
+            path.name,
+            f"is not the file whose digest is in {beside.name}",
+            "Restore the file, or split again",
+        )
     odd = table[~table["split"].isin(SPLITS)]
-    csvfiles.stop_on([("csv_format", name, f"is in split {where!r}; known: {', '.join(SPLITS)}")
-             for name, where in zip(odd["path"], odd["split"], strict=True)], "Split again")
+    csvfiles.stop_on(
+        [
+            ("csv_format", name, f"is in split {where!r}; known: {', '.join(SPLITS)}")
+            for name, where in zip(odd["path"], odd["split"], strict=True)
+        ],
+        "Split again",
+    )
     twice = table.loc[table["path"].duplicated(), "path"]
     csvfiles.stop_on([("csv_format", name, "is listed twice") for name in twice], "Split again")
     homes = table.groupby("group")["split"].unique()
-    csvfiles.stop_on([("split_leakage", f"group {group}", f"is in {' and '.join(sorted(names, key=SPLITS.index))}")
-             for group, names in homes[homes.map(len) > 1].items()], "Split again: no group may be in two splits")
+    csvfiles.stop_on(
+        [
+            ("split_leakage", f"group {group}", f"is in {' and '.join(sorted(names, key=SPLITS.index))}")
+            for group, names in homes[homes.map(len) > 1].items()
+        ],
+        "Split again: no group may be in two splits",
+    )
     if manifest is not None:
         known = dict(zip(manifest.table["path"], manifest.table["label"], strict=True))
-        csvfiles.stop_on([("split_changed", name, f"is labelled {label!r} in the split, "
-                  + (f"but {known[name]!r} in the data" if name in known else "but is not among the data"))
-                 for name, label in zip(table["path"], table["label"], strict=True) if known.get(name) != label],
-                "Split again, or use the data the split was made of")
+        csvfiles.stop_on(
+            [
+                (
+                    "split_changed",
+                    name,
+                    f"is labelled {label!r} in the split, "
+                    + (f"but {known[name]!r} in the data" if name in known else "but is not among the data"),
+                )
+                for name, label in zip(table["path"], table["label"], strict=True)
+                if known.get(name) != label
+            ],
+            "Split again, or use the data the split was made of",
+        )
     return table
 
 
@@ -338,6 +409,8 @@ def split_counts(table: pd.DataFrame) -> pd.DataFrame:
     both = pd.concat([table, table.assign(label="all")])
     each = both.drop_duplicates(["label", "split", "group"])
     rows = [*sorted(set(table["label"])), "all"]
-    parts = {what: pd.crosstab(cells["label"], cells["split"]).reindex(index=rows, columns=list(SPLITS), fill_value=0)
-             for what, cells in (("images", both), ("groups", each))}
+    parts = {
+        what: pd.crosstab(cells["label"], cells["split"]).reindex(index=rows, columns=list(SPLITS), fill_value=0)
+        for what, cells in (("images", both), ("groups", each))
+    }
     return pd.DataFrame({f"{s} {what}": part[s] for what, part in parts.items() for s in SPLITS}).rename_axis("class")

@@ -25,10 +25,22 @@ if TYPE_CHECKING:
 CARDS = ("model_card.md", "model_card.html", "data_card.md", "data_card.html")  # copied with a model where they are
 
 
-def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Recipe, *, run: str = "",
-               data_sha256: str = "", demo: bool = False, epoch: int | None = None, threshold: float | None = None,
-               temperature: float | None = None, decision: Mapping | None = None, origin: Mapping | None = None,
-               smallest_side: int | None = None, familiar: Mapping | None = None) -> Path:
+def save_model(
+    folder: Path,
+    model_state: Mapping[str, torch.Tensor],
+    recipe: Recipe,
+    *,
+    run: str = "",
+    data_sha256: str = "",
+    demo: bool = False,
+    epoch: int | None = None,
+    threshold: float | None = None,
+    temperature: float | None = None,
+    decision: Mapping | None = None,
+    origin: Mapping | None = None,
+    smallest_side: int | None = None,
+    familiar: Mapping | None = None,
+) -> Path:
     """Writes `model.safetensors` and `model.json` into `folder`; returns the manifest's path.
 
     run: the run's name; data_sha256: of its manifest of images; epoch from 1. threshold and temperature: chosen on the
@@ -39,8 +51,10 @@ def save_model(folder: Path, model_state: Mapping[str, torch.Tensor], recipe: Re
     folder, state, recipe = Path(folder), published.plain_state(model_state), recipes.without_folders(recipe)
     if decision is not None:
         threshold, temperature = decision["threshold"], decision["temperature"]
-    use = (f"Research on images of the kind it was trained on, one at a time: which of {', '.join(recipe.classes)} "
-           "each belongs to. Nothing it says may decide about a patient.")
+    use = (
+        f"Research on images of the kind it was trained on, one at a time: which of {', '.join(recipe.classes)} "
+        "each belongs to. Nothing it says may decide about a patient."
+    )
     facts = {
         "format": exportformat.FORMAT,
         **exportformat.of_recipe(recipe),
@@ -84,16 +98,37 @@ def write(run_dir: Path, images: ImageSet | None = None, onnx: bool = False) -> 
     recipe, best = recipes.from_json(facts["recipe"]), facts["training"]["best_epoch"]
     kept = checkpoints.load(run_dir / "checkpoints", "best", best, holds=("model", "optimizer", "row"))
     if kept is None:
-        raise PathoError("missing_file", str(run_dir / "checkpoints"), f"holds no weights of the best epoch ({best})",
-                         "Restore the folder from a copy, or train again")
+        raise PathoError(
+            "missing_file",
+            str(run_dir / "checkpoints"),
+            f"holds no weights of the best epoch ({best})",
+            "Restore the folder from a copy, or train again",
+        )
     row, data, earlier = kept["row"], facts["data"], _earlier(run_dir, facts)
     familiar = novelty.learn(images).to_json() if images is not None else earlier.get("novelty")
-    save_model(run_dir, kept["model"], recipe, run=facts["name"], data_sha256=data["images_sha256"], demo=facts["demo"],
-               epoch=best, decision=_decision(run_dir), origin=_origin(facts), smallest_side=_smallest_side(run_dir),
-               familiar=familiar)
-    published.write(run_dir / exportformat.PUBLISHED, kept["model"], recipe, epoch=best, best_auc=row["val_auc"],
-                    optimizer_state=kept["optimizer"], frozen_blocks=row["frozen"],
-                    validation={name: value for name, value in row.items() if name.startswith("val_")})
+    save_model(
+        run_dir,
+        kept["model"],
+        recipe,
+        run=facts["name"],
+        data_sha256=data["images_sha256"],
+        demo=facts["demo"],
+        epoch=best,
+        decision=_decision(run_dir),
+        origin=_origin(facts),
+        smallest_side=_smallest_side(run_dir),
+        familiar=familiar,
+    )
+    published.write(
+        run_dir / exportformat.PUBLISHED,
+        kept["model"],
+        recipe,
+        epoch=best,
+        best_auc=row["val_auc"],
+        optimizer_state=kept["optimizer"],
+        frozen_blocks=row["frozen"],
+        validation={name: value for name, value in row.items() if name.startswith("val_")},
+    )
     written = [run_dir / exportformat.WEIGHTS, run_dir / exportformat.MANIFEST, run_dir / exportformat.PUBLISHED]
     for name in (onnx_export.ONNX, onnx_export.ONNX_FACTS):  # they would belong to other weights
         (run_dir / name).unlink(missing_ok=True)
@@ -130,9 +165,13 @@ def _decision(run_dir: Path) -> dict | None:
 def _origin(facts: dict) -> dict[str, str]:
     """Where a model comes from, out of its run.json."""
     source = facts["data"].get("source")
-    known = {"source": source, "data_licence": sources.of(source, demo=facts["demo"]).licence_short,
-             "fingerprint": facts.get("fingerprint"), "split_sha256": facts.get("split", {}).get("sha256"),
-             "commit": facts.get("code", {}).get("commit")}
+    known = {
+        "source": source,
+        "data_licence": sources.of(source, demo=facts["demo"]).licence_short,
+        "fingerprint": facts.get("fingerprint"),
+        "split_sha256": facts.get("split", {}).get("sha256"),
+        "commit": facts.get("code", {}).get("commit"),
+    }
     return {name: shown(value or "") for name, value in known.items()}
 
 

@@ -19,39 +19,80 @@ DEMO_NOTICE = "Trained on generated demo images: it knows nothing about tissue o
 WEIGHTS, MANIFEST, PUBLISHED = "model.safetensors", "model.json", "published.pt"
 ORIGIN = ("source", "data_licence", "fingerprint", "split_sha256", "commit")  # texts, "" where it is not known
 FACTS = "manifest_facts_sha256"  # in the weights' header
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list",
-         dict: "an object", type(None): "null"}
+WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 FIELDS = {  # of the manifest, and what each may be
-    "arch": (str,), "classes": (list,), "positive": (str, type(None)), "image_size": (int,), "fit": (str,),
-    "normalization": (dict,), "head": (dict,), "threshold": (int, float, type(None)),
-    "temperature": (int, float, type(None)), "decision": (dict, type(None)), "recipe": (dict,), "run": (str,),
-    "epoch": (int, type(None)), "data_sha256": (str,), "origin": (dict,), "smallest_side": (int, type(None)),
-    "demo": (bool,), "intended_use": (str,), "notice": (str,), "patholib": (str,), "novelty": (dict, type(None)),
+    "arch": (str,),
+    "classes": (list,),
+    "positive": (str, type(None)),
+    "image_size": (int,),
+    "fit": (str,),
+    "normalization": (dict,),
+    "head": (dict,),
+    "threshold": (int, float, type(None)),
+    "temperature": (int, float, type(None)),
+    "decision": (dict, type(None)),
+    "recipe": (dict,),
+    "run": (str,),
+    "epoch": (int, type(None)),
+    "data_sha256": (str,),
+    "origin": (dict,),
+    "smallest_side": (int, type(None)),
+    "demo": (bool,),
+    "intended_use": (str,),
+    "notice": (str,),
+    "patholib": (str,),
+    "novelty": (dict, type(None)),
     "weights": (dict,),
 }
 
 
 def of_recipe(recipe: Recipe) -> dict:
     """What the manifest repeats of its recipe, for readers without patholib."""
-    return {"arch": recipe.arch, "classes": list(recipe.classes), "positive": recipe.positive,
-            "image_size": recipe.image_size, "fit": recipe.fit, "normalization": NETWORKS[recipe.arch].normalization,
-            "head": {"width": recipe.head_width, "order": recipe.head_order, "dropout": list(recipe.head_dropout)}}
+    return {
+        "arch": recipe.arch,
+        "classes": list(recipe.classes),
+        "positive": recipe.positive,
+        "image_size": recipe.image_size,
+        "fit": recipe.fit,
+        "normalization": NETWORKS[recipe.arch].normalization,
+        "head": {"width": recipe.head_width, "order": recipe.head_order, "dropout": list(recipe.head_dropout)},
+    }
 
 
 def check_manifest(manifest, path: Path) -> None:
     """Stops at a manifest that was changed, that belongs to another format, or that asks for the impossible."""
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if type(found) is not int or found != FORMAT:  # by type too: True == 1
-        raise PathoError("model_format", str(path), f"has format {short(found)}, this version reads {FORMAT}",
-                         "Use the version of patholib that wrote it, or export once more")
+        raise PathoError(
+            "model_format",
+            str(path),
+            f"has format {short(found)}, this version reads {FORMAT}",
+            "Use the version of patholib that wrote it, or export once more",
+        )
     rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     if manifest.get("manifest_sha256") != files.digest(rest):
-        raise PathoError("manifest_changed", str(path), "was changed after it was written",
-                         "Restore the file from the run; to change a setting, export once more")
+        raise PathoError(
+            "manifest_changed",
+            str(path),
+            "was changed after it was written",
+            "Restore the file from the run; to change a setting, export once more",
+        )
     stop_on(_wrong_fields(manifest), path)
     if manifest["arch"] not in NETWORKS:
-        raise PathoError("unknown_arch", str(path), f"names the architecture {short(manifest['arch'])}",
-                         nearest(manifest["arch"], NETWORKS))
+        raise PathoError(
+            "unknown_arch",
+            str(path),
+            f"names the architecture {short(manifest['arch'])}",
+            nearest(manifest["arch"], NETWORKS),
+        )
     stop_on(_wrong_texts(manifest), path)
     stop_on(_wrong_values(manifest), path)
 
@@ -77,8 +118,9 @@ def _wrong_texts(manifest: dict) -> list[str]:
     found = [f"class name {short(name)} is not text" for name in names if not isinstance(name, str) or not name]
     origin, decision = manifest["origin"], manifest["decision"] or {}
     found += [f"origin {name} is not text" for name in ORIGIN if not isinstance(origin.get(name), str)]
-    texts = [value for value in (*manifest.values(), *names, *origin.values(), *decision.values())
-             if isinstance(value, str)]
+    texts = [
+        value for value in (*manifest.values(), *names, *origin.values(), *decision.values()) if isinstance(value, str)
+    ]
     return found + [f"{short(text)} has control characters" for text in texts if not text.isprintable()]
 
 
@@ -90,8 +132,11 @@ def _wrong_values(manifest: dict) -> list[str]:
         return [f"its {error.subject} {shown(error.reason)}"]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # nothing to compare with
         return [f"its recipe cannot be read ({shown(error)})"]
-    found = [f"{name}={short(manifest[name])} instead of its recipe's {short(value)}"
-             for name, value in of_recipe(recipe).items() if files.digest(manifest[name]) != files.digest(value)]
+    found = [
+        f"{name}={short(manifest[name])} instead of its recipe's {short(value)}"
+        for name, value in of_recipe(recipe).items()
+        if files.digest(manifest[name]) != files.digest(value)
+    ]
     threshold, temperature, epoch = manifest["threshold"], manifest["temperature"], manifest["epoch"]
     if threshold is not None and not 0 <= threshold <= 1:
         found.append(f"threshold={short(threshold)} is outside 0 to 1")
@@ -108,12 +153,17 @@ def _wrong_decision(manifest: dict) -> list[str]:
     """How temperature and threshold were chosen, other than what they are; shares that are none."""
     decision = manifest["decision"]
     shares = (decision or {}).get("shares", dict.fromkeys(manifest["classes"], 1))
-    sound = isinstance(shares, dict) and shares.keys() == set(manifest["classes"]) and all(
-        type(share) in (float, int) and 0 < share < math.inf for share in shares.values())
+    sound = (
+        isinstance(shares, dict)
+        and shares.keys() == set(manifest["classes"])
+        and all(type(share) in (float, int) and 0 < share < math.inf for share in shares.values())
+    )
     found = [] if sound else [f"the decision's shares {short(shares)} are no number above 0 for each class"]
-    return found + [f"{name}={short(manifest[name])} instead of its decision's {short(decision.get(name))}"
-            for name in ("temperature", "threshold", "positive")
-            if decision is not None and files.digest(decision.get(name)) != files.digest(manifest[name])]
+    return found + [
+        f"{name}={short(manifest[name])} instead of its decision's {short(decision.get(name))}"
+        for name in ("temperature", "threshold", "positive")
+        if decision is not None and files.digest(decision.get(name)) != files.digest(manifest[name])
+    ]
 
 
 def _wrong_novelty(manifest: dict) -> list[str]:

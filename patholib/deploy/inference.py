@@ -87,17 +87,21 @@ class Predictor:
         self.recipe = recipes.from_json(self.manifest["recipe"])
         self.classes, self.positive = tuple(self.manifest["classes"]), self.manifest["positive"]
         self.temperature, self.threshold = self.manifest["temperature"], self.manifest["threshold"]
-        self.deciding = decisions.deciding((self.manifest["decision"] or {}) | {"threshold": self.threshold},
-                                            self.classes)  # what `metrics.called` takes
+        self.deciding = decisions.deciding(
+            (self.manifest["decision"] or {}) | {"threshold": self.threshold}, self.classes
+        )  # what `metrics.called` takes
         self.sha256, self.demo = self.manifest["weights"]["sha256"], self.manifest["demo"]
         self.familiar = self.manifest["novelty"] and novelty.from_json(self.manifest["novelty"])
         self.folder = Path(path) if Path(path).is_dir() else Path(path).parent
         graph = onnx_export.onnx_file(path, self.manifest)
         installed = util.find_spec("onnxruntime") is not None
         if engine == "onnx" and not (graph and installed):
-            raise PathoError("no_engine", "engine", "is onnx, but " + (
-                "the export has no model.onnx" if installed else "onnxruntime is not installed"),
-                'Call export.to_onnx(folder), or engine="torch"' if installed else 'pip install "patholib[onnx]"')
+            raise PathoError(
+                "no_engine",
+                "engine",
+                "is onnx, but " + ("the export has no model.onnx" if installed else "onnxruntime is not installed"),
+                'Call export.to_onnx(folder), or engine="torch"' if installed else 'pip install "patholib[onnx]"',
+            )
         self.engine = "onnx" if graph and installed and engine != "torch" else "torch"
         self._logits = _onnx(graph, threads) if self.engine == "onnx" else _torch(self.model, threads)
 
@@ -124,8 +128,12 @@ class Predictor:
         """Views (N, 3, size, size) in [0, 1] to logits (N, C) float32, each computed alone. Errors: model_output."""
         logits = self._logits(views)
         if not np.isfinite(logits).all():
-            raise PathoError("model_output", self.manifest["run"] or "model", "gave logits that are not finite",
-                             "Export another checkpoint")
+            raise PathoError(
+                "model_output",
+                self.manifest["run"] or "model",
+                "gave logits that are not finite",
+                "Export another checkpoint",
+            )
         return logits
 
     def probabilities(self, pixels: np.ndarray, tta: bool = False) -> np.ndarray:
@@ -158,8 +166,10 @@ class Predictor:
         odd = [f"{note.code}: {note.reason}" for note in notes if note.code != "greyscale"]  # see `answer`
         smallest = self.manifest["smallest_side"] or self.recipe.image_size
         if min(size) < min(smallest, self.recipe.image_size):
-            odd.append(f"small: is {size[0]} x {size[1]} pixels, which is less than the model sees "
-                       f"({self.recipe.image_size}) and was trained on: it was enlarged")
+            odd.append(
+                f"small: is {size[0]} x {size[1]} pixels, which is less than the model sees "
+                f"({self.recipe.image_size}) and was trained on: it was enlarged"
+            )
         return tuple(odd)
 
     def read(self, source, name: str | None = None) -> np.ndarray:
@@ -170,8 +180,9 @@ class Predictor:
         """What the model says of one picture (S, S, 3) uint8; warnings: those that `look` gave."""
         return self.answers(pixels[None], tta, [warnings])[0]
 
-    def answers(self, pixels: np.ndarray, tta: bool = False,
-                warnings: Sequence[Sequence[str]] | None = None) -> list[Answer]:
+    def answers(
+        self, pixels: np.ndarray, tta: bool = False, warnings: Sequence[Sequence[str]] | None = None
+    ) -> list[Answer]:
         """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
         probs = self.probabilities(pixels, tta)
         predicted = rules.predicted(probs, self.classes, self.positive, self.deciding)
@@ -228,6 +239,6 @@ def _onnx(graph: bytes, threads: int | None):
 
     def logits(views: torch.Tensor) -> np.ndarray:
         one = views.contiguous().numpy()
-        return np.concatenate([session.run(None, {onnx_export.ONNX_INPUT: one[i:i + 1]})[0] for i in range(len(one))])
+        return np.concatenate([session.run(None, {onnx_export.ONNX_INPUT: one[i : i + 1]})[0] for i in range(len(one))])
 
     return logits

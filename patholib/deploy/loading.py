@@ -28,24 +28,37 @@ def load_model(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.T
     unknown_arch, bad_manifest, wrong_weights, class_mismatch, nonfinite_weights.
     """
     if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", sha256)):
-        raise PathoError("bad_parameter", "sha256", f"is {short(sha256)}, not 64 hexadecimal digits",
-                         f"Give the whole SHA-256 of {exportformat.WEIGHTS}, or None")
+        raise PathoError(
+            "bad_parameter",
+            "sha256",
+            f"is {short(sha256)}, not 64 hexadecimal digits",
+            f"Give the whole SHA-256 of {exportformat.WEIGHTS}, or None",
+        )
     weights = _weights_file(Path(path))
     manifest = files.read_json(weights.with_name(exportformat.MANIFEST))
     exportformat.check_manifest(manifest, weights.with_name(exportformat.MANIFEST))
     content = files.read_bytes(weights)
     digest = hashlib.sha256(content).hexdigest()
     if digest != manifest["weights"].get("sha256"):
-        raise PathoError("weights_damaged", str(weights), f"is not the file that {exportformat.MANIFEST} describes: it "
-                         "was damaged, cut off or swapped", "Copy both files again from the run, or export once more")
+        raise PathoError(
+            "weights_damaged",
+            str(weights),
+            f"is not the file that {exportformat.MANIFEST} describes: it was damaged, cut off or swapped",
+            "Copy both files again from the run, or export once more",
+        )
     if sha256 is not None and digest != sha256.lower():
-        raise PathoError("pin_mismatch", str(weights), f"has SHA-256 {digest}, not {sha256.lower()}",
-                         "Get the model again from where that digest comes from; do not use this one")
+        raise PathoError(
+            "pin_mismatch",
+            str(weights),
+            f"has SHA-256 {digest}, not {sha256.lower()}",
+            "Get the model again from where that digest comes from; do not use this one",
+        )
     state = _parsed(content, manifest, weights)
     stated, true = manifest["weights"], of_weights(content, state)
     if stated != true:
-        exportformat.stop_on([f"weights={short(stated)} instead of {short(true)}"],
-                             weights.with_name(exportformat.MANIFEST))
+        exportformat.stop_on(
+            [f"weights={short(stated)} instead of {short(true)}"], weights.with_name(exportformat.MANIFEST)
+        )
     check_weights(state, manifest, weights)
     published.stop_on_nonfinite(state, str(weights), "Export another checkpoint")
     return state, manifest
@@ -60,20 +73,31 @@ def classifier(path: Path, sha256: str | None = None):
     wanted = model.net.state_dict()
     wrong = [f"{name} is missing" for name in wanted if name not in state]
     wrong += [f"{shown(name)} is unknown" for name in state if name not in wanted]
-    wrong += [f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-              for name, tensor in wanted.items() if name in state and state[name].shape != tensor.shape]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise PathoError("wrong_weights", str(path), f"does not fit {manifest['arch']} with the recipe's head: "
-                         + "; ".join(wrong[:8]) + more, "Export once more from the run")
+        raise PathoError(
+            "wrong_weights",
+            str(path),
+            f"does not fit {manifest['arch']} with the recipe's head: " + "; ".join(wrong[:8]) + more,
+            "Export once more from the run",
+        )
     model.net.load_state_dict(state)
     return model.eval(), manifest
 
 
 def of_weights(content: bytes, state: Mapping[str, torch.Tensor]) -> dict:
     """What the manifest says of the weights file."""
-    return {"file": exportformat.WEIGHTS, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
-            "parameters": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())}
+    return {
+        "file": exportformat.WEIGHTS,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "parameters": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
+    }
 
 
 def _weights_file(path: Path) -> Path:
@@ -85,52 +109,88 @@ def _weights_file(path: Path) -> Path:
             path = path.with_name(exportformat.WEIGHTS)
         absent = path.is_dir() or not path.exists()
     except OSError as error:  # until Python 3.13, where a folder on the way may not be entered
-        raise PathoError("unreadable", str(path), f"cannot be reached ({error.strerror})",
-                         "Correct the permissions of the folders above it") from error
+        raise PathoError(
+            "unreadable",
+            str(path),
+            f"cannot be reached ({error.strerror})",
+            "Correct the permissions of the folders above it",
+        ) from error
     if absent:
-        raise PathoError("missing_file", str(path), "does not exist or is a folder",
-                         f"Name the folder that holds {exportformat.WEIGHTS} and {exportformat.MANIFEST}")
+        raise PathoError(
+            "missing_file",
+            str(path),
+            "does not exist or is a folder",
+            f"Name the folder that holds {exportformat.WEIGHTS} and {exportformat.MANIFEST}",
+        )
     start = files.read_bytes(path, 9)  # the header's length in eight bytes, then its bracket
     if start[8:] == b"{":
         if path.name != exportformat.WEIGHTS:
-            raise PathoError("missing_file", str(path), f"is not called {exportformat.WEIGHTS}",
-                             f"Name the folder that holds {exportformat.WEIGHTS} and {exportformat.MANIFEST}, under "
-                             "these names")
+            raise PathoError(
+                "missing_file",
+                str(path),
+                f"is not called {exportformat.WEIGHTS}",
+                f"Name the folder that holds {exportformat.WEIGHTS} and {exportformat.MANIFEST}, under these names",
+            )
         return path
     if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise PathoError("not_safetensors", str(path), "is a pickled checkpoint, which can run code when it is read",
-                         f"Export the run it comes from (export.save_model) and load {exportformat.WEIGHTS}")
-    raise PathoError("not_safetensors", str(path), "does not begin like a safetensors file" if start else "is empty",
-                     "Copy it again from the run, or export once more")
+        raise PathoError(
+            "not_safetensors",
+            str(path),
+            "is a pickled checkpoint, which can run code when it is read",
+            f"Export the run it comes from (export.save_model) and load {exportformat.WEIGHTS}",
+        )
+    raise PathoError(
+        "not_safetensors",
+        str(path),
+        "does not begin like a safetensors file" if start else "is empty",
+        "Copy it again from the run, or export once more",
+    )
 
 
 def _parsed(content: bytes, manifest: dict, path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, if its header says that they were written with this manifest."""
     try:
         state = safetensors.torch.load(content)
-        header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except Exception as error:  # the parser's own, and KeyError for a kind of number that torch does not have
-        raise PathoError("weights_damaged", str(path), f"is not a whole safetensors file ({shown(error)})",
-                         "Copy both files again from the run, or export once more") from error
+        raise PathoError(
+            "weights_damaged",
+            str(path),
+            f"is not a whole safetensors file ({shown(error)})",
+            "Copy both files again from the run, or export once more",
+        ) from error
     facts = {key: value for key, value in manifest.items() if key not in ("weights", "manifest_sha256")}
     if header.get("__metadata__", {}).get(exportformat.FACTS) != files.digest(facts):
-        raise PathoError("manifest_changed", str(path.with_name(exportformat.MANIFEST)),
-                         f"is not the one that {exportformat.WEIGHTS} was written with",
-                         "Copy both files again from the run; to change a setting, export once more")
+        raise PathoError(
+            "manifest_changed",
+            str(path.with_name(exportformat.MANIFEST)),
+            f"is not the one that {exportformat.WEIGHTS} was written with",
+            "Copy both files again from the run; to change a setting, export once more",
+        )
     return state
 
 
 def check_weights(state: Mapping[str, torch.Tensor], manifest: dict, path: Path) -> None:
     """Stops where the last layer has not one output per class, or the tensors are not such as training makes."""
     head = re.escape(architectures.NETWORKS[manifest["arch"]].head)
-    layers = {int(match[1]): tensor for name, tensor in state.items()
-              if tensor.ndim == 2 and (match := re.fullmatch(rf"{head}\.(\d{{1,3}})\.weight", name))}
+    layers = {
+        int(match[1]): tensor
+        for name, tensor in state.items()
+        if tensor.ndim == 2 and (match := re.fullmatch(rf"{head}\.(\d{{1,3}})\.weight", name))
+    }
     outputs, width = layers[max(layers)].shape if layers else (0, 0)
     if outputs != len(manifest["classes"]):
-        raise PathoError("class_mismatch", str(path), f"has {outputs} outputs for {len(manifest['classes'])} classes",
-                         "Export with the recipe the model was trained with")
-    wrong = [f"{shown(name)} holds {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in state.items()
-             if tensor.dtype not in (torch.float32, torch.int64)]
+        raise PathoError(
+            "class_mismatch",
+            str(path),
+            f"has {outputs} outputs for {len(manifest['classes'])} classes",
+            "Export with the recipe the model was trained with",
+        )
+    wrong = [
+        f"{shown(name)} holds {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in state.items()
+        if tensor.dtype not in (torch.float32, torch.int64)
+    ]
     if width != manifest["head"]["width"]:
         wrong.append(f"its head is {width} wide instead of {manifest['head']['width']}")
     if wrong:

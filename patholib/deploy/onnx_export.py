@@ -31,8 +31,9 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
         import onnxruntime
         import onnxscript  # noqa: F401, torch.onnx.export is made with it
     except ImportError as error:
-        raise PathoError("not_installed", error.name or "onnx", "is needed to write model.onnx",
-                         'pip install "patholib[onnx]"') from error
+        raise PathoError(
+            "not_installed", error.name or "onnx", "is needed to write model.onnx", 'pip install "patholib[onnx]"'
+        ) from error
     folder = Path(folder)
     model, manifest = loading.classifier(folder)
     size = manifest["image_size"]
@@ -40,9 +41,15 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
     seen = seen if views is None else torch.cat([seen, views.float().contiguous()])
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress that is of no use here
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(folding.folded(model), (seen[:2],), dynamo=True, input_names=[ONNX_INPUT],
-                                    output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
-                                    verbose=False)
+        program = torch.onnx.export(
+            folding.folded(model),
+            (seen[:2],),
+            dynamo=True,
+            input_names=[ONNX_INPUT],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     theirs = torch.from_numpy(session.run(None, {ONNX_INPUT: seen.numpy()})[0])
@@ -50,13 +57,24 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
         ours = model(seen)
     difference = float((theirs.double().softmax(1) - ours.double().softmax(1)).abs().max())
     if not difference <= ALIKE:
-        raise PathoError("onnx_differs", str(folder / ONNX), f"would give probabilities that differ by "
-                         f"{difference:.2g}, more than {ALIKE:g}",
-                         "Predict with PyTorch, or try another version of onnxruntime")
+        raise PathoError(
+            "onnx_differs",
+            str(folder / ONNX),
+            f"would give probabilities that differ by {difference:.2g}, more than {ALIKE:g}",
+            "Predict with PyTorch, or try another version of onnxruntime",
+        )
     files.write_bytes(folder / ONNX, content)
-    files.write_json(folder / ONNX_FACTS, {
-        "file": ONNX, "sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": manifest["weights"]["sha256"],
-        "max_difference": difference, "compared": len(seen), "notice": manifest["notice"]})
+    files.write_json(
+        folder / ONNX_FACTS,
+        {
+            "file": ONNX,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "weights_sha256": manifest["weights"]["sha256"],
+            "max_difference": difference,
+            "compared": len(seen),
+            "notice": manifest["notice"],
+        },
+    )
     return folder / ONNX
 
 
@@ -68,6 +86,10 @@ def onnx_file(path: Path, manifest: dict) -> bytes | None:
     facts, content = files.read_json(folder / ONNX_FACTS), files.read_bytes(folder / ONNX)
     said = [facts.get(key) for key in ("sha256", "weights_sha256")] if isinstance(facts, dict) else []
     if said != [hashlib.sha256(content).hexdigest(), manifest["weights"]["sha256"]]:
-        raise PathoError("onnx_damaged", str(folder / ONNX), f"is not the file that {ONNX_FACTS} describes, or belongs "
-                         "to other weights", "Delete both and write them again with export.to_onnx")
+        raise PathoError(
+            "onnx_damaged",
+            str(folder / ONNX),
+            f"is not the file that {ONNX_FACTS} describes, or belongs to other weights",
+            "Delete both and write them again with export.to_onnx",
+        )
     return content

@@ -34,8 +34,11 @@ from patholib.judge import gradcam
 FORMAT = 1  # of the journal
 SAFE = 5.0  # seconds of work that a power cut may cost; a kill costs one picture
 AHEAD = 4  # pictures that wait decoded, for each decoding thread
-LEFT = {"ignored": "of litter or hidden", "unknown_extension": "that are no pictures by their name",
-        "links_not_followed": "links to folders"}
+LEFT = {
+    "ignored": "of litter or hidden",
+    "unknown_extension": "that are no pictures by their name",
+    "links_not_followed": "links to folders",
+}
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,25 @@ def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
             found.setdefault(os.path.normpath(path), path)
         left.update({kind: len(names) for kind, names in passed.items()})
     if not found:
-        raise PathoError("no_images", ", ".join(map(str, places)), "hold no picture",
-                         f"Name folders with files that end in {', '.join(IMAGES)}")
+        raise PathoError(
+            "no_images",
+            ", ".join(map(str, places)),
+            "hold no picture",
+            f"Name folders with files that end in {', '.join(IMAGES)}",
+        )
     return list(found.values()), dict(left)
 
 
-def write(predictor: Predictor, places: Sequence[str], out: Path, tta: bool = False, heatmaps: Path | None = None,
-          workers: int | None = None, progress: bool = True, on: Ray | None = None) -> Table:
+def write(
+    predictor: Predictor,
+    places: Sequence[str],
+    out: Path,
+    tta: bool = False,
+    heatmaps: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    on: Ray | None = None,
+) -> Table:
     """Writes the table of the answers to all pictures in `places`: path, p_<class>, decision, alert, warnings, model.
 
     Files that cannot be used are listed beside it, in `<name>_bad.csv`, with the reason and the remedy. heatmaps: the
@@ -108,8 +123,11 @@ def write(predictor: Predictor, places: Sequence[str], out: Path, tta: bool = Fa
                 raise PathoError("output_exists", str(path), "is there already", "Name another file, or move it away")
         done = _taken_up(journal, _settings(predictor, tta, heatmaps))
         todo = [path for path in listed if path not in done or _facts(path) != done[path].facts]
-        entries = (_here(predictor, todo, tta, heatmaps, cpu.threads(workers)) if on is None else
-                   _on_ray(on, predictor, todo, tta, heatmaps, workers))
+        entries = (
+            _here(predictor, todo, tta, heatmaps, cpu.threads(workers))
+            if on is None
+            else _on_ray(on, predictor, todo, tta, heatmaps, workers)
+        )
         _compute(entries, len(todo), journal, done, len(listed), progress)
         counts = _finish(predictor, listed, journal, done, out, bad, heatmaps is not None)
     return Table(out, bad, *counts, len(listed) - len(todo), left)
@@ -119,8 +137,12 @@ def _refuse_outputs_among(places: Sequence[str], heatmaps: Path | None) -> None:
     """Heatmaps in a folder of pictures would be pictures the next time."""
     for place in places if heatmaps else ():
         if Path(place).is_dir() and Path(heatmaps).resolve().is_relative_to(Path(place).resolve()):
-            raise PathoError("output_in_data", str(heatmaps), f"lies in {place}, whose pictures are asked for",
-                             "Name a folder outside")
+            raise PathoError(
+                "output_in_data",
+                str(heatmaps),
+                f"lies in {place}, whose pictures are asked for",
+                "Name a folder outside",
+            )
 
 
 @contextlib.contextmanager
@@ -133,8 +155,12 @@ def _alone(out: Path) -> Iterator[None]:
     except OSError as error:
         raise files.unwritable(out, error) from error
     if lock is None:
-        raise PathoError("output_locked", str(out), f"is being written by {locks.holder(path)}",
-                         "Wait until it ends, or name another file")
+        raise PathoError(
+            "output_locked",
+            str(out),
+            f"is being written by {locks.holder(path)}",
+            "Wait until it ends, or name another file",
+        )
     try:
         yield
     finally:
@@ -145,8 +171,14 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:
     """The first line of a journal: what all its answers have in common."""
-    return {"format": FORMAT, "model": predictor.sha256, "engine": predictor.engine, "tta": tta,
-            "heatmaps": heatmaps is not None, "pixels": decoding.PIXEL_VERSION}
+    return {
+        "format": FORMAT,
+        "model": predictor.sha256,
+        "engine": predictor.engine,
+        "tta": tta,
+        "heatmaps": heatmaps is not None,
+        "pixels": decoding.PIXEL_VERSION,
+    }
 
 
 @dataclass(frozen=True)
@@ -206,15 +238,23 @@ def _line(value) -> bytes:
 def _refuse_others(journal: Path, found, settings: dict) -> None:
     """One table holds the answers of one model, computed in one way."""
     known = found if isinstance(found, dict) else {}
-    differ = [f"{name} {shown(known.get(name))} instead of {value}" for name, value in settings.items()
-              if known.get(name) != value]
+    differ = [
+        f"{name} {shown(known.get(name))} instead of {value}"
+        for name, value in settings.items()
+        if known.get(name) != value
+    ]
     if differ:
-        raise PathoError("other_model", str(journal), f"was begun with {', '.join(differ)}",
-                         "Go on as it was begun, name another file, or delete it to begin anew")
+        raise PathoError(
+            "other_model",
+            str(journal),
+            f"was begun with {', '.join(differ)}",
+            "Go on as it was begun, name another file, or delete it to begin anew",
+        )
 
 
-def _compute(entries: Iterator[list], todo: int, journal: Path, done: dict[str, _Done], total: int, progress: bool
-             ) -> None:
+def _compute(
+    entries: Iterator[list], todo: int, journal: Path, done: dict[str, _Done], total: int, progress: bool
+) -> None:
     """Adds the entries to the journal as they come."""
     shown_bar = bar(total=total, initial=total - todo, unit="image", desc="predicting", shown=progress)
     with contextlib.closing(entries), shown_bar, _appending(journal) as add:
@@ -226,6 +266,7 @@ def _compute(entries: Iterator[list], todo: int, journal: Path, done: dict[str, 
 
 def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int) -> Iterator[list]:
     """An entry for each path, in order, decoded ahead of the model."""
+
     def look(path: str) -> tuple[list[int], Picture | PathoError]:
         facts = _facts(path)
         try:
@@ -245,14 +286,21 @@ def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | Non
             yield [path, facts, row, problem]
 
 
-def _on_ray(on: Ray, predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int | None
-            ) -> Iterator[list]:
+def _on_ray(
+    on: Ray, predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int | None
+) -> Iterator[list]:
     """The same from the workers of a cluster, in whatever order."""
     cpu.threads(workers)  # refuses what is no number of workers
     if not todo:
         return
-    given = (str(Path(on.model).resolve()), predictor.engine, predictor.sha256, tta,
-             heatmaps and str(Path(heatmaps).resolve()), str(Path.cwd()))
+    given = (
+        str(Path(on.model).resolve()),
+        predictor.engine,
+        predictor.sha256,
+        tta,
+        heatmaps and str(Path(heatmaps).resolve()),
+        str(Path.cwd()),
+    )
     with cluster.joined(on.address) as ray:
         for line in cluster.mapped(ray, _worker, given, [json.dumps(path).encode() for path in todo], workers):
             entry = json.loads(line)
@@ -261,8 +309,9 @@ def _on_ray(on: Ray, predictor: Predictor, todo: list[str], tta: bool, heatmaps:
             yield entry
 
 
-def _worker(model: str, engine: str, sha256: str, tta: bool, heatmaps: str | None, cwd: str
-            ) -> Callable[[bytes], bytes]:
+def _worker(
+    model: str, engine: str, sha256: str, tta: bool, heatmaps: str | None, cwd: str
+) -> Callable[[bytes], bytes]:
     """What a worker does with a path, as JSON: the line of the journal."""
     for place in (cwd, model):
         if not Path(place).exists():
@@ -278,8 +327,12 @@ def _worker(model: str, engine: str, sha256: str, tta: bool, heatmaps: str | Non
 
 
 def _not_shared(place: str) -> PathoError:
-    return PathoError("not_shared", place, "is not there on every machine of the cluster", "All have to see the same "
-                      "folders under the same names, as on a network drive: pictures, model and outputs")
+    return PathoError(
+        "not_shared",
+        place,
+        "is not there on every machine of the cluster",
+        "All have to see the same folders under the same names, as on a network drive: pictures, model and outputs",
+    )
 
 
 @contextlib.contextmanager
@@ -329,8 +382,9 @@ def _heat(predictor: Predictor, pixels: np.ndarray, decision: int) -> bytes:
     return stream.getvalue()
 
 
-def _finish(predictor: Predictor, listed: list[str], journal: Path, done: dict[str, _Done], out: Path, bad: Path,
-            heated: bool) -> tuple[int, int]:
+def _finish(
+    predictor: Predictor, listed: list[str], journal: Path, done: dict[str, _Done], out: Path, bad: Path, heated: bool
+) -> tuple[int, int]:
     """The journal as tables in the order of `listed`, which replace it; how many were answered and how many not."""
     head = ["path", *(f"p_{name}" for name in predictor.classes), "decision", "alert", "warnings", "model"]
 

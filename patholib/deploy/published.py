@@ -21,15 +21,24 @@ def plain_state(model_state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
     `Classifier` puts "net." before each name. Errors: nonfinite_weights.
     """
-    state = {name.removeprefix("net."): tensor.detach().cpu().contiguous().clone()
-             for name, tensor in model_state.items()}
+    state = {
+        name.removeprefix("net."): tensor.detach().cpu().contiguous().clone() for name, tensor in model_state.items()
+    }
     stop_on_nonfinite(state, "the model", "Export an earlier checkpoint, and lower the recipe's lr before training on")
     return state
 
 
-def write(path: Path, model_state: Mapping[str, torch.Tensor], recipe: Recipe, *, epoch: int, best_auc: float | None,
-          optimizer_state: Mapping | None = None, validation: Mapping | None = None,
-          frozen_blocks: int | None = None) -> Path:
+def write(
+    path: Path,
+    model_state: Mapping[str, torch.Tensor],
+    recipe: Recipe,
+    *,
+    epoch: int,
+    best_auc: float | None,
+    optimizer_state: Mapping | None = None,
+    validation: Mapping | None = None,
+    frozen_blocks: int | None = None,
+) -> Path:
     """Writes one `.pt` in the published layout: model_state, epoch, best_auc, class_names, image_size, normalization.
 
     With it optimizer_state, validation (numbers), frozen_blocks and recipe (JSON values). It holds tensors and plain
@@ -52,13 +61,21 @@ def write(path: Path, model_state: Mapping[str, torch.Tensor], recipe: Recipe, *
     try:
         torch.load(io.BytesIO(stream.getvalue()), weights_only=True)
     except pickle.UnpicklingError as error:
-        raise PathoError("not_plain", Path(path).name, f"would hold more than tensors and plain values ({error})",
-                         "Turn NumPy numbers and paths into float, int or str first") from error
+        raise PathoError(
+            "not_plain",
+            Path(path).name,
+            f"would hold more than tensors and plain values ({error})",
+            "Turn NumPy numbers and paths into float, int or str first",
+        ) from error
     return files.write_bytes(path, stream.getvalue())
 
 
 def stop_on_nonfinite(state: Mapping[str, torch.Tensor], subject: str, remedy: str) -> None:
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]  # of any type
     if broken:
-        raise PathoError("nonfinite_weights", subject,
-                         f"has NaN or infinite weights in {len(broken)} tensors, first {shown(broken[0])}", remedy)
+        raise PathoError(
+            "nonfinite_weights",
+            subject,
+            f"has NaN or infinite weights in {len(broken)} tensors, first {shown(broken[0])}",
+            remedy,
+        )

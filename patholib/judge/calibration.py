@@ -41,16 +41,24 @@ def fit(labels: np.ndarray, probs: np.ndarray) -> float:
     """
     labels, probs = _checked(labels, probs)
     if len(labels) < FEWEST_IMAGES:
-        raise PathoError("too_few", "temperature", f"cannot be fitted on {len(labels)} images (at least "
-                         f"{FEWEST_IMAGES})", "Give the validation part more images (fractions)")
+        raise PathoError(
+            "too_few",
+            "temperature",
+            f"cannot be fitted on {len(labels)} images (at least {FEWEST_IMAGES})",
+            "Give the validation part more images (fractions)",
+        )
     if len(np.unique(labels)) < 2:
         raise PathoError("single_class", "temperature", "cannot be fitted on images of one class", "Split again")
     logs = np.maximum(_logs(probs), np.log(np.finfo(float).tiny))  # a certain mistake must not cost infinity
     logs -= logs.max(axis=1, keepdims=True)
     own = logs[np.arange(len(labels)), labels]
     if not own.any():
-        raise PathoError("always_right", "temperature", "cannot be fitted where every image is predicted rightly",
-                         "Give the validation part more images (fractions)")
+        raise PathoError(
+            "always_right",
+            "temperature",
+            "cannot be fitted where every image is predicted rightly",
+            "Give the validation part more images (fractions)",
+        )
 
     def slope(inverse: float) -> float:
         shares = np.exp(inverse * logs)
@@ -63,8 +71,9 @@ def fit(labels: np.ndarray, probs: np.ndarray) -> float:
     return float(np.exp(-(low + high) / 2))
 
 
-def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str = "mass",
-                of: int | None = None) -> pd.DataFrame:
+def reliability(
+    labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int | None = None
+) -> pd.DataFrame:
     """One row per bin that is not empty: mean `confidence`, `accuracy` (the share that is true) and `n` images.
 
     labels: (N,) class indices; probs: (N, C). of: index of the class whose probability counts; None: the predicted
@@ -89,8 +98,9 @@ def ece(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str = "mass
     return float((table["n"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["n"].sum())
 
 
-def ece_by_chance(probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int | None = None, draws: int = 100,
-                  seed: int = 0) -> float:
+def ece_by_chance(
+    probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int | None = None, draws: int = 100, seed: int = 0
+) -> float:
     """The mean calibration error that these probabilities have if the labels are drawn from them.
 
     A distance is never negative, so few images give an error even then. As images of a patient are correlated, the true
@@ -128,6 +138,10 @@ def _logs(probs: np.ndarray) -> np.ndarray:
 def _checked(labels, probs) -> tuple[np.ndarray, np.ndarray]:
     labels, probs = np.asarray(labels), np.asarray(probs, dtype=np.float64)
     if probs.ndim != 2 or len(labels) != len(probs) or not len(labels):
-        raise PathoError("bad_scores", "calibration", f"has {len(labels)} labels for probabilities of shape "
-                         f"{probs.shape}", "Pass one label and one row of probabilities per image")
+        raise PathoError(
+            "bad_scores",
+            "calibration",
+            f"has {len(labels)} labels for probabilities of shape {probs.shape}",
+            "Pass one label and one row of probabilities per image",
+        )
     return labels, probs

@@ -16,7 +16,11 @@ def best_possible(source: Manifest, predictions: pd.DataFrame) -> pd.DataFrame:
     Errors: no_truth, for other images.
     """
     if not source.demo:
-        raise PathoError("no_truth", source.root.name, "holds real images, of which no posterior is known",
-                         "Compare with the colour baseline instead")
+        raise PathoError(
+            "no_truth",
+            source.root.name,
+            "holds real images, of which no posterior is known",
+            "Compare with the colour baseline instead",
+        )
     known = demo.truth(demo_folder(source.root)).set_index("path").loc[predictions["path"]]
     return predictions.assign(**{f"p_{c}": known[f"best_p_{c}"].to_numpy() for c in source.classes})

@@ -46,8 +46,10 @@ class Shown:
             before, tag, body = self.table.to_html().partition("<tbody>")
         start, *rows = body.split("<tr>")
         grey = self.grey or (False,) * len(rows)
-        rows = [f'<tr style="color: #76828f">{row}' if faint else f"<tr>{row}"
-                for row, faint in zip(rows, grey, strict=True)]
+        rows = [
+            f'<tr style="color: #76828f">{row}' if faint else f"<tr>{row}"
+            for row, faint in zip(rows, grey, strict=True)
+        ]
         return before + tag + start + "".join(rows) + "".join(f"<p>{html.escape(line)}</p>" for line in self.below)
 
 
@@ -79,8 +81,10 @@ class Locked:
             rows["predicted"] = rules.RULES["even"]
         if found["threshold"] is not None:
             rows["threshold"] = f"p_{found['positive']} >= {found['threshold']:.4g}"
-            rows |= {f"validation {metric_table.words(name)}": metrics.readable(number)
-                     for name, number in found["validation"].items()}
+            rows |= {
+                f"validation {metric_table.words(name)}": metrics.readable(number)
+                for name, number in found["validation"].items()
+            }
         if found["notes"]:
             rows["note"] = "; ".join(found["notes"])
         return Shown(pd.DataFrame({"locked": rows}))
@@ -101,8 +105,13 @@ class Locked:
         return calibration_of(self.val, self.recipe.classes, self.recipe.positive, self.decision["temperature"])
 
 
-def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, target_sensitivity: float = TARGET,
-         cost_ratio: float | None = None) -> Locked:
+def lock(
+    model: torch.nn.Module,
+    images: ImageSet,
+    run_dir: Path,
+    target_sensitivity: float = TARGET,
+    cost_ratio: float | None = None,
+) -> Locked:
     """Fits the temperature and chooses the threshold on the validation images alone, and writes decision.json.
 
     The recipe is that of run.json. target_sensitivity, cost_ratio: see `choose`. With `decide="even"` the shares of the
@@ -119,19 +128,33 @@ def lock(model: torch.nn.Module, images: ImageSet, run_dir: Path, target_sensiti
     if before is not None:
         return before
     if (run_dir / "predictions_test.csv").exists():
-        raise PathoError("test_seen", run_dir.name, "has judged its test images, and this decision is another one than "
-                         "it had then (or it had none): what is chosen now would be chosen knowing the result",
-                         'Start a new run (resume="never"), or use the decision as it is')
+        raise PathoError(
+            "test_seen",
+            run_dir.name,
+            "has judged its test images, and this decision is another one than "
+            "it had then (or it had none): what is chosen now would be chosen knowing the result",
+            'Start a new run (resume="never"), or use the decision as it is',
+        )
     path = predicting.write_predictions(val, run_dir / "predictions_val.csv")
-    decision = {"format": FORMAT, **chosen, "predictions_val_sha256": files.sha256(path),
-                "locked": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")}
+    decision = {
+        "format": FORMAT,
+        **chosen,
+        "predictions_val_sha256": files.sha256(path),
+        "locked": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
     files.write_json(run_dir / DECISION, decision)
     return Locked(decision, val, recipe)
 
 
-def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-           target_sensitivity: float = TARGET, cost_ratio: float | None = None, seed: int = 0,
-           shares: rules.Shares | None = None) -> dict:
+def choose(
+    val: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str | None = None,
+    target_sensitivity: float = TARGET,
+    cost_ratio: float | None = None,
+    seed: int = 0,
+    shares: rules.Shares | None = None,
+) -> dict:
     """Temperature and threshold from predictions of validation images, with the rule in words and notes.
 
     The threshold is the largest with which the validation sensitivity for `positive` reaches the target; with a
@@ -144,9 +167,16 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
     labels, probs = predicting.true_labels(val, classes), predicting.probs_of(val, classes)
     temperature, notes = _temperature(labels, probs)
     target = {"sensitivity": float(target_sensitivity)} if cost_ratio is None else {"cost_ratio": float(cost_ratio)}
-    found = {"temperature": temperature, "positive": positive, "threshold": None,
-             "rule": rules.RULES["even" if shares else "likeliest"], **({"shares": dict(shares)} if shares else {}),
-             "target": target, "validation": {}, "notes": notes}
+    found = {
+        "temperature": temperature,
+        "positive": positive,
+        "threshold": None,
+        "rule": rules.RULES["even" if shares else "likeliest"],
+        **({"shares": dict(shares)} if shares else {}),
+        "target": target,
+        "validation": {},
+        "notes": notes,
+    }
     if positive is None:
         return found | {"target": {}}
     probs = calibration.apply(probs, temperature)
@@ -162,11 +192,12 @@ def choose(val: pd.DataFrame, classes: Sequence[str], positive: str | None = Non
         rule = f"sensitivity >= {target_sensitivity:g} on validation"
         groups, needed = val.loc[true, "group"].nunique(), int(np.ceil(1 / (1 - target_sensitivity) - 1e-9))
         if groups < needed:
-            notes.append(f"only {groups} groups ({true.sum()} images) of {positive} in validation: fewer than {needed} "
-                         f"cannot show a sensitivity of {target_sensitivity:g}")
+            notes.append(
+                f"only {groups} groups ({true.sum()} images) of {positive} in validation: fewer than {needed} "
+                f"cannot show a sensitivity of {target_sensitivity:g}"
+            )
     numbers = metrics.alert(predicting.with_probs(val, classes, probs), classes, positive, threshold, seed=seed)
-    return found | {"threshold": threshold, "rule": rule,
-                    "validation": {name: numbers[name] for name in metrics.ALERT}}
+    return found | {"threshold": threshold, "rule": rule, "validation": {name: numbers[name] for name in metrics.ALERT}}
 
 
 def _temperature(labels: np.ndarray, probs: np.ndarray) -> tuple[float, list[str]]:
@@ -182,11 +213,19 @@ def _temperature(labels: np.ndarray, probs: np.ndarray) -> tuple[float, list[str
 def check_target(target_sensitivity: float, cost_ratio: float | None = None) -> None:
     """Refuses a target for which no threshold can be chosen. Errors: bad_parameter."""
     if not 0 < target_sensitivity < 1:
-        raise PathoError("bad_parameter", "target_sensitivity", f"is {target_sensitivity}, not between 0 and 1",
-                         "Give a share below 1, such as 0.95")
+        raise PathoError(
+            "bad_parameter",
+            "target_sensitivity",
+            f"is {target_sensitivity}, not between 0 and 1",
+            "Give a share below 1, such as 0.95",
+        )
     if cost_ratio is not None and not 0 < cost_ratio < np.inf:
-        raise PathoError("bad_parameter", "cost_ratio", f"is {cost_ratio}, no number above 0",
-                         "Say how many false alarms one missed positive is worth")
+        raise PathoError(
+            "bad_parameter",
+            "cost_ratio",
+            f"is {cost_ratio}, no number above 0",
+            "Say how many false alarms one missed positive is worth",
+        )
 
 
 def recipe_of(run_dir: Path) -> Recipe:
@@ -208,14 +247,23 @@ def locked(run_dir: Path) -> dict:
     run_dir = Path(run_dir)
     path, predictions = run_dir / DECISION, run_dir / "predictions_val.csv"
     if not path.exists():
-        raise PathoError("not_locked", run_dir.name, "has no decision.json: temperature and threshold are to be chosen "
-                         "on the validation images before a test image is seen", "Call decisions.lock first")
+        raise PathoError(
+            "not_locked",
+            run_dir.name,
+            "has no decision.json: temperature and threshold are to be chosen "
+            "on the validation images before a test image is seen",
+            "Call decisions.lock first",
+        )
     decision = files.read_json(path)
     if not isinstance(decision, dict) or decision.get("format") != FORMAT:
         raise PathoError("bad_decision", str(path), f"is no decision of format {FORMAT}", "Restore it from a copy")
     if not predictions.exists() or files.sha256(predictions) != decision.get("predictions_val_sha256"):
-        raise PathoError("val_changed", str(predictions), "is not the file that the decision was made on",
-                         "Restore it from a copy, or start a new run")
+        raise PathoError(
+            "val_changed",
+            str(predictions),
+            "is not the file that the decision was made on",
+            "Restore it from a copy, or start a new run",
+        )
     return decision
 
 
@@ -256,8 +304,10 @@ def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | No
             "ece_chance": calibration.ece_by_chance(probs, of=of),
             **{metric.name: numbers[metric.name]["value"] for metric in metric_table.of_kind("image")},
             "bins": calibration.reliability(labels, probs, of=of).to_dict("records"),
-            "counts": np.bincount(calibration.binned(calibration.confident(labels, probs, of)[0], calibration.BINS,
-                                                     "width"), minlength=calibration.BINS).tolist(),
+            "counts": np.bincount(
+                calibration.binned(calibration.confident(labels, probs, of)[0], calibration.BINS, "width"),
+                minlength=calibration.BINS,
+            ).tolist(),
         }
     return found
 
@@ -268,9 +318,11 @@ def _as_before(run_dir: Path, val: pd.DataFrame, chosen: dict, recipe: Recipe) -
         decision, kept = locked(run_dir), predicting.read_predictions(run_dir / "predictions_val.csv", recipe.classes)
     except PathoError:
         return None
-    same = all(decision.get(key) == chosen.get(key) for key in ("positive", "target", "shares")) and \
-        list(kept["path"]) == list(val["path"]) and \
-        np.abs(predicting.probs_of(kept, recipe.classes) - predicting.probs_of(val, recipe.classes)).max() < ALIKE
+    same = (
+        all(decision.get(key) == chosen.get(key) for key in ("positive", "target", "shares"))
+        and list(kept["path"]) == list(val["path"])
+        and np.abs(predicting.probs_of(kept, recipe.classes) - predicting.probs_of(val, recipe.classes)).max() < ALIKE
+    )
     return Locked(decision, kept, recipe) if same else None
 
 

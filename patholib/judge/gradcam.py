@@ -37,8 +37,9 @@ class Heat:
     blank: torch.Tensor  # (N,) bool: the image holds no evidence for the class, the map is 0 everywhere
 
 
-def heat(model: Classifier, images: torch.Tensor, classes=None, block: str | None = None,
-         method: str = "gradcam") -> Heat:
+def heat(
+    model: Classifier, images: torch.Tensor, classes=None, block: str | None = None, method: str = "gradcam"
+) -> Heat:
     """The heatmap of each image by one of METHODS.
 
     images (N, 3, H, W) in [0, 1]; classes (N,), by default the most probable; block: one of model.block_names, by
@@ -90,18 +91,19 @@ def occlusion(model: Classifier, images: torch.Tensor, classes=None, block: str 
         for i in range(STEPS - 1):
             for j in range(STEPS - 1):
                 hidden = images.clone()
-                hidden[:, :, height[i]:height[i + 2], width[j]:width[j + 2]] = grey
+                hidden[:, :, height[i] : height[i + 2], width[j] : width[j + 2]] = grey
                 after = still(hidden).gather(1, classes[:, None])[:, 0].float()
-                fall[:, i:i + 2, j:j + 2] += (before - after)[:, None, None]
-                covered[i:i + 2, j:j + 2] += 1
+                fall[:, i : i + 2, j : j + 2] += (before - after)[:, None, None]
+                covered[i : i + 2, j : j + 2] += 1
     return _result((fall / covered).relu(), classes, logits)
 
 
 METHODS = {"gradcam": gradcam, "gradcam++": gradcam_plus_plus, "hirescam": hirescam, "occlusion": occlusion}
 
 
-def averaged(model: Classifier, images: torch.Tensor, classes=None, block: str | None = None,
-             method: str = "gradcam") -> Heat:
+def averaged(
+    model: Classifier, images: torch.Tensor, classes=None, block: str | None = None, method: str = "gradcam"
+) -> Heat:
     """The mean of the heatmaps of the eight flips and quarter turns of each square image, each map turned back.
 
     classes: by default those of the highest mean probability; a blank map counts as 0. Other arguments as of `heat`.
@@ -153,7 +155,7 @@ def _heat(model: Classifier, images: torch.Tensor, classes, block: str | None, m
         logits = still.classify(maps, block, images)  # (N, C)
         classes = _classes(classes, logits)
         chosen = logits.gather(1, classes[:, None]).sum()  # no image's logit depends on another's maps in eval mode
-        gradient, = torch.autograd.grad(chosen, maps)  # (N, K, h, w)
+        (gradient,) = torch.autograd.grad(chosen, maps)  # (N, K, h, w)
     return _result(method(maps.detach().float(), gradient.float()), classes, logits)
 
 
@@ -161,8 +163,9 @@ def _result(maps: torch.Tensor, classes: torch.Tensor, logits: torch.Tensor) -> 
     """The maps as they are returned, on the CPU. Errors: model_output."""
     probs = logits.detach().float().softmax(dim=1)
     if not (torch.isfinite(maps).all() and torch.isfinite(probs).all()):
-        raise PathoError("model_output", "heatmap", "holds values that are not finite",
-                         "Check the weights and the images for NaN")
+        raise PathoError(
+            "model_output", "heatmap", "holds values that are not finite", "Check the weights and the images for NaN"
+        )
     maps = maps.cpu()
     return Heat(maps, classes.cpu(), probs.cpu(), maps.amax(dim=(1, 2)) == 0)
 
@@ -173,8 +176,12 @@ def _classes(classes, logits: torch.Tensor) -> torch.Tensor:
     asked = torch.as_tensor(classes, device=logits.device)
     count, width = logits.shape
     if asked.shape != (count,) or asked.is_floating_point() or ((asked < 0) | (asked >= width)).any():
-        raise PathoError("bad_classes", "classes", f"are {asked.tolist()}",
-                         f"Give {count} whole numbers from 0 to {width - 1}, one per image")
+        raise PathoError(
+            "bad_classes",
+            "classes",
+            f"are {asked.tolist()}",
+            f"Give {count} whole numbers from 0 to {width - 1}, one per image",
+        )
     return asked.long()
 
 
@@ -230,8 +237,9 @@ class Gallery:
     @property
     def captions(self) -> list[str]:
         """True and predicted class and probability, for under each picture."""
-        return [caption(row.label, row.decision, row.p, self.positive, self.threshold)
-                for row in self.table.itertuples()]
+        return [
+            caption(row.label, row.decision, row.p, self.positive, self.threshold) for row in self.table.itertuples()
+        ]
 
     @property
     def sections(self) -> dict[str, np.ndarray]:
@@ -239,8 +247,14 @@ class Gallery:
         return {name: np.flatnonzero(self.table["section"] == name) for name in self.table["section"].unique()}
 
 
-def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-         threshold: float | rules.Shares | None = None, each: int = 4, by: str = "outcome") -> pd.DataFrame:
+def pick(
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str | None = None,
+    threshold: float | rules.Shares | None = None,
+    each: int = 4,
+    by: str = "outcome",
+) -> pd.DataFrame:
     """Chooses images worth a look, in sections of at most `each`: rows of the predictions with further columns.
 
     They are `section`, `decision` (the predicted class), its probability `p`, and `loss`.
@@ -266,8 +280,10 @@ def pick(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None
     surest = table.assign(section=names).iloc[np.argsort(-margin, kind="stable")]
     order = ("true positive", "false positive", "false negative", "true negative") if two else ("right", "wrong")
     parts = [surest[surest["section"] == name].head(each) for name in order]
-    parts += [surest.iloc[::-1].head(each).assign(section="least certain"),
-              surest.sort_values("loss", ascending=False, kind="stable").head(each).assign(section="highest loss")]
+    parts += [
+        surest.iloc[::-1].head(each).assign(section="least certain"),
+        surest.sort_values("loss", ascending=False, kind="stable").head(each).assign(section="highest loss"),
+    ]
     return pd.concat(parts)
 
 
@@ -286,8 +302,9 @@ def _outcomes(decision: np.ndarray, label: np.ndarray, positive: str | None) -> 
     """The outcome of each image, (N,) text: right or wrong, or true or false positive or negative."""
     if positive is None:
         return np.where(decision == label, "right", "wrong")
-    return np.char.add(np.where(decision == label, "true ", "false "),
-                       np.where(decision == positive, "positive", "negative"))
+    return np.char.add(
+        np.where(decision == label, "true ", "false "), np.where(decision == positive, "positive", "negative")
+    )
 
 
 def _by_column(table: pd.DataFrame, name: str, column: str, each: int) -> pd.DataFrame:
@@ -299,9 +316,18 @@ def _by_column(table: pd.DataFrame, name: str, column: str, each: int) -> pd.Dat
     return pd.concat(parts)
 
 
-def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, positive: str | None = None,
-            threshold: float | rules.Shares | None = None, each: int = 4, by: str = "outcome",
-            block: str | None = None, method: str = "gradcam", average: bool = False) -> Gallery:
+def gallery(
+    model: Classifier,
+    images: ImageSet,
+    predictions: pd.DataFrame,
+    positive: str | None = None,
+    threshold: float | rules.Shares | None = None,
+    each: int = 4,
+    by: str = "outcome",
+    block: str | None = None,
+    method: str = "gradcam",
+    average: bool = False,
+) -> Gallery:
     """The heatmaps of the images that `pick` chooses, for their predicted class; average: those of `averaged`.
 
     images and predictions: the same images in the same order; the probabilities are shown as they are given, so give
@@ -316,10 +342,18 @@ def gallery(model: Classifier, images: ImageSet, predictions: pd.DataFrame, posi
     targets = [model.classes.index(name) for name in once["decision"]]
     parts = [slice(start, start + BATCH) for start in range(0, len(views), BATCH)]
     ask = averaged if average else heat
-    maps = torch.cat([ask(model, views[part].to(model.mean.device), targets[part], block, method).maps
-                      for part in parts])
+    maps = torch.cat(
+        [ask(model, views[part].to(model.mean.device), targets[part], block, method).maps for part in parts]
+    )
     seen = views.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
     place = once.index.get_indexer(chosen.index)
     decides = positive is not None and len(model.classes) == 2 and isinstance(threshold, float)
-    return Gallery(seen[place], upsample(maps, model.image_size).numpy()[place], chosen.reset_index(drop=True), block,
-                   method_title(method, average), positive, threshold if decides else None)
+    return Gallery(
+        seen[place],
+        upsample(maps, model.image_size).numpy()[place],
+        chosen.reset_index(drop=True),
+        block,
+        method_title(method, average),
+        positive,
+        threshold if decides else None,
+    )

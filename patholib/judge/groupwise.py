@@ -21,8 +21,15 @@ def of_subgroup(row: Mapping, name: str) -> dict:
     return {"value": row[name], "low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")}
 
 
-def by_subgroup(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, columns: Iterable[str],
-                threshold: float | Shares = 0.5, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+def by_subgroup(
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str | None,
+    columns: Iterable[str],
+    threshold: float | Shares = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """The headline metrics of every subgroup: one row per value of each column, with `column`, `value` and `note`.
 
     `few` marks the rows with fewer than 10 groups. An undefined number is NaN, and `note` says why.
@@ -33,8 +40,13 @@ def by_subgroup(predictions: pd.DataFrame, classes: Sequence[str], positive: str
         resampled.need(predictions, [column])
         for value, part in predictions.groupby(column, sort=True):
             found = metrics.summary(part, classes, positive, threshold, resamples, seed)
-            row = {"column": column, "value": str(value) or "(not stated)", "images": found["images"],
-                   "groups": found["groups"], "few": found["groups"] < intervals.FEWEST_GROUPS}
+            row = {
+                "column": column,
+                "value": str(value) or "(not stated)",
+                "images": found["images"],
+                "groups": found["groups"],
+                "few": found["groups"] < intervals.FEWEST_GROUPS,
+            }
             notes = []
             for name in names:
                 number = found["metrics"][name]
@@ -59,8 +71,13 @@ def with_two_labels(predictions: pd.DataFrame, column: str = "case") -> list[str
     return [str(name) for name in labels.index[labels > 1]]
 
 
-def by_patient(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, column: str = "case",
-               threshold: float | Shares = 0.5) -> pd.DataFrame:
+def by_patient(
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str | None = None,
+    column: str = "case",
+    threshold: float | Shares = 0.5,
+) -> pd.DataFrame:
     """One row per patient, sorted: images, true label, patient score, mean probabilities and their predicted class.
 
     `score` is the share of the patient's images that are right (Spanhol et al. 2016: N_rec / N_P). Patients with two
@@ -71,8 +88,13 @@ def by_patient(predictions: pd.DataFrame, classes: Sequence[str], positive: str 
     right = resampled.decide(predictions, classes, positive, threshold) == predictions["label"].to_numpy()
     table = predictions.assign(patient=patient_of_each(predictions, column), right=right)
     parts = table[~table["patient"].isin(with_two_labels(predictions, column))].groupby("patient", sort=True)
-    patients = parts.agg(group=("group", "first"), groups=("group", "nunique"), label=("label", "first"),
-                         images=("label", "size"), right=("right", "sum")).reset_index()
+    patients = parts.agg(
+        group=("group", "first"),
+        groups=("group", "nunique"),
+        label=("label", "first"),
+        images=("label", "size"),
+        right=("right", "sum"),
+    ).reset_index()
     # A slide stays in its case; where the split was by image, the images of a patient are still drawn as one.
     patients["group"] = patients["group"].astype(str).where(patients.pop("groups") == 1, patients["patient"])
     patients["score"] = patients["right"] / patients["images"]
@@ -81,8 +103,13 @@ def by_patient(predictions: pd.DataFrame, classes: Sequence[str], positive: str 
     return patients
 
 
-def patient_recognition_rate(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-                             column: str = "case", threshold: float | Shares = 0.5) -> float | None:
+def patient_recognition_rate(
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str | None = None,
+    column: str = "case",
+    threshold: float | Shares = 0.5,
+) -> float | None:
     """The mean of the patient scores (Spanhol et al. 2016): every patient counts once, however many images there are.
 
     None where no patient has a single label.
@@ -91,9 +118,15 @@ def patient_recognition_rate(predictions: pd.DataFrame, classes: Sequence[str], 
     return float(patients["score"].mean()) if len(patients) else None
 
 
-def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-                    column: str = "case", threshold: float | Shares = 0.5, resamples: int = 1000,
-                    seed: int = 0) -> dict:
+def patient_summary(
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str | None = None,
+    column: str = "case",
+    threshold: float | Shares = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict:
     """`summary` with patients for images, decided by mean probability, and the patient recognition rate."""
     both = with_two_labels(predictions, column)
     patients = by_patient(predictions, classes, positive, column, threshold)
@@ -102,9 +135,12 @@ def patient_summary(predictions: pd.DataFrame, classes: Sequence[str], positive:
         rate = intervals.Estimate(None, missing="every patient has two labels")
         return {**found, "recognition_rate": rate.to_json(), "summary": None}
     rate = intervals.mean_of(patients["score"], patients["group"], resamples, seed)
-    return {**found, "recognition_rate": rate.to_json(),
-            "summary": metrics.summary(patients, classes, positive, threshold, resamples, seed),
-            "one_patient": _without_one(predictions, patients, classes, positive, column, threshold)}
+    return {
+        **found,
+        "recognition_rate": rate.to_json(),
+        "summary": metrics.summary(patients, classes, positive, threshold, resamples, seed),
+        "one_patient": _without_one(predictions, patients, classes, positive, column, threshold),
+    }
 
 
 def _without_one(predictions, patients, classes, positive, column, threshold) -> dict:
@@ -121,5 +157,8 @@ def _without_one(predictions, patients, classes, positive, column, threshold) ->
     counted = resampled.tally(of_patients, classes, positive, threshold)
     overall, _ = resampled.values(counted, 1 - np.eye(counted.groups))
     ranges |= {name: overall[name] for name in metric_table.headline(by_threshold=False)}
-    return found | {name: {"low": float(np.nanmin(values)), "high": float(np.nanmax(values))}
-                    for name, values in ranges.items() if not np.isnan(values).all()}
+    return found | {
+        name: {"low": float(np.nanmin(values)), "high": float(np.nanmax(values))}
+        for name, values in ranges.items()
+        if not np.isnan(values).all()
+    }

@@ -39,13 +39,22 @@ class Asked:
     seed: int
 
     @classmethod
-    def of(cls, model: Classifier, pictures: imagesets.ImageSet, table: pd.DataFrame, ask: Callable,
-           seed: int) -> Asked:
+    def of(
+        cls, model: Classifier, pictures: imagesets.ImageSet, table: pd.DataFrame, ask: Callable, seed: int
+    ) -> Asked:
         size = model.image_size
         views = augment.plain_views(pictures.pixels[table["row"].to_numpy()], size).to(model.mean.device)
         heat = ask(model, views, [model.classes.index(name) for name in table["predicted"]])
-        return cls(evaluating(model), list(table["path"]), views, table["group"].to_numpy(), heat, _large(heat, size),
-                   ask, seed)
+        return cls(
+            evaluating(model),
+            list(table["path"]),
+            views,
+            table["group"].to_numpy(),
+            heat,
+            _large(heat, size),
+            ask,
+            seed,
+        )
 
     def of_other(self, model: Classifier, views: torch.Tensor) -> gradcam.Heat:
         """The heat of these images for the same classes, from another model or another form of them."""
@@ -81,8 +90,11 @@ def structural_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     mean_a, mean_b = mean(a), mean(b)
     spread_a, spread_b, both = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
     first, second = 0.01**2, 0.03**2
-    index = ((2 * mean_a * mean_b + first) * (2 * both + second)
-             / ((mean_a**2 + mean_b**2 + first) * (spread_a + spread_b + second)))
+    index = (
+        (2 * mean_a * mean_b + first)
+        * (2 * both + second)
+        / ((mean_a**2 + mean_b**2 + first) * (spread_a + spread_b + second))
+    )
     return index.mean(dim=(1, 2)).numpy()
 
 
@@ -126,8 +138,11 @@ def _similarity(asked: Asked, name: str, model: Classifier) -> dict:
     if not known.any():
         return {"part": name, "rank_correlation": 0.0, "similarity": 0.0}
     before, after = asked.heat.maps.numpy()[known], asked.of_other(model, asked.views).maps.numpy()[known]
-    return {"part": name, "rank_correlation": float(rank_correlation(before, after).mean()),
-            "similarity": float(structural_similarity(before, after).mean())}
+    return {
+        "part": name,
+        "rank_correlation": float(rank_correlation(before, after).mean()),
+        "similarity": float(structural_similarity(before, after).mean()),
+    }
 
 
 def perturbation(asked: Asked) -> dict:
@@ -138,19 +153,30 @@ def perturbation(asked: Asked) -> dict:
     small and insertion large for a good map; `gain` is insertion minus deletion. "over_random", "over_blob": how much
     better the map is in each.
     """
-    orders = {"map": asked.maps, "random": _chance(asked), "blob": np.broadcast_to(blob(asked.maps.shape[1]),
-                                                                                 asked.maps.shape)}
+    orders = {
+        "map": asked.maps,
+        "random": _chance(asked),
+        "blob": np.broadcast_to(blob(asked.maps.shape[1]), asked.maps.shape),
+    }
     curves, areas = {}, {}
     for name, maps in orders.items():
         deletion, insertion = _curves(asked, ranks(maps, asked.seed))
         curves[name] = {"deletion": deletion.mean(axis=0).tolist(), "insertion": insertion.mean(axis=0).tolist()}
         areas[name] = {"deletion": area(deletion), "insertion": area(insertion)}
         areas[name]["gain"] = areas[name]["insertion"] - areas[name]["deletion"]
-    over = {f"over_{other}": {what: asked.mean(sign * (areas["map"][what] - areas[other][what]))
-                              for what, sign in (("deletion", -1), ("insertion", 1), ("gain", 1))}
-            for other in ("random", "blob")}
-    return {"shares": [0.0, *SHARES, 1.0], "curves": curves, **over,
-            "areas": {name: {what: asked.mean(values) for what, values in of.items()} for name, of in areas.items()}}
+    over = {
+        f"over_{other}": {
+            what: asked.mean(sign * (areas["map"][what] - areas[other][what]))
+            for what, sign in (("deletion", -1), ("insertion", 1), ("gain", 1))
+        }
+        for other in ("random", "blob")
+    }
+    return {
+        "shares": [0.0, *SHARES, 1.0],
+        "curves": curves,
+        **over,
+        "areas": {name: {what: asked.mean(values) for what, values in of.items()} for name, of in areas.items()},
+    }
 
 
 def _chance(asked: Asked) -> np.ndarray:
@@ -215,15 +241,19 @@ def stability(asked: Asked) -> dict:
     after = _large(asked.of_other(asked.model, stored), asked.maps.shape[1])
     found = {"shift": moved, "jpeg": rank_correlation(asked.maps, after)}
     groups = asked.groups[known]
-    return {name: intervals.mean_of(values[known], groups, seed=asked.seed).to_json() if known.any() else
-            {"value": 0.0, "low": None, "high": None} for name, values in found.items()}
+    return {
+        name: intervals.mean_of(values[known], groups, seed=asked.seed).to_json()
+        if known.any()
+        else {"value": 0.0, "low": None, "high": None}
+        for name, values in found.items()
+    }
 
 
 def _after_shift(asked: Asked, down: int, right: int) -> np.ndarray:
     """The rank correlation (N,) of the maps before and after a shift, where both show the same."""
     size, edge = asked.maps.shape[1], max(abs(down), abs(right))
     wide = functional.pad(asked.views, (edge,) * 4, mode="replicate")
-    moved = wide[..., edge - down:edge - down + size, edge - right:edge - right + size]
+    moved = wide[..., edge - down : edge - down + size, edge - right : edge - right + size]
     after = _large(asked.of_other(asked.model, moved), size)
     inside = slice(edge, size - edge)
     there = slice(edge + down, size - edge + down), slice(edge + right, size - edge + right)
@@ -247,22 +277,28 @@ def localisation(asked: Asked, masks: Mapping[str, np.ndarray]) -> dict:
     size = asked.maps.shape[1]
     inside = np.stack([masks[path] for path in asked.paths])
     margin = (inside.shape[1] - size) // 2
-    inside = inside[:, margin:margin + size, margin:margin + size]
+    inside = inside[:, margin : margin + size, margin : margin + size]
     share = inside.mean(axis=(1, 2))
     use = (share > 0) & (share < 1)
     if not use.any():
         return {"images": 0, "groups": 0}
     inside, groups = inside[use], asked.groups[use]
-    heats = {"map": asked.maps[use], "blob": np.broadcast_to(blob(size), inside.shape),
-             "edges": np.stack([edges(view) for view in asked.views[torch.from_numpy(use)]])}
+    heats = {
+        "map": asked.maps[use],
+        "blob": np.broadcast_to(blob(size), inside.shape),
+        "edges": np.stack([edges(view) for view in asked.views[torch.from_numpy(use)]]),
+    }
     scores = {name: located(heat, inside, asked.seed) for name, heat in heats.items()}
+
     def mean(values):
         return intervals.mean_of(values, groups, seed=asked.seed).to_json()
 
     found = {"images": int(use.sum()), "groups": len(set(groups)), "mask_share": float(share[use].mean())}
     found |= {name: {what: mean(values) for what, values in of.items()} for name, of in scores.items()}
-    return found | {f"over_{name}": {what: mean(values - scores[name][what]) for what, values in scores["map"].items()}
-                    for name in BASELINES}
+    return found | {
+        f"over_{name}": {what: mean(values - scores[name][what]) for what, values in scores["map"].items()}
+        for name in BASELINES
+    }
 
 
 def located(heat: np.ndarray, masks: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
@@ -274,8 +310,11 @@ def located(heat: np.ndarray, masks: np.ndarray, seed: int = 0) -> dict[str, np.
     hot = places < masks.mean(axis=(1, 2), keepdims=True) - 1e-9  # as many pixels as the mask has
     iou = (hot & masks).sum(axis=(1, 2)) / (hot | masks).sum(axis=(1, 2))
     seen = total > 0
-    return {"energy": energy, "pointing": ((first & masks).any(axis=(1, 2)) & seen).astype(float),
-            "iou": np.where(seen, iou, 0.0)}
+    return {
+        "energy": energy,
+        "pointing": ((first & masks).any(axis=(1, 2)) & seen).astype(float),
+        "iou": np.where(seen, iou, 0.0),
+    }
 
 
 def edges(view: torch.Tensor) -> np.ndarray:

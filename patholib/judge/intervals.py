@@ -34,14 +34,22 @@ class Estimate:
     def to_json(self) -> dict:
         """`{"value", "low", "high"}`, with "undefined" or "no_interval" (the reason) and "note" where there is one."""
         reason = {"undefined" if self.value is None else "no_interval": self.missing} if self.missing else {}
-        return {"value": self.value, "low": self.low, "high": self.high, **reason,
-                **({"note": self.note} if self.note else {})}
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            **reason,
+            **({"note": self.note} if self.note else {}),
+        }
 
     @classmethod
     def from_json(cls, number: Mapping) -> Estimate:
         """What `to_json` gave, without the method."""
-        return cls(*(number.get(key) for key in ("value", "low", "high")), note=number.get("note", ""),
-                   missing=number.get("undefined", number.get("no_interval", "")))
+        return cls(
+            *(number.get(key) for key in ("value", "low", "high")),
+            note=number.get("note", ""),
+            missing=number.get("undefined", number.get("no_interval", "")),
+        )
 
     def text(self, digits: int = 3, sign: str = "") -> str:
         """`0.912 (0.880 to 0.940)`, "0.912 (no interval)" or "undefined"; sign="+" shows that of positive numbers."""
@@ -72,8 +80,9 @@ def left_out(groups: int, interval: str) -> np.ndarray:
     return 1.0 - (np.arange(groups) % max(blocks, 1) == np.arange(blocks)[:, None])
 
 
-def estimate(value: float, drawn: np.ndarray, undefined: str = "", left: Sequence[float] = (), groups: int = 0
-             ) -> Estimate:
+def estimate(
+    value: float, drawn: np.ndarray, undefined: str = "", left: Sequence[float] = (), groups: int = 0
+) -> Estimate:
     """A value with its interval from resamples, or with the reason why there is none.
 
     value: NaN where it is undefined, for the reason `undefined`. drawn: (R,) its values in the resamples. left: its

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from patholib.data.imagesets import ImageSet
 
+
 def read_judged(run_dir: Path) -> Judged:
     """What `judge` wrote into a run folder. Errors: missing_file where nothing was judged."""
     found = files.read_json(Path(run_dir) / "metrics.json")
@@ -38,8 +39,10 @@ class Judged:
     recipe: Recipe
 
     def __repr__(self) -> str:
-        return (f"{self.summary['images']:,} test images of {self.summary['groups']:,} groups; decision: "
-                f"{self.summary['decision']}\n{self.table.to_string()}")
+        return (
+            f"{self.summary['images']:,} test images of {self.summary['groups']:,} groups; decision: "
+            f"{self.summary['decision']}\n{self.table.to_string()}"
+        )
 
     def _repr_html_(self) -> str:
         return self.table.to_html()
@@ -62,8 +65,13 @@ class Judged:
     @property
     def table(self) -> pd.DataFrame:
         """The metrics of every set side by side, each with its 95 % interval over groups."""
-        shown = {"validation": "val", "test": "test", "test, TTA": "test_tta", "colour baseline": "baseline",
-                 "linear probe": "probe"}
+        shown = {
+            "validation": "val",
+            "test": "test",
+            "test, TTA": "test_tta",
+            "colour baseline": "baseline",
+            "linear probe": "probe",
+        }
         columns = {title: self.metrics[key]["metrics"] for title, key in shown.items() if key in self.metrics}
         return self._readable(columns)
 
@@ -92,8 +100,11 @@ class Judged:
         for row in rows:
             for reason in row["note"].split("; "):
                 reasons.setdefault(reason, []).append(row["value"])
-        below = [f"{reason} ({', '.join(values)})" for reason, values in reasons.items()
-                 if reason and not reason.startswith("only ")]
+        below = [
+            f"{reason} ({', '.join(values)})"
+            for reason, values in reasons.items()
+            if reason and not reason.startswith("only ")
+        ]
         grey = tuple(row["few"] for row in rows)
         if any(grey):
             below.insert(0, f"grey: fewer than {intervals.FEWEST_GROUPS} groups, whose intervals are too narrow")
@@ -106,14 +117,22 @@ class Judged:
         found = self.summary.get("alert")
         if found is None:
             return pd.DataFrame()
-        return pd.DataFrame({f"p_{found['positive']} >= {found['threshold']:.4g}": {
-            metric_table.words(name): metrics.readable(found.get(name)) for name in metrics.ALERT}})
+        return pd.DataFrame(
+            {
+                f"p_{found['positive']} >= {found['threshold']:.4g}": {
+                    metric_table.words(name): metrics.readable(found.get(name)) for name in metrics.ALERT
+                }
+            }
+        )
 
     @property
     def calibration(self) -> pd.DataFrame:
         """Calibration errors, Brier score and log loss before and after the temperature, for each set."""
-        rows = {(name, when): {key: value for key, value in numbers.items() if key not in ("bins", "counts")}
-                for name, both in self.metrics["calibration"].items() for when, numbers in both.items()}
+        rows = {
+            (name, when): {key: value for key, value in numbers.items() if key not in ("bins", "counts")}
+            for name, both in self.metrics["calibration"].items()
+            for when, numbers in both.items()
+        }
         return pd.DataFrame(rows).T.rename(columns=metric_table.words)
 
     @property
@@ -124,8 +143,9 @@ class Judged:
     @property
     def patients(self) -> pd.DataFrame:
         """One row per patient (case, lesion or group) of the test images."""
-        return groupwise.by_patient(self.test, self.recipe.classes, self.recipe.positive,
-                                    predicting.patient_column(self.test), self.threshold)
+        return groupwise.by_patient(
+            self.test, self.recipe.classes, self.recipe.positive, predicting.patient_column(self.test), self.threshold
+        )
 
     @property
     def labels(self) -> np.ndarray:
@@ -139,14 +159,27 @@ class Judged:
 
     def _readable(self, columns: Mapping[str, Mapping], sign: str = "") -> pd.DataFrame:
         """Metrics as text, a row for each metric and a column for each set of them."""
-        names = [name for name in metric_table.order(len(self.recipe.classes))
-                 if any(name in numbers for numbers in columns.values())]
-        return pd.DataFrame({title: {metric_table.words(name): metrics.readable(numbers.get(name), sign=sign)
-                                     for name in names} for title, numbers in columns.items()})
+        names = [
+            name
+            for name in metric_table.order(len(self.recipe.classes))
+            if any(name in numbers for numbers in columns.values())
+        ]
+        return pd.DataFrame(
+            {
+                title: {metric_table.words(name): metrics.readable(numbers.get(name), sign=sign) for name in names}
+                for title, numbers in columns.items()
+            }
+        )
 
 
-def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, baseline: pd.DataFrame | None = None,
-          subgroups: Sequence[str] = (), probed: pd.DataFrame | None = None) -> Judged:
+def judge(
+    model: torch.nn.Module,
+    images: ImageSet,
+    run_dir: Path,
+    baseline: pd.DataFrame | None = None,
+    subgroups: Sequence[str] = (),
+    probed: pd.DataFrame | None = None,
+) -> Judged:
     """Applies the model and the locked decision to the test images; writes predictions_*.csv and metrics.json.
 
     The recipe is that of run.json. Test images are predicted plainly and, if it has more than one view, with test-time
@@ -161,7 +194,9 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, baseline: pd.
     classes, positive = recipe.classes, recipe.positive
     decision = decisions.locked(run_dir)  # before a test image is touched
     raw = {"val": predicting.read_predictions(run_dir / "predictions_val.csv", classes)}
-    views = predicting.probabilities_of(predicting.forward(model, test, recipe, recipe.tta_views > 1))  # (views, N, C), the plain view first
+    views = predicting.probabilities_of(
+        predicting.forward(model, test, recipe, recipe.tta_views > 1)
+    )  # (views, N, C), the plain view first
     raw["test"] = predicting.as_predictions(test, views[0])
     if recipe.tta_views > 1:
         raw["test_tta"] = predicting.as_predictions(test, views.mean(axis=0))
@@ -173,17 +208,25 @@ def judge(model: torch.nn.Module, images: ImageSet, run_dir: Path, baseline: pd.
     for name, table in (tables | raw).items():
         if name != "val":
             predicting.write_predictions(table, run_dir / f"predictions_{name}.csv")
-    found = {name: metrics.summary(table, classes, positive, thresholds[name], seed=recipe.seed)
-             for name, table in tables.items()}
+    found = {
+        name: metrics.summary(table, classes, positive, thresholds[name], seed=recipe.seed)
+        for name, table in tables.items()
+    }
     found["test"] |= _details(tables["test"], recipe, decision, subgroups)
-    found["calibration"] = {name: decisions.calibration_of(table, classes, positive, decision["temperature"])
-                            for name, table in raw.items()}
+    found["calibration"] = {
+        name: decisions.calibration_of(table, classes, positive, decision["temperature"]) for name, table in raw.items()
+    }
     if "test_tta" in tables:
-        found["tta_gain"] = metrics.paired(tables["test_tta"], tables["test"], classes, positive, thresholds["test"],
-                                           seed=recipe.seed)
-    found["gain_over"] = {name: metrics.paired(tables["test"], tables[name], classes, positive,
-                                               (thresholds["test"], thresholds[name]), seed=recipe.seed)
-                          for name in decisions.RIVALS if name in tables}
+        found["tta_gain"] = metrics.paired(
+            tables["test_tta"], tables["test"], classes, positive, thresholds["test"], seed=recipe.seed
+        )
+    found["gain_over"] = {
+        name: metrics.paired(
+            tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name]), seed=recipe.seed
+        )
+        for name in decisions.RIVALS
+        if name in tables
+    }
     # Without the time, so that the same training gives the same bytes.
     found["decision"] = {key: value for key, value in decision.items() if key != "locked"}
     files.write_json(run_dir / "metrics.json", found)
@@ -197,8 +240,14 @@ def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd
     """
     parts = {name: rival[rival["split"] == name].reset_index(drop=True) for name in ("val", "test")}
     target = decision["target"]
-    own = decisions.choose(parts["val"], recipe.classes, recipe.positive, target.get("sensitivity", decisions.TARGET),
-                           target.get("cost_ratio"), recipe.seed)
+    own = decisions.choose(
+        parts["val"],
+        recipe.classes,
+        recipe.positive,
+        target.get("sensitivity", decisions.TARGET),
+        target.get("cost_ratio"),
+        recipe.seed,
+    )
     calibrated = decisions.tempered(parts["test"], recipe.classes, own["temperature"])
     return calibrated, decisions.deciding(own, recipe.classes)
 
@@ -209,10 +258,14 @@ def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequ
     apart = groupwise.by_subgroup(test, classes, positive, subgroups, threshold, seed=recipe.seed)
     found = {
         "subgroups": apart.astype(object).where(apart.notna(), None).to_dict("records"),
-        "patients": groupwise.patient_summary(test, classes, positive, predicting.patient_column(test), threshold,
-                                              seed=recipe.seed),
-        "levels": {level: groupwise.patient_summary(test, classes, positive, level, threshold, seed=recipe.seed)
-                   for level in LEVELS if level in test and level != predicting.patient_column(test)},
+        "patients": groupwise.patient_summary(
+            test, classes, positive, predicting.patient_column(test), threshold, seed=recipe.seed
+        ),
+        "levels": {
+            level: groupwise.patient_summary(test, classes, positive, level, threshold, seed=recipe.seed)
+            for level in LEVELS
+            if level in test and level != predicting.patient_column(test)
+        },
         "abstention": ranking.abstention(test, classes, positive, threshold),
     }
     if decision["threshold"] is not None:

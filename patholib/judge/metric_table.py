@@ -74,8 +74,12 @@ class Metric:
     same_as: str = ""  # the metric that always has the same value: this one is in metrics.json but in no table
 
 
-PLACES = {"classes": "per class", "positive": "positive class of two, at the threshold", "alert": "alert",
-          "report": "classification report"}
+PLACES = {
+    "classes": "per class",
+    "positive": "positive class of two, at the threshold",
+    "alert": "alert",
+    "report": "classification report",
+}
 
 
 def _precision(n: Counts) -> np.ndarray:
@@ -118,53 +122,172 @@ def _brier(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
 
 
 METRICS = (  # in the order in which people read them
-    Metric(name="accuracy", words="accuracy", meaning="share of the images whose predicted class is the true one",
-           kind="overall", formula=lambda n: n.right.sum(axis=1) / n.images, headline=True),
-    Metric(name="balanced_accuracy", words="balanced accuracy", meaning="mean of the sensitivities of all classes",
-           kind="mean", formula=_sensitivity, undefined=ONE_CLASS, headline=True),
-    Metric(name="auc", words="AUC", meaning="mean over the classes of the area under the ROC curve against the rest",
-           kind="mean", formula=lambda n: n.aucs, undefined=ONE_CLASS, from_probabilities=True, headline=True),
-    Metric(name="auc", words="AUC", meaning="chance that an image of the class has a higher probability for it than "
-           "another image, ties counting half", kind="class", formula=lambda n: n.aucs, from_probabilities=True,
-           undefined="needs images of this class and of another", places=("classes",)),
-    Metric(name="sensitivity", words="sensitivity", meaning="share of the images of the class that are predicted as it "
-           "(recall)", kind="class", formula=_sensitivity, undefined="no image is of this class", rests_on="class",
-           headline=True, places=("classes", "positive", "alert", "report")),
-    Metric(name="specificity", words="specificity", meaning="share of the other images that are not predicted as it",
-           kind="class", formula=_specificity, undefined="every image is of this class", rests_on="rest",
-           headline=True, places=("classes", "positive", "alert")),
-    Metric(name="precision", words="precision", meaning="share of the images predicted as the class that are of it",
-           kind="class", formula=_precision, undefined="no image is predicted as this class",
-           places=("classes", "positive", "report")),
-    Metric(name="f1", words="F1", meaning="harmonic mean of precision and sensitivity", kind="class", formula=_f1,
-           undefined="no image is of this class or predicted as it", places=("classes", "positive", "report")),
-    Metric(name="macro_precision", words="macro precision", meaning="mean of the precisions of all classes, 0 for a "
-           "class that is never predicted", kind="mean", formula=_precision_or_zero, undefined=ONE_CLASS),
-    Metric(name="macro_sensitivity", words="macro sensitivity", meaning="mean of the sensitivities of all classes",
-           kind="mean", formula=_sensitivity, undefined=ONE_CLASS, same_as="balanced_accuracy"),
-    Metric(name="macro_specificity", words="macro specificity", meaning="mean of the specificities of all classes",
-           kind="mean", formula=_specificity, undefined=ONE_CLASS),
-    Metric(name="macro_f1", words="macro F1", meaning="mean of the F1 scores of all classes", kind="mean", formula=_f1,
-           undefined=ONE_CLASS),
-    Metric(name="log_loss", words="log loss", meaning="mean of minus the logarithm of the probability of the true "
-           "class", kind="image", formula=_log_loss, better="lower", from_probabilities=True),
-    Metric(name="brier", words="Brier score", meaning="mean squared distance of the probabilities from the truth",
-           kind="image", formula=_brier, better="lower", from_probabilities=True),
-    Metric(name="ece", words="calibration error", meaning="mean distance of confidence and accuracy over "
-           f"{calibration.BINS} bins of equally many images", kind="once", better="lower", from_probabilities=True,
-           formula=lambda labels, probs, positive: calibration.ece(labels, probs, of=positive),
-           no_interval="a mean of distances is never negative, and resampling adds to it"),
-    Metric(name="ppv", words="positive predictive value", meaning="share of the images that raise the alert that are "
-           "of the class", kind="class", formula=_precision, undefined="no image raises the alert", places=("alert",)),
-    Metric(name="npv", words="negative predictive value", meaning="share of the images that raise no alert that are "
-           "not of the class", kind="class", formula=_negative_predictive_value,
-           undefined="every image raises the alert", places=("alert",)),
+    Metric(
+        name="accuracy",
+        words="accuracy",
+        meaning="share of the images whose predicted class is the true one",
+        kind="overall",
+        formula=lambda n: n.right.sum(axis=1) / n.images,
+        headline=True,
+    ),
+    Metric(
+        name="balanced_accuracy",
+        words="balanced accuracy",
+        meaning="mean of the sensitivities of all classes",
+        kind="mean",
+        formula=_sensitivity,
+        undefined=ONE_CLASS,
+        headline=True,
+    ),
+    Metric(
+        name="auc",
+        words="AUC",
+        meaning="mean over the classes of the area under the ROC curve against the rest",
+        kind="mean",
+        formula=lambda n: n.aucs,
+        undefined=ONE_CLASS,
+        from_probabilities=True,
+        headline=True,
+    ),
+    Metric(
+        name="auc",
+        words="AUC",
+        meaning="chance that an image of the class has a higher probability for it than "
+        "another image, ties counting half",
+        kind="class",
+        formula=lambda n: n.aucs,
+        from_probabilities=True,
+        undefined="needs images of this class and of another",
+        places=("classes",),
+    ),
+    Metric(
+        name="sensitivity",
+        words="sensitivity",
+        meaning="share of the images of the class that are predicted as it (recall)",
+        kind="class",
+        formula=_sensitivity,
+        undefined="no image is of this class",
+        rests_on="class",
+        headline=True,
+        places=("classes", "positive", "alert", "report"),
+    ),
+    Metric(
+        name="specificity",
+        words="specificity",
+        meaning="share of the other images that are not predicted as it",
+        kind="class",
+        formula=_specificity,
+        undefined="every image is of this class",
+        rests_on="rest",
+        headline=True,
+        places=("classes", "positive", "alert"),
+    ),
+    Metric(
+        name="precision",
+        words="precision",
+        meaning="share of the images predicted as the class that are of it",
+        kind="class",
+        formula=_precision,
+        undefined="no image is predicted as this class",
+        places=("classes", "positive", "report"),
+    ),
+    Metric(
+        name="f1",
+        words="F1",
+        meaning="harmonic mean of precision and sensitivity",
+        kind="class",
+        formula=_f1,
+        undefined="no image is of this class or predicted as it",
+        places=("classes", "positive", "report"),
+    ),
+    Metric(
+        name="macro_precision",
+        words="macro precision",
+        meaning="mean of the precisions of all classes, 0 for a class that is never predicted",
+        kind="mean",
+        formula=_precision_or_zero,
+        undefined=ONE_CLASS,
+    ),
+    Metric(
+        name="macro_sensitivity",
+        words="macro sensitivity",
+        meaning="mean of the sensitivities of all classes",
+        kind="mean",
+        formula=_sensitivity,
+        undefined=ONE_CLASS,
+        same_as="balanced_accuracy",
+    ),
+    Metric(
+        name="macro_specificity",
+        words="macro specificity",
+        meaning="mean of the specificities of all classes",
+        kind="mean",
+        formula=_specificity,
+        undefined=ONE_CLASS,
+    ),
+    Metric(
+        name="macro_f1",
+        words="macro F1",
+        meaning="mean of the F1 scores of all classes",
+        kind="mean",
+        formula=_f1,
+        undefined=ONE_CLASS,
+    ),
+    Metric(
+        name="log_loss",
+        words="log loss",
+        meaning="mean of minus the logarithm of the probability of the true class",
+        kind="image",
+        formula=_log_loss,
+        better="lower",
+        from_probabilities=True,
+    ),
+    Metric(
+        name="brier",
+        words="Brier score",
+        meaning="mean squared distance of the probabilities from the truth",
+        kind="image",
+        formula=_brier,
+        better="lower",
+        from_probabilities=True,
+    ),
+    Metric(
+        name="ece",
+        words="calibration error",
+        meaning=f"mean distance of confidence and accuracy over {calibration.BINS} bins of equally many images",
+        kind="once",
+        better="lower",
+        from_probabilities=True,
+        formula=lambda labels, probs, positive: calibration.ece(labels, probs, of=positive),
+        no_interval="a mean of distances is never negative, and resampling adds to it",
+    ),
+    Metric(
+        name="ppv",
+        words="positive predictive value",
+        meaning="share of the images that raise the alert that are of the class",
+        kind="class",
+        formula=_precision,
+        undefined="no image raises the alert",
+        places=("alert",),
+    ),
+    Metric(
+        name="npv",
+        words="negative predictive value",
+        meaning="share of the images that raise no alert that are not of the class",
+        kind="class",
+        formula=_negative_predictive_value,
+        undefined="every image raises the alert",
+        places=("alert",),
+    ),
 )
 
 # Numbers beside the metrics: the calibration before and after the temperature, without intervals.
-CALIBRATION = {"ece_mass": "calibration error, bins of equal mass",
-               "ece_width": "calibration error, bins of equal width", "ece_chance": "calibration error by chance",
-               **{metric.name: metric.words for metric in METRICS if metric.kind == "image"}}
+CALIBRATION = {
+    "ece_mass": "calibration error, bins of equal mass",
+    "ece_width": "calibration error, bins of equal width",
+    "ece_chance": "calibration error by chance",
+    **{metric.name: metric.words for metric in METRICS if metric.kind == "image"},
+}
 WORDS = CALIBRATION | {metric.name: metric.words for metric in METRICS}
 LOWER_IS_BETTER = tuple(metric.name for metric in METRICS if metric.better == "lower")
 
@@ -181,7 +304,8 @@ def ordered(names: Iterable[str], two_classes: bool = False) -> list[str]:
     """
     names = list(dict.fromkeys(names))
     return [name for name in order(2 if two_classes else None) if name in names] + [
-        name for name in names if name not in WORDS]
+        name for name in names if name not in WORDS
+    ]
 
 
 def lower_is_better(name: str) -> bool:
@@ -210,8 +334,11 @@ def order(classes: int | None = None) -> tuple[str, ...]:
     classes: how many there are. Of two, means over both are left out except the headline ones: they say again what the
     numbers of the positive class say. None leaves out none of them.
     """
-    return tuple(m.name for m in of_summary(by_threshold=True) if not m.same_as
-                 and (classes != 2 or m.kind != "mean" or m.headline))
+    return tuple(
+        m.name
+        for m in of_summary(by_threshold=True)
+        if not m.same_as and (classes != 2 or m.kind != "mean" or m.headline)
+    )
 
 
 def headline(by_threshold: bool = True) -> tuple[str, ...]:
@@ -226,8 +353,9 @@ def from_probabilities() -> tuple[str, ...]:
 
 def markdown() -> str:
     """The table of metrics for the documentation, as Markdown."""
-    rows = [(f"`{m.name}`", m.words, m.meaning, m.better, _shown_in(m), m.undefined or "always defined")
-            for m in METRICS]
+    rows = [
+        (f"`{m.name}`", m.words, m.meaning, m.better, _shown_in(m), m.undefined or "always defined") for m in METRICS
+    ]
     head = ("in metrics.json", "name", "what it is", "better", "given for", "undefined where")
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)) + "\n"
 

@@ -33,11 +33,20 @@ class _Resampled:
     def of(cls, counted: Tally, resamples: int, seed: int, interval: str = "bca") -> _Resampled:
         counts = [np.empty((0, counted.groups)), *intervals.draws(counted.groups, resamples, seed)]
         chunks = [resampled.values(counted, chunk) for chunk in counts]
-        overall, of_classes = ({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                               for parts in zip(*chunks, strict=True))
+        overall, of_classes = (
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*chunks, strict=True)
+        )
         left = intervals.left_out(counted.groups, interval if resamples else "percentile")
-        return cls(counted, resampled.once(counted), (resampled.values(counted, np.ones((1, counted.groups))),
-                                                      (overall, of_classes), resampled.values(counted, left)))
+        return cls(
+            counted,
+            resampled.once(counted),
+            (
+                resampled.values(counted, np.ones((1, counted.groups))),
+                (overall, of_classes),
+                resampled.values(counted, left),
+            ),
+        )
 
     def overall(self, metric: Metric) -> Estimate:
         """A metric of a summary."""
@@ -56,13 +65,23 @@ class _Resampled:
     def of_class(self, metric: Metric, k: int) -> Estimate:
         """A metric of the class with index k."""
         values, drawn, left = (of_classes[metric.name][:, k] for _, of_classes in self.parts)
-        groups = {"all": self.counted.groups, "class": self.counted.groups_of_class[k],
-                  "rest": self.counted.groups_of_rest[k]}[metric.rests_on]
+        groups = {
+            "all": self.counted.groups,
+            "class": self.counted.groups_of_class[k],
+            "rest": self.counted.groups_of_rest[k],
+        }[metric.rests_on]
         return intervals.estimate(values[0], drawn, metric.undefined, left, groups)
 
 
-def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-            threshold: float | Shares = 0.5, resamples: int = 1000, seed: int = 0, interval: str = "bca") -> dict:
+def summary(
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str | None = None,
+    threshold: float | Shares = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+    interval: str = "bca",
+) -> dict:
     """All metrics of a table of predictions as JSON values, each as `Estimate.to_json` gives it.
 
     Two classes and a `positive` one: an image is predicted positive where p_positive >= threshold. Otherwise the
@@ -78,10 +97,14 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
     counted = resampled.tally(predictions, classes, positive, threshold)
     found = _Resampled.of(counted, resamples, seed, interval)
     support = counted.confusion.sum(axis=1)
-    per_class = {name: {"support": int(support[k]), "groups": int(counted.groups_of_class[k]),
-                        **{metric.name: found.of_class(metric, k).to_json()
-                           for metric in metric_table.of_classes("classes")}}
-                 for k, name in enumerate(counted.classes)}
+    per_class = {
+        name: {
+            "support": int(support[k]),
+            "groups": int(counted.groups_of_class[k]),
+            **{metric.name: found.of_class(metric, k).to_json() for metric in metric_table.of_classes("classes")},
+        }
+        for k, name in enumerate(counted.classes)
+    }
     notes = [f"only {counted.groups} groups: intervals from fewer than {intervals.FEWEST_GROUPS} are too narrow"]
     return {
         "images": len(predictions),
@@ -95,8 +118,9 @@ def summary(predictions: pd.DataFrame, classes: Sequence[str], positive: str | N
         "seed": seed,
         "interval": interval,
         "prior": {c: float(n / len(predictions)) for c, n in zip(counted.classes, support, strict=True)},
-        "metrics": {metric.name: found.overall(metric).to_json()
-                    for metric in metric_table.of_summary(counted.by_threshold)},
+        "metrics": {
+            metric.name: found.overall(metric).to_json() for metric in metric_table.of_summary(counted.by_threshold)
+        },
         "per_class": per_class,
         "confusion": counted.confusion.tolist(),  # rows: true class, columns: predicted, in class order
         "notes": notes if counted.groups < intervals.FEWEST_GROUPS else [],
@@ -108,8 +132,9 @@ def readable(number: Mapping | None, digits: int = 3, sign: str = "") -> str:
     return Estimate.from_json(number).text(digits, sign) if number else "absent"
 
 
-def classification_report(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-                          threshold: float | Shares = 0.5) -> pd.DataFrame:
+def classification_report(
+    predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float | Shares = 0.5
+) -> pd.DataFrame:
     """Sensitivity (recall), precision, F1 and support per class, with scikit-learn's numbers and row names.
 
     As there, 0/0 counts as 0; `summary` distinguishes an undefined number from a zero.
@@ -119,16 +144,29 @@ def classification_report(predictions: pd.DataFrame, classes: Sequence[str], pos
     columns = [metric.name for metric in metric_table.of_classes("report")]
     table = pd.DataFrame({name: np.nan_to_num(of_classes[name][0]) for name in columns}, index=list(counted.classes))
     support = counted.confusion.sum(axis=1)
-    below = pd.DataFrame([[overall["accuracy"][0]] * len(columns), table.mean().tolist(),
-                          np.average(table, axis=0, weights=support).tolist()],
-                         columns=columns, index=["accuracy", "macro avg", "weighted avg"])
+    below = pd.DataFrame(
+        [
+            [overall["accuracy"][0]] * len(columns),
+            table.mean().tolist(),
+            np.average(table, axis=0, weights=support).tolist(),
+        ],
+        columns=columns,
+        index=["accuracy", "macro avg", "weighted avg"],
+    )
     table = pd.concat([table, below])
     table["support"] = [*support, *[support.sum()] * len(below)]
     return table
 
 
-def paired(a: pd.DataFrame, b: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-           threshold: float | Shares | tuple = 0.5, resamples: int = 1000, seed: int = 0) -> dict:
+def paired(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str | None = None,
+    threshold: float | Shares | tuple = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict:
     """Every metric of `a` minus that of `b`, as `Estimate.to_json` gives it: two models that saw the same images.
 
     a, b: tables of the same images in the same order. Each resample draws the same groups for both, so what makes an
@@ -139,13 +177,21 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, classes: Sequence[str], positive: s
     for table in (a, b):
         resampled.need(table, columns)
     if len(a) != len(b) or (a[columns].to_numpy() != b[columns].to_numpy()).any():
-        raise PathoError("not_paired", "predictions", "are not of the same images in the same order, with the same "
-                         "labels and groups", "Predict the same images with both models, or sort both tables by path")
+        raise PathoError(
+            "not_paired",
+            "predictions",
+            "are not of the same images in the same order, with the same labels and groups",
+            "Predict the same images with both models, or sort both tables by path",
+        )
     thresholds = threshold if isinstance(threshold, tuple) else (threshold, threshold)
-    ours, theirs = (_Resampled.of(resampled.tally(table, classes, positive, t), resamples, seed)
-                    for table, t in zip((a, b), thresholds, strict=True))
-    return {metric.name: _difference(metric, ours, theirs).to_json()
-            for metric in metric_table.of_summary(ours.counted.by_threshold and theirs.counted.by_threshold)}
+    ours, theirs = (
+        _Resampled.of(resampled.tally(table, classes, positive, t), resamples, seed)
+        for table, t in zip((a, b), thresholds, strict=True)
+    )
+    return {
+        metric.name: _difference(metric, ours, theirs).to_json()
+        for metric in metric_table.of_summary(ours.counted.by_threshold and theirs.counted.by_threshold)
+    }
 
 
 def _difference(metric: Metric, ours: _Resampled, theirs: _Resampled) -> Estimate:
@@ -156,8 +202,14 @@ def _difference(metric: Metric, ours: _Resampled, theirs: _Resampled) -> Estimat
     return intervals.estimate(values[0], drawn, metric.undefined, left, ours.counted.groups)
 
 
-def alert(predictions: pd.DataFrame, classes: Sequence[str], positive: str, threshold: float, resamples: int = 1000,
-          seed: int = 0) -> dict:
+def alert(
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str,
+    threshold: float,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict:
     """The metrics of an alert for `positive` against all other classes, raised where p_positive >= threshold.
 
     flagged: the share of the images that raise it. Errors: those of `resampled.tally`.
@@ -165,12 +217,22 @@ def alert(predictions: pd.DataFrame, classes: Sequence[str], positive: str, thre
     resampled.need(predictions, ["label", f"p_{positive}"])
     other = "not " + positive
     score = predictions[f"p_{positive}"].to_numpy(dtype=float)
-    two = predictions[["group"]].assign(**{
-        "label": np.where(predictions["label"] == positive, positive, other), f"p_{positive}": score,
-        f"p_{other}": 1 - score})
+    two = predictions[["group"]].assign(
+        **{
+            "label": np.where(predictions["label"] == positive, positive, other),
+            f"p_{positive}": score,
+            f"p_{other}": 1 - score,
+        }
+    )
     counted = resampled.tally(two, (other, positive), positive, threshold)
     found = _Resampled.of(counted, resamples, seed)
-    return {"positive": positive, "threshold": float(threshold), "images": len(two), "groups": counted.groups,
-            "positives": int(counted.confusion[1].sum()), "positive_groups": int(counted.groups_of_class[1]),
-            "flagged": float((score >= threshold).mean()),
-            **{metric.name: found.of_class(metric, 1).to_json() for metric in metric_table.of_classes("alert")}}
+    return {
+        "positive": positive,
+        "threshold": float(threshold),
+        "images": len(two),
+        "groups": counted.groups,
+        "positives": int(counted.confusion[1].sum()),
+        "positive_groups": int(counted.groups_of_class[1]),
+        "flagged": float((score >= threshold).mean()),
+        **{metric.name: found.of_class(metric, 1).to_json() for metric in metric_table.of_classes("alert")},
+    }

@@ -29,10 +29,19 @@ KEPT = 0.99  # share of the validation images within the limit
 STEPS = (1, 2, 4, 8)  # pixels between the grey values whose difference is sharpness
 NOISE = 0.001  # added to each variance, as a share of it
 GREY = 2  # grey levels by which JPEG lets the channels of an image without colour differ
-NAMES = ("red", "green", "blue", "contrast in red", "contrast in green", "contrast in blue",
-         "variety of red against green", "variety of green against blue", "variety of red against blue",
-         "brightness of the centre against the border",
-         *(f"sharpness over {step} pixel{'s' * (step > 1)}" for step in STEPS))
+NAMES = (
+    "red",
+    "green",
+    "blue",
+    "contrast in red",
+    "contrast in green",
+    "contrast in blue",
+    "variety of red against green",
+    "variety of green against blue",
+    "variety of red against blue",
+    "brightness of the centre against the border",
+    *(f"sharpness over {step} pixel{'s' * (step > 1)}" for step in STEPS),
+)
 
 
 def features(pixels: np.ndarray) -> np.ndarray:
@@ -50,7 +59,7 @@ def features(pixels: np.ndarray) -> np.ndarray:
     spreads = np.log1p(np.sqrt(np.maximum([red, green, blue, *apart], 0)))  # of the channels and of their differences
     grey = pixels @ np.array([77, 150, 29], np.int32)  # (S, S), 256 times the grey value
     quarter = len(grey) // 4
-    centre = grey[quarter:len(grey) - quarter, quarter:len(grey) - quarter]
+    centre = grey[quarter : len(grey) - quarter, quarter : len(grey) - quarter]
     inside, whole = int(centre.sum(dtype=np.int64)), int(grey.sum(dtype=np.int64))
     border = (whole - inside) / (grey.size - centre.size)
     return np.array([*mean, *spreads, (inside / centre.size - border) / 256, *_sharpness(grey)])
@@ -68,6 +77,7 @@ def _sharpness(grey: np.ndarray) -> list[float]:
 
 def colourless(pixels: np.ndarray) -> bool:
     """Whether the three channels of an image (S, S, 3) uint8 are equal, apart from JPEG artefacts."""
+
     def flat(part: np.ndarray) -> bool:
         return int(np.ptp(part, axis=2).max()) <= GREY
 
@@ -99,15 +109,25 @@ class Familiar:
         distance = self._distance(away)
         if distance > 1:
             most = NAMES[int(np.abs(away).argmax())]
-            found.append(f"unfamiliar: is unlike the training images, {distance:.1f} times as far from them as "
-                         f"{KEPT:.0%} of the validation images are; most in its {most}")
+            found.append(
+                f"unfamiliar: is unlike the training images, {distance:.1f} times as far from them as "
+                f"{KEPT:.0%} of the validation images are; most in its {most}"
+            )
         return found
 
     def to_json(self) -> dict:
         """JSON values, which `from_json` reads back."""
-        return {"features": list(NAMES), "mean": self.mean.tolist(), "scale": self.scale.tolist(),
-                "precision": self.precision.tolist(), "limit": self.limit, "kept": KEPT,
-                "colourless": self.colourless, "trained": self.trained, "validated": self.validated}
+        return {
+            "features": list(NAMES),
+            "mean": self.mean.tolist(),
+            "scale": self.scale.tolist(),
+            "precision": self.precision.tolist(),
+            "limit": self.limit,
+            "kept": KEPT,
+            "colourless": self.colourless,
+            "trained": self.trained,
+            "validated": self.validated,
+        }
 
     def _distance(self, away: np.ndarray) -> float:
         return float(_distances(away[None], self.precision)[0] / self.limit)
@@ -149,15 +169,24 @@ def from_json(values: dict) -> Familiar:
     """Reads and checks what `Familiar.to_json` gave. Errors: bad_novelty."""
     try:
         mean, scale, precision = (np.array(values[key], dtype=float) for key in ("mean", "scale", "precision"))
-        facts = Familiar(mean, scale, precision, values["limit"], values["colourless"], values["trained"],
-                         values["validated"])
+        facts = Familiar(
+            mean, scale, precision, values["limit"], values["colourless"], values["trained"], values["validated"]
+        )
         size = len(NAMES)
-        sound = (values["features"] == list(NAMES) and values["kept"] == KEPT and mean.shape == scale.shape == (size,)
-                 and precision.shape == (size, size) and np.isfinite([*mean, *scale, *precision.ravel()]).all()
-                 and scale.min() > 0 and np.array_equal(precision, precision.T) and _positive(precision)
-                 and all(_number(value) for value in (facts.limit, facts.colourless))
-                 and 0 < facts.limit < math.inf and 0 <= facts.colourless <= 1
-                 and all(type(count) is int and count > 0 for count in (facts.trained, facts.validated)))
+        sound = (
+            values["features"] == list(NAMES)
+            and values["kept"] == KEPT
+            and mean.shape == scale.shape == (size,)
+            and precision.shape == (size, size)
+            and np.isfinite([*mean, *scale, *precision.ravel()]).all()
+            and scale.min() > 0
+            and np.array_equal(precision, precision.T)
+            and _positive(precision)
+            and all(_number(value) for value in (facts.limit, facts.colourless))
+            and 0 < facts.limit < math.inf
+            and 0 <= facts.colourless <= 1
+            and all(type(count) is int and count > 0 for count in (facts.trained, facts.validated))
+        )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad(f"cannot be read ({shown(repr(error))})") from error
     if not sound:

@@ -24,9 +24,17 @@ if TYPE_CHECKING:
     from patholib.model.networks import Classifier
 
 
-def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool = False,
-            device: str | torch.device | None = None, batch_size: int = 64, precision: str = "fp32",
-            progress: bool = True, team: Team = ALONE) -> pd.DataFrame:
+def predict(
+    model: torch.nn.Module,
+    images: ImageSet,
+    recipe: Recipe,
+    tta: bool = False,
+    device: str | torch.device | None = None,
+    batch_size: int = 64,
+    precision: str = "fp32",
+    progress: bool = True,
+    team: Team = ALONE,
+) -> pd.DataFrame:
     """The table of predictions of a set: probabilities of the plain view, or with `tta` their mean over several views.
 
     Softmax in float64. device: None leaves the model where it is. batch_size: views in one pass of the model.
@@ -37,9 +45,16 @@ def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe, tta: bool 
     return as_predictions(images, probabilities(views))
 
 
-def logits(model: torch.nn.Module, images: ImageSet, recipe: Recipe, device: str | torch.device | None = None,
-           precision: str = "fp32", batch_size: int = 64, after_batch: Callable[[], None] | None = None,
-           team: Team = ALONE) -> torch.Tensor:
+def logits(
+    model: torch.nn.Module,
+    images: ImageSet,
+    recipe: Recipe,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+    batch_size: int = 64,
+    after_batch: Callable[[], None] | None = None,
+    team: Team = ALONE,
+) -> torch.Tensor:
     """The logits of every image's plain view, (N, C) float32 on the CPU, in the order of the set.
 
     after_batch: is called after each batch, in every process of the team equally often; an error of it ends the pass.
@@ -71,8 +86,19 @@ def probabilities_of(logits: torch.Tensor) -> np.ndarray:
     return logits.double().softmax(dim=-1).numpy()
 
 
-def forward(model, images, recipe, tta, device=None, batch_size=64, precision="fp32", progress=True,
-            after_batch=None, final=True, team=ALONE) -> torch.Tensor:
+def forward(
+    model,
+    images,
+    recipe,
+    tta,
+    device=None,
+    batch_size=64,
+    precision="fp32",
+    progress=True,
+    after_batch=None,
+    final=True,
+    team=ALONE,
+) -> torch.Tensor:
     """Logits (views, N, C), float32 on the CPU, of all images in every process of the team.
 
     final: on a CPU in fp32 each image is computed alone, as the exported model does it (`one_by_one`); False: in
@@ -137,12 +163,15 @@ def _logits_of(network: Callable[[torch.Tensor], torch.Tensor], views: torch.Ten
 def _refuse_not_finite(logits: torch.Tensor, paths: pd.Series, precision: str) -> None:
     finite = logits.isfinite().all(dim=2).all(dim=0).numpy()
     if not finite.all():
-        raise PathoError("model_output", paths[~finite].iloc[0], f"the model's output is not finite ({precision})",
-                         "Load the best checkpoint again, or predict with fp32")
+        raise PathoError(
+            "model_output",
+            paths[~finite].iloc[0],
+            f"the model's output is not finite ({precision})",
+            "Load the best checkpoint again, or predict with fp32",
+        )
 
 
-def _gathered(own: torch.Tensor, positions: np.ndarray, number: int, device: torch.device, team: Team
-              ) -> torch.Tensor:
+def _gathered(own: torch.Tensor, positions: np.ndarray, number: int, device: torch.device, team: Team) -> torch.Tensor:
     """The logits of all processes, (views, number, C), in the order of the set."""
     import torch
 
@@ -152,8 +181,12 @@ def _gathered(own: torch.Tensor, positions: np.ndarray, number: int, device: tor
     logits[:, positions], times[positions] = own.to(device), 1.0
     team.add_up([logits, times])
     if not (times == 1).all():
-        raise PathoError("process_lost", "predictions", f"{int((times != 1).sum())} images were not seen exactly once",
-                         "Predict with one process, and report this")
+        raise PathoError(
+            "process_lost",
+            "predictions",
+            f"{int((times != 1).sum())} images were not seen exactly once",
+            "Predict with one process, and report this",
+        )
     return logits.cpu()
 
 
@@ -181,8 +214,9 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise PathoError("csv_format", str(path), f"is not UTF-8 ({error})", "Restore it or predict again") from error
     try:  # index_col=False: else a row with one value too many shifts all columns
-        table = pd.read_csv(io.StringIO(text, newline=""), dtype=str, keep_default_na=False, index_col=False,
-                            lineterminator="\n")
+        table = pd.read_csv(
+            io.StringIO(text, newline=""), dtype=str, keep_default_na=False, index_col=False, lineterminator="\n"
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise PathoError("csv_format", str(path), str(error).strip(), "Restore it or predict again") from error
     for column in ("label", "group", *columns):
@@ -190,16 +224,21 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
             raise PathoError("csv_format", f"{path}, column {column}", "is missing", nearest(column, table.columns))
     other = [c for c in table if c.startswith("p_") and c not in columns]
     if other:
-        raise PathoError("unknown_class", f"{path}, column {other[0]}", "belongs to no class",
-                         nearest(other[0], columns))
+        raise PathoError(
+            "unknown_class", f"{path}, column {other[0]}", "belongs to no class", nearest(other[0], columns)
+        )
     try:
         table[columns] = table[columns].astype(float)  # Python's own parsing: exact, unlike pandas' fast one
     except ValueError as error:
         raise PathoError("csv_format", str(path), str(error), "Restore it or predict again") from error
     wrong = np.flatnonzero(~(np.abs(table[columns].sum(axis=1) - 1) < 1e-6))
     if len(wrong):
-        raise PathoError("bad_probabilities", f"{path}, line {wrong[0] + 2}",
-                         f"has probabilities that do not sum to 1 ({len(wrong)} such rows)", "Predict again")
+        raise PathoError(
+            "bad_probabilities",
+            f"{path}, line {wrong[0] + 2}",
+            f"has probabilities that do not sum to 1 ({len(wrong)} such rows)",
+            "Predict again",
+        )
     return table
 
 

@@ -51,12 +51,16 @@ def decision_curve(predictions: pd.DataFrame, positive: str) -> dict:
     predicted = score >= at[:, None]  # (T, N)
     odds = at / (1 - at)
     benefit = (predicted & true).mean(axis=1) - odds * (predicted & ~true).mean(axis=1)
-    return {"threshold": at.round(4).tolist(), "model": benefit.round(6).tolist(),
-            "everybody": (true.mean() - odds * (1 - true.mean())).round(6).tolist()}
+    return {
+        "threshold": at.round(4).tolist(),
+        "model": benefit.round(6).tolist(),
+        "everybody": (true.mean() - odds * (1 - true.mean())).round(6).tolist(),
+    }
 
 
-def abstention(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-               threshold: float | Shares = 0.5) -> dict:
+def abstention(
+    predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float | Shares = 0.5
+) -> dict:
     """The share of wrong predictions (risk) if the least certain images are left to a person (Geifman & El-Yaniv 2017).
 
     Certainty is the largest probability (prior-corrected where shares decide) or, where a threshold decides, the
@@ -75,8 +79,13 @@ def abstention(predictions: pd.DataFrame, classes: Sequence[str], positive: str 
     errors = round(wrong.sum())
     best = np.maximum(np.arange(1, n + 1) - (n - errors), 0) / np.arange(1, n + 1)
     kept = np.unique(np.ceil(np.linspace(1 / POINTS, 1, POINTS) * n).astype(int))
-    return {"coverage": (kept / n).round(6).tolist(), "risk": risk[kept - 1].round(6).tolist(),
-            "aurc": float(risk.mean()), "aurc_best": float(best.mean()), "aurc_random": errors / n}
+    return {
+        "coverage": (kept / n).round(6).tolist(),
+        "risk": risk[kept - 1].round(6).tolist(),
+        "aurc": float(risk.mean()),
+        "aurc_best": float(best.mean()),
+        "aurc_random": errors / n,
+    }
 
 
 def _log_odds(p):
@@ -94,8 +103,11 @@ def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
     if true[-1] == 0 or false[-1] == 0:
         raise PathoError("one_class", "ROC curve", "needs positive and negative labels", "Leave this curve out")
     start = np.zeros(1)
-    return (np.concatenate([start, false / false[-1]]), np.concatenate([start, true / true[-1]]),
-            np.concatenate([[np.inf], thresholds]))
+    return (
+        np.concatenate([start, false / false[-1]]),
+        np.concatenate([start, true / true[-1]]),
+        np.concatenate([[np.inf], thresholds]),
+    )
 
 
 def pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -120,8 +132,11 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
     if len(of_class) == 2:
         of_class = {1: of_class[1]}  # class 0 against the rest is the same number
     once, places = np.ones((1, len(labels))), np.arange(len(labels))
-    aucs = [resampled.weighted_auc(once, resampled.order_scores(labels == k, column, places))[0]
-            for k, column in of_class.items() if (labels == k).any()]
+    aucs = [
+        resampled.weighted_auc(once, resampled.order_scores(labels == k, column, places))[0]
+        for k, column in of_class.items()
+        if (labels == k).any()
+    ]
     return float(np.mean(aucs)) if len(np.unique(labels)) > 1 else None
 
 
@@ -150,8 +165,12 @@ def _above(labels, scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positives and negatives at or above each distinct score, highest score first."""
     labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
     if not len(scores) or len(labels) != len(scores) or not np.isfinite(scores).all():
-        raise PathoError("bad_scores", "curve", "needs as many finite scores as labels, and at least one",
-                         "Pass one label and one score per image")
+        raise PathoError(
+            "bad_scores",
+            "curve",
+            "needs as many finite scores as labels, and at least one",
+            "Pass one label and one score per image",
+        )
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of each run of equal scores
     true = np.cumsum(labels[order])[last].astype(float)

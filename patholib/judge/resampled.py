@@ -43,15 +43,15 @@ class Tally:
     ordered: list[Ordered]  # of each class; of two classes one alone, as both have the same AUC
 
 
-def decide(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None,
-           threshold: float | Shares = 0.5) -> np.ndarray:
+def decide(
+    predictions: pd.DataFrame, classes: Sequence[str], positive: str | None = None, threshold: float | Shares = 0.5
+) -> np.ndarray:
     """The predicted class of each image, (N,) text; threshold and errors as of `rules.predicted` and `tally`."""
     counted = tally(predictions, classes, positive, threshold)
     return np.array(counted.classes, dtype=object)[counted.predicted]
 
 
-def tally(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None,
-          threshold: float | Shares) -> Tally:
+def tally(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, threshold: float | Shares) -> Tally:
     """Checks a table of predictions and counts it by group.
 
     Errors: missing_column, unknown_class, no_predictions, bad_probabilities, bad_threshold.
@@ -68,16 +68,24 @@ def tally(predictions: pd.DataFrame, classes: Sequence[str], positive: str | Non
     scores = [np.bincount(groups, m.formula(labels, probs)) for m in metric_table.of_kind("image")]
     ranked = [k if by_threshold else 1] if n_classes == 2 else range(n_classes)
     return Tally(
-        classes=classes, by_threshold=by_threshold, positive=k, labels=labels, probs=probs, predicted=predicted,
-        confusion=confusion.sum(axis=0).astype(int).reshape(n_classes, n_classes), groups=len(names),
+        classes=classes,
+        by_threshold=by_threshold,
+        positive=k,
+        labels=labels,
+        probs=probs,
+        predicted=predicted,
+        confusion=confusion.sum(axis=0).astype(int).reshape(n_classes, n_classes),
+        groups=len(names),
         groups_of_class=np.array([len(np.unique(groups[labels == c])) for c in range(n_classes)]),
         groups_of_rest=np.array([len(np.unique(groups[labels != c])) for c in range(n_classes)]),
         sums=np.column_stack([confusion, *scores]),
-        ordered=[order_scores(labels == c, probs[:, c], groups) for c in ranked])
+        ordered=[order_scores(labels == c, probs[:, c], groups) for c in ranked],
+    )
 
 
-def _checked(predictions: pd.DataFrame, classes: tuple[str, ...], positive: str | None
-             ) -> tuple[np.ndarray, np.ndarray]:
+def _checked(
+    predictions: pd.DataFrame, classes: tuple[str, ...], positive: str | None
+) -> tuple[np.ndarray, np.ndarray]:
     """The index of each true class (N,) and the probabilities (N, C) of a table that can be judged."""
     columns = [f"p_{c}" for c in classes]
     need(predictions, ["label", "group", *columns])
@@ -92,9 +100,12 @@ def _checked(predictions: pd.DataFrame, classes: tuple[str, ...], positive: str 
     probs = predictions[columns].to_numpy(dtype=float)
     wrong = np.flatnonzero(~(np.abs(probs.sum(axis=1) - 1) < 1e-6) | (probs < 0).any(axis=1))  # not <: NaN is wrong
     if len(wrong):
-        raise PathoError("bad_probabilities", f"row {wrong[0]} of the predictions",
-                         f"has {probs[wrong[0]].tolist()}, no probabilities that sum to 1 ({len(wrong)} such rows)",
-                         "Predict again")
+        raise PathoError(
+            "bad_probabilities",
+            f"row {wrong[0]} of the predictions",
+            f"has {probs[wrong[0]].tolist()}, no probabilities that sum to 1 ({len(wrong)} such rows)",
+            "Predict again",
+        )
     return labels, probs
 
 
@@ -102,8 +113,9 @@ def need(table: pd.DataFrame, columns: list[str]) -> None:
     """Refuses a table of predictions without one of these columns. Errors: missing_column."""
     for column in columns:
         if column not in table:
-            raise PathoError("missing_column", str(column), "is no column of the predictions",
-                             nearest(column, table.columns))
+            raise PathoError(
+                "missing_column", str(column), "is no column of the predictions", nearest(column, table.columns)
+            )
 
 
 def values(counted: Tally, counts: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -114,10 +126,12 @@ def values(counted: Tally, counts: np.ndarray) -> tuple[dict[str, np.ndarray], d
     n_classes = len(counted.classes)
     sums = counts @ counted.sums  # (R, C * C + I)
     aucs = [weighted_auc(counts, ordered) for ordered in counted.ordered]
-    n = metric_table.Counts(confusion=sums[:, :n_classes**2].reshape(-1, n_classes, n_classes),
-                            aucs=np.stack(aucs * 2 if n_classes == 2 else aucs, axis=1),
-                            occurs=counted.confusion.sum(axis=1) > 0)
-    scores = dict(zip((m.name for m in metric_table.of_kind("image")), sums.T[n_classes**2:], strict=True))
+    n = metric_table.Counts(
+        confusion=sums[:, : n_classes**2].reshape(-1, n_classes, n_classes),
+        aucs=np.stack(aucs * 2 if n_classes == 2 else aucs, axis=1),
+        occurs=counted.confusion.sum(axis=1) > 0,
+    )
+    scores = dict(zip((m.name for m in metric_table.of_kind("image")), sums.T[n_classes**2 :], strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 is NaN on purpose: undefined
         of_classes = {m.name: m.formula(n) for m in metric_table.of_kind("class")}
         overall = {}

@@ -45,8 +45,12 @@ def colour_baseline(images: ImageSet) -> pd.DataFrame:
     return _linear(features, images)
 
 
-def probe(model: Classifier, images: ImageSet, splits: Sequence[pd.DataFrame] | None = None,
-          device: str | torch.device | None = None) -> pd.DataFrame:
+def probe(
+    model: Classifier,
+    images: ImageSet,
+    splits: Sequence[pd.DataFrame] | None = None,
+    device: str | torch.device | None = None,
+) -> pd.DataFrame:
     """A linear probe: as `colour_baseline`, on the mean of each map of the network's last block.
 
     Before the training it shows what the weights at the start are worth, and so what the training adds.
@@ -61,8 +65,9 @@ def probe(model: Classifier, images: ImageSet, splits: Sequence[pd.DataFrame] | 
     features = predicting.pooled(model if device is None else model.to(device), images)  # (N, K)
     place = {path: i for i, path in enumerate(images.table["path"])}
     parts = [_linear(features[[place[path] for path in one.table["path"]]], one) for one in sets]
-    return parts[0] if splits is None else pd.concat([part[part["split"] == "test"] for part in parts],
-                                                     ignore_index=True)
+    return (
+        parts[0] if splits is None else pd.concat([part[part["split"] == "test"] for part in parts], ignore_index=True)
+    )
 
 
 def _refuse_unsplit(images: ImageSet) -> None:
@@ -80,8 +85,9 @@ def _linear(features: np.ndarray, images: ImageSet) -> pd.DataFrame:
     judge = images.table["split"].isin(["val", "test"]).to_numpy()
     known = np.unique(images.labels[learn])
     if len(known) < 2 or not judge.any():
-        raise PathoError("single_class", "training split", "needs two classes, and some images elsewhere",
-                         "Split again")
+        raise PathoError(
+            "single_class", "training split", "needs two classes, and some images elsewhere", "Split again"
+        )
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
     model.fit(features[learn], images.labels[learn])
     probs = np.zeros((judge.sum(), len(images.classes)))
@@ -109,7 +115,7 @@ def colours(pixels: np.ndarray) -> np.ndarray:
     skewness = (shares * away**3).sum(axis=1) / np.maximum(deviation, 1) ** 3  # below 1 grey level there is no shape
     percentiles = np.array([np.searchsorted(np.cumsum(share), np.array(PERCENTILES) - 1e-9) for share in shares])
     quarter = len(pixels) // 4
-    centre = channels[quarter:len(pixels) - quarter, quarter:len(pixels) - quarter]
+    centre = channels[quarter : len(pixels) - quarter, quarter : len(pixels) - quarter]
     inside = centre.mean(axis=(0, 1))
     border = (mean * pixels[..., 0].size - inside * centre[..., 0].size) / (pixels[..., 0].size - centre[..., 0].size)
     rgb = pixels.reshape(-1, 3).astype(np.float32)

@@ -9,12 +9,15 @@ import numpy as np
 from patholib.base.errors import PathoError
 
 Shares = Mapping[str, float]  # of all images, by class: the prior that the probabilities were learnt with
-RULES = {"likeliest": "largest probability",  # by the value of the recipe's field `decide`
-         "even": "largest probability over the share of the class"}
+RULES = {
+    "likeliest": "largest probability",  # by the value of the recipe's field `decide`
+    "even": "largest probability over the share of the class",
+}
 
 
-def predicted(probs: np.ndarray, classes: Sequence[str], positive: str | None = None,
-              threshold: float | Shares = 0.5) -> np.ndarray:
+def predicted(
+    probs: np.ndarray, classes: Sequence[str], positive: str | None = None, threshold: float | Shares = 0.5
+) -> np.ndarray:
     """The index of the predicted class for each row of probs (N, C), (N,); of equal ones the class named first.
 
     threshold: a number decides between two classes where one is `positive` (p >= threshold); in all other cases the
@@ -53,14 +56,19 @@ def prior_corrected(probs: np.ndarray, classes: Sequence[str], threshold: float 
     if not isinstance(threshold, Mapping):
         return probs
     if threshold.keys() != set(classes) or not all(0 < share < np.inf for share in threshold.values()):
-        raise PathoError("bad_threshold", f"shares={dict(threshold)}", "are no number above 0 for each of "
-                         f"{', '.join(classes)}", "Give the share of every class")
+        raise PathoError(
+            "bad_threshold",
+            f"shares={dict(threshold)}",
+            f"are no number above 0 for each of {', '.join(classes)}",
+            "Give the share of every class",
+        )
     ratios = probs / [threshold[name] for name in classes]
     return ratios / ratios.sum(axis=1, keepdims=True)
 
 
-def margin(probs: np.ndarray, classes: Sequence[str], positive: str | None = None,
-           threshold: float | Shares = 0.5) -> np.ndarray:
+def margin(
+    probs: np.ndarray, classes: Sequence[str], positive: str | None = None, threshold: float | Shares = 0.5
+) -> np.ndarray:
     """How far each prediction is from another class, (N,): distance to the threshold, or between the two largest."""
     if uses_threshold(classes, positive, threshold):
         return np.abs(probs[:, list(classes).index(positive)] - threshold)

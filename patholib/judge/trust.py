@@ -49,18 +49,35 @@ class Trust:
     @property
     def table(self) -> pd.DataFrame:
         """One row per check: what is measured, its value, the limit, whether it passed."""
-        rows = [{"check": check["asked"], "value": check["found"], "limit": check["demanded"],
-                 "result": "passed" if check["passed"] else "FAILED"} for check in self.facts["checks"].values()]
+        rows = [
+            {
+                "check": check["asked"],
+                "value": check["found"],
+                "limit": check["demanded"],
+                "result": "passed" if check["passed"] else "FAILED",
+            }
+            for check in self.facts["checks"].values()
+        ]
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
         return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
 
 
-def examine(model: Classifier, pictures: imagesets.ImageSet, predictions: pd.DataFrame, run=None,
-            masks: Mapping[str, np.ndarray] | None = None, positive: str | None = None,
-            threshold: float | rules.Shares | None = None, count: int = 16, block: str | None = None,
-            method: str = "gradcam", average: bool = False, seed: int = 0) -> Trust:
+def examine(
+    model: Classifier,
+    pictures: imagesets.ImageSet,
+    predictions: pd.DataFrame,
+    run=None,
+    masks: Mapping[str, np.ndarray] | None = None,
+    positive: str | None = None,
+    threshold: float | rules.Shares | None = None,
+    count: int = 16,
+    block: str | None = None,
+    method: str = "gradcam",
+    average: bool = False,
+    seed: int = 0,
+) -> Trust:
     """Checks the heatmaps of up to `count` images for their predicted class, and writes <run>/trust.json.
 
     Of two classes with a positive one only images predicted positive are taken: the evidence for the other class is
@@ -71,19 +88,33 @@ def examine(model: Classifier, pictures: imagesets.ImageSet, predictions: pd.Dat
     long. Errors: as `gradcam.heat`, bad_order, no_masks.
     """
     table, of = _candidates(model, pictures, predictions, masks, positive, threshold)
-    facts = {"format": 1, "method": gradcam.method_title(method, average),
-             "block": block or gradcam.default_block(model), "of": of, "seed": seed,
-             "images": 0, "groups": 0, "limits": {"changed": CHANGED, "steady": STEADY, "blank": BLANK}, "checks": {},
-             "reasons": [f"No image is predicted as {of}, so there is no map to check"]}
+    facts = {
+        "format": 1,
+        "method": gradcam.method_title(method, average),
+        "block": block or gradcam.default_block(model),
+        "of": of,
+        "seed": seed,
+        "images": 0,
+        "groups": 0,
+        "limits": {"changed": CHANGED, "steady": STEADY, "blank": BLANK},
+        "checks": {},
+        "reasons": [f"No image is predicted as {of}, so there is no map to check"],
+    }
     if len(table):
         ask = partial(gradcam.averaged if average else gradcam.heat, block=facts["block"], method=method)
         asked = Asked.of(model, pictures, _spread(table, count), ask, seed)
-        facts |= {"images": len(asked.views), "groups": len(set(asked.groups)), "blank": int(asked.heat.blank.sum()),
-                  "randomisation": heatchecks.randomisation(asked), "perturbation": heatchecks.perturbation(asked),
-                  "stability": heatchecks.stability(asked)}
+        facts |= {
+            "images": len(asked.views),
+            "groups": len(set(asked.groups)),
+            "blank": int(asked.heat.blank.sum()),
+            "randomisation": heatchecks.randomisation(asked),
+            "perturbation": heatchecks.perturbation(asked),
+            "stability": heatchecks.stability(asked),
+        }
         if masks is not None:
             facts["localisation"] = heatchecks.localisation(
-                Asked.of(model, pictures, _spread(table, LOCATED), ask, seed), masks)
+                Asked.of(model, pictures, _spread(table, LOCATED), ask, seed), masks
+            )
         facts["checks"] = checks(facts)
         facts["reasons"] = [check["reason"] for check in facts["checks"].values() if not check["passed"]]
     facts["verdict"] = _verdict(facts)
@@ -132,59 +163,99 @@ def _spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
     return table.assign(place=place).sort_values(["place", "path"], kind="stable").head(count)
 
 
-
 def checks(facts: Mapping) -> dict[str, dict]:
     """Every check by name: what is measured, the number, the limit, whether it passed, and the reason if it did not."""
     drawn, over, steady = facts["randomisation"], facts["perturbation"], facts["stability"]
     alone = float(np.mean([part["rank_correlation"] for part in drawn["alone"]]))
     blank = facts["blank"] / facts["images"]
-    evidence = _most("share of blank maps", blank, BLANK,
-                     "{number:.0%} of the maps are blank: they hold no evidence for the predicted class")
+    evidence = _most(
+        "share of blank maps",
+        blank,
+        BLANK,
+        "{number:.0%} of the maps are blank: they hold no evidence for the predicted class",
+    )
     if blank == 1:
         return {"evidence": evidence}  # blank maps have no other property to check
     found = {
         "evidence": evidence,
-        "cascade": _most("similarity after randomising all weights", drawn["cascade"][-1]["rank_correlation"], CHANGED,
-                         "The maps stay similar when all weights are randomised (rank correlation {number:.3f}, at "
-                         f"most {CHANGED} is allowed): they show the image, not what was learnt"),
-        "alone": _most("similarity after randomising one part", alone, CHANGED,
-                       "The maps stay similar when one part of the network is randomised (mean rank correlation "
-                       f"{{number:.3f}}, at most {CHANGED} is allowed): they do not depend on all that was learnt"),
-        "over_random": _above("gain over random maps", over["over_random"]["gain"],
-                              "Deleting and inserting the pixels that the maps mark changes the probability no more "
-                              "than random regions do"),
-        "over_blob": _above("gain over a blob in the centre", over["over_blob"]["gain"],
-                            "Deleting and inserting the pixels that the maps mark changes the probability no more than "
-                            "the centre of the image does"),
-        "shift": _least("similarity after a shift of one or two pixels", steady["shift"],
-                        "The maps change when the image moves by one or two pixels"),
-        "jpeg": _least("similarity after JPEG compression", steady["jpeg"],
-                       "The maps change when the image is stored as JPEG"),
+        "cascade": _most(
+            "similarity after randomising all weights",
+            drawn["cascade"][-1]["rank_correlation"],
+            CHANGED,
+            "The maps stay similar when all weights are randomised (rank correlation {number:.3f}, at "
+            f"most {CHANGED} is allowed): they show the image, not what was learnt",
+        ),
+        "alone": _most(
+            "similarity after randomising one part",
+            alone,
+            CHANGED,
+            "The maps stay similar when one part of the network is randomised (mean rank correlation "
+            f"{{number:.3f}}, at most {CHANGED} is allowed): they do not depend on all that was learnt",
+        ),
+        "over_random": _above(
+            "gain over random maps",
+            over["over_random"]["gain"],
+            "Deleting and inserting the pixels that the maps mark changes the probability no more "
+            "than random regions do",
+        ),
+        "over_blob": _above(
+            "gain over a blob in the centre",
+            over["over_blob"]["gain"],
+            "Deleting and inserting the pixels that the maps mark changes the probability no more than "
+            "the centre of the image does",
+        ),
+        "shift": _least(
+            "similarity after a shift of one or two pixels",
+            steady["shift"],
+            "The maps change when the image moves by one or two pixels",
+        ),
+        "jpeg": _least(
+            "similarity after JPEG compression", steady["jpeg"], "The maps change when the image is stored as JPEG"
+        ),
     }
     if facts.get("localisation", {}).get("images"):
         for name, words in heatchecks.BASELINES.items():
             found[f"over_{name}_on_masks"] = _above(
-                f"energy on the masks over {words}", facts["localisation"][f"over_{name}"]["energy"],
-                f"The maps put no more of their heat on the masks than {words} would")
+                f"energy on the masks over {words}",
+                facts["localisation"][f"over_{name}"]["energy"],
+                f"The maps put no more of their heat on the masks than {words} would",
+            )
     return found
 
 
 def _most(asked: str, value: float, bound: float, reason: str) -> dict:
-    return {"asked": asked, "number": {"value": value, "low": None, "high": None}, "found": f"{value:.3f}",
-            "demanded": f"at most {bound:g}", "passed": bool(value <= bound), "reason": reason.format(number=value)}
+    return {
+        "asked": asked,
+        "number": {"value": value, "low": None, "high": None},
+        "found": f"{value:.3f}",
+        "demanded": f"at most {bound:g}",
+        "passed": bool(value <= bound),
+        "reason": reason.format(number=value),
+    }
 
 
 def _least(asked: str, number: dict, reason: str) -> dict:
-    return {"asked": asked, "number": number, "found": metrics.readable(number), "demanded": f"at least {STEADY:g}",
-            "passed": bool(number["value"] >= STEADY),
-            "reason": f"{reason} (rank correlation {number['value']:.3f}, at least {STEADY:g} is needed)"}
+    return {
+        "asked": asked,
+        "number": number,
+        "found": metrics.readable(number),
+        "demanded": f"at least {STEADY:g}",
+        "passed": bool(number["value"] >= STEADY),
+        "reason": f"{reason} (rank correlation {number['value']:.3f}, at least {STEADY:g} is needed)",
+    }
 
 
 def _above(asked: str, number: dict, reason: str) -> dict:
     """Passed if the whole interval lies above 0, or the value where all images agree and so there is no interval."""
     low = number["value"] if number["low"] is None else number["low"]
-    return {"asked": asked, "number": number, "found": metrics.readable(number), "demanded": "interval above 0",
-            "passed": bool(low > 0), "reason": f"{reason} (difference {metrics.readable(number)})"}
+    return {
+        "asked": asked,
+        "number": number,
+        "found": metrics.readable(number),
+        "demanded": "interval above 0",
+        "passed": bool(low > 0),
+        "reason": f"{reason} (difference {metrics.readable(number)})",
+    }
 
 
 def _verdict(facts: Mapping) -> str:
@@ -194,9 +265,12 @@ def _verdict(facts: Mapping) -> str:
         return f"There are no heatmaps to trust: no image is predicted as {facts['of']}."
     predicted = f" predicted as {facts['of']}" if facts["of"] else ""
     of = f"{facts['images']} images{predicted} of {facts['groups']} groups ({facts['method']} after {facts['block']})"
-    sentences = [f"Do NOT trust these heatmaps: {failed} of {total} checks failed on {of}." if failed else
-                 f"These heatmaps passed all {total} checks on {of}. The checks do not show that the evidence is "
-                 "medically sound."]
+    sentences = [
+        f"Do NOT trust these heatmaps: {failed} of {total} checks failed on {of}."
+        if failed
+        else f"These heatmaps passed all {total} checks on {of}. The checks do not show that the evidence is "
+        "medically sound."
+    ]
     if facts["groups"] < intervals.FEWEST_GROUPS:
         sentences.append("So few groups prove little either way.")
     if "localisation" not in facts:

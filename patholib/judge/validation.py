@@ -22,17 +22,20 @@ from patholib.model.recipes import Recipe
 FORMAT = 1
 RESULT, PREDICTIONS, PICTURE = "cross_validation.json", "oof_predictions.csv", "cross_validation.png"
 OF_PROBABILITIES = ("auc", "log_loss", "brier", "ece")  # all other numbers are of decisions
-NOTE = ("The folds learn from mostly the same images, so their results are not independent: the spread over folds is "
-        "no standard error of their mean, and no unbiased estimate of one exists (Bengio & Grandvalet 2004). The "
-        "interval of the pooled predictions resamples whole groups. A pooled AUC also ranks images of one fold's model "
-        "against those of another's: where it is far below the mean of the folds, their probabilities are on different "
-        "scales.")
-NOT_ASKED = ("Not asked for. With folds=5 the recipe is trained on five splits, each testing on other groups, which "
-             "takes five times as long.")
+NOTE = (
+    "The folds learn from mostly the same images, so their results are not independent: the spread over folds is "
+    "no standard error of their mean, and no unbiased estimate of one exists (Bengio & Grandvalet 2004). The "
+    "interval of the pooled predictions resamples whole groups. A pooled AUC also ranks images of one fold's model "
+    "against those of another's: where it is far below the mean of the folds, their probabilities are on different "
+    "scales."
+)
+NOT_ASKED = (
+    "Not asked for. With folds=5 the recipe is trained on five splits, each testing on other groups, which "
+    "takes five times as long."
+)
 
 
-def estimates(predictions: Mapping[tuple[str, str], pd.DataFrame], recipe: Recipe, number: str = "auc"
-              ) -> pd.DataFrame:
+def estimates(predictions: Mapping[tuple[str, str], pd.DataFrame], recipe: Recipe, number: str = "auc") -> pd.DataFrame:
     """One number of several tables of predictions, {(kind, name): table}, as `figures.forest` draws it.
 
     Columns kind, name, value, low, high, images, patients. What an interval draws as one is the patient, case or
@@ -42,8 +45,15 @@ def estimates(predictions: Mapping[tuple[str, str], pd.DataFrame], recipe: Recip
     for (kind, name), table in predictions.items():
         table = table.assign(group=table[predicting.patient_column(table)])
         found = metrics.summary(table, recipe.classes, recipe.positive, seed=recipe.seed)["metrics"][number]
-        rows.append({"kind": kind, "name": name, **{key: found[key] for key in ("value", "low", "high")},
-                     "images": len(table), "patients": table["group"].nunique()})
+        rows.append(
+            {
+                "kind": kind,
+                "name": name,
+                **{key: found[key] for key in ("value", "low", "high")},
+                "images": len(table),
+                "patients": table["group"].nunique(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -70,10 +80,16 @@ class CrossValidated:
         if not self.facts:
             return pd.DataFrame()
         spread, pooled = self.facts["over_folds"], self.facts["pooled"]["metrics"]
-        rows = {name.replace("_", " "): {
-            "mean of folds": found["mean"], "standard deviation": found["sd"], "lowest": found["lowest"],
-            "highest": found["highest"], "pooled (95 % interval)": metrics.readable(pooled[name]),
-        } for name, found in spread.items()}
+        rows = {
+            name.replace("_", " "): {
+                "mean of folds": found["mean"],
+                "standard deviation": found["sd"],
+                "lowest": found["lowest"],
+                "highest": found["highest"],
+                "pooled (95 % interval)": metrics.readable(pooled[name]),
+            }
+            for name, found in spread.items()
+        }
         return pd.DataFrame(rows).T
 
     @property
@@ -83,11 +99,21 @@ class CrossValidated:
         for run in self.facts["runs"]:
             title = f"fold {run['fold']}" + f", repeat {run['repeat']}" * (self.facts["repeats"] > 1)
             found = run["metrics"][name]
-            rows.append({"name": f"{title} ({run['groups']} groups)", "kind": "one split",
-                         **{key: found[key] for key in ("value", "low", "high")}})
+            rows.append(
+                {
+                    "name": f"{title} ({run['groups']} groups)",
+                    "kind": "one split",
+                    **{key: found[key] for key in ("value", "low", "high")},
+                }
+            )
         pooled = self.facts["pooled"]["metrics"][name]
-        rows.append({"name": "pooled predictions", "kind": "all folds",
-                     **{key: pooled[key] for key in ("value", "low", "high")}})
+        rows.append(
+            {
+                "name": "pooled predictions",
+                "kind": "all folds",
+                **{key: pooled[key] for key in ("value", "low", "high")},
+            }
+        )
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
@@ -99,9 +125,12 @@ class CrossValidated:
         if not self.facts:
             return f"<p>{html.escape(self.said)}</p>"
         picture = pages.data_url(Path(self.folder or "", PICTURE).read_bytes(), "png")
-        return (f"<p><b>{html.escape(self.note)}</b></p>" * bool(self.note)
-                + self.table.to_html(float_format="{:.3f}".format) + f"<p>{html.escape(NOTE)}</p>"
-                + f'<img alt="The folds" style="max-width:100%" src="{picture}">')
+        return (
+            f"<p><b>{html.escape(self.note)}</b></p>" * bool(self.note)
+            + self.table.to_html(float_format="{:.3f}".format)
+            + f"<p>{html.escape(NOTE)}</p>"
+            + f'<img alt="The folds" style="max-width:100%" src="{picture}">'
+        )
 
 
 def pooled(folder: Path, runs: list[tuple[int, int, Path]], **facts) -> CrossValidated:
@@ -115,15 +144,33 @@ def pooled(folder: Path, runs: list[tuple[int, int, Path]], **facts) -> CrossVal
         table = decisions.calibrated(run_dir, "test").assign(repeat=repeat, fold=fold)
         decision = decisions.locked(run_dir)
         tables.append(decided(table, recipe, decisions.deciding(decision, recipe.classes)))
-        rows.append({"repeat": repeat, "fold": fold, "run": run_dir.name, "split_sha256": split["sha256"],
-                     "images": found["images"], "groups": found["groups"], "threshold": found["threshold"],
-                     "temperature": decision["temperature"], "metrics": found["metrics"]})
+        rows.append(
+            {
+                "repeat": repeat,
+                "fold": fold,
+                "run": run_dir.name,
+                "split_sha256": split["sha256"],
+                "images": found["images"],
+                "groups": found["groups"],
+                "threshold": found["threshold"],
+                "temperature": decision["temperature"],
+                "metrics": found["metrics"],
+            }
+        )
     predictions = pd.concat(tables, ignore_index=True)
     files.write_table(folder / PREDICTIONS, predictions)
     found = {
-        "format": FORMAT, "name": folder.name, **facts, "seed": recipe.seed, "group_by": recipe.group_by,
-        "monitor": recipe.monitor, "recipe": recipes.without_folders(recipe).to_json(), "runs": rows,
-        "over_folds": _over_folds(rows), "pooled": pooled_summary(predictions, recipe), "remark": NOTE,
+        "format": FORMAT,
+        "name": folder.name,
+        **facts,
+        "seed": recipe.seed,
+        "group_by": recipe.group_by,
+        "monitor": recipe.monitor,
+        "recipe": recipes.without_folders(recipe).to_json(),
+        "runs": rows,
+        "over_folds": _over_folds(rows),
+        "pooled": pooled_summary(predictions, recipe),
+        "remark": NOTE,
         "predictions_sha256": files.sha256(folder / PREDICTIONS),
     }
     return CrossValidated(folder, json.loads(json.dumps(found)), predictions)  # as it will be read
@@ -135,8 +182,13 @@ def _over_folds(rows: list[dict]) -> dict[str, dict]:
     for name in rows[0]["metrics"]:
         values = [v for row in rows if (v := row["metrics"][name]["value"]) is not None]
         if values:
-            found[name] = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if values[1:] else None,
-                           "lowest": min(values), "highest": max(values), "folds": len(values)}
+            found[name] = {
+                "mean": float(np.mean(values)),
+                "sd": float(np.std(values, ddof=1)) if values[1:] else None,
+                "lowest": min(values),
+                "highest": max(values),
+                "folds": len(values),
+            }
     return found
 
 
@@ -159,5 +211,10 @@ def pooled_summary(table: pd.DataFrame, recipe: Recipe) -> dict:
     ranked = {name: found["metrics"][name] for name in OF_PROBABILITIES}
     per_class = {name: {**row, "auc": found["per_class"][name]["auc"]} for name, row in decided["per_class"].items()}
     two = positive is not None and len(classes) == 2
-    return {**decided, "metrics": {**decided["metrics"], **ranked}, "per_class": per_class, "threshold": None,
-            "decision": f"p_{positive} >= the threshold of the fold" if two else rules.RULES[recipe.decide]}
+    return {
+        **decided,
+        "metrics": {**decided["metrics"], **ranked},
+        "per_class": per_class,
+        "threshold": None,
+        "decision": f"p_{positive} >= the threshold of the fold" if two else rules.RULES[recipe.decide],
+    }

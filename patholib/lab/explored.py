@@ -26,8 +26,12 @@ COLUMNS = ("image", "label", "predicted", "p", "heatmap_for", "block", "method",
 BEFORE = {"called": "predicted", "evidence_for": "heatmap_for"}  # names of these columns in version 0.1.0
 
 
-def find_run(run: str | Path = "latest", data: str = "auto", output: Path | str | None = None,
-             make: Callable[[Path], Path] | None = None) -> Path:
+def find_run(
+    run: str | Path = "latest",
+    data: str = "auto",
+    output: Path | str | None = None,
+    make: Callable[[Path], Path] | None = None,
+) -> Path:
     """The folder to explore, which is printed: a run, an exported model, or for "latest" the newest finished run.
 
     run: a path, or the name of a folder in `output`. data "demo" looks for runs on demo images only. make: makes a run
@@ -40,20 +44,26 @@ def find_run(run: str | Path = "latest", data: str = "auto", output: Path | str 
             print("There is no finished run yet: a small model is trained on demo images first, for about a minute")
             return make(output)
         if found is None:
-            raise PathoError("missing_run", str(output), "holds no finished run",
-                             "Train one: patholib train quickstart")
+            raise PathoError(
+                "missing_run", str(output), "holds no finished run", "Train one: patholib train quickstart"
+            )
         print(f"The newest finished run: {found.name}")
         return found
     places = (Path(run).expanduser(), output / run)
     found = next((place for place in places if (place / exportformat.MANIFEST).exists()), None)
     if found is None:
-        raise PathoError("missing_run", str(run), f"holds no {exportformat.MANIFEST}, so there is no model to explore",
-                         'Name the folder of a finished run or of an exported model, or "latest"')
+        raise PathoError(
+            "missing_run",
+            str(run),
+            f"holds no {exportformat.MANIFEST}, so there is no model to explore",
+            'Name the folder of a finished run or of an exported model, or "latest"',
+        )
     return found
 
 
-def listed(predictions: pd.DataFrame, classes: Sequence[str], positive: str | None,
-           threshold: float | rules.Shares) -> pd.DataFrame:
+def listed(
+    predictions: pd.DataFrame, classes: Sequence[str], positive: str | None, threshold: float | rules.Shares
+) -> pd.DataFrame:
     """One row per image, by its path: label, patient, predicted, p (of that class), outcome, margin, p_<class>.
 
     label "" is unknown. margin: see `rules.margin`.
@@ -64,15 +74,21 @@ def listed(predictions: pd.DataFrame, classes: Sequence[str], positive: str | No
     outcome = np.where(labels == "", YOURS, np.where(labels == names, "correct", "wrong"))
     known = {"case", "lesion", "given_group", "group"} & set(predictions)
     patient = predictions[predicting.patient_column(predictions)].to_numpy() if known else ""
-    columns = {"label": labels, "patient": patient, "predicted": names, "outcome": outcome,
-               "margin": rules.margin(probs, classes, positive, threshold),
-               "p": probs[np.arange(len(probs)), predicted]}
+    columns = {
+        "label": labels,
+        "patient": patient,
+        "predicted": names,
+        "outcome": outcome,
+        "margin": rules.margin(probs, classes, positive, threshold),
+        "p": probs[np.arange(len(probs)), predicted],
+    }
     table = pd.DataFrame(columns, index=pd.Index(predictions["path"], name="path"))
     return table.join(pd.DataFrame(probs, index=table.index, columns=[f"p_{c}" for c in classes]))
 
 
-def left_by(table: pd.DataFrame, outcome: str = ALL, label: str = ALL, patient: str = ALL,
-            order: str = ORDERS[0]) -> pd.DataFrame:
+def left_by(
+    table: pd.DataFrame, outcome: str = ALL, label: str = ALL, patient: str = ALL, order: str = ORDERS[0]
+) -> pd.DataFrame:
     """The rows of `listed` that pass these filters, in this order."""
     for column, value in (("outcome", outcome), ("label", label), ("patient", patient)):
         if value != ALL:
@@ -104,5 +120,7 @@ def verdict(facts: Mapping | None, predicted: str, target: str, block: str, meth
     covered = (facts["method"], facts["block"], predicted, of or predicted) == (method, block, target, target)
     if covered or not facts["checks"]:
         return facts["verdict"]
-    return (f"Not checked for this heatmap. The checks were made with {style.method_name(facts['method'])} after "
-            f"{facts['block']}, for images predicted as {of or 'the class shown'}: {facts['verdict']}")
+    return (
+        f"Not checked for this heatmap. The checks were made with {style.method_name(facts['method'])} after "
+        f"{facts['block']}, for images predicted as {of or 'the class shown'}: {facts['verdict']}"
+    )

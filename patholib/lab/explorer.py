@@ -18,8 +18,14 @@ class Explorer(State):
     `explored.ORDERS`. Errors: as `inference.Predictor` and `originals.images_of`; see `State` for later ones.
     """
 
-    def __init__(self, run: str | Path, images: ImageSet | None = None, data: str | Path = "auto",
-                 split: str = "test", order: str = explored.ORDERS[0]):
+    def __init__(
+        self,
+        run: str | Path,
+        images: ImageSet | None = None,
+        data: str | Path = "auto",
+        split: str = "test",
+        order: str = explored.ORDERS[0],
+    ):
         super().__init__(run, images, data, split, order)
         self._face: Face | None = None
 
@@ -30,5 +36,11 @@ class Explorer(State):
     def _repr_mimebundle_(self, **_) -> dict:
         """The widgets, in the form that ipywidgets 7 and 8 both understand, with a text where there are none."""
         self._face = self._face or Face(self)
-        return {"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": {
-            "version_major": 2, "version_minor": 0, "model_id": self._face.root.model_id}}
+        return {
+            "text/plain": repr(self),
+            "application/vnd.jupyter.widget-view+json": {
+                "version_major": 2,
+                "version_minor": 0,
+                "model_id": self._face.root.model_id,
+            },
+        }

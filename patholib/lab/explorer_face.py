@@ -25,10 +25,15 @@ class Face:
     def __init__(self, explorer: State):
         self.explorer, self.still = explorer, False
         self.parts: dict[str, widgets.Widget] = {}
-        self.root = self._named("explorer", widgets.VBox([
-            self._html("header"),
-            widgets.HBox([self._choosing(), self._looking()], layout=_layout(flex_flow="row wrap")),
-        ]))
+        self.root = self._named(
+            "explorer",
+            widgets.VBox(
+                [
+                    self._html("header"),
+                    widgets.HBox([self._choosing(), self._looking()], layout=_layout(flex_flow="row wrap")),
+                ]
+            ),
+        )
         self._show_header()
         self._show_options()
         self._show_look()
@@ -43,51 +48,98 @@ class Face:
         """The left column: filters, the list of images, a file of your own."""
         chosen = self._named("image", widgets.Select(rows=10, description="image", **_wide()))
         chosen.observe(lambda change: self._choose(change["new"]), "value")
-        steps = [self._button("previous", "◀ previous", lambda: self.explorer.step(-1)),
-                 self._button("next", "next ▶", lambda: self.explorer.step(1)), self._html("place")]
+        steps = [
+            self._button("previous", "◀ previous", lambda: self.explorer.step(-1)),
+            self._button("next", "next ▶", lambda: self.explorer.step(1)),
+            self._html("place"),
+        ]
         # JupyterLab keeps the arrow keys up and down for its cells, also on a list; a slider takes left and right.
-        number = self._named("number", widgets.IntSlider(min=1, max=2, description="number", readout=False,
-                                                         continuous_update=False, **_wide()))
+        number = self._named(
+            "number",
+            widgets.IntSlider(min=1, max=2, description="number", readout=False, continuous_update=False, **_wide()),
+        )
         number.observe(lambda change: self._go(change["new"]), "value")
-        upload = self._named("upload", widgets.FileUpload(
-            accept=",".join(sorted(set().union(*(endings for _, endings in FORMATS.values())))),
-            description="open your own image", layout=_layout()))
+        upload = self._named(
+            "upload",
+            widgets.FileUpload(
+                accept=",".join(sorted(set().union(*(endings for _, endings in FORMATS.values())))),
+                description="open your own image",
+                layout=_layout(),
+            ),
+        )
         upload.observe(lambda change: self._take(change["new"]), "value")
-        path = self._named("path", widgets.Text(description="or its path", continuous_update=False, **_wide(),
-                                                placeholder="for files above 10 MB"))
+        path = self._named(
+            "path",
+            widgets.Text(
+                description="or its path", continuous_update=False, **_wide(), placeholder="for files above 10 MB"
+            ),
+        )
         path.observe(lambda change: self._open(change["new"]), "value")
-        filters = [self._dropdown(trait, text) for trait, text in (
-            ("outcome", "outcome"), ("label", "true class"), ("patient", "patient"), ("order", "order"))]
+        filters = [
+            self._dropdown(trait, text)
+            for trait, text in (
+                ("outcome", "outcome"),
+                ("label", "true class"),
+                ("patient", "patient"),
+                ("order", "order"),
+            )
+        ]
         for widget in filters:
             widget.layout.flex = "1 1 200px"
-        return widgets.VBox([widgets.HBox(filters, layout=_layout(flex_flow="row wrap")), chosen, number,
-                             widgets.HBox(steps, layout=_layout(align_items="center")), upload, path],
-                            layout=_layout(flex="1 1 300px"))
+        return widgets.VBox(
+            [
+                widgets.HBox(filters, layout=_layout(flex_flow="row wrap")),
+                chosen,
+                number,
+                widgets.HBox(steps, layout=_layout(align_items="center")),
+                upload,
+                path,
+            ],
+            layout=_layout(flex="1 1 300px"),
+        )
 
     def _looking(self) -> widgets.Widget:
         """The right column: settings of the heatmap, prediction and heatmap, notes."""
-        alpha = self._named("alpha", widgets.FloatSlider(min=0, max=1, step=0.05, description="opacity",
-                                                         continuous_update=False, readout_format=".2f", **_wide()))
+        alpha = self._named(
+            "alpha",
+            widgets.FloatSlider(
+                min=0, max=1, step=0.05, description="opacity", continuous_update=False, readout_format=".2f", **_wide()
+            ),
+        )
         traitlets.link((self.explorer, "alpha"), (alpha, "value"))
-        asked = [self._dropdown("target", "heatmap for"), self._dropdown("block", "after block"),
-                 self._dropdown("method", "method"), self._dropdown("colours", "colours"), alpha]
+        asked = [
+            self._dropdown("target", "heatmap for"),
+            self._dropdown("block", "after block"),
+            self._dropdown("method", "method"),
+            self._dropdown("colours", "colours"),
+            alpha,
+        ]
         for widget in asked:
             widget.layout.flex, widget.style.description_width = "1 1 220px", "84px"
-        picture = self._named("picture", widgets.Image(
-            format="png", layout=_layout(width="calc(100% - 4px)", max_width="1200px", height="auto")))
+        picture = self._named(
+            "picture",
+            widgets.Image(format="png", layout=_layout(width="calc(100% - 4px)", max_width="1200px", height="auto")),
+        )
         traitlets.link((self.explorer, "png"), (picture, "value"))
-        note = self._named("note", widgets.Textarea(description="note", continuous_update=False, rows=2,
-                                                    **_wide()))
+        note = self._named("note", widgets.Textarea(description="note", continuous_update=False, rows=2, **_wide()))
         traitlets.link((self.explorer, "note"), (note, "value"))
         save = self._button("save", "save notes", self.explorer.save)
-        notes = widgets.VBox([note, widgets.HBox([save, self._html("message")]), self._html("history")],
-                             layout=_layout(flex="1 1 280px"))
+        notes = widgets.VBox(
+            [note, widgets.HBox([save, self._html("message")]), self._html("history")], layout=_layout(flex="1 1 280px")
+        )
         probs = self._html("probs")
         probs.layout.flex = "1 1 240px"
-        return widgets.VBox([
-            widgets.HBox(asked, layout=_layout(flex_flow="row wrap")), self._html("error"), self._html("headline"),
-            self._html("verdict"), picture, widgets.HBox([probs, notes], layout=_layout(flex_flow="row wrap")),
-        ], layout=_layout(flex="3 1 520px"))
+        return widgets.VBox(
+            [
+                widgets.HBox(asked, layout=_layout(flex_flow="row wrap")),
+                self._html("error"),
+                self._html("headline"),
+                self._html("verdict"),
+                picture,
+                widgets.HBox([probs, notes], layout=_layout(flex_flow="row wrap")),
+            ],
+            layout=_layout(flex="3 1 520px"),
+        )
 
     def _named(self, name: str, widget):
         self.parts[name] = widget
@@ -113,8 +165,9 @@ class Face:
 
     def _choices(self, trait: str) -> list[tuple[str, str]]:
         values = self.explorer.choices(trait)
-        return [(style.method_name(value) if trait == "method" else value or EVERYTHING[trait], value)
-                for value in values]
+        return [
+            (style.method_name(value) if trait == "method" else value or EVERYTHING[trait], value) for value in values
+        ]
 
     # --- what a person does
 
@@ -143,9 +196,13 @@ class Face:
     def _show_header(self) -> None:
         explorer = self.explorer
         demo = f'<b style="color:{style.WARNING}">{manifest.DEMO_NOTE}.</b> ' if explorer.demo else ""
-        self._tell("header", (
-            f"<b>{html.escape(explorer.run.name)}</b> - {html.escape(explorer.predictor.recipe.arch)}, "
-            f"{len(explorer.classes)} classes. {demo}For research use only, not for any decision about a patient."))
+        self._tell(
+            "header",
+            (
+                f"<b>{html.escape(explorer.run.name)}</b> - {html.escape(explorer.predictor.recipe.arch)}, "
+                f"{len(explorer.classes)} classes. {demo}For research use only, not for any decision about a patient."
+            ),
+        )
 
     @contextlib.contextmanager
     def _unasked(self):
@@ -191,10 +248,16 @@ class Face:
 
     def _show_history(self) -> None:
         rows = self.explorer.history.tail(6).iloc[::-1]
-        cells = "".join(f"<tr><td>{html.escape(explored.short(row.image))}</td><td>{html.escape(row.predicted)}</td>"
-                        f"<td>{html.escape(row.note[:60])}</td></tr>" for row in rows.itertuples())
-        self._tell("history", "<table style='font-size:.9em' aria-label='viewed last'><tr style='text-align:left'>"
-                              f"<th>viewed last</th><th>predicted</th><th>note</th></tr>{cells}</table>")
+        cells = "".join(
+            f"<tr><td>{html.escape(explored.short(row.image))}</td><td>{html.escape(row.predicted)}</td>"
+            f"<td>{html.escape(row.note[:60])}</td></tr>"
+            for row in rows.itertuples()
+        )
+        self._tell(
+            "history",
+            "<table style='font-size:.9em' aria-label='viewed last'><tr style='text-align:left'>"
+            f"<th>viewed last</th><th>predicted</th><th>note</th></tr>{cells}</table>",
+        )
 
     def _show_told(self) -> None:
         error, message = html.escape(self.explorer.error), html.escape(self.explorer.message)
@@ -210,23 +273,34 @@ def probability_bars(explorer: State) -> str:
     row, (marked, threshold) = explorer.seen.row, explorer.marked or (None, None)
     probs = {name: float(row[f"p_{name}"]) for name in explorer.classes}
     likely = {*sorted(probs, key=lambda name: -probs[name])[:ROWS], row["predicted"], row["label"]}
-    bars = "".join(_bar(name, p, row, threshold if name == marked else None)
-                   for name, p in probs.items() if name in likely)
+    bars = "".join(
+        _bar(name, p, row, threshold if name == marked else None) for name, p in probs.items() if name in likely
+    )
     told = f"; the line is the threshold for {html.escape(marked)}: {threshold:.3g}" if marked is not None else ""
     few = f" ({len(likely & probs.keys())} of {len(probs)} classes)" if len(probs) > ROWS else ""
-    return (f"<table style='width:100%' aria-label='probabilities'>{bars}</table>"
-            f"<small>predicted probability of each class{few}{told}</small>")
+    return (
+        f"<table style='width:100%' aria-label='probabilities'>{bars}</table>"
+        f"<small>predicted probability of each class{few}{told}</small>"
+    )
 
 
 def _bar(name: str, p: float, row, threshold: float | None) -> str:
     """One class: its name, a bar, the probability, and whether it is the true or the predicted class."""
     words = ", ".join(word for word, key in (("predicted", "predicted"), ("true", "label")) if row[key] == name)
-    line = "" if threshold is None else (f"<div style='position:absolute;left:{threshold:.1%};top:-3px;bottom:-3px;"
-                                         "border-left:2px solid currentColor'></div>")
-    return (f"<tr><th scope='row' style='text-align:left;padding-right:8px'>{html.escape(name)}</th>"
-            f"<td style='width:100%'><div style='position:relative;background:rgba(128,128,128,.25)'>"
-            f"<div style='width:{p:.1%};height:14px;background:{style.BLUE}'></div>{line}</div></td>"
-            f"<td style='text-align:right;padding:0 8px'>{p:.2f}</td><td style='white-space:nowrap'>{words}</td></tr>")
+    line = (
+        ""
+        if threshold is None
+        else (
+            f"<div style='position:absolute;left:{threshold:.1%};top:-3px;bottom:-3px;"
+            "border-left:2px solid currentColor'></div>"
+        )
+    )
+    return (
+        f"<tr><th scope='row' style='text-align:left;padding-right:8px'>{html.escape(name)}</th>"
+        f"<td style='width:100%'><div style='position:relative;background:rgba(128,128,128,.25)'>"
+        f"<div style='width:{p:.1%};height:14px;background:{style.BLUE}'></div>{line}</div></td>"
+        f"<td style='text-align:right;padding:0 8px'>{p:.2f}</td><td style='white-space:nowrap'>{words}</td></tr>"
+    )
 
 
 def _layout(**values) -> widgets.Layout:

@@ -63,8 +63,14 @@ class State(traitlets.HasTraits):
     error = traitlets.Unicode(help="the last error, in one line")
     message = traitlets.Unicode(help="what was done last, in one line")
 
-    def __init__(self, run: str | Path, images: ImageSet | None = None, data: str | Path = "auto",
-                 split: str = "test", order: str = explored.ORDERS[0]):
+    def __init__(
+        self,
+        run: str | Path,
+        images: ImageSet | None = None,
+        data: str | Path = "auto",
+        split: str = "test",
+        order: str = explored.ORDERS[0],
+    ):
         super().__init__()
         self.run, self.predictor = Path(run), inference.Predictor(run)
         self.classes = self.predictor.classes
@@ -86,9 +92,12 @@ class State(traitlets.HasTraits):
         if self.paths:
             self.image = self.paths[0]
             self._look()
-        for names, step in ((("outcome", "label", "patient", "order"), self._choose),
-                            (("image", "target", "block", "method"), self._look),
-                            (("alpha", "colours"), self._draw), (("note",), self._keep_note)):
+        for names, step in (
+            (("outcome", "label", "patient", "order"), self._choose),
+            (("image", "target", "block", "method"), self._look),
+            (("alpha", "colours"), self._draw),
+            (("note",), self._keep_note),
+        ):
             self.observe(lambda _, step=step: self.attempt(step), names)
 
     @property
@@ -122,11 +131,17 @@ class State(traitlets.HasTraits):
     def choices(self, trait: str) -> list[str]:
         """What the trait can be set to; [] where anything goes."""
         labels, patients = (sorted(set(self.table[name]) - {""}) for name in ("label", "patient"))
-        known = {"image": list(self.table.index), "target": ["", *self.classes], "method": list(gradcam.METHODS),
-                 "block": list(self.predictor.model.block_names), "colours": list(explored.COLOURS),
-                 "outcome": list(explored.OUTCOMES), "order": list(explored.ORDERS),
-                 "label": [explored.ALL, *(c for c in self.classes if c in labels)],
-                 "patient": [explored.ALL, *patients]}
+        known = {
+            "image": list(self.table.index),
+            "target": ["", *self.classes],
+            "method": list(gradcam.METHODS),
+            "block": list(self.predictor.model.block_names),
+            "colours": list(explored.COLOURS),
+            "outcome": list(explored.OUTCOMES),
+            "order": list(explored.ORDERS),
+            "label": [explored.ALL, *(c for c in self.classes if c in labels)],
+            "patient": [explored.ALL, *patients],
+        }
         return known.get(trait, [])
 
     @traitlets.validate("image", "target", "block", "method", "colours", "outcome", "label", "patient", "order")
@@ -145,9 +160,15 @@ class State(traitlets.HasTraits):
         except Exception as error:  # a callback has no caller that would show it
             self.error = shown(error if isinstance(error, PathoError) else f"{type(error).__name__}: {error}")
             if (self.run / "run.json").exists():
-                files.append_json(self.run / "run.jsonl", {
-                    "event": "error", "code": getattr(error, "code", type(error).__name__), "error": str(error),
-                    "traceback": "".join(traceback.format_exception(error))})
+                files.append_json(
+                    self.run / "run.jsonl",
+                    {
+                        "event": "error",
+                        "code": getattr(error, "code", type(error).__name__),
+                        "error": str(error),
+                        "traceback": "".join(traceback.format_exception(error)),
+                    },
+                )
 
     def step(self, by: int) -> None:
         """Moves by `by` images in the list, and stops at its ends."""
@@ -183,8 +204,10 @@ class State(traitlets.HasTraits):
         """Writes the images viewed, with notes, as CSV: into the run folder, or to `path`."""
         path = files.write_table(Path(path or self.run / explored.NOTES), self.history)
         images, notes = len(self._history), int((self.history["note"] != "").sum())
-        self.message = (f"Saved {style.counted(images, 'image')} with {style.counted(notes, 'note')} in "
-                        f"{path.parent.name}/{path.name}")
+        self.message = (
+            f"Saved {style.counted(images, 'image')} with {style.counted(notes, 'note')} in "
+            f"{path.parent.name}/{path.name}"
+        )
         return path
 
     def figure(self, target: str | None = None):
@@ -196,9 +219,18 @@ class State(traitlets.HasTraits):
             raise PathoError("no_images", "explorer", "has no image to draw", "Add a picture of your own first")
         look = self.seen if target is None else self._asked(target)
         return heatmaps.explored(
-            look.picture, look.heat, look.target, {c: float(look.row[f"p_{c}"]) for c in self.classes}, self.marked,
-            self.alpha, self.colours, f"{look.caption}, {style.method_name(look.method)} after {look.block}",
-            self.figure_note, look.method, look.verdict)
+            look.picture,
+            look.heat,
+            look.target,
+            {c: float(look.row[f"p_{c}"]) for c in self.classes},
+            self.marked,
+            self.alpha,
+            self.colours,
+            f"{look.caption}, {style.method_name(look.method)} after {look.block}",
+            self.figure_note,
+            look.method,
+            look.verdict,
+        )
 
     def heat(self, path: str, target: str, block: str, method: str) -> torch.Tensor:
         """The raw map (1, h, w) of an image, computed once."""
@@ -223,8 +255,12 @@ class State(traitlets.HasTraits):
             return explored.listed(none, self.classes, self.positive, self.predictor.deciding), {}
         size = self.predictor.recipe.cache_size
         if images.pixels.shape[1] != size:
-            raise PathoError("bad_images", "images", f"are {images.pixels.shape[1]} pixels wide, but this model's are "
-                             f"cached with {size}", "Check them with the size and fit of the model's recipe")
+            raise PathoError(
+                "bad_images",
+                "images",
+                f"are {images.pixels.shape[1]} pixels wide, but this model's are cached with {size}",
+                "Check them with the size and fit of the model's recipe",
+            )
         if (self.run / f"predictions_{split}.csv").exists():
             predictions = decisions.calibrated(self.run, split)
         else:
@@ -234,16 +270,19 @@ class State(traitlets.HasTraits):
         rows = dict(zip(images.table["path"], images.table["row"], strict=True))
         predictions = predictions[predictions["path"].isin(rows.keys())]
         if not len(predictions):
-            raise PathoError("other_images", "images", f"are none of the run's {split} images",
-                             "Give the images of this run")
+            raise PathoError(
+                "other_images", "images", f"are none of the run's {split} images", "Give the images of this run"
+            )
         return explored.listed(predictions, self.classes, self.positive, self.predictor.deciding), {
-            path: images.pixels[rows[path]] for path in predictions["path"]}
+            path: images.pixels[rows[path]] for path in predictions["path"]
+        }
 
     def _list(self) -> None:
         left = explored.left_by(self.table, self.outcome, self.label, self.patient, self.order)
         self.options = [
             (f"{explored.MARKS[row.outcome]} {row.predicted} {row.p:.2f}  {explored.short(row.Index)}", row.Index)
-            for row in left.itertuples()]
+            for row in left.itertuples()
+        ]
 
     def _choose(self) -> None:
         self._list()
@@ -260,16 +299,38 @@ class State(traitlets.HasTraits):
         picture = view[0].permute(1, 2, 0).mul(255).round().byte().numpy()  # (size, size, 3)
         positive, threshold = self.marked if self.marked and len(self.classes) == 2 else (None, None)
         said = gradcam.caption(row["label"], row["predicted"], float(row["p"]), positive, threshold)
-        return Look(self.image, row, picture, gradcam.upsample(maps, view.shape[-1])[0].numpy(), target, self.block,
-                    self.method, f"{explored.short(self.image)}: {said}",
-                    explored.verdict(self._checks, row["predicted"], target, self.block, self.method))
+        return Look(
+            self.image,
+            row,
+            picture,
+            gradcam.upsample(maps, view.shape[-1])[0].numpy(),
+            target,
+            self.block,
+            self.method,
+            f"{explored.short(self.image)}: {said}",
+            explored.verdict(self._checks, row["predicted"], target, self.block, self.method),
+        )
 
     def _look(self) -> None:
         self.seen = look = self._asked(self.target)
         before = self._history.pop(look.path, {"note": ""})
-        self._history[look.path] = dict(zip(explored.COLUMNS, (
-            look.path, look.row["label"], look.row["predicted"], round(float(look.row["p"]), 4), look.target,
-            look.block, look.method, not look.heat.any(), before["note"]), strict=True))
+        self._history[look.path] = dict(
+            zip(
+                explored.COLUMNS,
+                (
+                    look.path,
+                    look.row["label"],
+                    look.row["predicted"],
+                    round(float(look.row["p"]), 4),
+                    look.target,
+                    look.block,
+                    look.method,
+                    not look.heat.any(),
+                    before["note"],
+                ),
+                strict=True,
+            )
+        )
         self.note = before["note"]
         self._draw()
 

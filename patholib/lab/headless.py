@@ -79,19 +79,33 @@ def start(job: Job) -> Process:
     folder = Path(job.folder)
     for place in (folder, Path(job.notebook), Path(job.cwd)):
         if not place.exists():
-            raise PathoError("not_shared", str(place), "is not there on this machine", "All machines have to see the "
-                             "same folders under the same names, as on a network drive: notebooks, data and outputs")
+            raise PathoError(
+                "not_shared",
+                str(place),
+                "is not there on this machine",
+                "All machines have to see the "
+                "same folders under the same names, as on a network drive: notebooks, data and outputs",
+            )
     environment = {name: value for name, value in os.environ.items() if name != "PATHOLIB_RECORD"}
-    environment |= {"PATHOLIB_OUTPUTS": job.outputs or job.folder, "TQDM_DISABLE": "1",
-                    "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment |= {
+        "PATHOLIB_OUTPUTS": job.outputs or job.folder,
+        "TQDM_DISABLE": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     if job.cpus is not None:
         environment["OMP_NUM_THREADS"] = str(max(1, int(job.cpus)))
     (folder / OUTCOME).unlink(missing_ok=True)
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(  # in a group of its own: Ctrl-C is for the starter, who then ends it in order
-            [sys.executable, "-m", "patholib.lab.headless", json.dumps(dataclasses.asdict(job))], stdin=subprocess.PIPE,
-            stdout=log, stderr=log, env=environment, cwd=job.cwd, start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))
+            [sys.executable, "-m", "patholib.lab.headless", json.dumps(dataclasses.asdict(job))],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd=job.cwd,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
     return Process(job, process)
 
 
@@ -159,9 +173,16 @@ def _run(job: Job) -> dict:
     latest.unlink(missing_ok=True)  # else an earlier run could be taken for this one's
     try:
         with Path(job.folder, LOG).open("a", encoding="utf-8") as log:
-            papermill.execute_notebook(_plain(job.notebook), _plain(job.executed), job.parameters,
-                                       kernel_name="python3", cwd=job.cwd, progress_bar=False, stdout_file=log,
-                                       stderr_file=log)
+            papermill.execute_notebook(
+                _plain(job.notebook),
+                _plain(job.executed),
+                job.parameters,
+                kernel_name="python3",
+                cwd=job.cwd,
+                progress_bar=False,
+                stdout_file=log,
+                stderr_file=log,
+            )
     except PapermillExecutionError as error:  # its text is a page
         name = "" if error.ename in REFUSALS else f"{error.ename}: "
         return failed(name + (error.evalue.strip().splitlines() or [""])[0])

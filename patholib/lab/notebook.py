@@ -21,8 +21,10 @@ from patholib.model import fields, recipes
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
 RECIPE_NUMBERS = fields.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
-NEXT = ("To go on, attach the output of this notebook to it (Kaggle: Add Input > Your Work; Colab: the zip), and run "
-        "it again with the same parameters{}. The cells below were not run.")
+NEXT = (
+    "To go on, attach the output of this notebook to it (Kaggle: Add Input > Your Work; Colab: the zip), and run "
+    "it again with the same parameters{}. The cells below were not run."
+)
 OF_A_MACHINE = ("device", "weights", "output")  # parameters whose values another machine may have, and this one not
 
 
@@ -54,19 +56,29 @@ class Settings:
         vars(self).update(values)
         self.values = values
         self.changed = {p.name: values[p.name] for p in parameters if values[p.name] != p.default}
-        self._rows = [(p.name + " *" * (p.name in self.changed), repr(values[p.name]), repr(p.default),
-                       p.help + notes.get(p.name, "")) for p in parameters]
+        self._rows = [
+            (
+                p.name + " *" * (p.name in self.changed),
+                repr(values[p.name]),
+                repr(p.default),
+                p.help + notes.get(p.name, ""),
+            )
+            for p in parameters
+        ]
 
     def __repr__(self) -> str:
         rows = [("parameter", "value", "default", "meaning"), *self._rows]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip()
-                         for row in rows)
+        return "\n".join(
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows
+        )
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("parameter", "value", "default", "meaning"))
-        body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
-                       + "</tr>" for row in self._rows)
+        body = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self._rows
+        )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -83,8 +95,11 @@ def check_parameters(history: list[str], namespace: dict) -> Settings:
     _log_errors()
     parameters, injected = _declared(history if any(history) else _compiled())
     values = checked(parameters, [name for name in injected if not name.startswith("PAPERMILL_")], namespace)
-    notes = {p.name: f" [read from the text {namespace[p.name]!r}]" for p in parameters
-             if isinstance(namespace.get(p.name), str) and p.kind != "str"}
+    notes = {
+        p.name: f" [read from the text {namespace[p.name]!r}]"
+        for p in parameters
+        if isinstance(namespace.get(p.name), str) and p.kind != "str"
+    }
     namespace.update(values)
     return Settings(parameters, values, notes)
 
@@ -98,8 +113,9 @@ def declared(path: Path) -> list[Parameter]:
         cells = [cell for cell in files.read_json(path)["cells"] if cell["cell_type"] == "code"]
         tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     except (KeyError, TypeError) as error:
-        raise PathoError("bad_notebook", str(path), f"is no notebook ({error!r})", "Name a file that Jupyter wrote"
-                         ) from None
+        raise PathoError(
+            "bad_notebook", str(path), f"is no notebook ({error!r})", "Name a file that Jupyter wrote"
+        ) from None
     return _declared(tagged)[0]
 
 
@@ -149,11 +165,16 @@ def checked(parameters: list[Parameter], given: list[str], namespace: dict, unas
                 _ask_the_library(p.name, values[p.name], values)
         except PathoError as error:
             bad.append(p.name)
-            problems.append(error.reason if error.code == "bad_recipe" else
-                            f"{error.subject} {error.reason} ({error.remedy})")
+            problems.append(
+                error.reason if error.code == "bad_recipe" else f"{error.subject} {error.reason} ({error.remedy})"
+            )
     if problems:
-        raise PathoError("unknown_parameter" if unknown else "bad_parameter", ", ".join(unknown + bad),
-                         "; ".join(problems), f"The parameters are {', '.join(names)}")
+        raise PathoError(
+            "unknown_parameter" if unknown else "bad_parameter",
+            ", ".join(unknown + bad),
+            "; ".join(problems),
+            f"The parameters are {', '.join(names)}",
+        )
     return values
 
 
@@ -172,8 +193,12 @@ def _declared(history: list[str]) -> tuple[list[Parameter], list[str]]:
         elif cell.lstrip().startswith("# Parameters"):
             injected += [ast.unparse(s.targets[0]) for s in statements if isinstance(s, ast.Assign)]
     if not parameters:
-        raise PathoError("no_parameters", "notebook", "no executed cell declares parameters",
-                         "Run the cell above that holds them, one per line: name: type = value  # help")
+        raise PathoError(
+            "no_parameters",
+            "notebook",
+            "no executed cell declares parameters",
+            "Run the cell above that holds them, one per line: name: type = value  # help",
+        )
     return parameters, injected
 
 
@@ -186,16 +211,20 @@ def _compiled() -> list[str]:
 def _parameter(statement: ast.AnnAssign, cell: str) -> Parameter:
     name, kind = ast.unparse(statement.target), ast.unparse(statement.annotation)
     line = cell.splitlines()[(statement.end_lineno or 1) - 1].encode()
-    comment = line[statement.end_col_offset:].decode().strip().lstrip("#").strip()  # ast counts columns in bytes
+    comment = line[statement.end_col_offset :].decode().strip().lstrip("#").strip()  # ast counts columns in bytes
     try:
         parameter = Parameter(name, kind, ast.literal_eval(ast.unparse(statement.value or statement)), comment)
         if kind not in KINDS or name in ("values", "changed"):
             raise ValueError
         _read(parameter, parameter.default)
     except ValueError:
-        raise PathoError("parameters_cell", name, f"is declared as {ast.unparse(statement)!r}",
-                         f"Declare it as name: type = value, with a type of {', '.join(KINDS)}, a plain value of it "
-                         "or None, and a name other than values and changed") from None
+        raise PathoError(
+            "parameters_cell",
+            name,
+            f"is declared as {ast.unparse(statement)!r}",
+            f"Declare it as name: type = value, with a type of {', '.join(KINDS)}, a plain value of it "
+            "or None, and a name other than values and changed",
+        ) from None
     return parameter
 
 
@@ -330,6 +359,12 @@ def _log_error(result) -> None:
     """Keeps the traceback of the error that ended a cell, if one did, in run.jsonl."""
     error = result.error_in_exec
     if error is not None:
-        files.append_json((_run_dir or files.outputs()) / "run.jsonl", {
-            "event": "error", "code": getattr(error, "code", type(error).__name__), "error": str(error),
-            "traceback": "".join(traceback.format_exception(error))})
+        files.append_json(
+            (_run_dir or files.outputs()) / "run.jsonl",
+            {
+                "event": "error",
+                "code": getattr(error, "code", type(error).__name__),
+                "error": str(error),
+                "traceback": "".join(traceback.format_exception(error)),
+            },
+        )

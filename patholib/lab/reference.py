@@ -45,8 +45,9 @@ class Guard:
         self.reference = entry["numbers"]
         if self.recording:  # from nothing, so that a number that is gone from the notebook is gone from the file
             self.reference = {}
-            files.write_json(self.path, dict(sorted((known | {name: {"settings": settings.values,
-                                                                      "numbers": {}}}).items())))
+            files.write_json(
+                self.path, dict(sorted((known | {name: {"settings": settings.values, "numbers": {}}}).items()))
+            )
 
     def __call__(self, number: str, value: float, tol: float = 0.0) -> None:
         """Prints the number with its reference. In tests: stops where they differ by more than `tol`, or it is NaN."""
@@ -64,13 +65,21 @@ class Guard:
             print(f"{number} {value:.6g} (recorded)")
             return
         if strict() and number not in self.reference:
-            raise PathoError("no_reference", subject, "has no reference number",
-                             "Record it with python3 run.py notebooks, and commit notebooks/reference.json")
+            raise PathoError(
+                "no_reference",
+                subject,
+                "has no reference number",
+                "Record it with python3 run.py notebooks, and commit notebooks/reference.json",
+            )
         reference = self.reference.get(number, math.nan)
         near = abs(value - reference) <= tol  # False for NaN
         if strict() and not near:
-            raise PathoError("number_changed", subject, f"is {value:.6g}, but the reference is {reference:.6g} and the "
-                             f"tolerance {tol:g}", "If the change is meant, record it with python3 run.py notebooks")
+            raise PathoError(
+                "number_changed",
+                subject,
+                f"is {value:.6g}, but the reference is {reference:.6g} and the tolerance {tol:g}",
+                "If the change is meant, record it with python3 run.py notebooks",
+            )
         print(f"{number} {value:.6g} (reference {reference:.6g}, tolerance {tol:g})" + ": differs" * (not near))
 
 
@@ -83,9 +92,15 @@ def check_against_best(source: Manifest, predictions, tol: float = 0.05) -> None
     if not source.demo:
         print("real images: the best possible AUC is not known")
         return
-    ours, best = (metrics.summary(table, source.classes, source.positive, resamples=0)["metrics"]["auc"]["value"]
-                  for table in (predictions, ceilings.best_possible(source, predictions)))
+    ours, best = (
+        metrics.summary(table, source.classes, source.positive, resamples=0)["metrics"]["auc"]["value"]
+        for table in (predictions, ceilings.best_possible(source, predictions))
+    )
     print(f"test AUC {ours:.3f}, best possible on these images {best:.3f}")
     if strict() and best - ours > tol:
-        raise PathoError("short_of_best", "test AUC", f"is {ours:.3f}, more than {tol:g} below the best possible "
-                         f"{best:.3f}", "Look at the history: a change has made the training worse")
+        raise PathoError(
+            "short_of_best",
+            "test AUC",
+            f"is {ours:.3f}, more than {tol:g} below the best possible {best:.3f}",
+            "Look at the history: a change has made the training worse",
+        )

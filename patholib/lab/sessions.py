@@ -46,16 +46,22 @@ def ready() -> None:
     """
     missing, old = lacking()
     if missing:
-        raise PathoError("missing_module", ", ".join(missing), "is needed and not installed",
-                         f"Run: pip install --no-deps {' '.join(missing)}")
+        raise PathoError(
+            "missing_module",
+            ", ".join(missing),
+            "is needed and not installed",
+            f"Run: pip install --no-deps {' '.join(missing)}",
+        )
     if old:
         print(f"Older than patholib was tested with: {'; '.join(old)}")
     host = places.host()
     if host:
         hours = hours_left()
-        print(f"{host}: patholib {__version__}. Runs are kept in {files.outputs()}, what can be made again in "
-              f"{files.remade()}." + (f" A training stops in {hours:.1f} hours, saved, before the session ends"
-                                      if hours is not None else ""))
+        print(
+            f"{host}: patholib {__version__}. Runs are kept in {files.outputs()}, what can be made again in "
+            f"{files.remade()}."
+            + (f" A training stops in {hours:.1f} hours, saved, before the session ends" if hours is not None else "")
+        )
 
 
 def hours_left() -> float | None:
@@ -133,8 +139,9 @@ def take_up(output: Path, fits: Callable[[dict], bool], finished: bool = False) 
     finished: also one that was finished, if it has its checkpoints still; an unfinished one comes first.
     """
     found = [run for run in attached(output) if fits(run.facts) and not (output / run.name).exists()]
-    run = next((run for run in found if not run.finished),
-               next((run for run in found if finished and run.step >= 0), None))
+    run = next(
+        (run for run in found if not run.finished), next((run for run in found if finished and run.step >= 0), None)
+    )
     if run is None:
         return None
     print(f"{run.name} is attached as {run.place}: it is copied, and taken up where it stood")
@@ -245,8 +252,9 @@ def leave(run_dir: Path) -> str:
 def _cross_validations(run_dir: Path) -> list[Path]:
     """The folders of cross-validations that were worked on after the run was begun, in the same session that is."""
     begun = (run_dir / "split.csv").stat().st_mtime
-    return sorted(lock.parent for lock in run_dir.parent.glob("*/cross_validation.lock")
-                  if lock.stat().st_mtime > begun)
+    return sorted(
+        lock.parent for lock in run_dir.parent.glob("*/cross_validation.lock") if lock.stat().st_mtime > begun
+    )
 
 
 def pack(folders: list[Path], path: Path, checkpoints: bool = False) -> Path:

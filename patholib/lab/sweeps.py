@@ -59,8 +59,10 @@ class Swept:
     remark: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{len(self.finished)} of {len(self.finished) + len(self.failed)} runs are finished in {self.folder}"
-                 + f", {self.before} of them before" * bool(self.before)]
+        lines = [
+            f"{len(self.finished)} of {len(self.finished) + len(self.failed)} runs are finished in {self.folder}"
+            + f", {self.before} of them before" * bool(self.before)
+        ]
         lines += [f"Failed: {name}: {reason}" for name, reason in self.failed.items()]
         lines += ["The same call tries those again, from where they stopped"] * bool(self.failed)
         return "\n".join([*lines, *filter(None, [self.remark, self.compared and f"Compared: {self.compared}"])])
@@ -73,17 +75,26 @@ def find(name: str) -> Path:
     for path in (Path(name), *short):
         if path.suffix == ".ipynb" and path.is_file():
             return path.resolve()
-    known = {path.parent.name if path.stem == "train" else path.stem: path for path in places[0].rglob("*.ipynb")
-             if ".ipynb_checkpoints" not in path.parts}
-    raise PathoError("unknown_notebook", name, "is no notebook", nearest(name, known) if known else
-                     "Name the path of an .ipynb file")
+    known = {
+        path.parent.name if path.stem == "train" else path.stem: path
+        for path in places[0].rglob("*.ipynb")
+        if ".ipynb_checkpoints" not in path.parts
+    }
+    raise PathoError(
+        "unknown_notebook", name, "is no notebook", nearest(name, known) if known else "Name the path of an .ipynb file"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- planning
 
 
-def plan(path: Path, grid: Mapping[str, Sequence], common: Mapping[str, object] | None = None,
-         listed: Sequence[Mapping] = ({},), here: bool = True) -> dict[str, dict]:
+def plan(
+    path: Path,
+    grid: Mapping[str, Sequence],
+    common: Mapping[str, object] | None = None,
+    listed: Sequence[Mapping] = ({},),
+    here: bool = True,
+) -> dict[str, dict]:
     """The parameters of each run by its name: every combination of the grid with every listed run, all checked.
 
     common: parameters of all runs. Values may be text, as on a command line. The names say what sets the runs apart.
@@ -130,8 +141,9 @@ def read_list(path: Path) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------- running
 
 
-def sweep(path: Path, planned: Mapping[str, dict], out: Path, on: Here | Ray | None = None,
-          progress: bool = True) -> Swept:
+def sweep(
+    path: Path, planned: Mapping[str, dict], out: Path, on: Here | Ray | None = None, progress: bool = True
+) -> Swept:
     """Runs what is planned and not finished yet, each in `out/<name>`, and compares all that is finished.
 
     A run that fails does not stop the others. Called again, finished runs are kept and the rest resume from their last
@@ -149,33 +161,43 @@ def sweep(path: Path, planned: Mapping[str, dict], out: Path, on: Here | Ray | N
         state = taken_up(out, path, planned)
         before = [name for name in planned if state["runs"][name]["status"] == "finished"]
         todo = [name for name in planned if name not in before]
-        run(out, state, [job(path, out, name, planned[name]) for name in todo], on or Here(), progress,
-            len(before))
+        run(out, state, [job(path, out, name, planned[name]) for name in todo], on or Here(), progress, len(before))
         entries = {name: state["runs"][name] for name in planned}
         compared, remark = _compare(out, state)
     finally:
         lock.close()
-    return Swept(out, tuple(name for name, run in entries.items() if run["status"] == "finished"),
-                 {name: run["reason"] for name, run in entries.items() if run["status"] == "failed"}, len(before),
-                 compared, remark)
+    return Swept(
+        out,
+        tuple(name for name, run in entries.items() if run["status"] == "finished"),
+        {name: run["reason"] for name, run in entries.items() if run["status"] == "failed"},
+        len(before),
+        compared,
+        remark,
+    )
 
 
 def taken_up(out: Path, path: Path, planned: Mapping[str, dict]) -> dict:
     """What `sweep.json` says, with the planned runs in it and what finished unseen. Errors: other_sweep."""
-    code = files.digest(["".join(cell["source"]) for cell in files.read_json(path)["cells"]
-                         if cell["cell_type"] == "code"])
+    code = files.digest(
+        ["".join(cell["source"]) for cell in files.read_json(path)["cells"] if cell["cell_type"] == "code"]
+    )
     state = {"format": FORMAT, "notebook": path.name, "code_sha256": code, "runs": {}}
     if (out / STATE).exists():
         known = files.read_json(out / STATE)
         if (known.get("format"), known.get("code_sha256")) != (FORMAT, code):
-            raise PathoError("other_sweep", str(out), f"holds runs of {known.get('notebook')} with other code",
-                             "Name another folder")
+            raise PathoError(
+                "other_sweep", str(out), f"holds runs of {known.get('notebook')} with other code", "Name another folder"
+            )
         state["runs"] = known["runs"]
     for name, parameters in planned.items():
         entry = state["runs"].setdefault(name, {"parameters": parameters} | headless.failed("") | {"status": "planned"})
         if entry["parameters"] != parameters:
-            raise PathoError("other_sweep", str(out / name), f"was run with {entry['parameters']} instead of "
-                             f"{parameters}", "Name another folder")
+            raise PathoError(
+                "other_sweep",
+                str(out / name),
+                f"was run with {entry['parameters']} instead of {parameters}",
+                "Name another folder",
+            )
         outcome = out / name / headless.OUTCOME
         if entry["status"] != "finished" and outcome.exists():  # who waited for it was gone
             entry |= files.read_json(outcome)
@@ -203,8 +225,11 @@ def run(out: Path, state: dict, jobs: list[Job], on: Here | Ray, progress: bool 
             name = Path(job.folder).name
             state["runs"][name] |= outcome
             files.write_json(out / STATE, state)
-            said = f"finished in {_readable(outcome['seconds'])}" if outcome["status"] == "finished" else \
-                f"FAILED: {outcome['reason']}"
+            said = (
+                f"finished in {_readable(outcome['seconds'])}"
+                if outcome["status"] == "finished"
+                else f"FAILED: {outcome['reason']}"
+            )
             say(f"{number} of {total}  {name}: {said}")
             shown.update()
 
@@ -248,8 +273,9 @@ def _task(job: Job) -> dict:
 
 def _compare(out: Path, state: dict) -> tuple[Path | None, str]:
     """The executed notebook that compares the finished runs, or why there is none."""
-    named = [f"{name}/{run['run']}" for name, run in state["runs"].items()
-             if run["status"] == "finished" and run["run"]]
+    named = [
+        f"{name}/{run['run']}" for name, run in state["runs"].items() if run["status"] == "finished" and run["run"]
+    ]
     if not named:
         return None, ""
     try:

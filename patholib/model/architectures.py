@@ -59,21 +59,44 @@ def _resnet(*counts: int) -> dict[str, tuple[str, ...]]:
 
 NETWORKS = {
     "resnet50": Architecture(  # V2: the same network after a longer training, 80.9 % instead of 76.1 % on ImageNet
-        constructor="torchvision.models:resnet50", weights=f"{WEIGHTS}resnet50-11ad3fa6.pth",
-        blocks=_resnet(3, 4, 6, 3), head="fc", channels=2048, last_norm="bn3"),
+        constructor="torchvision.models:resnet50",
+        weights=f"{WEIGHTS}resnet50-11ad3fa6.pth",
+        blocks=_resnet(3, 4, 6, 3),
+        head="fc",
+        channels=2048,
+        last_norm="bn3",
+    ),
     "resnet18": Architecture(
-        constructor="torchvision.models:resnet18", weights=f"{WEIGHTS}resnet18-f37072fd.pth",
-        blocks=_resnet(2, 2, 2, 2), head="fc", channels=512, last_norm="bn2"),
+        constructor="torchvision.models:resnet18",
+        weights=f"{WEIGHTS}resnet18-f37072fd.pth",
+        blocks=_resnet(2, 2, 2, 2),
+        head="fc",
+        channels=512,
+        last_norm="bn2",
+    ),
     "resnet34": Architecture(
-        constructor="torchvision.models:resnet34", weights=f"{WEIGHTS}resnet34-b627a593.pth",
-        blocks=_resnet(3, 4, 6, 3), head="fc", channels=512, last_norm="bn2"),
+        constructor="torchvision.models:resnet34",
+        weights=f"{WEIGHTS}resnet34-b627a593.pth",
+        blocks=_resnet(3, 4, 6, 3),
+        head="fc",
+        channels=512,
+        last_norm="bn2",
+    ),
     "mobilenet_v3_large": Architecture(
-        constructor="torchvision.models:mobilenet_v3_large", weights=f"{WEIGHTS}mobilenet_v3_large-5c1a4163.pth",
-        blocks=_numbered("features", 17), head="classifier", channels=960),
+        constructor="torchvision.models:mobilenet_v3_large",
+        weights=f"{WEIGHTS}mobilenet_v3_large-5c1a4163.pth",
+        blocks=_numbered("features", 17),
+        head="classifier",
+        channels=960,
+    ),
     "efficientnet_b0": Architecture(
-        constructor="torchvision.models:efficientnet_b0", weights=f"{WEIGHTS}efficientnet_b0_rwightman-7f5810bc.pth",
-        blocks=_numbered("features", 9), head="classifier", channels=1280,
-        demo_epochs=36),  # a step of the smaller network costs a third
+        constructor="torchvision.models:efficientnet_b0",
+        weights=f"{WEIGHTS}efficientnet_b0_rwightman-7f5810bc.pth",
+        blocks=_numbered("features", 9),
+        head="classifier",
+        channels=1280,
+        demo_epochs=36,
+    ),  # a step of the smaller network costs a third
 }
 
 
@@ -88,6 +111,8 @@ def as_markdown() -> str:
     lines = ["| network | blocks | first block ... last block | maps | ImageNet weights |", "|---|---|---|---|---|"]
     for arch, entry in NETWORKS.items():
         names = list(entry.blocks)
-        lines.append(f"| `{arch}` | {len(names)} | `{names[0]}` ... `{names[-1]}` | {entry.channels} channels "
-                     f"| [{entry.weights_file}]({entry.weights}) |")
+        lines.append(
+            f"| `{arch}` | {len(names)} | `{names[0]}` ... `{names[-1]}` | {entry.channels} channels "
+            f"| [{entry.weights_file}]({entry.weights}) |"
+        )
     return "\n".join(lines) + "\n"

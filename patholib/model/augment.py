@@ -24,15 +24,43 @@ from patholib.model.recipes import Augmentation
 
 # One uniform number each, always in this place: turning one augmentation off leaves the draws of all others alone.
 DRAWS = (
-    "affine_degrees", "shift_x", "shift_y", "zoom", "shear", "rotation", "flip_horizontal", "flip_vertical",
-    "perspective_p", "corner_0x", "corner_0y", "corner_1x", "corner_1y", "corner_2x", "corner_2y", "corner_3x",
-    "corner_3y", "crop_area", "crop_aspect", "crop_x", "crop_y", "brightness", "contrast", "saturation", "hue", "noise",
+    "affine_degrees",
+    "shift_x",
+    "shift_y",
+    "zoom",
+    "shear",
+    "rotation",
+    "flip_horizontal",
+    "flip_vertical",
+    "perspective_p",
+    "corner_0x",
+    "corner_0y",
+    "corner_1x",
+    "corner_1y",
+    "corner_2x",
+    "corner_2y",
+    "corner_3x",
+    "corner_3y",
+    "crop_area",
+    "crop_aspect",
+    "crop_x",
+    "crop_y",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "noise",
 )
 TTA_EPOCH = -1  # an epoch that training never reaches: test-time draws are no training draws
 # The eight ways to lay a square on itself, for tensors (B, K, S, S). Each undoes itself, the quarter turns each other.
 SYMMETRIES = (
-    lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3),
-    lambda x: x.rot90(1, (2, 3)), lambda x: x.rot90(-1, (2, 3)), lambda x: x.transpose(2, 3),
+    lambda x: x,
+    lambda x: x.flip(3),
+    lambda x: x.flip(2),
+    lambda x: x.flip(2, 3),
+    lambda x: x.rot90(1, (2, 3)),
+    lambda x: x.rot90(-1, (2, 3)),
+    lambda x: x.transpose(2, 3),
     lambda x: x.transpose(2, 3).flip(2, 3),
 )
 UNDO = tuple(SYMMETRIES[i] for i in (0, 1, 2, 3, 5, 4, 6, 7))
@@ -46,8 +74,9 @@ def plain_views(images, size: int) -> torch.Tensor:
     return window.permute(0, 3, 1, 2).to(torch.float32).div_(255)  # (B, 3, size, size), stored channels last
 
 
-def training_views(images, size: int, augmentation: Augmentation, seed: int, epoch: int, positions,
-                   rows) -> torch.Tensor:
+def training_views(
+    images, size: int, augmentation: Augmentation, seed: int, epoch: int, positions, rows
+) -> torch.Tensor:
     """One random view of each image, (B, S, S, 3) uint8 to (B, 3, size, size) float32 in [0, 1].
 
     positions (B,): places in the epoch; rows (B,): which images. S >= size: what lies around the central window is
@@ -76,11 +105,13 @@ def tta_views(images, size: int, kind: str, views: int, seed: int, rows, augment
             raise PathoError("bad_parameter", f"views={views}", "but a square has eight symmetries", "Choose 1 to 8")
         return torch.stack([symmetry(plain) for symmetry in SYMMETRIES[:views]])
     if kind != "random":
-        raise PathoError("bad_parameter", f"kind={kind!r}", "is not a kind of views",
-                         nearest(kind, ("dihedral", "random")))
+        raise PathoError(
+            "bad_parameter", f"kind={kind!r}", "is not a kind of views", nearest(kind, ("dihedral", "random"))
+        )
     light = half_strength(augmentation)
-    others = [training_views(images, size, light, seed, TTA_EPOCH, np.full(len(rows), view), rows)
-              for view in range(1, views)]
+    others = [
+        training_views(images, size, light, seed, TTA_EPOCH, np.full(len(rows), view), rows) for view in range(1, views)
+    ]
     return torch.stack([plain, *others])
 
 
@@ -99,17 +130,31 @@ def preview(images, recipe, count: int = 3, views: int = 6) -> tuple[np.ndarray,
     """
     part = images.part("train").examples(-(-count // len(images.classes)), "group")
     pixels, rows = part.pictures[:count], np.arange(count)
-    shown = [training_views(pixels, recipe.image_size, recipe.augmentation, recipe.seed, epoch, rows, rows)
-             for epoch in range(views)]
+    shown = [
+        training_views(pixels, recipe.image_size, recipe.augmentation, recipe.seed, epoch, rows, rows)
+        for epoch in range(views)
+    ]
     return pixels, torch.stack(shown)
 
 
 def half_strength(a: Augmentation) -> Augmentation:
     """The same augmentation with every range halved, probabilities kept, and no noise."""
-    names = ("affine_degrees", "rotation", "shift", "shear", "perspective",
-             "brightness", "contrast", "saturation", "hue")
-    towards_one = {name: tuple((1 + end) / 2 for end in pair)
-                   for name in ("zoom", "crop_scale") if (pair := getattr(a, name)) is not None}
+    names = (
+        "affine_degrees",
+        "rotation",
+        "shift",
+        "shear",
+        "perspective",
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+    )
+    towards_one = {
+        name: tuple((1 + end) / 2 for end in pair)
+        for name in ("zoom", "crop_scale")
+        if (pair := getattr(a, name)) is not None
+    }
     return replace(a, **{name: getattr(a, name) / 2 for name in names}, **towards_one, noise=0.0)
 
 
@@ -239,18 +284,23 @@ def sampling(forward: np.ndarray, side: int, size: int) -> np.ndarray:
 
 def _margin(side: int, size: int) -> int:
     if side < size:
-        raise PathoError("bad_parameter", f"size={size}", f"is larger than the images, {side} pixels wide",
-                         "Check the images again with the recipe's cache_size")
+        raise PathoError(
+            "bad_parameter",
+            f"size={size}",
+            f"is larger than the images, {side} pixels wide",
+            "Check the images again with the recipe's cache_size",
+        )
     return (side - size) // 2
 
 
 def _window(images, size: int):
     margin = _margin(images.shape[1], size)
-    return images[:, margin:margin + size, margin:margin + size]
+    return images[:, margin : margin + size, margin : margin + size]
 
 
-def warp_with_opencv(images: np.ndarray, matrices: np.ndarray, size: int, border: str = "reflect",
-                     interpolation: str = "bilinear") -> np.ndarray:
+def warp_with_opencv(
+    images: np.ndarray, matrices: np.ndarray, size: int, border: str = "reflect", interpolation: str = "bilinear"
+) -> np.ndarray:
     """Each image (S, S, 3) uint8 sampled at matrix @ (x, y, 1) of every view pixel; (B, size, size, 3) uint8."""
     cv2.setNumThreads(1)  # the threads are ours: one per batch, none inside an image
     flags = cv2.WARP_INVERSE_MAP | {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}[interpolation]
@@ -263,8 +313,9 @@ def warp_with_opencv(images: np.ndarray, matrices: np.ndarray, size: int, border
     return views
 
 
-def warp_on_device(images: torch.Tensor, matrices: np.ndarray, size: int, border: str = "reflect",
-                   interpolation: str = "bilinear") -> torch.Tensor:
+def warp_on_device(
+    images: torch.Tensor, matrices: np.ndarray, size: int, border: str = "reflect", interpolation: str = "bilinear"
+) -> torch.Tensor:
     """The same for a tensor (B, S, S, 3) on any device, as one batch; (B, size, size, 3) float32, not rounded.
 
     Differs from `warp_with_opencv` by its rounding to whole grey levels and, before OpenCV 5, to 1/32 pixel.
@@ -277,6 +328,10 @@ def warp_on_device(images: torch.Tensor, matrices: np.ndarray, size: int, border
     points = points @ matrices.transpose(1, 2)  # (B, size * size, 3), float64: float32 would blur the identity
     grid = points[..., :2] / points[..., 2:] * (2 / (side - 1)) - 1  # -1 and 1: centres of the outermost pixels
     views = F.grid_sample(
-        images.permute(0, 3, 1, 2).to(torch.float32), grid.to(torch.float32).reshape(-1, size, size, 2),
-        mode=interpolation, padding_mode={"reflect": "reflection", "black": "zeros"}[border], align_corners=True)
+        images.permute(0, 3, 1, 2).to(torch.float32),
+        grid.to(torch.float32).reshape(-1, size, size, 2),
+        mode=interpolation,
+        padding_mode={"reflect": "reflection", "black": "zeros"}[border],
+        align_corners=True,
+    )
     return views.permute(0, 2, 3, 1)

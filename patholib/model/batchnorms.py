@@ -15,6 +15,7 @@ from patholib.model import networks
 if TYPE_CHECKING:
     from patholib.model.networks import Classifier
 
+
 def share_batchnorm(model: nn.Module, team: Team) -> None:
     """Lets every BatchNorm of the model learn from the images of all processes, which share every batch.
 

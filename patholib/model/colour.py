@@ -57,16 +57,29 @@ def statistics(images: torch.Tensor) -> torch.Tensor:
     covariance = away[:, :3] @ away[:, :3].transpose(1, 2) / pixels.shape[2]  # (N, 3, 3)
     scale = deviation[:, :3] + 0.02
     correlations = (covariance / (scale[:, :, None] * scale[:, None, :])).flatten(1)[:, [1, 2, 5]]
-    return torch.cat([mean, deviation, skewness, ring_mean.flatten(1), ring_deviation.flatten(1), correlations,
-                      grain(images)], dim=1)
+    return torch.cat(
+        [mean, deviation, skewness, ring_mean.flatten(1), ring_deviation.flatten(1), correlations, grain(images)], dim=1
+    )
 
 
 def channels(images: torch.Tensor) -> torch.Tensor:
     """Red, green, blue; their shares of the brightness; saturation; red less green, yellow less blue: (N, 9, H, W)."""
     red, green, blue = images.unbind(1)
     total, most, least = images.sum(dim=1) + 0.05, images.amax(dim=1), images.amin(dim=1)
-    return torch.stack([red, green, blue, red / total, green / total, blue / total, (most - least) / (most + 0.05),
-                        red - green, (red + green) / 2 - blue], dim=1)
+    return torch.stack(
+        [
+            red,
+            green,
+            blue,
+            red / total,
+            green / total,
+            blue / total,
+            (most - least) / (most + 0.05),
+            red - green,
+            (red + green) / 2 - blue,
+        ],
+        dim=1,
+    )
 
 
 def rings(side: int) -> torch.Tensor:
@@ -90,11 +103,15 @@ def grain(images: torch.Tensor) -> torch.Tensor:
         half = functional.avg_pool2d(images, 2)
         detail = (images - half.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)).mean(dim=1)  # (N, S, S)
         quarter = detail.shape[-1] // 4
-        middle = detail[:, quarter:detail.shape[-1] - quarter, quarter:detail.shape[-1] - quarter]
+        middle = detail[:, quarter : detail.shape[-1] - quarter, quarter : detail.shape[-1] - quarter]
         power = detail.square().mean(dim=(1, 2))
         skewness = (detail**3).mean(dim=(1, 2)) / (power.sqrt() + 0.003) ** 3
-        found += [across + down, torch.stack([detail.abs().mean(dim=(1, 2)), middle.abs().mean(dim=(1, 2)),
-                                              (power + 1e-8).sqrt(), skewness], dim=1)]
+        found += [
+            across + down,
+            torch.stack(
+                [detail.abs().mean(dim=(1, 2)), middle.abs().mean(dim=(1, 2)), (power + 1e-8).sqrt(), skewness], dim=1
+            ),
+        ]
         images = half
     return torch.cat(found, dim=1)
 

@@ -37,8 +37,15 @@ def describe(model: Classifier) -> pd.DataFrame:
 
     def add(name: str, parameters, output: torch.Tensor) -> None:
         trainable, total = networks.count(parameters)
-        rows.append({"block": name, "parameters": total, "trainable": trainable, "share": trainable / total,
-                     "output": " x ".join(map(str, output.shape[1:]))})
+        rows.append(
+            {
+                "block": name,
+                "parameters": total,
+                "trainable": trainable,
+                "share": trainable / total,
+                "output": " x ".join(map(str, output.shape[1:])),
+            }
+        )
 
     still = networks.evaluating(model)
     for name, maps in block_maps(still):
@@ -63,7 +70,14 @@ def describe_stages(recipe: Recipe) -> pd.DataFrame:
     for stage in recipe.stages:
         model.freeze(stage.frozen, recipe.batchnorm)
         shares = describe(model).set_index("block")["share"]
-        rows.append({"from epoch": stage.first_epoch(recipe.epochs) + 1, "frozen": stage.frozen,
-                     "learns from": (*model.block_names, "head")[stage.frozen], "lr factor": stage.lr_scale,
-                     "backbone share": shares["backbone"], "model share": shares["model"]})
+        rows.append(
+            {
+                "from epoch": stage.first_epoch(recipe.epochs) + 1,
+                "frozen": stage.frozen,
+                "learns from": (*model.block_names, "head")[stage.frozen],
+                "lr factor": stage.lr_scale,
+                "backbone share": shares["backbone"],
+                "model share": shares["model"],
+            }
+        )
     return pd.DataFrame(rows)

@@ -17,8 +17,14 @@ WEIGHTS = {"weights": OF_RECIPES} | {f"weights-{arch}": (arch,) for arch in arch
 TERMS_OF_WEIGHTS = "https://github.com/pytorch/vision#pre-trained-model-license"
 
 
-def fetch_by_name(what: str, agree: Callable[[str], bool], folder: str | Path | None = None, origin: str = "official",
-                  remove: bool = False, changed: bool = False) -> list[Path]:
+def fetch_by_name(
+    what: str,
+    agree: Callable[[str], bool],
+    folder: str | Path | None = None,
+    origin: str = "official",
+    remove: bool = False,
+    changed: bool = False,
+) -> list[Path]:
     """Fetches "breakhis", "isic2019", "weights" or "weights-<network>": see `downloads.dataset` and `fetch_weights`."""
     if what in sources.downloadable():
         return [downloads.dataset(what, agree, folder, origin, remove, changed)]
@@ -31,11 +37,13 @@ def fetch_by_name(what: str, agree: Callable[[str], bool], folder: str | Path | 
 def imagenet_file(arch: str) -> fetch.Remote:
     """torchvision's file of ImageNet weights, whose name says how its SHA-256 begins. Errors: unknown_arch."""
     if arch not in architectures.NETWORKS:
-        raise PathoError("unknown_arch", arch, "is not a network of this library",
-                         nearest(arch, architectures.NETWORKS))
+        raise PathoError(
+            "unknown_arch", arch, "is not a network of this library", nearest(arch, architectures.NETWORKS)
+        )
     entry = architectures.NETWORKS[arch]
-    return fetch.Remote(entry.weights, entry.weights_file,
-                        sha256=re.search(r"-([0-9a-f]{8,})\.", entry.weights_file)[1])
+    return fetch.Remote(
+        entry.weights, entry.weights_file, sha256=re.search(r"-([0-9a-f]{8,})\.", entry.weights_file)[1]
+    )
 
 
 def fetch_weights(arch: str, folder: str | Path | None = None) -> Path:

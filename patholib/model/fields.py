@@ -34,16 +34,43 @@ CHOICES = {
 
 # Between what a number must lie; a round bracket leaves its end out. Beyond it is a slip of the hand.
 RANGES = {
-    "affine_degrees": "[0, 180]", "rotation": "[0, 180]", "shift": "[0, 1]", "shear": "[0, 90)",
-    "flip_horizontal": "[0, 1]", "flip_vertical": "[0, 1]", "perspective": "[0, 1]", "perspective_p": "[0, 1]",
-    "brightness": "[0, 1]", "contrast": "[0, 1]", "saturation": "[0, 1]", "hue": "[0, 0.5]", "noise": "[0, 1]",
-    "start": "[0, 10000]", "frozen": "[0, 1000]", "lr_scale": "(0, 1000]",
-    "seed": "[0, 4294967295]", "image_size": "[32, 1024]", "head_width": "[1, 8192]",
-    "epochs": "[1, 10000]", "batch_size": "[2, 10000]", "lr": "(0, 1)", "weight_decay": "[0, 1)",
-    "colour": "[0, 8192]", "warm_up": "[0, 10000]", "ema": "[0, 1)", "adjustment": "(0, 1]",
-    "t_0": "[0, 10000]", "t_mult": "[1, 100]", "eta_min": "(0, 1)",
-    "plateau_factor": "(0, 1)", "plateau_patience": "[0, 10000]", "clip_norm": "(0, inf)",
-    "label_smoothing": "[0, 1)", "focal_gamma": "[0, 100]", "patience": "[0, 10000]", "min_delta": "[0, 1)",
+    "affine_degrees": "[0, 180]",
+    "rotation": "[0, 180]",
+    "shift": "[0, 1]",
+    "shear": "[0, 90)",
+    "flip_horizontal": "[0, 1]",
+    "flip_vertical": "[0, 1]",
+    "perspective": "[0, 1]",
+    "perspective_p": "[0, 1]",
+    "brightness": "[0, 1]",
+    "contrast": "[0, 1]",
+    "saturation": "[0, 1]",
+    "hue": "[0, 0.5]",
+    "noise": "[0, 1]",
+    "start": "[0, 10000]",
+    "frozen": "[0, 1000]",
+    "lr_scale": "(0, 1000]",
+    "seed": "[0, 4294967295]",
+    "image_size": "[32, 1024]",
+    "head_width": "[1, 8192]",
+    "epochs": "[1, 10000]",
+    "batch_size": "[2, 10000]",
+    "lr": "(0, 1)",
+    "weight_decay": "[0, 1)",
+    "colour": "[0, 8192]",
+    "warm_up": "[0, 10000]",
+    "ema": "[0, 1)",
+    "adjustment": "(0, 1]",
+    "t_0": "[0, 10000]",
+    "t_mult": "[1, 100]",
+    "eta_min": "(0, 1)",
+    "plateau_factor": "(0, 1)",
+    "plateau_patience": "[0, 10000]",
+    "clip_norm": "(0, inf)",
+    "label_smoothing": "[0, 1)",
+    "focal_gamma": "[0, 100]",
+    "patience": "[0, 10000]",
+    "min_delta": "[0, 1)",
     "tta_views": "[1, 100]",
 }
 
@@ -68,10 +95,13 @@ def refusing_typos(cls):
     def __init__(self, *args, **values):
         unknown = [name for name in values if name not in names]
         if unknown:
-            raise PathoError("unknown_field", ", ".join(unknown),
-                             f"{'is not a field' if len(unknown) == 1 else 'are not fields'} of {cls.__name__}",
-                             "; ".join(dict.fromkeys(nearest_setting(name, names) for name in unknown)))
-        missing = [name for name in required[len(args):] if name not in values]
+            raise PathoError(
+                "unknown_field",
+                ", ".join(unknown),
+                f"{'is not a field' if len(unknown) == 1 else 'are not fields'} of {cls.__name__}",
+                "; ".join(dict.fromkeys(nearest_setting(name, names) for name in unknown)),
+            )
+        missing = [name for name in required[len(args) :] if name not in values]
         stop_on([f"{name} is missing" for name in missing], cls.__name__)
         original(self, *args, **values)
 
@@ -108,8 +138,11 @@ def problems(obj, subject: str) -> list[str]:
         elif name in CHOICES and value not in CHOICES[name]:
             wrong.append(f"{name}={value!r} ({nearest(value, CHOICES[name])})")
     stop_on(wrong, subject)
-    return [f"{name}={value} is outside {RANGES[name]}" for name, _, value in fields
-            if name in RANGES and value is not None and not _inside(value, RANGES[name])]
+    return [
+        f"{name}={value} is outside {RANGES[name]}"
+        for name, _, value in fields
+        if name in RANGES and value is not None and not _inside(value, RANGES[name])
+    ]
 
 
 def stop_on(problems: list[str], subject: str) -> None:

@@ -35,8 +35,11 @@ def for_prediction(model: nn.Module) -> nn.Module:
     packed, image = copy.deepcopy(network), network.mean.new_full((1, 3, network.image_size, network.image_size), 0.5)
     image = image.contiguous(memory_format=torch.channels_last)
     seen: dict[nn.Module, tuple[int, ...]] = {}
-    hooks = [layer.register_forward_pre_hook(lambda layer, given: seen.update({layer: tuple(given[0].shape)}))
-             for layer in packed.modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, given: seen.update({layer: tuple(given[0].shape)}))
+        for layer in packed.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
     with torch.inference_mode():
         packed(image)
         for hook in hooks:
@@ -70,9 +73,14 @@ class Packed(nn.Module):
     @staticmethod
     def possible(model: nn.Module) -> bool:
         """Whether this PyTorch knows how; these names are its own and may go with another version."""
-        names = (hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight"),
-                 hasattr(torch.ops.mkldnn, "_convolution_pointwise"))
-        plain = all(layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-                    for layer in model.modules() if isinstance(layer, nn.Conv2d))
+        names = (
+            hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight"),
+            hasattr(torch.ops.mkldnn, "_convolution_pointwise"),
+        )
+        plain = all(
+            layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+            for layer in model.modules()
+            if isinstance(layer, nn.Conv2d)
+        )
         on_cpu = {(tensor.device.type, tensor.dtype) for tensor in model.parameters()} == {("cpu", torch.float32)}
         return all(names) and plain and on_cpu and torch.backends.mkldnn.is_available()

@@ -19,8 +19,12 @@ def class_weights(counts) -> torch.Tensor:
     counts = torch.as_tensor([float(n) for n in counts], dtype=torch.float64)
     if not (counts > 0).all():
         empty = [i for i, n in enumerate(counts.tolist()) if not n > 0]
-        raise PathoError("empty_class", f"class number {empty[0]}", "has no training image, so its weight is infinite",
-                         "Split again, drop the class, or balance by nothing")
+        raise PathoError(
+            "empty_class",
+            f"class number {empty[0]}",
+            "has no training image, so its weight is infinite",
+            "Split again, drop the class, or balance by nothing",
+        )
     inverse = 1 / counts
     return (inverse * len(counts) / inverse.sum()).float()
 
@@ -29,8 +33,12 @@ def log_prior(counts) -> torch.Tensor:
     """The log share of each class among the training images, (C,). Errors: empty_class."""
     counts = torch.as_tensor([float(n) for n in counts], dtype=torch.float64)
     if not (counts > 0).all():
-        raise PathoError("empty_class", f"class number {counts.argmin()}", "has no training image, so the logarithm of "
-                         "its share is infinite", "Split again, drop the class, or balance by nothing")
+        raise PathoError(
+            "empty_class",
+            f"class number {counts.argmin()}",
+            "has no training image, so the logarithm of its share is infinite",
+            "Split again, drop the class, or balance by nothing",
+        )
     return (counts / counts.sum()).log().float()
 
 
@@ -74,8 +82,14 @@ class Loss(nn.Module):
     Half precision is promoted to single.
     """
 
-    def __init__(self, kind: str, weights: torch.Tensor, label_smoothing: float = 0.0, gamma: float = 2.0,
-                 shift: torch.Tensor | None = None):
+    def __init__(
+        self,
+        kind: str,
+        weights: torch.Tensor,
+        label_smoothing: float = 0.0,
+        gamma: float = 2.0,
+        shift: torch.Tensor | None = None,
+    ):
         super().__init__()
         self.kind, self.label_smoothing, self.gamma = kind, label_smoothing, gamma
         self.register_buffer("weights", weights, persistent=False)
@@ -91,8 +105,9 @@ class Loss(nn.Module):
         weights = self.weights.to(logits.dtype)
         logits = logits + self.shift.to(logits.dtype)
         if self.kind == "cross_entropy":
-            total = functional.cross_entropy(logits, labels, weights, reduction="sum",
-                                             label_smoothing=self.label_smoothing)
+            total = functional.cross_entropy(
+                logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing
+            )
             return total, self.weight(labels, logits.dtype)
         entropy = functional.cross_entropy(logits, labels, reduction="none")  # (N,) = -log pt
         total = focal(entropy, weights[labels], self.gamma, self.kind == "focal_weighted_pt").sum()
@@ -116,15 +131,20 @@ def focal(entropy: torch.Tensor, weights: torch.Tensor, gamma: float, weighted_p
 def build(recipe, counts) -> Loss:
     """The recipe's loss; counts: training images of each class, in the recipe's order. Errors: empty_class."""
     if len(counts) != len(recipe.classes):
-        raise PathoError("bad_counts", "counts", f"are {len(counts)} for {len(recipe.classes)} classes",
-                         "Give one count per class of the recipe")
+        raise PathoError(
+            "bad_counts",
+            "counts",
+            f"are {len(counts)} for {len(recipe.classes)} classes",
+            "Give one count per class of the recipe",
+        )
     weights = class_weights(counts) if recipe.balance in WEIGHTED else torch.ones(len(counts))
     shift = recipe.adjustment * log_prior(counts) if recipe.balance == "logit_adjustment" else None
     return Loss(recipe.loss, weights, recipe.label_smoothing, recipe.focal_gamma, shift)
 
 
-def focal_table(counts: Mapping[str, int], gamma: float = 2.0,
-                probs: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
+def focal_table(
+    counts: Mapping[str, int], gamma: float = 2.0, probs: Sequence[float] = (0.1, 0.5, 0.9)
+) -> pd.DataFrame:
     """The two focal losses of an image of the rarest and of the commonest class, at the same probability of its label.
 
     counts: training images by class. Rows: probs. With pt from the probability, the ratio of the two losses is that of

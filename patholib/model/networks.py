@@ -73,8 +73,9 @@ class Classifier(nn.Module):
         maps = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W)
         return self._run(maps, stop=self._position(until) + 1)
 
-    def classify(self, maps: torch.Tensor, after: str | None = None, images: torch.Tensor | None = None
-                 ) -> torch.Tensor:
+    def classify(
+        self, maps: torch.Tensor, after: str | None = None, images: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Logits (N, C) from the maps of block `after`, the last one by default. Errors: unknown_block.
 
         With the images too, of which the maps are: what their colours add is then in it, where the recipe has that.
@@ -95,11 +96,19 @@ class Classifier(nn.Module):
         follow the batches. "adapt": in train mode, and BatchNorm's weight and bias learn. Errors: bad_freeze.
         """
         if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen <= len(self.block_names):
-            raise PathoError("bad_freeze", "frozen", f"is {frozen!r}, not a number of blocks",
-                             f"Give 0 to {len(self.block_names)} blocks")
+            raise PathoError(
+                "bad_freeze",
+                "frozen",
+                f"is {frozen!r}, not a number of blocks",
+                f"Give 0 to {len(self.block_names)} blocks",
+            )
         if batchnorm not in CHOICES["batchnorm"]:
-            raise PathoError("bad_freeze", "batchnorm", f"is {batchnorm!r}, which is not known",
-                             nearest(batchnorm, CHOICES["batchnorm"]))
+            raise PathoError(
+                "bad_freeze",
+                "batchnorm",
+                f"is {batchnorm!r}, which is not known",
+                nearest(batchnorm, CHOICES["batchnorm"]),
+            )
         self.frozen, self.batchnorm = frozen, batchnorm
         self.requires_grad_(True)
         for module in self.frozen_modules():
@@ -147,16 +156,25 @@ def _head(recipe: Recipe, channels: int) -> nn.Sequential:
     first, second = recipe.head_dropout
     norm, relu = nn.BatchNorm1d(recipe.head_width), nn.ReLU()
     middle = (norm, relu) if recipe.head_order == "batchnorm_relu" else (relu, norm)
-    return nn.Sequential(nn.Dropout(first), nn.Linear(channels, recipe.head_width), *middle,
-                         nn.Dropout(second), nn.Linear(recipe.head_width, len(recipe.classes)))
+    return nn.Sequential(
+        nn.Dropout(first),
+        nn.Linear(channels, recipe.head_width),
+        *middle,
+        nn.Dropout(second),
+        nn.Linear(recipe.head_width, len(recipe.classes)),
+    )
 
 
 def _check_images(images: torch.Tensor) -> None:
     # Type and shape only: a look at the values would make a GPU wait.
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
-        raise PathoError("bad_images", "images", f"are {kind}, not floats in [0, 1] of shape (N, 3, H, W)",
-                         "Make them with augment.plain_views or training_views")
+        raise PathoError(
+            "bad_images",
+            "images",
+            f"are {kind}, not floats in [0, 1] of shape (N, 3, H, W)",
+            "Make them with augment.plain_views or training_views",
+        )
 
 
 def count(parameters) -> tuple[int, int]:

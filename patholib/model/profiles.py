@@ -14,8 +14,14 @@ from patholib.model.recipes import Recipe
 OF_DATA = ("classes", "positive", "group_by")  # fields of a recipe that the images decide
 
 
-def recipe_for(name: str, source: manifest.Manifest, published: bool = False, weights: str | None = None,
-               small: bool = False, **overrides) -> Recipe:
+def recipe_for(
+    name: str,
+    source: manifest.Manifest,
+    published: bool = False,
+    weights: str | None = None,
+    small: bool = False,
+    **overrides,
+) -> Recipe:
     """The recipe `name` for these data: their classes and grouping, then the overrides.
 
     published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
@@ -24,8 +30,9 @@ def recipe_for(name: str, source: manifest.Manifest, published: bool = False, we
     Random weights that were asked for, or that are trained on real images, are announced (`profile`).
     """
     recipe = recipes.as_published(name) if published else recipes.get(name)
-    recipe = replace(recipe, classes=source.classes, positive=source.positive,
-                     group_by="image" if published else source.group_by)
+    recipe = replace(
+        recipe, classes=source.classes, positive=source.positive, group_by="image" if published else source.group_by
+    )
     if small or (source.demo and weights in (None, "none")):
         recipe = recipes.for_demo(recipe)
     elif weights == "none":
@@ -42,8 +49,10 @@ def profile(recipe: Recipe) -> str:
     """The note on random weights: this is not the recipe as it ships, what differs, and why; "" for other weights."""
     if recipe.weights != "none":
         return ""
-    lines = ("Profile for random weights: no pretrained weights are loaded, so this is not the recipe as it ships, and "
-             f"its numbers are not those of the recipe. {recipes.WHY_UNFROZEN}.")
+    lines = (
+        "Profile for random weights: no pretrained weights are loaded, so this is not the recipe as it ships, and "
+        f"its numbers are not those of the recipe. {recipes.WHY_UNFROZEN}."
+    )
     if recipe.name not in recipes.RECIPES:
         return lines
     base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
@@ -57,8 +66,9 @@ def profile(recipe: Recipe) -> str:
 def differences(a: Recipe, b: Recipe, names: tuple[str, str] = ("the recipe", "here")) -> pd.DataFrame:
     """The fields in which two recipes differ, one row each; names: what to call the two."""
     rows = recipes.diff(a, b)
-    return pd.DataFrame([(field, readable(x), readable(y)) for field, (x, y) in rows.items()],
-                        columns=["field", *names])
+    return pd.DataFrame(
+        [(field, readable(x), readable(y)) for field, (x, y) in rows.items()], columns=["field", *names]
+    )
 
 
 def readable(value) -> str:

@@ -214,8 +214,19 @@ BREAKHIS = Recipe(
     clip_norm=1.0,
     label_smoothing=0.1,
     augmentation=Augmentation(
-        affine_degrees=15, rotation=20, shift=0.1, zoom=(0.85, 1.15), shear=5, flip_horizontal=0.5, flip_vertical=0.5,
-        perspective=0.2, perspective_p=0.3, brightness=0.2, contrast=0.2, saturation=0.15, hue=0.05,
+        affine_degrees=15,
+        rotation=20,
+        shift=0.1,
+        zoom=(0.85, 1.15),
+        shear=5,
+        flip_horizontal=0.5,
+        flip_vertical=0.5,
+        perspective=0.2,
+        perspective_p=0.3,
+        brightness=0.2,
+        contrast=0.2,
+        saturation=0.15,
+        hue=0.05,
     ),
 )
 
@@ -237,8 +248,14 @@ ISIC2019 = Recipe(
     monitor="balanced_accuracy",
     patience=0,  # the source trains all 100 epochs
     augmentation=Augmentation(
-        flip_horizontal=0.3, rotation=3, crop_scale=(0.92, 1.0),
-        brightness=0.05, contrast=0.05, saturation=0.05, hue=0.05, noise=0.02,
+        flip_horizontal=0.3,
+        rotation=3,
+        crop_scale=(0.92, 1.0),
+        brightness=0.05,
+        contrast=0.05,
+        saturation=0.05,
+        hue=0.05,
+        noise=0.02,
     ),
 )
 
@@ -258,8 +275,9 @@ def as_published(name: str) -> Recipe:
     Not reproduced, because it would train on something that is not there: a zero image in place of a missing file.
     """
     recipe = get(name)
-    literal = replace(recipe.augmentation, warps="each", border="black", interpolation="nearest",
-                      noise_unit="normalised")
+    literal = replace(
+        recipe.augmentation, warps="each", border="black", interpolation="nearest", noise_unit="normalised"
+    )
     recipe = replace(recipe, published=True, group_by="image", fit="squeeze", augmentation=literal, fast=True)
     if name == "breakhis":
         return replace(recipe, balance="sampler_and_weights", stop="any_epoch", tta="random")
@@ -273,8 +291,17 @@ def unfrozen(recipe: Recipe) -> Recipe:
     One cosine cycle over the run from a rate a random network needs, instead of one for fine tuning; and no dropout
     in the head, which keeps a network that knows nothing yet from learning anything in a short run.
     """
-    return replace(recipe, weights="none", stages=(Stage(0, 0, 1.0),), batchnorm="frozen", lr=max(recipe.lr, 1e-3),
-                   head_dropout=(0.0, 0.0), schedule="sgdr", t_0=0, stop="cycle_end")
+    return replace(
+        recipe,
+        weights="none",
+        stages=(Stage(0, 0, 1.0),),
+        batchnorm="frozen",
+        lr=max(recipe.lr, 1e-3),
+        head_dropout=(0.0, 0.0),
+        schedule="sgdr",
+        t_0=0,
+        stop="cycle_end",
+    )
 
 
 # What helps random weights on a few hundred or thousand real images, beyond `unfrozen`, by recipe (measured part by
@@ -284,23 +311,48 @@ def unfrozen(recipe: Recipe) -> Recipe:
 # patients would pick another by luck. Skin: no class balance in training, so that the probabilities are those of the
 # images; the decision is prior-corrected instead.
 _SCRATCH_BASE = {
-    "augmentation": Augmentation(rotation=180, shift=0.05, zoom=(0.85, 1.15), flip_horizontal=0.5, flip_vertical=0.5,
-                                 brightness=0.04, contrast=0.04, saturation=0.04, hue=0.008),
-    "optimizer": "adamw", "weight_decay": 0.05, "warm_up": 2, "label_smoothing": 0.0, "monitor": "auc", "tta_views": 8,
+    "augmentation": Augmentation(
+        rotation=180,
+        shift=0.05,
+        zoom=(0.85, 1.15),
+        flip_horizontal=0.5,
+        flip_vertical=0.5,
+        brightness=0.04,
+        contrast=0.04,
+        saturation=0.04,
+        hue=0.008,
+    ),
+    "optimizer": "adamw",
+    "weight_decay": 0.05,
+    "warm_up": 2,
+    "label_smoothing": 0.0,
+    "monitor": "auc",
+    "tta_views": 8,
 }
 SCRATCH = {
     "breakhis": {**_SCRATCH_BASE, "colour": 32, "ema": 0.98, "keep": "last"},
-    "isic2019": {**_SCRATCH_BASE, "colour": 128, "lr": 2e-3, "ema": 0.998, "loss": "cross_entropy", "balance": "none",
-                 "decide": "even"},
+    "isic2019": {
+        **_SCRATCH_BASE,
+        "colour": 128,
+        "lr": 2e-3,
+        "ema": 0.998,
+        "loss": "cross_entropy",
+        "balance": "none",
+        "decide": "even",
+    },
 }
 
 
 # The reasons for `unfrozen` and for SCRATCH, as reports tell them.
-WHY_UNFROZEN = ("Nothing is frozen, because a frozen random network learns nothing; the learning rate is higher, as "
-                "random weights need it, in one cosine cycle over the run; the head has no dropout, which would keep a "
-                "short run from learning")
-WHY_SCRATCH = ("Statistics of colour and grain add to the logits, because they need no pretraining, and further "
-               "settings change that helped when a few hundred or thousand images were all there was to learn from")
+WHY_UNFROZEN = (
+    "Nothing is frozen, because a frozen random network learns nothing; the learning rate is higher, as "
+    "random weights need it, in one cosine cycle over the run; the head has no dropout, which would keep a "
+    "short run from learning"
+)
+WHY_SCRATCH = (
+    "Statistics of colour and grain add to the logits, because they need no pretraining, and further "
+    "settings change that helped when a few hundred or thousand images were all there was to learn from"
+)
 
 
 def from_scratch(recipe: Recipe) -> Recipe:
@@ -335,8 +387,12 @@ def diff(a: Recipe, b: Recipe) -> dict[str, tuple]:
 def from_json(values: dict) -> Recipe:
     """A recipe from `Recipe.to_json`, checked as if it had been typed."""
     if not isinstance(values, dict):
-        raise PathoError("bad_recipe", "recipe", f"is not an object with fields, but {type(values).__name__}",
-                         "Give what Recipe.to_json wrote")
+        raise PathoError(
+            "bad_recipe",
+            "recipe",
+            f"is not an object with fields, but {type(values).__name__}",
+            "Give what Recipe.to_json wrote",
+        )
     values = _tuples(values)
     if isinstance(values.get("augmentation"), dict):
         values["augmentation"] = Augmentation(**_tuples(values["augmentation"]))

@@ -19,8 +19,6 @@ def between(draw: np.ndarray, low, high) -> np.ndarray:
     return low + (high - low) * draw
 
 
-
-
 def recoloured(views, draws: dict, a: Augmentation) -> torch.Tensor:
     """Brightness, contrast, saturation and hue as one map of each view; (B, size, size, 3) float32 in [0, 1]."""
     size = views.shape[1]
@@ -58,6 +56,7 @@ def colour_matrices(draws: dict, a: Augmentation, means: torch.Tensor, probes: t
     saturation, hue (ColorJitter shuffles it), and values are cut to [0, 1] once, at the end. The first three are
     exactly affine; a turn of the hue is not, so the affine map nearest to it on the probes takes its place.
     """
+
     def factor(name):
         width = getattr(a, name)
         values = between(draws[name], max(0.0, 1 - width), 1 + width)
@@ -100,15 +99,15 @@ def turn_hue(pixels: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     red, green, blue = pixels.unbind(-1)
     safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
     sector = torch.where(
-        value == red, (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))  # in sixths of the circle
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )  # in sixths of the circle
     sector = sector + 6 * turn
     # Each channel is a trapezoid of the hue: f(n) = value - chroma * max(0, min(k, 4 - k, 1)), k = (n + hue) mod 6
     phase = torch.stack([(n + sector) % 6 for n in (5, 3, 1)], dim=-1)
     dip = torch.minimum(torch.minimum(phase, 4 - phase), torch.ones_like(phase)).clamp(min=0)
     return value[..., None] - chroma[..., None] * dip
-
-
 
 
 def add_noise(views: torch.Tensor, draw: np.ndarray, a: Augmentation) -> None:
@@ -123,7 +122,7 @@ def add_noise(views: torch.Tensor, draw: np.ndarray, a: Augmentation) -> None:
     unit = torch.ones(3) if a.noise_unit == "grey" else torch.tensor(architectures.IMAGENET_STD)
     row = (a.noise * unit).to(views).repeat(views.shape[2])  # for a row of pixels: three numbers at a time are slow
     for view, start in zip(views, (draw * (len(stock) - count)).astype(np.int64), strict=True):
-        view += (stock[start:start + count].view(len(view), -1) * row).view(view.shape)
+        view += (stock[start : start + count].view(len(view), -1) * row).view(view.shape)
         if a.noise_unit == "grey":
             view.clamp_(0, 1)
 

@@ -56,8 +56,12 @@ def rate(recipe, epoch: int, scores=()) -> float:
     Only plateau looks at `scores`, of which those before `epoch` count. Errors: history_short.
     """
     if recipe.schedule == "plateau" and len(scores) < epoch:
-        raise PathoError("history_short", "scores", f"are {len(scores)}, but epoch {epoch} follows {epoch} of them",
-                         "Give the score of every epoch before it")
+        raise PathoError(
+            "history_short",
+            "scores",
+            f"are {len(scores)}, but epoch {epoch} follows {epoch} of them",
+            "Give the score of every epoch before it",
+        )
     return _base(recipe, epoch, scores[:epoch]) * recipe.stage_at(epoch).lr_scale
 
 
@@ -83,8 +87,15 @@ def table(recipe) -> list[dict]:
     for epoch in range(recipe.epochs):
         stage = recipe.stage_at(epoch)
         lr = _base(recipe, epoch, ()) * stage.lr_scale
-        rows.append({"epoch": epoch + 1, "stage": recipe.stages.index(stage) + 1, "frozen": stage.frozen, "lr": lr,
-                     "rule": rule})
+        rows.append(
+            {
+                "epoch": epoch + 1,
+                "stage": recipe.stages.index(stage) + 1,
+                "frozen": stage.frozen,
+                "lr": lr,
+                "rule": rule,
+            }
+        )
     return rows
 
 
@@ -100,8 +111,12 @@ def best_epoch(recipe, scores) -> int:
     best = _improvements(scores, recipe.min_delta, 0.0) if recipe.stop == "any_epoch" else []
     best = best or _improvements(scores, 0.0, -math.inf)
     if not best:
-        raise PathoError("undefined_metric", f"val_{recipe.monitor}", f"picks no epoch out of {len(scores)}",
-                         "Look at the validation split, or monitor another metric")
+        raise PathoError(
+            "undefined_metric",
+            f"val_{recipe.monitor}",
+            f"picks no epoch out of {len(scores)}",
+            "Look at the validation split, or monitor another metric",
+        )
     return best[-1]
 
 

@@ -31,8 +31,12 @@ def given_file(weights: str) -> Path:
     for path in tried:
         if path.is_file():
             return path
-    raise PathoError("weights_missing", weights, f"is not a file (tried {', '.join(map(str, tried))})",
-                     'Correct the path, or set weights="none" to train from scratch')
+    raise PathoError(
+        "weights_missing",
+        weights,
+        f"is not a file (tried {', '.join(map(str, tried))})",
+        'Correct the path, or set weights="none" to train from scratch',
+    )
 
 
 def find_or_fetch(arch: str) -> tuple[Path, str]:
@@ -51,10 +55,13 @@ def find_or_fetch(arch: str) -> tuple[Path, str]:
     try:
         return fetch.fetch(remote, hub, patience=TRIES, wait=True), remote.sha256
     except PathoError as error:  # no network, no space; a digest that does not match
-        raise PathoError("weights_missing", remote.name,
-                         f"is not at {', '.join(map(str, places))}, and the download failed ({error.reason})",
-                         f"Put it into {places[-2].parent}, fetched elsewhere by `patholib download weights-{arch}`, "
-                         'or set weights="none" to train from scratch') from error
+        raise PathoError(
+            "weights_missing",
+            remote.name,
+            f"is not at {', '.join(map(str, places))}, and the download failed ({error.reason})",
+            f"Put it into {places[-2].parent}, fetched elsewhere by `patholib download weights-{arch}`, "
+            'or set weights="none" to train from scratch',
+        ) from error
 
 
 def expected_digest(path: Path, arch: str) -> str:
@@ -70,9 +77,14 @@ def load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") ->
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(digest):
-        raise PathoError("weights_damaged", path.name, f"has SHA-256 {sha256[:12]}..., which must begin with {digest}",
-                         f'Delete {path} to have it fetched again; other weights are given as weights="<path>"'
-                         if kind == "imagenet" else "Copy it again from where you have it")
+        raise PathoError(
+            "weights_damaged",
+            path.name,
+            f"has SHA-256 {sha256[:12]}..., which must begin with {digest}",
+            f'Delete {path} to have it fetched again; other weights are given as weights="<path>"'
+            if kind == "imagenet"
+            else "Copy it again from where you have it",
+        )
     given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(model.added)}
     wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(model.added)}
     differences = [f"{k} is missing" for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")]
@@ -84,8 +96,12 @@ def load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") ->
             differences.append(f"{k} holds values that are not finite")
     if differences:
         more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
-        raise PathoError("weights_mismatch", path.name, f"does not fit {model.arch}: "
-                         + "; ".join(sorted(differences)[:8]) + more, "Give torchvision's state dict of this network")
+        raise PathoError(
+            "weights_mismatch",
+            path.name,
+            f"does not fit {model.arch}: " + "; ".join(sorted(differences)[:8]) + more,
+            "Give torchvision's state dict of this network",
+        )
     model.net.load_state_dict(model.net.state_dict() | given)
     model.weights_source = {"kind": kind, "file": path.name, "sha256": sha256}
 
@@ -99,9 +115,14 @@ def _state_dict(content: bytes, name: str) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own errors for damaged bytes
-        raise PathoError("weights_unreadable", name, f"is not a state dict ({type(error).__name__})",
-                         "Give a file of tensors, saved by torch.save(net.state_dict(), ...) or safetensors") from error
+        raise PathoError(
+            "weights_unreadable",
+            name,
+            f"is not a state dict ({type(error).__name__})",
+            "Give a file of tensors, saved by torch.save(net.state_dict(), ...) or safetensors",
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise PathoError("weights_unreadable", name, "holds something other than named tensors",
-                         "Save net.state_dict() alone")
+        raise PathoError(
+            "weights_unreadable", name, "holds something other than named tensors", "Save net.state_dict() alone"
+        )
     return state

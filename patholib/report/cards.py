@@ -40,7 +40,9 @@ TERMS = {
         "none is needed: a program drew the pictures, and it is under the MIT licence.",
         "free to use, but of no use: the model knows only the planted cue.",
         "Drawn by a program with a planted cue, so that the best possible AUC is known. No person was photographed.",
-        "any image except these drawings.", ""),
+        "any image except these drawings.",
+        "",
+    ),
     "breakhis": Terms(
         "BreakHis, breast tumour tissue under the microscope",
         SOURCES["breakhis"].licence,
@@ -48,7 +50,8 @@ TERMS = {
         "Slides from the P&D Laboratory in Brazil, stained with haematoxylin and eosin and photographed at four "
         "magnifications; diagnosed by pathologists (Spanhol et al. 2016).",
         "tissue other than breast, other stains, whole slides, other magnifications.",
-        "Spanhol et al. 2016"),
+        "Spanhol et al. 2016",
+    ),
     "isic2019": Terms(
         "ISIC 2019, skin lesions under the dermatoscope",
         SOURCES["isic2019"].licence,
@@ -57,12 +60,16 @@ TERMS = {
         "diagnoses were made; see the three papers.",
         "photographs taken without a dermatoscope, and lesions with other diagnoses. Skin type is not recorded, so its "
         "performance by skin type is unknown.",
-        "Tschandl et al. 2018 (HAM10000), Codella et al. 2018, Combalia et al. 2019 (BCN20000)"),
+        "Tschandl et al. 2018 (HAM10000), Codella et al. 2018, Combalia et al. 2019 (BCN20000)",
+    ),
     "table": Terms(
         "Images listed in a table",
         Markup("**not stated. Ask whoever gave you the images** before you share images or weights."),
         "not stated; as the images allow.",
-        "Not recorded; to be written by the authors.", "", ""),
+        "Not recorded; to be written by the authors.",
+        "",
+        "",
+    ),
 }
 
 
@@ -81,11 +88,16 @@ def write(run_dir: Path) -> Path:
 
 def texts(run: Record) -> dict[str, tuple[str, str]]:
     """{"model_card": (title, Markdown), "data_card": ..., "checklist": ...}."""
-    made = {"model_card": ("Model card", model_card), "data_card": ("Data card", data_card),
-            "checklist": ("Reporting checklists", checklists.facts)}
+    made = {
+        "model_card": ("Model card", model_card),
+        "data_card": ("Data card", data_card),
+        "checklist": ("Reporting checklists", checklists.facts),
+    }
     shared = {"run": run, "notice": NOTICE, "sections": sections, "data": dataparts, "terms": terms(run)}
-    return {stem: (f"{what}: {run.name}", markdown.render(f"{stem}.md", **shared, **facts(run)))
-            for stem, (what, facts) in made.items()}
+    return {
+        stem: (f"{what}: {run.name}", markdown.render(f"{stem}.md", **shared, **facts(run)))
+        for stem, (what, facts) in made.items()
+    }
 
 
 def terms(run: Record) -> Terms:
@@ -100,18 +112,29 @@ def model_card(run: Record) -> dict:
     """What the template of the model card needs besides the run."""
     said, test = profiles.profile(run.recipe), run.metrics.get("test") or {}
     alert = test.get("alert") if len(run.recipe.classes) > 2 else None  # of two classes it is the decision itself
-    return {"verdict": verdict.of(run), "model": _model(run), "training": _training(run), "profile": said,
-            "changed": None if said else _changed(run),
-            "other_predictions": _other_predictions(run), "keys": NUMBERS, "alert": alert,
-            "calibration": sections.calibration(run), "subgroups": sections.subgroups(run) if test else None,
-            "limits": _limits(run)}
+    return {
+        "verdict": verdict.of(run),
+        "model": _model(run),
+        "training": _training(run),
+        "profile": said,
+        "changed": None if said else _changed(run),
+        "other_predictions": _other_predictions(run),
+        "keys": NUMBERS,
+        "alert": alert,
+        "calibration": sections.calibration(run),
+        "subgroups": sections.subgroups(run) if test else None,
+        "limits": _limits(run),
+    }
 
 
 def _model(run: Record) -> dict:
     recipe, code = run.recipe, run.run.get("code") or {}
     exported = files.read_json(run.folder / "model.json") if run.has("model.json") else None
-    weights = "none (model.json is missing)" if exported is None else \
-        f"SHA-256 {(exported.get('weights') or {}).get('sha256', 'not recorded')}"
+    weights = (
+        "none (model.json is missing)"
+        if exported is None
+        else f"SHA-256 {(exported.get('weights') or {}).get('sha256', 'not recorded')}"
+    )
     return {
         "network": settings.network(recipe),
         "classes": ", ".join(recipe.classes),
@@ -121,17 +144,22 @@ def _model(run: Record) -> dict:
         "exported weights": weights,
         "created": run.run.get("created", "not recorded"),
         "made with": f"patholib {code.get('version', '(version not recorded)')}, commit "
-                     f"{code.get('commit') or 'not recorded'}",
+        f"{code.get('commit') or 'not recorded'}",
     }
 
 
 def _training(run: Record) -> dict:
     recipe = run.recipe
     return {
-        "recipe": recipe.name, "epochs": f"{len(run.history) or 'unknown'} of at most {recipe.epochs}",
-        "batch size": recipe.batch_size, "optimizer": settings.optimiser(recipe), "loss": settings.loss(recipe),
+        "recipe": recipe.name,
+        "epochs": f"{len(run.history) or 'unknown'} of at most {recipe.epochs}",
+        "batch size": recipe.batch_size,
+        "optimizer": settings.optimiser(recipe),
+        "loss": settings.loss(recipe),
         "class balance": settings.in_words(recipe, "balance", recipe.balance),
-        "frozen blocks": settings.stages(recipe), "epoch used": settings.kept(recipe), "seed": recipe.seed,
+        "frozen blocks": settings.stages(recipe),
+        "epoch used": settings.kept(recipe),
+        "seed": recipe.seed,
     }
 
 
@@ -154,16 +182,21 @@ def _limits(run: Record) -> list[str]:
     test, found = run.metrics.get("test") or {}, []
     if isinstance(groups := test.get("groups"), int) and groups < FEW_GROUPS:
         found.append(f"The test set has only {run.so_many(groups)}, so the intervals are wide.")
-    known = {name: row["sensitivity"]["value"] for name, row in test.get("per_class", {}).items()
-             if row["sensitivity"]["value"] is not None}
+    known = {
+        name: row["sensitivity"]["value"]
+        for name, row in test.get("per_class", {}).items()
+        if row["sensitivity"]["value"] is not None
+    }
     if known:
         worst = min(known, key=known.get)
         found.append(f"Weakest class: {worst}, sensitivity {known[worst]:.3f}.")
     rows = [row for row in test.get("subgroups") or [] if row.get("accuracy") is not None and not row.get("few")]
     if len(rows) > 1:
         low = min(rows, key=lambda row: row["accuracy"])
-        found.append(f"Lowest accuracy among the subgroups that are large enough: {low['accuracy']:.3f} "
-                     f"({low['column']} {low['value']}, {count(low['images'])} images).")
+        found.append(
+            f"Lowest accuracy among the subgroups that are large enough: {low['accuracy']:.3f} "
+            f"({low['column']} {low['value']}, {count(low['images'])} images)."
+        )
     return found + [said for key in RIVALS if (said := not_beaten(run.metrics, key, run.recipe.monitor))]
 
 
@@ -172,7 +205,10 @@ def _limits(run: Record) -> list[str]:
 
 def data_card(run: Record) -> Mapping:
     """What the template of the data card needs besides the run."""
-    return {"by_authors": terms(run) is TERMS["table"], "counts": (run.data_report or {}).get("counts", {}),
-            "fractions": settings.in_words(run.recipe, "fractions", run.recipe.fractions),
-            "split_changed": dataparts.split_changed(run),
-            "split_digest": (run.run.get("split") or {}).get("sha256", "not recorded")}
+    return {
+        "by_authors": terms(run) is TERMS["table"],
+        "counts": (run.data_report or {}).get("counts", {}),
+        "fractions": settings.in_words(run.recipe, "fractions", run.recipe.fractions),
+        "split_changed": dataparts.split_changed(run),
+        "split_digest": (run.run.get("split") or {}).get("sha256", "not recorded"),
+    }

@@ -58,8 +58,12 @@ CLAIM = (
     Item("27", "Ensembles", "`predictions_test_tta.csv` (averaged views of one model; no ensemble of models)"),
     Item("28", "Measures of performance", "`metrics.json`; `report.md`, Results", "why these measures"),
     Item("29", "Uncertainty and significance", "`metrics.json` (95 % bootstrap intervals over groups)"),
-    Item("30", "Robustness and sensitivity analysis", "`model_card.md`, Subgroups; `predictions_baseline.csv`",
-         "changed images, other seeds"),
+    Item(
+        "30",
+        "Robustness and sensitivity analysis",
+        "`model_card.md`, Subgroups; `predictions_baseline.csv`",
+        "changed images, other seeds",
+    ),
     Item("31", "Methods of explanation, and their validation", "`heatmaps/`; `trust.json`"),
     Item("32", "Evaluation on internal data", "`predictions_test.csv`; `report.md`, Results"),
     Item("33", "Testing on external data", left="such a test; this run has none"),
@@ -67,14 +71,19 @@ CLAIM = (
     Item("35", "Numbers included and excluded", "`data_card.md`, Composition; `excluded.csv`", "the flow diagram"),
     Item("36", "Characteristics in each partition", "`data_card.md`, Composition", "demographics that the table lacks"),
     Item("37", "Performance with uncertainty, on all partitions", "`report.md`, Results; `metrics.json`"),
-    Item("38", "Diagnostic performance and its precision", "`model_card.md`, Numbers; `metrics.json`",
-         "comparison with readers"),
+    Item(
+        "38",
+        "Diagnostic performance and its precision",
+        "`model_card.md`, Numbers; `metrics.json`",
+        "comparison with readers",
+    ),
     Item("39", "Failure analysis", "`heatmaps/`; `report.md`, Results (confusion)", "what they show"),
     Item("40", "Limitations", "`model_card.md`, Limits", "those of the study"),
     Item("41", "Implications for practice", left="the implications"),
     Item("42", "Where the protocol is", left="the protocol"),
-    Item("43", "Availability of software, model and data", "`model_card.md`, Model and Data",
-         "where they are available"),
+    Item(
+        "43", "Availability of software, model and data", "`model_card.md`, Model and Data", "where they are available"
+    ),
     Item("44", "Funding and the role of funders", left="funding"),
 )
 
@@ -101,8 +110,12 @@ TRIPOD = (
     Item("11", "Missing data", "`data_card.md`, Checking", "other missing data"),
     Item("12a", "How data were used and partitioned", "`data_card.md`, Split; `split.csv`"),
     Item("12b", "How predictors were handled", "`run.json` (image size, fit, augmentation)"),
-    Item("12c", "Model, building steps, tuning, internal validation", "`model_card.md`, Training; `run.json`",
-         "what was tried before"),
+    Item(
+        "12c",
+        "Model, building steps, tuning, internal validation",
+        "`model_card.md`, Training; `run.json`",
+        "what was tried before",
+    ),
     Item("12d", "Heterogeneity across clusters", "`model_card.md`, Subgroups", "centres"),
     Item("12e", "Measures and plots", "`metrics.json`; `figures/`", "why these"),
     Item("12f", "Updating of the model after evaluation", "`decision.json` (fitted before the test; nothing after)"),
@@ -138,12 +151,20 @@ TRIPOD = (
 def facts(run: Record) -> dict:
     """Both checklists for the template: each item with where the run folder answers it and what the authors write."""
     lists = []
-    for title, source, items in (("CLAIM 2024", "Tejani et al. 2024", CLAIM),
-                                 ("TRIPOD+AI", "Collins et al. 2024", TRIPOD)):
+    for title, source, items in (
+        ("CLAIM 2024", "Tejani et al. 2024", CLAIM),
+        ("TRIPOD+AI", "Collins et al. 2024", TRIPOD),
+    ):
         rows = [row(run, item) for item in items]
         states = Counter(state for _, _, state, _ in rows)
-        lists.append({"title": title, "source": source, "rows": rows,
-                      "states": {name: states[name] for name in ("filled", "in part", "open")}})
+        lists.append(
+            {
+                "title": title,
+                "source": source,
+                "rows": rows,
+                "states": {name: states[name] for name in ("filled", "in part", "open")},
+            }
+        )
     return {"lists": lists}
 
 
@@ -151,8 +172,11 @@ def row(run: Record, item: Item) -> tuple[str, str, str, Markup]:
     """The item with its state (filled, in part, or open) and where it is answered, as Markdown."""
     named = re.findall(r"`([^`]+)`", item.where)
     absent = [name for name in named if name not in BESIDE and not run.has(name)]
-    parts = [item.where, f"missing: {', '.join(f'`{name}`' for name in absent)}" if absent else "",
-             f"**to be written by the authors**: {item.left}" if item.left else ""]
+    parts = [
+        item.where,
+        f"missing: {', '.join(f'`{name}`' for name in absent)}" if absent else "",
+        f"**to be written by the authors**: {item.left}" if item.left else "",
+    ]
     there = len(named) > len(absent)
     state = "open" if not there else "in part" if item.left or absent else "filled"
     return item.number, item.asks, state, Markup("; ".join(filter(None, parts)))

@@ -67,12 +67,22 @@ class Comparison:
     @property
     def overview(self) -> pd.DataFrame:
         """One row per run; the same letter in a column means the same images, split or test images."""
-        digests = {"all images": [run.record.images_digest for run in self.runs],
-                   "split": [(run.record.run.get("split") or {}).get("sha256", run.name) for run in self.runs],
-                   "test images": [run.test_images for run in self.runs]}
-        rows = [{"created": str(run.record.run.get("created", ""))[:10], "network": run.record.recipe.arch,
-                 "classes": len(run.record.recipe.classes), "demo": run.record.demo, "tested on": len(run.test),
-                 "groups": run.test["group"].nunique()} for run in self.runs]
+        digests = {
+            "all images": [run.record.images_digest for run in self.runs],
+            "split": [(run.record.run.get("split") or {}).get("sha256", run.name) for run in self.runs],
+            "test images": [run.test_images for run in self.runs],
+        }
+        rows = [
+            {
+                "created": str(run.record.run.get("created", ""))[:10],
+                "network": run.record.recipe.arch,
+                "classes": len(run.record.recipe.classes),
+                "demo": run.record.demo,
+                "tested on": len(run.test),
+                "groups": run.test["group"].nunique(),
+            }
+            for run in self.runs
+        ]
         table = pd.DataFrame(rows, index=pd.Index([run.name for run in self.runs], name="run"))
         return table.assign(**{column: _letters(values) for column, values in digests.items()})
 
@@ -93,8 +103,12 @@ class Comparison:
         """The test numbers of metrics.json with their intervals, one column per run."""
         of_runs = {run.name: run.record.metrics["test"]["metrics"] for run in self.runs}
         names = ordered(number for found in of_runs.values() for number in found)
-        return pd.DataFrame({run: {words(number): metrics.readable(found.get(number)) for number in names}
-                             for run, found in of_runs.items()})
+        return pd.DataFrame(
+            {
+                run: {words(number): metrics.readable(found.get(number)) for number in names}
+                for run, found in of_runs.items()
+            }
+        )
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -105,12 +119,20 @@ class Comparison:
         """
         rows = []
         for first, run in self._pairs():
-            found = metrics.paired(*(one.test.drop(columns=["path", "sha256"]) for one in (run, first)), *run.task,
-                                   threshold=(run.threshold, first.threshold))
-            rows += [{"number": words(number) + " (lower is better)" * lower_is_better(number),
-                      "run": f"{run.name} - {first.name}", **_ends(found[number]),
-                      "difference": metrics.readable(found[number], sign="+")}
-                     for number in ordered(found, len(run.task[0]) == 2)]
+            found = metrics.paired(
+                *(one.test.drop(columns=["path", "sha256"]) for one in (run, first)),
+                *run.task,
+                threshold=(run.threshold, first.threshold),
+            )
+            rows += [
+                {
+                    "number": words(number) + " (lower is better)" * lower_is_better(number),
+                    "run": f"{run.name} - {first.name}",
+                    **_ends(found[number]),
+                    "difference": metrics.readable(found[number], sign="+"),
+                }
+                for number in ordered(found, len(run.task[0]) == 2)
+            ]
         table = pd.DataFrame(rows, columns=["number", "run", "value", "low", "high", "difference"])
         order = list(dict.fromkeys(table["number"]))
         return table.sort_values("number", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
@@ -121,9 +143,15 @@ class Comparison:
         if len(self.runs) == 1:
             return "There is only one run: nothing to compare."
         number, known = len(self.differences), int(self.differences["low"].notna().sum())
-        lines = [f"{number} differences, {known} of them with a 95 % interval. The intervals are not adjusted for "
-                 f"multiple comparisons: without any true difference, about {0.05 * known:.1f} of them would still "
-                 "exclude zero."] if number else []
+        lines = (
+            [
+                f"{number} differences, {known} of them with a 95 % interval. The intervals are not adjusted for "
+                f"multiple comparisons: without any true difference, about {0.05 * known:.1f} of them would still "
+                "exclude zero."
+            ]
+            if number
+            else []
+        )
         pairs = self._pairs()
         lines += [f"{run.name} is compared with {first.name}: same test images." for first, run in pairs]
         alone = [run.name for run in self.runs if all(run not in pair for pair in pairs)]
@@ -144,8 +172,10 @@ class Comparison:
             known = len(csvfiles.read_csv(folds[0].record.folder / "images.csv", ("path", "sha256")))
             found = validation.pooled_summary(table.drop(columns=["sha256"]), recipe)["metrics"]
             columns[" + ".join(run.name for run in folds)] = {
-                "images tested": f"{len(table):,} of {known:,}", "groups": f"{table['group'].nunique():,}",
-                **{words(number): metrics.readable(found[number]) for number in ordered(found)}}
+                "images tested": f"{len(table):,} of {known:,}",
+                "groups": f"{table['group'].nunique():,}",
+                **{words(number): metrics.readable(found[number]) for number in ordered(found)},
+            }
         return pd.DataFrame(columns)
 
     def _folds(self) -> list[list[Finished]]:
@@ -155,24 +185,33 @@ class Comparison:
             mark = [recipes.without_folders(run.record.recipe).to_json(), run.record.images_digest]
             alike.setdefault(files.digest(mark), []).append(run)
         tested = {run.name: set(run.test["path"]) for run in self.runs}
-        return [runs for runs in alike.values()
-                if len(runs) > 1 and len(set().union(*(tested[run.name] for run in runs))) ==
-                sum(len(tested[run.name]) for run in runs)]
+        return [
+            runs
+            for runs in alike.values()
+            if len(runs) > 1
+            and len(set().union(*(tested[run.name] for run in runs))) == sum(len(tested[run.name]) for run in runs)
+        ]
 
     @property
     def drawn(self) -> dict[str, tuple]:
         """{name: (labels (N,), probs (N, C))} of the runs that have the classes of the first, for ROC curves."""
         classes = self.classes
-        return {self._label(run): (pd.Categorical(run.test["label"], categories=list(classes)).codes.astype(np.int64),
-                                   run.test[[f"p_{c}" for c in classes]].to_numpy())
-                for run in self.runs if run.task == self.runs[0].task}
+        return {
+            self._label(run): (
+                pd.Categorical(run.test["label"], categories=list(classes)).codes.astype(np.int64),
+                run.test[[f"p_{c}" for c in classes]].to_numpy(),
+            )
+            for run in self.runs
+            if run.task == self.runs[0].task
+        }
 
     @property
     def reliability(self) -> dict[str, pd.DataFrame]:
         """{name: `calibration.reliability`} of the same runs, in ten bins: of the positive or the predicted class."""
         of = self.classes.index(self.positive) if self.positive is not None and len(self.classes) == 2 else None
-        return {name: calibration.reliability(labels, probs, bins=10, of=of)
-                for name, (labels, probs) in self.drawn.items()}
+        return {
+            name: calibration.reliability(labels, probs, bins=10, of=of) for name, (labels, probs) in self.drawn.items()
+        }
 
     @property
     def kept(self) -> dict[str, int | None]:
@@ -202,8 +241,7 @@ class Comparison:
     def _pairs(self) -> list[tuple[Finished, Finished]]:
         """(the first run of the same test images, another one)."""
         first: dict[str, Finished] = {}
-        return [(first[run.test_images], run) for run in self.runs
-                if first.setdefault(run.test_images, run) is not run]
+        return [(first[run.test_images], run) for run in self.runs if first.setdefault(run.test_images, run) is not run]
 
     def _label(self, run: Finished) -> str:
         """The name of a run, with the letter of its test images where there are several."""
@@ -211,8 +249,9 @@ class Comparison:
         return run.name if len(set(letters)) == 1 else f"{run.name} (test images {letters[self.runs.index(run)]})"
 
 
-def read(named: str = "", output: str | Path | None = None,
-         make: Callable[[Path], list[Path]] | None = None) -> Comparison:
+def read(
+    named: str = "", output: str | Path | None = None, make: Callable[[Path], list[Path]] | None = None
+) -> Comparison:
     """The runs that are named, by folder name or path, separated by commas; none named: the newest finished in output.
 
     output: the folder of run folders, see `runs.output_folder`. make: makes two runs in it where none are named and
@@ -238,8 +277,12 @@ def _place(name: str, output: Path) -> Path:
     for place in (output / name, Path(name).expanduser(), files.project_root() / name):
         if (place / "run.json").is_file():
             return place
-    raise PathoError("unknown_run", name, f"is not a run folder, neither in {output.name} nor as a path",
-                     nearest(name, [run.name for run in runs.finished(output)]) if output.is_dir() else "Name another")
+    raise PathoError(
+        "unknown_run",
+        name,
+        f"is not a run folder, neither in {output.name} nor as a path",
+        nearest(name, [run.name for run in runs.finished(output)]) if output.is_dir() else "Name another",
+    )
 
 
 def _named(folders: list[Path]) -> tuple[Finished, ...]:
@@ -248,17 +291,25 @@ def _named(folders: list[Path]) -> tuple[Finished, ...]:
     A run of a sweep has the name of the folder that the sweep made for it, which says what was set.
     """
     above = [folder.resolve().parent for folder in folders]
-    names = [parent.name if (parent / places.OUTCOME).exists() and above.count(parent) == 1 else folder.name
-             for folder, parent in zip(folders, above, strict=True)]
-    return tuple(_finished(folder, name if names.count(name) == 1 else f"{parent.name}/{folder.name}")
-                 for folder, parent, name in zip(folders, above, names, strict=True))
+    names = [
+        parent.name if (parent / places.OUTCOME).exists() and above.count(parent) == 1 else folder.name
+        for folder, parent in zip(folders, above, strict=True)
+    ]
+    return tuple(
+        _finished(folder, name if names.count(name) == 1 else f"{parent.name}/{folder.name}")
+        for folder, parent, name in zip(folders, above, names, strict=True)
+    )
 
 
 def _finished(folder: Path, name: str) -> Finished:
     record = Record(folder)
     if record.run.get("status") != "finished" or "test" not in record.metrics:
-        raise PathoError("unfinished_run", name, "is not finished: it has no test results",
-                         "Run its notebook again, which resumes it, or name another run")
+        raise PathoError(
+            "unfinished_run",
+            name,
+            "is not finished: it has no test results",
+            "Run its notebook again, which resumes it, or name another run",
+        )
     table = decisions.calibrated(folder, "test")
     known = csvfiles.read_csv(folder / "images.csv", ("path", "sha256")).set_index("path")["sha256"]
     table = table.assign(sha256=known.reindex(table["path"]).fillna("not listed").to_numpy())

@@ -18,17 +18,24 @@ from patholib.report.records import Record
 
 NAMED = 5  # files that are named of those left out for one reason; excluded.csv names all
 VALUES = 12  # a column with more values than this is no subgroup
-FOUND = {"duplicates": "the same picture twice", "label_conflicts": "the same picture with two labels",
-         "groups_sharing_pixels": "the same picture in two groups"}
-LISTED = {"rows_without_file": "table rows have no file and were left out",
-          "files_without_row": "files are in no table row and were left out"}
+FOUND = {
+    "duplicates": "the same picture twice",
+    "label_conflicts": "the same picture with two labels",
+    "groups_sharing_pixels": "the same picture in two groups",
+}
+LISTED = {
+    "rows_without_file": "table rows have no file and were left out",
+    "files_without_row": "files are in no table row and were left out",
+}
 
 
 def composition(run: Record) -> Markup:
     """Images, and ids of every level, by class and split."""
     tables = [_by_split(run, "images", run.split.assign(images=run.split["path"]), "images")]
-    tables += [_by_split(run, f"{level.replace('_', ' ')}s", run.split[run.split[level] != ""], level)
-               for level in _levels(run.split)]
+    tables += [
+        _by_split(run, f"{level.replace('_', ' ')}s", run.split[run.split[level] != ""], level)
+        for level in _levels(run.split)
+    ]
     return Markup("\n".join(tables))
 
 
@@ -40,9 +47,13 @@ def sizes(run: Record) -> Markup:
         some = [rows[rows["split"] == part] for part in parts]
         return [f"{len(one):,} ({one['group'].nunique():,})" for one in (*some, rows)]
 
-    return table((f"images ({run.units})", *parts, "all"),
-                 [*((name, *cells(run.split[run.split["label"] == name])) for name in run.recipe.classes),
-                  ("all", *cells(run.split))])
+    return table(
+        (f"images ({run.units})", *parts, "all"),
+        [
+            *((name, *cells(run.split[run.split["label"] == name])) for name in run.recipe.classes),
+            ("all", *cells(run.split)),
+        ],
+    )
 
 
 def _parts(split: pd.DataFrame) -> list[str]:
@@ -64,21 +75,28 @@ def _by_split(run: Record, title: str, rows: pd.DataFrame, ids: str) -> Markup:
     def cells(of: pd.DataFrame) -> list[str]:
         return [count(int(some[ids].nunique())) for some in (*(of[of["split"] == part] for part in parts), of)]
 
-    return table((title, *parts, "all"), [*((name, *cells(rows[rows["label"] == name])) for name in classes),
-                                          ("all", *cells(rows))])
+    return table(
+        (title, *parts, "all"),
+        [*((name, *cells(rows[rows["label"] == name])) for name in classes), ("all", *cells(rows))],
+    )
 
 
 def distribution(run: Record) -> Markup:
     """How the images spread over the columns that results are reported by, else over those with few values."""
     apart = {row["column"] for row in (run.metrics.get("test") or {}).get("subgroups") or []}
-    values = {name: run.split[name].nunique() for name in run.split
-              if name not in ("path", "label", "group", "split", "sha256") and not IDS.fullmatch(name)}
+    values = {
+        name: run.split[name].nunique()
+        for name in run.split
+        if name not in ("path", "label", "group", "split", "sha256") and not IDS.fullmatch(name)
+    }
     chosen = apart & set(values) or {name for name, number in values.items() if number <= VALUES}
     spread = [name for name, number in values.items() if name in chosen and number > 1]
     tables = [_spread(run.split, name) for name in spread]
-    other = [f"{text(name)} ({number:,} values)" if number > 1 else
-             f"{text(name)} (always {text(run.split[name].iloc[0])})"
-             for name, number in values.items() if name not in spread]
+    other = [
+        f"{text(name)} ({number:,} values)" if number > 1 else f"{text(name)} (always {text(run.split[name].iloc[0])})"
+        for name, number in values.items()
+        if name not in spread
+    ]
     tables += [f"Other columns: {', '.join(other)}.\n"] if other else []
     return Markup("\n".join(tables) or "No other column describes the images.\n")
 
@@ -86,8 +104,14 @@ def distribution(run: Record) -> Markup:
 def _spread(split: pd.DataFrame, name: str) -> Markup:
     shares = pd.crosstab(split[name], split["split"], normalize="columns")
     images, parts = split[name].value_counts(), _parts(split)
-    rows = [(value or "(not stated)", count(int(images[value])),
-             *(f"{100 * shares.loc[value, part]:.0f} %" for part in parts)) for value in shares.index]
+    rows = [
+        (
+            value or "(not stated)",
+            count(int(images[value])),
+            *(f"{100 * shares.loc[value, part]:.0f} %" for part in parts),
+        )
+        for value in shares.index
+    ]
     return table((name, "images", *(f"share of {part}" for part in parts)), rows)
 
 
@@ -100,18 +124,28 @@ def left_out(run: Record) -> Markup:
     by_code: dict[str, list[Mapping]] = {}
     for entry in run.excluded:
         by_code.setdefault(str(entry.get("code", "?")), []).append(entry)
-    rows = [(code, count(len(found)), short(found[0].get("reason", ""), 120),
-             ", ".join(str(entry.get("path", "?")) for entry in found[:NAMED]) + (" …" if len(found) > NAMED else ""))
-            for code, found in sorted(by_code.items(), key=lambda pair: (-len(pair[1]), pair[0]))]
-    return Markup(f"{len(run.excluded):,} files were left out; `excluded.csv` lists them all.\n\n"
-                  f"{table(('problem', 'files', 'reason', 'examples'), rows)}")
+    rows = [
+        (
+            code,
+            count(len(found)),
+            short(found[0].get("reason", ""), 120),
+            ", ".join(str(entry.get("path", "?")) for entry in found[:NAMED]) + (" …" if len(found) > NAMED else ""),
+        )
+        for code, found in sorted(by_code.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    ]
+    return Markup(
+        f"{len(run.excluded):,} files were left out; `excluded.csv` lists them all.\n\n"
+        f"{table(('problem', 'files', 'reason', 'examples'), rows)}"
+    )
 
 
 def remarks(run: Record) -> Markup:
     """How many duplicates, conflicts and warnings the data check found."""
     report = run.data_report or {}
-    rows = [(words, count(len(report[key])) if report.get(key) is not None else "not recorded")
-            for key, words in FOUND.items()]
+    rows = [
+        (words, count(len(report[key])) if report.get(key) is not None else "not recorded")
+        for key, words in FOUND.items()
+    ]
     codes = Counter(entry.get("code", "?") for entry in report.get("warnings") or [])
     rows += [(f"warning: {code}", count(number)) for code, number in codes.most_common()]
     return table(("data check", "cases"), rows)
@@ -126,8 +160,11 @@ def unlisted(run: Record) -> list[str]:
 def formats(run: Record) -> Markup:
     """Sizes, colour modes and file types of the images that were kept, and what they were brought to."""
     report = run.data_report or {}
-    facts = {name: _most(report[key]) for name, key in (("sizes", "sizes"), ("colour modes", "modes"),
-                                                        ("file types", "kinds")) if report.get(key)}
+    facts = {
+        name: _most(report[key])
+        for name, key in (("sizes", "sizes"), ("colour modes", "modes"), ("file types", "kinds"))
+        if report.get(key)
+    }
     facts["cached as"] = f"{report.get('size', '?')} pixels a side ({report.get('fit', '?')})"
     return markdown.facts(facts)
 

@@ -17,8 +17,14 @@ from patholib.report.figures import heatmaps, style
 SIDE = 160  # least pixels of a picture on the page
 
 
-def write(found: Gallery, folder: Path, name: str = "gallery", note: str = "", one_scale: bool = False,
-          trust: Mapping | None = None):
+def write(
+    found: Gallery,
+    folder: Path,
+    name: str = "gallery",
+    note: str = "",
+    one_scale: bool = False,
+    trust: Mapping | None = None,
+):
     """Writes name.png, name.html, name.csv and a folder `name` with each picture, heat and overlay; returns the sheet.
 
     one_scale: red is the highest value of the whole gallery; else of each map. trust: as in trust.json, of which the
@@ -37,24 +43,40 @@ def page(found: Gallery, note: str = "", one_scale: bool = False, trust: Mapping
     """The gallery as one HTML file with its pictures inside."""
     sections = [(title, [_picture(found, row, one_scale) for row in rows]) for title, rows in found.sections.items()]
     most = f"{found.heat.max():.3g}, one scale for all maps" if one_scale else "the maximum of each map"
-    return pages.render("gallery.html", title="Heatmaps", note=note, trust=trust, block=found.block, most=most,
-                        name=found.method.replace("gradcam", "Grad-CAM"), bar=_bar(), sections=sections)
+    return pages.render(
+        "gallery.html",
+        title="Heatmaps",
+        note=note,
+        trust=trust,
+        block=found.block,
+        most=most,
+        name=found.method.replace("gradcam", "Grad-CAM"),
+        bar=_bar(),
+        sections=sections,
+    )
 
 
 def _picture(found: Gallery, row: int, one_scale: bool) -> dict:
     image, _, overlay = np.split(_triple(found, row, one_scale), 3, axis=1)
     side, path = max(SIDE, len(image)), found.table["path"].iloc[row]
-    both = {name: pages.data_url(_encoded(_enlarged(part, side), ".jpg"), "jpeg")
-            for name, part in (("image", image), ("overlay", overlay))}
-    return both | {"path": path, "name": Path(path).name, "caption": found.captions[row],
-                   "blank": not found.heat[row].any()}
+    both = {
+        name: pages.data_url(_encoded(_enlarged(part, side), ".jpg"), "jpeg")
+        for name, part in (("image", image), ("overlay", overlay))
+    }
+    return both | {
+        "path": path,
+        "name": Path(path).name,
+        "caption": found.captions[row],
+        "blank": not found.heat[row].any(),
+    }
 
 
 def _bar() -> str:
     """The colours of the heat from none to most, as the `src` of an image."""
     ramp = np.tile(np.linspace(0, 1, SIDE), (12, 1))
-    return pages.data_url(_encoded(heatmaps.overlay(np.zeros((*ramp.shape, 3), np.uint8), ramp, opacity=1), ".png"),
-                          "png")
+    return pages.data_url(
+        _encoded(heatmaps.overlay(np.zeros((*ramp.shape, 3), np.uint8), ramp, opacity=1), ".png"), "png"
+    )
 
 
 def _triple(found: Gallery, row: int, one_scale: bool) -> np.ndarray:

@@ -53,8 +53,13 @@ def table(head: Sequence, rows: Iterable[Sequence]) -> Markup:
 
 def facts(values: Mapping, head: Sequence[str] = ("", "")) -> Markup:
     """A table of two columns: each key in words, and its value in words, cut if it is long."""
-    return table(head, [(str(key).replace("_", " "), value if isinstance(value, Markup) else short(spoken(value)))
-                        for key, value in values.items()])
+    return table(
+        head,
+        [
+            (str(key).replace("_", " "), value if isinstance(value, Markup) else short(spoken(value)))
+            for key, value in values.items()
+        ],
+    )
 
 
 def why(numbers: Iterable[tuple[str, Mapping | None]]) -> Markup:
@@ -65,15 +70,25 @@ def why(numbers: Iterable[tuple[str, Mapping | None]]) -> Markup:
             if number and number.get(key):
                 reason = re.sub(r"^undefined in \d+ of", "undefined in some of", str(number[key]))  # else a line each
                 reasons.setdefault((what, reason), {})[name] = True
-    return Markup("".join(f"- {what} for {text(', '.join(names))}: {text(reason)}.\n"
-                          for (what, reason), names in reasons.items()))
+    return Markup(
+        "".join(
+            f"- {what} for {text(', '.join(names))}: {text(reason)}.\n" for (what, reason), names in reasons.items()
+        )
+    )
 
 
 def spoken(value) -> str:
     """A JSON value in words: `files 1,995, by code (corrupt 2)`."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(k).replace('_', ' ')} ({spoken(v)})" if isinstance(v, (Mapping, list)) else
-                         f"{str(k).replace('_', ' ')} {spoken(v)}" for k, v in value.items()) or "none"
+        return (
+            ", ".join(
+                f"{str(k).replace('_', ' ')} ({spoken(v)})"
+                if isinstance(v, (Mapping, list))
+                else f"{str(k).replace('_', ' ')} {spoken(v)}"
+                for k, v in value.items()
+            )
+            or "none"
+        )
     if isinstance(value, (list, tuple)):
         return ", ".join(map(spoken, value)) or "none"
     if isinstance(value, bool) or value is None:
@@ -137,7 +152,7 @@ def _heading(_renderer, tokens, place, _options, _env) -> str:
 
 
 def _row(_renderer, tokens, place, _options, _env) -> str:
-    first = next((token for token in tokens[place + 1:place + 3] if token.type == "inline"), None)
+    first = next((token for token in tokens[place + 1 : place + 3] if token.type == "inline"), None)
     return '<tr class="few">\n' if first is not None and first.content.endswith(FEW) else "<tr>\n"
 
 

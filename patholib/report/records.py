@@ -13,17 +13,34 @@ from patholib.base import files
 from patholib.model import recipes
 from patholib.report.markdown import count, text
 
-NOTICE = Markup("**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a "
-                "patient.")
-DEMO = Markup("**DEMO IMAGES: NOT A RESULT.** The images of this run were generated to show that the pipeline works. "
-              "No number below says anything about tissue, skin or people.")
-PUBLISHED = Markup("**Recipe as published, mistakes included.** This run measures what those mistakes cost. Do not "
-                   "quote its numbers as performance.")
-SETS = {"val": "validation", "test": "test", "test_tta": "test, averaged views", "baseline": "colour statistics (test)",
-        "probe": "linear probe (test)"}
+NOTICE = Markup(
+    "**For research use only. Not a medical device:** not for diagnosis, and not for any decision about a patient."
+)
+DEMO = Markup(
+    "**DEMO IMAGES: NOT A RESULT.** The images of this run were generated to show that the pipeline works. "
+    "No number below says anything about tissue, skin or people."
+)
+PUBLISHED = Markup(
+    "**Recipe as published, mistakes included.** This run measures what those mistakes cost. Do not "
+    "quote its numbers as performance."
+)
+SETS = {
+    "val": "validation",
+    "test": "test",
+    "test_tta": "test, averaged views",
+    "baseline": "colour statistics (test)",
+    "probe": "linear probe (test)",
+}
 ON_REQUEST = ("probe",)  # not reported as missing
-UNITS = {"case": "patients", "patient": "patients", "subject": "patients", "lesion": "lesions", "slide": "slides",
-         "specimen": "specimens", "image": "images"}  # what the values of an id column are; others: groups
+UNITS = {
+    "case": "patients",
+    "patient": "patients",
+    "subject": "patients",
+    "lesion": "lesions",
+    "slide": "slides",
+    "specimen": "specimens",
+    "image": "images",
+}  # what the values of an id column are; others: groups
 
 
 class Record:
@@ -38,12 +55,16 @@ class Record:
         self.decision = self._json("decision.json", "no threshold was chosen before the test images were judged")
         self.data_report = self._json("data_report.json", "the result of the data check is unknown")
         self.history = self._history()
-        self.figures = [*sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
-                        *sorted((self.folder / "figures").glob("*.png"))]
+        self.figures = [
+            *sorted(self.folder.glob("*.png")),  # the overview, training_metrics.png
+            *sorted((self.folder / "figures").glob("*.png")),
+        ]
         self.heatmaps = sorted((self.folder / "heatmaps").glob("*.png"), key=lambda p: (p.stem != "gallery", p))
-        for name, missing in (("split.csv", "the images of each split are unknown"),
-                              ("predictions_val.csv", "the validation numbers cannot be recomputed"),
-                              ("predictions_test.csv", "the test numbers cannot be recomputed")):
+        for name, missing in (
+            ("split.csv", "the images of each split are unknown"),
+            ("predictions_val.csv", "the validation numbers cannot be recomputed"),
+            ("predictions_test.csv", "the test numbers cannot be recomputed"),
+        ):
             if not (self.folder / name).is_file():
                 self.absent.append(f"`{name}`: {missing}")
         if not self.figures:
@@ -136,11 +157,19 @@ class Record:
         if self.run.get("published", self.recipe.published):
             found.append(PUBLISHED)
         if leaks := [row["says"] for rows in self.run.get("leaks", {}).values() for row in rows]:
-            found.append(Markup(f"**The split leaks:** {text('; '.join(leaks))}. The model has seen these images or "
-                                "patients in training, so the numbers below are too high by an unknown amount."))
+            found.append(
+                Markup(
+                    f"**The split leaks:** {text('; '.join(leaks))}. The model has seen these images or "
+                    "patients in training, so the numbers below are too high by an unknown amount."
+                )
+            )
         if self.run.get("status") not in ("trained", "finished"):  # "finished" is written after the report
-            found.append(Markup(f"**This run is not finished:** training has not ended (status: "
-                                f"{text(self.run.get('status', 'not recorded'))})."))
+            found.append(
+                Markup(
+                    f"**This run is not finished:** training has not ended (status: "
+                    f"{text(self.run.get('status', 'not recorded'))})."
+                )
+            )
         elif "test" not in self.metrics:
             found.append(Markup("**This run is not finished:** the test images have not been judged."))
         return found

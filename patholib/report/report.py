@@ -19,13 +19,21 @@ from patholib.report.hints import hints
 from patholib.report.records import NOTICE, UNITS, Record
 
 HEATMAPS_SHOWN = 12
-CONFLICTS = {"label_conflicts": "the same picture has two labels",
-             "groups_sharing_pixels": "the same picture is in two groups"}
+CONFLICTS = {
+    "label_conflicts": "the same picture has two labels",
+    "groups_sharing_pixels": "the same picture is in two groups",
+}
 FIGURES = {
-    "training_metrics": "Training and results on one page", "roc_pr": "ROC and precision-recall curves",
-    "curves": "Losses and metrics by epoch", "classes": "Images by class and split", "confusion": "Confusion matrix",
-    "intervals": "Results with intervals", "patients": "Every patient of the test set",
-    "threshold": "Choice of the threshold", "unfreezing": "Frozen blocks by epoch", "trust": "Checks of the heatmaps",
+    "training_metrics": "Training and results on one page",
+    "roc_pr": "ROC and precision-recall curves",
+    "curves": "Losses and metrics by epoch",
+    "classes": "Images by class and split",
+    "confusion": "Confusion matrix",
+    "intervals": "Results with intervals",
+    "patients": "Every patient of the test set",
+    "threshold": "Choice of the threshold",
+    "unfreezing": "Frozen blocks by epoch",
+    "trust": "Checks of the heatmaps",
     "abstention": "Errors if the least certain images are left out",
 }
 CHECKED = ("counts", "per_class", "sizes", "modes", "kinds", "size", "fit")  # of data_report.json
@@ -38,11 +46,24 @@ def write(run_dir: Path) -> Path:
     bad_recipe.
     """
     run = Record(run_dir)
-    text = markdown.render("report.md", run=run, notice=NOTICE, sections=sections, settings=settings, data=dataparts,
-                           verdict=verdict.of(run), chart=verdict.chart(run), examples=verdict.examples(run),
-                           kept_apart=dataparts.kept_apart(run), split_changed=dataparts.split_changed(run),
-                           conflicts=_conflicts(run), **_results(run), **_pictures(run),
-                           **_training(run), **_origin(run))
+    text = markdown.render(
+        "report.md",
+        run=run,
+        notice=NOTICE,
+        sections=sections,
+        settings=settings,
+        data=dataparts,
+        verdict=verdict.of(run),
+        chart=verdict.chart(run),
+        examples=verdict.examples(run),
+        kept_apart=dataparts.kept_apart(run),
+        split_changed=dataparts.split_changed(run),
+        conflicts=_conflicts(run),
+        **_results(run),
+        **_pictures(run),
+        **_training(run),
+        **_origin(run),
+    )
     files.write_text(run.folder / "report.md", text)
     page = files.write_text(run.folder / "report.html", markdown.page(f"Report: {run.name}", text, run.folder))
     cards.write(run_dir)  # last: the checklist names what is there
@@ -52,22 +73,33 @@ def write(run_dir: Path) -> Path:
 def _results(run: Record) -> dict:
     found = sections.judged(run)[1] if run.sets else {}
     patients, test = found.get("patients") or {}, run.metrics.get("test") or {}
-    return {"alert": test.get("alert"), "abstention": test.get("abstention"), "patients": patients,
-            "unit": UNITS.get(patients.get("column"), "groups")[:-1],
-            "two_labels": (patients.get("two_labels") or {}).get("patients", 0),
-            "rate": readable(patients.get("recognition_rate")), "one_patient": patients.get("one_patient")}
+    return {
+        "alert": test.get("alert"),
+        "abstention": test.get("abstention"),
+        "patients": patients,
+        "unit": UNITS.get(patients.get("column"), "groups")[:-1],
+        "two_labels": (patients.get("two_labels") or {}).get("patients", 0),
+        "rate": readable(patients.get("recognition_rate")),
+        "one_patient": patients.get("one_patient"),
+    }
 
 
 def _pictures(run: Record) -> dict:
     """Figures by name, the heatmaps to show, how many more there are, and the checks of the heatmaps."""
     limit = 1 if run.heatmaps and run.heatmaps[0].stem == "gallery" else HEATMAPS_SHOWN  # the gallery has them all
     checks = (run.trust or {}).get("checks") or {}
-    return {"figures": [(FIGURES.get(path.stem, path.stem.replace("_", " ").capitalize()),
-                         markdown.picture(run.folder, path)) for path in run.figures],
-            "heatmaps": [markdown.picture(run.folder, path) for path in run.heatmaps[:limit]],
-            "more": max(len(run.heatmaps) - limit, 0),
-            "checks": [(check["asked"], check["found"], check["demanded"],
-                        Markup("passed" if check["passed"] else "**failed**")) for check in checks.values()]}
+    return {
+        "figures": [
+            (FIGURES.get(path.stem, path.stem.replace("_", " ").capitalize()), markdown.picture(run.folder, path))
+            for path in run.figures
+        ],
+        "heatmaps": [markdown.picture(run.folder, path) for path in run.heatmaps[:limit]],
+        "more": max(len(run.heatmaps) - limit, 0),
+        "checks": [
+            (check["asked"], check["found"], check["demanded"], Markup("passed" if check["passed"] else "**failed**"))
+            for check in checks.values()
+        ],
+    }
 
 
 def _conflicts(run: Record) -> list[tuple[int, str]]:
@@ -77,21 +109,32 @@ def _conflicts(run: Record) -> list[tuple[int, str]]:
 
 def _training(run: Record) -> dict:
     table = run.history
-    return {"profile": profiles.profile(run.recipe), "changed": settings.changed(run.recipe),
-            "minutes": f"{table['seconds'].sum() / 60:.1f} minutes" if "seconds" in table else "an unknown time",
-            "best": None if table.empty else int(table["epoch"][settings.best_row(run)]),
-            "hints": [markdown.marked(hint) for hint in hints(table, run.metrics, run.recipe)]}
+    return {
+        "profile": profiles.profile(run.recipe),
+        "changed": settings.changed(run.recipe),
+        "minutes": f"{table['seconds'].sum() / 60:.1f} minutes" if "seconds" in table else "an unknown time",
+        "best": None if table.empty else int(table["epoch"][settings.best_row(run)]),
+        "hints": [markdown.marked(hint) for hint in hints(table, run.metrics, run.recipe)],
+    }
 
 
 def _origin(run: Record) -> dict[str, Mapping]:
     """The facts that fold away: versions, hashes, and what the reader of the data and the data check found."""
     record, missing = run.run, "not recorded"
-    origin = {"run": run.name, "created": record.get("created", missing), "code": record.get("code", missing),
-              "machine": record.get("machine", missing), "seed": record.get("seed", run.recipe.seed),
-              **(record.get("versions") or {"versions": missing})}
-    hashes = {"all images": run.images_digest, "split file": (record.get("split") or {}).get("sha256", missing),
-              "initial weights": (record.get("weights") or {}).get("sha256") or "none",
-              "validation predictions": (run.decision or {}).get("predictions_val_sha256", missing)}
+    origin = {
+        "run": run.name,
+        "created": record.get("created", missing),
+        "code": record.get("code", missing),
+        "machine": record.get("machine", missing),
+        "seed": record.get("seed", run.recipe.seed),
+        **(record.get("versions") or {"versions": missing}),
+    }
+    hashes = {
+        "all images": run.images_digest,
+        "split file": (record.get("split") or {}).get("sha256", missing),
+        "initial weights": (record.get("weights") or {}).get("sha256") or "none",
+        "validation predictions": (run.decision or {}).get("predictions_val_sha256", missing),
+    }
     report = run.data_report or {}
     found = {key: value for key, value in run.data.items() if key != "images_sha256"}
     found |= {f"data check: {name}": report[name] for name in CHECKED if name in report}

@@ -17,8 +17,13 @@ from patholib.report import markdown
 from patholib.report.markdown import FEW, count, table, text
 from patholib.report.records import SETS, Record
 
-COLUMNS = {"test": "this model", "test_tta": "averaged views", "baseline": "colour statistics",
-           "probe": "linear probe", "val": "this model, validation images"}
+COLUMNS = {
+    "test": "this model",
+    "test_tta": "averaged views",
+    "baseline": "colour statistics",
+    "probe": "linear probe",
+    "val": "this model, validation images",
+}
 CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
 OF_A_CLASS = ("sensitivity", "specificity", "precision", "f1", "auc")
 OF_A_SUBGROUP = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity")
@@ -35,8 +40,12 @@ def results(run: Record, keys=tuple(COLUMNS)) -> Markup:
     """Every metric of every model that was judged, each with its 95 % interval."""
     sets = {key: run.metrics[key] for key in keys if key in run.metrics}
     names = ordered((name for found in sets.values() for name in found["metrics"]), len(run.recipe.classes) == 2)
-    rows = [(f"images / {run.units}", *(f"{count(s.get('images', '?'))} / {count(s.get('groups', '?'))}"
-                                        for s in sets.values()))]
+    rows = [
+        (
+            f"images / {run.units}",
+            *(f"{count(s.get('images', '?'))} / {count(s.get('groups', '?'))}" for s in sets.values()),
+        )
+    ]
     rows += [(words(name), *(readable(found["metrics"].get(name)) for found in sets.values())) for name in names]
     return table(("value (95 % interval)", *(COLUMNS[key] for key in sets)), rows)
 
@@ -68,8 +77,10 @@ def differences(run: Record) -> Markup | None:
 def per_class(run: Record, names=OF_A_CLASS) -> Markup:
     """The numbers of every class."""
     found = judged(run)[1].get("per_class", {})
-    rows = [(name, count(row.get("support", "?")), count(row.get("groups", "?")),
-             *(readable(row.get(n)) for n in names)) for name, row in found.items()]
+    rows = [
+        (name, count(row.get("support", "?")), count(row.get("groups", "?")), *(readable(row.get(n)) for n in names))
+        for name, row in found.items()
+    ]
     return Markup(f"{table(('class', 'images', run.units, *map(words, names)), rows)}\n{_why(found.values(), names)}")
 
 
@@ -79,8 +90,10 @@ def confusion(run: Record) -> Markup | None:
     if not found.get("confusion"):
         return None
     classes = found.get("classes", run.recipe.classes)
-    return table(("true \\ predicted", *classes), [(name, *(f"{int(n):,}" for n in row)) for name, row in
-                                                   zip(classes, found["confusion"], strict=True)])
+    return table(
+        ("true \\ predicted", *classes),
+        [(name, *(f"{int(n):,}" for n in row)) for name, row in zip(classes, found["confusion"], strict=True)],
+    )
 
 
 def subgroups(run: Record) -> Markup | None:
@@ -89,12 +102,22 @@ def subgroups(run: Record) -> Markup | None:
     if not rows:
         return None
     names = [name for name in OF_A_SUBGROUP if name in rows[0]]
-    cells = [(Markup(f"{text(row['column'])}: {text(row['value'])}{FEW if row.get('few') else ''}"),
-              count(row["images"]), count(row["groups"]),
-              *(readable(of_subgroup(row, name), digits=2) for name in names)) for row in rows]
+    cells = [
+        (
+            Markup(f"{text(row['column'])}: {text(row['value'])}{FEW if row.get('few') else ''}"),
+            count(row["images"]),
+            count(row["groups"]),
+            *(readable(of_subgroup(row, name), digits=2) for name in names),
+        )
+        for row in rows
+    ]
     few = sum(bool(row.get("few")) for row in rows)
-    note = f"\\* {few} of {len(rows)} subgroups have fewer than {FEWEST_GROUPS} {run.units}: too few to judge, and " \
-           "their intervals are too narrow.\n" if few else ""
+    note = (
+        f"\\* {few} of {len(rows)} subgroups have fewer than {FEWEST_GROUPS} {run.units}: too few to judge, and "
+        "their intervals are too narrow.\n"
+        if few
+        else ""
+    )
     return Markup(f"{table(('subgroup', 'images', run.units, *map(words, names)), cells)}\n{note}")
 
 
@@ -119,8 +142,10 @@ def abstention(run: Record) -> Markup | None:
     if not found:
         return None
     places = sorted({int(np.searchsorted(found["coverage"], share - 1e-9)) for share in (0.5, 0.7, 0.8, 0.9, 1)})
-    return table(("images answered", "wrong among these"),
-                 [(f"{100 * found['coverage'][i]:.0f} %", f"{100 * found['risk'][i]:.1f} %") for i in places])
+    return table(
+        ("images answered", "wrong among these"),
+        [(f"{100 * found['coverage'][i]:.0f} %", f"{100 * found['risk'][i]:.1f} %") for i in places],
+    )
 
 
 def alert(found: Mapping) -> Markup:
@@ -145,9 +170,15 @@ def levels(run: Record) -> Markup | None:
     if not found.get("levels"):
         return None
     own = found["patients"]
-    rows = [(name, count(one["patients"]), readable(one.get("recognition_rate")),
-             readable((one.get("summary") or {"metrics": {}})["metrics"].get("accuracy")))
-            for name, one in ({own.get("column", "?"): own} | found["levels"]).items()]
+    rows = [
+        (
+            name,
+            count(one["patients"]),
+            readable(one.get("recognition_rate")),
+            readable((one.get("summary") or {"metrics": {}})["metrics"].get("accuracy")),
+        )
+        for name, one in ({own.get("column", "?"): own} | found["levels"]).items()
+    ]
     return table(("per", "number", "recognition rate", "accuracy of the mean probability"), rows)
 
 
@@ -157,10 +188,14 @@ def decision(run: Record) -> Markup:
     rule = test.get("decision", "not recorded")
     if run.two_classes and test.get("threshold") is not None:
         positive, other = run.recipe.positive, next(c for c in classes if c != run.recipe.positive)
-        return Markup(f"An image is predicted {text(positive)} if its probability of {text(positive)} is at least "
-                      f"{test['threshold']:.4g}, otherwise {text(other)}.")
-    known = {RULES["likeliest"]: "The class with the largest probability is predicted.",
-             RULES["even"]: "The class with the largest ratio of probability to its share in training is predicted."}
+        return Markup(
+            f"An image is predicted {text(positive)} if its probability of {text(positive)} is at least "
+            f"{test['threshold']:.4g}, otherwise {text(other)}."
+        )
+    known = {
+        RULES["likeliest"]: "The class with the largest probability is predicted.",
+        RULES["even"]: "The class with the largest ratio of probability to its share in training is predicted.",
+    }
     return Markup(known.get(rule) or f"Decision: {text(rule)}.")
 
 
@@ -170,13 +205,18 @@ def locked(run: Record) -> dict[str, str]:
     if not found:
         return {}
     two = len(run.recipe.classes) == 2
-    facts = {"rule": found.get("rule") or RULES["likeliest"], "temperature": _plain(found.get("temperature"), ".4g"),
-             "positive class": found.get("positive") or "none"}
+    facts = {
+        "rule": found.get("rule") or RULES["likeliest"],
+        "temperature": _plain(found.get("temperature"), ".4g"),
+        "positive class": found.get("positive") or "none",
+    }
     if found.get("threshold") is not None:
         facts["threshold" if two else "threshold of the alert"] = f"{found['threshold']:.4g}"
     if found.get("shares"):
         facts["predicted class"] = f"{RULES['even']} in training"
         facts |= {f"share of {name}": f"{share:.4g}" for name, share in found["shares"].items()}
-    facts |= {f"{words(name)} on validation images": readable(number)
-              for name, number in (found.get("validation") or {}).items()}
+    facts |= {
+        f"{words(name)} on validation images": readable(number)
+        for name, number in (found.get("validation") or {}).items()
+    }
     return facts | {"locked": found.get("locked", "not recorded")}

@@ -13,24 +13,62 @@ from patholib.model.recipes import Augmentation, Recipe, Stage
 from patholib.report.markdown import short, spoken, table
 from patholib.report.records import Record
 
-NAMES = {"arch": "network", "lr": "learning rate", "eta_min": "lowest learning rate", "stages": "frozen blocks",
-         "t_0": "epochs of the first cycle", "t_mult": "growth of the cycles", "fit": "fit to a square",
-         "group_by": "kept together by the split", "fractions": "train, validation, test", "keep": "epoch kept",
-         "monitor": "metric that picks the epoch", "colour": "width of the colour network", "ema": "weight averaging",
-         "tta": "test-time views", "tta_views": "number of test-time views", "decide": "decision",
-         "clip_norm": "gradient clipping", "warm_up": "warm-up epochs", "balance": "class balance"}
-VALUES = {"resnet50": "ResNet50", "resnet18": "ResNet18", "efficientnet_b0": "EfficientNet-B0", "adam": "Adam",
-          "adamw": "AdamW", "sgdr": "cosine with warm restarts", "plateau": "reduced on a plateau",
-          "cross_entropy": "cross entropy", "focal": "focal loss", "focal_weighted_pt": "focal loss as published",
-          "weights": "class weights", "sampler": "balanced sampler", "logit_adjustment": "logit adjustment",
-          "sampler_and_weights": "balanced sampler and class weights", "imagenet": "ImageNet",
-          "dihedral": "flips and quarter turns"}
-HISTORY = {"epoch": "epoch", "lr": "learning rate", "frozen": "frozen blocks", "trainable_share": "trainable share",
-           "train_loss": "training loss", "val_loss": "validation loss", "train_accuracy": "training accuracy",
-           "val_accuracy": "validation accuracy", "val_balanced_accuracy": "validation balanced accuracy",
-           "val_auc": "validation AUC", "gap": "training minus validation accuracy", "seconds": "seconds",
-           "images_per_second": "images per second", "gpu_memory_mb": "GPU memory (MB)",
-           "val_seconds": "seconds in validation"}
+NAMES = {
+    "arch": "network",
+    "lr": "learning rate",
+    "eta_min": "lowest learning rate",
+    "stages": "frozen blocks",
+    "t_0": "epochs of the first cycle",
+    "t_mult": "growth of the cycles",
+    "fit": "fit to a square",
+    "group_by": "kept together by the split",
+    "fractions": "train, validation, test",
+    "keep": "epoch kept",
+    "monitor": "metric that picks the epoch",
+    "colour": "width of the colour network",
+    "ema": "weight averaging",
+    "tta": "test-time views",
+    "tta_views": "number of test-time views",
+    "decide": "decision",
+    "clip_norm": "gradient clipping",
+    "warm_up": "warm-up epochs",
+    "balance": "class balance",
+}
+VALUES = {
+    "resnet50": "ResNet50",
+    "resnet18": "ResNet18",
+    "efficientnet_b0": "EfficientNet-B0",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "sgdr": "cosine with warm restarts",
+    "plateau": "reduced on a plateau",
+    "cross_entropy": "cross entropy",
+    "focal": "focal loss",
+    "focal_weighted_pt": "focal loss as published",
+    "weights": "class weights",
+    "sampler": "balanced sampler",
+    "logit_adjustment": "logit adjustment",
+    "sampler_and_weights": "balanced sampler and class weights",
+    "imagenet": "ImageNet",
+    "dihedral": "flips and quarter turns",
+}
+HISTORY = {
+    "epoch": "epoch",
+    "lr": "learning rate",
+    "frozen": "frozen blocks",
+    "trainable_share": "trainable share",
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+    "train_accuracy": "training accuracy",
+    "val_accuracy": "validation accuracy",
+    "val_balanced_accuracy": "validation balanced accuracy",
+    "val_auc": "validation AUC",
+    "gap": "training minus validation accuracy",
+    "seconds": "seconds",
+    "images_per_second": "images per second",
+    "gpu_memory_mb": "GPU memory (MB)",
+    "val_seconds": "seconds in validation",
+}
 
 
 def stages(recipe: Recipe, which: tuple[Stage, ...] | None = None) -> str:
@@ -70,8 +108,11 @@ def every(recipe: Recipe) -> Markup:
     rows = []
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
-        inner = {f"{field.name}.{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)} if isinstance(
-            value, Augmentation) else {field.name: value}
+        inner = (
+            {f"{field.name}.{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)}
+            if isinstance(value, Augmentation)
+            else {field.name: value}
+        )
         rows += [(name_of(key), Markup(f"`{key}`"), short(in_words(recipe, key, one))) for key, one in inner.items()]
     return table(("setting", "field", "value"), rows)
 
@@ -81,8 +122,15 @@ def changed(recipe: Recipe) -> Markup | None:
     if recipe.name not in recipes.RECIPES:
         return None
     shipped = recipes.get(recipe.name)
-    rows = [(name_of(field), Markup(f"`{field}`"), short(in_words(shipped, field, a), 120),
-             short(in_words(recipe, field, b), 120)) for field, (a, b) in recipes.diff(shipped, recipe).items()]
+    rows = [
+        (
+            name_of(field),
+            Markup(f"`{field}`"),
+            short(in_words(shipped, field, a), 120),
+            short(in_words(recipe, field, b), 120),
+        )
+        for field, (a, b) in recipes.diff(shipped, recipe).items()
+    ]
     return table(("setting", "field", "shipped", "this run"), rows) if rows else Markup("")
 
 
@@ -110,8 +158,10 @@ def epochs(run: Record) -> Markup:
     columns = [*HISTORY, *(name for name in history if name not in HISTORY and name.startswith(("val_", "train_")))]
     columns = [name for name in columns if name in history and history[name].notna().any()]
     chosen = {"first": history.index[0], "best": best_row(run), "last": history.index[-1]}
-    return table(("", *chosen), [(HISTORY.get(name, words(name)), *(_cell(history[name][i]) for i in chosen.values()))
-                                 for name in columns])
+    return table(
+        ("", *chosen),
+        [(HISTORY.get(name, words(name)), *(_cell(history[name][i]) for i in chosen.values())) for name in columns],
+    )
 
 
 def _cell(value) -> str:
@@ -128,5 +178,7 @@ def network(recipe: Recipe) -> str:
 
 def optimiser(recipe: Recipe) -> str:
     """Optimizer, learning rate and schedule, a phrase."""
-    return (f"{VALUES.get(recipe.optimizer, recipe.optimizer)}, learning rate {recipe.lr:g}, "
-            f"{VALUES.get(recipe.schedule, recipe.schedule)}")
+    return (
+        f"{VALUES.get(recipe.optimizer, recipe.optimizer)}, learning rate {recipe.lr:g}, "
+        f"{VALUES.get(recipe.schedule, recipe.schedule)}"
+    )

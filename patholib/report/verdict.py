@@ -39,8 +39,12 @@ def of(run: Record) -> Verdict:
     """The verdict on a run."""
     outcome, numbers = _headline(run)
     heatmaps, believed = _heatmaps(run.trust)
-    return Verdict(Markup(f"**{outcome}**{numbers}{_tested_on(run)}."), _rarer(run), heatmaps,
-                   not (outcome.startswith("Better") and believed))
+    return Verdict(
+        Markup(f"**{outcome}**{numbers}{_tested_on(run)}."),
+        _rarer(run),
+        heatmaps,
+        not (outcome.startswith("Better") and believed),
+    )
 
 
 def _headline(run: Record) -> tuple[str, str]:
@@ -59,8 +63,11 @@ def _headline(run: Record) -> tuple[str, str]:
 
 
 def _with_interval(number: Mapping, sign: str = "") -> str:
-    return readable(number, sign=sign).replace("(", "(95 % interval ") if number.get("low") is not None else \
-        readable(number, sign=sign)
+    return (
+        readable(number, sign=sign).replace("(", "(95 % interval ")
+        if number.get("low") is not None
+        else readable(number, sign=sign)
+    )
 
 
 def _groups(run: Record) -> dict[str, int]:
@@ -85,8 +92,10 @@ def _rarer(run: Record) -> Markup | str:
     if not groups:
         return ""
     rarest = min(groups, key=groups.get)
-    said = f"The {'rarer' if len(groups) == 2 else 'rarest'} class, {text(rarest)}, has " \
-           f"{run.so_many(groups[rarest])} in the test set"
+    said = (
+        f"The {'rarer' if len(groups) == 2 else 'rarest'} class, {text(rarest)}, has "
+        f"{run.so_many(groups[rarest])} in the test set"
+    )
     few = f": with fewer than {FEWEST_GROUPS}, the intervals are too narrow" if groups[rarest] < FEWEST_GROUPS else ""
     return Markup(f"{said}{few}.")
 
@@ -101,10 +110,14 @@ def _heatmaps(trust: Mapping | None) -> tuple[Markup, bool]:
     called = f" predicted {text(trust['of'])}" if trust.get("of") else ""
     on = f"on {trust['images']} images{called}" if "images" in trust else "on the images that were examined"
     if failed:
-        return Markup(f"**Heatmaps: not reliable.** {failed} of {len(checks)} checks failed {on}. Do not use them to "
-                      "explain a prediction."), False
-    return Markup(f"**Heatmaps: passed all {len(checks)} checks** {on}. This does not show that the model's reasons "
-                  "are medically sound."), True
+        return Markup(
+            f"**Heatmaps: not reliable.** {failed} of {len(checks)} checks failed {on}. Do not use them to "
+            "explain a prediction."
+        ), False
+    return Markup(
+        f"**Heatmaps: passed all {len(checks)} checks** {on}. This does not show that the model's reasons "
+        "are medically sound."
+    ), True
 
 
 # ------------------------------------------------------------------------------------------------------- the pictures
@@ -119,8 +132,9 @@ def examples(run: Record) -> Markup | None:
     if run.trust is None or not listed.is_file():
         return None
     table = pd.read_csv(listed, keep_default_na=False)
-    table["file"] = [next(iter(sorted((listed.parent / "gallery").glob(f"{i:02}-*.png"))), None)
-                     for i in range(1, len(table) + 1)]
+    table["file"] = [
+        next(iter(sorted((listed.parent / "gallery").glob(f"{i:02}-*.png"))), None) for i in range(1, len(table) + 1)
+    ]
     table = table[table["file"].notna()].drop_duplicates("path")
     if run.trust.get("of"):
         table = table[table["decision"] == run.trust["of"]]
@@ -136,8 +150,10 @@ def _example(run: Record, row) -> Markup:
     """One cell: image, heatmap and overlay, why it was chosen, and its true and predicted class."""
     threshold = (run.metrics.get("test") or {}).get("threshold") if run.two_classes else None
     caption = gradcam.caption(row.label, row.decision, row.p, run.recipe.positive, threshold)
-    return Markup(f"{markdown.picture(run.folder, row.file, row.section)}<br>"
-                  f"**{text(row.section[:1].upper() + row.section[1:])}**<br>{text(caption)}")
+    return Markup(
+        f"{markdown.picture(run.folder, row.file, row.section)}<br>"
+        f"**{text(row.section[:1].upper() + row.section[1:])}**<br>{text(caption)}"
+    )
 
 
 def chart(run: Record) -> Markup | None:
@@ -145,8 +161,17 @@ def chart(run: Record) -> Markup | None:
     blocks = _blocks(run)
     if not blocks:
         return None
-    files.write_text(run.folder / CHART, pages.render(
-        "results.svg", blocks=blocks, note=manifest.DEMO_NOTE if run.demo else "", width=WIDTH, left=LEFT, scale=SCALE))
+    files.write_text(
+        run.folder / CHART,
+        pages.render(
+            "results.svg",
+            blocks=blocks,
+            note=manifest.DEMO_NOTE if run.demo else "",
+            width=WIDTH,
+            left=LEFT,
+            scale=SCALE,
+        ),
+    )
     return markdown.picture(run.folder, run.folder / CHART, "The headline numbers with their 95 % intervals")
 
 
@@ -165,8 +190,14 @@ def _blocks(run: Record) -> list[dict]:
         for title, key in models.items():
             number = (run.metrics.get(key) or {}).get("metrics", {}).get(name)
             if number and number.get("value") is not None:
-                rows.append({"model": title, "text": readable(number), "ours": key == "test",
-                             **{end: _at(number.get(end)) for end in ("value", "low", "high")}})
+                rows.append(
+                    {
+                        "model": title,
+                        "text": readable(number),
+                        "ours": key == "test",
+                        **{end: _at(number.get(end)) for end in ("value", "low", "high")},
+                    }
+                )
         if rows:
             found.append({"name": words(name), "rows": rows})
     return found

@@ -70,9 +70,19 @@ class Study:
     given: every other field of Options. Errors: those of `Options`, `datasets.load`, `images.check`, `runs.split`.
     """
 
-    def __init__(self, data: str | Path | Manifest | Checked | None = None, *, recipe: str | Recipe | None = None,
-                 split: pd.DataFrame | None = None, options: Options | None = None, name: str | None = None,
-                 quiet: bool = False, remember: bool = True, team: Team = ALONE, **given):
+    def __init__(
+        self,
+        data: str | Path | Manifest | Checked | None = None,
+        *,
+        recipe: str | Recipe | None = None,
+        split: pd.DataFrame | None = None,
+        options: Options | None = None,
+        name: str | None = None,
+        quiet: bool = False,
+        remember: bool = True,
+        team: Team = ALONE,
+        **given,
+    ):
         if isinstance(data, (str, Path)):
             given["data"] = str(data)
         if isinstance(recipe, str):
@@ -88,25 +98,56 @@ class Study:
     def _prepare(self, data, recipe, split, given: dict) -> None:
         """Reads, checks and splits; of several processes each does so, the first of a machine before the others."""
         options = self.options
-        self.source = data.manifest if isinstance(data, Checked) else data if isinstance(data, Manifest) else \
-            readers.load(options.recipe, options.data, missing=options.missing, positive=options.positive)
-        self.recipe = self._adapted(recipe, given) if isinstance(recipe, Recipe) else \
-            profiles.recipe_for(options.recipe, self.source, published=options.published, weights=options.weights,
-                            small=options.small, **options.of_recipe)
+        self.source = (
+            data.manifest
+            if isinstance(data, Checked)
+            else data
+            if isinstance(data, Manifest)
+            else readers.load(options.recipe, options.data, missing=options.missing, positive=options.positive)
+        )
+        self.recipe = (
+            self._adapted(recipe, given)
+            if isinstance(recipe, Recipe)
+            else profiles.recipe_for(
+                options.recipe,
+                self.source,
+                published=options.published,
+                weights=options.weights,
+                small=options.small,
+                **options.of_recipe,
+            )
+        )
         with tempfile.TemporaryDirectory(prefix="patholib-") as spare:  # the report of the first process is enough
-            self.checked = data if isinstance(data, Checked) else checking.check(
-                self.source, self.recipe.cache_size, self.recipe.fit, on_bad=options.on_bad, workers=options.workers,
-                progress=self._team.first, report_dir=None if self._team.first else Path(spare))
-        self.split = runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold) \
-            if split is None else split
+            self.checked = (
+                data
+                if isinstance(data, Checked)
+                else checking.check(
+                    self.source,
+                    self.recipe.cache_size,
+                    self.recipe.fit,
+                    on_bad=options.on_bad,
+                    workers=options.workers,
+                    progress=self._team.first,
+                    report_dir=None if self._team.first else Path(spare),
+                )
+            )
+        self.split = (
+            runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold)
+            if split is None
+            else split
+        )
         self.images = self.checked.images.with_split(self.split)
 
     def _adapted(self, recipe: Recipe, given: dict) -> Recipe:
         """A recipe of one's own, for the classes and groups of these images."""
         known = recipe.group_by == "image" or recipe.group_by in self.source.table
-        return replace(recipe, classes=self.source.classes, positive=self.source.positive,
-                       group_by=recipe.group_by if known else self.source.group_by,
-                       **{name: value for name, value in given.items() if name in OF_RECIPE and value is not None})
+        return replace(
+            recipe,
+            classes=self.source.classes,
+            positive=self.source.positive,
+            group_by=recipe.group_by if known else self.source.group_by,
+            **{name: value for name, value in given.items() if name in OF_RECIPE and value is not None},
+        )
 
     @classmethod
     def open(cls, folder: Path | str, data: str | Path = "auto") -> Study:
@@ -159,17 +200,35 @@ class Study:
 
         def started() -> dict:
             nonlocal run
-            run = runs.start(self.recipe, self.checked, self.split, Path(options.output) if options.output else None,
-                             options.resume, self._name, options.allow_leakage, sessions.take_up)
+            run = runs.start(
+                self.recipe,
+                self.checked,
+                self.split,
+                Path(options.output) if options.output else None,
+                options.resume,
+                self._name,
+                options.allow_leakage,
+                sessions.take_up,
+            )
             return {"folder": str(run.dir), "fingerprint": run.fingerprint, "leaks": run.leaks}
 
         facts = self._team.shared(started)
         if run is None:
-            run = Run(Path(facts["folder"]), self.recipe, self.source.demo,
-                      runs.fingerprint(self.recipe, self.checked, self.split), leaks=facts["leaks"], writes=False)
+            run = Run(
+                Path(facts["folder"]),
+                self.recipe,
+                self.source.demo,
+                runs.fingerprint(self.recipe, self.checked, self.split),
+                leaks=facts["leaks"],
+                writes=False,
+            )
         if run.fingerprint != facts["fingerprint"]:
-            raise PathoError("data_differ", f"process {self._team.rank}", "sees other images, or another recipe, than "
-                             "the first one", "Give all machines the same files and the same version of patholib")
+            raise PathoError(
+                "data_differ",
+                f"process {self._team.rank}",
+                "sees other images, or another recipe, than the first one",
+                "Give all machines the same files and the same version of patholib",
+            )
         if self._remember and self._team.first:
             notebook.remember_run(run.dir)
         return run
@@ -213,10 +272,14 @@ class Study:
         if self.opened:
             return repr(self.run)
         counts, recipe = self.split["split"].value_counts(), self.recipe
-        parts = ", ".join(f"{counts.get(part, 0):,} {name}" for part, name in
-                          (("train", "training"), ("val", "validation"), ("test", "test")))
-        return (f"{self.source!r}\nrecipe {recipe.name}: {recipe.arch}, weights {Path(recipe.weights).name}, "
-                f"{recipe.image_size} pixels, {recipe.epochs} epochs\nsplit by {recipe.group_by}: {parts} images")
+        parts = ", ".join(
+            f"{counts.get(part, 0):,} {name}"
+            for part, name in (("train", "training"), ("val", "validation"), ("test", "test"))
+        )
+        return (
+            f"{self.source!r}\nrecipe {recipe.name}: {recipe.arch}, weights {Path(recipe.weights).name}, "
+            f"{recipe.image_size} pixels, {recipe.epochs} epochs\nsplit by {recipe.group_by}: {parts} images"
+        )
 
     # --------------------------------------------------------------------------------------------------- the steps
 
@@ -227,16 +290,21 @@ class Study:
         """
         if self.opened:
             if "training" not in files.read_json(self.dir / "run.json"):
-                raise PathoError("unfinished_run", self.dir.name, "was opened to be read, and is not trained",
-                                 'Resume it: Study(..., resume="must") with the same parameters')
+                raise PathoError(
+                    "unfinished_run",
+                    self.dir.name,
+                    "was opened to be read, and is not trained",
+                    'Resume it: Study(..., resume="must") with the same parameters',
+                )
             return self.history
         options, run = self.options, self.run
         hours = sessions.hours_left() if options.max_hours is None else options.max_hours
         try:
             training.check_processes(max(options.processes, self._team.count), options.device, self.recipe)
             count = options.processes if self._team.count == 1 else 1
-            history = training.fit(self.model, self.images, run, options.device, options.workers, hours, count,
-                                   self._team)
+            history = training.fit(
+                self.model, self.images, run, options.device, options.workers, hours, count, self._team
+            )
         except BaseException:
             self.close()
             if options.resume != "never":
@@ -265,9 +333,13 @@ class Study:
         if not self.opened:
             decisions.locked(self.dir)  # before anything is computed
             colour = rivals.colour_baseline(self.images) if baselines else None
-            probed = rivals.probe(building.build(self.recipe), self.images,
-                                      device=devices.choose_device(self.options.device)) \
-                if baselines and self.options.probe else None
+            probed = (
+                rivals.probe(
+                    building.build(self.recipe), self.images, device=devices.choose_device(self.options.device)
+                )
+                if baselines and self.options.probe
+                else None
+            )
             self.judged = judging.judge(self.model, self.images, self.dir, colour, self.source.subgroups, probed)
         return self.judged
 
@@ -289,8 +361,10 @@ class Study:
         verdict = believed.verdict.partition(". ")[0].partition(": ")[0].rstrip(".")
         note = " - ".join(filter(None, [self.note, verdict]))
         sheets = []
-        for name, by, count in (("gallery", "outcome", each),
-                                ("classes", "label", each if len(recipe.classes) < 5 else each // 2)):
+        for name, by, count in (
+            ("gallery", "outcome", each),
+            ("classes", "label", each if len(recipe.classes) < 5 else each // 2),
+        ):
             found = gradcam.gallery(self.model, pictures, judged.test, recipe.positive, judged.threshold, count, by)
             sheets.append(galleries.write(found, self.dir / "heatmaps", name, note=note))
         return Explained(believed, *sheets)
@@ -342,8 +416,13 @@ class Study:
     @classmethod
     def demo_run(cls, output: Path | str | None = None, data: str | Manifest = "demo", **given) -> Path:
         """The folder of a finished run on demo images, made now: a small network, few epochs, about a minute."""
-        small: dict[str, Any] = {"small": True, "arch": "resnet18", "epochs": 6, "device": "cpu",
-                                 "output": str(output) if output else None}
+        small: dict[str, Any] = {
+            "small": True,
+            "arch": "resnet18",
+            "epochs": 6,
+            "device": "cpu",
+            "output": str(output) if output else None,
+        }
         study = cls(data, quiet=True, remember=False, **(small | given))
         study.train()
         study.lock()
@@ -354,8 +433,15 @@ class Study:
     @classmethod
     def demo_pair(cls, output: Path | str | None = None) -> list[Path]:
         """The folders of two finished runs on demo images that differ in the augmentation alone."""
-        recipe = profiles.recipe_for("breakhis", readers.load("breakhis", "demo"), small=True, arch="resnet18",
-                                 image_size=32, epochs=8, batch_size=16)
+        recipe = profiles.recipe_for(
+            "breakhis",
+            readers.load("breakhis", "demo"),
+            small=True,
+            arch="resnet18",
+            image_size=32,
+            epochs=8,
+            batch_size=16,
+        )
         recipe = replace(recipe, tta_views=2)
         pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
         return [cls.demo_run(output, recipe=one, name=name, arch=None, epochs=None) for name, one in pair.items()]

@@ -35,8 +35,10 @@ def cross_validate(study: Study) -> CrossValidated:
     if not tables:
         return CrossValidated()
     if options.fold is not None:
-        return CrossValidated(said=f"This run is fold {options.fold}, counted from 0, of {len(tables)}: the others are "
-                              "runs of their own, and notebooks/compare.ipynb pools them.")
+        return CrossValidated(
+            said=f"This run is fold {options.fold}, counted from 0, of {len(tables)}: the others are "
+            "runs of their own, and notebooks/compare.ipynb pools them."
+        )
     hours = sessions.hours_left() if options.max_hours is None else options.max_hours
     deadline, folder = schedules.deadline(hours, time.monotonic()), folder_of(study)
     if not folder.exists():
@@ -45,8 +47,9 @@ def cross_validate(study: Study) -> CrossValidated:
         folder.mkdir(parents=True, exist_ok=True)
     lock = locks.take(folder / LOCK)
     if lock is None:
-        raise PathoError("run_locked", folder.name, f"is in use by {locks.holder(folder / LOCK)}",
-                         "Wait until it ends, or end it")
+        raise PathoError(
+            "run_locked", folder.name, f"is in use by {locks.holder(folder / LOCK)}", "Wait until it ends, or end it"
+        )
     try:
         done = []
         for number, split in enumerate(tables):
@@ -54,9 +57,19 @@ def cross_validate(study: Study) -> CrossValidated:
             print(f"Cross-validation: fold {fold + 1} of {options.folds}, repeat {repeat + 1} of {options.repeats}")
             found = runs.finished_like(folder, runs.fingerprint(study.recipe, study.checked, split))
             left = None if hours is None else max(deadline - time.monotonic(), 0) / 3600
-            done.append((repeat + 1, fold + 1, found or _trained(
-                study, split, replace(options, fold=number, output=str(folder), max_hours=left, resume="auto"),
-                f"repeat-{repeat + 1}-fold-{fold + 1}")))
+            done.append(
+                (
+                    repeat + 1,
+                    fold + 1,
+                    found
+                    or _trained(
+                        study,
+                        split,
+                        replace(options, fold=number, output=str(folder), max_hours=left, resume="auto"),
+                        f"repeat-{repeat + 1}-fold-{fold + 1}",
+                    ),
+                )
+            )
         return _written(study, folder, done)
     finally:
         lock.close()
@@ -65,17 +78,26 @@ def cross_validate(study: Study) -> CrossValidated:
 def folder_of(study: Study) -> Path:
     """The folder of this cross-validation; another for anything that would give other numbers."""
     options, recipe, checked = study.options, study.recipe, study.checked
-    mark = files.digest([recipes.without_folders(recipe).to_json(), runs.images_sha256(checked),
-                         checked.manifest.table["path"].tolist(), options.folds, options.repeats,
-                         options.target_sensitivity])
-    return runs.output_folder(options.output) / (f"{recipe.name}{'-demo' * checked.manifest.demo}-cv-{options.folds}x"
-                                                 f"{options.repeats}-{mark[:12]}")
+    mark = files.digest(
+        [
+            recipes.without_folders(recipe).to_json(),
+            runs.images_sha256(checked),
+            checked.manifest.table["path"].tolist(),
+            options.folds,
+            options.repeats,
+            options.target_sensitivity,
+        ]
+    )
+    return runs.output_folder(options.output) / (
+        f"{recipe.name}{'-demo' * checked.manifest.demo}-cv-{options.folds}x{options.repeats}-{mark[:12]}"
+    )
 
 
 def _trained(study: Study, split, options: Options, name: str) -> runs.Run:
     """The run of one fold, trained and judged, or resumed."""
-    one = type(study)(study.checked, recipe=study.recipe, split=split, options=options, quiet=True, remember=False,
-                      name=name)
+    one = type(study)(
+        study.checked, recipe=study.recipe, split=split, options=options, quiet=True, remember=False, name=name
+    )
     try:
         one.train()
         one.lock()
@@ -92,14 +114,25 @@ def _written(study: Study, folder: Path, done: list[tuple[int, int, runs.Run]]) 
     """The pooled result, in its files, with its picture."""
     checked, options = study.checked, study.options
     found = validation.pooled(
-        folder, [(repeat, fold, run.dir) for repeat, fold, run in done], demo=checked.manifest.demo,
-        note=done[0][2].note, folds=options.folds, repeats=options.repeats, images=len(checked.images),
-        images_sha256=runs.images_sha256(checked))
+        folder,
+        [(repeat, fold, run.dir) for repeat, fold, run in done],
+        demo=checked.manifest.demo,
+        note=done[0][2].note,
+        folds=options.folds,
+        repeats=options.repeats,
+        images=len(checked.images),
+        images_sha256=runs.images_sha256(checked),
+    )
     name = study.recipe.monitor
     word = {"auc": "AUC"}.get(name, name.replace("_", " "))
-    figure = performance.forest(found.folds, found.facts["over_folds"][name]["mean"], "mean of folds",
-                            xlabel=f"test {word} and 95 % interval", title="How much does one split say?",
-                            note=found.note)
+    figure = performance.forest(
+        found.folds,
+        found.facts["over_folds"][name]["mean"],
+        "mean of folds",
+        xlabel=f"test {word} and 95 % interval",
+        title="How much does one split say?",
+        note=found.note,
+    )
     style.save(figure, folder / validation.PICTURE)
     files.write_json(folder / validation.RESULT, found.facts)  # last: where it stands, all is there
     return found

@@ -83,8 +83,12 @@ def load(folder: Path, kind: str, step: int | None = None, holds: Collection[str
             warnings.warn(f"{path.name} is set aside: {error.reason}", stacklevel=2)
             _set_aside(path)
     if reasons:
-        raise PathoError("checkpoint_damaged", str(folder), "no whole checkpoint is left (" + "; ".join(reasons) + ")",
-                         "Start the run again in a new folder, or restore the folder from a copy")
+        raise PathoError(
+            "checkpoint_damaged",
+            str(folder),
+            "no whole checkpoint is left (" + "; ".join(reasons) + ")",
+            "Start the run again in a new folder, or restore the folder from a copy",
+        )
     return None
 
 
@@ -105,14 +109,19 @@ def read(path: Path, holds: Collection[str] = ()) -> dict:
     content = files.read_bytes(path)
     match = NAME.fullmatch(path.name)
     if match is None or not hashlib.sha256(content).hexdigest().startswith(match["digest"]):
-        raise PathoError("checkpoint_damaged", str(path), "its bytes do not match the digest in its name",
-                         "Use the checkpoint before it")
+        raise PathoError(
+            "checkpoint_damaged",
+            str(path),
+            "its bytes do not match the digest in its name",
+            "Use the checkpoint before it",
+        )
     remedy = "Only load checkpoints that this library wrote"
     try:
         state = unpacked(content)
     except Exception as error:  # torch raises many kinds for a file that is whole but not a plain state
-        raise PathoError("checkpoint_refused", str(path), f"holds more than plain values ({type(error).__name__})",
-                         remedy) from error
+        raise PathoError(
+            "checkpoint_refused", str(path), f"holds more than plain values ({type(error).__name__})", remedy
+        ) from error
     if not isinstance(state, dict):
         raise PathoError("checkpoint_refused", str(path), f"holds a {type(state).__name__}, not a state", remedy)
     if lacking := [key for key in holds if key not in state]:

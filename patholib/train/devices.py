@@ -32,7 +32,7 @@ def own_device(name: str, team: Team) -> torch.device:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """"auto": a GPU that this torch has kernels for, otherwise the CPU, with a message where a GPU could be used.
+    """ "auto": a GPU that this torch has kernels for, otherwise the CPU, with a message where a GPU could be used.
 
     A GPU without kernels is an error on Kaggle and Colab, where its hours are counted. Errors: no_gpu, bad_parameter.
     """
@@ -48,8 +48,12 @@ def choose_device(name: str = "auto") -> torch.device:
         reason = "this torch has no kernels for the GPU" if torch.cuda.is_available() else "there is no CUDA GPU"
         raise PathoError("no_gpu", "device", f"is {name!r}, but {reason}", 'Use device="auto"; on Kaggle choose T4 x2')
     if known[0] != "cpu" and int(known[1] or 0) >= torch.cuda.device_count():
-        raise PathoError("no_gpu", "device", f"is {name!r}, but the GPUs end with cuda:{torch.cuda.device_count() - 1}",
-                         'Use device="cuda"')
+        raise PathoError(
+            "no_gpu",
+            "device",
+            f"is {name!r}, but the GPUs end with cuda:{torch.cuda.device_count() - 1}",
+            'Use device="cuda"',
+        )
     return torch.device(known[0])
 
 
@@ -59,15 +63,23 @@ def _say_why_no_gpu() -> None:
     choose = f"On {host}, choose {GPU_SETTING[host]}" if host else "Install a torch that is built for it"
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        reason = (f"the {torch.cuda.get_device_name()} of this machine cannot be used: this torch has kernels for "
-                  f"{', '.join(torch.cuda.get_arch_list())}, not for sm_{major}{minor}")
+        reason = (
+            f"the {torch.cuda.get_device_name()} of this machine cannot be used: this torch has kernels for "
+            f"{', '.join(torch.cuda.get_arch_list())}, not for sm_{major}{minor}"
+        )
         if host:
-            raise PathoError("no_gpu", "device", f"is 'auto', but {reason}; on the CPU training takes hours",
-                             f'{choose}, or train on the CPU with device="cpu"')
+            raise PathoError(
+                "no_gpu",
+                "device",
+                f"is 'auto', but {reason}; on the CPU training takes hours",
+                f'{choose}, or train on the CPU with device="cpu"',
+            )
         say(f"NO GPU IS USED: {reason}. {choose}; training on the CPU takes hours")
     elif host:
-        say(f"NO GPU IS USED: this {host} session has none. {choose}; training on the CPU takes hours, except on demo "
-            "images")
+        say(
+            f"NO GPU IS USED: this {host} session has none. {choose}; training on the CPU takes hours, except on demo "
+            "images"
+        )
 
 
 def _has_kernels() -> bool:
@@ -103,8 +115,9 @@ def cpu_computes_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(info.read_text(encoding="utf-8", errors="replace").split()))
 
 
-def step_seconds(model: Classifier, precisions: Sequence[str], device: torch.device, batch_size: int,
-                 rounds: int = 2) -> dict[str, float]:
+def step_seconds(
+    model: Classifier, precisions: Sequence[str], device: torch.device, batch_size: int, rounds: int = 2
+) -> dict[str, float]:
     """The shortest time of a forward and backward pass of a copy of the model on noise, after one to warm up.
 
     The precisions take turns, so that other work on the machine slows all of them.
@@ -129,9 +142,14 @@ def step_seconds(model: Classifier, precisions: Sequence[str], device: torch.dev
 def backend(fast: bool):
     """fast: cuDNN autotuning and TF32; otherwise deterministic kernels. The switches are restored afterwards."""
     deterministic: Any = torch.utils.deterministic
-    before = (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(),
-              torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-              deterministic.fill_uninitialized_memory, torch.backends.cudnn.allow_tf32)
+    before = (
+        torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        deterministic.fill_uninitialized_memory,
+        torch.backends.cudnn.allow_tf32,
+    )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA need it
     torch.backends.cudnn.benchmark = fast
     torch.set_float32_matmul_precision("high" if fast else "highest")

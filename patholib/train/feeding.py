@@ -62,8 +62,16 @@ class Feed:
             with torch.cuda.stream(self.side):  # they cross the bus as uint8, a twelfth of float views
                 return self._augmented(pixels, rows, positions, epoch), self.side.record_event()
 
-        return batches(self.images, order, recipe.batch_size, views, self.workers, drop_last=recipe.drop_last,
-                       start=first * recipe.batch_size, share=(self.team.rank, self.team.count))
+        return batches(
+            self.images,
+            order,
+            recipe.batch_size,
+            views,
+            self.workers,
+            drop_last=recipe.drop_last,
+            start=first * recipe.batch_size,
+            share=(self.team.rank, self.team.count),
+        )
 
     def _augmented(self, pixels: np.ndarray, rows: np.ndarray, positions: np.ndarray, epoch: int) -> torch.Tensor:
         size = self.recipe.image_size
@@ -96,15 +104,31 @@ def check(feed: Feed, val: ImageSet) -> None:
     """Refuses images that nothing can be learnt from. Errors: empty_class, single_class, bad_parameter."""
     recipe, number = feed.recipe, len(feed.images)
     counts = np.bincount(feed.images.labels, minlength=len(recipe.classes))
-    problems = [("empty_class", "training split", f"has no image of {name}")
-                for name, count in zip(recipe.classes, counts, strict=True) if not count]
+    problems = [
+        ("empty_class", "training split", f"has no image of {name}")
+        for name, count in zip(recipe.classes, counts, strict=True)
+        if not count
+    ]
     if len(np.unique(val.labels)) < 2:
-        problems.append(("single_class", "validation split", "holds fewer than two classes, so a network that "
-                         "always gives the same answer would be the best"))
+        problems.append(
+            (
+                "single_class",
+                "validation split",
+                "holds fewer than two classes, so a network that always gives the same answer would be the best",
+            )
+        )
     csvfiles.stop_on(problems, "Split again, with every class in every part, or drop the class")
     if feed.steps == 0:
-        raise PathoError("bad_parameter", "batch_size", f"{recipe.batch_size} is more than the {number} training "
-                         "images, and drop_last would leave none", "Use a smaller one")
+        raise PathoError(
+            "bad_parameter",
+            "batch_size",
+            f"{recipe.batch_size} is more than the {number} training images, and drop_last would leave none",
+            "Use a smaller one",
+        )
     if number - (feed.steps - 1) * recipe.batch_size == 1 and not recipe.drop_last:
-        raise PathoError("bad_parameter", "batch_size", "leaves one image for the last batch, which BatchNorm "
-                         "cannot normalise", "Change batch_size, or set drop_last")
+        raise PathoError(
+            "bad_parameter",
+            "batch_size",
+            "leaves one image for the last batch, which BatchNorm cannot normalise",
+            "Change batch_size, or set drop_last",
+        )

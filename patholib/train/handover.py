@@ -37,8 +37,9 @@ class Training:
     max_hours: float | None
 
 
-def train(model: Classifier, own: ImageSet, run: Run, device: str, workers: int, max_hours: float | None,
-          count: int) -> None:
+def train(
+    model: Classifier, own: ImageSet, run: Run, device: str, workers: int, max_hours: float | None, count: int
+) -> None:
     """Has `count` processes of this machine train the run; what they print is said here.
 
     The folder stays locked by this process, and by the first of them where this process dies.
@@ -62,10 +63,20 @@ def _hand_over(folder: Path, model: Classifier, own: ImageSet, run: Run, options
     learnt = own.table[own.table["split"].isin(["train", "val"])]
     files.write_table(folder / "images.csv", learnt)
     files.write_bytes(folder / "model.pt", checkpoints.packed(model.state_dict()))
-    files.write_json(folder / "job.json", options | {
-        "run": str(run.dir.resolve()), "fingerprint": run.fingerprint, "demo": run.demo, "leaks": run.leaks,
-        "recipe": run.recipe.to_json(),
-        "classes": list(own.classes), "weights_source": model.weights_source, "pixels": str(_cache(own, folder))})
+    files.write_json(
+        folder / "job.json",
+        options
+        | {
+            "run": str(run.dir.resolve()),
+            "fingerprint": run.fingerprint,
+            "demo": run.demo,
+            "leaks": run.leaks,
+            "recipe": run.recipe.to_json(),
+            "classes": list(own.classes),
+            "weights_source": model.weights_source,
+            "pixels": str(_cache(own, folder)),
+        },
+    )
 
 
 def _cache(own: ImageSet, folder: Path) -> Path:
@@ -100,13 +111,16 @@ class HandedOver:
         table = pd.read_csv(self.folder / "images.csv", dtype=str, keep_default_na=False)
         pixels = np.load(facts["pixels"], mmap_mode="r").view(np.ndarray)
         own = ImageSet(pixels, table.assign(row=table["row"].astype(np.int64)), tuple(facts["classes"]))
-        run = Run(Path(facts["run"]), recipe, facts["demo"], facts["fingerprint"], leaks=facts["leaks"],
-                  writes=team.first)
+        run = Run(
+            Path(facts["run"]), recipe, facts["demo"], facts["fingerprint"], leaks=facts["leaks"], writes=team.first
+        )
         if team.first:  # run.lock stays with the process that has started this one
             run.lock = locks.take(run.dir / runs.TRAINING)
             if run.lock is None:
-                raise PathoError("run_locked", run.dir.name, f"is in use by {locks.holder(run.dir / runs.TRAINING)}",
-                                 "Wait until it ends, or end it")
-        return Training(model, own, run, facts["device"], facts["workers"],
-                        files.read_json(self.folder / "hours.json"))
-
+                raise PathoError(
+                    "run_locked",
+                    run.dir.name,
+                    f"is in use by {locks.holder(run.dir / runs.TRAINING)}",
+                    "Wait until it ends, or end it",
+                )
+        return Training(model, own, run, facts["device"], facts["workers"], files.read_json(self.folder / "hours.json"))

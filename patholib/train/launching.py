@@ -35,16 +35,46 @@ def launch(count: int, program: Sequence[str], show: Callable[[str], None], thre
     end of their standard error where they failed. Raises SystemExit(143) after a SIGTERM and KeyboardInterrupt after a
     SIGINT.
     """
-    command = [*LAUNCHER, "--nnodes", "1", "--nproc_per_node", str(count), "--local_addr", "127.0.0.1",
-               "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", *program]  # 0: a free port
+    command = [
+        *LAUNCHER,
+        "--nnodes",
+        "1",
+        "--nproc_per_node",
+        str(count),
+        "--local_addr",
+        "127.0.0.1",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        "127.0.0.1:0",
+        *program,
+    ]  # 0: a free port
     # No bars: each state of one would be a line. Its own session: Ctrl-C comes from here, once.
     # They import the same patholib, also where the notebook has put it on its path by hand.
     home = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", LIFELINE: "1", "PYTHONPATH": home,
-                        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} | _loopback()
+    env = (
+        os.environ
+        | {
+            "TQDM_DISABLE": "1",
+            "PYTHONUNBUFFERED": "1",
+            LIFELINE: "1",
+            "PYTHONPATH": home,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        }
+        | _loopback()
+    )
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                                   text=True, encoding="utf-8", errors="replace", start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
         with process, _passed_on(process) as asked:
             for line in process.stdout:
                 show(line.rstrip("\n"))
@@ -98,6 +128,7 @@ class _Unheard(io.TextIOWrapper):
 
 def hold_lifeline() -> None:
     """Makes this process save and stop when its starter is gone."""
+
     def watch() -> None:
         while os.read(0, 1024):
             continue
@@ -135,5 +166,6 @@ def refusal(folder: Path, said: str) -> PathoError:
         return told[0]
     last = [line.strip() for line in said.splitlines() if line.strip()]
     signs = [line for line in last if "exitcode" in line or "Error" in line] or last
-    return PathoError("process_lost", "training", f"one of its processes ended without a word ({signs[-1][:200]})",
-                      AGAIN)
+    return PathoError(
+        "process_lost", "training", f"one of its processes ended without a word ({signs[-1][:200]})", AGAIN
+    )

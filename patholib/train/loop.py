@@ -52,7 +52,7 @@ def begin_epoch(state: State) -> float:
     """Sets the learning rate and what is frozen; returns the moment at which this epoch would have begun in one go."""
     recipe, progress = state.recipe, state.progress
     rate = schedules.rate(recipe, progress.epoch, progress.scores(recipe.monitor))
-    state.optimizer.param_groups[0]["lr"] = rate * 0.5 ** progress.rollbacks
+    state.optimizer.param_groups[0]["lr"] = rate * 0.5**progress.rollbacks
     state.model.freeze(recipe.stage_at(progress.epoch).frozen, recipe.batchnorm)
     state.model.train()
     return time.perf_counter() - progress.sums["seconds"]  # what was done before an interruption counts
@@ -65,13 +65,20 @@ def finish_epoch(state: State, saving: Saving) -> None:
     val = validate(state, saving)
     accuracy = sums["right"] / sums["images"]
     row = {
-        "epoch": progress.epoch + 1, "lr": state.optimizer.param_groups[0]["lr"],
-        "frozen": recipe.stage_at(progress.epoch).frozen, "trainable_share": state.model.trainable_share(),
-        "train_loss": sums["loss"] / sums["weight"], "train_accuracy": accuracy, **val,
-        "gap": accuracy - val["val_accuracy"], "seconds": sums["seconds"],
-        "val_seconds": time.perf_counter() - started, "images_per_second": sums["images"] / sums["seconds"],
+        "epoch": progress.epoch + 1,
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "frozen": recipe.stage_at(progress.epoch).frozen,
+        "trainable_share": state.model.trainable_share(),
+        "train_loss": sums["loss"] / sums["weight"],
+        "train_accuracy": accuracy,
+        **val,
+        "gap": accuracy - val["val_accuracy"],
+        "seconds": sums["seconds"],
+        "val_seconds": time.perf_counter() - started,
+        "images_per_second": sums["images"] / sums["seconds"],
         "micro_batch": math.ceil(state.team.largest_share(recipe.batch_size) / progress.parts),
-        "gpu_memory_mb": devices.gpu_memory_mb(state.device), "processes": state.team.count,
+        "gpu_memory_mb": devices.gpu_memory_mb(state.device),
+        "processes": state.team.count,
     }
     progress.history.append(row)
     improved = state.best_epoch == progress.epoch
@@ -89,13 +96,17 @@ def finish_epoch(state: State, saving: Saving) -> None:
 def keep_best(state: State) -> None:
     """Copies the weights of the epoch whose row of history is the last."""
     weights = {k: v.detach().cpu().clone() for k, v in state.averaged.state_dict().items()}
-    state.best = {"model": weights, "optimizer": copy.deepcopy(state.optimizer.state_dict()),
-                  "row": dict(state.progress.history[-1])}
+    state.best = {
+        "model": weights,
+        "optimizer": copy.deepcopy(state.optimizer.state_dict()),
+        "row": dict(state.progress.history[-1]),
+    }
     state.best_is_new = True
 
 
 def validate(state: State, saving: Saving) -> dict[str, float]:
     """Loss and metrics on the validation images without augmentation; an undefined metric is None."""
+
     def between_batches() -> None:
         if state.team.count > 1:  # here are no gradients that a request to stop could travel with
             requests = torch.tensor(state.stop.requests(), device=state.device)
@@ -103,8 +114,15 @@ def validate(state: State, saving: Saving) -> dict[str, float]:
             state.stop.agreed = requests.tolist()
         leave_if_requested(state, saving)
 
-    logits = predicting.logits(state.averaged, state.val, state.recipe, state.device, state.precision,
-                               after_batch=between_batches, team=state.team)  # (N, C)
+    logits = predicting.logits(
+        state.averaged,
+        state.val,
+        state.recipe,
+        state.device,
+        state.precision,
+        after_batch=between_batches,
+        team=state.team,
+    )  # (N, C)
     return state.team.shared(lambda: _scores(state, logits))  # by one process, so that all decide alike
 
 
@@ -113,8 +131,7 @@ def _scores(state: State, logits: torch.Tensor) -> dict[str, float]:
     total, weight = state.loss.total(logits.to(state.device), torch.tensor(state.val.labels, device=state.device))
     table = predicting.as_predictions(state.val, torch.softmax(logits.double(), 1).numpy())
     shares = losses.shares(state.recipe, state.counts)  # None for two classes
-    numbers = metrics.summary(table, state.recipe.classes, state.recipe.positive, shares or 0.5,
-                              resamples=0)["metrics"]
+    numbers = metrics.summary(table, state.recipe.classes, state.recipe.positive, shares or 0.5, resamples=0)["metrics"]
     return {"val_loss": float(total / weight)} | {f"val_{name}": numbers[name]["value"] for name in MONITORED}
 
 
@@ -138,8 +155,10 @@ def roll_back(state: State, saving: Saving, error: PathoError) -> None:
     progress = state.progress
     progress.rollbacks = done + 1
     state.run.log("rollback", why=str(error), number=done + 1, epoch=progress.epoch + 1, step=progress.step)
-    say(f"{error}\nback to epoch {progress.epoch + 1}, step {progress.step}, with half the learning rate "
-        f"({done + 1} of {ROLLBACKS})")
+    say(
+        f"{error}\nback to epoch {progress.epoch + 1}, step {progress.step}, with half the learning rate "
+        f"({done + 1} of {ROLLBACKS})"
+    )
     saving.write()
 
 
@@ -147,23 +166,33 @@ def facts(state: State) -> dict:
     """What run.json keeps of a training."""
     progress, last, best = state.progress, state.progress.history[-1], state.best_epoch
     monitored = f"val_{state.recipe.monitor}"
-    return {"ended": progress.reason, "epochs": progress.epoch, "best_epoch": best + 1,
-            f"best_{monitored}": progress.history[best][monitored], "device": str(state.device),
-            "precision": state.precision, "precision_reason": state.arithmetic[1],
-            "micro_batch": last["micro_batch"], "rollbacks": progress.rollbacks,
-            "batch": state.recipe.batch_size, "processes": last.get("processes", 1),
-            "effective_prior": losses.effective_prior(state.recipe, state.counts).to_dict(),
-            "seconds": sum(row["seconds"] + row["val_seconds"] for row in progress.history),
-            "saving_seconds": progress.saving}
+    return {
+        "ended": progress.reason,
+        "epochs": progress.epoch,
+        "best_epoch": best + 1,
+        f"best_{monitored}": progress.history[best][monitored],
+        "device": str(state.device),
+        "precision": state.precision,
+        "precision_reason": state.arithmetic[1],
+        "micro_batch": last["micro_batch"],
+        "rollbacks": progress.rollbacks,
+        "batch": state.recipe.batch_size,
+        "processes": last.get("processes", 1),
+        "effective_prior": losses.effective_prior(state.recipe, state.counts).to_dict(),
+        "seconds": sum(row["seconds"] + row["val_seconds"] for row in progress.history),
+        "saving_seconds": progress.saving,
+    }
 
 
 def line(row: dict, recipe: Recipe, improved: bool) -> str:
     """One plain line per epoch, for logs; an asterisk marks the best so far."""
     score = row[f"val_{recipe.monitor}"]
     shown = "undefined" if score is None else f"{score:.4f}"
-    return (f"epoch {row['epoch']:>3}/{recipe.epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
-            f"val loss {row['val_loss']:.4f}  val {recipe.monitor.replace('_', ' ')} {shown}"
-            f"{' *' if improved else ''}  {row['images_per_second']:.0f} images/s")
+    return (
+        f"epoch {row['epoch']:>3}/{recipe.epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
+        f"val loss {row['val_loss']:.4f}  val {recipe.monitor.replace('_', ' ')} {shown}"
+        f"{' *' if improved else ''}  {row['images_per_second']:.0f} images/s"
+    )
 
 
 def _processes(state: State) -> str:

@@ -112,16 +112,22 @@ def _use_less_memory(state: State, images: int, reason: str) -> None:
     refused = learning and state.recipe.micro_batches == "exact"
     if refused or share // (2 * progress.parts) < fewest:
         raise PathoError(
-            "out_of_memory", f"batch of {share} images", "does not fit into the GPU's memory"
+            "out_of_memory",
+            f"batch of {share} images",
+            "does not fit into the GPU's memory"
             + (", and in parts BatchNorm would compute other statistics" if refused else ""),
-            "Lower batch_size or image_size" + (', or allow parts with micro_batches="always"' if refused else ""))
+            "Lower batch_size or image_size" + (', or allow parts with micro_batches="always"' if refused else ""),
+        )
     progress.parts *= 2
     state.optimizer.zero_grad(set_to_none=True)
     _empty_cache(state)
-    state.run.log("out_of_memory", parts=progress.parts, epoch=progress.epoch + 1, step=progress.step + 1,
-                  reason=reason)
-    say(f"out of memory: from here on each batch is computed in {progress.parts} parts"
-        + (", and BatchNorm uses the statistics of a part" if learning else ""))
+    state.run.log(
+        "out_of_memory", parts=progress.parts, epoch=progress.epoch + 1, step=progress.step + 1, reason=reason
+    )
+    say(
+        f"out of memory: from here on each batch is computed in {progress.parts} parts"
+        + (", and BatchNorm uses the statistics of a part" if learning else "")
+    )
 
 
 def _empty_cache(state: State) -> None:
@@ -132,9 +138,12 @@ def _empty_cache(state: State) -> None:
 def _nonfinite(state: State, batch: Batch, what: str) -> PathoError:
     names = ", ".join(state.feed.images.table["path"].iloc[batch.rows[:8]])
     lr = state.optimizer.param_groups[0]["lr"]
-    return PathoError("nonfinite_loss", f"epoch {state.progress.epoch + 1}, step {state.progress.step + 1}",
-                      f"the {what} is NaN or infinite at learning rate {lr:.3g}; the batch begins with {names}",
-                      "Lower lr, set clip_norm, or look at these images; the last checkpoint is intact")
+    return PathoError(
+        "nonfinite_loss",
+        f"epoch {state.progress.epoch + 1}, step {state.progress.step + 1}",
+        f"the {what} is NaN or infinite at learning rate {lr:.3g}; the batch begins with {names}",
+        "Lower lr, set clip_norm, or look at these images; the last checkpoint is intact",
+    )
 
 
 def _update_average(state: State) -> None:
@@ -154,5 +163,7 @@ def _update_average(state: State) -> None:
 
 def _seed(*parts: int) -> int:
     """One 63-bit seed from several whole numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(2, np.uint32).astype(np.uint64) @ np.array(
-        [1, 1 << 31], dtype=np.uint64)) & (2**63 - 1)
+    return int(
+        np.random.SeedSequence(parts).generate_state(2, np.uint32).astype(np.uint64)
+        @ np.array([1, 1 << 31], dtype=np.uint64)
+    ) & (2**63 - 1)

@@ -10,8 +10,18 @@ from pathlib import Path
 
 from patholib import __version__
 
-LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless", "scikit-learn",
-             "matplotlib", "seaborn", "safetensors")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "pillow",
+    "opencv-python-headless",
+    "scikit-learn",
+    "matplotlib",
+    "seaborn",
+    "safetensors",
+)
 
 
 def root_name(root: Path) -> str:
@@ -24,8 +34,13 @@ def machine() -> dict:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"system": f"{platform.system()} {platform.release()}", "processor": _processor(), "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(), "gpu": gpu}
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
 
 
 def versions() -> dict[str, str | None]:
@@ -58,8 +73,10 @@ def _commit() -> str | None:
     """The git commit of patholib's checkout, with a + where files differ from it; None outside of a checkout."""
     here = Path(__file__).resolve().parents[1]  # all of patholib
     try:
-        shown = [subprocess.run(["git", "-C", here, *command], capture_output=True, timeout=10, check=True).stdout
-                 for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])]
+        shown = [
+            subprocess.run(["git", "-C", here, *command], capture_output=True, timeout=10, check=True).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])
+        ]
     except (OSError, subprocess.SubprocessError):
         return None
     return shown[0].decode("ascii").strip() + ("+" if shown[1].strip() else "")

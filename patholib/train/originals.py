@@ -29,8 +29,9 @@ def source_of(run_dir: Path, data: str | Path = "auto") -> Manifest:
     if auto and facts["demo"] and not os.environ.get("PATHOLIB_DATA"):
         data = "demo"
     elif auto and kind not in readers.KINDS:
-        raise PathoError("data_root", facts["name"], "was made from a table of one's own, and does not say where it is",
-                         remedy)
+        raise PathoError(
+            "data_root", facts["name"], "was made from a table of one's own, and does not say where it is", remedy
+        )
     elif auto and not facts["demo"] and (found := readers.find(kind)).demo:
         raise PathoError("data_root", kind, f"is not in {', '.join(found.tried) or 'the place given'}", remedy)
     return readers.load(kind if kind in readers.KINDS else facts["recipe"]["name"], data, missing="skip")
@@ -48,8 +49,12 @@ def checked_again(run_dir: Path, data: str | Path = "auto") -> Checked:
     before, now = (dict(zip(t["path"], t["sha256"], strict=True)) for t in (made_of, found.facts))
     changed = sorted(path for path in before.keys() & now.keys() if before[path] != now[path])
     if changed:
-        raise PathoError("changed_file", changed[0], f"is not the file the run was made of ({len(changed)} such files)",
-                         "Give the folder with the images of this run as data")
+        raise PathoError(
+            "changed_file",
+            changed[0],
+            f"is not the file the run was made of ({len(changed)} such files)",
+            "Give the folder with the images of this run as data",
+        )
     return found
 
 
@@ -63,8 +68,11 @@ def images_of(run_dir: Path, data: str | Path = "auto", split: str | None = None
     wanted = parts if split is None else parts[parts["split"] == split]
     here = wanted[wanted["path"].isin(found.images.table["path"])]
     if here.empty:
-        raise PathoError("other_images", found.manifest.root.name,
-                         f"holds none of the run's {len(wanted)} {split or ''} images".replace("  ", " "),
-                         "Give the folder or table of this run's images as data")
+        raise PathoError(
+            "other_images",
+            found.manifest.root.name,
+            f"holds none of the run's {len(wanted)} {split or ''} images".replace("  ", " "),
+            "Give the folder or table of this run's images as data",
+        )
     known = found.images.table[found.images.table["path"].isin(here["path"])].reset_index(drop=True)
     return replace(found.images, table=known).with_split(here)

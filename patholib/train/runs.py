@@ -76,8 +76,16 @@ class Run:
             self.lock = None
 
 
-def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, resume: str = "auto",
-          name: str | None = None, allow_leakage: bool = False, bring: Bring | None = None) -> Run:
+def start(
+    recipe: Recipe,
+    checked: Checked,
+    split,
+    output: Path | None = None,
+    resume: str = "auto",
+    name: str | None = None,
+    allow_leakage: bool = False,
+    bring: Bring | None = None,
+) -> Run:
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
 
     output: the folder that holds run folders; None: PATHOLIB_OUTPUTS, or outputs/ of the project.
@@ -94,11 +102,17 @@ def start(recipe: Recipe, checked: Checked, split, output: Path | None = None, r
     output = output_folder(output)
     root = Path(checked.manifest.root).resolve()
     if output == root or root in output.parents:
-        raise PathoError("output_in_data", str(output), "lies inside the data folder",
-                         "Choose an output folder outside")
-    csvfiles.stop_on([("csv_format", f"split column {name}", f"is missing; {nearest(name, split.columns)}")
-                      for name in ("path", "label", "group", "split") if name not in split.columns],
-                     "Give the table of manifest.split, or one with these columns; group is the patient")
+        raise PathoError(
+            "output_in_data", str(output), "lies inside the data folder", "Choose an output folder outside"
+        )
+    csvfiles.stop_on(
+        [
+            ("csv_format", f"split column {name}", f"is missing; {nearest(name, split.columns)}")
+            for name in ("path", "label", "group", "split")
+            if name not in split.columns
+        ],
+        "Give the table of manifest.split, or one with these columns; group is the patient",
+    )
     leaks = _leaks(recipe, checked, split, allow_leakage)
     mark = fingerprint(recipe, checked, split)
     run = None
@@ -114,8 +128,9 @@ def _leaks(recipe: Recipe, checked: Checked, split, allowed: bool) -> dict:
     """What the parts of the split share. Errors: split_leakage, where that is not allowed."""
     found = leakage.audit_checked(checked, split, progress=len(split) > 5000)  # fewer take a second or two
     if not (allowed or recipe.published):
-        leakage.refuse(found, "To train on it all the same, pass allow_leakage=True: every figure and report then "
-                              "says what leaks")
+        leakage.refuse(
+            found, "To train on it all the same, pass allow_leakage=True: every figure and report then says what leaks"
+        )
     if not found.ok:
         print(found.verdict)
     return leakage.recorded(found)
@@ -135,11 +150,15 @@ def output_folder(given: Path | str | None = None) -> Path:
     return folder
 
 
-def _resumed(recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool,
-             bring: Bring | None) -> Run | None:
+def _resumed(
+    recipe: Recipe, checked: Checked, split, output: Path, mark: str, must: bool, bring: Bring | None
+) -> Run | None:
     """The run to resume; None where a new one is to be started."""
-    earlier = [(folder, facts) for folder, facts in _runs_in(output)
-               if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")]
+    earlier = [
+        (folder, facts)
+        for folder, facts in _runs_in(output)
+        if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")
+    ]
     earlier.sort(key=lambda run: run[1].get("status") == "finished")  # what is unfinished comes first
     same = [folder for folder, facts in earlier if _fits(facts, recipe, mark)]
     if not same and bring is not None:
@@ -160,12 +179,20 @@ def _resumed(recipe: Recipe, checked: Checked, split, output: Path, mark: str, m
         folder, facts = earlier[0]
         changed = "; ".join(changes(folder, facts, recipe, checked, split))
         if must:
-            raise PathoError("resume_changed", folder.name, f"differs: {changed}",
-                             'Undo these changes, or start a new run with resume="auto"')
+            raise PathoError(
+                "resume_changed",
+                folder.name,
+                f"differs: {changed}",
+                'Undo these changes, or start a new run with resume="auto"',
+            )
         print(f"A new run is started, because the unfinished {folder.name} differs: {changed}")
     elif must:
-        raise PathoError("nothing_to_resume", str(output), f"holds no run of the recipe {recipe.name}",
-                         'Pass resume="auto" to start one')
+        raise PathoError(
+            "nothing_to_resume",
+            str(output),
+            f"holds no run of the recipe {recipe.name}",
+            'Pass resume="auto" to start one',
+        )
     return None
 
 
@@ -182,13 +209,17 @@ def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) 
         return [f"its recipe is of another version of patholib ({error})"]
     lacking = _lacking(facts["recipe"], recipe)
     fields = recipes.diff(before, recipes.without_folders(recipe))
-    found = [f"{field} {profiles.readable(old)} -> {profiles.readable(new)}" for field, (old, new) in fields.items()
-             if field not in lacking and (field not in RESUMABLE or (field == "epochs" and new < old))]
+    found = [
+        f"{field} {profiles.readable(old)} -> {profiles.readable(new)}"
+        for field, (old, new) in fields.items()
+        if field not in lacking and (field not in RESUMABLE or (field == "epochs" and new < old))
+    ]
     if lacking:
         code = facts.get("code") or {}
         by = f"patholib {code.get('version')} (commit {str(code.get('commit'))[:7]})"
-        found.insert(0, f"its run.json lacks {', '.join(lacking)} of the recipe: only {by}, which wrote it, can "
-                        "resume it")
+        found.insert(
+            0, f"its run.json lacks {', '.join(lacking)} of the recipe: only {by}, which wrote it, can resume it"
+        )
     return found + _changed_images(folder, checked, split) or ["a difference that its files do not show"]
 
 
@@ -199,9 +230,12 @@ def _changed_images(folder: Path, checked: Checked, split) -> list[str]:
     new = _by_path(checked.facts, "sha256")
     was = _by_path(csvfiles.read_csv(folder / "split.csv", ("path", "split")), "split")
     now = _by_path(split, "split")
-    kinds = {"added": new.keys() - old.keys(), "removed": old.keys() - new.keys(),
-             "changed": {path for path in old.keys() & new.keys() if old[path] != new[path]},
-             "in another part of the split": {path for path in was.keys() & now.keys() if was[path] != now[path]}}
+    kinds = {
+        "added": new.keys() - old.keys(),
+        "removed": old.keys() - new.keys(),
+        "changed": {path for path in old.keys() & new.keys() if old[path] != new[path]},
+        "in another part of the split": {path for path in was.keys() & now.keys() if was[path] != now[path]},
+    }
     return [f"{len(paths):,} images {kind} (such as {min(paths)})" for kind, paths in kinds.items() if paths]
 
 
@@ -213,7 +247,8 @@ def _lacking(stored: dict, recipe: Recipe) -> list[str]:
     """The fields that a stored recipe lacks, nested ones as `augmentation.noise`: they came with a later version."""
     now, views = recipe.to_json(), stored.get("augmentation", {})
     return [name for name in now if name not in stored] + [
-        f"augmentation.{name}" for name in now["augmentation"] if name not in views and "augmentation" in stored]
+        f"augmentation.{name}" for name in now["augmentation"] if name not in views and "augmentation" in stored
+    ]
 
 
 def fingerprint(recipe: Recipe, checked: Checked, split) -> str:
@@ -232,16 +267,31 @@ def open_run(folder: Path) -> Run:
     facts = files.read_json(Path(folder) / "run.json")
     lacking = [key for key in ("recipe", "demo", "fingerprint") if not isinstance(facts, dict) or key not in facts]
     if lacking:
-        raise PathoError("bad_run", str(Path(folder) / "run.json"), f"lacks {', '.join(lacking)}",
-                         "Name a folder that a run has written")
-    return Run(Path(folder), recipes.from_json(facts["recipe"]), facts["demo"], facts["fingerprint"],
-               leaks=facts.get("leaks", {}))
+        raise PathoError(
+            "bad_run",
+            str(Path(folder) / "run.json"),
+            f"lacks {', '.join(lacking)}",
+            "Name a folder that a run has written",
+        )
+    return Run(
+        Path(folder),
+        recipes.from_json(facts["recipe"]),
+        facts["demo"],
+        facts["fingerprint"],
+        leaks=facts.get("leaks", {}),
+    )
 
 
 def finished_like(output: Path, mark: str) -> Run | None:
     """The newest finished run in the folder that has this fingerprint, for reading; None where there is none."""
-    return next((open_run(folder) for folder, facts in _runs_in(Path(output))
-                 if facts.get("fingerprint") == mark and facts.get("status") == "finished"), None)
+    return next(
+        (
+            open_run(folder)
+            for folder, facts in _runs_in(Path(output))
+            if facts.get("fingerprint") == mark and facts.get("status") == "finished"
+        ),
+        None,
+    )
 
 
 def finished(output: Path | str | None = None) -> list[Path]:
@@ -270,22 +320,37 @@ def _new(recipe: Recipe, checked: Checked, split, output: Path, mark: str, name:
     files.write_table(folder / "images.csv", checked.facts[["path", "bytes", "sha256"]])
     splitting.write_split(split, folder / "split.csv")
     counts = pd.crosstab(split["split"], split["label"])
-    files.write_json(folder / "run.json", {
-        "name": folder.name, "created": now.isoformat(timespec="seconds"), "status": "started",
-        "demo": checked.manifest.demo, "fingerprint": mark, "seed": recipe.seed, "published": recipe.published,
-        "recipe": recipes.without_folders(recipe).to_json(),
-        "data": {
-            "source": checked.manifest.source, "root_name": origin.root_name(checked.manifest.root),
-            "images": len(split), "groups": int(split["group"].nunique()), "group_by": recipe.group_by,
-            "classes": list(recipe.classes), "images_sha256": images_sha256(checked),
-            "found": checked.manifest.found,
+    files.write_json(
+        folder / "run.json",
+        {
+            "name": folder.name,
+            "created": now.isoformat(timespec="seconds"),
+            "status": "started",
+            "demo": checked.manifest.demo,
+            "fingerprint": mark,
+            "seed": recipe.seed,
+            "published": recipe.published,
+            "recipe": recipes.without_folders(recipe).to_json(),
+            "data": {
+                "source": checked.manifest.source,
+                "root_name": origin.root_name(checked.manifest.root),
+                "images": len(split),
+                "groups": int(split["group"].nunique()),
+                "group_by": recipe.group_by,
+                "classes": list(recipe.classes),
+                "images_sha256": images_sha256(checked),
+                "found": checked.manifest.found,
+            },
+            "split": {
+                "path": "split.csv",
+                "sha256": files.sha256(folder / "split.csv"),
+                "counts": {part: {k: int(v) for k, v in row.items()} for part, row in counts.iterrows()},
+            },
+            "versions": origin.versions(),
+            "code": origin.code(),
+            "machine": origin.machine(),
         },
-        "split": {"path": "split.csv", "sha256": files.sha256(folder / "split.csv"),
-                  "counts": {part: {k: int(v) for k, v in row.items()} for part, row in counts.iterrows()}},
-        "versions": origin.versions(),
-        "code": origin.code(),
-        "machine": origin.machine(),
-    })
+    )
     return Run(folder, recipe, checked.manifest.demo, mark, lock)
 
 
@@ -304,8 +369,9 @@ def _made(output: Path, stem: str) -> Path:
 
 
 def _unwritable(folder: Path, error: OSError) -> PathoError:
-    return PathoError("output_unwritable", str(folder), f"cannot be written ({error.strerror})",
-                      "Choose another output folder")
+    return PathoError(
+        "output_unwritable", str(folder), f"cannot be written ({error.strerror})", "Choose another output folder"
+    )
 
 
 def _runs_in(output: Path) -> list[tuple[Path, dict]]:

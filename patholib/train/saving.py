@@ -74,8 +74,13 @@ class Saving:
             self.write_to(rescue)
         except PathoError:
             return error
-        return PathoError(error.code, error.subject, error.reason, f"{error.remedy}. The state was saved in {rescue}: "
-                          f"move these files to {self.state.folder} and run again with resume=\"auto\"")
+        return PathoError(
+            error.code,
+            error.subject,
+            error.reason,
+            f"{error.remedy}. The state was saved in {rescue}: "
+            f'move these files to {self.state.folder} and run again with resume="auto"',
+        )
 
     def tables(self) -> None:
         """Writes history.csv and history.json; they are made from the state, so a failure here loses nothing."""

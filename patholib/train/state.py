@@ -44,8 +44,16 @@ class Progress:
 class State:
     """A training; its rules are in `loop` and `optimising`, its checkpoints in `resuming` and `saving`."""
 
-    def __init__(self, model: Classifier, images: ImageSet, run: Run, device: torch.device, workers: int = 1,
-                 team: Team = ALONE, stop: Stop | None = None):
+    def __init__(
+        self,
+        model: Classifier,
+        images: ImageSet,
+        run: Run,
+        device: torch.device,
+        workers: int = 1,
+        team: Team = ALONE,
+        stop: Stop | None = None,
+    ):
         recipe = run.recipe
         self.run, self.recipe, self.device, self.team, self.stop = run, recipe, device, team, stop or Stop(None)
         self.feed, self.val = feeding.Feed(images.part("train"), recipe, device, workers, team), images.part("val")
@@ -57,9 +65,9 @@ class State:
         self.counts = np.bincount(self.feed.images.labels, minlength=len(images.classes))  # (C,)
         self.loss = losses.build(recipe, self.counts).to(device)
         # Every parameter is in the optimiser from the start; a frozen one has no gradient and is skipped.
-        self.optimizer = OPTIMIZERS[recipe.optimizer](model.parameters(), lr=recipe.lr,
-                                                      weight_decay=recipe.weight_decay,
-                                                      fused=True)  # one pass over the weights instead of a dozen
+        self.optimizer = OPTIMIZERS[recipe.optimizer](
+            model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )  # one pass over the weights instead of a dozen
         self.progress = Progress(0, 0, dict(NO_SUMS), [])
         self.best: dict = {}  # of the best epoch: model, optimizer, row of history
         self.best_is_new = False  # it is in no checkpoint yet

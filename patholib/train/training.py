@@ -27,8 +27,16 @@ from patholib.train.state import State
 from patholib.train.stopping import Stop
 
 
-def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", workers: int = 2,
-        max_hours: float | None = None, processes: int = 1, team: Team = ALONE) -> pd.DataFrame:
+def fit(
+    model: Classifier,
+    images: ImageSet,
+    run: Run,
+    device: str = "auto",
+    workers: int = 2,
+    max_hours: float | None = None,
+    processes: int = 1,
+    team: Team = ALONE,
+) -> pd.DataFrame:
     """Trains `model` on the train part of `images` and leaves the best epoch's weights in it.
 
     Resumes from the run folder's newest checkpoint, also in the middle of an epoch; a finished training is not
@@ -46,15 +54,20 @@ def fit(model: Classifier, images: ImageSet, run: Run, device: str = "auto", wor
         handover.train(model, images, run, device, workers, max_hours, processes)  # their result is loaded below
     gpus = range(torch.cuda.device_count())  # named, as fork_rng warns where it has to find several by itself
     with torch.random.fork_rng(gpus), devices.backend(run.recipe.fast):  # the caller's generators and switches stay
-        state = State(model, images, run, devices.own_device(device, team), threads(workers, say), team,
-                      Stop(max_hours))
+        state = State(
+            model, images, run, devices.own_device(device, team), threads(workers, say), team, Stop(max_hours)
+        )
         resuming.resume(state)
         try:
             with state.stop:
                 loop.run(state)
         except torch.OutOfMemoryError as error:  # not the batch, which is then computed in parts
-            raise PathoError("out_of_memory", "model and optimizer", "do not fit into the GPU's memory",
-                             "Close what else runs on it, or use a smaller network") from error
+            raise PathoError(
+                "out_of_memory",
+                "model and optimizer",
+                "do not fit into the GPU's memory",
+                "Close what else runs on it, or use a smaller network",
+            ) from error
     return pd.DataFrame(state.progress.history)
 
 
@@ -64,12 +77,20 @@ def check_processes(count: int, device: str, recipe: Recipe) -> int:
         return 1
     chosen = devices.choose_device(device)
     if chosen.index is not None:
-        raise PathoError("bad_parameter", "device", f"is {device!r}, one GPU, for {count} processes",
-                         'Use device="cuda", and each takes a GPU of its own')
+        raise PathoError(
+            "bad_parameter",
+            "device",
+            f"is {device!r}, one GPU, for {count} processes",
+            'Use device="cuda", and each takes a GPU of its own',
+        )
     check_gpus(count, chosen.type == "cuda")
     if count > recipe.batch_size:
-        raise PathoError("bad_parameter", "processes", f"are {count}, more than the {recipe.batch_size} images of a "
-                         "batch", "Use fewer processes, or a larger batch_size")
+        raise PathoError(
+            "bad_parameter",
+            "processes",
+            f"are {count}, more than the {recipe.batch_size} images of a batch",
+            "Use fewer processes, or a larger batch_size",
+        )
     return count
 
 
@@ -97,5 +118,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-
     sys.exit(main())

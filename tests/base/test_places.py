@@ -18,19 +18,31 @@ from patholib.lab import notebook, sessions
 from patholib.model import architectures, building, recipes, schedules
 from patholib.train import devices
 
-VARIABLES = ("KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "COLAB_GPU", "PATHOLIB_MOUNTS", "PATHOLIB_OUTPUTS",
-             "PATHOLIB_CACHE", "PATHOLIB_DATA")
+VARIABLES = (
+    "KAGGLE_KERNEL_RUN_TYPE",
+    "COLAB_RELEASE_TAG",
+    "COLAB_GPU",
+    "PATHOLIB_MOUNTS",
+    "PATHOLIB_OUTPUTS",
+    "PATHOLIB_CACHE",
+    "PATHOLIB_DATA",
+)
 
 
 @pytest.fixture
 def at(tmp_path, monkeypatch):
     """`at("Kaggle")`: from here on it looks as if that were the place; the folders it has there."""
+
     def go(host: str) -> SimpleNamespace:
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         kaggle, content = tmp_path / "kaggle", tmp_path / "content"
-        there = SimpleNamespace(input=kaggle / "input", content=content, drive=content / "drive" / "MyDrive",
-                                working={"Kaggle": kaggle / "working", "Colab": content}.get(host, tmp_path / "home"))
+        there = SimpleNamespace(
+            input=kaggle / "input",
+            content=content,
+            drive=content / "drive" / "MyDrive",
+            working={"Kaggle": kaggle / "working", "Colab": content}.get(host, tmp_path / "home"),
+        )
         for folder in (there.working, *[there.input] * (host == "Kaggle")):
             folder.mkdir(parents=True, exist_ok=True)
         monkeypatch.setenv("PATHOLIB_MOUNTS", os.pathsep.join(map(str, (there.input, content, there.drive))))
@@ -129,20 +141,27 @@ def test_on_kaggle_a_training_ends_an_hour_before_the_session_and_elsewhere_neve
 @pytest.fixture
 def gpu(monkeypatch):
     """`gpu("Tesla T4", 7, 5)`: a machine with this GPU and a torch as Kaggle has it; `gpu(None)`: with none."""
+
     def pretend(name: str | None, major: int = 0, minor: int = 0, bf16: bool = False) -> None:
-        for function, answer in (("is_available", name is not None), ("device_count", int(name is not None)),
-                                 ("get_device_name", name), ("get_device_capability", (major, minor)),
-                                 ("get_arch_list", ["sm_70", "sm_75", "sm_80", "sm_90", "compute_120"])):
+        for function, answer in (
+            ("is_available", name is not None),
+            ("device_count", int(name is not None)),
+            ("get_device_name", name),
+            ("get_device_capability", (major, minor)),
+            ("get_arch_list", ["sm_70", "sm_75", "sm_80", "sm_90", "compute_120"]),
+        ):
             monkeypatch.setattr(torch.cuda, function, lambda answer=answer: answer)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16
-                            or including_emulation)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation
+        )
 
     return pretend
 
 
-@pytest.mark.parametrize(("card", "precision", "reason"), [
-    (("Tesla T4", 7, 5, False), "fp16", "only emulates bf16"), (("A100", 8, 0, True), "bf16", "natively"),
-])
+@pytest.mark.parametrize(
+    ("card", "precision", "reason"),
+    [(("Tesla T4", 7, 5, False), "fp16", "only emulates bf16"), (("A100", 8, 0, True), "bf16", "natively")],
+)
 def test_a_gpu_computes_in_bf16_only_where_it_does_not_emulate_it(at, gpu, card, precision, reason):
     at("Kaggle")
     gpu(*card)

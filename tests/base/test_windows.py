@@ -26,17 +26,66 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Windows is played on
 
 # Names that Python has on POSIX alone, each with where it may stand and why Windows never comes there.
 POSIX = {
-    "os": {"fork", "forkpty", "sync", "posix_fallocate", "sched_getaffinity", "sched_setaffinity", "mkfifo", "mknod",
-           "chown", "getuid", "geteuid", "getgid", "getegid", "setsid", "killpg", "wait3", "wait4", "statvfs", "uname",
-           "nice", "getloadavg", "pread", "pwrite", "O_NOFOLLOW", "O_CLOEXEC", "O_DIRECTORY", "register_at_fork",
-           "posix_fadvise", "sendfile", "WIFSIGNALED", "WTERMSIG", "getpgid", "sysconf"},
-    "signal": {"SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD", "SIGPIPE", "SIGQUIT", "alarm",
-               "setitimer", "pthread_sigmask", "pause", "sigwait"},
-    "time": {"tzset", "clock_gettime"}, "socket": {"AF_UNIX", "SO_REUSEPORT"},
+    "os": {
+        "fork",
+        "forkpty",
+        "sync",
+        "posix_fallocate",
+        "sched_getaffinity",
+        "sched_setaffinity",
+        "mkfifo",
+        "mknod",
+        "chown",
+        "getuid",
+        "geteuid",
+        "getgid",
+        "getegid",
+        "setsid",
+        "killpg",
+        "wait3",
+        "wait4",
+        "statvfs",
+        "uname",
+        "nice",
+        "getloadavg",
+        "pread",
+        "pwrite",
+        "O_NOFOLLOW",
+        "O_CLOEXEC",
+        "O_DIRECTORY",
+        "register_at_fork",
+        "posix_fadvise",
+        "sendfile",
+        "WIFSIGNALED",
+        "WTERMSIG",
+        "getpgid",
+        "sysconf",
+    },
+    "signal": {
+        "SIGKILL",
+        "SIGHUP",
+        "SIGUSR1",
+        "SIGUSR2",
+        "SIGALRM",
+        "SIGCHLD",
+        "SIGPIPE",
+        "SIGQUIT",
+        "alarm",
+        "setitimer",
+        "pthread_sigmask",
+        "pause",
+        "sigwait",
+    },
+    "time": {"tzset", "clock_gettime"},
+    "socket": {"AF_UNIX", "SO_REUSEPORT"},
 }
 MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "multiprocessing", "posix"}
-GUARDED = {("data/archives", "os.sync"), ("data/caching", "os.posix_fallocate"), ("base/cpu", "os.sched_getaffinity"),  # hasattr
-           ("deploy/server/sandbox", "resource")}  # whose absence is caught
+GUARDED = {
+    ("data/archives", "os.sync"),
+    ("data/caching", "os.posix_fallocate"),
+    ("base/cpu", "os.sched_getaffinity"),  # hasattr
+    ("deploy/server/sandbox", "resource"),
+}  # whose absence is caught
 
 
 def lacking(tree: ast.AST) -> set[str]:
@@ -56,17 +105,27 @@ def lacking(tree: ast.AST) -> set[str]:
 
 
 def test_no_module_calls_what_windows_lacks_but_where_that_is_asked_first():
-    found = {(path.relative_to(ROOT / "patholib").with_suffix("").as_posix(), name)
-             for path in (ROOT / "patholib").rglob("*.py")
-             for name in lacking(ast.parse(path.read_text(encoding="utf-8")))}
+    found = {
+        (path.relative_to(ROOT / "patholib").with_suffix("").as_posix(), name)
+        for path in (ROOT / "patholib").rglob("*.py")
+        for name in lacking(ast.parse(path.read_text(encoding="utf-8")))
+    }
     assert found == GUARDED
 
 
 def test_what_windows_lacks_is_found():
-    code = ("import fcntl, multiprocessing.pool\nfrom resource import setrlimit\nos.fork()\n"
-            "os.kill(1, signal.SIGKILL)\nsubprocess.Popen([], preexec_fn=f)")
-    assert lacking(ast.parse(code)) == {"fcntl", "multiprocessing", "resource", "os.fork", "signal.SIGKILL",
-                                        "preexec_fn"}
+    code = (
+        "import fcntl, multiprocessing.pool\nfrom resource import setrlimit\nos.fork()\n"
+        "os.kill(1, signal.SIGKILL)\nsubprocess.Popen([], preexec_fn=f)"
+    )
+    assert lacking(ast.parse(code)) == {
+        "fcntl",
+        "multiprocessing",
+        "resource",
+        "os.fork",
+        "signal.SIGKILL",
+        "preexec_fn",
+    }
 
 
 @linux
@@ -86,8 +145,25 @@ def test_a_notebook_runs_there_too(tmp_path):
     import windows
 
     notebook = ROOT / "notebooks" / "breakhis" / "train.ipynb"
-    ended = windows.there(tmp_path / "out", "-m", "papermill", str(notebook), "out.ipynb", "-k", "python3",
-                          "-p", "epochs", "1", "-p", "image_size", "32", "-p", "data", "demo", timeout=1200)
+    ended = windows.there(
+        tmp_path / "out",
+        "-m",
+        "papermill",
+        str(notebook),
+        "out.ipynb",
+        "-k",
+        "python3",
+        "-p",
+        "epochs",
+        "1",
+        "-p",
+        "image_size",
+        "32",
+        "-p",
+        "data",
+        "demo",
+        timeout=1200,
+    )
     refused = tmp_path / "refused.txt"
     assert not refused.exists(), refused.read_text(encoding="utf-8")
     assert ended.returncode == 0, ended.stderr.decode(errors="replace")[-4000:]
@@ -100,9 +176,14 @@ TRIED = {  # what is done there: how it is refused
     "m = np.lib.format.open_memmap('m', 'w+', shape=(9,)); write('c').close(); os.replace('c', 'm')": "being used",
     "os.mkdir('d'); f = write('d/a'); os.rename('d', 'e')": "being used",
     "os.mkdir('f'); write('f/a').close(); os.rename('f', 'g'); os.remove('g/a')": "",
-    "write('a:b')": "Invalid argument", "os.mkdir('con')": "Invalid argument", "write('a. ')": "Invalid argument",
-    "write('a' * 230)": "cannot find the path", "import fcntl": "fcntl", "os.fork()": "no attribute 'fork'",
-    "print('Ω')": "charmap", "multiprocessing.set_start_method('fork')": "already been set",
+    "write('a:b')": "Invalid argument",
+    "os.mkdir('con')": "Invalid argument",
+    "write('a. ')": "Invalid argument",
+    "write('a' * 230)": "cannot find the path",
+    "import fcntl": "fcntl",
+    "os.fork()": "no attribute 'fork'",
+    "print('Ω')": "charmap",
+    "multiprocessing.set_start_method('fork')": "already been set",
 }
 TRY = """
 import json, multiprocessing, os, sys
@@ -222,21 +303,34 @@ def test_ctrl_c_in_a_console_is_for_the_server_and_not_for_its_decoders(monkeypa
     assert given == [512, 512]
 
 
-@pytest.mark.parametrize(("text", "path"), [
-    (r"benign\a 1.png", "benign/a 1.png"), (r".\benign\\a.png", "benign/a.png"), ("benign/../a.png", "a.png"),
-    (r"D:\set\benign\a.png", "benign/a.png"), (r"d:\SET\a.png", "a.png"), ("D:/set/a.png", "a.png"),
-    (r"E:\other\a.png", "E:/other/a.png"), (r"\\server\share\a.png", "//server/share/a.png"),
-])
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (r"benign\a 1.png", "benign/a 1.png"),
+        (r".\benign\\a.png", "benign/a.png"),
+        ("benign/../a.png", "a.png"),
+        (r"D:\set\benign\a.png", "benign/a.png"),
+        (r"d:\SET\a.png", "a.png"),
+        ("D:/set/a.png", "a.png"),
+        (r"E:\other\a.png", "E:/other/a.png"),
+        (r"\\server\share\a.png", "//server/share/a.png"),
+    ],
+)
 def test_paths_of_a_table_are_read_there_as_they_are_meant(monkeypatch, text, path):
     monkeypatch.setattr(table, "Path", PureWindowsPath)
     assert table._paths("mine.csv", pd.DataFrame({"path": [text]}), PureWindowsPath(r"D:\set")) == [path]
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("/home/me/a.png", "begins at the root of another system"), (r"\a.png", "begins at the root of another system"),
-    (r"D:a.png", "on a drive of another system"), (r"..\a.png", "leaves the folder"),
-    (r"benign\..\..\a.png", "leaves the folder"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("/home/me/a.png", "begins at the root of another system"),
+        (r"\a.png", "begins at the root of another system"),
+        (r"D:a.png", "on a drive of another system"),
+        (r"..\a.png", "leaves the folder"),
+        (r"benign\..\..\a.png", "leaves the folder"),
+    ],
+)
 def test_paths_that_mean_another_place_there_are_refused(monkeypatch, text, reason):
     monkeypatch.setattr(table, "Path", PureWindowsPath)
     with pytest.raises(PathoError, match=reason):

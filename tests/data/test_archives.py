@@ -21,8 +21,14 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.data import archives
 
-HONEST = {"set/readme.txt": b"hello\n", "set/benign/a 1.png": bytes(range(256)) * 3000, "set/benign/Präparat (2).png":
-          b"\0" * 5000, "set/malignant/図.png": b"x", "set/empty.csv": b"", "other/deep/er/than/that.txt": b"deep"}
+HONEST = {
+    "set/readme.txt": b"hello\n",
+    "set/benign/a 1.png": bytes(range(256)) * 3000,
+    "set/benign/Präparat (2).png": b"\0" * 5000,
+    "set/malignant/図.png": b"x",
+    "set/empty.csv": b"",
+    "other/deep/er/than/that.txt": b"deep",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -64,13 +70,21 @@ def zipped(*members, method=zipfile.ZIP_DEFLATED) -> bytes:
 def formats(contents: dict[str, bytes]) -> dict[str, bytes]:
     """The same files in every format."""
     tar = tarred(*(member(name, content) for name, content in contents.items()))
-    return {"tar": tar, "tar.gz": gzip.compress(tar, 6, mtime=0), "tar.bz2": bz2.compress(tar),
-            "zip": zipped(*contents.items()), "zip, stored": zipped(*contents.items(), method=zipfile.ZIP_STORED)}
+    return {
+        "tar": tar,
+        "tar.gz": gzip.compress(tar, 6, mtime=0),
+        "tar.bz2": bz2.compress(tar),
+        "zip": zipped(*contents.items()),
+        "zip, stored": zipped(*contents.items(), method=zipfile.ZIP_STORED),
+    }
 
 
 def unpacked(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.name != archives.MARKER}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != archives.MARKER
+    }
 
 
 def put(folder: Path, content: bytes) -> Path:
@@ -96,8 +110,12 @@ def test_an_honest_archive_becomes_a_folder(tmp_path, form, capsys):
     assert folder == tmp_path / "data" / "set" and unpacked(folder) == HONEST
     assert [path.name for path in folder.parent.iterdir()] == ["set"]
     marker = files.read_json(folder / archives.MARKER)
-    assert marker == {"archive": "download", "bytes": archive.stat().st_size, "files": len(HONEST),
-                      "unpacked_bytes": sum(map(len, HONEST.values()))}
+    assert marker == {
+        "archive": "download",
+        "bytes": archive.stat().st_size,
+        "files": len(HONEST),
+        "unpacked_bytes": sum(map(len, HONEST.values())),
+    }
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("download: unpacking ") and said[1:] == ["download: 6 files, 0.8 MB unpacked into set"]
 
@@ -206,12 +224,18 @@ def test_dots_and_doubled_slashes_in_honest_names_are_dropped(tmp_path):
 
 NFC, NFD = "pr\u00e4parat.png", "pra\u0308parat.png"
 NAMES = {  # what is wrong: the name
-    "a name with ../": "../evil.png", "a name with ../ further on": "set/../../evil.png",
-    "an absolute name": "/etc/evil.png", "a network drive": "//host/share/evil.png",
-    "a drive letter": "C:/evil.png", "a drive letter without a slash": "C:evil.png",
-    "a backslash": "set\\..\\evil.png", "a device of Windows": "set/nul.png",
-    "a name that ends in a dot": "set/evil.png.", "a stream of a file": "set/a.png:evil",
-    "a terminal code in a name": "set/\x1b[2Jevil.png", "a name that is too long": "x" * 256,
+    "a name with ../": "../evil.png",
+    "a name with ../ further on": "set/../../evil.png",
+    "an absolute name": "/etc/evil.png",
+    "a network drive": "//host/share/evil.png",
+    "a drive letter": "C:/evil.png",
+    "a drive letter without a slash": "C:evil.png",
+    "a backslash": "set\\..\\evil.png",
+    "a device of Windows": "set/nul.png",
+    "a name that ends in a dot": "set/evil.png.",
+    "a stream of a file": "set/a.png:evil",
+    "a terminal code in a name": "set/\x1b[2Jevil.png",
+    "a name that is too long": "x" * 256,
     "a path that is too long": "x/" * 600 + "evil.png",
     "the name of the file that marks a finished folder": archives.MARKER,
 }
@@ -258,14 +282,18 @@ def negative_size() -> bytes:
 TARS = {
     "a symbolic link": tarred(member("evil", b"", tarfile.SYMTYPE, linkname="/etc/passwd")),
     "a symbolic link and a file through it": (
-        tarred(member("evil", b"", tarfile.SYMTYPE, linkname=".."), member("evil/a.png"))),
+        tarred(member("evil", b"", tarfile.SYMTYPE, linkname=".."), member("evil/a.png"))
+    ),
     "a hard link": tarred(member("a.png"), member("b", b"", tarfile.LNKTYPE, linkname="a.png")),
     "a character device": tarred(member("evil", b"", tarfile.CHRTYPE)),
     "a block device": tarred(member("evil", b"", tarfile.BLKTYPE)),
     "a pipe": tarred(member("evil", b"", tarfile.FIFOTYPE)),
     "a kind of its own": tarred(member("evil", b"", b"Z")),
-    "a file with holes": (with_pax(**{"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,1",
-                                      "GNU.sparse.size": "1000"})),
+    "a file with holes": (
+        with_pax(
+            **{"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,1", "GNU.sparse.size": "1000"}
+        )
+    ),
     "a name put over another one by a pax header": with_pax(path="../evil.png"),
     "a size put over another one by a pax header": with_pax(size=str(2**40)),
     "a size below zero": negative_size(),
@@ -284,7 +312,7 @@ def test_D39_a_tar(tmp_path, kind, catalogue):
 
 def patched(content: bytes, place: int, form: str, *values) -> bytes:
     """The bytes with numbers written over those at `place`."""
-    return content[:place] + struct.pack(form, *values) + content[place + struct.calcsize(form):]
+    return content[:place] + struct.pack(form, *values) + content[place + struct.calcsize(form) :]
 
 
 def central(content: bytes, number: int = 0) -> int:
@@ -303,7 +331,7 @@ def both(content: bytes, local: int, listed: int, form: str, value: int) -> byte
 def overlapping() -> bytes:
     """A zip whose first member holds the second, header and all, as in the dense kind of bomb."""
     inner = zipped(("b.png", b"x" * 1000), method=zipfile.ZIP_STORED)
-    whole = zipped(("a.png", inner[:central(inner)]), ("b.png", b"x" * 1000), method=zipfile.ZIP_STORED)
+    whole = zipped(("a.png", inner[: central(inner)]), ("b.png", b"x" * 1000), method=zipfile.ZIP_STORED)
     return patched(whole, central(whole, 1) + 42, "<I", 30 + len("a.png"))
 
 
@@ -334,16 +362,27 @@ def test_D39_a_zip(tmp_path, kind, catalogue):
     catalogue("D39", f"a zip with {kind}", seen)
 
 
-@pytest.mark.parametrize(("kind", "content"), [
-    ("a zip with a password", both(ONE, 6, 8, "<H", 1)),
-    ("a zip packed with something else than deflate", zipped(("a.png", b"x"), method=zipfile.ZIP_BZIP2)),
-    ("a zip whose content does not have its checksum", both(ONE, 14, 16, "<I", 7)),
-    ("a zip that unpacks to more than both of its sizes say", both(zipped(("a.png", bytes(10**7))), 22, 24, "<I", 10)),
-    ("a zip whose list is shorter than it says", patched(ONE, len(ONE) - 12, "<H", 2)),
-    ("a zip with bytes behind its end", ONE + b"\n"), ("a zip without files", zipped()),
-    ("a tar without files", gzip.compress(tarred(), mtime=0)),
-    ("an empty file", b""), ("text", b"path,label\n" * 100), ("a web page", b"<!DOCTYPE html><title>Sign in</title>"),
-    ("a rar", b"Rar!\x1a\x07\x01\x00" + bytes(600)), ("text in gzip", gzip.compress(b"path,label\n" * 100, mtime=0))])
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("a zip with a password", both(ONE, 6, 8, "<H", 1)),
+        ("a zip packed with something else than deflate", zipped(("a.png", b"x"), method=zipfile.ZIP_BZIP2)),
+        ("a zip whose content does not have its checksum", both(ONE, 14, 16, "<I", 7)),
+        (
+            "a zip that unpacks to more than both of its sizes say",
+            both(zipped(("a.png", bytes(10**7))), 22, 24, "<I", 10),
+        ),
+        ("a zip whose list is shorter than it says", patched(ONE, len(ONE) - 12, "<H", 2)),
+        ("a zip with bytes behind its end", ONE + b"\n"),
+        ("a zip without files", zipped()),
+        ("a tar without files", gzip.compress(tarred(), mtime=0)),
+        ("an empty file", b""),
+        ("text", b"path,label\n" * 100),
+        ("a web page", b"<!DOCTYPE html><title>Sign in</title>"),
+        ("a rar", b"Rar!\x1a\x07\x01\x00" + bytes(600)),
+        ("text in gzip", gzip.compress(b"path,label\n" * 100, mtime=0)),
+    ],
+)
 def test_D39_what_is_no_archive_to_be_read(tmp_path, kind, content, catalogue):
     catalogue("D39", f"{kind}, as an archive", refusal(content, tmp_path, "bad_archive"))
 
@@ -382,7 +421,7 @@ def test_D39_a_flipped_bit_is_refused_or_harmless(tmp_path, form, catalogue):
     content, rng, refused = formats(small)[form], np.random.default_rng(0), 0
     for place in rng.integers(0, len(content), 150):
         flipped = bytes([content[place] ^ 1 << int(rng.integers(8))])
-        archive = put(tmp_path, content[:place] + flipped + content[place + 1:])
+        archive = put(tmp_path, content[:place] + flipped + content[place + 1 :])
         try:
             found = unpacked(archives.extract(archive, tmp_path / "out"))
             assert found == small or (form == "tar" and found.keys() == small.keys())
@@ -392,8 +431,11 @@ def test_D39_a_flipped_bit_is_refused_or_harmless(tmp_path, form, catalogue):
             refused += 1
         assert list(tmp_path.iterdir()) == [archive]
     assert refused > 20
-    catalogue("D39", f"an archive with one bit flipped ({form})",
-              "refused, or every file is there" + " as it was" * (form != "tar"))
+    catalogue(
+        "D39",
+        f"an archive with one bit flipped ({form})",
+        "refused, or every file is there" + " as it was" * (form != "tar"),
+    )
 
 
 def test_D39_data_after_the_end(tmp_path, catalogue):
@@ -447,8 +489,14 @@ def test_D39_no_space(tmp_path, monkeypatch, catalogue):
     refusal(content, tmp_path, "no_space")
 
 
-KILLS = ("before the first file", "in the middle of a file", "between two files", "before the marker",
-         "after the marker", "after the rename")
+KILLS = (
+    "before the first file",
+    "in the middle of a file",
+    "between two files",
+    "before the marker",
+    "after the marker",
+    "after the rename",
+)
 
 
 def killed(archive: Path, folder: Path, place: str) -> None:
@@ -459,6 +507,7 @@ def killed(archive: Path, folder: Path, place: str) -> None:
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         return
     try:
+
         def die(*_, **__):
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -497,8 +546,11 @@ def test_D39_a_kill_leaves_nothing_that_looks_whole_and_the_next_call_starts_ove
     killed(archive, folder, place)  # once more, over what the first has left
     assert unpacked(archives.extract(archive, folder)) == HONEST
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["download", "out"]
-    catalogue("D39", "killed (SIGKILL) at any moment of unpacking",
-              "no folder; the next call removes what is left and starts over")
+    catalogue(
+        "D39",
+        "killed (SIGKILL) at any moment of unpacking",
+        "no folder; the next call removes what is left and starts over",
+    )
 
 
 def test_D39_an_interruption_leaves_nothing(tmp_path, monkeypatch):

@@ -75,12 +75,25 @@ def test_a_bad_file_is_refused(case, given, name, content, code, catalogue):
     catalogue(case, given, error)
 
 
-@pytest.mark.parametrize(("what", "told"), [
-    ("html", "a web page"), ("lfs", "a git-LFS pointer"), ("svg", "an SVG drawing"), ("pdf", "a PDF"),
-    ("eps", "a PostScript"), ("zip", "a ZIP archive"), ("pickle", "a Python pickle"), ("dicom", "a DICOM file"),
-    ("text", "a text"), ("zeros", "zero bytes"), ("xml", "an XML"), ("jpeg2000", "JPEG 2000"), ("heic", "HEIF"),
-    ("gif", "a GIF"),
-])
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("html", "a web page"),
+        ("lfs", "a git-LFS pointer"),
+        ("svg", "an SVG drawing"),
+        ("pdf", "a PDF"),
+        ("eps", "a PostScript"),
+        ("zip", "a ZIP archive"),
+        ("pickle", "a Python pickle"),
+        ("dicom", "a DICOM file"),
+        ("text", "a text"),
+        ("zeros", "zero bytes"),
+        ("xml", "an XML"),
+        ("jpeg2000", "JPEG 2000"),
+        ("heic", "HEIF"),
+        ("gif", "a GIF"),
+    ],
+)
 def test_d02_a_file_that_is_something_else_is_called_by_its_name(what, told):
     _, name, content, code = samples.REFUSED[f"D02-{what}"]
     assert told in refusal(code, decoding.read, content, name).reason
@@ -88,8 +101,9 @@ def test_d02_a_file_that_is_something_else_is_called_by_its_name(what, told):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow's own limit, above ours
 @pytest.mark.parametrize(("case", "given", "name", "content", "code"), cases(samples.BOMBS))
-def test_what_announces_too_much_is_refused_at_once_from_its_header(case, given, name, content, code, catalogue,
-                                                                    monkeypatch):
+def test_what_announces_too_much_is_refused_at_once_from_its_header(
+    case, given, name, content, code, catalogue, monkeypatch
+):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("a pixel was decoded"))
     seconds = []
     for _ in range(3):  # the best of three: another process may have the processor
@@ -111,10 +125,13 @@ def test_an_odd_file_is_accepted_and_what_is_odd_is_noted(case, given, name, con
     catalogue(case, given, f"accepted, with the note {shown}" if notes else "accepted")
 
 
-@pytest.mark.parametrize(("case", "given", "content"), [
-    pytest.param("D03", "PNG", samples.PNG, id="D03-anywhere"),
-    pytest.param("D04", "JPEG", samples.JPEG, id="D04-anywhere"),
-])
+@pytest.mark.parametrize(
+    ("case", "given", "content"),
+    [
+        pytest.param("D03", "PNG", samples.PNG, id="D03-anywhere"),
+        pytest.param("D04", "JPEG", samples.JPEG, id="D04-anywhere"),
+    ],
+)
 def test_a_cut_anywhere_is_noticed(case, given, content, catalogue):
     for at in np.linspace(0, len(content) - 1, 60).astype(int):
         with pytest.raises(PathoError) as caught:
@@ -128,7 +145,7 @@ def test_D05_every_flipped_bit_of_a_png_is_noticed(catalogue):
     rng = np.random.default_rng(0)
     for at in rng.integers(8, len(content), 150):
         with pytest.raises(PathoError):
-            decoding.read(content[:at] + bytes([content[at] ^ (1 << rng.integers(8))]) + content[at + 1:])
+            decoding.read(content[:at] + bytes([content[at] ^ (1 << rng.integers(8))]) + content[at + 1 :])
     catalogue("D05", "PNG with any one of 150 bits flipped", "refused each time; the process goes on")
 
 
@@ -137,8 +154,11 @@ def test_D08_a_file_without_a_known_ending_is_listed_and_not_passed_over_in_sile
     found = breakhis.read(tree).found
     assert found["images"] == 2 and found["unknown_extension"]["count"] == 3
     assert "benign/SOB_B_A-14-22549AB-40-009" in found["unknown_extension"]["first"]
-    catalogue("D08", "file without an ending, with a dot at its end, or .txt, in a folder of images",
-              "not read, and listed as `unknown_extension`")
+    catalogue(
+        "D08",
+        "file without an ending, with a dot at its end, or .txt, in a folder of images",
+        "not read, and listed as `unknown_extension`",
+    )
 
 
 def test_D09_transparency_is_laid_on_white(catalogue):
@@ -164,8 +184,16 @@ def test_every_orientation_shows_the_same_upright_scene(kind, orientation, catal
     """The quadrant colours of a scene, stored as each of the eight orientations says (EXIF 2.3)."""
     scene = np.zeros((64, 96, 3), np.uint8)
     scene[:32, :48], scene[:32, 48:], scene[32:, :48] = (220, 0, 0), (0, 220, 0), (0, 0, 220)
-    stored = {1: scene, 2: scene[:, ::-1], 3: scene[::-1, ::-1], 4: scene[::-1], 5: scene.transpose(1, 0, 2),
-              6: np.rot90(scene), 7: np.rot90(scene, 2).transpose(1, 0, 2), 8: np.rot90(scene, -1)}[orientation]
+    stored = {
+        1: scene,
+        2: scene[:, ::-1],
+        3: scene[::-1, ::-1],
+        4: scene[::-1],
+        5: scene.transpose(1, 0, 2),
+        6: np.rot90(scene),
+        7: np.rot90(scene, 2).transpose(1, 0, 2),
+        8: np.rot90(scene, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
@@ -197,18 +225,35 @@ def test_D18_one_blank_picture_is_a_remark_and_many_are_a_problem(tmp_path, cata
 
 
 def test_D19_litter_is_ignored_and_counted_and_is_no_class(tree, catalogue):
-    litter = ["benign/Thumbs.db", "benign/desktop.ini", "benign/._SOB_B_A-14-22549AB-40-002.png", ".DS_Store",
-              "__MACOSX/a.png", "malignant/.ipynb_checkpoints/a.png", ".hidden/a.png"]
+    litter = [
+        "benign/Thumbs.db",
+        "benign/desktop.ini",
+        "benign/._SOB_B_A-14-22549AB-40-002.png",
+        ".DS_Store",
+        "__MACOSX/a.png",
+        "malignant/.ipynb_checkpoints/a.png",
+        ".hidden/a.png",
+    ]
     put(tree / BREAST, *litter)
     data = breakhis.read(tree)
     assert data.found["images"] == 2 and data.found["ignored"]["count"] == len(litter)
     assert data.classes == ("benign", "malignant")
-    catalogue("D19", "Thumbs.db, desktop.ini, .DS_Store, ._x.png, __MACOSX, .ipynb_checkpoints and hidden folders",
-              "ignored, counted and listed as `ignored`; never a class")
+    catalogue(
+        "D19",
+        "Thumbs.db, desktop.ini, .DS_Store, ._x.png, __MACOSX, .ipynb_checkpoints and hidden folders",
+        "ignored, counted and listed as `ignored`; never a class",
+    )
 
 
-NAMES = {"unicode": "aumläut 日本.png", "space": "a space.png", "emoji": "a🙂.png", "newline": "a\nb\x1b[31m.png",
-         "dash": "-a.png", "long": f"a{'x' * 195}.png", "html": "a<b onclick=x>&amp;.png"}
+NAMES = {
+    "unicode": "aumläut 日本.png",
+    "space": "a space.png",
+    "emoji": "a🙂.png",
+    "newline": "a\nb\x1b[31m.png",
+    "dash": "-a.png",
+    "long": f"a{'x' * 195}.png",
+    "html": "a<b onclick=x>&amp;.png",
+}
 
 
 @pytest.mark.parametrize("what", [pytest.param(name, id=f"D20-{name}") for name in NAMES])
@@ -223,20 +268,31 @@ def test_an_odd_name_is_read_and_never_obeyed(tmp_path, what, catalogue):
     assert "\n" not in str(error) and "\x1b" not in str(error)
     page = (tmp_path / "report_dir" / "data_report.html").read_text(encoding="utf-8")
     assert "<b onclick" not in page and "\x1b" not in page
-    given = {"newline": "a line break and a terminal code", "html": "HTML", "dash": "a dash at its start",
-             "long": "200 characters"}.get(what, what)
+    given = {
+        "newline": "a line break and a terminal code",
+        "html": "HTML",
+        "dash": "a dash at its start",
+        "long": "200 characters",
+    }.get(what, what)
     catalogue("D20", f"file name with {given}", "accepted; shown escaped in errors and on pages")
 
 
-@pytest.mark.parametrize(("given", "twins"), [
-    pytest.param("two names that differ in how Unicode writes an accent (NFC, NFD)", ["a\u00e9.png", "ae\u0301.png"],
-                 id="D20-twins"),
-    pytest.param("two names that differ in upper and lower case", ["aA.png", "aa.PNG"], id="D20-case"),
-])
+@pytest.mark.parametrize(
+    ("given", "twins"),
+    [
+        pytest.param(
+            "two names that differ in how Unicode writes an accent (NFC, NFD)",
+            ["a\u00e9.png", "ae\u0301.png"],
+            id="D20-twins",
+        ),
+        pytest.param("two names that differ in upper and lower case", ["aA.png", "aa.PNG"], id="D20-case"),
+    ],
+)
 def test_names_that_are_one_file_on_some_system_are_refused(tmp_path, given, twins, catalogue):
     assert twins[0] != twins[1] and len({unicodedata.normalize("NFC", name).casefold() for name in twins}) == 1
-    catalogue("D20", given, refusal("name_collision", own_set, tmp_path / "set",
-                                    {"b.png": b""} | dict.fromkeys(twins, b"")))
+    catalogue(
+        "D20", given, refusal("name_collision", own_set, tmp_path / "set", {"b.png": b""} | dict.fromkeys(twins, b""))
+    )
 
 
 def test_D20_one_file_under_two_spellings_of_its_path_is_refused(tmp_path, catalogue):
@@ -262,15 +318,18 @@ def replaced(path, what):
 
 
 @posix
-@pytest.mark.parametrize(("what", "given"), [
-    pytest.param("folder", "folder named x.png", id="D21-folder"),
-    pytest.param("pipe", "pipe (FIFO) named x.png", id="D21-pipe"),
-    pytest.param("socket", "socket named x.png", id="D21-socket"),
-])
+@pytest.mark.parametrize(
+    ("what", "given"),
+    [
+        pytest.param("folder", "folder named x.png", id="D21-folder"),
+        pytest.param("pipe", "pipe (FIFO) named x.png", id="D21-pipe"),
+        pytest.param("socket", "socket named x.png", id="D21-socket"),
+    ],
+)
 def test_what_is_no_file_is_never_opened(tmp_path, what, given, catalogue):
     source = own_set(tmp_path / "set", sound())
     alive = replaced(source.root / "a00.png", what)
-    (path, error), = problems(source).items()
+    ((path, error),) = problems(source).items()
     assert (path, error.code) == ("a00.png", "unreadable")
     catalogue("D21", given, error)
     del alive
@@ -291,18 +350,23 @@ def failing(monkeypatch, name, number):
 def test_D21_a_file_that_may_not_be_opened_is_named(tmp_path, monkeypatch, catalogue):
     source = own_set(tmp_path / "set", sound())
     failing(monkeypatch, "a00.png", errno.EACCES)  # not by its permissions: the superuser may open everything
-    (path, error), = problems(source).items()
+    ((path, error),) = problems(source).items()
     assert (path, error.code) == ("a00.png", "unreadable")
     catalogue("D21", "file without permission to read it", error)
 
 
 @posix
-@pytest.mark.parametrize(("given", "target", "code"), [
-    pytest.param("link to a file that is gone", "gone.png", "broken_link", id="D22-broken"),
-    pytest.param("link to itself", "a00.png", "broken_link", id="D22-loop"),
-    pytest.param("link to a file outside of the data folder", "../outside.png", "link_outside_root", id="D22-outside"),
-    pytest.param("link to a file in the data folder", "b01.png", "label_conflict", id="D22-inside"),
-])
+@pytest.mark.parametrize(
+    ("given", "target", "code"),
+    [
+        pytest.param("link to a file that is gone", "gone.png", "broken_link", id="D22-broken"),
+        pytest.param("link to itself", "a00.png", "broken_link", id="D22-loop"),
+        pytest.param(
+            "link to a file outside of the data folder", "../outside.png", "link_outside_root", id="D22-outside"
+        ),
+        pytest.param("link to a file in the data folder", "b01.png", "label_conflict", id="D22-inside"),
+    ],
+)
 def test_a_link_is_followed_only_within_the_data_folder(tmp_path, given, target, code, catalogue):
     source = own_set(tmp_path / "set", sound())
     (tmp_path / "outside.png").write_bytes(encoded(picture(99)))
@@ -330,37 +394,51 @@ def test_D23_a_copy_under_the_same_label_is_left_out_and_listed(tmp_path, catalo
     source = replace(source, table=source.table.assign(group="one"))
     made = checked(source)
     assert made.report["duplicates"] == [{"kept": "a00.png", "dropped": ["a98.png", "a99.png"], "differ": {}}]
-    assert [(e["path"], e["code"]) for e in made.report["excluded"]] == [("a98.png", "duplicate"),
-                                                                         ("a99.png", "duplicate")]
+    assert [(e["path"], e["code"]) for e in made.report["excluded"]] == [
+        ("a98.png", "duplicate"),
+        ("a99.png", "duplicate"),
+    ]
     assert len(made.images) == 8 and made.report["groups_sharing_pixels"] == []
-    catalogue("D23", "the same pixels twice in one class and group", "one copy is used, the others are listed as "
-              "`duplicate`")
+    catalogue(
+        "D23", "the same pixels twice in one class and group", "one copy is used, the others are listed as `duplicate`"
+    )
 
 
 def test_D24_copies_under_different_labels_are_a_conflict_and_none_is_used(tmp_path, catalogue):
     source = own_set(tmp_path / "set", sound() | {"b99.png": encoded(picture(0))})
     found = problems(source)
-    assert [(path, error.code) for path, error in found.items()] == [("a00.png", "label_conflict"),
-                                                                     ("b99.png", "label_conflict")]
+    assert [(path, error.code) for path, error in found.items()] == [
+        ("a00.png", "label_conflict"),
+        ("b99.png", "label_conflict"),
+    ]
     made = checked(source, on_bad="skip")
     assert made.report["label_conflicts"] == [{"paths": ["a00.png", "b99.png"], "labels": ["class a", "class b"]}]
     assert not {"a00.png", "b99.png"} & set(made.images.table["path"]) and len(made.images) == 7
     catalogue("D24", "the same pixels under two labels", found["a00.png"])
-    catalogue("D24", "the same pixels under two labels, on_bad='skip'", "neither is used, both are listed as "
-              "`label_conflict`")
+    catalogue(
+        "D24", "the same pixels under two labels, on_bad='skip'", "neither is used, both are listed as `label_conflict`"
+    )
 
 
 def test_D24_one_slide_under_two_subtypes_is_no_conflict_where_the_task_has_one_label(tmp_path, catalogue):
     """Slide 14-13412 of BreakHis stands among the ductal and the lobular carcinomas."""
-    for i, name in enumerate(("malignant/SOB_M_DC-14-13412-40-001.png", "malignant/SOB_M_LC-14-13412-40-001.png",
-                              "benign/SOB_B_A-14-22549AB-40-001.png")):
+    for i, name in enumerate(
+        (
+            "malignant/SOB_M_DC-14-13412-40-001.png",
+            "malignant/SOB_M_LC-14-13412-40-001.png",
+            "benign/SOB_B_A-14-22549AB-40-001.png",
+        )
+    ):
         put(tmp_path / "set", name)
         (tmp_path / "set" / name).write_bytes(encoded(picture(i // 2)))
     made = checked(breakhis.read(tmp_path / "set"))
     (found,) = made.report["duplicates"]
     assert found["differ"] == {"subtype": ["ductal_carcinoma", "lobular_carcinoma"]} and len(made.images) == 2
-    catalogue("D24", "the same pixels under two subtypes of one label (BreakHis 14-13412)",
-              "one copy is used; the others are listed as `duplicate`, with the subtypes")
+    catalogue(
+        "D24",
+        "the same pixels under two subtypes of one label (BreakHis 14-13412)",
+        "one copy is used; the others are listed as `duplicate`, with the subtypes",
+    )
 
 
 def test_D25_a_picture_in_two_splits_is_refused(tmp_path, catalogue):
@@ -370,8 +448,9 @@ def test_D25_a_picture_in_two_splits_is_refused(tmp_path, catalogue):
     split = splitting.split(made.manifest)
     digests = made.facts.set_index("path")["sha256"][split["path"]]
     assert digests.is_unique and len(split) == 20  # of a picture that stands once, no copy is in another split
-    catalogue("D25", "the same pixels in two groups", "one copy is used; the groups are listed in "
-              "`groups_sharing_pixels`")
+    catalogue(
+        "D25", "the same pixels in two groups", "one copy is used; the groups are listed in `groups_sharing_pixels`"
+    )
     assert len(made.report["groups_sharing_pixels"]) == 6
     elsewhere = source.table.assign(split=np.where(source.table["path"].isin(copies), "test", "train"))
     error = refusal("split_leakage", made.images.with_split, elsewhere)
@@ -382,8 +461,11 @@ def test_D25_a_picture_in_two_splits_is_refused(tmp_path, catalogue):
 
 def three_each(*extra):
     """Names of three patients of each class, and others."""
-    return [*(f"SOB_B_A-14-{i}-40-001.png" for i in (1, 2, 3, 4)),
-            *(f"SOB_M_DC-14-{i}-40-001.png" for i in (11, 12, 13, 14)), *extra]
+    return [
+        *(f"SOB_B_A-14-{i}-40-001.png" for i in (1, 2, 3, 4)),
+        *(f"SOB_M_DC-14-{i}-40-001.png" for i in (11, 12, 13, 14)),
+        *extra,
+    ]
 
 
 def test_D26_a_patient_in_two_classes_is_counted_and_kept_together(catalogue):
@@ -396,28 +478,35 @@ def test_D26_a_patient_in_two_classes_is_counted_and_kept_together(catalogue):
 
 
 def test_D27_letters_behind_a_number_name_slides_of_one_patient(catalogue):
-    data = breakhis.from_names(three_each(*(f"SOB_M_DC-14-{slide}-40-001.png" for slide in
-                                            ("29960AB", "29960CD", "15570", "15570C"))))
+    data = breakhis.from_names(
+        three_each(*(f"SOB_M_DC-14-{slide}-40-001.png" for slide in ("29960AB", "29960CD", "15570", "15570C")))
+    )
     assert data.group_by == "case" and {"14-29960", "14-15570"} < set(data.table["case"])
     assert data.table["case"].nunique() == 10 and data.table["slide"].nunique() == 12
     by_slide = splitting.split(data, group_by="slide")
     assert set(by_slide["group"]) == set(data.table["slide"])
-    catalogue("D27", "slides 29960AB and 29960CD, 15570 and 15570C",
-              "one patient each; group_by='slide' tells them apart")
+    catalogue(
+        "D27", "slides 29960AB and 29960CD, 15570 and 15570C", "one patient each; group_by='slide' tells them apart"
+    )
 
 
 # ---------------------------------------------------------------------------- D28-D31, D41: the layouts of data sets
 
 
-@pytest.mark.parametrize(("given", "name"), [
-    pytest.param("other class than its subtype's", "SOB_B_DC-14-2523-40-001.png", id="D28-class"),
-    pytest.param("unknown magnification", "SOB_B_A-14-22549AB-50-001.png", id="D28-magnification"),
-    pytest.param("letters of the slide in lower case", "SOB_B_A-14-22549ab-40-001.png", id="D28-lower-case"),
-    pytest.param("a number in brackets, as of a second download", "SOB_B_A-14-22549AB-40-001 (1).png", id="D28-copy"),
-    pytest.param("two endings", "SOB_B_A-14-22549AB-40-001.png.png", id="D28-ending"),
-    pytest.param("digits of another script", "SOB_B_A-١٤-22549AB-40-001.png", id="D28-digits"),
-    pytest.param("any other name", "photo.png", id="D28-other"),
-])
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        pytest.param("other class than its subtype's", "SOB_B_DC-14-2523-40-001.png", id="D28-class"),
+        pytest.param("unknown magnification", "SOB_B_A-14-22549AB-50-001.png", id="D28-magnification"),
+        pytest.param("letters of the slide in lower case", "SOB_B_A-14-22549ab-40-001.png", id="D28-lower-case"),
+        pytest.param(
+            "a number in brackets, as of a second download", "SOB_B_A-14-22549AB-40-001 (1).png", id="D28-copy"
+        ),
+        pytest.param("two endings", "SOB_B_A-14-22549AB-40-001.png.png", id="D28-ending"),
+        pytest.param("digits of another script", "SOB_B_A-١٤-22549AB-40-001.png", id="D28-digits"),
+        pytest.param("any other name", "photo.png", id="D28-other"),
+    ],
+)
 def test_a_name_of_another_pattern_is_refused_with_the_pattern(tree, given, name, catalogue):
     put(tree / BREAST, f"benign/SOB/adenosis/{name}")
     error = refusal("name_pattern", breakhis.read, tree)
@@ -425,15 +514,30 @@ def test_a_name_of_another_pattern_is_refused_with_the_pattern(tree, given, name
     catalogue("D28", f"BreakHis file name with {given}", error)
 
 
-@pytest.mark.parametrize(("given", "path", "told"), [
-    pytest.param("magnification", BENIGN.replace("/40X/", "/200X/"), "lies in 200X, its name says 40X",
-                 id="D29-magnification"),
-    pytest.param("class", "malignant/SOB_B_A-14-22549AB-40-002.png", "lies in malignant, its name says benign",
-                 id="D29-class"),
-    pytest.param("subtype", MALIGNANT.replace("ductal", "lobular"), "lies in lobular_carcinoma, its name says ductal",
-                 id="D29-subtype"),
-    pytest.param("slide", MALIGNANT.replace("14-2523/", "14-2524/"), "its name says slide 14-2523", id="D29-slide"),
-])
+@pytest.mark.parametrize(
+    ("given", "path", "told"),
+    [
+        pytest.param(
+            "magnification",
+            BENIGN.replace("/40X/", "/200X/"),
+            "lies in 200X, its name says 40X",
+            id="D29-magnification",
+        ),
+        pytest.param(
+            "class",
+            "malignant/SOB_B_A-14-22549AB-40-002.png",
+            "lies in malignant, its name says benign",
+            id="D29-class",
+        ),
+        pytest.param(
+            "subtype",
+            MALIGNANT.replace("ductal", "lobular"),
+            "lies in lobular_carcinoma, its name says ductal",
+            id="D29-subtype",
+        ),
+        pytest.param("slide", MALIGNANT.replace("14-2523/", "14-2524/"), "its name says slide 14-2523", id="D29-slide"),
+    ],
+)
 def test_a_folder_that_contradicts_the_name_is_refused(tree, given, path, told, catalogue):
     put(tree / BREAST, path)
     error = refusal("label_mismatch", breakhis.read, tree)
@@ -461,8 +565,11 @@ def test_D30_classes_that_are_empty_absent_or_unknown(tree, tmp_path, catalogue)
     error = refusal("empty_class", breakhis.read, tmp_path / "half")
     assert error.subject == "malignant"
     catalogue("D30", "class folder without an image", error)
-    catalogue("D30", "table of one class only", refusal("single_class", table.read, own(
-        tmp_path / "own", "path,label,group\na.png,a,1\nb.png,a,2\n")))
+    catalogue(
+        "D30",
+        "table of one class only",
+        refusal("single_class", table.read, own(tmp_path / "own", "path,label,group\na.png,a,1\nb.png,a,2\n")),
+    )
 
 
 def test_D31_a_picture_and_its_smaller_copy_are_one_lesion(tmp_path, catalogue):
@@ -471,14 +578,22 @@ def test_D31_a_picture_and_its_smaller_copy_are_one_lesion(tmp_path, catalogue):
     assert lesions["ISIC_2"] == lesions["ISIC_2_downsampled"] == "L2" and data.found["downsampled"] == 2
     catalogue("D31", "ISIC_x and ISIC_x_downsampled", "accepted as one lesion, so never in two splits")
     rows = [*ISIC_ROWS, ("ISIC_1_downsampled", "NV", "", "", "L7", "")]
-    catalogue("D31", "ISIC_x and ISIC_x_downsampled of two lesions",
-              refusal("label_conflict", isic2019.read, isic(tmp_path / "two", rows)))
+    catalogue(
+        "D31",
+        "ISIC_x and ISIC_x_downsampled of two lesions",
+        refusal("label_conflict", isic2019.read, isic(tmp_path / "two", rows)),
+    )
 
 
-@pytest.mark.parametrize(("kind", "given"), [
-    pytest.param("missing", "does not exist", id="D41-missing"), pytest.param("empty", "is empty", id="D41-empty"),
-    pytest.param("file", "is a file", id="D41-file"), pytest.param("other", "holds something else", id="D41-other"),
-])
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        pytest.param("missing", "does not exist", id="D41-missing"),
+        pytest.param("empty", "is empty", id="D41-empty"),
+        pytest.param("file", "is a file", id="D41-file"),
+        pytest.param("other", "holds something else", id="D41-other"),
+    ],
+)
 def test_a_root_without_data_is_refused(tmp_path, kind, given, catalogue):
     put(tmp_path, "file", "other/cat.png")
     (tmp_path / "empty").mkdir()
@@ -527,15 +642,21 @@ CSV = {
     "D33-cp1252": ("CSV in cp1252", "path,label,group\nä.png,b,c\n".encode("cp1252"), "line 2: is not UTF-8"),
     "D33-utf16": ("CSV in UTF-16", "path,label,group\n".encode("utf-16"), "UTF-16"),
     "D33-short": ("row with too few fields", b"path,label,group\na.png,b,c\na.png,b\n", "line 3"),
-    "D33-long": ("row with too many fields, which pandas would shift", b"path,label,group\na.png,0,9,1\n",
-                 "has 4 fields"),
+    "D33-long": (
+        "row with too many fields, which pandas would shift",
+        b"path,label,group\na.png,0,9,1\n",
+        "has 4 fields",
+    ),
     "D33-twice": ("column twice", b"path,label,group,label\na.png,b,c,d\n", "twice"),
     "D33-nameless": ("column without a name", b"path,label,group,\na.png,b,c,d\n", "no name"),
     "D33-misspelt": ("misspelt column", b"path,lable,group\na.png,b,c\n", "did you mean 'lable'?"),
     "D33-no-group": ("no column of groups", b"path,label\na.png,b\n", "column group (or patient, case, lesion)"),
     "D33-quote": ("double quotes that never end", b'path,label,group\n"a.png,b,c\n', "is not CSV"),
-    "D33-ours": ("column with a name kept for results", b"path,label,group,p_a\na.png,a,1,0\nb.png,b,2,0\n",
-                 "kept for"),
+    "D33-ours": (
+        "column with a name kept for results",
+        b"path,label,group,p_a\na.png,a,1,0\nb.png,b,2,0\n",
+        "kept for",
+    ),
     "D33-no-path": ("row without a path", b"path,label,group\n,a,1\nb.png,b,2\n", "line 2: has no path"),
 }
 
@@ -547,12 +668,15 @@ def test_a_malformed_csv_is_named(tmp_path, case, given, content, told, catalogu
     catalogue(case, given, error)
 
 
-@pytest.mark.parametrize(("given", "old", "new", "told"), [
-    pytest.param("misspelt class column", "MEL,", "MLE,", "did you mean 'MLE'?", id="D33-isic-misspelt"),
-    pytest.param("no column image", "image,", "name,", "column image", id="D33-isic-image"),
-    pytest.param("class column twice", "NV,", "MEL,", "twice", id="D33-isic-column-twice"),
-    pytest.param("image listed twice", "ISIC_3,", "ISIC_1,", "second time", id="D33-isic-twice"),
-])
+@pytest.mark.parametrize(
+    ("given", "old", "new", "told"),
+    [
+        pytest.param("misspelt class column", "MEL,", "MLE,", "did you mean 'MLE'?", id="D33-isic-misspelt"),
+        pytest.param("no column image", "image,", "name,", "column image", id="D33-isic-image"),
+        pytest.param("class column twice", "NV,", "MEL,", "twice", id="D33-isic-column-twice"),
+        pytest.param("image listed twice", "ISIC_3,", "ISIC_1,", "second time", id="D33-isic-twice"),
+    ],
+)
 def test_a_bad_ground_truth_is_named(tmp_path, given, old, new, told, catalogue):
     truth = samples.ISIC_HEAD + "".join(one_hot(row[0], row[1]) for row in ISIC_ROWS)
     error = refusal("csv_format", isic2019.read, isic(tmp_path / "set", truth=truth.replace(old, new, 1)))
@@ -561,22 +685,36 @@ def test_a_bad_ground_truth_is_named(tmp_path, given, old, new, told, catalogue)
 
 
 def test_D33_text_stays_as_it_is_written(tmp_path, catalogue):
-    data = table.read(own(tmp_path / "set", b"\xef\xbb\xbfpath,label,group,note\r\na.png,NA,0012,null\r\n\r\n"
-                                            b"b.png,None,1e3,\r\nc/d.png,null,12.0,nan\r\n"))
-    assert data.table.to_numpy().tolist() == [["a.png", "NA", "0012", "null"], ["b.png", "None", "1e3", ""],
-                                              ["c/d.png", "null", "12.0", "nan"]]
+    data = table.read(
+        own(
+            tmp_path / "set",
+            b"\xef\xbb\xbfpath,label,group,note\r\na.png,NA,0012,null\r\n\r\n"
+            b"b.png,None,1e3,\r\nc/d.png,null,12.0,nan\r\n",
+        )
+    )
+    assert data.table.to_numpy().tolist() == [
+        ["a.png", "NA", "0012", "null"],
+        ["b.png", "None", "1e3", ""],
+        ["c/d.png", "null", "12.0", "nan"],
+    ]
     assert data.classes == ("NA", "None", "null")
-    catalogue("D33", "classes NA, None and null, ids 0012 and 1e3, a byte order mark, blank lines",
-              "accepted, every text as it is written")
+    catalogue(
+        "D33",
+        "classes NA, None and null, ids 0012 and 1e3, a byte order mark, blank lines",
+        "accepted, every text as it is written",
+    )
 
 
-@pytest.mark.parametrize(("given", "cells", "told"), [
-    pytest.param("two classes are 1", "1,1,0,0,0,0,0,0,0", "is 1 for MEL and NV", id="D34-two"),
-    pytest.param("no class is 1", "0,0,0,0,0,0,0,0,0", "is 1 for no class", id="D34-none"),
-    pytest.param("0.7 and 0.3", "0.7,0.3,0,0,0,0,0,0,0", "holds MEL='0.7', NV='0.3'", id="D34-share"),
-    pytest.param("NaN", "nan,1,0,0,0,0,0,0,0", "MEL='nan'", id="D34-nan"),
-    pytest.param("an empty cell", ",1,0,0,0,0,0,0,0", "MEL=''", id="D34-blank"),
-])
+@pytest.mark.parametrize(
+    ("given", "cells", "told"),
+    [
+        pytest.param("two classes are 1", "1,1,0,0,0,0,0,0,0", "is 1 for MEL and NV", id="D34-two"),
+        pytest.param("no class is 1", "0,0,0,0,0,0,0,0,0", "is 1 for no class", id="D34-none"),
+        pytest.param("0.7 and 0.3", "0.7,0.3,0,0,0,0,0,0,0", "holds MEL='0.7', NV='0.3'", id="D34-share"),
+        pytest.param("NaN", "nan,1,0,0,0,0,0,0,0", "MEL='nan'", id="D34-nan"),
+        pytest.param("an empty cell", ",1,0,0,0,0,0,0,0", "MEL=''", id="D34-blank"),
+    ],
+)
 def test_a_row_that_is_not_one_hot_is_told(tmp_path, given, cells, told, catalogue):
     truth = samples.ISIC_HEAD + one_hot("ISIC_1", "NV") + f"ISIC_2,{cells}\n"
     error = refusal("bad_label", isic2019.read, isic(tmp_path / "set", truth=truth))
@@ -599,8 +737,9 @@ def test_D35_class_unk_is_refused_and_a_class_without_images_is_left_out(tmp_pat
     catalogue("D35", "ISIC row of class UNK", error)
     data = isic2019.read(isic(tmp_path / "few"))
     assert data.classes == ("MEL", "NV") and len(data.found["classes_without_images"]) == 6
-    catalogue("D35", "ISIC class without an image", "accepted; the class is left out and counted in "
-              "`classes_without_images`")
+    catalogue(
+        "D35", "ISIC class without an image", "accepted; the class is left out and counted in `classes_without_images`"
+    )
 
 
 def test_D36_what_is_not_known_of_an_image_is_an_empty_text(tmp_path, catalogue):
@@ -640,7 +779,7 @@ def test_D38_a_file_that_changes_while_it_is_read_is_named(tmp_path, monkeypatch
         return first_facts(root, name) | ({"mtime_ns": 1} if name == "a00.png" else {})
 
     monkeypatch.setattr(checking, "_first_facts", earlier)
-    (path, error), = problems(source).items()
+    ((path, error),) = problems(source).items()
     assert (path, error.code) == ("a00.png", "changed_file")
     catalogue("D38", "file that changes during the check", error)
 
@@ -651,7 +790,7 @@ def test_D38_a_file_of_another_digest_than_the_table_lists_is_named(tmp_path, ca
     assert len(checked(own_set(tmp_path / "good", contents, sha256=digests)).images) == 8
     contents |= {"a00.png": encoded(picture(77)), "b01.png": encoded(picture(78))}
     digests[1] = ""  # of this file none is known
-    (path, error), = problems(own_set(tmp_path / "bad", contents, sha256=digests)).items()
+    ((path, error),) = problems(own_set(tmp_path / "bad", contents, sha256=digests)).items()
     assert (path, error.code) == ("a00.png", "changed_file")
     catalogue("D38", "file whose SHA-256 is not the one in the table's column sha256", error)
 
@@ -665,8 +804,11 @@ def test_D38_a_file_changed_after_the_check_makes_another_run(tmp_path, catalogu
     after = checked(source)
     assert not after.report["cache"]["reused"]
     assert runs.images_sha256(after) != runs.images_sha256(before)
-    catalogue("D38", "file changed after the check", "checked and cached anew at the next call; the digest of the "
-              "data, and so the run, is another")
+    catalogue(
+        "D38",
+        "file changed after the check",
+        "checked and cached anew at the next call; the digest of the data, and so the run, is another",
+    )
 
 
 def test_D40_a_scan_needs_less_than_200_bytes_a_file(tmp_path, catalogue):
@@ -678,8 +820,11 @@ def test_D40_a_scan_needs_less_than_200_bytes_a_file(tmp_path, catalogue):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(found) == len(names) and peak / len(names) < 200  # a list of paths of 77 characters, and nothing else
-    catalogue("D40", "very many files in one folder", "scanned one by one; measured on 5,000 files, the list of their "
-              "paths takes less than 200 bytes each")
+    catalogue(
+        "D40",
+        "very many files in one folder",
+        "scanned one by one; measured on 5,000 files, the list of their paths takes less than 200 bytes each",
+    )
 
 
 def test_D42_a_disk_that_vanishes_is_reported_for_each_file_and_the_rest_is_kept(tmp_path, monkeypatch, catalogue):
@@ -687,7 +832,7 @@ def test_D42_a_disk_that_vanishes_is_reported_for_each_file_and_the_rest_is_kept
     with monkeypatch.context() as patch:
         failing(patch, "a02.png", errno.EIO)
         error = refusal("bad_images", checked, source)
-    (path, problem), = told(error.report).items()
+    ((path, problem),) = told(error.report).items()
     assert (path, problem.code) == ("a02.png", "io_error") and error.report["counts"]["kept"] == 7
     assert "a02.png" in (tmp_path / "report_dir" / "excluded.csv").read_text()
     catalogue("D42", "file that cannot be read (EIO)", problem)
@@ -714,16 +859,25 @@ def test_D42_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch, catalogu
 def small_set():
     """23 images of noise."""
     pixels = np.random.default_rng(0).integers(0, 256, (23, 40, 40, 3), dtype=np.uint8)
-    rows = pd.DataFrame({"path": [f"{i:02}.png" for i in range(23)], "row": np.arange(23),
-                         "label": np.where(np.arange(23) % 3 == 0, "malignant", "benign")})
+    rows = pd.DataFrame(
+        {
+            "path": [f"{i:02}.png" for i in range(23)],
+            "row": np.arange(23),
+            "label": np.where(np.arange(23) % 3 == 0, "malignant", "benign"),
+        }
+    )
     return imagesets.ImageSet(pixels, rows, ("benign", "malignant"))
 
 
-@pytest.mark.parametrize("lack", [
-    pytest.param(MemoryError(), id="T04-python"),
-    pytest.param(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-                 id="T04-torch"),
-])
+@pytest.mark.parametrize(
+    "lack",
+    [
+        pytest.param(MemoryError(), id="T04-python"),
+        pytest.param(
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), id="T04-torch"
+        ),
+    ],
+)
 def test_a_thread_without_memory_says_what_to_lower(lack, tmp_path, monkeypatch, catalogue):
     def starved(pixels, rows, positions):
         if positions[0] == 8:
@@ -843,12 +997,16 @@ def test_a_training_on_real_bad_files_stops_with_all_of_them_or_goes_on_without(
     assert set(bad) <= set(reasons) and all(reasons.values())
     page = (tmp_path / "report_dir" / "data_report.html").read_text(encoding="utf-8")
     assert all(name in page for name in bad) and "report_dir" in error.remedy
-    two = replace(source, table=source.table.assign(label=np.where(np.arange(len(source.table)) % 2, "a", "b")),
-                  classes=("a", "b"))
+    two = replace(
+        source,
+        table=source.table.assign(label=np.where(np.arange(len(source.table)) % 2, "a", "b")),
+        classes=("a", "b"),
+    )
     assert "1 %" in refusal("too_many_bad", checked, two, on_bad="skip").reason
 
-    recipe = profiles.recipe_for("breakhis", source, small=True, arch="resnet18", image_size=32, epochs=1, batch_size=16,
-                             head_width=16)
+    recipe = profiles.recipe_for(
+        "breakhis", source, small=True, arch="resnet18", image_size=32, epochs=1, batch_size=16, head_width=16
+    )
     made = checked(source, size=recipe.cache_size, on_bad="skip")
     split = splitting.split(made.manifest, recipe.fractions, recipe.seed, recipe.group_by)
     run = runs.start(recipe, made, split, output=tmp_path / "runs")

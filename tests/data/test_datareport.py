@@ -16,8 +16,12 @@ from patholib.base.errors import PathoError
 from patholib.data import checking, decoding, findings
 
 BAD = {
-    "a90.jpg": JPEG[:len(JPEG) // 2], "a91.jpg": b"<!DOCTYPE html><html>", "b92.png": encoded(picture(0)),  # a conflict
-    "a93.png": encoded(picture(2)), "b94.jpg": JPEG + b"behind", "b95.png": encoded(picture(9, mode="L")),
+    "a90.jpg": JPEG[: len(JPEG) // 2],
+    "a91.jpg": b"<!DOCTYPE html><html>",
+    "b92.png": encoded(picture(0)),  # a conflict
+    "a93.png": encoded(picture(2)),
+    "b94.jpg": JPEG + b"behind",
+    "b95.png": encoded(picture(9, mode="L")),
     "b96.tif": encoded(Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40)), "TIFF"),
     "b<i>97&.png": b"",
 }
@@ -50,8 +54,13 @@ def test_every_file_is_shown_with_its_picture_its_reason_and_the_remedy(tmp_path
             text, _ = shown[problem["path"]]
             assert problem["reason"] in text
         assert problem["remedy"] in html.unescape(page)
-    for name, words in (("a00.png (class a)", "different labels"), ("b92.png (class b)", "different labels"),
-                        ("a02.png", "the first is used"), ("b94.jpg", "6 bytes behind"), ("b95.png", "no colour")):
+    for name, words in (
+        ("a00.png (class a)", "different labels"),
+        ("b92.png (class b)", "different labels"),
+        ("a02.png", "the first is used"),
+        ("b94.jpg", "6 bytes behind"),
+        ("b95.png", "no colour"),
+    ):
         text, seen = shown[name]
         assert words in text and seen.size == (48, 48)
     assert "they differ in group: group of 11 and group of 2" in shown["a93.png"][0]

@@ -39,12 +39,24 @@ def tree(tmp_path):
 
 # --- BreakHis ---------------------------------------------------------------------------------------------------------
 
+
 def test_a_name_is_read_by_hand():
     assert breakhis.parse("SOB_B_TA-14-16184CD-40-021.png") == (
-        "benign", "tubular_adenoma", "14-16184CD", "14-16184", "40", "021")
+        "benign",
+        "tubular_adenoma",
+        "14-16184CD",
+        "14-16184",
+        "40",
+        "021",
+    )
     assert breakhis.parse("SOB_M_PC-15-190EF-400-003") == (
-        "malignant", "papillary_carcinoma", "15-190EF", "15-190", "400", "003")
-
+        "malignant",
+        "papillary_carcinoma",
+        "15-190EF",
+        "15-190",
+        "400",
+        "003",
+    )
 
 
 def test_all_names_of_the_real_40x_set_are_read():
@@ -60,8 +72,9 @@ def test_all_names_of_the_real_40x_set_are_read():
     assert (data.group_by, data.levels, data.positive) == ("case", ("slide", "case"), "malignant")
 
 
-@pytest.mark.parametrize("level", ["", "BreaKHis_v1", "BreaKHis_v1/histology_slides",
-                                   "BreaKHis_v1/histology_slides/breast"])
+@pytest.mark.parametrize(
+    "level", ["", "BreaKHis_v1", "BreaKHis_v1/histology_slides", "BreaKHis_v1/histology_slides/breast"]
+)
 def test_the_tree_is_read_the_same_from_any_level_above_the_classes(tree, level):
     data = breakhis.read(tree / level)
     assert data.table["path"].tolist() == [BENIGN, MALIGNANT]
@@ -75,8 +88,9 @@ def test_the_real_tree_is_read():
     assert data.found["images"] == 10 and data.classes == ("benign", "malignant") and not data.demo
 
 
-@pytest.mark.parametrize("doubled", ["BreaKHis_v1/BreaKHis_v1/histology_slides/breast",
-                                     "breakhis/BreaKHis_v1/histology_slides/breast"])
+@pytest.mark.parametrize(
+    "doubled", ["BreaKHis_v1/BreaKHis_v1/histology_slides/breast", "breakhis/BreaKHis_v1/histology_slides/breast"]
+)
 def test_kaggles_doubled_folder_is_read(tmp_path, doubled):
     put(tmp_path, f"{doubled}/{BENIGN}", f"{doubled}/{MALIGNANT}")
     assert breakhis.read(tmp_path).table["path"].tolist() == [BENIGN, MALIGNANT]
@@ -84,26 +98,22 @@ def test_kaggles_doubled_folder_is_read(tmp_path, doubled):
 
 def test_given_train_and_test_folders_are_counted_but_not_used(tmp_path):
     name = "SOB_B_A-14-22549AB-40-00{}.png"
-    put(tmp_path, "BreaKHis 400X/train/benign/" + name.format(1), "BreaKHis 400X/test/benign/" + name.format(2),
+    put(
+        tmp_path,
+        "BreaKHis 400X/train/benign/" + name.format(1),
+        "BreaKHis 400X/test/benign/" + name.format(2),
         "BreaKHis 400X/train/malignant/SOB_M_DC-14-2523-40-001.png",
-        "BreaKHis 400X/test/malignant/SOB_M_DC-14-2773-40-001.png")
+        "BreaKHis 400X/test/malignant/SOB_M_DC-14-2773-40-001.png",
+    )
     data = breakhis.read(tmp_path)
     assert data.found["given_split"] == {"test": 2, "train": 2, "cases_in_two": 1}
     assert set(data.table["given_split"]) == {"train", "test"} and "split" not in data.table
-
-
 
 
 def test_two_trees_side_by_side_are_refused(tmp_path):
     for copy in "ab":
         put(tmp_path / copy, BENIGN, MALIGNANT)
     assert "side by side" in refusal("data_root", breakhis.read, tmp_path).reason
-
-
-
-
-
-
 
 
 def test_demo_images_are_known_by_their_mark_and_count_paths_from_it(tree):
@@ -114,6 +124,7 @@ def test_demo_images_are_known_by_their_mark_and_count_paths_from_it(tree):
 
 
 # --- ISIC 2019 --------------------------------------------------------------------------------------------------------
+
 
 def test_the_clinics_of_an_isic_image_are_read_off_its_lesion(tmp_path):
     folder = isic(tmp_path)
@@ -128,10 +139,22 @@ def test_isic_rows_are_read_by_hand(tmp_path):
     rows = data.table.set_index("path").rename(lambda path: Path(path).stem)
     assert data.classes == ("MEL", "NV")
     assert rows.loc["ISIC_1"].tolist() == ["NV", "L1", "head/neck", "55", "male", "50-59", ""]
-    assert rows["lesion"].to_dict() == {"ISIC_1": "L1", "ISIC_2": "L2", "ISIC_2_downsampled": "L2", "ISIC_3": "L3",
-                                        "ISIC_4": "ISIC_4", "ISIC_5_downsampled": "ISIC_5"}  # D31, D36
-    assert rows["age_band"].to_dict() == {"ISIC_1": "50-59", "ISIC_2": "<30", "ISIC_2_downsampled": "",
-                                          "ISIC_3": "80+", "ISIC_4": "<30", "ISIC_5_downsampled": "<30"}
+    assert rows["lesion"].to_dict() == {
+        "ISIC_1": "L1",
+        "ISIC_2": "L2",
+        "ISIC_2_downsampled": "L2",
+        "ISIC_3": "L3",
+        "ISIC_4": "ISIC_4",
+        "ISIC_5_downsampled": "ISIC_5",
+    }  # D31, D36
+    assert rows["age_band"].to_dict() == {
+        "ISIC_1": "50-59",
+        "ISIC_2": "<30",
+        "ISIC_2_downsampled": "",
+        "ISIC_3": "80+",
+        "ISIC_4": "<30",
+        "ISIC_5_downsampled": "<30",
+    }
     assert data.positive == "MEL"  # of eight classes the one that an alert watches
     assert data.found["rows_without_lesion"] == 3 and data.found["downsampled"] == 2
     json.dumps(data.found, allow_nan=False)
@@ -144,7 +167,15 @@ def test_the_complete_official_tables_are_read():
     assert (~rows["lesion_known"]).sum() == 2_084
     assert rows["image"].str.endswith("_downsampled").sum() == 2_074
     assert rows["label"].value_counts().to_dict() == {
-        "NV": 12_875, "MEL": 4_522, "BCC": 3_323, "BKL": 2_624, "AK": 867, "SCC": 628, "VASC": 253, "DF": 239}
+        "NV": 12_875,
+        "MEL": 4_522,
+        "BCC": 3_323,
+        "BKL": 2_624,
+        "AK": 867,
+        "SCC": 628,
+        "VASC": 253,
+        "DF": 239,
+    }
 
 
 def test_d32_rows_without_files_stop_unless_they_are_to_be_skipped():
@@ -155,7 +186,6 @@ def test_d32_rows_without_files_stop_unless_they_are_to_be_skipped():
     assert len(data.table) == 2_944 and data.classes == isic2019.CLASSES
     assert data.found["rows_without_file"]["count"] == 22_387
     assert data.found["rows_without_file"]["first"][0] == "ISIC_0000000"
-
 
 
 @pytest.mark.parametrize("place", [".", "ISIC_2019_Training_Input/ISIC_2019_Training_Input", "MEL"])
@@ -174,18 +204,13 @@ def test_one_image_in_two_folders_is_refused(tmp_path):
     refusal("name_collision", isic2019.read, tmp_path)
 
 
-
-
-
-
-
 def test_metadata_are_needed_because_they_hold_the_lesions(tmp_path):
     (isic(tmp_path) / isic2019.METADATA).unlink()
     refusal("missing_file", isic2019.read, tmp_path)
 
 
-
 # --- your own table ---------------------------------------------------------------------------------------------------
+
 
 def test_the_idc_patches_are_read():
     data = table.read(real("idc/labels.csv"), positive="idc")
@@ -196,8 +221,11 @@ def test_the_idc_patches_are_read():
 
 def test_labels_and_ids_survive_as_text(tmp_path):
     data = table.read(own(tmp_path, "path,label,group,site\na.png,NA,0012,null\nb.png,0012,12,\nc/d.png,NA,,x\n"))
-    assert data.table.to_numpy().tolist() == [["a.png", "NA", "0012", "null"], ["b.png", "0012", "12", ""],
-                                              ["c/d.png", "NA", "c/d.png", "x"]]  # no group: one of its own
+    assert data.table.to_numpy().tolist() == [
+        ["a.png", "NA", "0012", "null"],
+        ["b.png", "0012", "12", ""],
+        ["c/d.png", "NA", "c/d.png", "x"],
+    ]  # no group: one of its own
     assert data.classes == ("0012", "NA") and data.positive is None and data.found["rows_without_group"] == 1
     assert data.subgroups == ("site",)
 
@@ -216,14 +244,11 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
     assert "line 2" in error.subject
 
 
-
 def test_a_given_split_is_kept_counted_and_not_used(tmp_path):
     data = table.read(own(tmp_path, "path,label,patient,split\na.png,a,1,train\nb.png,b,1,test\nc/d.png,a,2,test\n"))
     assert data.found["given_split"] == {"test": 2, "train": 1, "groups_in_two": 1}
     assert data.table["given_split"].tolist() == ["train", "test", "test"] and "split" not in data.table
     assert data.subgroups == ()
-
-
 
 
 def test_the_positive_class_must_be_a_label(tmp_path):
@@ -232,6 +257,7 @@ def test_the_positive_class_must_be_a_label(tmp_path):
 
 
 # --- finding and reading ----------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
@@ -270,8 +296,9 @@ def test_both_forms_of_kaggles_mount_are_searched(project, tmp_path, mount, kind
 
 
 @pytest.mark.parametrize("kind", ["breakhis", "isic2019"])
-def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_said(project, tmp_path, kind, monkeypatch,
-                                                                               small_demo, capsys):
+def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_said(
+    project, tmp_path, kind, monkeypatch, small_demo, capsys
+):
     """Sixty thousand folders, each asked for over the network in truth; one is called like the data set, and is not."""
     drive, listed = tmp_path / "drive" / "MyDrive", []
     (drive / "breakhis-and-isic").mkdir(parents=True)
@@ -293,12 +320,18 @@ def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_sai
 
 
 @pytest.mark.parametrize("kind", ["breakhis", "isic2019"])
-@pytest.mark.parametrize(("mount", "place", "there"), [
-    ("MyDrive", "zoo/BreakHis_ISIC/archive", True), ("MyDrive", "zoo/mine/archive", False),
-    ("content", "zoo/mine/archive", True), ("MyDrive", "outputs/BreakHis_ISIC", False),
-])
-def test_in_a_drive_what_is_called_like_the_data_set_is_looked_at_first(project, tmp_path, kind, mount, place, there,
-                                                                        monkeypatch):
+@pytest.mark.parametrize(
+    ("mount", "place", "there"),
+    [
+        ("MyDrive", "zoo/BreakHis_ISIC/archive", True),
+        ("MyDrive", "zoo/mine/archive", False),
+        ("content", "zoo/mine/archive", True),
+        ("MyDrive", "outputs/BreakHis_ISIC", False),
+    ],
+)
+def test_in_a_drive_what_is_called_like_the_data_set_is_looked_at_first(
+    project, tmp_path, kind, mount, place, there, monkeypatch
+):
     monkeypatch.setattr(readers, "MOST", 30)
     for number in range(36):  # of a project and others
         (tmp_path / mount / f"folder {number % 9}" / f"{number}" / "deep").mkdir(parents=True)
@@ -311,8 +344,9 @@ def test_in_a_drive_what_is_called_like_the_data_set_is_looked_at_first(project,
 
 def test_nothing_found_says_demo_and_every_place_tried(project, tmp_path):
     found = readers.find("isic2019", mounts=(tmp_path / "a", tmp_path / "b"))
-    assert found == readers.Location(None, True, tuple(map(str, (
-        project / "data/isic2019", project / "data", tmp_path / "a", tmp_path / "b"))))
+    assert found == readers.Location(
+        None, True, tuple(map(str, (project / "data/isic2019", project / "data", tmp_path / "a", tmp_path / "b")))
+    )
 
 
 def test_demo_images_lying_about_are_never_found_as_data(project):
@@ -367,12 +401,14 @@ def test_no_table_holds_anything_but_text(tmp_path, tree):
 
 # --- loading, and what demo images know of themselves -----------------------------------------------------------------
 
+
 @pytest.fixture
 def small_demo(monkeypatch):
     """Demo sets of a few small images, wherever they are written."""
     write = demo.write
-    monkeypatch.setattr(demo, "write",
-                        lambda folder, layout: write(folder, layout, groups=24, images_per_group=1, size=(64, 64)))
+    monkeypatch.setattr(
+        demo, "write", lambda folder, layout: write(folder, layout, groups=24, images_per_group=1, size=(64, 64))
+    )
 
 
 @pytest.mark.parametrize("kind", ["breakhis", "isic2019"])
@@ -396,7 +432,8 @@ def test_demo_images_in_place_of_absent_data_are_announced(project, small_demo, 
     assert readers.load("breakhis").demo
     assert capsys.readouterr().out == (
         "No breakhis images were found in here, there: demo images are used instead "
-        "(`patholib download breakhis` fetches the real ones)\n")
+        "(`patholib download breakhis` fetches the real ones)\n"
+    )
 
 
 def test_a_path_or_a_csv_is_loaded_as_what_it_is(project, tmp_path, tree):

@@ -21,7 +21,8 @@ from patholib.lab import reference
 SMALL = {"groups": 8, "images_per_group": 4, "size": (112, 74)}
 BREAKHIS = re.compile(
     r"BreaKHis_v1/histology_slides/breast/(benign|malignant)/SOB/([a-z_]+)/SOB_([BM])_([A-Z]+)_(14-\d+[A-Z]*)/(\d+)X/"
-    r"SOB_\3_\4-\5-\6-(\d{3})\.png")
+    r"SOB_\3_\4-\5-\6-(\d{3})\.png"
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,10 @@ def isic(tmp_path_factory):
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return [demo.write(folder / "breakhis", faults=demo.FAULTS, **SMALL),
-            demo.write(folder / "isic", "isic2019", groups=20, size=(80, 64), faults=demo.FAULTS)]
+    return [
+        demo.write(folder / "breakhis", faults=demo.FAULTS, **SMALL),
+        demo.write(folder / "isic", "isic2019", groups=20, size=(80, 64), faults=demo.FAULTS),
+    ]
 
 
 def digests(folder):
@@ -51,8 +54,15 @@ def pixels(folder, path):
 
 def plan(layout, **settings):
     """The truth table of a set, without drawing it."""
-    full = demo._settings(layout, *(settings.get(name) for name in ("groups", "images_per_group", "size")),
-                          settings.get("seed", 0), settings.get("best_auc", 0.97), 1.0, (40,), ())
+    full = demo._settings(
+        layout,
+        *(settings.get(name) for name in ("groups", "images_per_group", "size")),
+        settings.get("seed", 0),
+        settings.get("best_auc", 0.97),
+        1.0,
+        (40,),
+        (),
+    )
     made = (plans.plan_breakhis if layout == "breakhis" else plans.plan_isic)(full)
     table = pd.DataFrame(made.rows)
     return table.assign(**{f"best_p_{name}": p for name, p in made.posteriors(table["latent"]).items()}), made.prior
@@ -61,8 +71,9 @@ def plan(layout, **settings):
 @pytest.mark.parametrize("layout", ["breakhis", "isic2019"])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path, layout):
     settings = {"groups": 8, "images_per_group": 1, "size": (96, 72)}
-    first, second, other = (demo.write(tmp_path / name, layout, seed=seed, **settings)
-                            for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    first, second, other = (
+        demo.write(tmp_path / name, layout, seed=seed, **settings) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     assert digests(first) == digests(second)
     images = [{sha256(folder / path) for path in demo.truth(folder)["path"]} for folder in (first, other)]
     assert not images[0] & images[1]
@@ -225,8 +236,10 @@ def test_a_simple_reader_at_64_pixels_recovers_the_latent():
     for index, latent in enumerate(z):
         dye, mask = tissue_images.tissue(np.random.default_rng([7, index]), (350, 230), latent)
         vectors, empty = drawing.stain(0, f"14-{1000 + index}")
-        picture, mask = (cv2.resize(a[:, 60:290], (64, 64), interpolation=cv2.INTER_AREA)
-                         for a in (drawing.develop(dye, vectors, empty), mask))
+        picture, mask = (
+            cv2.resize(a[:, 60:290], (64, 64), interpolation=cv2.INTER_AREA)
+            for a in (drawing.develop(dye, vectors, empty), mask)
+        )
         density = -np.log(np.maximum(picture, 1) / 255) - empty
         read.append((density @ np.linalg.pinv(vectors))[..., 0][mask > 127].mean())
     assert np.corrcoef(read, z)[0, 1] >= 0.95
@@ -238,6 +251,7 @@ def test_patients_differ_in_stain_and_the_images_of_one_do_not(breakhis, tmp_pat
         colour = pd.DataFrame([np.median(pixels(folder, path), (0, 1)) for path in table["path"]])
         between = colour.groupby(table["group"]).mean().var().mean()
         return between / colour.groupby(table["group"]).var().mean().mean()
+
     same = demo.write(tmp_path / "same", patient_effect=0.0, **SMALL)
     assert spread(breakhis) > 3 * spread(same)
     one, two = (np.vstack(drawing.stain(0, case, 0.0)) for case in ("14-1", "14-2"))
@@ -255,6 +269,7 @@ def test_an_interrupted_write_leaves_nothing_and_an_incomplete_folder_is_written
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(demo, "write_json", interrupted)  # the marker, the very last file
         with pytest.raises(KeyboardInterrupt):
@@ -309,14 +324,17 @@ def test_a_set_without_faults_has_none(breakhis, isic):
         assert len({sha256(folder / path) for path in table["path"]}) == len(table)
 
 
-@pytest.mark.parametrize(("code", "layout", "settings"), [
-    ("unknown_layout", "breakhiss", {}),
-    ("unknown_fault", "breakhis", {"faults": ("truncate",)}),
-    ("bad_demo_setting", "breakhis", {"groups": 7}),
-    ("bad_demo_setting", "breakhis", {"best_auc": 1.0}),
-    ("bad_demo_setting", "breakhis", {"size": (230, 350)}),
-    ("bad_demo_setting", "isic2019", {"magnifications": (100,)}),
-])
+@pytest.mark.parametrize(
+    ("code", "layout", "settings"),
+    [
+        ("unknown_layout", "breakhiss", {}),
+        ("unknown_fault", "breakhis", {"faults": ("truncate",)}),
+        ("bad_demo_setting", "breakhis", {"groups": 7}),
+        ("bad_demo_setting", "breakhis", {"best_auc": 1.0}),
+        ("bad_demo_setting", "breakhis", {"size": (230, 350)}),
+        ("bad_demo_setting", "isic2019", {"magnifications": (100,)}),
+    ],
+)
 def test_an_impossible_setting_is_refused_before_anything_is_written(tmp_path, code, layout, settings):
     with pytest.raises(PathoError) as refused:
         demo.write(tmp_path / "x", layout, **settings)

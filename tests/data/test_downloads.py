@@ -59,11 +59,15 @@ def isic_files() -> dict[str, bytes]:
         for number in (1, 2):
             archive.writestr(f"ISIC_2019_Training_Input/ISIC_000000{number}.jpg", jpeg(number))
         archive.writestr("ISIC_2019_Training_Input/LICENSE.txt", "CC-BY-NC")
-    truth = ("image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_0000001,1.0,0,0,0,0,0,0,0,0\n"
-             "ISIC_0000002,0,1.0,0,0,0,0,0,0,0\n")
+    truth = (
+        "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_0000001,1.0,0,0,0,0,0,0,0,0\nISIC_0000002,0,1.0,0,0,0,0,0,0,0\n"
+    )
     metadata = "image,age_approx,anatom_site_general,lesion_id,sex\nISIC_0000001,55,,,\nISIC_0000002,,,L2,female\n"
-    return {"ISIC_2019_Training_Input.zip": stream.getvalue(), "ISIC_2019_Training_Metadata.csv": metadata.encode(),
-            "ISIC_2019_Training_GroundTruth.csv": truth.encode()}
+    return {
+        "ISIC_2019_Training_Input.zip": stream.getvalue(),
+        "ISIC_2019_Training_Metadata.csv": metadata.encode(),
+        "ISIC_2019_Training_GroundTruth.csv": truth.encode(),
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +85,10 @@ def project(tmp_path, monkeypatch):
 def publish(monkeypatch, server, kind: str, sizes: dict[str, int]) -> None:
     """Lets a data set come from the server of the test, with the sizes of its files."""
     source = SOURCES[kind]
-    ours = tuple(replace(file, url=server.url(file.name), about=sizes[file.name],
-                         size=sizes[file.name] if file.size else None) for file in source.files)
+    ours = tuple(
+        replace(file, url=server.url(file.name), about=sizes[file.name], size=sizes[file.name] if file.size else None)
+        for file in source.files
+    )
     monkeypatch.setitem(SOURCES, kind, replace(source, files=ours, images=2))
 
 
@@ -122,10 +128,16 @@ def test_breakhis_is_fetched_unpacked_and_found_by_itself(breakhis, project, cap
     assert out.index("Licence:") < out.index("Cite: F. A. Spanhol") < out.index("SHA-256 ") < out.index("2 images in")
     assert "BreaKHis_v1.tar.gz: is there" not in out
     source = readers.load("breakhis")
-    assert source.root.is_relative_to(project / "data" / "breakhis") and sorted(source.table["label"]) == [
-        "benign", "malignant"] and not source.demo
+    assert (
+        source.root.is_relative_to(project / "data" / "breakhis")
+        and sorted(source.table["label"]) == ["benign", "malignant"]
+        and not source.demo
+    )
     assert {path.name for path in (project / "data" / "breakhis").iterdir()} == {
-        "BreaKHis_v1", "BreaKHis_v1.tar.gz", "BreaKHis_v1.tar.gz.sha256"}
+        "BreaKHis_v1",
+        "BreaKHis_v1.tar.gz",
+        "BreaKHis_v1.tar.gz.sha256",
+    }
 
 
 def test_isic_is_fetched_with_the_table_that_names_it_last(isic, project, capsys):
@@ -190,8 +202,14 @@ def test_nothing_is_fetched_before_the_licence_is_accepted(breakhis, project, mo
 def test_the_terms_say_licence_citation_addresses_and_sizes():
     for kind, licence in (("breakhis", "CC BY 4.0"), ("isic2019", "CC BY-NC 4.0")):
         terms = downloads.terms(kind, Path("here"))
-        for text in (licence, "Cite: ", SOURCES[kind].page, "no checksum published", "To here",
-                     *(file.url for file in SOURCES[kind].files)):
+        for text in (
+            licence,
+            "Cite: ",
+            SOURCES[kind].page,
+            "no checksum published",
+            "To here",
+            *(file.url for file in SOURCES[kind].files),
+        ):
             assert text in terms
     assert "www.kaggle.com/datasets/andrewmvd/isic-2019" in downloads.terms("isic2019", Path(), "kaggle")
 
@@ -206,7 +224,10 @@ def test_the_table_of_sources_fits_the_readers():
             assert file.size in (None, file.about) and re.fullmatch("([0-9a-f]{64})?", file.sha256)
     assert SOURCES["isic2019"].files[-1].name == isic2019.TRUTH
     assert {file.folder or file.name for file in SOURCES["isic2019"].files} == {
-        isic2019.INPUT, isic2019.TRUTH, isic2019.METADATA}
+        isic2019.INPUT,
+        isic2019.TRUTH,
+        isic2019.METADATA,
+    }
 
 
 def test_a_folder_that_was_filled_by_hand_is_refused_before_anything_is_fetched(isic, project):
@@ -264,8 +285,13 @@ def test_stopped_in_the_middle_the_command_goes_on_when_it_is_given_again(monkey
     with origin(Answer(content, piece=20, pause=0.05), Answer(content)) as server:
         publish(monkeypatch, server, "breakhis", {"BreaKHis_v1.tar.gz": len(content)})
         url = SOURCES["breakhis"].files[0].url
-        child = subprocess.Popen([sys.executable, "-c", SCRIPT, url, str(len(content)), str(folder)], cwd=ROOT,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, url, str(len(content)), str(folder)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         part, deadline = folder / "BreaKHis_v1.tar.gz.part", time.monotonic() + 30
         while not (part.is_file() and part.stat().st_size > 100):
             assert child.poll() is None and time.monotonic() < deadline
@@ -417,7 +443,8 @@ def test_weights_are_fetched_into_a_folder_to_be_carried(project, monkeypatch, t
             monkeypatch.setitem(architectures.NETWORKS, arch, here)
         assert cli.main(["download", "weights", "--to", str(tmp_path / "stick")]) == 0
         assert {path.name for path in (tmp_path / "stick").iterdir()} == {
-            f"{arch}-{digest[:8]}.pth" for arch in ("resnet50", "efficientnet_b0")}
+            f"{arch}-{digest[:8]}.pth" for arch in ("resnet50", "efficientnet_b0")
+        }
         assert "PATHOLIB_WEIGHTS" in (out := capsys.readouterr().out) and "terms of their own" in out
         assert cli.main(["download", "weights-resnet50"]) == 0
         assert (project / "data" / "weights" / f"resnet50-{digest[:8]}.pth").read_bytes() == content

@@ -66,8 +66,14 @@ def test_five_dropped_connections_cost_no_byte_twice(tmp_path, catalogue, capsys
     with origin(*drops, Answer(CONTENT)) as server:
         path = get(server, tmp_path, sha256=SHA256)
     assert path.read_bytes() == CONTENT and left(tmp_path) == {"set.bin"}
-    assert server.spans == [(0, 1), (1, 70_001), (70_001, 100_000), (100_000, 200_000), (200_000, 250_000),
-                            (250_000, 300_000)]
+    assert server.spans == [
+        (0, 1),
+        (1, 70_001),
+        (70_001, 100_000),
+        (100_000, 200_000),
+        (200_000, 250_000),
+        (250_000, 300_000),
+    ]
     assert {one.headers.get("if-range") for one in server.asked[1:]} == {'"first"'}
     out = capsys.readouterr().out
     print(out)  # for whoever looks on with -s
@@ -85,8 +91,11 @@ def test_dropped_anywhere_it_ends_with_the_same_bytes(tmp_path, seed):
 
 
 def test_a_server_without_range_is_listened_to_from_the_beginning(tmp_path, catalogue, capsys):
-    with origin(Answer(CONTENT, drop=200_000, ranges=False), Answer(CONTENT, drop=100_000, ranges=False),
-                Answer(CONTENT, ranges=False)) as server:
+    with origin(
+        Answer(CONTENT, drop=200_000, ranges=False),
+        Answer(CONTENT, drop=100_000, ranges=False),
+        Answer(CONTENT, ranges=False),
+    ) as server:
         assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.spans == [(0, 200_000), (0, 100_000), (0, 300_000)]
     assert capsys.readouterr().out.count("early, at 200,000 bytes") == 2, "what is there is never thrown away"
@@ -281,8 +290,9 @@ def test_a_server_that_is_busy_is_asked_again_when_it_wishes(tmp_path, monkeypat
         assert get(server, tmp_path).read_bytes() == CONTENT
     seconds = [one for one in slept if one > 0]  # the server of the test pauses for none
     assert seconds == [7, fetch.LONGEST_WISH, fetch.LONGEST_PAUSE, fetch.LONGEST_PAUSE]
-    catalogue("N07", f"a server that answers {status}",
-              "asked again, when it wishes (Retry-After), at most ten minutes later")
+    catalogue(
+        "N07", f"a server that answers {status}", "asked again, when it wishes (Retry-After), at most ten minutes later"
+    )
 
 
 def test_pauses_grow_and_it_gives_up_when_nothing_new_comes(tmp_path, monkeypatch, catalogue):
@@ -294,8 +304,11 @@ def test_pauses_grow_and_it_gives_up_when_nothing_new_comes(tmp_path, monkeypatc
         error = refusal("download_failed", server, tmp_path, patience=5)
     assert slept == [1, 1, 2, 4, 6, 6], "the pause starts anew where bytes came"
     assert len(server.asked) == 7 and "1,500 of 300,000 bytes are there and are kept" in error.remedy
-    catalogue("N08", "a connection that brings nothing more",
-              f"tried again after growing pauses, then `{error.code}`; what is there is kept")
+    catalogue(
+        "N08",
+        "a connection that brings nothing more",
+        f"tried again after growing pauses, then `{error.code}`; what is there is kept",
+    )
 
 
 def test_a_server_that_stops_short_for_ever_is_given_up(tmp_path):
@@ -314,11 +327,16 @@ def test_nobody_there(tmp_path, catalogue):
     catalogue("N08", "an address where nobody answers", stopped.value)
 
 
-@pytest.mark.parametrize(("error", "words"), [
-    (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
-    (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
-    (http.client.RemoteDisconnected("Remote end closed connection"), "Remote end closed connection"),
-    (TimeoutError("timed out"), "nothing came for 30 s"), (http.client.IncompleteRead(b""), "IncompleteRead")])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (http.client.RemoteDisconnected("Remote end closed connection"), "Remote end closed connection"),
+        (TimeoutError("timed out"), "nothing came for 30 s"),
+        (http.client.IncompleteRead(b""), "IncompleteRead"),
+    ],
+)
 def test_what_broke_is_said_in_words(error, words):
     for seen in (error, urllib.error.URLError(error)):
         assert words in fetch._trouble(seen, Remote("https://example.org/x", "x"))
@@ -374,11 +392,15 @@ def test_a_connection_that_falls_silent_is_tried_again(tmp_path, monkeypatch, ca
     catalogue("N10", "a connection that is silent for half a minute", "cut, and tried again")
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    (Answer(CONTENT, length=False), "does not say how long the file is"), (Answer(b""), "is empty"),
-    (Answer(CONTENT, headers={"Content-Encoding": "gzip"}), "is packed (gzip), though asked not to be"),
-    (Answer(CONTENT, status=203), "has the status 203"),
-])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (Answer(CONTENT, length=False), "does not say how long the file is"),
+        (Answer(b""), "is empty"),
+        (Answer(CONTENT, headers={"Content-Encoding": "gzip"}), "is packed (gzip), though asked not to be"),
+        (Answer(CONTENT, status=203), "has the status 203"),
+    ],
+)
 def test_an_answer_that_cannot_be_checked_is_refused(tmp_path, catalogue, answer, what):
     with origin(answer) as server:
         error = refusal("download_refused", server, tmp_path)

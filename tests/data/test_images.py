@@ -56,9 +56,6 @@ def notes(source, **options):
 # ------------------------------------------------------------------------------------------------------- refused
 
 
-
-
-
 def test_an_absent_file_is_named(tmp_path):
     assert code(tmp_path / "absent.png") == "missing_file"
 
@@ -71,7 +68,6 @@ def test_the_cap_is_a_parameter():
     assert code(PNG, max_pixels=70 * 46 - 1) == "too_many_pixels"
     assert decoding.read(PNG, max_pixels=70 * 46).size == (70, 46)
     assert code(PNG + bytes(2**20 + 8 * 4000), max_pixels=4000) == "too_many_bytes"
-
 
 
 def test_control_characters_in_a_name_are_shown_and_not_obeyed():
@@ -92,10 +88,6 @@ def test_paths_bytes_and_open_files_give_the_same_picture(tmp_path):
     assert all(image.mode == "RGB" and image.warnings == [] for image in pictures)
 
 
-
-
-
-
 def test_a_jpeg_marker_may_be_filled_up_with_any_number_of_bytes():
     content = encoded(picture(), "JPEG")
     assert decoding.read(content[:-2] + b"\xff\xff\xff\xd9").warnings == []  # ITU-T T.81, B.1.1.2
@@ -110,7 +102,6 @@ def test_broken_camera_data_does_not_cost_the_picture():
 
 REAL = os.environ.get("PATHOLIB_REAL_DATA")
 real = pytest.mark.skipif(not REAL, reason="PATHOLIB_REAL_DATA names no folder of real images")
-
 
 
 @real
@@ -154,8 +145,15 @@ def folder_of(root, files, **columns):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content)
     paths = sorted(files)
-    table = pd.DataFrame({"path": paths, "label": ["benign" if p.startswith("b") else "malignant" for p in paths],
-                          "slide": paths, "case": paths} | columns)
+    table = pd.DataFrame(
+        {
+            "path": paths,
+            "label": ["benign" if p.startswith("b") else "malignant" for p in paths],
+            "slide": paths,
+            "case": paths,
+        }
+        | columns
+    )
     return Manifest(table, root)
 
 
@@ -234,8 +232,11 @@ def test_a_changed_file_builds_the_cache_anew(data, cache, kind):
 
 def test_another_size_or_fit_has_a_cache_of_its_own(data, cache):
     manifest = folder_of(data, sound())
-    found = {checked(manifest, cache, size=size, fit=fit).report["cache"]["file"]
-             for size in (32, 48) for fit in ("crop", "pad")}
+    found = {
+        checked(manifest, cache, size=size, fit=fit).report["cache"]["file"]
+        for size in (32, 48)
+        for fit in ("crop", "pad")
+    }
     assert len(found) == 4
 
 
@@ -255,8 +256,9 @@ def test_a_damaged_cache_is_built_anew(data, cache, damage):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_build_is_gone_on_with_and_gives_what_an_unbroken_one_gives(data, cache, monkeypatch, tmp_path,
-                                                                                  error):
+def test_an_interrupted_build_is_gone_on_with_and_gives_what_an_unbroken_one_gives(
+    data, cache, monkeypatch, tmp_path, error
+):
     manifest, decode, seen = folder_of(data, sound(12)), decoding.decode, []
     whole = checked(manifest, tmp_path / "other")
 
@@ -358,8 +360,12 @@ def test_all_problems_are_reported_at_once(data, cache):
     error_code, report = report_of(manifest, cache)
     assert error_code == "bad_images"
     found = {p["path"]: p["code"] for p in report["problems"]}
-    assert found == {"b00.png": "missing_file", "b50.png": "empty", "b51.png": "not_an_image",
-                     "m52.png": "not_an_image"}
+    assert found == {
+        "b00.png": "missing_file",
+        "b50.png": "empty",
+        "b51.png": "not_an_image",
+        "m52.png": "not_an_image",
+    }
     assert all(p["reason"] and p["remedy"] for p in report["problems"])
     assert [(w["path"], w["code"]) for w in report["warnings"]] == [("m53.png", "trailing_data")]
     assert report["counts"]["files"] == 12 and report["counts"]["problems"] == 4
@@ -395,17 +401,12 @@ def test_a_problem_that_may_pass_is_looked_at_again(data, cache):
     assert checked(manifest, cache).report["problems"] == []
 
 
-
-
-
 def test_groups_that_share_a_picture_are_reported(data, cache):
     manifest = folder_of(data, sound() | {"b99.png": encoded(picture(0))})
     shared = checked(manifest, cache).report["groups_sharing_pixels"]
     assert {"paths": ["b00.png", "b99.png"], "column": "case", "values": ["b00.png", "b99.png"]} in shared
     manifest.table.loc[manifest.table["path"] == "b99.png", ["slide", "case"]] = "b00.png"
     assert checked(manifest, cache).report["groups_sharing_pixels"] == []
-
-
 
 
 def test_wrong_parameters_and_an_empty_manifest_are_refused(data, cache):
@@ -424,8 +425,13 @@ def test_wrong_parameters_and_an_empty_manifest_are_refused(data, cache):
 
 def some_images(count=23, side=40):
     pixels = np.random.default_rng(0).integers(0, 256, (count + 5, side, side, 3), dtype=np.uint8)
-    table = pd.DataFrame({"path": [f"{i:02}.png" for i in range(count)], "row": np.arange(count)[::-1] + 5,
-                          "label": np.where(np.arange(count) % 3 == 0, "malignant", "benign")})
+    table = pd.DataFrame(
+        {
+            "path": [f"{i:02}.png" for i in range(count)],
+            "row": np.arange(count)[::-1] + 5,
+            "label": np.where(np.arange(count) % 3 == 0, "malignant", "benign"),
+        }
+    )
     return imagesets.ImageSet(pixels, table, ("benign", "malignant"))
 
 
@@ -482,8 +488,10 @@ def test_any_number_of_workers_gives_the_same_views():
         time.sleep(0.003 * (positions[0] % 3))  # threads finish out of order
         return augment.training_views(pixels, 32, BREAKHIS.augmentation, 7, 3, positions, rows)
 
-    runs = [torch.cat([b.images for b in batching.batches(whole, order, size, view, workers)])
-            for workers, size in ((1, 8), (2, 8), (5, 8), (3, 5))]
+    runs = [
+        torch.cat([b.images for b in batching.batches(whole, order, size, view, workers)])
+        for workers, size in ((1, 8), (2, 8), (5, 8), (3, 5))
+    ]
     assert all(torch.equal(runs[0], run) for run in runs[1:])
 
 
@@ -523,22 +531,27 @@ def test_an_order_for_another_set_is_refused():
 def test_reading_needs_no_torch():
     import subprocess
     import sys
+
     script = "import sys; import patholib.data.checking; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-
-
 def examples_set():
     """Class b: patients x (3 images), y (1); class m: patient z (2). Sorted by path as a manifest is."""
-    table = pd.DataFrame({"path": ["b0", "b1", "b2", "b3", "m0", "m1"], "label": ["b"] * 4 + ["m"] * 2,
-                          "case": ["x", "x", "x", "y", "z", "z"], "row": [5, 4, 3, 2, 1, 0]})
+    table = pd.DataFrame(
+        {
+            "path": ["b0", "b1", "b2", "b3", "m0", "m1"],
+            "label": ["b"] * 4 + ["m"] * 2,
+            "case": ["x", "x", "x", "y", "z", "z"],
+            "row": [5, 4, 3, 2, 1, 0],
+        }
+    )
     return imagesets.ImageSet(np.arange(6, dtype=np.uint8)[:, None, None, None], table, ("m", "b"))
 
 
-@pytest.mark.parametrize(("each", "expected"), [
-    (1, ["m0", "b0"]), (2, ["m0", "m1", "b0", "b3"]), (3, ["m0", "m1", "b0", "b3", "b1"]),
-])
+@pytest.mark.parametrize(
+    ("each", "expected"), [(1, ["m0", "b0"]), (2, ["m0", "m1", "b0", "b3"]), (3, ["m0", "m1", "b0", "b3", "b1"])]
+)
 def test_examples_come_from_as_many_patients_as_there_are_in_class_order(each, expected):
     found = examples_set().examples(each, "case")
     assert list(found.table["path"]) == expected

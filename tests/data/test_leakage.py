@@ -34,8 +34,9 @@ def quiet(*args, **kwargs) -> leakage.Audit:
 
 
 def row(audit: leakage.Audit, level: str, seen_in: str = "train", found_in: str = "test") -> dict:
-    (found,) = audit.table[(audit.table["level"] == level) & (audit.table["seen in"] == seen_in)
-                           & (audit.table["found in"] == found_in)].to_dict("records")
+    (found,) = audit.table[
+        (audit.table["level"] == level) & (audit.table["seen in"] == seen_in) & (audit.table["found in"] == found_in)
+    ].to_dict("records")
     return found
 
 
@@ -52,8 +53,10 @@ def rows_of(text: str) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=["path", "label", "patient", "split"])
 
 
-SMALL = ("a.png MEL p1 train; b.png NV p2 train; c.png NV - train; d.png NV p4 val; e.png MEL p1 val; "
-         "f.png MEL p1 test; g.png NV p4 test; h.png NV - test; i.png NV p9 test")
+SMALL = (
+    "a.png MEL p1 train; b.png NV p2 train; c.png NV - train; d.png NV p4 val; e.png MEL p1 val; "
+    "f.png MEL p1 test; g.png NV p4 test; h.png NV - test; i.png NV p9 test"
+)
 
 
 @pytest.fixture
@@ -72,6 +75,7 @@ def planted(tmp_path) -> Path:
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
+
 
 def test_shared_ids_are_counted_by_way_and_class_worked_by_hand():
     audit = quiet(rows_of(SMALL))
@@ -119,15 +123,18 @@ def test_foreign_columns_and_words_are_understood(tmp_path):
     assert row(audit, "who")["MEL share"] == 1
 
 
-@pytest.mark.parametrize(("change", "code", "says"), [
-    ({"columns": {"path": "file_name"}}, "csv_format", "column file_name: is missing"),
-    ({"columns": {"paht": "path"}}, "bad_parameter", "did you mean 'path'?"),
-    ({"rename": {"split": "fold"}}, "csv_format", "column split: is missing"),
-    ({"split": "holdout"}, "csv_format", "is in split 'holdout'"),
-    ({"split": "train"}, "no_split", "does not hold images of two of the splits"),
-    ({"path": ""}, "csv_format", "has no path"),
-    ({"drop": "patient"}, "nothing_to_check", "has no column of ids"),
-])
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"columns": {"path": "file_name"}}, "csv_format", "column file_name: is missing"),
+        ({"columns": {"paht": "path"}}, "bad_parameter", "did you mean 'path'?"),
+        ({"rename": {"split": "fold"}}, "csv_format", "column split: is missing"),
+        ({"split": "holdout"}, "csv_format", "is in split 'holdout'"),
+        ({"split": "train"}, "no_split", "does not hold images of two of the splits"),
+        ({"path": ""}, "csv_format", "has no path"),
+        ({"drop": "patient"}, "nothing_to_check", "has no column of ids"),
+    ],
+)
 def test_what_cannot_be_audited_is_refused(change, code, says):
     rows = rows_of(SMALL).rename(columns=change.get("rename", {})).drop(columns=change.get("drop", []))
     rows = rows.assign(**{name: change[name] for name in ("path", "split") if name in change})
@@ -143,8 +150,11 @@ def test_folders_that_are_no_splits_are_refused(tmp_path):
 
 
 def test_our_own_splits_leak_as_the_manifest_says(tmp_path):
-    data = breakhis.from_names(f"SOB_{b}_{s}-14-{i // 8:05d}{'AB'[i % 2]}-40-{i:03d}.png" for i in range(240)
-                               for b, s in [("B", "A") if i // 8 % 2 else ("M", "DC")])
+    data = breakhis.from_names(
+        f"SOB_{b}_{s}-14-{i // 8:05d}{'AB'[i % 2]}-40-{i:03d}.png"
+        for i in range(240)
+        for b, s in [("B", "A") if i // 8 % 2 else ("M", "DC")]
+    )
     safe, leaky = splitting.split(data), splitting.split(data, group_by="image")
     for split in (safe, leaky):
         audit = quiet(files.write_table(tmp_path / "split.csv", split))
@@ -159,8 +169,13 @@ def test_our_own_splits_leak_as_the_manifest_says(tmp_path):
 
 
 def test_lesions_come_from_the_metadata_and_a_smaller_copy_is_of_its_picture(tmp_path):
-    rows = pd.DataFrame({"image": ["ISIC_0000001", "ISIC_0000001_downsampled", "ISIC_0000002", "ISIC_0000003"],
-                         "label": "NV", "split": ["train", "test", "test", "test"]})
+    rows = pd.DataFrame(
+        {
+            "image": ["ISIC_0000001", "ISIC_0000001_downsampled", "ISIC_0000002", "ISIC_0000003"],
+            "label": "NV",
+            "split": ["train", "test", "test", "test"],
+        }
+    )
     files.write_table(tmp_path / "split.csv", rows)
     alone = quiet(tmp_path / "split.csv")
     assert row(alone, "picture")["images"] == 1  # the names say so much
@@ -170,23 +185,32 @@ def test_lesions_come_from_the_metadata_and_a_smaller_copy_is_of_its_picture(tmp
     assert row(audit, "lesion_id")["images"] == 1 and row(audit, "any")["images"] == 2
     assert "lesion_id: unknown for 1 of 4 images" in audit.unchecked
     files.write_table(tmp_path / "meta.csv", pd.concat([metadata, metadata.tail(1)]))
-    assert "lists 'ISIC_0000003' twice" in refusal("csv_format", tmp_path / "split.csv", metadata=tmp_path / "meta.csv"
-                                                   ).reason
+    assert (
+        "lists 'ISIC_0000003' twice"
+        in refusal("csv_format", tmp_path / "split.csv", metadata=tmp_path / "meta.csv").reason
+    )
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
+
 
 def test_equal_and_turned_pictures_are_found_each_at_its_level(planted):
     audit = quiet(planted)
     assert audit.counts == {"train": 6, "val": 3, "test": 6}
     assert {k: row(audit, k)["images"] for k in (*leakage.KINDS, "any")} == {
-        "same file": 1, "same pixels": 1, "near-duplicate": 1, "any": 3}
+        "same file": 1,
+        "same pixels": 1,
+        "near-duplicate": 1,
+        "any": 3,
+    }
     assert not audit.table[audit.table["found in"] == "val"]["images"].any()
     assert not audit.table[audit.table["seen in"] == "val"]["images"].any()
     found = {(pair["path"], pair["other path"]): pair["kind"] for pair in audit.pairs.to_dict("records")}
-    assert found == {("test/NV/file.png", "train/NV/1.png"): "same file",
-                     ("test/NV/pixels.bmp", "train/NV/3.png"): "same pixels",
-                     ("test/NV/turned.jpg", "train/NV/5.png"): "near-duplicate"}
+    assert found == {
+        ("test/NV/file.png", "train/NV/1.png"): "same file",
+        ("test/NV/pixels.bmp", "train/NV/3.png"): "same pixels",
+        ("test/NV/turned.jpg", "train/NV/5.png"): "near-duplicate",
+    }
     assert row(audit, "any")["NV share"] == 3 / 5 and row(audit, "any")["MEL share"] == 0
 
 
@@ -197,14 +221,20 @@ def test_folders_can_be_named_one_by_one_and_ids_alone_be_compared(planted):
 
 
 def test_a_csv_finds_its_images_from_its_folder_from_root_and_without_endings(planted, tmp_path_factory):
-    rows = pd.DataFrame({"path": ["train\\NV\\1", "train/NV/3.png", "test/NV/file", "test/NV/gone.png"],
-                         "split": ["train", "train", "test", "test"]})
+    rows = pd.DataFrame(
+        {
+            "path": ["train\\NV\\1", "train/NV/3.png", "test/NV/file", "test/NV/gone.png"],
+            "split": ["train", "train", "test", "test"],
+        }
+    )
     inside = quiet(files.write_table(planted / "split.csv", rows))
     outside = quiet(files.write_table(tmp_path_factory.mktemp("elsewhere") / "split.csv", rows), root=planted)
     assert inside.summary == outside.summary
     assert row(inside, "same file")["images"] == 1
-    assert inside.unchecked[-2:] == ("pictures: 1 of 4 are not at hand (missing_file), as test/NV/gone.png",
-                                     "labels: none are given")
+    assert inside.unchecked[-2:] == (
+        "pictures: 1 of 4 are not at hand (missing_file), as test/NV/gone.png",
+        "labels: none are given",
+    )
 
 
 def test_files_that_are_no_pictures_are_counted_and_a_pipe_is_not_opened(planted):
@@ -228,19 +258,29 @@ def test_one_picture_with_two_labels_is_listed_in_whatever_splits(planted):
     copied(textured(8, 96), np.random.default_rng(1)).save(planted / "Validation" / "NV" / "copy.jpg")
     audit = quiet({"train": train, "val": planted / "Validation"})
     assert audit.ok  # the copies stand in one split each
-    found = {(c["path"], c["other path"]): (c["kind"], c["label"], c["other label"])
-             for c in audit.conflicts.to_dict("records")}
-    assert found == {("train/MEL/other.png", "train/NV/1.png"): ("same file", "MEL", "NV"),
-                     ("val/MEL/8.png", "val/NV/copy.jpg"): ("near-duplicate", "MEL", "NV")}
+    found = {
+        (c["path"], c["other path"]): (c["kind"], c["label"], c["other label"])
+        for c in audit.conflicts.to_dict("records")
+    }
+    assert found == {
+        ("train/MEL/other.png", "train/NV/1.png"): ("same file", "MEL", "NV"),
+        ("val/MEL/8.png", "val/NV/copy.jpg"): ("near-duplicate", "MEL", "NV"),
+    }
     assert "2 pairs of equal or nearly equal pictures have two labels" in repr(audit)
 
 
 # --- what is done with it ---------------------------------------------------------------------------------------------
 
+
 def test_the_page_holds_its_pictures_and_obeys_no_text_of_others(planted):
-    rows = pd.DataFrame({"path": ["train/NV/5.png", "test/NV/turned.jpg", "train/NV/1.png", "test/NV/11.png"],
-                         "label": ["<script>alert(1)</script>", "<i>", "a", "<script>alert(1)</script>"],
-                         "case": ["1", "2", "<u>", "<u>"], "split": ["train", "test"] * 2})
+    rows = pd.DataFrame(
+        {
+            "path": ["train/NV/5.png", "test/NV/turned.jpg", "train/NV/1.png", "test/NV/11.png"],
+            "label": ["<script>alert(1)</script>", "<i>", "a", "<script>alert(1)</script>"],
+            "case": ["1", "2", "<u>", "<u>"],
+            "split": ["train", "test"] * 2,
+        }
+    )
     audit = quiet(files.write_table(planted / "split.csv", rows))
     text = audit.write(planted / "out").read_text(encoding="utf-8")
     assert text.count("data:image/jpeg;base64,") == 4  # a pair in two splits, which also has two labels
@@ -274,15 +314,18 @@ def test_a_leak_is_refused_with_its_first_pairs(planted, catalogue, given):
     with pytest.raises(PathoError) as caught:
         leakage.refuse(quiet(planted))
     assert caught.value.code == "split_leakage"
-    assert caught.value.reason == ("1 of 4 test images nearly equal an image of train (test/NV/turned.jpg = "
-                                   "train/NV/5.png)")
-    catalogue("D25", "a split in whose test part lies a turned, rescaled JPEG copy of a training image (audit)",
-              caught.value)
+    assert caught.value.reason == (
+        "1 of 4 test images nearly equal an image of train (test/NV/turned.jpg = train/NV/5.png)"
+    )
+    catalogue(
+        "D25", "a split in whose test part lies a turned, rescaled JPEG copy of a training image (audit)", caught.value
+    )
     (planted / "test" / "NV" / given).unlink()
     leakage.refuse(quiet(planted))
 
 
 # --- of images that were checked: before a training -------------------------------------------------------------------
+
 
 def test_training_with_a_turned_and_rescaled_copy_in_another_part_is_refused(tmp_path, catalogue):
     recipe = replace(recipes.for_demo(recipes.BREAKHIS), group_by="group")
@@ -293,22 +336,31 @@ def test_training_with_a_turned_and_rescaled_copy_in_another_part_is_refused(tmp
     for name, picture in pictures.items():
         picture.save(folder / name, quality=60)
     names = list(pictures)
-    files.write_table(folder / "mine.csv", pd.DataFrame({
-        "path": names, "label": [recipe.classes[i % 2] for i in range(12)] + [recipe.classes[0]],
-        "group": [f"p{i}" for i in range(13)]}))
+    files.write_table(
+        folder / "mine.csv",
+        pd.DataFrame(
+            {
+                "path": names,
+                "label": [recipe.classes[i % 2] for i in range(12)] + [recipe.classes[0]],
+                "group": [f"p{i}" for i in range(13)],
+            }
+        ),
+    )
     checked = checking.check(table.read(folder / "mine.csv"), 74, cache_dir=tmp_path / "cache", progress=False)
     split = checked.manifest.table.assign(split=["train"] * 8 + ["val"] * 2 + ["test"] * 3)
     with pytest.raises(PathoError) as caught:
         runs.start(recipe, checked, split, tmp_path / "out")
     error = caught.value
     assert error.reason == "1 of 3 test images nearly equal an image of train (twin.jpg = 00.png)"
-    catalogue("D25", "training on a split in whose test part lies a turned, rescaled JPEG copy of a training image",
-              error)
+    catalogue(
+        "D25", "training on a split in whose test part lies a turned, rescaled JPEG copy of a training image", error
+    )
     together = split.assign(split=split["split"].where(split["path"] != "00.png", "test"))
     assert runs.start(recipe, checked, together, tmp_path / "out").leaks == {}
 
 
 # --- real names and pictures ------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_stratified_split_of_breakhis_shows_nearly_every_slide(seed, tmp_path):
@@ -324,8 +376,18 @@ def test_a_stratified_split_of_breakhis_shows_nearly_every_slide(seed, tmp_path)
 def isic_rows() -> manifest.Manifest:
     """All 25,331 rows of ISIC 2019, without images."""
     rows = isic2019.list_rows(real("isic2019")).rename(columns={"image": "path"})[["path", "label", "lesion"]]
-    return manifest.Manifest(table=rows, root=Path(), classes=isic2019.CLASSES, positive=None, group_by="lesion",
-                             levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={})
+    return manifest.Manifest(
+        table=rows,
+        root=Path(),
+        classes=isic2019.CLASSES,
+        positive=None,
+        group_by="lesion",
+        levels=("lesion",),
+        subgroups=(),
+        source="isic2019",
+        demo=False,
+        found={},
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -30,8 +30,18 @@ def real(part: str) -> Path:
 def make(labels, groups, classes=None, **columns):
     paths = columns.pop("paths", [f"{i:05d}.png" for i in range(len(labels))])
     table = pd.DataFrame({"path": paths, "label": labels, "group": groups, **columns}, dtype=str)
-    return manifest.Manifest(table=table, root=Path("data"), classes=classes or tuple(sorted(set(labels))), positive=None,
-                      group_by="group", levels=("group",), subgroups=(), source="table", demo=False, found={})
+    return manifest.Manifest(
+        table=table,
+        root=Path("data"),
+        classes=classes or tuple(sorted(set(labels))),
+        positive=None,
+        group_by="group",
+        levels=("group",),
+        subgroups=(),
+        source="table",
+        demo=False,
+        found={},
+    )
 
 
 def shares(table):
@@ -49,10 +59,11 @@ def refusal(code, call, *args, **kwargs):
 
 # --- split: what holds for every manifest -----------------------------------------------------------------------------
 
+
 @st.composite
 def manifests(draw):
     """Up to 5 classes, groups of one class and of several, one image or many."""
-    classes = "ABCDE"[:draw(st.integers(2, 5))]
+    classes = "ABCDE"[: draw(st.integers(2, 5))]
     groups = draw(st.lists(st.lists(st.sampled_from(classes), min_size=1, max_size=6), min_size=6, max_size=40))
     rows = [(label, f"g{i}") for i, labels in enumerate(groups) for label in labels]
     assume(len({label for label, _ in rows}) > 1)
@@ -73,8 +84,9 @@ def test_no_group_is_in_two_splits_and_every_class_is_in_each(data, seed, random
     assert (table.groupby("label")["split"].nunique() == 3).all()
     assert (splitting.split_counts(table)[[f"{s} groups" for s in splitting.SPLITS]] > 0).all(axis=None)
     shuffled = data.table.sample(frac=1, random_state=random.randrange(2**31))
-    again = splitting.split(make(shuffled["label"].tolist(), shuffled["group"].tolist(), paths=shuffled["path"].tolist()),
-                    seed=seed)
+    again = splitting.split(
+        make(shuffled["label"].tolist(), shuffled["group"].tolist(), paths=shuffled["path"].tolist()), seed=seed
+    )
     pd.testing.assert_frame_equal(table, again)
 
 
@@ -114,8 +126,16 @@ def test_a_large_group_is_as_likely_to_be_tested_as_a_small_one():
     groups = [f"g{g}" for g, size in enumerate(sizes) for _ in range(size)]
     labels = ["ab"[int(g[1:]) % 2] for g in groups]
     data = make(labels, groups)
-    large = [splitting.split(data, seed=seed).drop_duplicates("group").query("split == 'test'")["group"].str[1:].astype(int)
-             .lt(20).mean() for seed in range(40)]
+    large = [
+        splitting.split(data, seed=seed)
+        .drop_duplicates("group")
+        .query("split == 'test'")["group"]
+        .str[1:]
+        .astype(int)
+        .lt(20)
+        .mean()
+        for seed in range(40)
+    ]
     assert 0.4 < np.mean(large) < 0.6
 
 
@@ -147,6 +167,7 @@ def test_an_unknown_group_is_named(group_by):
 
 # --- split: the real data ---------------------------------------------------------------------------------------------
 
+
 def test_breakhis_is_split_by_case_close_to_the_fractions():
     names = pd.read_csv(real("breakhis/names_40x.csv"))["image"]
     data = breakhis.from_names(names)
@@ -172,8 +193,9 @@ def test_breakhis_split_by_label_alone_shows_the_model_every_slide():
 
 
 def test_the_leaked_share_worked_by_hand():
-    table = pd.DataFrame({"case": ["a", "a", "b", "b", "c", "d"],
-                          "split": ["train", "test", "test", "val", "test", "train"]})
+    table = pd.DataFrame(
+        {"case": ["a", "a", "b", "b", "c", "d"], "split": ["train", "test", "test", "val", "test", "train"]}
+    )
     assert splitting.leaked_share(table, "case") == pytest.approx(1 / 3)  # a leaks; b was only validated on, c is new
     assert splitting.leaked_share(table[table["case"] != "a"], "case") == 0
 
@@ -181,15 +203,33 @@ def test_the_leaked_share_worked_by_hand():
 def test_a_split_by_image_leaks_nearly_every_slide_of_breakhis_and_one_by_case_none():
     data = breakhis.from_names(pd.read_csv(real("breakhis/names_40x.csv"))["image"])
     assert splitting.leaked_share(splitting.split(data, group_by="image"), "slide") >= 0.995
-    assert splitting.leaked_share(splitting.split(data), "case") == splitting.leaked_share(splitting.split(data), "slide") == 0
+    assert (
+        splitting.leaked_share(splitting.split(data), "case")
+        == splitting.leaked_share(splitting.split(data), "slide")
+        == 0
+    )
 
 
 def isic_rows(group_by):
     rows = isic2019.list_rows(real("isic2019"))
     table = rows.rename(columns={"image": "path"})[["path", "label", "lesion"]]
-    return splitting.split(manifest.Manifest(table=table, root=Path(), classes=isic2019.CLASSES, positive=None, group_by="lesion",
-                              levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={}),
-                   FRACTIONS, 0, group_by)
+    return splitting.split(
+        manifest.Manifest(
+            table=table,
+            root=Path(),
+            classes=isic2019.CLASSES,
+            positive=None,
+            group_by="lesion",
+            levels=("lesion",),
+            subgroups=(),
+            source="isic2019",
+            demo=False,
+            found={},
+        ),
+        FRACTIONS,
+        0,
+        group_by,
+    )
 
 
 def test_a_split_by_image_leaks_most_lesions_of_isic_and_melanomas_above_all():
@@ -203,8 +243,18 @@ def test_a_split_by_image_leaks_most_lesions_of_isic_and_melanomas_above_all():
 def test_isic_is_split_close_to_the_fractions_within_five_seconds(group_by):
     rows = isic2019.list_rows(real("isic2019"))
     table = pd.DataFrame({"path": rows["image"], "label": rows["label"], "lesion": rows["lesion"]})
-    data = manifest.Manifest(table=table, root=Path(), classes=isic2019.CLASSES, positive=None, group_by="lesion",
-                      levels=("lesion",), subgroups=(), source="isic2019", demo=False, found={})
+    data = manifest.Manifest(
+        table=table,
+        root=Path(),
+        classes=isic2019.CLASSES,
+        positive=None,
+        group_by="lesion",
+        levels=("lesion",),
+        subgroups=(),
+        source="isic2019",
+        demo=False,
+        found={},
+    )
     start = time.process_time()
     table = splitting.split(data, FRACTIONS, 0, group_by)
     assert time.process_time() - start < 5
@@ -216,9 +266,10 @@ def test_isic_is_split_close_to_the_fractions_within_five_seconds(group_by):
 
 # --- keeping a split --------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def data():
-    odd = ["NA", "0012", "häßlich, \"quoted\".png", "line\nbreak.png", "-dash.png"]
+    odd = ["NA", "0012", 'häßlich, "quoted".png', "line\nbreak.png", "-dash.png"]
     paths = odd + [f"{i}.png" for i in range(55)]
     return make(["NA", "b"] * 30, [f"0{i // 2}" for i in range(60)], paths=paths, site=[""] * 60)
 
@@ -278,21 +329,28 @@ def test_unknown_split_names_and_doubled_rows_are_refused(tmp_path, data):
 
 
 def test_split_counts_are_counted_by_hand():
-    table = pd.DataFrame({"label": list("aaabb"), "group": list("xxyyz"),
-                          "split": ["train", "train", "val", "val", "test"]})
+    table = pd.DataFrame(
+        {"label": list("aaabb"), "group": list("xxyyz"), "split": ["train", "train", "val", "val", "test"]}
+    )
     counts = splitting.split_counts(table)
     assert counts.loc["a"].tolist() == [2, 1, 0, 1, 1, 0]
     assert counts.loc["b"].tolist() == [0, 1, 1, 0, 1, 1]
     assert counts.loc["all"].tolist() == [2, 2, 1, 1, 1, 1]
-    assert list(counts.columns) == ["train images", "val images", "test images",
-                                    "train groups", "val groups", "test groups"]
+    assert list(counts.columns) == [
+        "train images",
+        "val images",
+        "test images",
+        "train groups",
+        "val groups",
+        "test groups",
+    ]
 
 
 # --- the manifest itself ----------------------------------------------------------------------------------------------
 
+
 def test_a_manifest_is_sorted_by_path():
     assert make(list("ab"), list("xy"), paths=["2.png", "1.png"]).table["path"].tolist() == ["1.png", "2.png"]
-
 
 
 def test_names_no_csv_could_hold_are_refused():
@@ -305,9 +363,23 @@ def test_a_manifest_never_holds_nan_an_unknown_class_or_an_empty_id():
     refusal("bad_manifest", make, list("ab"), ["x", ""])
     refusal("bad_manifest", make, list("ab"), list("xy"), classes=("a", "c"))
     table = pd.DataFrame({"path": ["1", "2"], "label": ["a", "b"], "group": ["x", "y"], "age": [1.0, np.nan]})
-    refusal("bad_manifest", manifest.Manifest, table, Path(), ("a", "b"), None, "group", ("group",), (), "table", False, {})
-    refusal("bad_manifest", manifest.Manifest, table[["path", "label", "group"]], Path(), ("a", "b"), None, "case", ("group",),
-            (), "table", False, {})
+    refusal(
+        "bad_manifest", manifest.Manifest, table, Path(), ("a", "b"), None, "group", ("group",), (), "table", False, {}
+    )
+    refusal(
+        "bad_manifest",
+        manifest.Manifest,
+        table[["path", "label", "group"]],
+        Path(),
+        ("a", "b"),
+        None,
+        "case",
+        ("group",),
+        (),
+        "table",
+        False,
+        {},
+    )
 
 
 def test_a_part_of_a_manifest_is_chosen_by_its_columns():
@@ -327,6 +399,7 @@ def test_all_problems_are_reported_at_once_and_do_not_break_the_line():
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
+
 def test_a_table_is_indexed_by_the_lines_of_its_file(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfpath,label,group\r\n0012,NA,\r\n\r\nnull,None,1e3\r\n")
     table = csvfiles.read_csv(tmp_path / "t.csv", ("path", "label", "group"))
@@ -340,9 +413,12 @@ def test_found_is_json():
 
 # --- folds ------------------------------------------------------------------------------------------------------------
 
+
 def many(groups=24, each=4):
-    return make([label for g in range(groups) for label in ["ab"[g % 3 == 0]] * each],
-                [f"g{g}" for g in range(groups) for _ in range(each)])
+    return make(
+        [label for g in range(groups) for label in ["ab"[g % 3 == 0]] * each],
+        [f"g{g}" for g in range(groups) for _ in range(each)],
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -359,7 +435,7 @@ def test_folds_test_every_image_once_and_tear_no_group(data, folds, repeats, see
         assert manifest.in_several(table, "group", "split") == []
         assert (table.groupby("label")["split"].nunique() == 3).all()  # every class in train, val and test
     for repeat in range(repeats):
-        tested = [p for t in tables[repeat * folds:(repeat + 1) * folds] for p in t.loc[t["split"] == "test", "path"]]
+        tested = [p for t in tables[repeat * folds : (repeat + 1) * folds] for p in t.loc[t["split"] == "test", "path"]]
         assert sorted(tested) == sorted(data.table["path"])
     shuffled = data.table.sample(frac=1, random_state=random.randrange(2**31))
     again = make(shuffled["label"].tolist(), shuffled["group"].tolist(), paths=shuffled["path"].tolist())

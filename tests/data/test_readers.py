@@ -41,10 +41,13 @@ def project(tmp_path, monkeypatch):
 
 
 def test_every_reader_of_the_package_is_registered_under_its_name():
-    modules = [importlib.import_module(f"{readers.__name__}.{module.name}")
-               for module in pkgutil.iter_modules(readers.__path__)]
-    written = {module.READER.name: module.__name__ for module in modules
-               if isinstance(getattr(module, "READER", None), Reader)}
+    modules = [
+        importlib.import_module(f"{readers.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(readers.__path__)
+    ]
+    written = {
+        module.READER.name: module.__name__ for module in modules if isinstance(getattr(module, "READER", None), Reader)
+    }
     forgotten = [written[name] for name in written.keys() - readers.READERS.keys()]
     assert not forgotten, f"add the READER of {', '.join(forgotten)} to readers.READERS"
     assert [reader.name for reader in readers.READERS.values()] == list(readers.READERS)
@@ -78,8 +81,9 @@ def test_a_data_set_is_found_in_the_folder_of_its_name(reader, layout, project):
     assert readers.load(reader.name, missing="skip").source == reader.name
 
 
-def test_without_images_there_are_demo_images_or_an_error_that_says_where_they_were_looked_for(reader, project,
-                                                                                              monkeypatch):
+def test_without_images_there_are_demo_images_or_an_error_that_says_where_they_were_looked_for(
+    reader, project, monkeypatch
+):
     if reader.name not in demo.DEFAULTS:
         with pytest.raises(PathoError, match="data_root") as refusal:
             readers.load(reader.name)

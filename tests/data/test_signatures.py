@@ -37,8 +37,11 @@ def test_a_turned_picture_has_the_turned_signature(turn):
     picture = textured(0)
     own, other = signed([picture, picture.transpose(turn)])
     odd = (-1.0) ** np.arange(16)
-    ways = [(sign * own.T if swapped else sign * own) for swapped in (False, True)
-            for sign in (1, odd, odd[:, None], odd * odd[:, None])]
+    ways = [
+        (sign * own.T if swapped else sign * own)
+        for swapped in (False, True)
+        for sign in (1, odd, odd[:, None], odd * odd[:, None])
+    ]
     assert min(np.abs(way - other).max() for way in ways) < 0.01
     assert signatures.similarity(own[None], other[None])[0] > 0.999
 
@@ -47,8 +50,12 @@ def test_every_copy_is_recognised_and_no_other_picture_is():
     """240 copies of 60 pictures, of which the least similar is far above the most similar stranger."""
     pictures = [textured(seed) for seed in range(60)]
     signs = signed(pictures)
-    copies = np.array([[signatures.of(copied(picture, np.random.default_rng([seed, n]))) for n in range(4)]
-                       for seed, picture in enumerate(pictures)])  # (60, 4, 16, 16)
+    copies = np.array(
+        [
+            [signatures.of(copied(picture, np.random.default_rng([seed, n]))) for n in range(4)]
+            for seed, picture in enumerate(pictures)
+        ]
+    )  # (60, 4, 16, 16)
     found = signatures.similarity(np.repeat(signs, 4, axis=0), copies.reshape(-1, 16, 16))
     assert np.quantile(found, 0.01) > 0.95 and found.min() > signatures.SAME  # all 240
     assert all_pairs(signs).max() < 0.7  # 1,770 pairs
@@ -56,8 +63,9 @@ def test_every_copy_is_recognised_and_no_other_picture_is():
 
 def test_a_picture_of_64_pixels_is_mostly_recognised():
     pictures = [textured(seed, 64) for seed in range(60)]
-    found = signatures.similarity(signed(pictures), signed(copied(p, np.random.default_rng(s))
-                                                           for s, p in enumerate(pictures)))
+    found = signatures.similarity(
+        signed(pictures), signed(copied(p, np.random.default_rng(s)) for s, p in enumerate(pictures))
+    )
     assert np.mean(found >= signatures.SAME) > 0.9
 
 
@@ -92,8 +100,11 @@ def test_no_pair_is_missed():
     rng = np.random.default_rng(0)
     base = rng.standard_normal((60, 16, 16)) * signatures._kept()
     odd = (-1.0) ** np.arange(16)
-    near = [(b.T if n % 2 else b) * (odd if n % 3 else 1) + rng.standard_normal((16, 16)) * signatures._kept() * width
-            for n, b in enumerate(base) for width in (0.3, 0.5, 0.7)]
+    near = [
+        (b.T if n % 2 else b) * (odd if n % 3 else 1) + rng.standard_normal((16, 16)) * signatures._kept() * width
+        for n, b in enumerate(base)
+        for width in (0.3, 0.5, 0.7)
+    ]
     signs = np.concatenate([base, near]).astype(np.float32)
     signs /= np.linalg.norm(signs, axis=(1, 2), keepdims=True)
     value = all_pairs(signs)
@@ -135,7 +146,7 @@ def test_real_pictures_are_recognised_and_not_confused():
                 continue  # one patch was cut off at the slide's edge
         signs = signed(pictures)
         copies = signed(copied(picture, np.random.default_rng(n)) for n, picture in enumerate(pictures[:120]))
-        assert np.mean(signatures.similarity(signs[:len(copies)], copies) > signatures.SAME) >= least, pattern
+        assert np.mean(signatures.similarity(signs[: len(copies)], copies) > signatures.SAME) >= least, pattern
         assert len(signatures.similar(signs, stranger)[0]) == 0, pattern  # of 188,805 and 4,950 pairs
 
 

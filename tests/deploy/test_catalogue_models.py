@@ -33,8 +33,15 @@ def whole(tmp_path_factory):
     """An exported model of a tiny network."""
     folder = tmp_path_factory.mktemp("whole")
     with tiny.network():
-        export.save_model(folder, building.build(tiny.TINY).state_dict(), tiny.TINY, run="a run", epoch=3, threshold=0.4,
-                          temperature=1.5)
+        export.save_model(
+            folder,
+            building.build(tiny.TINY).state_dict(),
+            tiny.TINY,
+            run="a run",
+            epoch=3,
+            threshold=0.4,
+            temperature=1.5,
+        )
     return folder
 
 
@@ -107,8 +114,9 @@ def test_M02_a_folder_or_a_pipe_in_place_of_a_file(folder, catalogue):
     for name in (WEIGHTS, MANIFEST):
         (folder / name).rename(folder / "aside")
         (folder / name).mkdir()
-        catalogue("M02", f"a folder called {name}",
-                  refusal(folder, "missing_file" if name == WEIGHTS else "unreadable"))
+        catalogue(
+            "M02", f"a folder called {name}", refusal(folder, "missing_file" if name == WEIGHTS else "unreadable")
+        )
         refusal(folder / name, "missing_file")
         (folder / name).rmdir()
         if os.name == "posix":
@@ -156,8 +164,13 @@ def test_M05_a_pickle_is_refused_and_not_executed(folder, tmp_path, kind, catalo
     (folder / WEIGHTS).write_bytes(content)
     seen = refusal(folder, "not_safetensors")
     text = content[:1] in b"c(" and content[:2] != b"PK"
-    catalogue("M05", "a pickle of the old text form" if text else "a torch file or a pickle that runs code, by its "
-              "name or in place of the weights", seen)
+    catalogue(
+        "M05",
+        "a pickle of the old text form"
+        if text
+        else "a torch file or a pickle that runs code, by its name or in place of the weights",
+        seen,
+    )
     forge(folder, manifest_of(folder), content=content)  # with every digest right
     refusal(folder, "not_safetensors")
     export.save_model(folder, {"fc.5.weight": torch.zeros(2, 16)}, tiny.TINY)
@@ -166,9 +179,14 @@ def test_M05_a_pickle_is_refused_and_not_executed(folder, tmp_path, kind, catalo
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(("kind", "content"), [
-    ("a web page", b"<html>not found</html>"), ("a pointer of git-lfs", b"version https://git-lfs.github.com/spec/v1\n"),
-    ("a manifest", b'{"format": 2}')])
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("a web page", b"<html>not found</html>"),
+        ("a pointer of git-lfs", b"version https://git-lfs.github.com/spec/v1\n"),
+        ("a manifest", b'{"format": 2}'),
+    ],
+)
 def test_M05_other_files_in_place_of_the_weights(folder, kind, content, catalogue):
     (folder / WEIGHTS).write_bytes(content)
     catalogue("M05", f"{kind} in place of the weights", refusal(folder, "not_safetensors"))
@@ -202,18 +220,85 @@ def headers(header: dict, size: int) -> dict[str, bytes]:
     def edited(**fields) -> bytes:
         return framed(header | {name: header[name] | fields})
 
-    found = {f"length {length}": framed(text, length) for length in (
-        0, 1, 2, 7, 8, size - 8, size - 1, size + 1, size + 8, 2 * size, 10**6, 10**8, 10**8 + 1, 2**31 - 1, 2**31,
-        2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)}
-    found |= {f"type {kind}": edited(dtype=kind) for kind in (
-        "F64", "F16", "BF16", "I32", "I64", "U32", "U8", "I16", "BOOL", "C64", "F4", "F8_E4M3", "F8_E8M0", "float", "")}
-    found |= {f"shape {shape}": edited(shape=shape) for shape in (
-        [], [0], [-1, 3, 7, 7], [3, 4, 7, 7], [588], [2**62, 2**62], [4.0, 3, 7, 7], ["4", 3, 7, 7], None, {})}
-    found |= {f"offsets {pair}": edited(data_offsets=pair) for pair in (
-        place[::-1], [place[0], place[0]], second, [0, 10**18], [-1, place[1]], [place[0], 2**64 - 1], [], place * 2,
-        None)}
+    found = {
+        f"length {length}": framed(text, length)
+        for length in (
+            0,
+            1,
+            2,
+            7,
+            8,
+            size - 8,
+            size - 1,
+            size + 1,
+            size + 8,
+            2 * size,
+            10**6,
+            10**8,
+            10**8 + 1,
+            2**31 - 1,
+            2**31,
+            2**32 - 1,
+            2**32,
+            2**62,
+            2**63 - 1,
+            2**63,
+            2**64 - 8,
+            2**64 - 1,
+        )
+    }
+    found |= {
+        f"type {kind}": edited(dtype=kind)
+        for kind in (
+            "F64",
+            "F16",
+            "BF16",
+            "I32",
+            "I64",
+            "U32",
+            "U8",
+            "I16",
+            "BOOL",
+            "C64",
+            "F4",
+            "F8_E4M3",
+            "F8_E8M0",
+            "float",
+            "",
+        )
+    }
+    found |= {
+        f"shape {shape}": edited(shape=shape)
+        for shape in (
+            [],
+            [0],
+            [-1, 3, 7, 7],
+            [3, 4, 7, 7],
+            [588],
+            [2**62, 2**62],
+            [4.0, 3, 7, 7],
+            ["4", 3, 7, 7],
+            None,
+            {},
+        )
+    }
+    found |= {
+        f"offsets {pair}": edited(data_offsets=pair)
+        for pair in (
+            place[::-1],
+            [place[0], place[0]],
+            second,
+            [0, 10**18],
+            [-1, place[1]],
+            [place[0], 2**64 - 1],
+            [],
+            place * 2,
+            None,
+        )
+    }
     return found | {
-        "no object": framed(b"{]"), "an empty object": framed(b"{}"),
+        "no object": framed(b"{]"),
+        "an empty object": framed(b"{}"),
         "a tensor that is a number": framed(header | {name: 0}),
         "a tensor too few": framed({key: value for key, value in header.items() if key != name}),
         "a tensor of another name": framed({key + "x" * (key == name): value for key, value in header.items()}),
@@ -228,10 +313,10 @@ def test_M07_an_attacked_header(folder, whole, catalogue):
     """Refused by the digest; and, where that was renewed too, by the parser or for what it says."""
     content = (folder / WEIGHTS).read_bytes()
     size = int.from_bytes(content[:8], "little")
-    attacks = headers(json.loads(content[8:8 + size]), size)
+    attacks = headers(json.loads(content[8 : 8 + size]), size)
     assert len(attacks) == 65
     for name, start in attacks.items():
-        attacked = start + content[8 + size:]
+        attacked = start + content[8 + size :]
         shutil.copytree(whole, folder, dirs_exist_ok=True)
         (folder / WEIGHTS).write_bytes(attacked)
         with pytest.raises(PathoError) as stopped:
@@ -240,8 +325,13 @@ def test_M07_an_attacked_header(folder, whole, catalogue):
         forge(folder, manifest_of(folder), content=attacked)
         with pytest.raises(PathoError) as forged, tiny.network():
             loading.classifier(folder)
-        assert forged.value.code in ("weights_damaged", "wrong_weights", "bad_manifest", "manifest_changed",
-                                     "class_mismatch"), name
+        assert forged.value.code in (
+            "weights_damaged",
+            "wrong_weights",
+            "bad_manifest",
+            "manifest_changed",
+            "class_mismatch",
+        ), name
         assert str(forged.value).isprintable(), name
     catalogue("M07", "65 attacks on the header: lengths from 0 to 2^64, types, shapes and offsets", stopped.value)
     catalogue("M07", "the same with every digest renewed", "refused: all of them")
@@ -256,7 +346,7 @@ def test_M08_a_flipped_bit_at_300_places(folder, catalogue):
         for i, place in enumerate(rng.integers(0, len(content), 150)):
             place = place % header if header and i < 50 else place  # of the weights a third in the header
             flipped = bytes([content[place] ^ 1 << int(rng.integers(8))])
-            (folder / name).write_bytes(content[:place] + flipped + content[place + 1:])
+            (folder / name).write_bytes(content[:place] + flipped + content[place + 1 :])
             with pytest.raises(PathoError):
                 loading.load_model(folder)
             refused += 1
@@ -268,10 +358,11 @@ def test_M08_a_flipped_bit_at_300_places(folder, catalogue):
 def test_M09_another_architecture(folder, whole, catalogue):
     manifest = manifest_of(whole)
     for given, changed, code in (
-            ("an architecture that nobody knows", everywhere(manifest, arch="vgg16"), "unknown_arch"),
-            ("an architecture other than the recipe's", manifest | {"arch": "resnet50"}, "bad_manifest"),
-            ("another architecture of the same family", everywhere(manifest, arch="resnet50"), "wrong_weights"),
-            ("another architecture with another head", everywhere(manifest, arch="efficientnet_b0"), "class_mismatch")):
+        ("an architecture that nobody knows", everywhere(manifest, arch="vgg16"), "unknown_arch"),
+        ("an architecture other than the recipe's", manifest | {"arch": "resnet50"}, "bad_manifest"),
+        ("another architecture of the same family", everywhere(manifest, arch="resnet50"), "wrong_weights"),
+        ("another architecture with another head", everywhere(manifest, arch="efficientnet_b0"), "class_mismatch"),
+    ):
         forge(folder, changed)
         catalogue("M09", given, refusal(folder, code, loading.classifier))
 
@@ -311,9 +402,18 @@ def test_M11_the_order_of_the_classes(folder, whole, catalogue):
     catalogue("M11", "classes swapped, every digest renewed, and the SHA-256 known from elsewhere given", seen)
 
 
-@pytest.mark.parametrize(("kind", "name"), [
-    ("a terminal code", "be\x1b[31mnign"), ("a line end", "benign\n"), ("a turned direction", "\u202enigneb"),
-    ("an empty name", ""), ("half a character", "\ud800"), ("a number for a name", 3), ("a list", ["benign"])])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("a terminal code", "be\x1b[31mnign"),
+        ("a line end", "benign\n"),
+        ("a turned direction", "\u202enigneb"),
+        ("an empty name", ""),
+        ("half a character", "\ud800"),
+        ("a number for a name", 3),
+        ("a list", ["benign"]),
+    ],
+)
 def test_M12_class_names(folder, kind, name, catalogue):
     forge(folder, everywhere(manifest_of(folder), classes=[name, "malignant"]))
     catalogue("M12", f"class names with {kind}", refusal(folder, "bad_manifest"))
@@ -352,13 +452,18 @@ def test_M14_weights_of_another_kind_of_number(folder, whole, kind, catalogue):
     catalogue("M14", "weights of another kind of number", refusal(folder, "wrong_weights"))
 
 
-@pytest.mark.parametrize(("given", "fields"), [
-    ("an image size out of range", {"image_size": 16}), ("an image size out of range", {"image_size": 10**9}),
-    ("an image size that is no whole number", {"image_size": 64.5}),
-    ("an image size that is no whole number", {"image_size": "64"}),
-    ("an image size that is no whole number", {"image_size": True}),
-    ("a width of the head that the weights do not have", {"head_width": 8}),
-    ("a fit that nobody knows", {"fit": "stretch"})])
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ("an image size out of range", {"image_size": 16}),
+        ("an image size out of range", {"image_size": 10**9}),
+        ("an image size that is no whole number", {"image_size": 64.5}),
+        ("an image size that is no whole number", {"image_size": "64"}),
+        ("an image size that is no whole number", {"image_size": True}),
+        ("a width of the head that the weights do not have", {"head_width": 8}),
+        ("a fit that nobody knows", {"fit": "stretch"}),
+    ],
+)
 def test_M15_settings_that_cannot_be(folder, given, fields, catalogue):
     changed = everywhere(manifest_of(folder), **fields)
     if "head_width" in fields:
@@ -369,27 +474,52 @@ def test_M15_settings_that_cannot_be(folder, given, fields, catalogue):
     catalogue("M15", given, seen)
 
 
-@pytest.mark.parametrize("norm", [
-    {"mean": [0, 0, 0], "std": [1, 1, 1]}, {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0, 0.225]},
-    {"mean": [0.485, 0.456], "std": [0.229, 0.224]}, {"mean": [float("nan")] * 3, "std": [0.229, 0.224, 0.225]},
-    {"mean": 0.5, "std": 0.5}, {}, {"mean": ["0.485", "0.456", "0.406"], "std": None}])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        {"mean": [0, 0, 0], "std": [1, 1, 1]},
+        {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0, 0.225]},
+        {"mean": [0.485, 0.456], "std": [0.229, 0.224]},
+        {"mean": [float("nan")] * 3, "std": [0.229, 0.224, 0.225]},
+        {"mean": 0.5, "std": 0.5},
+        {},
+        {"mean": ["0.485", "0.456", "0.406"], "std": None},
+    ],
+)
 def test_M15_P18_a_normalisation_that_is_not_the_models_own(folder, norm, catalogue):
     forge(folder, manifest_of(folder) | {"normalization": norm})
     for name in ("M15", "P18"):
         catalogue(name, "a mean or deviation other than the model's own", refusal(folder, "bad_manifest"))
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("threshold", -0.1), ("threshold", 1.5), ("threshold", float("nan")), ("threshold", "0.4"), ("threshold", True),
-    ("threshold", 10**400), ("temperature", 0), ("temperature", -1), ("temperature", float("inf")),
-    ("temperature", []), ("epoch", 0), ("epoch", 2.5), ("epoch", "3"), ("smallest_side", 0), ("smallest_side", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", -0.1),
+        ("threshold", 1.5),
+        ("threshold", float("nan")),
+        ("threshold", "0.4"),
+        ("threshold", True),
+        ("threshold", 10**400),
+        ("temperature", 0),
+        ("temperature", -1),
+        ("temperature", float("inf")),
+        ("temperature", []),
+        ("epoch", 0),
+        ("epoch", 2.5),
+        ("epoch", "3"),
+        ("smallest_side", 0),
+        ("smallest_side", 0.5),
+    ],
+)
 def test_M15_numbers_that_cannot_be(folder, name, value, catalogue):
     forge(folder, manifest_of(folder) | {name: value})
     catalogue("M15", f"an impossible {name}", refusal(folder, "bad_manifest"))
 
 
-@pytest.mark.parametrize("changed", [
-    {"temperature": 1.4}, {"threshold": None}, {"positive": "benign"}, {"threshold": True}])
+@pytest.mark.parametrize(
+    "changed", [{"temperature": 1.4}, {"threshold": None}, {"positive": "benign"}, {"threshold": True}]
+)
 def test_M15_a_decision_that_is_not_the_one_applied(folder, changed, catalogue):
     decision = {"temperature": 1.5, "threshold": 0.4, "positive": "malignant", "rule": "sensitivity >= 0.95"}
     manifest = manifest_of(folder) | {"decision": decision}
@@ -401,9 +531,20 @@ def test_M15_a_decision_that_is_not_the_one_applied(folder, changed, catalogue):
     refusal(folder, "bad_manifest")
 
 
-@pytest.mark.parametrize("shares", [
-    {"benign": 0.5}, {"benign": 0.5, "malignant": 0}, {"benign": 0.5, "malignant": float("nan")},
-    {"benign": 0.5, "malignant": "0.5"}, {"benign": True, "malignant": 0.5}, [0.5, 0.5], 0.5, None, {}])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"benign": 0.5},
+        {"benign": 0.5, "malignant": 0},
+        {"benign": 0.5, "malignant": float("nan")},
+        {"benign": 0.5, "malignant": "0.5"},
+        {"benign": True, "malignant": 0.5},
+        [0.5, 0.5],
+        0.5,
+        None,
+        {},
+    ],
+)
 def test_M15_shares_that_nothing_can_be_divided_by(folder, shares, catalogue):
     decision = {"temperature": 1.5, "threshold": 0.4, "positive": "malignant"}
     sound = decision | {"shares": {"benign": 0.3, "malignant": 0.7}}
@@ -425,14 +566,34 @@ def test_M15_an_origin_that_is_no_text(folder, name, catalogue):
 FAMILIAR = novelty.learn(tiny.image_set(train=40, val=20)).to_json()
 
 
-@pytest.mark.parametrize("changed", [
-    {"features": ["red"]}, {"mean": []}, {"mean": FAMILIAR["mean"][:-1]}, {"scale": [0.0] * len(FAMILIAR["scale"])},
-    {"scale": [float("nan")] * len(FAMILIAR["scale"])}, {"precision": FAMILIAR["precision"][:-1]},
-    {"precision": [[-value for value in row] for row in FAMILIAR["precision"]]},
-    {"precision": [[1, *row[1:]] for row in FAMILIAR["precision"]]}, {"precision": "x"}, {"precision": [[10**400]]},
-    {"limit": 0}, {"limit": float("inf")}, {"limit": None}, {"limit": True}, {"limit": "1"}, {"colourless": 2},
-    {"colourless": None}, {"trained": 0}, {"trained": 1.5}, {"validated": -1}, {"validated": True}, {"kept": 0.5}],
-    ids=reprlib.repr)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"features": ["red"]},
+        {"mean": []},
+        {"mean": FAMILIAR["mean"][:-1]},
+        {"scale": [0.0] * len(FAMILIAR["scale"])},
+        {"scale": [float("nan")] * len(FAMILIAR["scale"])},
+        {"precision": FAMILIAR["precision"][:-1]},
+        {"precision": [[-value for value in row] for row in FAMILIAR["precision"]]},
+        {"precision": [[1, *row[1:]] for row in FAMILIAR["precision"]]},
+        {"precision": "x"},
+        {"precision": [[10**400]]},
+        {"limit": 0},
+        {"limit": float("inf")},
+        {"limit": None},
+        {"limit": True},
+        {"limit": "1"},
+        {"colourless": 2},
+        {"colourless": None},
+        {"trained": 0},
+        {"trained": 1.5},
+        {"validated": -1},
+        {"validated": True},
+        {"kept": 0.5},
+    ],
+    ids=reprlib.repr,
+)
 def test_M15_an_impossible_novelty(folder, changed, catalogue):
     forge(folder, manifest_of(folder) | {"novelty": FAMILIAR})
     assert novelty.from_json(loading.load_model(folder)[1]["novelty"]).limit == FAMILIAR["limit"]
@@ -471,8 +632,33 @@ def test_M16_a_digest_known_from_elsewhere(folder, whole, catalogue):
     refusal(folder, "pin_mismatch", sha256=known)
 
 
-POOL = (None, True, False, 0, -1, 1, 2.5, 1e308, 10**400, float("nan"), float("inf"), "", "x", "\x1b[2J", "\ud800",
-        "a" * 10_000, [], [None], [[[]]], ["benign", 1], {}, {"a": 1}, {"a": {"b": []}}, "resnet18", "0" * 64)
+POOL = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2.5,
+    1e308,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "\x1b[2J",
+    "\ud800",
+    "a" * 10_000,
+    [],
+    [None],
+    [[[]]],
+    ["benign", 1],
+    {},
+    {"a": 1},
+    {"a": {"b": []}},
+    "resnet18",
+    "0" * 64,
+)
 
 
 def mutated(manifest: dict, rng) -> dict:
@@ -534,8 +720,11 @@ def test_M15_300_random_changes_with_their_digests_renewed(folder, whole, catalo
             assert all(found[name] == manifest[name] for name in facts)
     assert 20 < loaded < 150  # the rest says nothing of the model: a note, the rate it was trained with
     catalogue("M15", "300 random changes of the manifest with its digest renewed", "refused: all of them")
-    catalogue("M15", "300 random changes of the manifest with every digest renewed",
-              "refused, or the same model where it says nothing of the model")
+    catalogue(
+        "M15",
+        "300 random changes of the manifest with every digest renewed",
+        "refused, or the same model where it says nothing of the model",
+    )
 
 
 def test_a_manifest_nested_without_end_is_refused(folder):

@@ -43,8 +43,9 @@ def test_everything_that_is_copied_is_there_and_sent_to_the_engine():
 
 def test_what_is_installed_exists():
     commands = [rest for name, rest in STEPS if name == "RUN" and "pip install" in rest]
-    extras = [extra for command in commands for found in re.findall(r"\.\[([\w,]+)\]", command)
-              for extra in found.split(",")]
+    extras = [
+        extra for command in commands for found in re.findall(r"\.\[([\w,]+)\]", command) for extra in found.split(",")
+    ]
     assert extras == ["serve"] and set(extras) <= set(EXTRAS)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     known = {line for lines in (project["dependencies"], *EXTRAS.values()) for line in lines}
@@ -54,7 +55,7 @@ def test_what_is_installed_exists():
 
 def test_it_is_started_as_nobody_with_arguments_that_the_server_knows():
     names = [name for name, _ in STEPS]
-    last = dict(STEPS[len(names) - names[::-1].index("FROM"):])
+    last = dict(STEPS[len(names) - names[::-1].index("FROM") :])
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", last["USER"])
     assert names.index("ENTRYPOINT") > names.index("USER")
     program, command, *rest = json.loads(last["ENTRYPOINT"]) + json.loads(last["CMD"])
@@ -80,7 +81,8 @@ def test_the_health_check_is_one_that_runs(tmp_path):
 def test_compose_keeps_the_container_small_and_its_token_out_of_the_file():
     (service,) = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"].values()
     assert (ROOT / "deploy" / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == (
-        ROOT / "deploy" / "Dockerfile")
+        ROOT / "deploy" / "Dockerfile"
+    )
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert service["ports"] == ["127.0.0.1:8000:8000"] and service["volumes"][0].endswith(":/model:ro")
@@ -97,6 +99,11 @@ def test_the_command_that_installs_it_works_in_an_empty_environment(tmp_path):
     code = "from patholib import webroutes; print(webroutes.PAGE.read_text())"
     page = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     assert "<title>PathoVision</title>" in page  # the wheel holds it
-    done = subprocess.run([tmp_path / "venv" / "bin" / "patholib", "serve", tmp_path / "nowhere"], cwd=tmp_path,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tmp_path / "venv" / "bin" / "patholib", "serve", tmp_path / "nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == serving.BAD_MODEL and "missing_file" in done.stderr

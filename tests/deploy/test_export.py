@@ -15,17 +15,23 @@ RECIPE = replace(recipes.for_demo(recipes.BREAKHIS), arch="resnet18", head_width
 
 def small_state(classes=2):
     generator = torch.Generator().manual_seed(0)
-    state = {"net.conv1.weight": torch.randn(4, 3, 7, 7, generator=generator),
-             "net.bn1.num_batches_tracked": torch.tensor(3), "net.bn1.running_mean": torch.zeros(4),
-             "net.fc.1.weight": torch.randn(8, 4, generator=generator), "net.fc.1.bias": torch.zeros(8),
-             "net.fc.5.weight": torch.randn(classes, 8, generator=generator), "net.fc.5.bias": torch.zeros(classes)}
+    state = {
+        "net.conv1.weight": torch.randn(4, 3, 7, 7, generator=generator),
+        "net.bn1.num_batches_tracked": torch.tensor(3),
+        "net.bn1.running_mean": torch.zeros(4),
+        "net.fc.1.weight": torch.randn(8, 4, generator=generator),
+        "net.fc.1.bias": torch.zeros(8),
+        "net.fc.5.weight": torch.randn(classes, 8, generator=generator),
+        "net.fc.5.bias": torch.zeros(classes),
+    }
     return state
 
 
 @pytest.fixture
 def exported(tmp_path):
-    export.save_model(tmp_path, small_state(), RECIPE, run="a run", data_sha256="0" * 64, demo=True, epoch=3,
-                      threshold=0.4)
+    export.save_model(
+        tmp_path, small_state(), RECIPE, run="a run", data_sha256="0" * 64, demo=True, epoch=3, threshold=0.4
+    )
     return tmp_path
 
 
@@ -76,15 +82,24 @@ def test_the_folder_of_the_first_weights_is_not_exported(tmp_path):
 def test_the_published_layout_loads_in_plain_torchvision_without_running_code(tmp_path):
     def network():
         net = zoo.resnet18(weights=None)
-        net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3),
-                               nn.Linear(8, 2))
+        net.fc = nn.Sequential(
+            nn.Dropout(0.5), nn.Linear(512, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)
+        )
         return net
 
     model = nn.Module()
     model.net = network()
     optimizer = torch.optim.Adam(model.parameters())
-    path = published.write(tmp_path / "model.pt", model.state_dict(), RECIPE, epoch=7, best_auc=0.95,
-                           optimizer_state=optimizer.state_dict(), validation={"auc": 0.95}, frozen_blocks=4)
+    path = published.write(
+        tmp_path / "model.pt",
+        model.state_dict(),
+        RECIPE,
+        epoch=7,
+        best_auc=0.95,
+        optimizer_state=optimizer.state_dict(),
+        validation={"auc": 0.95},
+        frozen_blocks=4,
+    )
     found = torch.load(path, weights_only=True)
     assert found["class_names"] == {0: "benign", 1: "malignant"}
     assert (found["epoch"], found["best_auc"], found["image_size"]) == (7, 0.95, RECIPE.image_size)

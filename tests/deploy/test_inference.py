@@ -20,8 +20,10 @@ from patholib.deploy import export, inference, onnx_export
 from patholib.judge import calibration, novelty, predicting, resampled
 from patholib.model import architectures, augment, building, folding
 
-onnx = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnxscript")),
-                          reason="the extra onnx is not installed")
+onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnxruntime", "onnxscript")),
+    reason="the extra onnx is not installed",
+)
 
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -126,9 +128,17 @@ def predictor_of(folder, recipe=TINY, probs=None, **facts):
 PICTURE = image_set(train=0, val=1).pictures[0]
 
 
-@pytest.mark.parametrize(("threshold", "malignant", "decision"), [
-    (None, 0.5, "malignant"), (None, 0.49, "benign"), (0.3, 0.31, "malignant"), (0.3, 0.29, "benign"),
-    (0.9, 0.89, "benign"), (0.0, 0.0001, "malignant")])
+@pytest.mark.parametrize(
+    ("threshold", "malignant", "decision"),
+    [
+        (None, 0.5, "malignant"),
+        (None, 0.49, "benign"),
+        (0.3, 0.31, "malignant"),
+        (0.3, 0.29, "benign"),
+        (0.9, 0.89, "benign"),
+        (0.0, 0.0001, "malignant"),
+    ],
+)
 def test_two_classes_are_told_apart_at_the_locked_threshold(tmp_path, threshold, malignant, decision):
     predictor = predictor_of(tmp_path, probs=[1 - malignant, malignant], threshold=threshold)
     answer = predictor.answer(PICTURE)

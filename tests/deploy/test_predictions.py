@@ -33,8 +33,9 @@ RECIPE = replace(TINY, tta_views=2)
 def model(tmp_path_factory):
     """The real ResNet18, because processes of their own know no other."""
     folder = tmp_path_factory.mktemp("model")
-    export.save_model(folder, building.build(RECIPE).state_dict(), RECIPE, run="a run", demo=True, threshold=0.5,
-                      temperature=1.3)
+    export.save_model(
+        folder, building.build(RECIPE).state_dict(), RECIPE, run="a run", demo=True, threshold=0.5, temperature=1.3
+    )
     return folder
 
 
@@ -83,7 +84,11 @@ def test_every_picture_has_its_answer_or_its_reason(unbroken, predictor, picture
     assert list(found[0]) == ["path", "p_benign", "p_malignant", "decision", "alert", "warnings", "model"]
     assert len({row["path"] for row in found + bad}) == 63
     assert {Path(row["path"]).name: row["code"] for row in bad} == {
-        "00, odd.png": "empty", "cut.png": "corrupt", "page.jpg": "not_an_image", "tiny.png": "too_small"}
+        "00, odd.png": "empty",
+        "cut.png": "corrupt",
+        "page.jpg": "not_an_image",
+        "tiny.png": "too_small",
+    }
     assert all(row["remedy"] for row in bad)
     for row in found[::7]:
         answer = predictor.answer(predictor.read(row["path"]))
@@ -96,8 +101,9 @@ def test_every_picture_has_its_answer_or_its_reason(unbroken, predictor, picture
 def test_a_table_cut_off_anywhere_goes_on_to_the_same_bytes(predictor, pictures, unbroken, tmp_path, monkeypatch):
     """At 12 places of the journal, with and without rubbish behind, as a power cut leaves it."""
     kept = {}
-    monkeypatch.setattr(predictions, "_finish", lambda *given: kept.setdefault("journal", given[2].read_bytes()) and
-                        (0, 0))
+    monkeypatch.setattr(
+        predictions, "_finish", lambda *given: kept.setdefault("journal", given[2].read_bytes()) and (0, 0)
+    )
     predictions.write(predictor, [pictures], tmp_path / "p.csv", progress=False)
     monkeypatch.undo()
     computed, journal = [], tmp_path / "p.csv.part"
@@ -111,15 +117,17 @@ def test_a_table_cut_off_anywhere_goes_on_to_the_same_bytes(predictor, pictures,
         table = predictions.write(predictor, [pictures], tmp_path / "p.csv", workers=1 + place % 3, progress=False)
         assert bytes_of(tmp_path / "p.csv") == bytes_of(unbroken)
         assert table.before == max(0, whole - 1) and len(computed) == 59 - sum(
-            json.loads(line)[3] is None for line in kept["journal"].splitlines()[1:whole])
+            json.loads(line)[3] is None for line in kept["journal"].splitlines()[1:whole]
+        )
         for path in tmp_path.iterdir():
             path.unlink()
 
 
 def test_whatever_the_order_and_number_of_workers_the_bytes_are_the_same(predictor, pictures, unbroken, tmp_path):
     folders = [pictures / f"folder {i}" for i in range(3)]
-    predictions.write(predictor, [*folders, pictures, folders[1] / "01, odd.png"], tmp_path / "p.csv", workers=7,
-                      progress=False)
+    predictions.write(
+        predictor, [*folders, pictures, folders[1] / "01, odd.png"], tmp_path / "p.csv", workers=7, progress=False
+    )
     assert bytes_of(tmp_path / "p.csv") == bytes_of(unbroken)
 
 
@@ -134,8 +142,10 @@ def test_a_file_that_changed_meanwhile_is_computed_again(predictor, pictures, tm
     table = predictions.write(predictor, [mine], tmp_path / "p.csv", progress=False)
     assert table.before == 19 and table.answered == 20
     found = {Path(row["path"]).name: float(row["p_benign"]) for row in rows(tmp_path / "p.csv")}
-    assert found["01, odd.png"] == predictor.probabilities(
-        predictor.read(pictures / "folder 2" / "02, odd.png")[None])[0, 0]
+    assert (
+        found["01, odd.png"]
+        == predictor.probabilities(predictor.read(pictures / "folder 2" / "02, odd.png")[None])[0, 0]
+    )
     assert "new.png" in found and "04, odd.png" not in found
 
 
@@ -216,8 +226,14 @@ def test_names_that_are_no_text_or_hold_line_ends_are_one_row_each(predictor, pi
 
 def command(*given, **options):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", "patholib", *map(str, given)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "patholib", *map(str, given)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")

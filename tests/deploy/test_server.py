@@ -55,8 +55,10 @@ def decoder():
 @pytest.fixture
 def serve(folder, decoder):
     """`serve(...)`: a server in a thread with these settings."""
+
     def start(**settings):
         return live.threaded(live.predictor(folder), **settings)
+
     return start
 
 
@@ -77,13 +79,16 @@ def process(folder, tmp_path_factory):
 @pytest.fixture
 def slow(monkeypatch):
     """`slow(server, seconds)`: every prediction takes so much longer."""
+
     def make(server, seconds):
         quick = server.predictor.probabilities
 
         def probabilities(pixels, tta=False):
             time.sleep(seconds)
             return quick(pixels, tta)
+
         monkeypatch.setattr(server.predictor, "probabilities", probabilities)
+
     return make
 
 
@@ -110,7 +115,8 @@ def test_the_server_says_bit_for_bit_what_the_predictor_says(server, query):
     found = post(server.port, content, f"/predict{query}").json
     assert found["probabilities"] == said["probs"] and sum(said["probs"].values()) == pytest.approx(1, abs=1e-12)
     assert {name: found[name] for name in ("decision", "threshold", "alert", "warnings", "tta")} == {
-        name: said[name] for name in ("decision", "threshold", "alert", "warnings", "tta")}
+        name: said[name] for name in ("decision", "threshold", "alert", "warnings", "tta")
+    }
     assert found["threshold"] == 0.4 and "research use only" in found["notice"] and found["demo"] is False
     assert found["model"] == {"sha256": server.predictor.sha256, "run": "a run"}
 
@@ -133,8 +139,9 @@ def test_a_batch_answers_each_picture_in_order_and_names_those_it_cannot_use(ser
 
 def test_a_heatmap_is_the_picture_under_the_colours_of_the_library(server):
     found = ask(server.port, "POST", "/explain", form(SOUND))
-    assert found.headers["content-type"] == "image/png" and found.headers["x-class"] == post(server.port).json[
-        "decision"]
+    assert (
+        found.headers["content-type"] == "image/png" and found.headers["x-class"] == post(server.port).json["decision"]
+    )
     shown = np.asarray(Image.open(io.BytesIO(found.body)))
     assert shown.shape == (32, 32, 3)
     heat = post(server.port, path="/predict?explain=true").json["heatmap"]
@@ -162,13 +169,17 @@ def test_the_metrics_count_every_answer_and_add_up(server):
     def value(text, name):
         return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)), 0)
 
-    for name, more in (('patholib_requests_total{route="/predict",status="200"}', 3),
-                       ('patholib_request_seconds_count{route="/predict"}', 3), ("patholib_computed ", 3),
-                       ('patholib_requests_total{route="other",status="404"}', 1)):
+    for name, more in (
+        ('patholib_requests_total{route="/predict",status="200"}', 3),
+        ('patholib_request_seconds_count{route="/predict"}', 3),
+        ("patholib_computed ", 3),
+        ('patholib_requests_total{route="other",status="404"}', 1),
+    ):
         assert value(after, name) == value(before, name) + more, name
     assert "secret" not in after and value(after, "patholib_ready") == 1 and value(after, "patholib_units ") == 16
     assert value(after, 'patholib_request_seconds_bucket{le="+Inf",route="/predict"}') == value(
-        after, 'patholib_request_seconds_count{route="/predict"}')
+        after, 'patholib_request_seconds_count{route="/predict"}'
+    )
 
 
 def test_a_query_that_is_not_known_is_no_query_that_is_passed_over(server):
@@ -192,8 +203,12 @@ def test_S01_a_declared_length_above_the_cap(server, catalogue):
         connection.sendall(bytes(11 * 2**20))
         assert answer(connection).status == 413
     alive(server)
-    catalogue("S01", "a declared length above the cap", f"{found.status}, before the body is read. "
-              "What is sent all the same is dropped for two seconds, so that its sender sees the answer")
+    catalogue(
+        "S01",
+        "a declared length above the cap",
+        f"{found.status}, before the body is read. "
+        "What is sent all the same is dropped for two seconds, so that its sender sees the answer",
+    )
 
 
 @linux
@@ -282,7 +297,7 @@ def test_S06_half_open_connections_delay_nobody(server, catalogue):
     open_ones = [connect(server.port) for _ in range(40)]
     try:
         for number, connection in enumerate(open_ones):
-            connection.sendall(head("POST", "/predict", 100_000, Content_Type=MULTIPART)[:None if number % 2 else 20])
+            connection.sendall(head("POST", "/predict", 100_000, Content_Type=MULTIPART)[: None if number % 2 else 20])
         assert quickest() < 2 * before + 0.01
     finally:
         for connection in open_ones:
@@ -295,6 +310,7 @@ def test_S06_half_open_connections_delay_nobody(server, catalogue):
 def test_no_answer_on_a_kept_connection_waits_for_an_acknowledgement(server):
     """Systems acknowledge after 40 ms what is not followed by more."""
     with connect(server.port) as connection:
+
         def ask_again():
             connection.sendall(head("GET", "/livez"))
             assert answer(connection).body == b"ok"
@@ -374,15 +390,24 @@ def test_S08_a_legal_picture_of_too_many_pixels(server, catalogue):
     found = post(server.port, large)
     assert (found.status, found.json["code"]) == (422, "too_many_pixels") and len(large) < 2**20
     assert post(server.port, samples.encoded(Image.new("RGB", (6000, 4000), "pink"), compress_level=1)).status == 200
-    catalogue("S08", "a legal PNG of 49.6 megapixels", "422 `too_many_pixels`; 24 megapixels are decoded, in a process "
-              "of their own, one picture at a time")
+    catalogue(
+        "S08",
+        "a legal PNG of 49.6 megapixels",
+        "422 `too_many_pixels`; 24 megapixels are decoded, in a process of their own, one picture at a time",
+    )
 
 
 @pytest.mark.parametrize("kind", ["text/html", None, "application/json", "image/jpeg", "a" * 300])
 def test_S09_the_declared_type_of_a_picture_is_not_looked_at(server, kind, catalogue):
     assert ask(server.port, "POST", "/predict", form(SOUND, kind=kind)).json == post(server.port).json
-    for whole in ("application/json", "text/plain", "image/png", "application/x-www-form-urlencoded", "multipart/mixed",
-                  ""):
+    for whole in (
+        "application/json",
+        "text/plain",
+        "image/png",
+        "application/x-www-form-urlencoded",
+        "multipart/mixed",
+        "",
+    ):
         found = ask(server.port, "POST", "/predict", SOUND, Content_Type=whole)
         assert (found.status, found.json["code"]) == (415, "no_form"), whole
     catalogue("S09", "a picture declared as HTML, JSON or nothing", "200: its bytes decide")
@@ -392,35 +417,74 @@ def test_S09_the_declared_type_of_a_picture_is_not_looked_at(server, kind, catal
 def test_S10_fields_that_are_missing_twice_or_others(server, catalogue):
     text = f'--{MARK}\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--{MARK}--\r\n'.encode()
     for given, body in (
-            ("no field", f"--{MARK}--\r\n".encode()), ("no part at all", b""),
-            ("a field of another name", form(SOUND, field="image")), ("two files", form(SOUND, SOUND)),
-            ("a text for a file", text), ("1000 files", form(*[b"x"] * 1000)),
-            ("1000 fields", text.replace(f"--{MARK}--".encode(), b"") + text * 999)):
+        ("no field", f"--{MARK}--\r\n".encode()),
+        ("no part at all", b""),
+        ("a field of another name", form(SOUND, field="image")),
+        ("two files", form(SOUND, SOUND)),
+        ("a text for a file", text),
+        ("1000 files", form(*[b"x"] * 1000)),
+        ("1000 fields", text.replace(f"--{MARK}--".encode(), b"") + text * 999),
+    ):
         found = ask(server.port, "POST", "/predict", body)
         assert found.status == 422 and found.json["code"] in ("bad_form", "bad_fields"), given
         catalogue("S10", given, f"422 `{found.json['code']}`")
 
 
-@pytest.mark.parametrize("kind", [
-    "multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "x" * 300,
-    "multipart/form-data; boundary=\xff\xfe", 'multipart/form-data; boundary="', "multipart/form-data; boundary=other",
-    *[f"{MULTIPART}; charset={name}" for name in ("undefined", "idna", "base64", "rot13", "utf-16", "zlib", "hex",
-                                                  "unicode_escape", "punycode", "\x00", "nobody")]])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=" + "x" * 300,
+        "multipart/form-data; boundary=\xff\xfe",
+        'multipart/form-data; boundary="',
+        "multipart/form-data; boundary=other",
+        *[
+            f"{MULTIPART}; charset={name}"
+            for name in (
+                "undefined",
+                "idna",
+                "base64",
+                "rot13",
+                "utf-16",
+                "zlib",
+                "hex",
+                "unicode_escape",
+                "punycode",
+                "\x00",
+                "nobody",
+            )
+        ],
+    ],
+)
 def test_S11_bad_boundaries_and_character_sets(server, kind, catalogue):
     body = form(SOUND)
     with connect(server.port) as connection:
-        connection.sendall(head("POST", "/predict", len(body)).removesuffix(b"\r\n")
-                           + b"Content-Type: " + kind.encode("latin-1") + b"\r\n\r\n" + body)
+        connection.sendall(
+            head("POST", "/predict", len(body)).removesuffix(b"\r\n")
+            + b"Content-Type: "
+            + kind.encode("latin-1")
+            + b"\r\n\r\n"
+            + body
+        )
         assert answer(connection).status in (200, 400, 415, 422)
-    for strange in (b"preamble\r\n" * 10_000 + body, body.replace(b"form-data", b"\xff"), body[:60], body[:-4],
-                    body.replace(b"\r\n\r\n", b"\r\n" + b"X-A: b\r\n" * 1000 + b"\r\n", 1)):
+    for strange in (
+        b"preamble\r\n" * 10_000 + body,
+        body.replace(b"form-data", b"\xff"),
+        body[:60],
+        body[:-4],
+        body.replace(b"\r\n\r\n", b"\r\n" + b"X-A: b\r\n" * 1000 + b"\r\n", 1),
+    ):
         assert ask(server.port, "POST", "/predict", strange).status in (200, 400, 422)
-    catalogue("S11", "boundaries and character sets that are none, floods before and inside a form",
-              "200, 400, 415 or 422")
+    catalogue(
+        "S11", "boundaries and character sets that are none, floods before and inside a form", "200, 400, 415 or 422"
+    )
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "a\u202egnp.exe", "x" * 300, "Jane Doe 1970-01-01.png", "", "CON",
-                                  "a\\r\\nSet-Cookie: b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "a\u202egnp.exe", "x" * 300, "Jane Doe 1970-01-01.png", "", "CON", "a\\r\\nSet-Cookie: b"],
+)
 def test_S12_the_name_of_a_file_is_nobodys_business(server, name, catalogue):
     found = ask(server.port, "POST", "/predict", form(SOUND, filename=name))
     if name:
@@ -482,8 +546,11 @@ def test_S14_S16_overload_costs_no_capacity_and_a_second_signal_means_now(folder
     assert all(1 <= int(after) <= 5 for _, after, _ in refused)
     assert sorted(took for *_, took in refused)[len(refused) * 99 // 100] < 1
     catalogue("S16", "SIGTERM twice", "ends at once, exit code 143")
-    catalogue("S14", "many times as many requests as can be answered", "as many answers as ever, at least 95 %; the "
-              "rest 503 with Retry-After")
+    catalogue(
+        "S14",
+        "many times as many requests as can be answered",
+        "as many answers as ever, at least 95 %; the rest 503 with Retry-After",
+    )
 
 
 def test_whoever_has_an_answer_is_not_counted_any_more():
@@ -552,8 +619,11 @@ def test_S17_alive_ready_and_healthy_are_three_things(serve, catalogue):
 def test_S18_the_memory_does_not_grow(process, catalogue):
     """A short form; python tests/fuzz_server.py --uploads 0 --mixed 10000 holds 10,000 requests to 1 %."""
     assert fuzz_server.growth(process, 500) < 0.02
-    catalogue("S18", "500 requests of every kind; 10,000 by a command of its own", "the memory grows by less than 2 %; "
-              "by less than 1 %")
+    catalogue(
+        "S18",
+        "500 requests of every kind; 10,000 by a command of its own",
+        "the memory grows by less than 2 %; by less than 1 %",
+    )
 
 
 @linux
@@ -569,8 +639,11 @@ def test_S19_fuzzed_uploads(server, catalogue):
     assert failures == [] and slowest < fuzz_server.SLOW and set(counts) <= {200, 400, 415, 422}
     assert counts[422] > 200 and counts[200] > 50
     alive(server)
-    catalogue("S19", "thousands of damaged, cut, spliced and made-up uploads", "200, 400, 415 or 422, never 5xx, none "
-              "above two seconds")
+    catalogue(
+        "S19",
+        "thousands of damaged, cut, spliced and made-up uploads",
+        "200, 400, 415 or 422, never 5xx, none above two seconds",
+    )
 
 
 def test_the_schema_holds_what_it_says(server, tmp_path):
@@ -579,10 +652,29 @@ def test_the_schema_holds_what_it_says(server, tmp_path):
     No schema can say what a picture is, so that good data may be refused is not held against it.
     """
     found = subprocess.run(
-        [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run",
-         f"http://127.0.0.1:{server.port}/openapi.json", "--max-examples", "8", "--seed", "0", "--phases",
-         "examples,coverage,fuzzing", "--request-timeout", "20", "--exclude-checks", "positive_data_acceptance"],
-        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+        [
+            sys.executable,
+            "-c",
+            "from schemathesis.cli import schemathesis; schemathesis()",
+            "run",
+            f"http://127.0.0.1:{server.port}/openapi.json",
+            "--max-examples",
+            "8",
+            "--seed",
+            "0",
+            "--phases",
+            "examples,coverage,fuzzing",
+            "--request-timeout",
+            "20",
+            "--exclude-checks",
+            "positive_data_acceptance",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
 
 
@@ -606,17 +698,24 @@ def test_S20_a_decoder_that_crashes_or_hangs_takes_nobody_along(catalogue):
             decode.seconds = live.SECONDS  # the spare may still be starting
             assert (decode(SOUND).pixels == first.pixels).all()
             decode.seconds = 0.7
-            catalogue("S20", f"a decoder that {given}", f"422 `{stopped.value.code}`; the next picture is decoded by "
-                      "another process")
+            catalogue(
+                "S20",
+                f"a decoder that {given}",
+                f"422 `{stopped.value.code}`; the next picture is decoded by another process",
+            )
         assert decode.died == 2
     finally:
         decode.close()
 
 
-@pytest.mark.parametrize(("content", "reason"), [
-    (b"Jane Doe\xff\xfe", "starts as no known picture does"),
-    (samples.PNG[:-40] + b"JANE" + samples.PNG[-36:], "is a damaged PNG file"),
-    (b"II*\0\x08\0\0\0\xff\xffJane Doe", "starts like a TIFF file, but its header cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"Jane Doe\xff\xfe", "starts as no known picture does"),
+        (samples.PNG[:-40] + b"JANE" + samples.PNG[-36:], "is a damaged PNG file"),
+        (b"II*\0\x08\0\0\0\xff\xffJane Doe", "starts like a TIFF file, but its header cannot be read"),
+    ],
+)
 def test_S29_a_refusal_quotes_nothing_of_the_picture(server, content, reason):
     assert post(server.port, content).json["reason"] == reason
 
@@ -634,6 +733,7 @@ def test_S20_the_decoding_process_is_confined(decoder, catalogue):
 def test_S20_memory_that_runs_out_is_the_pictures_fault(monkeypatch):
     def read(*_args, **_options):
         raise MemoryError
+
     monkeypatch.setattr(decoding, "read", read)
     assert sandbox.decoded(SOUND, 37, "crop", 10**6)[0]["error"]["code"] == "too_much_memory"
 
@@ -652,8 +752,13 @@ def test_S20_through_the_server(server, decoder):
 
 def test_S21_without_the_token_nothing_is_read(serve, catalogue):
     with serve(token="s3cret-token", docs=False) as server:
-        for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer s3cret-toke"},
-                      {"Authorization": "Bearer"}, {"Authorization": "Basic s3cret-token"}):
+        for given in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Bearer s3cret-toke"},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Basic s3cret-token"},
+        ):
             for path in ("/predict", "/predict/batch", "/explain"):
                 with connect(server.port) as connection:
                     connection.sendall(head("POST", path, 5_000_000, Content_Type=MULTIPART, **given))
@@ -671,11 +776,20 @@ def test_S21_without_the_token_nothing_is_read(serve, catalogue):
     catalogue("S21", "no token, or a wrong one", "401 before the body is read")
 
 
-@pytest.mark.parametrize(("options", "code"), [
-    (["--host", "0.0.0.0"], "unsafe_address"), (["--host", "::"], "unsafe_address"),
-    (["--host", "example.org"], "unsafe_address"), (["--token", "short"], "bad_parameter"),
-    (["--token", "with a blank in it"], "bad_parameter"), (["--origin", "*"], "bad_parameter"),
-    (["--units", "0"], "bad_parameter"), (["--max-mib", "-1"], "bad_parameter"), (["--port", "99999"], "port_taken")])
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--host", "0.0.0.0"], "unsafe_address"),
+        (["--host", "::"], "unsafe_address"),
+        (["--host", "example.org"], "unsafe_address"),
+        (["--token", "short"], "bad_parameter"),
+        (["--token", "with a blank in it"], "bad_parameter"),
+        (["--origin", "*"], "bad_parameter"),
+        (["--units", "0"], "bad_parameter"),
+        (["--max-mib", "-1"], "bad_parameter"),
+        (["--port", "99999"], "port_taken"),
+    ],
+)
 def test_S22_what_is_not_safe_does_not_start(folder, options, code, capsys, monkeypatch, catalogue):
     monkeypatch.delenv(serving.TOKEN, raising=False)
     if code == "port_taken":
@@ -683,8 +797,11 @@ def test_S22_what_is_not_safe_does_not_start(folder, options, code, capsys, monk
     assert cli.main(["serve", str(folder), *options]) == serving.main([str(folder), *options]) == 2
     assert capsys.readouterr().err.startswith(f"[{code}] ")
     if code == "unsafe_address":
-        catalogue("S22", "an address that other machines reach, without a token", "refused: `unsafe_address`, exit "
-                  "code 2, unless --insecure is given")
+        catalogue(
+            "S22",
+            "an address that other machines reach, without a token",
+            "refused: `unsafe_address`, exit code 2, unless --insecure is given",
+        )
 
 
 def test_S23_pages_of_other_sites_may_not_ask(server, serve, catalogue):
@@ -692,34 +809,61 @@ def test_S23_pages_of_other_sites_may_not_ask(server, serve, catalogue):
     for found in (post(server.port, Origin=asked["Origin"]), ask(server.port, "OPTIONS", "/predict", **asked)):
         assert not any(name.startswith("access-control") for name in found.headers)
     with serve(origins=("https://good.example",), token="s3cret-token") as allowing:
-        found = ask(allowing.port, "OPTIONS", "/predict", Origin="https://good.example",
-                    Access_Control_Request_Method="POST", Access_Control_Request_Headers="authorization")
+        found = ask(
+            allowing.port,
+            "OPTIONS",
+            "/predict",
+            Origin="https://good.example",
+            Access_Control_Request_Method="POST",
+            Access_Control_Request_Headers="authorization",
+        )
         assert found.status == 200 and found.headers["access-control-allow-origin"] == "https://good.example"
         assert "access-control-allow-credentials" not in found.headers
-        assert post(allowing.port, Origin="https://good.example").headers[
-            "access-control-allow-origin"] == "https://good.example"  # of a refusal too, or its reason is hidden
+        assert (
+            post(allowing.port, Origin="https://good.example").headers["access-control-allow-origin"]
+            == "https://good.example"
+        )  # of a refusal too, or its reason is hidden
         assert "access-control-allow-origin" not in ask(allowing.port, "OPTIONS", "/predict", **asked).headers
     catalogue("S23", "a page of another site", "may not read an answer, unless its origin is named; never with cookies")
 
 
-@pytest.mark.parametrize(("given", "request_", "codes"), [
-    ("HEAD", head("HEAD", "/predict"), {405}), ("OPTIONS", head("OPTIONS", "/predict"), {405}),
-    ("PUT", head("PUT", "/predict", 0), {405}), ("TRACE", head("TRACE", "/"), {405}),
-    ("a method of one's own", head("BREW", "/health"), {405}), ("GET of /predict", head("GET", "/predict"), {405}),
-    ("an unknown path", head("GET", "/admin"), {404}), ("a path upwards", head("GET", "/../../etc/passwd"), {404}),
-    ("a trailing slash", head("POST", "/predict/", 0), {404}),
-    ("an absolute address", head("GET", "http://a/b"), {404}),
-    ("a head of 64 kB", head("GET", "/livez", Cookie="x" * 65536), {400, 431}),
-    ("a path of 64 kB", head("GET", "/" + "x" * 65536), {400, 431}),
-    ("10,000 headers", head("GET", "/livez", **{f"X{i}": "1" for i in range(10_000)}), {400, 431}),
-    ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", {400}),
-    ("HTTP/9.9", b"GET /livez HTTP/9.9\r\n\r\n", {200, 400}), ("no host", b"GET /livez HTTP/1.1\r\n\r\n", {400}),
-    ("a length and chunks", head("POST", "/predict", 5, Transfer_Encoding="chunked") + b"0\r\n\r\n", {400}),
-    ("an unknown encoding", head("POST", "/predict", Transfer_Encoding="gzip, chunked") + b"0\r\n\r\n", {400, 501}),
-    ("a chunk without a size", head("POST", "/predict", Transfer_Encoding="chunked") + b"zz\r\n\r\n", {400}),
-    ("a websocket", head("GET", "/predict", Upgrade="websocket", Connection="Upgrade", Sec_WebSocket_Version="13",
-                         Sec_WebSocket_Key="x" * 24), {400, 404, 405, 426})], ids=lambda x: x if isinstance(x, str)
-    else "")
+@pytest.mark.parametrize(
+    ("given", "request_", "codes"),
+    [
+        ("HEAD", head("HEAD", "/predict"), {405}),
+        ("OPTIONS", head("OPTIONS", "/predict"), {405}),
+        ("PUT", head("PUT", "/predict", 0), {405}),
+        ("TRACE", head("TRACE", "/"), {405}),
+        ("a method of one's own", head("BREW", "/health"), {405}),
+        ("GET of /predict", head("GET", "/predict"), {405}),
+        ("an unknown path", head("GET", "/admin"), {404}),
+        ("a path upwards", head("GET", "/../../etc/passwd"), {404}),
+        ("a trailing slash", head("POST", "/predict/", 0), {404}),
+        ("an absolute address", head("GET", "http://a/b"), {404}),
+        ("a head of 64 kB", head("GET", "/livez", Cookie="x" * 65536), {400, 431}),
+        ("a path of 64 kB", head("GET", "/" + "x" * 65536), {400, 431}),
+        ("10,000 headers", head("GET", "/livez", **{f"X{i}": "1" for i in range(10_000)}), {400, 431}),
+        ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", {400}),
+        ("HTTP/9.9", b"GET /livez HTTP/9.9\r\n\r\n", {200, 400}),
+        ("no host", b"GET /livez HTTP/1.1\r\n\r\n", {400}),
+        ("a length and chunks", head("POST", "/predict", 5, Transfer_Encoding="chunked") + b"0\r\n\r\n", {400}),
+        ("an unknown encoding", head("POST", "/predict", Transfer_Encoding="gzip, chunked") + b"0\r\n\r\n", {400, 501}),
+        ("a chunk without a size", head("POST", "/predict", Transfer_Encoding="chunked") + b"zz\r\n\r\n", {400}),
+        (
+            "a websocket",
+            head(
+                "GET",
+                "/predict",
+                Upgrade="websocket",
+                Connection="Upgrade",
+                Sec_WebSocket_Version="13",
+                Sec_WebSocket_Key="x" * 24,
+            ),
+            {400, 404, 405, 426},
+        ),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
 def test_S24_odd_http(server, given, request_, codes, catalogue):
     with connect(server.port) as connection:
         connection.sendall(request_)
@@ -735,8 +879,12 @@ def test_S24_old_clients_and_those_in_a_hurry(server, catalogue):
         assert answer(connection).body == b"ok"
     body = form(SOUND)
     with connect(server.port) as connection:  # three requests at once, one after another answered
-        connection.sendall(head("POST", "/predict", len(body), Content_Type=MULTIPART) + body
-                           + head("GET", "/livez") + head("GET", "/health"))
+        connection.sendall(
+            head("POST", "/predict", len(body), Content_Type=MULTIPART)
+            + body
+            + head("GET", "/livez")
+            + head("GET", "/health")
+        )
         found = b""
         while found.count(b"HTTP/1.1 200") < 3:
             found += connection.recv(65536)
@@ -772,8 +920,11 @@ def test_S26_a_model_that_gives_no_numbers(serve, capsys, folder, monkeypatch, c
     monkeypatch.setattr("patholib.deploy.inference.Predictor", lambda *_: server.predictor)
     assert serving.main([str(folder), "--port", "0"]) == serving.BAD_MODEL
     assert capsys.readouterr().err.startswith("[model_output]")
-    catalogue("S26", "a model whose output is not finite", "500 `model_output`, and /readyz says 503; found at the "
-              "start: exit code 78")
+    catalogue(
+        "S26",
+        "a model whose output is not finite",
+        "500 `model_output`, and /readyz says 503; found at the start: exit code 78",
+    )
 
 
 def test_a_model_that_cannot_be_used_ends_the_process_before_it_listens(tmp_path, folder, capsys):
@@ -794,21 +945,48 @@ def test_S27_S28_S29_S34_nothing_that_is_sent_is_kept_or_sent_back(folder, tmp_p
     exif[0x010E] = exif[0x9286] = SECRET
     tagged = samples.encoded(samples.picture(), "JPEG", exif=exif)
     log, before = tmp_path / "log", os.umask(0o077)
-    with live.Process(folder, log, TEST_READ_ONLY="1", LC_ALL="C", LANG="tr_TR", HOME="/nowhere",
-                      TMPDIR="/nowhere", TZ="Pacific/Kiritimati") as process:
+    with live.Process(
+        folder,
+        log,
+        TEST_READ_ONLY="1",
+        LC_ALL="C",
+        LANG="tr_TR",
+        HOME="/nowhere",
+        TMPDIR="/nowhere",
+        TZ="Pacific/Kiritimati",
+    ) as process:
         port, secret = process.port, SECRET.encode()
         started = process.said
         odd = dict.fromkeys(("X_Patient", "X_Request_ID", "Cookie", "User_Agent", "Referer"), SECRET)
         large = tagged + secret * 100_000  # 1.7 MB: what is larger than 1 MB would go to disk
-        found = [ask(port, "POST", path, body, **odd) for path in ("/predict", "/explain", "/predict/batch", "/model",
-                                                                   f"/{SECRET}", f"/predict?{SECRET}={SECRET}")
-                 for body in (form(tagged, filename=SECRET), form(large, filename=SECRET), form(secret * 99),
-                              form(secret, field=SECRET, filename=SECRET), secret, form(samples.PNG[:60] + secret),
-                              form(samples.PNG[:37] + secret + samples.PNG[37:]), form(samples.JPEG[:99] + secret),
-                              form(b"II*\0\x08\0\0\0\x01\0" + secret * 9), form(b"RIFF0000WEBP" + secret * 9))]
+        found = [
+            ask(port, "POST", path, body, **odd)
+            for path in (
+                "/predict",
+                "/explain",
+                "/predict/batch",
+                "/model",
+                f"/{SECRET}",
+                f"/predict?{SECRET}={SECRET}",
+            )
+            for body in (
+                form(tagged, filename=SECRET),
+                form(large, filename=SECRET),
+                form(secret * 99),
+                form(secret, field=SECRET, filename=SECRET),
+                secret,
+                form(samples.PNG[:60] + secret),
+                form(samples.PNG[:37] + secret + samples.PNG[37:]),
+                form(samples.JPEG[:99] + secret),
+                form(b"II*\0\x08\0\0\0\x01\0" + secret * 9),
+                form(b"RIFF0000WEBP" + secret * 9),
+            )
+        ]
         found += [ask(port, method, f"/{SECRET}", **odd) for method in ("GET", "PUT", "HEAD")]
-        found += [ask(port, "POST", "/predict", form(tagged), Content_Type=f"multipart/form-data; boundary={SECRET}"),
-                  ask(port, "POST", "/predict", form(tagged), Content_Type=f"{MULTIPART}; charset={SECRET}")]
+        found += [
+            ask(port, "POST", "/predict", form(tagged), Content_Type=f"multipart/form-data; boundary={SECRET}"),
+            ask(port, "POST", "/predict", form(tagged), Content_Type=f"{MULTIPART}; charset={SECRET}"),
+        ]
         with connect(port) as connection:
             connection.sendall(b"GET " + secret + b" " + secret + b"\r\n\r\n")
             found.append(answer(connection))
@@ -822,21 +1000,28 @@ def test_S27_S28_S29_S34_nothing_that_is_sent_is_kept_or_sent_back(folder, tmp_p
     lines = [json.loads(line) for line in log.splitlines()[1:] if line.startswith("{")]
     requests = [line for line in lines if line["event"] == "request"]
     assert len(requests) >= len(found) - 1
-    assert all(set(line) == {"time", "level", "event", "id", "method", "route", "status", "bytes", "seconds"}
-               for line in requests)
+    assert all(
+        set(line) == {"time", "level", "event", "id", "method", "route", "status", "bytes", "seconds"}
+        for line in requests
+    )
     assert {line["route"] for line in requests} <= {*webapp.ROUTES, "other"}
     for name, given, what in (
-            ("S27", "logs under all of this", "JSON lines without names, headers, queries, pixels or camera data"),
-            ("S28", "files while uploads are answered", "none, also of uploads above 1 MB"),
-            ("S29", "the answer to a bad upload", "quotes nothing of it"),
-            ("S34", "no home, no temporary folder, another locale, a strict umask, a disk that is read-only",
-             "starts and serves")):
+        ("S27", "logs under all of this", "JSON lines without names, headers, queries, pixels or camera data"),
+        ("S28", "files while uploads are answered", "none, also of uploads above 1 MB"),
+        ("S29", "the answer to a bad upload", "quotes nothing of it"),
+        (
+            "S34",
+            "no home, no temporary folder, another locale, a strict umask, a disk that is read-only",
+            "starts and serves",
+        ),
+    ):
         catalogue(name, given, what)
 
 
 def test_S27_an_error_is_logged_without_its_text(server, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError(SECRET)
+
     monkeypatch.setattr(server.service, "_answer", broken)
     caplog.set_level("ERROR", "patholib.server")
     found = post(server.port)
@@ -851,7 +1036,8 @@ def test_S30_the_documentation_is_off_with_a_token(server, serve, catalogue):
     page = ask(server.port, "GET", "/docs").body.decode()
     schema = ask(server.port, "GET", "/openapi.json").json
     assert "curl -X POST localhost:8000/predict -F file=@sample.png" in page and "http" not in page.replace(
-        "http-equiv", "")
+        "http-equiv", ""
+    )
     assert set(schema["paths"]) == set(webapp.ROUTES) - {"/", "/docs", "/openapi.json"}
     with serve(token="s3cret-token", docs=False) as closed:
         for path in ("/docs", "/openapi.json"):
@@ -905,8 +1091,10 @@ def test_a_notebook_starts_calls_and_stops_a_server(tmp_path, monkeypatch):
     export.save_model(tmp_path / "model", building.build(tiny.TINY).state_dict(), tiny.TINY, run="a run")
     with serving.running(tmp_path / "model", "--engine", "torch", token="s3cret-token") as client:
         said = client.predict(tmp_path / "a.png", explain=True)
-        assert said["probabilities"] == Predictor(tmp_path / "model", "torch").answer(
-            Predictor(tmp_path / "model", "torch").read(SOUND)).probs
+        assert (
+            said["probabilities"]
+            == Predictor(tmp_path / "model", "torch").answer(Predictor(tmp_path / "model", "torch").read(SOUND)).probs
+        )
         assert said["heatmap"]["of"] == said["decision"]
         assert Image.open(io.BytesIO(client.explain(SOUND))).size == (32, 32)
         assert client.get("/health")["model_loaded"] and client.get("/livez") == "ok"

@@ -25,8 +25,9 @@ def browser():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with live.threaded(live.predictor(live.model(tmp_path_factory.mktemp("model"), threshold=0.6)),
-                       token="s3cret-token") as found:
+    with live.threaded(
+        live.predictor(live.model(tmp_path_factory.mktemp("model"), threshold=0.6)), token="s3cret-token"
+    ) as found:
         yield found
 
 
@@ -61,23 +62,29 @@ def unlock(page):
 
 
 def drop(page, content: bytes, kind: str = "image/png"):
-    page.evaluate("""([content, kind]) => {
+    page.evaluate(
+        """([content, kind]) => {
         const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0)), moved = new DataTransfer();
         moved.items.add(new File([bytes], "Jane Doe.png", {type: kind}));
         for (const name of ["dragenter", "dragover", "drop"])
             document.getElementById("drop").dispatchEvent(
                 new DragEvent(name, {dataTransfer: moved, bubbles: true, cancelable: true}));
-    }""", [base64.b64encode(content).decode(), kind])
+    }""",
+        [base64.b64encode(content).decode(), kind],
+    )
 
 
 def shown(page) -> dict:
     """What is to be seen of an answer."""
     page.wait_for_selector("#result:not([hidden])")
     page.wait_for_function("document.getElementById('heatmap').naturalWidth > 0")
-    return {"decision": page.inner_text("#decision"), "rule": page.inner_text("#rule"),
-            "rows": [row.split("\t") for row in page.inner_text("#classes").splitlines()],
-            "original": page.evaluate("document.getElementById('original').naturalWidth"),
-            "heat": page.get_attribute("#heatmap", "alt")}
+    return {
+        "decision": page.inner_text("#decision"),
+        "rule": page.inner_text("#rule"),
+        "rows": [row.split("\t") for row in page.inner_text("#classes").splitlines()],
+        "original": page.evaluate("document.getElementById('original').naturalWidth"),
+        "heat": page.get_attribute("#heatmap", "alt"),
+    }
 
 
 def test_an_image_that_is_dropped_is_answered_with_probabilities_and_a_heatmap(page, server, tmp_path):
@@ -119,8 +126,12 @@ def test_the_keyboard_alone_is_enough(page, tmp_path):
 
 
 def test_shares_that_decide_are_told_beside_the_probabilities(browser, tmp_path):
-    decision = {"temperature": 1.0, "threshold": 0.6, "positive": "malignant", "shares": {"benign": 0.4,
-                                                                                          "malignant": 0.6}}
+    decision = {
+        "temperature": 1.0,
+        "threshold": 0.6,
+        "positive": "malignant",
+        "shares": {"benign": 0.4, "malignant": 0.6},
+    }
     with live.threaded(live.predictor(live.model(tmp_path, decision=decision))) as found:
         page = browser.new_page()
         page.set_default_timeout(live.SECONDS * 1000)

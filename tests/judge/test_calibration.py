@@ -72,13 +72,16 @@ def test_worse_than_chance_ends_at_the_hottest_and_sure_almost_always_right_at_t
     assert calibration.fit(labels, timid) == pytest.approx(calibration.COLDEST)
 
 
-@pytest.mark.parametrize(("labels", "probs", "code"), [
-    ([0, 1] * 5, [[0.4, 0.6], [0.2, 0.8]] * 5, "too_few"),
-    ([1] * 40, [[0.4, 0.6], [0.6, 0.4]] * 20, "single_class"),
-    ([0, 1] * 20, [[0.6, 0.4], [0.2, 0.8]] * 20, "always_right"),
-    ([0, 1] * 20, [0.6, 0.2] * 20, "bad_scores"),
-    ([0, 1] * 19, [[0.6, 0.4], [0.2, 0.8]] * 20, "bad_scores"),
-])
+@pytest.mark.parametrize(
+    ("labels", "probs", "code"),
+    [
+        ([0, 1] * 5, [[0.4, 0.6], [0.2, 0.8]] * 5, "too_few"),
+        ([1] * 40, [[0.4, 0.6], [0.6, 0.4]] * 20, "single_class"),
+        ([0, 1] * 20, [[0.6, 0.4], [0.2, 0.8]] * 20, "always_right"),
+        ([0, 1] * 20, [0.6, 0.2] * 20, "bad_scores"),
+        ([0, 1] * 19, [[0.6, 0.4], [0.2, 0.8]] * 20, "bad_scores"),
+    ],
+)
 def test_what_no_temperature_can_be_fitted_on_is_refused(labels, probs, code):
     with pytest.raises(PathoError) as refusal:
         calibration.fit(np.array(labels), np.array(probs))

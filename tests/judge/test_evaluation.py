@@ -45,11 +45,16 @@ def image_set(n=13, size=36, seed=0, kind=Images):
     pixels = rng.integers(0, 200, (n, size, size, 3), dtype=np.uint8)
     pixels[..., 0] += (malignant * 40).astype(np.uint8)[:, None, None]
     split = np.array(["train"] * 6 + ["val", "test"] * 2)[np.arange(n) % 10]
-    table = pd.DataFrame({
-        "path": [f"images/{i:03}.png" for i in range(n)], "label": [CLASSES[k] for k in malignant],
-        "case": [f"{i // 2:04}" for i in range(n)], "group": [f"{i // 2:04}" for i in range(n)], "split": split,
-        "row": np.arange(n)[::-1],
-    })
+    table = pd.DataFrame(
+        {
+            "path": [f"images/{i:03}.png" for i in range(n)],
+            "label": [CLASSES[k] for k in malignant],
+            "case": [f"{i // 2:04}" for i in range(n)],
+            "group": [f"{i // 2:04}" for i in range(n)],
+            "split": split,
+            "row": np.arange(n)[::-1],
+        }
+    )
     return kind(pixels[::-1].copy(), table, CLASSES)
 
 
@@ -59,8 +64,9 @@ class Lopsided(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Conv2d(3, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
-                                 nn.Dropout(0.5), nn.Linear(400, 2))
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(400, 2)
+        )
 
     def forward(self, images):
         return self.net(images)
@@ -86,8 +92,7 @@ def by_hand(model, images, views):
     return np.stack(rows)
 
 
-SYMMETRIES = (lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x[::-1, ::-1],
-              lambda x: np.rot90(x, 1))
+SYMMETRIES = (lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x[::-1, ::-1], lambda x: np.rot90(x, 1))
 
 
 # ---- predict --------------------------------------------------------------------------------------------------------
@@ -111,14 +116,17 @@ def test_tta_is_the_mean_probability_of_the_symmetries(images):
 @pytest.mark.parametrize("tta", ["dihedral", "random"])
 def test_the_batch_size_changes_no_prediction(images, tta):
     recipe = replace(RECIPE, tta=tta)
-    a, b = (predicting.predict(Lopsided(), images, recipe, tta=True, batch_size=size, progress=False)
-            for size in (1, 64))
+    a, b = (
+        predicting.predict(Lopsided(), images, recipe, tta=True, batch_size=size, progress=False) for size in (1, 64)
+    )
     assert (a["p_malignant"] == b["p_malignant"]).all()  # each view is computed alone
 
 
 def test_predicting_twice_gives_the_same_bits(images):
-    a, b = (predicting.predict(Lopsided(), images, replace(RECIPE, tta="random"), tta=True, progress=False)
-            for _ in range(2))
+    a, b = (
+        predicting.predict(Lopsided(), images, replace(RECIPE, tta="random"), tta=True, progress=False)
+        for _ in range(2)
+    )
     pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
@@ -143,8 +151,9 @@ def test_the_caller_may_differentiate_after_predicting(images):
 
 def test_a_temperature_can_be_fitted_on_the_logits(images):
     temperature = torch.ones((), requires_grad=True)
-    nn.functional.cross_entropy(predicting.logits(Lopsided(), images, RECIPE) * temperature,
-                                torch.as_tensor(images.labels)).backward()
+    nn.functional.cross_entropy(
+        predicting.logits(Lopsided(), images, RECIPE) * temperature, torch.as_tensor(images.labels)
+    ).backward()
     assert temperature.grad is not None
 
 
@@ -171,6 +180,7 @@ def test_an_output_that_is_not_finite_names_its_image_and_the_modes_come_back(im
             return logits
 
     from patholib.model import augment
+
     means = augment.plain_views(images.pixels[images.table["row"]], 32).mean(dim=(1, 2, 3))
     model = OneBad().train()
     with pytest.raises(PathoError, match=r"images/005\.png") as refusal:
@@ -191,9 +201,16 @@ def test_an_empty_set_is_refused(images):
 def some_predictions(n=20):
     rng = np.random.default_rng(0)
     p = rng.random(n) ** 20  # tiny ones, too
-    return pd.DataFrame({"path": [f"a, b/{i}\n.png" for i in range(n)], "label": [CLASSES[i % 2] for i in range(n)],
-                         "group": [f"{i:04}" for i in range(n)], "sex": ["", "NA", "None", "1e3"] * (n // 4),
-                         "p_benign": 1 - p, "p_malignant": p})
+    return pd.DataFrame(
+        {
+            "path": [f"a, b/{i}\n.png" for i in range(n)],
+            "label": [CLASSES[i % 2] for i in range(n)],
+            "group": [f"{i:04}" for i in range(n)],
+            "sex": ["", "NA", "None", "1e3"] * (n // 4),
+            "p_benign": 1 - p,
+            "p_malignant": p,
+        }
+    )
 
 
 def test_predictions_read_back_to_the_last_bit(tmp_path):
@@ -202,13 +219,16 @@ def test_predictions_read_back_to_the_last_bit(tmp_path):
     pd.testing.assert_frame_equal(predicting.read_predictions(path, CLASSES), table, check_exact=True)
 
 
-@pytest.mark.parametrize(("before", "after", "code"), [
-    ("label", "lable", "csv_format"),
-    ("p_benign", "p_bengin", "csv_format"),
-    (",sex,", ",p_other,", "unknown_class"),
-    ("0.9999", "0.4999", "bad_probabilities"),
-    ("0.9999", "nan0.9", "csv_format"),
-])
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("label", "lable", "csv_format"),
+        ("p_benign", "p_bengin", "csv_format"),
+        (",sex,", ",p_other,", "unknown_class"),
+        ("0.9999", "0.4999", "bad_probabilities"),
+        ("0.9999", "nan0.9", "csv_format"),
+    ],
+)
 def test_a_damaged_file_is_refused(tmp_path, before, after, code):
     path = predicting.write_predictions(some_predictions(), tmp_path / "predictions_test.csv")
     text = path.read_text()
@@ -219,8 +239,10 @@ def test_a_damaged_file_is_refused(tmp_path, before, after, code):
     assert refusal.value.code == code
 
 
-@pytest.mark.parametrize(("content", "code"), [(None, "missing_file"), (b"", "csv_format"), (b"\xff\xfe", "csv_format"),
-                                               (b'label,group,"p_', "csv_format")])
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(None, "missing_file"), (b"", "csv_format"), (b"\xff\xfe", "csv_format"), (b'label,group,"p_', "csv_format")],
+)
 def test_what_is_no_table_is_refused(tmp_path, content, code):
     path = tmp_path / "predictions_test.csv"
     if content is not None:
@@ -244,8 +266,9 @@ def test_colours_are_the_plain_statistics():
     np.testing.assert_allclose(found[:3], flat.mean(axis=0))
     np.testing.assert_allclose(found[6:9], flat.std(axis=0))
     np.testing.assert_allclose(found[12:15], stats.skew(flat))
-    np.testing.assert_array_equal(found[18:48].reshape(6, 5)[:3],
-                                  np.quantile(flat, rivals.PERCENTILES, axis=0, method="inverted_cdf").T)
+    np.testing.assert_array_equal(
+        found[18:48].reshape(6, 5)[:3], np.quantile(flat, rivals.PERCENTILES, axis=0, method="inverted_cdf").T
+    )
     border = np.ones((40, 40), dtype=bool)
     border[10:30, 10:30] = False
     np.testing.assert_allclose(found[48:51], pixels[~border].mean(axis=0) - pixels[border].mean(axis=0))
@@ -301,8 +324,11 @@ def test_the_colour_baseline_is_at_chance_on_shuffled_labels():
 
 def test_the_colour_baseline_is_fitted_on_train_rows_only():
     images = image_set(n=100)
-    swapped = images.table.assign(label=images.table["label"].where(
-        images.table["split"] == "train", images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))))
+    swapped = images.table.assign(
+        label=images.table["label"].where(
+            images.table["split"] == "train", images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))
+        )
+    )
     a, b = (rivals.colour_baseline(replace(images, table=t)) for t in (images.table, swapped))
     np.testing.assert_array_equal(a["p_malignant"], b["p_malignant"])
 
@@ -349,20 +375,23 @@ def test_a_cross_validated_probe_judges_every_image_once_by_other_groups(backbon
     # Labels that are only wrong where an image is judged change none of its probabilities.
     changed = tables[0].assign(label=tables[0]["label"].where(tables[0]["split"] == "train", CLASSES[0]))
     again = rivals.probe(backbone, images, [changed])
-    np.testing.assert_array_equal(again["p_malignant"], found["p_malignant"][:len(again)])
+    np.testing.assert_array_equal(again["p_malignant"], found["p_malignant"][: len(again)])
 
 
 def test_a_baseline_that_cannot_be_fitted_is_refused():
     images = image_set(n=40)
-    for table, code in ((images.table.drop(columns="split"), "no_split"),
-                        (images.table.assign(split="train"), "single_class"),
-                        (images.table.assign(label="benign"), "single_class")):
+    for table, code in (
+        (images.table.drop(columns="split"), "no_split"),
+        (images.table.assign(split="train"), "single_class"),
+        (images.table.assign(label="benign"), "single_class"),
+    ):
         with pytest.raises(PathoError) as refusal:
             rivals.colour_baseline(replace(images, table=table))
         assert refusal.value.code == code
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
+
 
 def in_run(folder, recipe):
     """A run folder of this recipe, which is all that `lock` and `judge` go by."""
@@ -391,11 +420,22 @@ def judged(tmp_path_factory):
 def test_judging_writes_every_table_and_all_numbers_of_it(judged):
     folder, images, found = judged
     assert {path.name for path in folder.iterdir()} == {
-        "metrics.json", "decision.json", "run.json",
-        *(f"predictions_{name}.csv" for name in ("val", "test", "test_tta", "baseline"))}
+        "metrics.json",
+        "decision.json",
+        "run.json",
+        *(f"predictions_{name}.csv" for name in ("val", "test", "test_tta", "baseline")),
+    }
     stored = files.read_json(folder / "metrics.json")
     assert stored == json.loads(json.dumps(found.metrics)) and set(stored) == {
-        "val", "test", "test_tta", "baseline", "calibration", "decision", "tta_gain", "gain_over"}
+        "val",
+        "test",
+        "test_tta",
+        "baseline",
+        "calibration",
+        "decision",
+        "tta_gain",
+        "gain_over",
+    }
     decision = files.read_json(folder / "decision.json")
     assert decision.pop("locked").endswith("Z") and stored["decision"] == decision
     for name, part in (("val", "val"), ("test", "test"), ("test_tta", "test"), ("baseline", "test")):
@@ -421,10 +461,13 @@ def test_the_files_hold_what_the_model_said_and_calibration_is_one_function_of_i
 def test_the_decision_comes_from_validation_images_alone(judged, tmp_path):
     _, images, _ = judged
     other = images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))
-    changed = replace(images, table=images.table.assign(
-        label=images.table["label"].where(images.table["split"] != "test", other)))
-    a, b = (decisions.lock(Lopsided(), those, in_run(tmp_path / name, RECIPE)).decision
-            for those, name in ((images, "a"), (changed, "b")))
+    changed = replace(
+        images, table=images.table.assign(label=images.table["label"].where(images.table["split"] != "test", other))
+    )
+    a, b = (
+        decisions.lock(Lopsided(), those, in_run(tmp_path / name, RECIPE)).decision
+        for those, name in ((images, "a"), (changed, "b"))
+    )
     assert {k: v for k, v in a.items() if k != "locked"} == {k: v for k, v in b.items() if k != "locked"}
 
 
@@ -496,8 +539,11 @@ def test_validation_predictions_that_were_changed_after_the_lock_are_noticed(jud
         shutil.copy(folder / name, tmp_path)
     text = (tmp_path / "predictions_val.csv").read_text()
     files.write_text(tmp_path / "predictions_val.csv", text + text.splitlines()[-1] + "\n")
-    for call in (lambda: judging.judge(Lopsided(), images, tmp_path), lambda: decisions.locked(tmp_path),
-                 lambda: decisions.calibrated(tmp_path, "val")):
+    for call in (
+        lambda: judging.judge(Lopsided(), images, tmp_path),
+        lambda: decisions.locked(tmp_path),
+        lambda: decisions.calibrated(tmp_path, "val"),
+    ):
         with pytest.raises(PathoError, match="val_changed"):
             call()
     files.write_json(tmp_path / "decision.json", [])
@@ -509,8 +555,9 @@ def test_a_run_without_a_decision_has_the_temperature_one(judged, tmp_path):
     folder, _, _ = judged
     for name in ("predictions_test.csv", "run.json"):
         shutil.copy(folder / name, tmp_path)
-    pd.testing.assert_frame_equal(decisions.calibrated(tmp_path, "test"),
-                                  predicting.read_predictions(tmp_path / "predictions_test.csv", CLASSES))
+    pd.testing.assert_frame_equal(
+        decisions.calibrated(tmp_path, "test"), predicting.read_predictions(tmp_path / "predictions_test.csv", CLASSES)
+    )
 
 
 EIGHT = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
@@ -521,8 +568,13 @@ def eight_classes(n=400, seed=0):
     labels = rng.choice(8, n, p=[0.2, 0.5, *[0.05] * 6])
     logits = rng.normal(size=(n, 8)) + 2 * np.eye(8)[labels]
     probs = np.exp(4 * logits) / np.exp(4 * logits).sum(axis=1, keepdims=True)  # twice as sure as it may be
-    table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(n)], "label": np.array(EIGHT)[labels],
-                          "group": [f"l{i // 2}" for i in range(n)]})
+    table = pd.DataFrame(
+        {
+            "path": [f"{i}.jpg" for i in range(n)],
+            "label": np.array(EIGHT)[labels],
+            "group": [f"l{i // 2}" for i in range(n)],
+        }
+    )
     return predicting.with_probs(table, EIGHT, probs)
 
 
@@ -556,8 +608,9 @@ def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images
     shares = locked.decision["shares"]
     assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == shares
     likeliest = decisions.calibrated(tmp_path, "baseline")  # which learnt with all classes weighing the same
-    assert judged.metrics["gain_over"]["baseline"] == metrics.paired(judged.test, likeliest, classes, "MEL",
-                                                                     (shares, 0.5), seed=recipe.seed)
+    assert judged.metrics["gain_over"]["baseline"] == metrics.paired(
+        judged.test, likeliest, classes, "MEL", (shares, 0.5), seed=recipe.seed
+    )
     even = judged.probs / [locked.decision["shares"][name] for name in classes]
     right = (even.argmax(axis=1) == judged.labels).mean()
     assert judged.summary["metrics"]["accuracy"]["value"] == pytest.approx(right)
@@ -580,8 +633,10 @@ def test_without_a_class_to_watch_there_is_a_temperature_and_no_threshold():
     assert found["temperature"] > 1.2 and found["target"] == {} and found["validation"] == {}
 
 
-@pytest.mark.parametrize(("n", "labels", "words"), [(12, None, "cannot be fitted on 12 images"),
-                                                   (60, "benign", "no validation image is malignant")])
+@pytest.mark.parametrize(
+    ("n", "labels", "words"),
+    [(12, None, "cannot be fitted on 12 images"), (60, "benign", "no validation image is malignant")],
+)
 def test_what_validation_images_cannot_tell_is_noted_and_left_alone(n, labels, words):
     table = some_predictions(n)
     found = decisions.choose(table.assign(label=labels or table["label"]), CLASSES, "malignant")
@@ -589,8 +644,16 @@ def test_what_validation_images_cannot_tell_is_noted_and_left_alone(n, labels, w
     assert 0 <= found["threshold"] <= 1
 
 
-@pytest.mark.parametrize("asked", [{"target_sensitivity": 0}, {"target_sensitivity": 1}, {"target_sensitivity": 95},
-                                   {"cost_ratio": 0}, {"cost_ratio": float("inf")}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"target_sensitivity": 0},
+        {"target_sensitivity": 1},
+        {"target_sensitivity": 95},
+        {"cost_ratio": 0},
+        {"cost_ratio": float("inf")},
+    ],
+)
 def test_a_target_that_nothing_can_show_is_refused(asked):
     with pytest.raises(PathoError, match="bad_parameter"):
         decisions.choose(some_predictions(), CLASSES, "malignant", **asked)
@@ -603,27 +666,34 @@ def test_the_baseline_gets_its_threshold_from_its_own_validation_images(judged):
     assert found.metrics["baseline"]["threshold"] == own["threshold"] != found.threshold
     kept = predicting.read_predictions(folder / "predictions_baseline.csv", CLASSES)
     test = baseline[baseline["split"] == "test"].reset_index(drop=True)
-    np.testing.assert_array_equal(kept["p_malignant"],
-                                  decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"])
+    np.testing.assert_array_equal(
+        kept["p_malignant"], decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"]
+    )
 
 
 def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backbone, tmp_path):
     before, images, found = judged
     shutil.copytree(before, tmp_path, dirs_exist_ok=True)
     probed = rivals.probe(backbone, images, device="cpu")
-    again = judging.judge(Lopsided(), images, tmp_path, rivals.colour_baseline(images), ("site",),
-                             probed)
+    again = judging.judge(Lopsided(), images, tmp_path, rivals.colour_baseline(images), ("site",), probed)
     own = decisions.choose(probed[probed["split"] == "val"], CLASSES, "malignant", seed=RECIPE.seed)
     assert again.metrics["probe"]["threshold"] == own["threshold"] != again.threshold
     test = probed[probed["split"] == "test"].reset_index(drop=True)
     kept = decisions.calibrated(tmp_path, "probe")  # its own temperature is in the file already
-    np.testing.assert_array_equal(kept["p_malignant"],
-                                  decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"])
+    np.testing.assert_array_equal(
+        kept["p_malignant"], decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"]
+    )
     assert list(kept["path"]) == list(decisions.calibrated(tmp_path, "test")["path"])
     assert again.table.loc["AUC", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
     gains = again.metrics["gain_over"]
-    assert gains["probe"] == metrics.paired(decisions.calibrated(tmp_path, "test"), kept, CLASSES, "malignant",
-                                            (again.threshold, own["threshold"]), seed=RECIPE.seed)
+    assert gains["probe"] == metrics.paired(
+        decisions.calibrated(tmp_path, "test"),
+        kept,
+        CLASSES,
+        "malignant",
+        (again.threshold, own["threshold"]),
+        seed=RECIPE.seed,
+    )
     less = {key: value for key, value in again.metrics.items() if key != "probe"}
     assert less | {"gain_over": {"baseline": gains["baseline"]}} == found.metrics  # and no more
 
@@ -643,8 +713,9 @@ def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
     assert sum(row["n"] for row in after["bins"]) == stored["val"]["images"]
     assert found.calibration.loc[("val", "after"), "log loss"] == after["log_loss"]
     assert found.alert.iloc[0, 0] == metrics.readable(stored["test"]["alert"]["sensitivity"])
-    assert found.gains.loc["AUC"].tolist() == [metrics.readable(gain["auc"], sign="+") for gain in (
-        stored["tta_gain"], stored["gain_over"]["baseline"])]
+    assert found.gains.loc["AUC"].tolist() == [
+        metrics.readable(gain["auc"], sign="+") for gain in (stored["tta_gain"], stored["gain_over"]["baseline"])
+    ]
     assert list(found.gains) == ["averaged views minus one view", "this model minus colour statistics"]
 
 
@@ -656,19 +727,30 @@ def test_what_a_notebook_shows_of_it_are_the_numbers_of_the_file(judged):
     assert found.labels.tolist() == images.part("test").labels.tolist()
     assert found.probs.shape == (len(found.test), 2) and found.report.loc["malignant", "support"] == found.labels.sum()
     assert found.patients["images"].sum() <= len(found.test) and set(found.patients["patient"]) <= set(
-        images.part("test").table["case"])
+        images.part("test").table["case"]
+    )
 
 
 def test_subgroups_are_text_with_intervals_that_says_what_is_too_small_or_undefined(judged):
     _, _, found = judged
     table = found.subgroups.set_index("value")
-    assert list(table) == ["column", "images", "groups", "accuracy", "balanced_accuracy", "auc", "sensitivity",
-                           "specificity", "note"]
+    assert list(table) == [
+        "column",
+        "images",
+        "groups",
+        "accuracy",
+        "balanced_accuracy",
+        "auc",
+        "sensitivity",
+        "specificity",
+        "note",
+    ]
     numbers = {row["value"]: row for row in found.summary["subgroups"]}
     assert isinstance(numbers["north"]["accuracy"], float) and numbers["islet"]["few"] and not numbers["north"]["few"]
     row = numbers["north"]
     assert table.loc["north", "accuracy"] == (
-        f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f} to {row['accuracy_high']:.2f})")
+        f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f} to {row['accuracy_high']:.2f})"
+    )
     assert table.loc["islet", "auc"] == "undefined" and table.loc["islet", "accuracy"].endswith("(no interval)")
     assert "only 1 groups" in table.loc["islet", "note"] and "auc: only one class" in table.loc["islet", "note"]
     assert "groups" not in table.loc["north", "note"]

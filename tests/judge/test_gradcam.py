@@ -66,16 +66,27 @@ def efficientnet():
     return _model("efficientnet_b0")
 
 
-@pytest.mark.parametrize(("arch", "block", "layer"), [
-    ("resnet18", "stem", "maxpool"), ("resnet18", "layer2[0]", "layer2.0"), ("resnet18", "layer4[1]", "layer4.1"),
-    ("efficientnet_b0", "features[2]", "features.2"), ("efficientnet_b0", "features[6]", "features.6"),
-    ("efficientnet_b0", None, "features.8"), ("resnet50", "layer3[5]", "layer3.5"), ("resnet50", None, "layer4.2"),
-])
+@pytest.mark.parametrize(
+    ("arch", "block", "layer"),
+    [
+        ("resnet18", "stem", "maxpool"),
+        ("resnet18", "layer2[0]", "layer2.0"),
+        ("resnet18", "layer4[1]", "layer4.1"),
+        ("efficientnet_b0", "features[2]", "features.2"),
+        ("efficientnet_b0", "features[6]", "features.6"),
+        ("efficientnet_b0", None, "features.8"),
+        ("resnet50", "layer3[5]", "layer3.5"),
+        ("resnet50", None, "layer4.2"),
+    ],
+)
 def test_the_maps_are_captums(images, arch, block, layer):
     model = _model(arch)
     heat = gradcam(model, images[:2], classes=[1, 0], block=block)
-    truth = LayerGradCam(model, model.net.get_submodule(layer)).attribute(
-        images[:2], target=torch.tensor([1, 0]), relu_attributions=True)[:, 0].detach()
+    truth = (
+        LayerGradCam(model, model.net.get_submodule(layer))
+        .attribute(images[:2], target=torch.tensor([1, 0]), relu_attributions=True)[:, 0]
+        .detach()
+    )
     assert heat.maps.shape == truth.shape and truth.max() > 0
     torch.testing.assert_close(heat.maps, truth, rtol=1e-5, atol=1e-7 * float(truth.max()))
 
@@ -107,7 +118,7 @@ class Weighed(torch.nn.Module):
         return images
 
     def classify(self, maps, after=None, images=None):
-        return (maps.flatten(1) @ self.weights.flatten(1).T)
+        return maps.flatten(1) @ self.weights.flatten(1).T
 
     def forward(self, images):
         return self.classify(images)
@@ -119,21 +130,36 @@ def _weighed(seed=4):
     return Weighed(weights).eval(), torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("arch", "block", "layer"), [
-    ("resnet18", "layer2[0]", "layer2.0"), ("efficientnet_b0", "features[4]", "features.4"),
-    ("resnet50", None, "layer4.2"),
-])
+@pytest.mark.parametrize(
+    ("arch", "block", "layer"),
+    [
+        ("resnet18", "layer2[0]", "layer2.0"),
+        ("efficientnet_b0", "features[4]", "features.4"),
+        ("resnet50", None, "layer4.2"),
+    ],
+)
 def test_hirescam_is_captums_gradient_times_activation(images, arch, block, layer):
     model = _model(arch)
     maps = heat(model, images[:2], [1, 0], block, "hirescam").maps
-    truth = LayerGradientXActivation(model, model.net.get_submodule(layer)).attribute(
-        images[:2], target=torch.tensor([1, 0])).sum(dim=1).relu().detach()
+    truth = (
+        LayerGradientXActivation(model, model.net.get_submodule(layer))
+        .attribute(images[:2], target=torch.tensor([1, 0]))
+        .sum(dim=1)
+        .relu()
+        .detach()
+    )
     assert truth.max() > 0
     torch.testing.assert_close(maps, truth, rtol=1e-5, atol=1e-6 * float(truth.max()))
-    summed = LayerGradCam(model, model.net.get_submodule(layer)).attribute(
-        images[:2], target=torch.tensor([1, 0]), attr_dim_summation=False).sum(dim=1).relu().detach()
-    torch.testing.assert_close(gradcam(model, images[:2], [1, 0], block).maps, summed, rtol=1e-5,
-                               atol=1e-6 * float(summed.max()))  # that option is not HiResCAM, whatever it looks like
+    summed = (
+        LayerGradCam(model, model.net.get_submodule(layer))
+        .attribute(images[:2], target=torch.tensor([1, 0]), attr_dim_summation=False)
+        .sum(dim=1)
+        .relu()
+        .detach()
+    )
+    torch.testing.assert_close(
+        gradcam(model, images[:2], [1, 0], block).maps, summed, rtol=1e-5, atol=1e-6 * float(summed.max())
+    )  # that option is not HiResCAM, whatever it looks like
 
 
 def test_hirescam_says_what_each_place_adds_to_the_logit():
@@ -190,8 +216,9 @@ def test_occlusion_is_captums(images, arch):
     model, views = _model(arch), images[:2]
     found = heat(model, views, [1, 0], method="occlusion")
     grey = views.mean(dim=(2, 3), keepdim=True).expand_as(views)
-    truth = Occlusion(model).attribute(views, target=torch.tensor([1, 0]), sliding_window_shapes=(3, 16, 16),
-                                       strides=(3, 8, 8), baselines=grey)
+    truth = Occlusion(model).attribute(
+        views, target=torch.tensor([1, 0]), sliding_window_shapes=(3, 16, 16), strides=(3, 8, 8), baselines=grey
+    )
     assert found.maps.shape == (2, 8, 8) and truth.max() > 0
     cells = truth[:, 0, 4::8, 4::8].relu()
     torch.testing.assert_close(found.maps, cells, rtol=1e-4, atol=1e-5 * float(truth.abs().max()))
@@ -218,7 +245,7 @@ def test_every_method_keeps_the_promises_of_heat(efficientnet, images, method):
     assert torch.equal(found.classes, found.probs.argmax(dim=1))
     assert torch.equal(heat(model, views, found.classes.numpy(), "features[4]", method).maps, found.maps)
     for i in range(2):
-        alone = heat(model, views[i:i + 1], block="features[4]", method=method).maps[0]
+        alone = heat(model, views[i : i + 1], block="features[4]", method=method).maps[0]
         torch.testing.assert_close(alone, found.maps[i], rtol=1e-3, atol=1e-4 * float(found.maps.max()))
     with torch.inference_mode():
         assert torch.equal(heat(model, views * 1, block="features[4]", method=method).maps, found.maps)
@@ -277,7 +304,7 @@ def test_a_batch_is_the_images_one_by_one(efficientnet, images, block):
     efficientnet, images = copy.deepcopy(efficientnet).double(), images.double()  # so that a difference is no rounding
     whole = gradcam(efficientnet, images, block=block)
     for i in range(len(images)):
-        alone = gradcam(efficientnet, images[i: i + 1], block=block)
+        alone = gradcam(efficientnet, images[i : i + 1], block=block)
         torch.testing.assert_close(alone.maps[0], whole.maps[i], rtol=1e-6, atol=1e-7 * float(whole.maps.max()))
         assert alone.classes[0] == whole.classes[i]
 
@@ -333,9 +360,9 @@ def test_it_works_where_gradients_are_switched_off(resnet18, images, switch):
 
 def test_threads_do_not_disturb_each_other(resnet18, images):
     model = copy.deepcopy(resnet18).train()
-    truth = [gradcam(resnet18, images[i % 4: i % 4 + 1]).maps for i in range(6)]
+    truth = [gradcam(resnet18, images[i % 4 : i % 4 + 1]).maps for i in range(6)]
     with ThreadPoolExecutor(4) as pool:
-        maps = list(pool.map(lambda i: gradcam(model, images[i % 4: i % 4 + 1]).maps, range(6)))
+        maps = list(pool.map(lambda i: gradcam(model, images[i % 4 : i % 4 + 1]).maps, range(6)))
     assert all(torch.equal(a, b) for a, b in zip(maps, truth, strict=True))
     assert all(module.training for module in model.modules())
 
@@ -388,11 +415,19 @@ def test_a_gallery_is_scaled_by_its_highest_peak():
 
 # --- which images, which block ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("arch", "size", "block"), [
-    ("resnet50", 224, "layer4[2]"), ("resnet18", 224, "layer4[1]"), ("efficientnet_b0", 224, "features[8]"),
-    ("resnet50", 64, "layer2[3]"), ("efficientnet_b0", 64, "features[3]"), ("resnet18", 32, "layer1[1]"),
-    ("efficientnet_b0", 32, "features[2]"),
-])
+
+@pytest.mark.parametrize(
+    ("arch", "size", "block"),
+    [
+        ("resnet50", 224, "layer4[2]"),
+        ("resnet18", 224, "layer4[1]"),
+        ("efficientnet_b0", 224, "features[8]"),
+        ("resnet50", 64, "layer2[3]"),
+        ("efficientnet_b0", 64, "features[3]"),
+        ("resnet18", 32, "layer1[1]"),
+        ("efficientnet_b0", 32, "features[2]"),
+    ],
+)
 def test_the_default_block_is_the_last_one_that_can_tell_a_place(arch, size, block):
     model = copy.copy(_model(arch))
     model.image_size = size
@@ -403,7 +438,7 @@ def test_the_default_block_is_the_last_one_that_can_tell_a_place(arch, size, blo
             for module in modules:
                 maps = module(maps)
             sides[name] = maps.shape[-1]
-    later = model.block_names[model.block_names.index(block) + 1:]
+    later = model.block_names[model.block_names.index(block) + 1 :]
     assert sides[block] >= 6 and all(sides[name] < 6 for name in later)
 
 
@@ -411,9 +446,15 @@ CLASSES = ("benign", "malignant")
 
 
 def predictions(p_malignant, labels):
-    return pd.DataFrame({"path": [f"{i}.png" for i in range(len(labels))], "label": labels,
-                         "group": [f"p{i}" for i in range(len(labels))],
-                         "p_benign": [1 - p for p in p_malignant], "p_malignant": p_malignant})
+    return pd.DataFrame(
+        {
+            "path": [f"{i}.png" for i in range(len(labels))],
+            "label": labels,
+            "group": [f"p{i}" for i in range(len(labels))],
+            "p_benign": [1 - p for p in p_malignant],
+            "p_malignant": p_malignant,
+        }
+    )
 
 
 def test_every_outcome_has_its_section_worked_by_hand():
@@ -421,8 +462,14 @@ def test_every_outcome_has_its_section_worked_by_hand():
     table = predictions([0.99, 0.95, 0.9, 0.52, 0.04, 0.97, 0.45, 0.1], labels)
     chosen = pick(table, CLASSES, "malignant", each=2)
     found = {name: list(rows.index) for name, rows in chosen.groupby("section", sort=False)}
-    assert found == {"true positive": [0, 1], "false positive": [5], "false negative": [6], "true negative": [4, 7],
-                     "least certain": [3, 6], "highest loss": [5, 6]}
+    assert found == {
+        "true positive": [0, 1],
+        "false positive": [5],
+        "false negative": [6],
+        "true negative": [4, 7],
+        "least certain": [3, 6],
+        "highest loss": [5, 6],
+    }
     assert chosen.loc[5, "p"].tolist() == pytest.approx([0.97] * 2)  # of its predicted class, in both sections
     assert chosen.loc[4, "decision"] == "benign" and chosen.loc[4, "p"] == pytest.approx(0.96)
     assert chosen.loc[6, "loss"].iloc[0] == pytest.approx(-np.log(0.45))
@@ -455,15 +502,18 @@ def test_own_columns_with_the_names_of_ours_are_kept_apart():
     own = {"section": "a", "loss": "b", "decision": "c", "p": "d", "margin": "e", "own_p": "f"}
     table = predictions([0.9, 0.2], ["malignant", "malignant"]).assign(**own)
     chosen = pick(table, CLASSES, "malignant", each=1).iloc[0]
-    assert [chosen[name] for name in ("own_section", "own_loss", "own_decision", "own_own_p", "margin", "own_p")] == \
-        list("abcdef")
+    assert [
+        chosen[name] for name in ("own_section", "own_loss", "own_decision", "own_own_p", "margin", "own_p")
+    ] == list("abcdef")
     assert chosen["section"] == "true positive" and chosen["p"] == 0.9
     assert list(pick(table, CLASSES, "malignant", each=1, by="loss")["section"]) == ["loss: b"]
 
 
 def test_a_caption_names_true_and_predicted_class_probability_and_threshold():
-    assert caption("benign", "malignant", 0.42, "malignant", 0.37) == \
-        "true: benign, predicted: malignant (0.42, threshold 0.37)"
+    assert (
+        caption("benign", "malignant", 0.42, "malignant", 0.37)
+        == "true: benign, predicted: malignant (0.42, threshold 0.37)"
+    )
     assert caption("x", "y", 0.42) == "true: x, predicted: y (0.42)"
     assert "malignant 0.31, threshold 0.37" in caption("malignant", "benign", 0.69, "malignant", 0.37)
 
@@ -472,8 +522,14 @@ def test_a_caption_names_true_and_predicted_class_probability_and_threshold():
 def tiles():
     """Twelve pictures that lie in the cache backwards."""
     rng = np.random.default_rng(3)
-    table = pd.DataFrame({"path": [f"{i}.png" for i in range(12)], "label": [CLASSES[i % 2] for i in range(12)],
-                          "group": [f"p{i}" for i in range(12)], "row": np.arange(12)[::-1]})
+    table = pd.DataFrame(
+        {
+            "path": [f"{i}.png" for i in range(12)],
+            "label": [CLASSES[i % 2] for i in range(12)],
+            "group": [f"p{i}" for i in range(12)],
+            "row": np.arange(12)[::-1],
+        }
+    )
     return ImageSet(rng.integers(0, 256, (12, 64, 64, 3), dtype=np.uint8), table, CLASSES)
 
 

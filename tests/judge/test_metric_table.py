@@ -20,15 +20,17 @@ def macro_specificity(true, predicted, probs):
 OVERALL = {
     "accuracy": lambda true, predicted, probs: reference.accuracy_score(true, predicted),
     "balanced_accuracy": lambda true, predicted, probs: reference.balanced_accuracy_score(true, predicted),
-    "auc": lambda true, predicted, probs: reference.roc_auc_score(true, probs if probs.shape[1] > 2 else probs[:, 1],
-                                                                  multi_class="ovr", average="macro"),
+    "auc": lambda true, predicted, probs: reference.roc_auc_score(
+        true, probs if probs.shape[1] > 2 else probs[:, 1], multi_class="ovr", average="macro"
+    ),
     "macro_precision": lambda true, predicted, probs: reference.precision_score(true, predicted, **MACRO),
     "macro_sensitivity": lambda true, predicted, probs: reference.recall_score(true, predicted, **MACRO),
     "macro_specificity": macro_specificity,
     "macro_f1": lambda true, predicted, probs: reference.f1_score(true, predicted, **MACRO),
     "log_loss": lambda true, predicted, probs: reference.log_loss(true, probs),
-    "brier": lambda true, predicted, probs: ((probs - np.eye(probs.shape[1])[true]) ** 2).sum(axis=1).mean() / (
-        2 if probs.shape[1] == 2 else 1),
+    "brier": lambda true, predicted, probs: (
+        ((probs - np.eye(probs.shape[1])[true]) ** 2).sum(axis=1).mean() / (2 if probs.shape[1] == 2 else 1)
+    ),
     "ece": lambda true, predicted, probs: calibration.ece(true, probs, of=1 if probs.shape[1] == 2 else None),
 }
 # Of one class against the rest: whether each image is of it and is predicted as it (N,), and its probability (N,).
@@ -62,12 +64,17 @@ def test_every_metric_equals_its_reference(classes, threshold, decimals):
     of_positive = {m.name for m in metric_table.of_classes("positive")} if positive else set()
     assert found["metrics"].keys() == {m.name for m in metric_table.METRICS if m.kind != "class"} | of_positive
     for name, number in found["metrics"].items():
-        theirs = OF_CLASS[name](true == 1, predicted == 1, probs[:, 1]) if name in of_positive else \
-            OVERALL[name](true, predicted, probs)
+        theirs = (
+            OF_CLASS[name](true == 1, predicted == 1, probs[:, 1])
+            if name in of_positive
+            else OVERALL[name](true, predicted, probs)
+        )
         assert number["value"] == pytest.approx(theirs, rel=1e-12), name
     for k, row in enumerate(found["per_class"].values()):
         assert (row.pop("support"), row.pop("groups")) == (
-            (true == k).sum(), predictions.loc[true == k, "group"].nunique())
+            (true == k).sum(),
+            predictions.loc[true == k, "group"].nunique(),
+        )
         assert row.keys() == {m.name for m in metric_table.of_classes("classes")}
         for name, number in row.items():
             assert number["value"] == pytest.approx(OF_CLASS[name](true == k, predicted == k, probs[:, k])), name
@@ -101,9 +108,12 @@ def test_every_number_without_a_value_or_an_interval_says_why():
         for resamples in (0, 20):
             found = metrics.summary(predictions, BINARY, "malignant", threshold, resamples)
             raised = metrics.alert(predictions, BINARY, "malignant", threshold, resamples)
-            numbers = [*found["metrics"].items(), *((name, raised[name]) for name in metrics.ALERT),
-                       *(item for row in found["per_class"].values() for item in row.items()),
-                       *metrics.paired(predictions, predictions, BINARY, "malignant", threshold, resamples).items()]
+            numbers = [
+                *found["metrics"].items(),
+                *((name, raised[name]) for name in metrics.ALERT),
+                *(item for row in found["per_class"].values() for item in row.items()),
+                *metrics.paired(predictions, predictions, BINARY, "malignant", threshold, resamples).items(),
+            ]
             for name, number in numbers:
                 if name not in ("support", "groups"):
                     key = "undefined" if number["value"] is None else "no_interval"

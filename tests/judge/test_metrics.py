@@ -54,8 +54,10 @@ def test_a_resample_is_the_summary_of_the_drawn_rows(classes):
     overall, of_classes = resampled.values(judged, counts)
     names = sorted(predictions["group"].unique())
     for r, row in enumerate(counts.astype(int)):
-        drawn = pd.concat([predictions[predictions["group"] == name] for name, n in zip(names, row, strict=True)
-                           for _ in range(n)], ignore_index=True)
+        drawn = pd.concat(
+            [predictions[predictions["group"] == name] for name, n in zip(names, row, strict=True) for _ in range(n)],
+            ignore_index=True,
+        )
         found = metrics.summary(drawn, classes, positive, 0.4, resamples=0)
         for name, numbers in overall.items():
             assert numbers[r] == pytest.approx(found["metrics"][name]["value"], rel=1e-12), name
@@ -68,11 +70,13 @@ def test_a_resample_is_the_summary_of_the_drawn_rows(classes):
 def test_curves_equal_scikit_learn(decimals):
     predictions = random_table(5, classes=BINARY, decimals=decimals)
     true, scores = predictions["label"] == "malignant", predictions["p_malignant"]
-    for ours, theirs in zip(ranking.roc_curve(true, scores),
-                            reference.roc_curve(true, scores, drop_intermediate=False), strict=True):
+    for ours, theirs in zip(
+        ranking.roc_curve(true, scores), reference.roc_curve(true, scores, drop_intermediate=False), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-    for ours, theirs in zip(ranking.pr_curve(true, scores),
-                            reference.precision_recall_curve(true, scores), strict=True):
+    for ours, theirs in zip(
+        ranking.pr_curve(true, scores), reference.precision_recall_curve(true, scores), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
     false_rate, sensitivity, _ = ranking.roc_curve(true, scores)
     assert np.trapezoid(sensitivity, false_rate) == pytest.approx(ranking.auc(true, scores), abs=1e-14)
@@ -86,11 +90,13 @@ def test_with_shares_the_probability_over_the_share_decides_worked_by_hand():
     probs = np.array([[0.3, 0.5, 0.2], [0.1, 0.8, 0.1], [0.1, 0.7, 0.2]])
     assert rules.predicted(probs, THREE, threshold=SHARES).tolist() == [THREE.index(n) for n in ("MEL", "NV", "MEL")]
     assert rules.prior_corrected(probs, THREE, SHARES)[:, THREE.index("MEL")] == pytest.approx(
-        [3 / (3 + 5 / 7 + 1), 1 / (1 + 8 / 7 + 0.5), 1 / 3])
+        [3 / (3 + 5 / 7 + 1), 1 / (1 + 8 / 7 + 0.5), 1 / 3]
+    )
     assert rules.margin(probs, THREE, threshold=SHARES)[1] == pytest.approx((8 / 7 - 1) / (1 + 8 / 7 + 0.5))
     assert (rules.prior_corrected(probs, THREE, 0.5) == probs).all()
     table = pd.DataFrame(probs, columns=[f"p_{name}" for name in THREE]).assign(
-        label=["MEL", "NV", "BCC"], group=["a", "b", "c"])
+        label=["MEL", "NV", "BCC"], group=["a", "b", "c"]
+    )
     found = metrics.summary(table, THREE, "MEL", SHARES, resamples=0)
     assert found["threshold"] is None and found["decision"] == "largest probability over the share of the class"
     assert values(found)["balanced_accuracy"] == pytest.approx(2 / 3)
@@ -103,8 +109,10 @@ def test_shares_of_two_classes_are_a_threshold():
     probs = np.stack([1 - p, p], axis=1)
     for threshold in (0.1, 0.31, 0.8):
         shares = {"benign": 1 - threshold, "malignant": threshold}
-        assert (rules.predicted(probs, BINARY, "malignant", threshold) == rules.predicted(
-            probs, BINARY, "malignant", shares)).all()
+        assert (
+            rules.predicted(probs, BINARY, "malignant", threshold)
+            == rules.predicted(probs, BINARY, "malignant", shares)
+        ).all()
 
 
 def test_of_true_probabilities_the_shares_give_the_highest_balanced_accuracy():
@@ -117,8 +125,9 @@ def test_of_true_probabilities_the_shares_give_the_highest_balanced_accuracy():
     probs = likely / likely.sum(axis=1, keepdims=True)
 
     def balanced(bars) -> float:
-        return ranking.balanced_accuracy(labels, rules.predicted(probs, THREE, threshold=dict(zip(THREE, bars,
-                                                                                                 strict=True))))
+        return ranking.balanced_accuracy(
+            labels, rules.predicted(probs, THREE, threshold=dict(zip(THREE, bars, strict=True)))
+        )
 
     best = balanced(shares)
     assert best > balanced([1, 1, 1]) + 0.1
@@ -126,16 +135,31 @@ def test_of_true_probabilities_the_shares_give_the_highest_balanced_accuracy():
 
 
 def test_the_surest_with_shares_are_those_far_ahead_over_their_share():
-    table = pd.DataFrame({"label": ["MEL", "NV", "NV"], "group": ["a", "b", "c"], "p_MEL": [0.6, 0.0, 0.05],
-                          "p_NV": [0.3, 0.55, 0.95], "p_BCC": [0.1, 0.45, 0.0]})
+    table = pd.DataFrame(
+        {
+            "label": ["MEL", "NV", "NV"],
+            "group": ["a", "b", "c"],
+            "p_MEL": [0.6, 0.0, 0.05],
+            "p_NV": [0.3, 0.55, 0.95],
+            "p_BCC": [0.1, 0.45, 0.0],
+        }
+    )
     # Over the shares, of their sum: 0.87 MEL (right), 0.74 BCC (wrong), 0.73 NV (right).
     found = ranking.abstention(table, THREE, threshold=SHARES)
     assert found["risk"] == pytest.approx([0, 0.5, 1 / 3], abs=1e-6)
     assert ranking.abstention(table, THREE)["risk"] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("shares", [{"MEL": 0.5, "NV": 0.5}, SHARES | {"DF": 0.1}, SHARES | {"NV": 0.0},
-                                    SHARES | {"NV": float("nan")}, SHARES | {"NV": float("inf")}])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"MEL": 0.5, "NV": 0.5},
+        SHARES | {"DF": 0.1},
+        SHARES | {"NV": 0.0},
+        SHARES | {"NV": float("nan")},
+        SHARES | {"NV": float("inf")},
+    ],
+)
 def test_shares_that_are_none_are_refused(shares):
     with pytest.raises(PathoError, match="bad_threshold"):
         metrics.summary(random_table(0, classes=THREE), THREE, "MEL", shares, resamples=0)
@@ -161,7 +185,8 @@ def test_classification_report_equals_scikit_learn(classes, unused):
     assert ours.loc["accuracy"].tolist() == pytest.approx([*[theirs.pop("accuracy")] * 3, len(predictions)])
     for name, row in theirs.items():
         assert ours.loc[name].tolist() == pytest.approx(
-            [row["recall"], row["precision"], row["f1-score"], row["support"]], abs=1e-14), name
+            [row["recall"], row["precision"], row["f1-score"], row["support"]], abs=1e-14
+        ), name
 
 
 # ---- by hand --------------------------------------------------------------------------------------------------------
@@ -260,8 +285,12 @@ def test_of_a_hundred_patients_the_interval_covers_95_in_100():
 def test_bca_is_scipys():
     rng = np.random.default_rng(0)
     values = rng.gamma(1.5, 1, 40)
-    drawn = np.concatenate([np.sqrt(counts @ values**2 / 40 - (counts @ values / 40) ** 2)  # biased and skewed
-                            for counts in intervals.draws(40, 20_000, seed=1)])
+    drawn = np.concatenate(
+        [
+            np.sqrt(counts @ values**2 / 40 - (counts @ values / 40) ** 2)  # biased and skewed
+            for counts in intervals.draws(40, 20_000, seed=1)
+        ]
+    )
     left = np.array([np.delete(values, i).std() for i in range(40)])
     theirs = stats.bootstrap((values,), np.std, n_resamples=20_000, method="BCa", rng=rng).confidence_interval
     below = (drawn < values.std()).mean()
@@ -320,8 +349,10 @@ def test_a_chunk_border_leaves_no_resample_out():
 def test_every_value_lies_in_its_interval_and_all_is_json():
     found = metrics.summary(random_table(10, n=400), THREE)
     assert "never negative" in found["metrics"].pop("ece")["no_interval"]
-    numbers = [*found["metrics"].values(),
-               *(row[m.name] for row in found["per_class"].values() for m in metric_table.of_classes("classes"))]
+    numbers = [
+        *found["metrics"].values(),
+        *(row[m.name] for row in found["per_class"].values() for m in metric_table.of_classes("classes")),
+    ]
     assert all(n["low"] < n["value"] < n["high"] for n in numbers)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
@@ -359,8 +390,9 @@ def test_the_interval_of_a_difference_is_narrower_where_both_err_on_the_same_pat
 def test_each_side_of_a_difference_may_have_its_own_threshold():
     a = random_table(31, classes=BINARY)
     found = metrics.paired(a, a, BINARY, "malignant", threshold=(0.3, 0.7), resamples=0)
-    low, high = (metrics.summary(a, BINARY, "malignant", t, resamples=0)["metrics"]["sensitivity"]["value"]
-                 for t in (0.3, 0.7))
+    low, high = (
+        metrics.summary(a, BINARY, "malignant", t, resamples=0)["metrics"]["sensitivity"]["value"] for t in (0.3, 0.7)
+    )
     assert found["sensitivity"]["value"] == pytest.approx(low - high) and found["auc"]["value"] == 0
 
 
@@ -440,8 +472,12 @@ def test_equally_sure_images_share_their_errors_whatever_their_order():
 def test_one_class_leaves_auc_undefined_and_says_so():
     found = metrics.summary(binary([1, 1, 1], [0.9, 0.2, 0.6]), BINARY, "malignant")
     for name in ("auc", "balanced_accuracy", "macro_f1"):
-        assert found["metrics"][name] == {"value": None, "low": None, "high": None,
-                                          "undefined": "only one class among the labels"}
+        assert found["metrics"][name] == {
+            "value": None,
+            "low": None,
+            "high": None,
+            "undefined": "only one class among the labels",
+        }
     assert found["metrics"]["specificity"]["undefined"] == "every image is of this class"
     assert found["metrics"]["sensitivity"]["value"] == pytest.approx(2 / 3)
     assert found["per_class"]["benign"]["sensitivity"]["undefined"] == "no image is of this class"
@@ -458,7 +494,8 @@ def test_an_absent_class_is_named_where_a_mean_leaves_it_out():
     assert "note" not in found["metrics"]["accuracy"]
     called = resampled.decide(predictions, THREE)
     assert values(found)["balanced_accuracy"] == pytest.approx(
-        np.mean([(called[predictions["label"] == c] == c).mean() for c in ("MEL", "NV")]))
+        np.mean([(called[predictions["label"] == c] == c).mean() for c in ("MEL", "NV")])
+    )
 
 
 def test_a_class_never_predicted_has_no_precision_but_counts_zero_in_the_mean():
@@ -484,12 +521,15 @@ def test_all_right_is_not_printed_as_certain():
     assert "same value" in number["no_interval"]
 
 
-@pytest.mark.parametrize(("change", "code"), [
-    ({"label": "bengin"}, "unknown_class"),
-    ({"p_benign": 0.9, "p_malignant": 0.9}, "bad_probabilities"),
-    ({"p_benign": float("nan")}, "bad_probabilities"),
-    ({"p_benign": -0.5, "p_malignant": 1.5}, "bad_probabilities"),
-])
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"label": "bengin"}, "unknown_class"),
+        ({"p_benign": 0.9, "p_malignant": 0.9}, "bad_probabilities"),
+        ({"p_benign": float("nan")}, "bad_probabilities"),
+        ({"p_benign": -0.5, "p_malignant": 1.5}, "bad_probabilities"),
+    ],
+)
 def test_a_table_that_holds_no_predictions_is_refused(change, code):
     with pytest.raises(PathoError) as refusal:
         metrics.summary(binary([1, 0], [0.9, 0.1]).assign(**change), BINARY)
@@ -498,10 +538,12 @@ def test_a_table_that_holds_no_predictions_is_refused(change, code):
 
 def test_what_cannot_be_judged_is_refused_by_name():
     predictions = binary([1, 0], [0.9, 0.1])
-    for arguments, code in [((predictions.drop(columns="p_benign"), BINARY), "missing_column"),
-                            ((predictions.drop(columns="group"), BINARY), "missing_column"),
-                            ((predictions[:0], BINARY), "no_predictions"),
-                            ((predictions, BINARY, "malign"), "unknown_class")]:
+    for arguments, code in [
+        ((predictions.drop(columns="p_benign"), BINARY), "missing_column"),
+        ((predictions.drop(columns="group"), BINARY), "missing_column"),
+        ((predictions[:0], BINARY), "no_predictions"),
+        ((predictions, BINARY, "malign"), "unknown_class"),
+    ]:
         with pytest.raises(PathoError) as refusal:
             metrics.summary(*arguments)
         assert refusal.value.code == code
@@ -519,7 +561,12 @@ def test_a_subgroup_has_the_numbers_of_its_rows():
     predictions = random_table(13, classes=BINARY).assign(site=["", "arm", "leg"] * 100, sex=["f", "m"] * 150)
     found = groupwise.by_subgroup(predictions, BINARY, "malignant", ("site", "sex"), resamples=100)
     assert found[["column", "value"]].to_numpy().tolist() == [
-        ["site", "(not stated)"], ["site", "arm"], ["site", "leg"], ["sex", "f"], ["sex", "m"]]
+        ["site", "(not stated)"],
+        ["site", "arm"],
+        ["site", "leg"],
+        ["sex", "f"],
+        ["sex", "m"],
+    ]
     part = metrics.summary(predictions[predictions["site"] == "arm"], BINARY, "malignant", resamples=100)
     row = found.set_index("value").loc["arm"]
     assert (row["images"], row["groups"]) == (100, part["groups"])
@@ -529,8 +576,12 @@ def test_a_subgroup_has_the_numbers_of_its_rows():
 
 
 def test_a_subgroup_with_one_class_or_few_groups_says_so():
-    predictions = binary([1, 1, 1, 0, 1, 0], [0.9, 0.8, 0.2, 0.4, 0.6, 0.1], groups=[0, 0, 1, 2, 3, 4],
-                         subtype=["PC", "PC", "PC", "A", "DC", "A"])
+    predictions = binary(
+        [1, 1, 1, 0, 1, 0],
+        [0.9, 0.8, 0.2, 0.4, 0.6, 0.1],
+        groups=[0, 0, 1, 2, 3, 4],
+        subtype=["PC", "PC", "PC", "A", "DC", "A"],
+    )
     found = groupwise.by_subgroup(predictions, BINARY, "malignant", ["subtype"]).set_index("value")
     assert found["few"].all()
     assert np.isnan(found.loc["PC", "auc"])
@@ -550,8 +601,9 @@ def test_no_columns_give_an_empty_table():
 
 def patients():
     # a: 1 of 2 right, mean 0.65; b: 3 of 4 right, mean 0.25; c: both labels.
-    return binary([1, 1, 0, 0, 0, 0, 1, 0], [0.9, 0.4, 0.1, 0.1, 0.2, 0.6, 0.9, 0.1], groups="aabbbbcc",
-                  case=list("aabbbbcc"))
+    return binary(
+        [1, 1, 0, 0, 0, 0, 1, 0], [0.9, 0.4, 0.1, 0.1, 0.2, 0.6, 0.9, 0.1], groups="aabbbbcc", case=list("aabbbbcc")
+    )
 
 
 def test_the_patient_score_is_the_share_of_images_that_are_right():
@@ -579,8 +631,9 @@ def test_how_far_one_patient_moves_the_numbers():
     without = {name: predictions[predictions["case"] != name] for name in predictions["case"].unique()}
     assert found["share"] == 1 / len(without)
     rates = [groupwise.patient_recognition_rate(rows, BINARY, "malignant") for rows in without.values()]
-    aucs = [metrics.summary(rows, BINARY, "malignant", resamples=0)["metrics"]["auc"]["value"]
-            for rows in without.values()]
+    aucs = [
+        metrics.summary(rows, BINARY, "malignant", resamples=0)["metrics"]["auc"]["value"] for rows in without.values()
+    ]
     assert list(found["recognition_rate"].values()) == pytest.approx([min(rates), max(rates)])
     assert list(found["auc"].values()) == pytest.approx([min(aucs), max(aucs)])
     many = random_table(41, n=1200, classes=BINARY, n_groups=700).assign(label="benign")
@@ -608,7 +661,8 @@ def test_patients_are_judged_by_their_mean_probability():
     means = predictions.groupby("group")["p_malignant"].mean()
     assert found["summary"]["images"] == found["patients"] == 30
     assert found["summary"]["metrics"]["auc"]["value"] == pytest.approx(
-        reference.roc_auc_score(means.index < "g2", means))
+        reference.roc_auc_score(means.index < "g2", means)
+    )
     rate = found["recognition_rate"]
     assert rate["value"] == groupwise.patient_recognition_rate(predictions, BINARY, "malignant")
     assert rate["low"] < rate["value"] < rate["high"]
@@ -616,8 +670,9 @@ def test_patients_are_judged_by_their_mean_probability():
 
 
 def test_slides_of_a_case_are_drawn_with_it_and_images_of_a_split_by_image_by_patient():
-    rows = binary([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1], groups=["case1", "case1", "case2", "case3"],
-                  case=["A", "B", "C", "C"])
+    rows = binary(
+        [1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1], groups=["case1", "case1", "case2", "case3"], case=["A", "B", "C", "C"]
+    )
     assert groupwise.by_patient(rows, BINARY, "malignant")["group"].tolist() == ["gcase1", "gcase1", "C"]
 
 
@@ -627,14 +682,17 @@ def test_images_of_unknown_patients_are_not_one_patient():
     assert groupwise.with_two_labels(rows) == []
 
 
-@pytest.mark.parametrize(("number", "digits", "text"), [
-    ({"value": 0.93, "low": 0.88, "high": 0.97}, 2, "0.93 (0.88 to 0.97)"),
-    ({"value": 0.93, "low": 0.88, "high": 0.97}, 3, "0.930 (0.880 to 0.970)"),
-    ({"value": 1.0, "low": None, "high": None, "no_interval": "too few"}, 3, "1.000 (no interval)"),
-    ({"value": None, "low": None, "high": None, "undefined": "one class"}, 3, "undefined"),
-    ({"value": 0.0, "low": 0.0, "high": 0.1}, 2, "0.00 (0.00 to 0.10)"),
-    (None, 3, "absent"),
-])
+@pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [
+        ({"value": 0.93, "low": 0.88, "high": 0.97}, 2, "0.93 (0.88 to 0.97)"),
+        ({"value": 0.93, "low": 0.88, "high": 0.97}, 3, "0.930 (0.880 to 0.970)"),
+        ({"value": 1.0, "low": None, "high": None, "no_interval": "too few"}, 3, "1.000 (no interval)"),
+        ({"value": None, "low": None, "high": None, "undefined": "one class"}, 3, "undefined"),
+        ({"value": 0.0, "low": 0.0, "high": 0.1}, 2, "0.00 (0.00 to 0.10)"),
+        (None, 3, "absent"),
+    ],
+)
 def test_a_number_is_written_with_its_interval_or_says_what_is_missing(number, digits, text):
     assert metrics.readable(number, digits) == text
 
@@ -650,6 +708,9 @@ def test_the_interval_of_a_mean_is_drawn_over_groups():
 
 
 def test_an_estimate_is_read_back_from_json():
-    for estimate in (intervals.Estimate(0.5, 0.4, 0.6, note="of two classes"), intervals.Estimate(None, missing="why"),
-                     intervals.Estimate(1.0, missing="no spread")):
+    for estimate in (
+        intervals.Estimate(0.5, 0.4, 0.6, note="of two classes"),
+        intervals.Estimate(None, missing="why"),
+        intervals.Estimate(1.0, missing="no spread"),
+    ):
         assert intervals.Estimate.from_json(json.loads(json.dumps(estimate.to_json()))) == estimate

@@ -108,8 +108,10 @@ def distances(measure, train, others):
     found = np.stack([measure(picture) for picture in train])
     mean, scale = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)
     precision = novelty.inverse_correlation((found - mean) / scale)
-    return {name: novelty._distances((np.stack([measure(p) for p in pictures]) - mean) / scale, precision)
-            for name, pictures in others.items()}
+    return {
+        name: novelty._distances((np.stack([measure(p) for p in pictures]) - mean) / scale, precision)
+        for name, pictures in others.items()
+    }
 
 
 def caught(measure, train, val, test, strange):
@@ -176,9 +178,12 @@ def test_on_real_images_it_catches_more_than_colours_alone_at_the_same_false_ala
     strange = damaged(skin[-40:], rng) | {
         "tissue": squares(sorted((root / "idc" / "images").glob("*.png"))[:100]),
         "tiles": squares(sorted((root / "breakhis").rglob("*.png"))),
-        "photos and test pictures": squares(sorted((root / "bad_images").iterdir()))}
-    ours, theirs = (caught(measure, skin[:200], skin[200:400], skin[400:], strange)
-                    for measure in (novelty.features, rivals.colours))
+        "photos and test pictures": squares(sorted((root / "bad_images").iterdir())),
+    }
+    ours, theirs = (
+        caught(measure, skin[:200], skin[200:400], skin[400:], strange)
+        for measure in (novelty.features, rivals.colours)
+    )
     print(ours, theirs)
     assert ours["noise alone"] == ours["blank"] == ours["without colour"] == 1
     assert np.mean(list(ours.values())) > np.mean(list(theirs.values()))

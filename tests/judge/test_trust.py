@@ -64,11 +64,11 @@ class Red(nn.Module):
 def drawn(rng, red=True):
     """Noise with a green and a blue square, and a red one or not, in different places; and the mask of the red one."""
     picture, mask = rng.integers(60, 120, (SIDE, SIDE, 3), dtype=np.uint8), np.zeros((SIDE, SIDE), bool)
-    for channel, place in zip((1, 2, 0)[:2 + red], rng.choice((SIDE // CELL) ** 2, 3, replace=False), strict=False):
+    for channel, place in zip((1, 2, 0)[: 2 + red], rng.choice((SIDE // CELL) ** 2, 3, replace=False), strict=False):
         y, x = (CELL * int(k) for k in divmod(place, SIDE // CELL))
-        picture[y:y + CELL, x:x + CELL] = 0
-        picture[y:y + CELL, x:x + CELL, channel] = 255
-        mask[y:y + CELL, x:x + CELL] = channel == 0
+        picture[y : y + CELL, x : x + CELL] = 0
+        picture[y : y + CELL, x : x + CELL, channel] = 255
+        mask[y : y + CELL, x : x + CELL] = channel == 0
     return picture, mask
 
 
@@ -76,8 +76,14 @@ def drawn(rng, red=True):
 def squares():
     """Images with a red square, each of another patient, and their masks."""
     pixels, masks = zip(*(drawn(np.random.default_rng(i)) for i in range(COUNT)), strict=True)
-    table = pd.DataFrame({"path": [f"{i}.png" for i in range(COUNT)], "label": "red",
-                          "group": [f"p{i}" for i in range(COUNT)], "row": np.arange(COUNT)})
+    table = pd.DataFrame(
+        {
+            "path": [f"{i}.png" for i in range(COUNT)],
+            "label": "red",
+            "group": [f"p{i}" for i in range(COUNT)],
+            "row": np.arange(COUNT),
+        }
+    )
     return ImageSet(np.stack(pixels), table, CLASSES), dict(zip(table["path"], masks, strict=True))
 
 
@@ -185,8 +191,9 @@ def test_only_images_predicted_positive_are_checked_and_without_any_it_is_said(s
     none = trust.examine(Red().eval(), tiles, predicted(tiles, 0.1), masks=masks, positive="red")
     assert not none.trusted and len(none.reasons) == 1 and none.facts["checks"] == {}
     assert none.table.empty and heatmaps.trust(none.facts).axes == []
-    whole = trust.examine(Red().eval(), tiles, predicted(tiles, 0.1), masks=masks, positive="red", threshold=0.05,
-                          count=4)
+    whole = trust.examine(
+        Red().eval(), tiles, predicted(tiles, 0.1), masks=masks, positive="red", threshold=0.05, count=4
+    )
     assert whole.facts["images"] == 4  # by the threshold all are predicted red
 
 
@@ -236,10 +243,13 @@ def test_structural_similarity_is_its_formula_over_all_windows():
         x, y, values = a[k] / a[k].max(), b[k] / b[k].max(), []
         for i in range(3):
             for j in range(3):
-                u, v = x[i:i + 5, j:j + 5], y[i:i + 5, j:j + 5]
+                u, v = x[i : i + 5, j : j + 5], y[i : i + 5, j : j + 5]
                 cov = ((u - u.mean()) * (v - v.mean())).mean()
-                values.append((2 * u.mean() * v.mean() + 1e-4) * (2 * cov + 9e-4)
-                              / ((u.mean() ** 2 + v.mean() ** 2 + 1e-4) * (u.var() + v.var() + 9e-4)))
+                values.append(
+                    (2 * u.mean() * v.mean() + 1e-4)
+                    * (2 * cov + 9e-4)
+                    / ((u.mean() ** 2 + v.mean() ** 2 + 1e-4) * (u.var() + v.var() + 9e-4))
+                )
         assert found[k] == pytest.approx(np.mean(values))
     assert heatchecks.structural_similarity(a, 3 * a) == pytest.approx([1, 1])  # of their own peaks
 
@@ -288,7 +298,7 @@ def test_a_map_that_moves_with_the_picture_is_stable(squares, monkeypatch):
         return gradcam.Heat(maps, torch.as_tensor(classes), torch.full((len(maps), 2), 0.5), maps.amax((1, 2)) == 0)
 
     def fixed(model, views, classes, block):
-        return replace(brightness(model, views, classes, block), maps=still[:len(views)])
+        return replace(brightness(model, views, classes, block), maps=still[: len(views)])
 
     monkeypatch.setitem(gradcam.METHODS, "brightness", brightness)
     found = examined(squares, method="brightness").facts["stability"]
@@ -299,8 +309,9 @@ def test_a_map_that_moves_with_the_picture_is_stable(squares, monkeypatch):
 
 
 def test_images_come_from_as_many_groups_and_classes_as_there_are():
-    table = pd.DataFrame({"path": list("abcdefgh"), "group": list("11112234"),
-                          "predicted": ["x"] * 4 + ["x", "x", "y", "y"]})
+    table = pd.DataFrame(
+        {"path": list("abcdefgh"), "group": list("11112234"), "predicted": ["x"] * 4 + ["x", "x", "y", "y"]}
+    )
     assert list(trust._spread(table, 4)["path"]) == ["a", "g", "e", "h"]
     assert len(trust._spread(table, 99)) == 8
 

@@ -31,11 +31,17 @@ from patholib.study import Study
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("PATHOLIB_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LACKING = [what for what, there in (
-    ("Chromium (apt-get install chromium)", CHROMIUM),
-    ("the extra `browser` (playwright)", importlib.util.find_spec("playwright")),
-    ("the extra `notebooks` (jupyterlab)", importlib.util.find_spec("jupyterlab"))) if not there]
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+LACKING = [
+    what
+    for what, there in (
+        ("Chromium (apt-get install chromium)", CHROMIUM),
+        ("the extra `browser` (playwright)", importlib.util.find_spec("playwright")),
+        ("the extra `notebooks` (jupyterlab)", importlib.util.find_spec("jupyterlab")),
+    )
+    if not there
+]
 pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
 
 PATIENCE = 90_000  # milliseconds, for a kernel that imports torch beside other work
@@ -77,8 +83,10 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(place):
     """JupyterLab with settings of its own, at a free port of the loopback; ended afterwards."""
-    for name, settings in (("apputils-extension/notification", {"fetchNews": "false"}),  # no question, no network
-                           ("notebook-extension/tracker", {"windowingMode": "none"})):  # cells out of sight count too
+    for name, settings in (
+        ("apputils-extension/notification", {"fetchNews": "false"}),  # no question, no network
+        ("notebook-extension/tracker", {"windowingMode": "none"}),
+    ):  # cells out of sight count too
         path = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(settings))
@@ -86,18 +94,41 @@ def address(place):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
-    env = os.environ | {
-        "PATHOLIB_OUTPUTS": str(place / "runs"), "PATHOLIB_CACHE": str(place / "cache"),
-        "PATHOLIB_DATA": str(place / "data" / "demo" / "breakhis"), "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "JUPYTERLAB_SETTINGS_DIR": str(place / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(place / "workspaces"),
-    } | {f"JUPYTER_{name}_DIR": str(place / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    env = (
+        os.environ
+        | {
+            "PATHOLIB_OUTPUTS": str(place / "runs"),
+            "PATHOLIB_CACHE": str(place / "cache"),
+            "PATHOLIB_DATA": str(place / "data" / "demo" / "breakhis"),
+            "OMP_WAIT_POLICY": "passive",
+            "TQDM_DISABLE": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "JUPYTERLAB_SETTINGS_DIR": str(place / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(place / "workspaces"),
+        }
+        | {f"JUPYTER_{name}_DIR": str(place / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    )
     with (place / "lab.log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
-             f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-            cwd=place / "notebooks", env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            [
+                sys.executable,
+                "-m",
+                "jupyter",
+                "lab",
+                "--no-browser",
+                "--allow-root",
+                "--ip=127.0.0.1",
+                f"--port={port}",
+                "--ServerApp.port_retries=0",
+                f"--IdentityProvider.token={token}",
+                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            ],
+            cwd=place / "notebooks",
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
     try:
         for _ in range(600):
             with contextlib.suppress(urllib.error.URLError, ConnectionError):

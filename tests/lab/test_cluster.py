@@ -30,8 +30,9 @@ from patholib.deploy.inference import Predictor
 from patholib.model import building
 
 ROOT = Path(__file__).parents[2]
-installed = pytest.mark.skipif(util.find_spec("ray") is None or sys.platform == "win32",
-                               reason="needs the extra cluster, and signals")
+installed = pytest.mark.skipif(
+    util.find_spec("ray") is None or sys.platform == "win32", reason="needs the extra cluster, and signals"
+)
 
 
 def test_without_ray_the_remedy_is_said(monkeypatch, tmp_path, capsys):
@@ -45,15 +46,22 @@ def test_without_ray_the_remedy_is_said(monkeypatch, tmp_path, capsys):
 def two_machines():
     """The address of a cluster of two machines with one CPU each, which listens to this machine alone."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0",
-                            "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
-                            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT),
-                                                                        os.environ.get("PYTHONPATH")]))}.items():
+        for name, value in {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+            "TQDM_DISABLE": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        }.items():
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
 
-        machine = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False,
-                   "include_log_monitor": False}
+        machine = {
+            "num_cpus": 1,
+            "object_store_memory": 80 * 2**20,
+            "include_dashboard": False,
+            "include_log_monitor": False,
+        }
         found = Cluster(initialize_head=True, head_node_args=machine)
         try:
             found.add_node(**machine)
@@ -94,8 +102,11 @@ def mappers() -> list[int]:
 
 def runner(folder: Path) -> list[int]:
     """The worker of the cluster that waits for the run in this folder."""
-    return [process.ppid() for process, words in commands().items()
-            if "patholib.lab.headless" in words and json.loads(words[-1])["folder"] == str(folder)]
+    return [
+        process.ppid()
+        for process, words in commands().items()
+        if "patholib.lab.headless" in words and json.loads(words[-1])["folder"] == str(folder)
+    ]
 
 
 def raylets() -> set[int]:
@@ -165,8 +176,9 @@ def pictures(tmp_path_factory):
 
 
 @installed
-def test_a_table_made_on_a_cluster_is_that_of_one_machine_though_a_worker_is_killed(two_machines, model, pictures,
-                                                                                    tmp_path, monkeypatch, capsys):
+def test_a_table_made_on_a_cluster_is_that_of_one_machine_though_a_worker_is_killed(
+    two_machines, model, pictures, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(pictures.parent)
     given = ["predict", str(model), "scans"]
     assert cli.main([*given, "--engine", "torch", "--out", str(tmp_path / "local.csv")]) == 1
@@ -198,8 +210,13 @@ def test_what_a_cluster_began_is_gone_on_with_on_one_machine(two_machines, model
 @pytest.mark.slow
 def test_a_model_that_not_every_machine_sees_is_one_line(two_machines, model, pictures, tmp_path):
     with pytest.raises(PathoError) as stopped:
-        predictions.write(Predictor(model, "torch"), [pictures], tmp_path / "p.csv", progress=False,
-                          on=predictions.Ray(tmp_path / "gone", two_machines))
+        predictions.write(
+            Predictor(model, "torch"),
+            [pictures],
+            tmp_path / "p.csv",
+            progress=False,
+            on=predictions.Ray(tmp_path / "gone", two_machines),
+        )
     assert stopped.value.code == "not_shared" and "network drive" in stopped.value.remedy
 
 
@@ -210,8 +227,9 @@ def test_more_than_a_machine_has_is_refused_and_no_process_is_left(tmp_path):
     notebook, before = write_notebook(tmp_path / "light.ipynb", CHECKPOINTED), raylets()
     given = [str(notebook), "--set", "seed=0", "--engine", "ray", "--gpus-per-run", "5", "--out", str(tmp_path / "o")]
     bare = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run([sys.executable, "-m", "patholib", "sweep", *given], capture_output=True, text=True, env=bare,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "patholib", "sweep", *given], capture_output=True, text=True, env=bare, check=False
+    )
     assert done.returncode == 2 and "the only machine has" in done.stderr and "Traceback" not in done.stderr
     assert json.loads((tmp_path / "o" / "sweep.json").read_text())["runs"]["seed-0"]["status"] == "planned"
     assert raylets() == before
@@ -221,7 +239,12 @@ def test_more_than_a_machine_has_is_refused_and_no_process_is_left(tmp_path):
 @pytest.mark.slow
 def test_the_benchmark_runs_in_miniature():
     bare = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "cluster.py", "--quick"], capture_output=True,
-                          text=True, env=bare, check=False)
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "cluster.py", "--quick"],
+        capture_output=True,
+        text=True,
+        env=bare,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "| 2 Ray workers |" in done.stdout and "| two at once, Ray |" in done.stdout

@@ -78,9 +78,15 @@ def a_png(seed=0, size=(50, 40)):
 
 
 def a_table():
-    predictions = pd.DataFrame({
-        "path": ["a", "b", "c", "d"], "label": ["benign", "malignant", "malignant", ""], "case": ["1", "1", "2", "3"],
-        "p_benign": [0.55, 0.68, 0.2, 0.5], "p_malignant": [0.45, 0.32, 0.8, 0.5]})
+    predictions = pd.DataFrame(
+        {
+            "path": ["a", "b", "c", "d"],
+            "label": ["benign", "malignant", "malignant", ""],
+            "case": ["1", "1", "2", "3"],
+            "p_benign": [0.55, 0.68, 0.2, 0.5],
+            "p_malignant": [0.45, 0.32, 0.8, 0.5],
+        }
+    )
     return explored.listed(predictions, ("benign", "malignant"), "malignant", 0.4)
 
 
@@ -132,9 +138,10 @@ def test_what_is_shown_is_what_the_model_says(looked):
     for place, path in enumerate(looked.paths):
         looked.image = path
         row = looked.seen.row
-        assert np.allclose([row[f"p_{c}"] for c in CLASSES], expected.loc[place, [f"p_{c}" for c in CLASSES]].tolist(),
-                           atol=1e-4)
-        views = augment.plain_views(own.pictures[place:place + 1], TINY.image_size)
+        assert np.allclose(
+            [row[f"p_{c}"] for c in CLASSES], expected.loc[place, [f"p_{c}" for c in CLASSES]].tolist(), atol=1e-4
+        )
+        views = augment.plain_views(own.pictures[place : place + 1], TINY.image_size)
         found = gradcam.gradcam(model, views, [CLASSES.index(row["predicted"])], looked.block)
         assert np.array_equal(looked.seen.heat, gradcam.upsample(found.maps, TINY.image_size)[0].numpy())
         assert np.array_equal(looked.seen.picture, np.rint(views[0].permute(1, 2, 0).numpy() * 255))
@@ -162,8 +169,11 @@ def test_no_heatmap_is_computed_twice(looked):
 def test_every_question_changes_the_picture(looked):
     looked.target = next(c for c in CLASSES if looked.heat(looked.image, c, looked.block, "gradcam").any())
     pictures = [looked.png]
-    other = next(block for block in looked.choices("block") if block != looked.block
-                 and looked.heat(looked.image, looked.target, block, "gradcam").any())
+    other = next(
+        block
+        for block in looked.choices("block")
+        if block != looked.block and looked.heat(looked.image, looked.target, block, "gradcam").any()
+    )
     for trait, value in (("alpha", 0.9), ("colours", "inferno"), ("block", other), ("image", looked.paths[1])):
         setattr(looked, trait, value)
         pictures.append(looked.png)
@@ -173,8 +183,14 @@ def test_every_question_changes_the_picture(looked):
 
 def test_a_value_that_does_not_exist_is_refused_and_nothing_changes(looked):
     before = (looked.image, looked.target, looked.png)
-    for trait, value in (("target", "malignent"), ("image", "nowhere.png"), ("block", "layer9"), ("outcome", "rigth"),
-                         ("method", "magic"), ("colours", "rainbow")):
+    for trait, value in (
+        ("target", "malignent"),
+        ("image", "nowhere.png"),
+        ("block", "layer9"),
+        ("outcome", "rigth"),
+        ("method", "magic"),
+        ("colours", "rainbow"),
+    ):
         with pytest.raises(PathoError, match=f"bad_parameter.*{trait}"):
             setattr(looked, trait, value)
     assert (looked.image, looked.target, looked.png) == before
@@ -251,8 +267,10 @@ def test_the_same_picture_is_not_added_twice_and_another_of_that_name_is_no_othe
     assert looked.image == "yours: a.png (2)" and len(looked.paths) == 8
 
 
-@pytest.mark.parametrize(("content", "code"), [
-    (b"", "empty"), (b"<html>", "not_an_image"), (a_png()[:200], "corrupt"), (a_png(size=(8, 8)), "too_small")])
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "empty"), (b"<html>", "not_an_image"), (a_png()[:200], "corrupt"), (a_png(size=(8, 8)), "too_small")],
+)
 def test_a_bad_file_is_refused_by_name_and_leaves_everything_as_it_was(looked, content, code):
     before = (looked.image, looked.png, len(looked.table))
     looked.attempt(looked.add, content, "../../x\n.png")
@@ -317,8 +335,10 @@ def test_a_folder_that_cannot_be_written_is_told(looked, monkeypatch):
 
 
 def test_notes_of_version_0_1_are_taken_up(looked):
-    (looked.run / explored.NOTES).write_text("image,label,called,p,evidence_for,block,method,blank,note\n"
-                                             "a.png,benign,malignant,0.42,malignant,layer4[1],gradcam,False,odd\n")
+    (looked.run / explored.NOTES).write_text(
+        "image,label,called,p,evidence_for,block,method,blank,note\n"
+        "a.png,benign,malignant,0.42,malignant,layer4[1],gradcam,False,odd\n"
+    )
     row = Explorer(looked.run, data="none").history.iloc[0]
     assert row[["image", "predicted", "heatmap_for", "note"]].tolist() == ["a.png", "malignant", "malignant", "odd"]
 
@@ -342,8 +362,14 @@ def test_a_class_called_all_is_filtered_like_any_other(tmp_path):
 def test_the_verdict_stands_beside_every_heatmap_and_says_what_was_not_checked(looked):
     assert "Not checked" in looked.seen.verdict
     of = looked.seen.target
-    checked = {"verdict": "All 8 checks passed", "method": "gradcam", "block": looked.block, "of": of,
-               "checks": {"a": {}}, "reasons": []}
+    checked = {
+        "verdict": "All 8 checks passed",
+        "method": "gradcam",
+        "block": looked.block,
+        "of": of,
+        "checks": {"a": {}},
+        "reasons": [],
+    }
     files.write_json(looked.run / trust.FILE, checked)
     run = Explorer(looked.run, image_set(train=0, val=6), split="val")
     assert run.seen.verdict == "All 8 checks passed"
@@ -351,8 +377,11 @@ def test_the_verdict_stands_beside_every_heatmap_and_says_what_was_not_checked(l
     assert "All 8 checks passed" in run._face.parts["verdict"].value
     assert "All 8 checks passed" in run.figure()._supxlabel.get_text()
     before = run.block
-    for trait, value in (("method", "hirescam"), ("block", run.predictor.model.block_names[3]),
-                         ("target", next(c for c in CLASSES if c != of))):
+    for trait, value in (
+        ("method", "hirescam"),
+        ("block", run.predictor.model.block_names[3]),
+        ("target", next(c for c in CLASSES if c != of)),
+    ):
         setattr(run, trait, value)
         assert run.seen.verdict.startswith("Not checked for this heatmap"), trait
         run.method, run.block, run.target = "gradcam", before, ""
@@ -419,8 +448,11 @@ def test_an_upload_is_shown_a_broken_one_told_and_told_again(looked, face):
     for content, image in ((a_png(), "yours: mine.png"), (b"broken", "yours: mine.png")):
         for _ in range(2):
             looked.error = ""
-            explorer_value = ({**entry, "content": memoryview(content)},) if isinstance(upload.value, tuple) else {
-                "mine.png": {"metadata": entry, "content": content}}
+            explorer_value = (
+                ({**entry, "content": memoryview(content)},)
+                if isinstance(upload.value, tuple)
+                else {"mine.png": {"metadata": entry, "content": content}}
+            )
             upload.set_trait("value", explorer_value)  # as a browser does
             assert looked.image == image and not upload.value
             assert ("not_an_image" in face["error"].value) == (content == b"broken")
@@ -469,8 +501,10 @@ def test_where_there_is_no_run_one_is_made_and_afterwards_found(finished, capsys
 def test_the_newest_finished_run_is_taken_and_an_unfinished_one_never(finished, tmp_path):
     assert runs.newest(tmp_path) is None
     for name, day, status in (("old-demo", 1, "finished"), ("new", 2, "finished"), ("broken-demo", 3, "trained")):
-        files.write_json(tmp_path / name / "run.json", {"created": f"2026-01-0{day}", "status": status, "recipe": {},
-                                                        "demo": name.endswith("demo")})
+        files.write_json(
+            tmp_path / name / "run.json",
+            {"created": f"2026-01-0{day}", "status": status, "recipe": {}, "demo": name.endswith("demo")},
+        )
         files.write_json(tmp_path / name / "model.json", {})
     assert runs.newest(tmp_path).name == "new" and runs.newest(tmp_path, demo=True).name == "old-demo"
 
@@ -484,7 +518,8 @@ def test_a_run_is_explored_with_the_probabilities_it_has_stored(finished, monkey
     assert run.table["p_malignant"].tolist() == table["p_malignant"].tolist()
     assert run.seen.caption and run.error == ""
     assert len(Explorer(folder, split="val").paths) == len(
-        predicting.read_predictions(folder / "predictions_val.csv", CLASSES))
+        predicting.read_predictions(folder / "predictions_val.csv", CLASSES)
+    )
 
 
 def test_images_that_are_not_the_runs_are_refused(finished, tmp_path):
@@ -498,8 +533,9 @@ def test_a_run_on_real_images_never_falls_back_on_demo_images(finished, tmp_path
     _, folder, _ = finished
     facts = files.read_json(folder / "run.json")
     for source, reason in (("breakhis", "is not in"), ("table", "a table of one's own")):
-        files.write_json(tmp_path / source / "run.json", facts | {
-            "demo": False, "data": facts["data"] | {"source": source}})
+        files.write_json(
+            tmp_path / source / "run.json", facts | {"demo": False, "data": facts["data"] | {"source": source}}
+        )
         with pytest.raises(PathoError, match=f"data_root.*{reason}"):
             originals.images_of(tmp_path / source)
 

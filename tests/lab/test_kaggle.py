@@ -105,8 +105,9 @@ METADATA = sorted((ROOT / "kaggle").glob("*/kernel-metadata.json"))
 
 def test_every_notebook_has_its_metadata():
     told = {(path.parent / files.read_json(path)["code_file"]).resolve() for path in METADATA}
-    assert told == {path.resolve() for path in (ROOT / "notebooks").rglob("*.ipynb")
-                    if ".ipynb_checkpoints" not in path.parts}
+    assert told == {
+        path.resolve() for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
+    }
     assert len(told) == len(METADATA) >= 6
 
 
@@ -158,12 +159,15 @@ def test_a_wheel_is_found_wherever_a_data_set_can_sit(make, commands, monkeypatc
     monkeypatch.setenv("PATHOLIB_MOUNTS", os.pathsep.join([str(tmp_path / "none"), str(tmp_path / "input")]))
     for address in (None, ADDRESS):  # what is attached comes before what has to be fetched
         execute(make.first_cell(address))
-    assert commands == [(["--quiet", "--no-deps", "--no-index", f"--find-links={wheel.parent}", "patholib"],
-                         {"check": True})] * 2
+    assert (
+        commands
+        == [(["--quiet", "--no-deps", "--no-index", f"--find-links={wheel.parent}", "patholib"], {"check": True})] * 2
+    )
 
 
-def test_without_a_wheel_it_is_fetched_from_the_repository_on_kaggle_and_colab_only(make, commands, monkeypatch,
-                                                                                    tmp_path):
+def test_without_a_wheel_it_is_fetched_from_the_repository_on_kaggle_and_colab_only(
+    make, commands, monkeypatch, tmp_path
+):
     monkeypatch.setenv("PATHOLIB_MOUNTS", str(tmp_path))
     execute(make.first_cell(ADDRESS))
     assert commands.pop() == (["--quiet", "--no-deps", f"git+{ADDRESS}"], {"check": True})
@@ -193,8 +197,9 @@ def test_the_newest_wheel_is_installed_and_no_other_package_touched(there):
     with zipfile.ZipFile(old, "w") as archive:
         archive.writestr("patholib/__init__.py", "")
         archive.writestr("patholib-0.0.9.dist-info/METADATA", "Metadata-Version: 2.1\nName: patholib\nVersion: 0.0.9\n")
-        archive.writestr("patholib-0.0.9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
-                         "Tag: py3-none-any\n")
+        archive.writestr(
+            "patholib-0.0.9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("patholib-0.0.9.dist-info/RECORD", "")
     assert there.call("-c", "import patholib").returncode == 1
     (site,) = (there.folder / "python" / "lib").glob("python*/site-packages")
@@ -210,13 +215,26 @@ def test_the_newest_wheel_is_installed_and_no_other_package_touched(there):
 def test_time_that_is_up_ends_papermill_with_success_and_its_zip(there, tmp_path):
     """A notebook of five cells, as Kaggle runs it; training itself is stopped in `kaggle.run`."""
     error = 'notebook.PathoError("time_is_up", "max_hours", "is over", "Run again")'
-    sources = [first_cells(ROOT)[0], "epochs: int = 3  # passes",
-               "from patholib.lab import notebook\nsettings = notebook.check_parameters(In, globals())",
-               "run_dir = notebook.files.outputs() / 'a-run'\nnotebook.files.write_json(run_dir / 'run.json', {})\n"
-               "notebook.files.write_text(run_dir / 'split.csv', '')\nnotebook.remember_run(run_dir);",
-               f"raise {error}", "open('reached', 'w').close()"]
-    cells = [{"cell_type": "code", "id": f"cell-{i}", "metadata": {"tags": ["parameters"] * (i == 1)}, "outputs": [],
-              "execution_count": None, "source": source} for i, source in enumerate(sources)]
+    sources = [
+        first_cells(ROOT)[0],
+        "epochs: int = 3  # passes",
+        "from patholib.lab import notebook\nsettings = notebook.check_parameters(In, globals())",
+        "run_dir = notebook.files.outputs() / 'a-run'\nnotebook.files.write_json(run_dir / 'run.json', {})\n"
+        "notebook.files.write_text(run_dir / 'split.csv', '')\nnotebook.remember_run(run_dir);",
+        f"raise {error}",
+        "open('reached', 'w').close()",
+    ]
+    cells = [
+        {
+            "cell_type": "code",
+            "id": f"cell-{i}",
+            "metadata": {"tags": ["parameters"] * (i == 1)},
+            "outputs": [],
+            "execution_count": None,
+            "source": source,
+        }
+        for i, source in enumerate(sources)
+    ]
     kernel = {"kernelspec": {"display_name": "Python 3", "name": "python3", "language": "python"}}
     page = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
     (there.working / "short.ipynb").write_text(json.dumps(page))
@@ -236,8 +254,18 @@ def test_two_sessions_of_the_isic_notebook_end_with_one_zip(tmp_path, zipped):
         names = {name.partition("/")[2] for name in archive.namelist()}
         facts = json.loads(archive.read(f"{made.stem.removeprefix('patholib-')}/run.json"))
         content = b"".join(archive.read(name) for name in archive.namelist())
-    assert {"report.html", "model_card.html", "data_card.html", "checklist.html", "metrics.json", "decision.json",
-            "predictions_test.csv", "model.safetensors", "figures/confusion.png", "heatmaps/gallery.png"} <= names
+    assert {
+        "report.html",
+        "model_card.html",
+        "data_card.html",
+        "checklist.html",
+        "metrics.json",
+        "decision.json",
+        "predictions_test.csv",
+        "model.safetensors",
+        "figures/confusion.png",
+        "heatmaps/gallery.png",
+    } <= names
     assert facts["status"] == "finished" and facts["demo"] is False and facts["data"]["root_name"] == "isic-2019"
     assert not any("checkpoints" in name or name == "run.jsonl" for name in names)
     for place in (tmp_path, ROOT, Path.home()):

@@ -67,11 +67,21 @@ def test_a_misspelt_parameter_names_the_nearest_and_the_whole_list():
     assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize(("given", "fits"), [("folds = 0", True), ("folds = 5\nrepeats = 3", True),
-                                             ("folds = 1", False), ("folds = -2", False), ("repeats = 0", False),
-                                             ("folds = 3\nfold = 2", True), ("folds = 3\nrepeats = 2\nfold = 5", True),
-                                             ("folds = 3\nfold = 3", False), ("folds = 3\nfold = -1", False),
-                                             ("fold = 0", False)])
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        ("folds = 0", True),
+        ("folds = 5\nrepeats = 3", True),
+        ("folds = 1", False),
+        ("folds = -2", False),
+        ("repeats = 0", False),
+        ("folds = 3\nfold = 2", True),
+        ("folds = 3\nrepeats = 2\nfold = 5", True),
+        ("folds = 3\nfold = 3", False),
+        ("folds = 3\nfold = -1", False),
+        ("fold = 0", False),
+    ],
+)
 def test_numbers_of_folds_that_cannot_be_are_refused_before_an_image_is_read(given, fits):
     cell = "folds: int = 0  # splits\nrepeats: int = 1  # rounds\nfold: int = None  # one\n"
     if fits:
@@ -83,22 +93,42 @@ def test_numbers_of_folds_that_cannot_be_are_refused_before_an_image_is_read(giv
 def test_all_problems_are_told_at_once():
     error = refused('# Parameters\nepoch = 3\nepochs = 2.5\nmixed = "true"\non_bad = "skpi"\nlr = None\n')
     assert error.subject == "epoch, epochs, lr, mixed, on_bad"
-    for part in ("epochs=2.5 is not a whole number", "mixed='true' is not True or False",
-                 "on_bad='skpi' is not one of error, skip (did you mean 'skip'?)", "lr=None is not a finite number"):
+    for part in (
+        "epochs=2.5 is not a whole number",
+        "mixed='true' is not True or False",
+        "on_bad='skpi' is not one of error, skip (did you mean 'skip'?)",
+        "lr=None is not a finite number",
+    ):
         assert part in error.reason
 
 
-@pytest.mark.parametrize("assignment", [
-    "epochs = True", "epochs = 'ten'", "epochs = [3]", "epochs = 1e400", "lr = float('nan')", "lr = 'inf'", "lr = True",
-    "mixed = 1", "mixed = 'true'", "mixed = 'True'", "mixed = None", "data = 12", "data = None", "on_bad = 'ERROR'",
-])
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "epochs = True",
+        "epochs = 'ten'",
+        "epochs = [3]",
+        "epochs = 1e400",
+        "lr = float('nan')",
+        "lr = 'inf'",
+        "lr = True",
+        "mixed = 1",
+        "mixed = 'true'",
+        "mixed = 'True'",
+        "mixed = None",
+        "data = 12",
+        "data = None",
+        "on_bad = 'ERROR'",
+    ],
+)
 def test_a_wrong_type_is_refused(assignment):
     assert refused(f"# Parameters\n{assignment}\n").code == "bad_parameter"
 
 
-@pytest.mark.parametrize(("assignment", "value"), [
-    ("epochs = '10'", 10), ("epochs = 10.0", 10), ("lr = '1e-3'", 1e-3), ("epochs = None", None),
-])
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [("epochs = '10'", 10), ("epochs = 10.0", 10), ("lr = '1e-3'", 1e-3), ("epochs = None", None)],
+)
 def test_numbers_are_converted_where_nothing_is_lost(assignment, value):
     settings, namespace = check(f"# Parameters\n{assignment}\n")
     name = assignment.split()[0]
@@ -127,9 +157,10 @@ def test_papermills_own_paths_are_no_unknown_parameters():
     assert check("# Parameters\nPAPERMILL_INPUT_PATH = 'a.ipynb'\n")[0].changed == {}
 
 
-@pytest.mark.parametrize("line", [
-    "size: list = [3]", "epochs: int = 'ten'", "seed: int = 2 * 3 * len('a')", "changed: int = 1", "mixed: bool = 1",
-])
+@pytest.mark.parametrize(
+    "line",
+    ["size: list = [3]", "epochs: int = 'ten'", "seed: int = 2 * 3 * len('a')", "changed: int = 1", "mixed: bool = 1"],
+)
 def test_a_declaration_that_cannot_be_checked_is_refused(line):
     assert refused(cell=line).code == "parameters_cell"
 
@@ -141,11 +172,13 @@ def test_a_notebook_without_parameters_says_so():
 def test_the_table_shows_what_changed_and_what_it_means():
     settings, _ = check("# Parameters\nepochs = 35\n")
     assert "epochs *   35       None     passes over the training images" in repr(settings)
-    assert "<td style='text-align:left'>learning rate, &quot;#&quot; and µ in the comment</td>" in \
-        settings._repr_html_()
+    assert (
+        "<td style='text-align:left'>learning rate, &quot;#&quot; and µ in the comment</td>" in settings._repr_html_()
+    )
 
 
 # --- a project ---
+
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
@@ -175,10 +208,17 @@ def test_the_project_is_found_from_any_folder_in_it_and_only_there(project, monk
 
 # --- with papermill and nbval themselves ---
 
+
 def code_cell(source: str, number: int, tags=(), text: str = "") -> dict:
     outputs = [{"output_type": "stream", "name": "stdout", "text": text}] if text else []
-    return {"cell_type": "code", "id": f"cell-{number}", "metadata": {"tags": list(tags)}, "outputs": outputs,
-            "execution_count": number, "source": source}
+    return {
+        "cell_type": "code",
+        "id": f"cell-{number}",
+        "metadata": {"tags": list(tags)},
+        "outputs": outputs,
+        "execution_count": number,
+        "source": source,
+    }
 
 
 def write_notebook(path: Path, *cells: dict) -> Path:
@@ -189,8 +229,15 @@ def write_notebook(path: Path, *cells: dict) -> Path:
 
 def call(folder: Path, *command: str):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    return subprocess.run([sys.executable, "-m", *command], cwd=folder, env=env, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
 
 
 CHECK = "from patholib.lab import notebook\nsettings = notebook.check_parameters(In, globals())\nsettings"
@@ -198,8 +245,12 @@ CHECK = "from patholib.lab import notebook\nsettings = notebook.check_parameters
 
 def test_papermill_stops_at_a_misspelt_parameter_and_passes_the_right_one(project):
     folder = project / "notebooks" / "breakhis"
-    write_notebook(folder / "train.ipynb", code_cell(CELL, 1, ["parameters"]), code_cell(CHECK, 2),
-                   code_cell("print('epochs are', settings.epochs + 1)", 3))
+    write_notebook(
+        folder / "train.ipynb",
+        code_cell(CELL, 1, ["parameters"]),
+        code_cell(CHECK, 2),
+        code_cell("print('epochs are', settings.epochs + 1)", 3),
+    )
     run = ("papermill", "train.ipynb", "out.ipynb", "-k", "python3", "--log-output")
     wrong = call(folder, *run, "-p", "epoch", "35", "-p", "mixed", "true")
     assert wrong.returncode == 1
@@ -213,10 +264,18 @@ def test_papermill_stops_at_a_misspelt_parameter_and_passes_the_right_one(projec
 
 
 def test_an_error_of_a_cell_is_logged_with_its_traceback_in_the_folder_of_the_run(project):
-    cells = ["run_dir = notebook.files.project_root() / 'outputs' / 'mine'", "run_dir.mkdir(parents=True)",
-             "notebook.remember_run(run_dir)", "raise notebook.PathoError('no_luck', 'dice', 'fell', 'Try again')"]
-    write_notebook(project / "notebooks" / "own.ipynb", code_cell(CELL, 1, ["parameters"]), code_cell(CHECK, 2),
-                   code_cell("\n".join(cells), 3))
+    cells = [
+        "run_dir = notebook.files.project_root() / 'outputs' / 'mine'",
+        "run_dir.mkdir(parents=True)",
+        "notebook.remember_run(run_dir)",
+        "raise notebook.PathoError('no_luck', 'dice', 'fell', 'Try again')",
+    ]
+    write_notebook(
+        project / "notebooks" / "own.ipynb",
+        code_cell(CELL, 1, ["parameters"]),
+        code_cell(CHECK, 2),
+        code_cell("\n".join(cells), 3),
+    )
     failed = call(project / "notebooks", "papermill", "own.ipynb", "out.ipynb", "-k", "python3")
     assert failed.returncode == 1 and "PathoError [no_luck] dice: fell. Try again" in failed.stderr
     events = [json.loads(line) for line in (project / "outputs" / "mine" / "run.jsonl").read_text().splitlines()]

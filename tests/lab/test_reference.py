@@ -63,8 +63,11 @@ def test_real_data_and_changed_settings_are_neither_compared_nor_recorded(projec
     edited = check(cell=CELL.replace("= None ", "= 1 "))[0]  # as a person does it in JupyterLab
     record(monkeypatch, default, auc=0.93)
     before = (project / "notebooks" / "reference.json").read_text()
-    for guard in (reference.Guard("breakhis", changed), reference.Guard("breakhis", default, active=False),
-                  reference.Guard("breakhis", edited)):
+    for guard in (
+        reference.Guard("breakhis", changed),
+        reference.Guard("breakhis", default, active=False),
+        reference.Guard("breakhis", edited),
+    ):
         guard("auc", 0.1)
         guard("auc", float("nan"))
     record(monkeypatch, changed, auc=0.5)
@@ -91,8 +94,13 @@ def test_in_a_run_of_a_user_a_difference_is_printed_and_nothing_stops(project, m
 def test_nbval_fails_where_a_guarded_number_leaves_its_tolerance(project, monkeypatch):  # noqa: F811
     record(monkeypatch, check()[0], auc=0.93)
     guard = "from patholib import reference\nguard = reference.Guard('breakhis', settings)\nguard('auc', {}, tol=0.01)"
-    write_notebook(project / "notebooks" / "breakhis.ipynb", code_cell(CELL, 1, ["parameters"]), code_cell(CHECK, 2),
-                   code_cell(guard.format(0.935), 3), code_cell(guard.format(0.95), 4))
+    write_notebook(
+        project / "notebooks" / "breakhis.ipynb",
+        code_cell(CELL, 1, ["parameters"]),
+        code_cell(CHECK, 2),
+        code_cell(guard.format(0.935), 3),
+        code_cell(guard.format(0.95), 4),
+    )
     result = call(project, "pytest", "--nbval-lax", "--nbval-current-env", "notebooks", "-p", "no:cacheprovider")
     assert "1 failed, 3 passed" in result.stdout, result.stdout
     assert "breakhis.ipynb::Cell 3" in result.stdout and "is 0.95, but the reference is 0.93" in result.stdout

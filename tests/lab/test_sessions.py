@@ -74,8 +74,9 @@ def zipped(run_dir: Path, place: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
 @pytest.mark.parametrize("place", [NEW, f"{NEW}/outputs", OLD, f"{OLD}/outputs"])
-def test_an_attached_unfinished_run_is_copied_and_goes_on_at_the_step_where_it_stood(prepared, kaggle, earlier, form,
-                                                                                     place, capsys):
+def test_an_attached_unfinished_run_is_copied_and_goes_on_at_the_step_where_it_stood(
+    prepared, kaggle, earlier, form, place, capsys
+):
     place = kaggle / place.lstrip("/")
     if form == "zip":
         zipped(earlier, place)
@@ -113,8 +114,11 @@ def test_the_furthest_of_two_copies_is_taken(prepared, kaggle, earlier):
 def test_a_run_that_cannot_be_gone_on_with_is_left_where_it_is(prepared, kaggle, earlier, why):
     place = shutil.copytree(earlier, kaggle / "kaggle/input/x" / earlier.name)
     facts = files.read_json(place / "run.json")
-    changes = {"finished": {"status": "finished"}, "another recipe": {"fingerprint": "0" * 64},
-               "fewer epochs": {"recipe": facts["recipe"] | {"epochs": 4}}}
+    changes = {
+        "finished": {"status": "finished"},
+        "another recipe": {"fingerprint": "0" * 64},
+        "fewer epochs": {"recipe": facts["recipe"] | {"epochs": 4}},
+    }
     files.write_json(place / "run.json", facts | changes.get(why, {}))
     run = runs.start(RECIPE, *prepared, resume="never" if why == "never" else "auto", bring=sessions.take_up)
     assert run.dir.name != earlier.name and not (run.dir / "checkpoints").exists()
@@ -154,8 +158,13 @@ def test_what_is_no_run_is_passed_over(prepared, kaggle):
         files.write_bytes(place / name / "run.json", content)
     (place / "f" / "run.json").mkdir(parents=True)
     files.write_bytes(place / "patholib-text.zip", b"no zip")
-    for name, member in (("none", "a/b.txt"), ("deep", "a/b/run.json"), ("up", "../run.json"), ("bare", "run.json"),
-                         ("bad", "a/run.json")):
+    for name, member in (
+        ("none", "a/b.txt"),
+        ("deep", "a/b/run.json"),
+        ("up", "../run.json"),
+        ("bare", "run.json"),
+        ("bad", "a/run.json"),
+    ):
         with zipfile.ZipFile(place / f"patholib-{name}.zip", "w") as archive:
             archive.writestr(member, "{")
     cut = zipfile.Path(place / "patholib-bad.zip").root.filename
@@ -187,8 +196,16 @@ def test_links_in_what_is_attached_are_not_followed(prepared, kaggle, earlier):
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_a_cross_validation_of_an_earlier_session_goes_on_too(prepared, kaggle, form, monkeypatch, capsys):
     def crossed(output=None, hours=None):
-        return Study(prepared[0], recipe=RECIPE, folds=2, output=output and str(output), device="cpu", workers=1,
-                     max_hours=hours, quiet=True).cross_validate()
+        return Study(
+            prepared[0],
+            recipe=RECIPE,
+            folds=2,
+            output=output and str(output),
+            device="cpu",
+            workers=1,
+            max_hours=hours,
+            quiet=True,
+        ).cross_validate()
 
     with pytest.raises(PathoError, match="time_is_up"):
         crossed(kaggle / "earlier", hours=0.0)
@@ -277,8 +294,14 @@ def test_at_home_nothing_is_zipped(prepared, tmp_path, monkeypatch):
 
 
 def test_a_package_that_is_missing_is_named_and_one_that_is_old_is_told(monkeypatch, capsys):
-    needs = ["torch>=2.10", "not-there>=1", "opencv-python-headless>=4.10", "numpy>=99", "onnx>=1; extra == 'onnx'",
-             "neither"]
+    needs = [
+        "torch>=2.10",
+        "not-there>=1",
+        "opencv-python-headless>=4.10",
+        "numpy>=99",
+        "onnx>=1; extra == 'onnx'",
+        "neither",
+    ]
     monkeypatch.setattr(sessions.importlib.metadata, "requires", lambda _: needs)
     assert sessions.lacking()[0] == ["not-there", "neither"]
     with pytest.raises(PathoError, match="missing_module") as refused:

@@ -20,7 +20,7 @@ from patholib.lab import headless, notebook, sweeps
 ROOT = Path(__file__).parents[2]
 # Counts twenty steps, each kept before the next; a seed of 13 fails. It trains nothing: it shows who did what when.
 CHECKPOINTED = (
-    'seed: int = 0  # decides\npause: float = 0.0  # seconds of a step\nshift: float = 0.0  # added\n'
+    "seed: int = 0  # decides\npause: float = 0.0  # seconds of a step\nshift: float = 0.0  # added\n"
     'kind: str = "plain"  # one of: plain, odd\nloud: bool = False  # says so',
     """import json, os, time
 from pathlib import Path
@@ -42,7 +42,7 @@ result = {"from": first, "steps": [s for s, _ in steps], "value": sum(s for s, _
 (folder / "result.json").write_text(json.dumps(result))""",
 )
 TRAINING = (
-    'folds: int = 0  # how many\nrepeats: int = 1  # how often\nfold: int = None  # this one alone\n'
+    "folds: int = 0  # how many\nrepeats: int = 1  # how often\nfold: int = None  # this one alone\n"
     'epochs: int = 2  # passes\nresume: str = "auto"  # one of: auto, must, never',
     "from patholib.lab import notebook\n\nsettings = notebook.check_parameters(In, globals())",
     """from patholib.data import checking, readers
@@ -67,11 +67,27 @@ run.finish()""",
 
 def write_notebook(path: Path, sources) -> Path:
     """A notebook of these code cells, the first of which holds its parameters."""
-    cells = [{"cell_type": "code", "id": f"cell-{i}", "metadata": {"tags": ["parameters"]} if i == 0 else {},
-              "source": source, "outputs": [], "execution_count": None} for i, source in enumerate(sources)]
+    cells = [
+        {
+            "cell_type": "code",
+            "id": f"cell-{i}",
+            "metadata": {"tags": ["parameters"]} if i == 0 else {},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for i, source in enumerate(sources)
+    ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return files.write_json(path, {"cells": cells, "metadata": {"kernelspec": kernel, "language_info": {
-        "name": "python"}}, "nbformat": 4, "nbformat_minor": 5})
+    return files.write_json(
+        path,
+        {
+            "cells": cells,
+            "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        },
+    )
 
 
 @pytest.fixture
@@ -98,18 +114,25 @@ def test_a_grid_is_every_combination_with_values_of_the_declared_kinds(light):
 def test_listed_runs_are_run_in_every_combination_with_the_grid(light, tmp_path):
     listed = sweeps.read_list(files.write_json(tmp_path / "runs.json", [{"seed": 3}, {"shift": 2, "seed": 4}]))
     assert list(sweeps.plan(light, {"kind": ["plain", "odd"]}, {}, listed)) == [
-        "seed-3_kind-plain", "seed-3_kind-odd", "shift-2.0_seed-4_kind-plain", "shift-2.0_seed-4_kind-odd"]
+        "seed-3_kind-plain",
+        "seed-3_kind-odd",
+        "shift-2.0_seed-4_kind-plain",
+        "shift-2.0_seed-4_kind-odd",
+    ]
     refusal("bad_runs", sweeps.read_list, files.write_json(tmp_path / "bad.json", {"seed": [1]}))
 
 
-@pytest.mark.parametrize(("grid", "common", "code", "says"), [
-    ({"sed": ["0"]}, {}, "unknown_parameter", "did you mean 'seed'"),
-    ({"seed": ["0", "x"]}, {}, "bad_parameter", "seed='x' is not a whole number"),
-    ({"seed": ["0"]}, {"kind": "strange"}, "bad_parameter", "is not one of plain, odd"),
-    ({"seed": ["0"]}, {"loud": "maybe"}, "bad_parameter", "is not True or False"),
-    ({"seed": ["0"]}, {"seed": "1"}, "bad_parameter", "is set in two ways"),
-    ({"seed": ["0", "0"]}, {}, "bad_parameter", "stands for two runs"),
-])
+@pytest.mark.parametrize(
+    ("grid", "common", "code", "says"),
+    [
+        ({"sed": ["0"]}, {}, "unknown_parameter", "did you mean 'seed'"),
+        ({"seed": ["0", "x"]}, {}, "bad_parameter", "seed='x' is not a whole number"),
+        ({"seed": ["0"]}, {"kind": "strange"}, "bad_parameter", "is not one of plain, odd"),
+        ({"seed": ["0"]}, {"loud": "maybe"}, "bad_parameter", "is not True or False"),
+        ({"seed": ["0"]}, {"seed": "1"}, "bad_parameter", "is set in two ways"),
+        ({"seed": ["0", "0"]}, {}, "bad_parameter", "stands for two runs"),
+    ],
+)
 def test_what_the_notebook_would_refuse_is_refused_before_anything_starts(light, grid, common, code, says):
     assert says in refusal(code, sweeps.plan, light, grid, common)
 
@@ -140,8 +163,9 @@ def test_a_name_is_a_folder_on_any_system_and_no_two_values_share_one():
 
 def test_a_file_that_is_no_notebook_is_refused(tmp_path):
     refusal("bad_notebook", notebook.declared, files.write_json(tmp_path / "a.ipynb", [1]))
-    refusal("no_parameters", notebook.declared, write_notebook(tmp_path / "b.ipynb", ["x = 1"]).rename(
-        tmp_path / "c.ipynb"))
+    refusal(
+        "no_parameters", notebook.declared, write_notebook(tmp_path / "b.ipynb", ["x = 1"]).rename(tmp_path / "c.ipynb")
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- running
@@ -149,8 +173,13 @@ def test_a_file_that_is_no_notebook_is_refused(tmp_path):
 
 def command(*given):
     environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    return subprocess.Popen([sys.executable, "-m", "patholib", "sweep", *map(str, given)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "patholib", "sweep", *map(str, given)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
@@ -180,8 +209,7 @@ def test_runs_beside_each_other_end_as_they_do_alone_and_a_failure_is_listed(lig
     assert files.read_json(tmp_path / "o" / "seed-0" / "result.json")["value"] == 190
     assert "cells" in files.read_json(tmp_path / "o" / "seed-0" / "light.ipynb")
     state = files.read_json(tmp_path / "o" / "sweep.json")
-    assert {name: run["status"] for name, run in state["runs"].items()} == {
-        "seed-0": "finished", "seed-13": "failed"}
+    assert {name: run["status"] for name, run in state["runs"].items()} == {"seed-0": "finished", "seed-13": "failed"}
 
 
 def test_a_folder_holds_the_runs_of_one_notebook_with_one_set_of_parameters(light, tmp_path, monkeypatch):
@@ -223,9 +251,17 @@ def test_what_is_not_on_this_machine_is_told_as_such(tmp_path):
     assert stopped.value.code == "not_shared" and "network drive" in stopped.value.remedy
 
 
-@pytest.mark.parametrize("given", [["--gpus-per-run", "1"], ["--address", "auto"], ["--at-once", "0"],
-                                   ["--engine", "ray", "--at-once", "2"], ["--set", "seed=1"],
-                                   ["--cpus-per-run", "-1"]])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--gpus-per-run", "1"],
+        ["--address", "auto"],
+        ["--at-once", "0"],
+        ["--engine", "ray", "--at-once", "2"],
+        ["--set", "seed=1"],
+        ["--cpus-per-run", "-1"],
+    ],
+)
 def test_options_that_do_not_go_together_are_refused(light, tmp_path, given, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["sweep", str(light), "--set", "seed=0", "--out", str(tmp_path / "o"), *given])

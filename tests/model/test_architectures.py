@@ -119,7 +119,9 @@ def test_an_export_is_rebuilt_with_the_same_answers(arch, trained, images, tmp_p
 
 
 def test_recipes_and_the_table_of_networks_need_no_torch():
-    code = ("import sys; from patholib.model import recipes, downloading; "
-            "print(len(recipes.BREAKHIS.stages), 'torch' in sys.modules)")
+    code = (
+        "import sys; from patholib.model import recipes, downloading; "
+        "print(len(recipes.BREAKHIS.stages), 'torch' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert re.fullmatch(r"1 False\s*", out)

@@ -91,7 +91,7 @@ def test_a_view_is_the_same_in_any_batch():
     images, a = noise_pictures(), replace(BREAKHIS.augmentation, noise=0.05)
     together = views_of(images, a)
     for size in (1, 4):
-        apart = [views_of(images[i:i + size], a, rows=ROWS[i:i + size]) for i in range(0, len(images), size)]
+        apart = [views_of(images[i : i + size], a, rows=ROWS[i : i + size]) for i in range(0, len(images), size)]
         assert torch.equal(together, torch.cat(apart))
 
 
@@ -127,7 +127,7 @@ def test_an_identity_warp_is_the_plain_view_exactly(side):
     images = noise_pictures(side)
     warped = augment.warp_with_opencv(images, augment.sampling(np.eye(3)[None], side, SIZE), SIZE)
     margin = (side - SIZE) // 2
-    assert np.array_equal(warped, images[:, margin:margin + SIZE, margin:margin + SIZE])
+    assert np.array_equal(warped, images[:, margin : margin + SIZE, margin : margin + SIZE])
 
 
 @pytest.mark.parametrize("warps", ["one", "each"])
@@ -146,13 +146,21 @@ def ideal(forward, size=SIZE):
     return scene(source[..., 0] / source[..., 2], source[..., 1] / source[..., 2])
 
 
-@pytest.mark.parametrize("a", [
-    Augmentation(rotation=20), Augmentation(affine_degrees=15, shear=5), Augmentation(shift=0.05),
-    Augmentation(zoom=(0.9, 1.15)), Augmentation(perspective=0.2, perspective_p=1.0),
-    Augmentation(crop_scale=(0.6, 1.0)),
-    Augmentation(affine_degrees=8, rotation=8, zoom=(1.0, 1.2), flip_horizontal=0.5, perspective=0.1,
-                 perspective_p=0.5),
-], ids=["rotation", "affine", "shift", "zoom", "perspective", "crop", "all"])
+@pytest.mark.parametrize(
+    "a",
+    [
+        Augmentation(rotation=20),
+        Augmentation(affine_degrees=15, shear=5),
+        Augmentation(shift=0.05),
+        Augmentation(zoom=(0.9, 1.15)),
+        Augmentation(perspective=0.2, perspective_p=1.0),
+        Augmentation(crop_scale=(0.6, 1.0)),
+        Augmentation(
+            affine_degrees=8, rotation=8, zoom=(1.0, 1.2), flip_horizontal=0.5, perspective=0.1, perspective_p=0.5
+        ),
+    ],
+    ids=["rotation", "affine", "shift", "zoom", "perspective", "crop", "all"],
+)
 def test_a_warp_shows_the_scene_through_its_matrix(a):
     size = 40  # of 64 pixels: no border is touched
     draws = augment.uniform(1, 2, ROWS, ROWS)
@@ -174,24 +182,29 @@ def test_angles_shifts_and_shear_mean_what_torchvision_means():
     """The same numbers give the same picture, sign by sign, in the part that no border reaches."""
     a, image = Augmentation(affine_degrees=15, shift=0.1, zoom=(0.85, 1.15), shear=5), pictures()[0].astype(np.float32)
     draws = augment.uniform(1, 2, ROWS, ROWS)
-    (_, forward), = augment.geometry(draws, a, SIDE)
+    ((_, forward),) = augment.geometry(draws, a, SIDE)
     span = {name: 2 * draws[name] - 1 for name in ("affine_degrees", "shift_x", "shift_y", "shear")}
     for i in range(6):
         theirs = in_torchvision(
-            image, reference.affine, angle=15 * span["affine_degrees"][i],
+            image,
+            reference.affine,
+            angle=15 * span["affine_degrees"][i],
             translate=[0.1 * SIDE * span["shift_x"][i], 0.1 * SIDE * span["shift_y"][i]],
-            scale=0.85 + 0.3 * draws["zoom"][i], shear=[5 * span["shear"][i], 0.0],
-            interpolation=InterpolationMode.BILINEAR)
+            scale=0.85 + 0.3 * draws["zoom"][i],
+            shear=[5 * span["shear"][i], 0.0],
+            interpolation=InterpolationMode.BILINEAR,
+        )
         assert psnr(theirs[20:44, 20:44], ideal(forward[i], SIDE)[20:44, 20:44]) > 42
 
 
 def test_the_second_rotation_turns_as_torchvision_does():
     image = pictures()[0].astype(np.float32)
     draws = augment.uniform(1, 2, ROWS, ROWS)
-    (_, forward), = augment.geometry(draws, Augmentation(rotation=30), SIDE)
+    ((_, forward),) = augment.geometry(draws, Augmentation(rotation=30), SIDE)
     for i in range(6):
-        theirs = in_torchvision(image, reference.rotate, angle=30 * (2 * draws["rotation"][i] - 1),
-                                interpolation=InterpolationMode.BILINEAR)
+        theirs = in_torchvision(
+            image, reference.rotate, angle=30 * (2 * draws["rotation"][i] - 1), interpolation=InterpolationMode.BILINEAR
+        )
         assert psnr(theirs[20:44, 20:44], ideal(forward[i], SIDE)[20:44, 20:44]) > 42
 
 
@@ -200,8 +213,13 @@ def test_perspective_takes_corners_where_torchvision_takes_them():
     end = [[4, 2], [60, 6], [57, 61], [3, 58]]
     centre = (SIDE - 1) / 2
     forward = augment.homography(np.array(start) - centre, np.array([end]) - centre)[0]
-    theirs = in_torchvision(pictures()[0].astype(np.float32), reference.perspective, startpoints=start, endpoints=end,
-                            interpolation=InterpolationMode.BILINEAR)
+    theirs = in_torchvision(
+        pictures()[0].astype(np.float32),
+        reference.perspective,
+        startpoints=start,
+        endpoints=end,
+        interpolation=InterpolationMode.BILINEAR,
+    )
     assert psnr(theirs[10:50, 10:50], ideal(forward, SIDE)[10:50, 10:50]) > 42
     moved = np.array([*(np.array(start[0]) - centre), 1]) @ forward.T
     assert np.allclose(moved[:2] / moved[2] + centre, end[0])
@@ -210,7 +228,7 @@ def test_perspective_takes_corners_where_torchvision_takes_them():
 def test_corners_only_move_inwards_and_not_too_far():
     a = Augmentation(perspective=0.2, perspective_p=1.0)
     rows = np.arange(500)
-    (_, forward), = augment.geometry(augment.uniform(0, 0, rows, rows), a, SIZE)
+    ((_, forward),) = augment.geometry(augment.uniform(0, 0, rows, rows), a, SIZE)
     corner = (SIZE - 1) / 2
     for start in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
         point = forward @ np.array([start[0] * corner, start[1] * corner, 1])
@@ -228,7 +246,7 @@ def test_zoom_above_one_enlarges():
 def test_a_crop_keeps_its_share_of_the_area_and_stays_inside():
     rows = np.arange(2000)
     a = Augmentation(crop_scale=(0.5, 1.0))
-    (_, forward), = augment.geometry(augment.uniform(0, 0, rows, rows), a, SIZE)
+    ((_, forward),) = augment.geometry(augment.uniform(0, 0, rows, rows), a, SIZE)
     area, aspect = 1 / np.linalg.det(forward), forward[:, 1, 1] / forward[:, 0, 0]
     assert area.min() >= 0.5 and area.max() <= 1 and abs(area.mean() - 0.75) < 0.02
     assert aspect.min() >= 3 / 4 - 1e-9 and aspect.max() <= 4 / 3 + 1e-9
@@ -244,8 +262,9 @@ def chain_quality(a, side=SIDE, size=48):
     for _, step in augment.geometry(draws, a, size):
         forward = step @ forward
     views = levels(views_of(pictures(side, 24), a, size, seed=5, epoch=0))
-    return np.mean([psnr(view[12:36, 12:36], ideal(f, size)[12:36, 12:36])
-                    for view, f in zip(views, forward, strict=True)])
+    return np.mean(
+        [psnr(view[12:36, 12:36], ideal(f, size)[12:36, 12:36]) for view, f in zip(views, forward, strict=True)]
+    )
 
 
 def test_one_warp_is_far_nearer_to_the_ideal_than_the_published_chain():
@@ -284,8 +303,11 @@ def test_the_device_warp_equals_the_opencv_warp(border, interpolation):
         assert (difference > 0.5).mean() < 0.04
 
 
-@pytest.mark.parametrize("a", [BREAKHIS.augmentation, ISIC2019.augmentation, as_published("isic2019").augmentation],
-                         ids=["breakhis", "isic2019", "isic2019 as published"])
+@pytest.mark.parametrize(
+    "a",
+    [BREAKHIS.augmentation, ISIC2019.augmentation, as_published("isic2019").augmentation],
+    ids=["breakhis", "isic2019", "isic2019 as published"],
+)
 def test_a_tensor_gets_the_same_view_as_an_array(a):
     images = pictures()
     ours, device = views_of(images, a), views_of(torch.from_numpy(images), a)
@@ -324,8 +346,9 @@ def tissue(count=12):
     return smooth.permute(0, 2, 3, 1).clamp(0, 255).round().numpy().astype(np.uint8)
 
 
-@pytest.mark.parametrize("names", [("brightness",), ("contrast",), ("saturation",),
-                                   ("brightness", "contrast", "saturation")], ids="-".join)
+@pytest.mark.parametrize(
+    "names", [("brightness",), ("contrast",), ("saturation",), ("brightness", "contrast", "saturation")], ids="-".join
+)
 def test_brightness_contrast_and_saturation_are_torchvisions_exactly(names):
     images, a = tissue(), Augmentation(**dict.fromkeys(names, 0.1))
     ours, theirs = views_of(images, a), by_torchvision(images, a, np.arange(12))
@@ -341,8 +364,11 @@ def test_the_one_colour_map_stays_within_a_grey_level_of_torchvisions_four_steps
     assert (ours - theirs).abs().mean() < 0.1 * (ours - augment.plain_views(images, SIZE)).abs().mean()
 
 
-@pytest.mark.parametrize(("pattern", "a"), [("breakhis/**/*.png", BREAKHIS.augmentation),
-                                            ("isic2019/**/*.jpg", ISIC2019.augmentation)], ids=["breakhis", "isic"])
+@pytest.mark.parametrize(
+    ("pattern", "a"),
+    [("breakhis/**/*.png", BREAKHIS.augmentation), ("isic2019/**/*.jpg", ISIC2019.augmentation)],
+    ids=["breakhis", "isic"],
+)
 def test_on_real_images_the_colour_map_is_half_a_grey_level_from_torchvision(pattern, a):
     root = os.environ.get("PATHOLIB_REAL_DATA")
     if not root:
@@ -356,7 +382,7 @@ def test_on_real_images_the_colour_map_is_half_a_grey_level_from_torchvision(pat
 
 def test_the_hue_of_single_pixels_turns_as_torchvisions():
     pixels = torch.rand(1, 500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    pixels[0, :5] = torch.tensor([[0, 0, 0], [1, 1, 1], [.5, .5, .5], [1, 0, 0], [0, 1, 1]])
+    pixels[0, :5] = torch.tensor([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 1]])
     for turn in (-0.5, -0.05, 0.0, 0.05, 0.3):
         theirs = reference.adjust_hue(pixels.permute(0, 2, 1)[..., None], turn)[..., 0].permute(0, 2, 1)
         assert torch.allclose(recolour.turn_hue(pixels, torch.tensor([[turn]])), theirs, atol=1e-6)
@@ -412,8 +438,16 @@ def test_the_symmetries_come_in_the_documented_order():
     images = noise_pictures(count=1)
     views = augment.tta_views(images, SIZE, "dihedral", 8, 0, [0], Augmentation())[:, 0]
     plain = views[0].permute(1, 2, 0).numpy()
-    expected = [plain, np.fliplr(plain), np.flipud(plain), np.rot90(plain, 2), np.rot90(plain), np.rot90(plain, -1),
-                plain.transpose(1, 0, 2), np.rot90(plain, 2).transpose(1, 0, 2)]
+    expected = [
+        plain,
+        np.fliplr(plain),
+        np.flipud(plain),
+        np.rot90(plain, 2),
+        np.rot90(plain),
+        np.rot90(plain, -1),
+        plain.transpose(1, 0, 2),
+        np.rot90(plain, 2).transpose(1, 0, 2),
+    ]
     for view, other in zip(views, expected, strict=True):
         assert np.array_equal(view.permute(1, 2, 0).numpy(), other)
 
@@ -436,11 +470,14 @@ def test_half_strength_is_half_of_every_range():
 # ------------------------------------------------------------------------------------------------------- refusal
 
 
-@pytest.mark.parametrize("call", [
-    lambda: augment.plain_views(noise_pictures(), SIDE + 1),
-    lambda: augment.tta_views(noise_pictures(), SIZE, "dihedral", 9, 0, ROWS, Augmentation()),
-    lambda: augment.tta_views(noise_pictures(), SIZE, "dihedrall", 2, 0, ROWS, Augmentation()),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: augment.plain_views(noise_pictures(), SIDE + 1),
+        lambda: augment.tta_views(noise_pictures(), SIZE, "dihedral", 9, 0, ROWS, Augmentation()),
+        lambda: augment.tta_views(noise_pictures(), SIZE, "dihedrall", 2, 0, ROWS, Augmentation()),
+    ],
+)
 def test_what_cannot_be_done_is_refused(call):
     with pytest.raises(PathoError) as caught:
         call()
@@ -449,9 +486,15 @@ def test_what_cannot_be_done_is_refused(call):
 
 def test_a_preview_shows_train_images_and_the_very_views_training_draws():
     rng = np.random.default_rng(4)
-    table = pd.DataFrame({"path": [f"{i:02}.png" for i in range(12)], "label": list(BREAKHIS.classes) * 6,
-                          "group": [f"p{i // 2}" for i in range(12)], "split": ["test", "val"] * 2 + ["train"] * 8,
-                          "row": np.arange(12)})
+    table = pd.DataFrame(
+        {
+            "path": [f"{i:02}.png" for i in range(12)],
+            "label": list(BREAKHIS.classes) * 6,
+            "group": [f"p{i // 2}" for i in range(12)],
+            "split": ["test", "val"] * 2 + ["train"] * 8,
+            "row": np.arange(12),
+        }
+    )
     tiles = ImageSet(rng.integers(0, 256, (12, 37, 37, 3), dtype=np.uint8), table, BREAKHIS.classes)
     recipe = replace(BREAKHIS, image_size=32)
     pictures, views = augment.preview(tiles, recipe, count=3, views=4)

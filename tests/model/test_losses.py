@@ -42,8 +42,9 @@ def test_cross_entropy_is_torchs(batch, balance, smoothing):
     torch.testing.assert_close(loss(*batch), truth)
 
 
-@pytest.mark.parametrize(("balance", "weighted"), [("none", False), ("sampler", False), ("logit_adjustment", False),
-                                                   ("weights", True)])
+@pytest.mark.parametrize(
+    ("balance", "weighted"), [("none", False), ("sampler", False), ("logit_adjustment", False), ("weights", True)]
+)
 def test_only_balance_by_weights_weighs(balance, weighted):
     weights = losses.build(replace(recipes.BREAKHIS, balance=balance), [25, 75]).weights.tolist()
     assert weights == ([1.5, 0.5] if weighted else [1, 1])
@@ -53,10 +54,16 @@ def test_the_published_double_correction_weighs_too():
     assert losses.build(recipes.as_published("breakhis"), [25, 75]).weights.tolist() == [1.5, 0.5]
 
 
-@pytest.mark.parametrize(("recipe", "benign"), [
-    (replace(recipes.BREAKHIS, balance="none"), 0.31), (replace(recipes.BREAKHIS, balance="weights"), 0.5),
-    (replace(recipes.BREAKHIS, balance="sampler"), 0.5), (replace(recipes.BREAKHIS, balance="logit_adjustment"), 0.5),
-    (recipes.as_published("breakhis"), 0.69)])
+@pytest.mark.parametrize(
+    ("recipe", "benign"),
+    [
+        (replace(recipes.BREAKHIS, balance="none"), 0.31),
+        (replace(recipes.BREAKHIS, balance="weights"), 0.5),
+        (replace(recipes.BREAKHIS, balance="sampler"), 0.5),
+        (replace(recipes.BREAKHIS, balance="logit_adjustment"), 0.5),
+        (recipes.as_published("breakhis"), 0.69),
+    ],
+)
 def test_one_corrector_makes_the_classes_even_and_two_turn_them_round(recipe, benign):
     found = losses.effective_prior(recipe, [31, 69])
     assert found.to_dict() == pytest.approx({"benign": benign, "malignant": 1 - benign}, abs=1e-6)
@@ -72,9 +79,15 @@ def test_what_a_sampler_draws_and_what_weights_weigh_is_the_effective_prior():
         assert seen / seen.sum() == pytest.approx(losses.effective_prior(recipe, [310, 690]).to_numpy(), abs=0.01)
 
 
-@pytest.mark.parametrize(("balance", "adjustment", "expected"), [
-    ("none", 1.0, [0.2, 0.3, 0.5]), ("weights", 1.0, [1 / 3] * 3), ("logit_adjustment", 1.0, [1 / 3] * 3),
-    ("logit_adjustment", 0.5, np.sqrt([0.2, 0.3, 0.5]) / np.sqrt([0.2, 0.3, 0.5]).sum())])
+@pytest.mark.parametrize(
+    ("balance", "adjustment", "expected"),
+    [
+        ("none", 1.0, [0.2, 0.3, 0.5]),
+        ("weights", 1.0, [1 / 3] * 3),
+        ("logit_adjustment", 1.0, [1 / 3] * 3),
+        ("logit_adjustment", 0.5, np.sqrt([0.2, 0.3, 0.5]) / np.sqrt([0.2, 0.3, 0.5]).sum()),
+    ],
+)
 def test_what_decides_evenly_divides_by_the_shares_that_were_learnt(balance, adjustment, expected):
     recipe = replace(recipes.ISIC2019, classes=("a", "b", "c"), positive="a", balance=balance, adjustment=adjustment)
     assert losses.shares(recipe, [20, 30, 50]) is None
@@ -94,8 +107,11 @@ def test_logit_adjustment_is_equation_10_worked_by_hand():
 def test_what_logit_adjustment_learns_is_the_answer_of_even_classes():
     """Of features that say nothing, cross-entropy learns the prior, and the adjusted loss that no class is likelier."""
     labels, half = torch.arange(100).lt(25).long(), 0.25**0.5 / (0.25**0.5 + 0.75**0.5)
-    for balance, share, probability in (("none", 1.0, 0.25), ("logit_adjustment", 1.0, 0.5),
-                                        ("logit_adjustment", 0.5, half)):
+    for balance, share, probability in (
+        ("none", 1.0, 0.25),
+        ("logit_adjustment", 1.0, 0.5),
+        ("logit_adjustment", 0.5, half),
+    ):
         recipe = replace(recipes.BREAKHIS, balance=balance, adjustment=share, label_smoothing=0.0)
         loss = losses.build(recipe, [75, 25])
         assert losses.effective_prior(recipe, [75, 25]).tolist() == pytest.approx([1 - probability, probability])

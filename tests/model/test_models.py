@@ -18,8 +18,10 @@ from patholib.model import architectures, batchnorms, building, describing, fiel
 from patholib.model.recipes import Stage
 
 SCRATCH = replace(recipes.BREAKHIS, weights="none", image_size=64, stages=(Stage(0, 0, 1.0),))
-SMALL = {"resnet18": replace(SCRATCH, arch="resnet18"),
-         "efficientnet_b0": replace(recipes.ISIC2019, weights="none", image_size=64, stages=(Stage(0, 0, 1.0),))}
+SMALL = {
+    "resnet18": replace(SCRATCH, arch="resnet18"),
+    "efficientnet_b0": replace(recipes.ISIC2019, weights="none", image_size=64, stages=(Stage(0, 0, 1.0),)),
+}
 BATCHNORM = nn.modules.batchnorm._BatchNorm
 
 
@@ -65,11 +67,16 @@ def _moved(model, before):
 
 def _frozen_names(model):
     modules = {id(module) for module in model.frozen_modules()}
-    return {f"{prefix}.{name}": (module, name) for prefix, module in model.named_modules() if id(module) in modules
-            for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]}
+    return {
+        f"{prefix}.{name}": (module, name)
+        for prefix, module in model.named_modules()
+        if id(module) in modules
+        for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
+    }
 
 
 # What it is
+
 
 def test_the_blocks_are_named_from_the_image_on(resnet50):
     assert resnet50.block_names[:2] == ("stem", "layer1[0]") and resnet50.block_names[-1] == "layer4[2]"
@@ -102,14 +109,20 @@ def test_a_copy_shares_nothing(recipe, images):
             parameter.zero_()
     assert model.trainable_share() == 1 and twin.trainable_share() < 1
     assert torch.equal(model(images), logits)
-    assert {id(p) for p in twin.parameters()} == {id(p) for b in twin.blocks.values() for m in b
-                                                 for p in m.parameters()} | {id(p) for p in twin.head.parameters()}
+    assert {id(p) for p in twin.parameters()} == {
+        id(p) for b in twin.blocks.values() for m in b for p in m.parameters()
+    } | {id(p) for p in twin.head.parameters()}
 
 
-@pytest.mark.parametrize("wrong", [
-    torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 64, 64, 3), torch.zeros(3, 64, 64),
-    torch.zeros(2, 1, 64, 64),
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
+        torch.zeros(2, 64, 64, 3),
+        torch.zeros(3, 64, 64),
+        torch.zeros(2, 1, 64, 64),
+    ],
+)
 def test_what_is_no_batch_of_images_is_refused(wrong):
     with pytest.raises(PathoError, match="floats in") as refusal:
         _fresh(SMALL["resnet18"])(wrong)
@@ -129,6 +142,7 @@ def test_residual_blocks_of_a_random_network_begin_as_the_identity(arch):
 
 
 # Freezing
+
 
 def test_published_breakhis_trains_seventy_percent_and_not_twenty(resnet50):
     learning = sum(p.numel() for p in resnet50.parameters() if p.requires_grad)
@@ -215,6 +229,7 @@ def test_an_impossible_freeze_is_refused(frozen, batchnorm):
 
 # Looking at it
 
+
 def test_the_table_adds_up_and_names_the_sizes(recipe):
     model = _fresh(recipe).freeze(4, "frozen")
     table = describing.describe(model).set_index("block")
@@ -272,6 +287,7 @@ def test_an_evaluating_twin_shares_tensors_but_not_the_mode(recipe):
 
 
 # Weights
+
 
 def test_random_weights_follow_the_seed_and_leave_the_generator_alone(recipe):
     torch.manual_seed(11)
@@ -361,8 +377,12 @@ def test_weights_of_another_network_are_refused_with_the_differences(tmp_path):
     with pytest.raises(PathoError) as refusal:
         building.build(replace(SMALL["resnet18"], weights=str(tmp_path / "odd.pth")))
     assert refusal.value.code == "weights_mismatch"
-    for part in ("conv1.weight is (64, 1, 7, 7) instead of (64, 3, 7, 7)", "bn1.weight holds values that are not",
-                 "extra.weight is unknown", "layer1.0.conv1.weight is missing"):
+    for part in (
+        "conv1.weight is (64, 1, 7, 7) instead of (64, 3, 7, 7)",
+        "bn1.weight holds values that are not",
+        "extra.weight is unknown",
+        "layer1.0.conv1.weight is missing",
+    ):
         assert part in refusal.value.reason
     torch.save(_given(), tmp_path / "other.pth")
     with pytest.raises(PathoError, match=r"and [0-9]+ more"):

@@ -23,8 +23,9 @@ def sources(tmp_path_factory):
 
 def test_real_data_get_the_recipe_with_their_own_classes_and_groups(sources):
     recipe = profiles.recipe_for("isic2019", sources["real"])
-    assert recipe == replace(recipes.ISIC2019, classes=("benign", "malignant"), positive=sources["real"].positive,
-                             group_by="group")
+    assert recipe == replace(
+        recipes.ISIC2019, classes=("benign", "malignant"), positive=sources["real"].positive, group_by="group"
+    )
 
 
 def test_demo_images_get_it_cut_down_unless_weights_are_named(sources):
@@ -75,8 +76,9 @@ def test_nothing_in_the_library_makes_a_recipe_for_random_weights_but_what_annou
 @pytest.mark.parametrize("name", ["breakhis", "isic2019"])
 def test_the_published_form_is_the_literal_one_on_these_data(sources, name):
     recipe = profiles.recipe_for(name, sources["real"], published=True)
-    assert recipe == replace(recipes.as_published(name), classes=("benign", "malignant"),
-                             positive=sources["real"].positive)
+    assert recipe == replace(
+        recipes.as_published(name), classes=("benign", "malignant"), positive=sources["real"].positive
+    )
     assert recipe.group_by == "image" and recipe.published
 
 

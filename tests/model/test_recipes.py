@@ -28,8 +28,14 @@ def test_breakhis_is_the_published_setting():
 
 def test_isic_is_the_published_setting():
     r = ISIC2019
-    assert (r.arch, r.image_size, r.epochs, r.optimizer, r.lr, r.weight_decay) == \
-        ("efficientnet_b0", 224, 100, "adamw", 5e-5, 1e-5)
+    assert (r.arch, r.image_size, r.epochs, r.optimizer, r.lr, r.weight_decay) == (
+        "efficientnet_b0",
+        224,
+        100,
+        "adamw",
+        5e-5,
+        1e-5,
+    )
     assert (r.head_width, r.head_order, r.head_dropout) == (256, "relu_batchnorm", (0.5, 0.5))
     assert (r.loss, r.focal_gamma, r.balance, r.monitor) == ("focal", 2.0, "weights", "balanced_accuracy")
     assert (r.schedule, r.plateau_factor, r.plateau_patience, r.eta_min) == ("plateau", 0.5, 5, 1e-6)
@@ -60,20 +66,45 @@ def test_the_literal_form_differs_only_where_the_source_is_mistaken():
     assert isic["augmentation.noise_unit"] == ("grey", "normalised")
 
 
-@pytest.mark.parametrize("recipe", [BREAKHIS, ISIC2019, recipes.as_published("breakhis"),
-                                    recipes.as_published("isic2019"), recipes.for_demo(ISIC2019)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        BREAKHIS,
+        ISIC2019,
+        recipes.as_published("breakhis"),
+        recipes.as_published("isic2019"),
+        recipes.for_demo(ISIC2019),
+    ],
+)
 def test_json_gives_back_an_equal_recipe(recipe):
     assert recipes.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("positive", "malign"), ("balance", "sampler_and_weights"), ("loss", "focal_weighted_pt"), ("group_by", "image"),
-    ("label_smoothing", 1.0), ("clip_norm", 0.0), ("clip_norm", float("inf")), ("stages", ()), ("classes", ("a",)),
-    ("classes", ("a", "a")), ("classes", ("a", "b\x1b")), ("classes", ("a", "")), ("head_dropout", (1.0, 0.1)),
-    ("head_dropout", 0.5), ("plateau_factor", 1.0), ("name", "../there"), ("eta_min", 0.5),
-    ("stages", (Stage(0, 18, 1.0),)),
-    ("stages", (Stage(3, 0, 1.0),)), ("stages", (Stage(0, 5, 1.0), Stage(0, 3, 1.0))),
-])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("positive", "malign"),
+        ("balance", "sampler_and_weights"),
+        ("loss", "focal_weighted_pt"),
+        ("group_by", "image"),
+        ("label_smoothing", 1.0),
+        ("clip_norm", 0.0),
+        ("clip_norm", float("inf")),
+        ("stages", ()),
+        ("classes", ("a",)),
+        ("classes", ("a", "a")),
+        ("classes", ("a", "b\x1b")),
+        ("classes", ("a", "")),
+        ("head_dropout", (1.0, 0.1)),
+        ("head_dropout", 0.5),
+        ("plateau_factor", 1.0),
+        ("name", "../there"),
+        ("eta_min", 0.5),
+        ("stages", (Stage(0, 18, 1.0),)),
+        ("stages", (Stage(3, 0, 1.0),)),
+        ("stages", (Stage(0, 5, 1.0), Stage(0, 3, 1.0))),
+    ],
+)
 def test_a_wrong_value_is_refused_by_name(field, value):
     with pytest.raises(PathoError, match=field.replace("_", ".")):
         replace(BREAKHIS, **{field: value})
@@ -86,9 +117,22 @@ def test_all_contradictions_are_named_at_once():
         assert name in stopped.value.reason
 
 
-@pytest.mark.parametrize("values", [{"hue": 0.6}, {"flip_vertical": 1.2}, {"zoom": (1.1, 0.9)}, {"border": "mirror"},
-                                    {"crop_scale": (0.9, 1.1)}, {"crop_scale": (0.0, 1.0)}, {"noise": -0.1},
-                                    {"rotaton": 3}, {"zoom": 1.2}, {"shear": 90}, {"brightness": float("nan")}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"hue": 0.6},
+        {"flip_vertical": 1.2},
+        {"zoom": (1.1, 0.9)},
+        {"border": "mirror"},
+        {"crop_scale": (0.9, 1.1)},
+        {"crop_scale": (0.0, 1.0)},
+        {"noise": -0.1},
+        {"rotaton": 3},
+        {"zoom": 1.2},
+        {"shear": 90},
+        {"brightness": float("nan")},
+    ],
+)
 def test_a_wrong_augmentation_is_refused(values):
     with pytest.raises(PathoError):
         Augmentation(**values)
@@ -124,8 +168,11 @@ def test_every_number_of_a_recipe_has_a_range_that_the_shipped_recipes_keep():
     for cls in (recipes.Recipe, Augmentation, Stage):
         numbers = {f.name for f in dataclasses.fields(cls) if f.type in ("int", "float", "float | None")}
         assert numbers <= set(fields.RANGES), cls
-    for interval, inside, outside in (("(0, 1]", (1e-9, 1), (0, 1.1)), ("[0, 1)", (0, 0.9), (-1e-9, 1)),
-                                      ("(0, inf)", (10**400,), (math.inf, math.nan))):
+    for interval, inside, outside in (
+        ("(0, 1]", (1e-9, 1), (0, 1.1)),
+        ("[0, 1)", (0, 0.9), (-1e-9, 1)),
+        ("(0, inf)", (10**400,), (math.inf, math.nan)),
+    ):
         assert all(fields._inside(value, interval) for value in inside)
         assert not any(fields._inside(value, interval) for value in outside)
 

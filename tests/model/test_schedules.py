@@ -52,8 +52,12 @@ def test_a_cycle_without_length_is_refused():
 
 @settings(max_examples=50, deadline=None)
 @example([0.5] * 4, 0, 0.5, 1.005e-6)  # so near the floor that torch does not step
-@given(st.lists(st.one_of(st.sampled_from([0.5, 0.50004, 0.50006, math.nan]), st.floats(-1, 1)), max_size=40),
-       st.integers(0, 5), st.sampled_from([0.5, 0.1, 0.9]), st.floats(1e-6, 0.5))
+@given(
+    st.lists(st.one_of(st.sampled_from([0.5, 0.50004, 0.50006, math.nan]), st.floats(-1, 1)), max_size=40),
+    st.integers(0, 5),
+    st.sampled_from([0.5, 0.1, 0.9]),
+    st.floats(1e-6, 0.5),
+)
 def test_plateau_is_torchs_fed_the_same_scores(scores, patience, factor, lr):
     optimizer = _optimizer(lr)
     torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=factor, patience=patience, min_lr=1e-6)

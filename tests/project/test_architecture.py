@@ -19,9 +19,20 @@ PACKAGE = ROOT / "patholib"
 # A room imports only from rooms above it; options, study and cli stand on top, in this order.
 ROOMS = ("base", "data", "model", "judge", "train", "report", "deploy", "lab")
 ON_TOP = ("options", "study", "cli", "__main__")
-HOMES = {"matplotlib": "report.figures", "seaborn": "report.figures", "tqdm": "base.progress", "ipywidgets": "lab",
-         "fastapi": "deploy.server", "starlette": "deploy.server", "uvicorn": "deploy.server", "h11": "deploy.server",
-         "pydantic": "deploy.server", "ray": "base.cluster", "pyarrow": "base.cluster", "papermill": "lab.headless"}
+HOMES = {
+    "matplotlib": "report.figures",
+    "seaborn": "report.figures",
+    "tqdm": "base.progress",
+    "ipywidgets": "lab",
+    "fastapi": "deploy.server",
+    "starlette": "deploy.server",
+    "uvicorn": "deploy.server",
+    "h11": "deploy.server",
+    "pydantic": "deploy.server",
+    "ray": "base.cluster",
+    "pyarrow": "base.cluster",
+    "papermill": "lab.headless",
+}
 
 
 def sources() -> dict[str, ast.Module]:
@@ -72,9 +83,13 @@ def test_nothing_is_called_utils():
 
 def test_a_room_imports_only_from_rooms_above_it():
     modules, place = sources(), {name: number for number, name in enumerate((*ROOMS, *ON_TOP))}
-    wrong = [f"{name} imports {other}" for name, tree in modules.items() if name != "patholib"
-             for other in own_imports(tree, modules)
-             if place[other.partition(".")[0]] > place[name.partition(".")[0]]]
+    wrong = [
+        f"{name} imports {other}"
+        for name, tree in modules.items()
+        if name != "patholib"
+        for other in own_imports(tree, modules)
+        if place[other.partition(".")[0]] > place[name.partition(".")[0]]
+    ]
     assert wrong == []
 
 
@@ -84,7 +99,7 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
 
     def walk(name, path):
         if name in path:
-            return [*path[path.index(name):], name]
+            return [*path[path.index(name) :], name]
         if name not in done:
             for other in sorted(graph[name]):
                 if found := walk(other, [*path, name]):
@@ -102,8 +117,12 @@ def test_no_imports_go_round_in_a_circle():
 
 
 def test_a_heavy_library_has_one_home():
-    wrong = [f"{name} imports {library}" for name, tree in sources().items() for library in imports(tree)
-             if not f"{name}.".startswith(HOMES.get(library.partition(".")[0], name) + ".")]
+    wrong = [
+        f"{name} imports {library}"
+        for name, tree in sources().items()
+        for library in imports(tree)
+        if not f"{name}.".startswith(HOMES.get(library.partition(".")[0], name) + ".")
+    ]
     assert wrong == []
 
 
@@ -120,8 +139,9 @@ def forbidden(tree: ast.AST) -> list[str]:
             called = ast.unparse(node.func)
             if called.rpartition(".")[2] in ("extractall", "decode_image", "decode_png", "decode_jpeg", "read_image"):
                 what = called
-            if called in ("eval", "exec", "os.system") or (called == "torch.load" and not any(
-                    k.arg == "weights_only" for k in node.keywords)):
+            if called in ("eval", "exec", "os.system") or (
+                called == "torch.load" and not any(k.arg == "weights_only" for k in node.keywords)
+            ):
                 what = called
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [f"{getattr(node, 'module', '')}.{alias.name}".lstrip(".") for alias in node.names]
@@ -131,8 +151,13 @@ def forbidden(tree: ast.AST) -> list[str]:
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle" and not node.attr.endswith("Error"):
             what = ast.unparse(node)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
-                                                 and isinstance(s.value.value, str))]
+            body = [
+                s
+                for s in node.body
+                if not (
+                    isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str)
+                )
+            ]
             if all(isinstance(s, ast.Pass) or ast.unparse(s) == "..." for s in body):
                 what = f"{node.name} has an empty body"
         if what:
@@ -156,8 +181,11 @@ def too_long(name: str, text: str) -> list[str]:
 
 @pytest.mark.xfail(strict=False, reason="some are being split")
 def test_no_file_and_no_function_is_too_long():
-    found = [line for path in sorted(PACKAGE.rglob("*.py"))
-             for line in too_long(path.relative_to(PACKAGE).as_posix(), path.read_text(encoding="utf-8"))]
+    found = [
+        line
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line in too_long(path.relative_to(PACKAGE).as_posix(), path.read_text(encoding="utf-8"))
+    ]
     assert found == [], "\n".join(found)
 
 
@@ -170,8 +198,9 @@ def test_what_is_too_long_is_found():
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|work|Users|tmp)/|[A-Z]:\\+Users|site-packages")
 
 
-@pytest.mark.parametrize("path", [*sorted(PACKAGE.rglob("*.py")), ROOT / "run.py"],
-                         ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", [*sorted(PACKAGE.rglob("*.py")), ROOT / "run.py"], ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_no_module_does_what_is_forbidden(path):
     text = path.read_text(encoding="utf-8")
     assert forbidden(ast.parse(text)) == []
@@ -179,12 +208,26 @@ def test_no_module_does_what_is_forbidden(path):
     assert MACHINE_PATH.findall(text) == []
 
 
-@pytest.mark.parametrize("line", [
-    "torch.load(p, weights_only=False)", "torch.load(p)", "pickle.loads(b)", "from pickle import load",
-    "import pickle as p", "from joblib import dump", "z.extractall(p)",
-    "from torchvision import io", "import torchvision.io", "torchvision.io.decode_image(b)", "os.system('ls')",
-    "subprocess.run(c, shell=True)", "def f(): pass", "def f():\n    'says'\n    ...", "eval('1')",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(p, weights_only=False)",
+        "torch.load(p)",
+        "pickle.loads(b)",
+        "from pickle import load",
+        "import pickle as p",
+        "from joblib import dump",
+        "z.extractall(p)",
+        "from torchvision import io",
+        "import torchvision.io",
+        "torchvision.io.decode_image(b)",
+        "os.system('ls')",
+        "subprocess.run(c, shell=True)",
+        "def f(): pass",
+        "def f():\n    'says'\n    ...",
+        "eval('1')",
+    ],
+)
 def test_forbidden_lines_are_found(line):
     assert len(forbidden(ast.parse(line))) == 1
 
@@ -216,7 +259,7 @@ def notebook_problems(notebook: dict, size: int) -> list[str]:
     texts = re.sub(r'"image/\w+": ("[^"]*"|\[[^\]]*\])', "", texts)  # base64 has slashes too
     texts = re.sub(r"base64,[\w+/=\\]*", "", texts)
     if path := MACHINE_PATH.search(texts):
-        found.append(f"a path of somebody's machine: {texts[path.start():path.start() + 60]}")
+        found.append(f"a path of somebody's machine: {texts[path.start() : path.start() + 60]}")
     return found
 
 
@@ -262,8 +305,9 @@ def test_a_committed_notebook_is_small_whole_and_readable(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_guards_of_a_notebook_compare_with_its_own_defaults(path):
     """A guard is silent where settings differ from the recorded ones: a changed default must be recorded again."""
-    code = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
-            if c["cell_type"] == "code"]
+    code = [
+        "".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"
+    ]
     guards = [name for cell in code for name in re.findall(r"Guard\(\s*[\"']([^\"']+)", cell)]
     if guards:
         (name,) = guards
@@ -274,22 +318,44 @@ def test_guards_of_a_notebook_compare_with_its_own_defaults(path):
 
 def test_the_problems_of_a_bad_notebook_are_found():
     def cell(source, number, *tag, outputs=()):
-        return {"cell_type": "code", "metadata": {"tags": list(tag)}, "source": source, "execution_count": number,
-                "outputs": list(outputs)}
+        return {
+            "cell_type": "code",
+            "metadata": {"tags": list(tag)},
+            "source": source,
+            "execution_count": number,
+            "outputs": list(outputs),
+        }
 
-    good = [cell('data: str = "auto"  # where the images are\nepochs: int = None  # passes', 1, "parameters"),
-            cell("settings", 2, outputs=[{"output_type": "stream", "name": "stdout", "text": "ok"}])]
+    good = [
+        cell('data: str = "auto"  # where the images are\nepochs: int = None  # passes', 1, "parameters"),
+        cell("settings", 2, outputs=[{"output_type": "stream", "name": "stdout", "text": "ok"}]),
+    ]
     kernel = {"kernelspec": {"name": "python3"}}
     assert notebook_problems({"metadata": kernel, "cells": good}, 1000) == []
-    bad = [cell("a: int = 1; b: int = 2\nc: float = 1  # rate (default=1)\nd = 4", 1, "parameters"),
-           cell("\n".join("x" * 13), 2),
-           cell("def f(): return 1", 4),
-           cell("g = lambda x: x", 4, outputs=[{"output_type": "error", "ename": "E"}]),
-           cell("for epoch in range(3): fit()", 5, "nbval-check-output"),
-           cell("open('/home/me/data.csv')", 6, outputs=[{"output_type": "stream", "text": "read", "name": "stdout"}])]
+    bad = [
+        cell("a: int = 1; b: int = 2\nc: float = 1  # rate (default=1)\nd = 4", 1, "parameters"),
+        cell("\n".join("x" * 13), 2),
+        cell("def f(): return 1", 4),
+        cell("g = lambda x: x", 4, outputs=[{"output_type": "error", "ename": "E"}]),
+        cell("for epoch in range(3): fit()", 5, "nbval-check-output"),
+        cell("open('/home/me/data.csv')", 6, outputs=[{"output_type": "stream", "text": "read", "name": "stdout"}]),
+    ]
     found = "\n".join(notebook_problems({"metadata": {}, "cells": bad}, 3_000_000))
-    for what in ("not python3", "3.0 MB", "13 lines", "FunctionDef", "Lambda", "execution count 4", "a stored error",
-                 "loop over epochs", "nothing is stored", "parameter line 'a: int", "parameter line 'c: float",
-                 "parameter line 'd = 4", "/home/me/data.csv", "no_parameters"):
+    for what in (
+        "not python3",
+        "3.0 MB",
+        "13 lines",
+        "FunctionDef",
+        "Lambda",
+        "execution count 4",
+        "a stored error",
+        "loop over epochs",
+        "nothing is stored",
+        "parameter line 'a: int",
+        "parameter line 'c: float",
+        "parameter line 'd = 4",
+        "/home/me/data.csv",
+        "no_parameters",
+    ):
         assert what in found, what
     assert "no outputs are stored" in "\n".join(notebook_problems({"metadata": kernel, "cells": [good[0]]}, 1))

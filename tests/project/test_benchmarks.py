@@ -64,6 +64,7 @@ def test_a_ratio_is_taken_within_the_round_so_a_slower_hour_changes_nothing(harn
             called.append(name)
             clock(seconds * slow[round_])
             return 10
+
         return run
 
     busy = [1, 1, 8, 1]  # warm-up first; in the second round everything takes eight times as long
@@ -87,8 +88,12 @@ def test_a_section_is_written_with_its_verdicts_and_the_code_is_1_for_a_missed_m
     results, mark = tmp_path / "RESULTS.md", harness.Mark("quick", 3)
     results.write_text("# Head\n\n<!-- real idc: begin -->\nkept\n<!-- real idc: end -->\n", encoding="utf-8")
     for reached, code in ((4, 0), (2, 1)):
-        assert harness.section("input", "Input", "python x.py", "| a | table |", [(mark, reached)], ["pillow"],
-                               results=results) == code
+        assert (
+            harness.section(
+                "input", "Input", "python x.py", "| a | table |", [(mark, reached)], ["pillow"], results=results
+            )
+            == code
+        )
     text = results.read_text(encoding="utf-8")
     assert text.count("<!-- speed input: begin -->") == 1 and "real idc: begin -->\nkept\n" in text
     for part in ("## Input", "python x.py", "- Machine: ", "; torch ", ", pillow ", "| a | table |", "**missed**"):
@@ -171,8 +176,10 @@ def speed_input(harness):
 
 
 def test_the_input_benchmark_runs_in_miniature(speed_input, monkeypatch, tmp_path):
-    small = {"BreakHis, PNG 700 x 460": (64, (70, 46), 2.0, ".png", {}), "ISIC, JPEG 1024 x 1024": (64, (64, 64), 2.0,
-                                                                                                 ".jpg", {})}
+    small = {
+        "BreakHis, PNG 700 x 460": (64, (70, 46), 2.0, ".png", {}),
+        "ISIC, JPEG 1024 x 1024": (64, (64, 64), 2.0, ".jpg", {}),
+    }
     monkeypatch.setattr(speed_input, "SETS", small)
     loaders = {name: speed_input.LOADERS[name] for name in ("published loader", "torchvision v2", "patholib")}
     text, judged = speed_input.pipeline(tmp_path, True, loaders)
@@ -222,16 +229,25 @@ def test_the_scale_is_measured_in_processes_of_their_own(speed_input, tmp_path):
 # --- real images ---
 
 
-SCRATCH = dataclasses.replace(recipes.from_scratch(recipes.BREAKHIS), classes=("idc", "normal"), positive=None,
-                              group_by="group", image_size=48)
+SCRATCH = dataclasses.replace(
+    recipes.from_scratch(recipes.BREAKHIS), classes=("idc", "normal"), positive=None, group_by="group", image_size=48
+)
 
 
 def numbers(auc: float) -> dict:
     """What metrics.json says of one set."""
-    return {"images": 30, "groups": 6, "classes": ["idc", "normal"], "level": 0.95, "notes": [], "metrics": {
-        "auc": {"value": auc, "low": auc - 0.1, "high": auc + 0.05},
-        "accuracy": {"value": 0.75, "low": None, "high": None, "no_interval": "too few groups"},
-        "log_loss": {"value": None, "low": None, "high": None, "undefined": "one class"}}}
+    return {
+        "images": 30,
+        "groups": 6,
+        "classes": ["idc", "normal"],
+        "level": 0.95,
+        "notes": [],
+        "metrics": {
+            "auc": {"value": auc, "low": auc - 0.1, "high": auc + 0.05},
+            "accuracy": {"value": 0.75, "low": None, "high": None, "no_interval": "too few groups"},
+            "log_loss": {"value": None, "low": None, "high": None, "undefined": "one class"},
+        },
+    }
 
 
 @pytest.fixture
@@ -241,24 +257,51 @@ def run_dir(tmp_path):
     (folder / "figures").mkdir(parents=True)
     (folder / "figures" / "curves.png").write_bytes(b"curves")
     (folder / "figures" / "classes.png").write_bytes(b"pixels")
-    rows = [(f"{label}/{g}-{i}.png", label, f"{label}-{g}", splitting.SPLITS[g % 3])
-            for label in ("idc", "normal") for g in range(6) for i in range(5)]
+    rows = [
+        (f"{label}/{g}-{i}.png", label, f"{label}-{g}", splitting.SPLITS[g % 3])
+        for label in ("idc", "normal")
+        for g in range(6)
+        for i in range(5)
+    ]
     splitting.write_split(pd.DataFrame(rows, columns=["path", "label", "group", "split"]), folder / "split.csv")
-    files.write_table(folder / "history.csv", pd.DataFrame(
-        {"epoch": e, "lr": 0.001, "train_loss": 1 / e, "val_loss": 0.5, "val_auc": 0.8, "seconds": 2.5,
-         "images_per_second": 40.0} for e in range(1, 24)))
+    files.write_table(
+        folder / "history.csv",
+        pd.DataFrame(
+            {
+                "epoch": e,
+                "lr": 0.001,
+                "train_loss": 1 / e,
+                "val_loss": 0.5,
+                "val_auc": 0.8,
+                "seconds": 2.5,
+                "images_per_second": 40.0,
+            }
+            for e in range(1, 24)
+        ),
+    )
     files.write_json(folder / "metrics.json", {"val": numbers(0.9), "test": numbers(0.914), "baseline": numbers(0.877)})
-    files.write_json(folder / "data_report.json", {"counts": {"by_code": {"too_small": 1}},
-                                                   "cache": {"file": "/home/somebody/cache.npy"}})
-    files.write_json(folder / "benchmark.json", {"benchmark": "idc", "seconds": 3725.4, "commands": [
-        "python benchmarks/real.py idc --data DATA"]})
-    files.write_json(folder / "run.json", {
-        "demo": False, "seed": 7, "finished": "2026-01-02T03:04:05+00:00",
-        "code": {"version": "0.1.0", "commit": "0123456789abcdef"}, "versions": {"torch": "2.10.0"},
-        "recipe": SCRATCH.to_json(),
-        "data": {"images": 60, "groups": 12, "group_by": "group", "found": {"rows_without_file": {"count": 9}}},
-        "training": {"device": "cpu", "precision": "fp32", "best_epoch": 5},
-        "machine": {"system": "Linux 6.1-x", "processor": "A CPU", "cores": 2, "torch_threads": 1, "gpu": None}})
+    files.write_json(
+        folder / "data_report.json",
+        {"counts": {"by_code": {"too_small": 1}}, "cache": {"file": "/home/somebody/cache.npy"}},
+    )
+    files.write_json(
+        folder / "benchmark.json",
+        {"benchmark": "idc", "seconds": 3725.4, "commands": ["python benchmarks/real.py idc --data DATA"]},
+    )
+    files.write_json(
+        folder / "run.json",
+        {
+            "demo": False,
+            "seed": 7,
+            "finished": "2026-01-02T03:04:05+00:00",
+            "code": {"version": "0.1.0", "commit": "0123456789abcdef"},
+            "versions": {"torch": "2.10.0"},
+            "recipe": SCRATCH.to_json(),
+            "data": {"images": 60, "groups": 12, "group_by": "group", "found": {"rows_without_file": {"count": 9}}},
+            "training": {"device": "cpu", "precision": "fp32", "best_epoch": 5},
+            "machine": {"system": "Linux 6.1-x", "processor": "A CPU", "cores": 2, "torch_threads": 1, "gpu": None},
+        },
+    )
     return folder
 
 
@@ -278,13 +321,28 @@ def written(real, run_dir: Path, name: str = "idc") -> tuple[int, str]:
 def test_a_section_says_what_the_files_say(real, run_dir):
     code, text = written(real, run_dir)
     assert code == 0
-    for part in ("A CPU, 2 cores, 1 threads, no GPU", "1 h 2 min 5 s for the whole notebook", "58 s of it training",
-                 "epochs: 23", "40 images per second", "seed 7", "60 of 12 groups", "9 table rows without a file",
-                 "1 too_small", "| idc | 10 / 2 | 10 / 2 | 10 / 2 |", "0.914 (0.814 to 0.964)",
-                 "0.877 (0.777 to 0.927)", "| 5 (kept) |", "| 23 |", "undefined: one class",
-                 "- No interval for accuracy (test): too few groups", "at least 0.90. It was met",
-                 "- Profile for random weights: no pretrained weights are loaded", "head_dropout, stages",
-                 "![Loss and validation metrics by epoch](idc-curves.png)"):
+    for part in (
+        "A CPU, 2 cores, 1 threads, no GPU",
+        "1 h 2 min 5 s for the whole notebook",
+        "58 s of it training",
+        "epochs: 23",
+        "40 images per second",
+        "seed 7",
+        "60 of 12 groups",
+        "9 table rows without a file",
+        "1 too_small",
+        "| idc | 10 / 2 | 10 / 2 | 10 / 2 |",
+        "0.914 (0.814 to 0.964)",
+        "0.877 (0.777 to 0.927)",
+        "| 5 (kept) |",
+        "| 23 |",
+        "undefined: one class",
+        "- No interval for accuracy (test): too few groups",
+        "at least 0.90. It was met",
+        "- Profile for random weights: no pretrained weights are loaded",
+        "head_dropout, stages",
+        "![Loss and validation metrics by epoch](idc-curves.png)",
+    ):
         assert part in text, part
     assert "/home" not in text
 
@@ -298,8 +356,14 @@ def test_a_missed_mark_is_said_and_fails(real, run_dir):
 def test_what_the_folder_of_an_older_run_lacks_is_said_and_the_rest_is_written(real, run_dir):
     code, text = written(real, run_dir)
     assert code == 0
-    for what in ("differences from its rivals", "decision that was locked before the test", "calibration", "trust.json",
-                 "export", "model.onnx"):
+    for what in (
+        "differences from its rivals",
+        "decision that was locked before the test",
+        "calibration",
+        "trust.json",
+        "export",
+        "model.onnx",
+    ):
         assert f"**Left out:** the run folder has no {what}." in text, what
     assert text.count("**not there**") == len(real.KEPT)
 
@@ -321,23 +385,42 @@ def whole(run_dir):
     for name, part, known in (("val", "val", 2), ("test", "test", 2), ("test_tta", "test", 3), ("baseline", "test", 0)):
         predicting.write_predictions(predicted(split, part, known, len(name)), run_dir / f"predictions_{name}.csv")
     val = predicting.read_predictions(run_dir / "predictions_val.csv", recipe.classes)
-    decision = {"format": 1, **decisions.choose(val, recipe.classes, "idc"), "temperature": 0.5, "threshold": 0.375,
-                "predictions_val_sha256": files.sha256(run_dir / "predictions_val.csv"), "locked": "2026-01-02Z"}
+    decision = {
+        "format": 1,
+        **decisions.choose(val, recipe.classes, "idc"),
+        "temperature": 0.5,
+        "threshold": 0.375,
+        "predictions_val_sha256": files.sha256(run_dir / "predictions_val.csv"),
+        "locked": "2026-01-02Z",
+    }
     files.write_json(run_dir / "decision.json", decision)
     changed(run_dir, "run.json", lambda record: record.update(recipe=recipe.to_json()))
     tables = {name: decisions.calibrated(run_dir, name) for name in ("val", "test", "test_tta", "baseline")}
-    found = {name: metrics.summary(table, recipe.classes, "idc", 0.6 if name == "baseline" else 0.375, resamples=50)
-             for name, table in tables.items()}
+    found = {
+        name: metrics.summary(table, recipe.classes, "idc", 0.6 if name == "baseline" else 0.375, resamples=50)
+        for name, table in tables.items()
+    }
     found["test"]["alert"] = metrics.alert(tables["test"], recipe.classes, "idc", 0.375, resamples=50)
-    found["calibration"] = {name: decisions.calibration_of(tables[name], recipe.classes, "idc", 0.5)
-                            for name in ("val", "test")}
-    found["gain_over"] = {"baseline": metrics.paired(tables["test"], tables["baseline"], recipe.classes, "idc",
-                                                     (0.375, 0.6), resamples=50)}
+    found["calibration"] = {
+        name: decisions.calibration_of(tables[name], recipe.classes, "idc", 0.5) for name in ("val", "test")
+    }
+    found["gain_over"] = {
+        "baseline": metrics.paired(
+            tables["test"], tables["baseline"], recipe.classes, "idc", (0.375, 0.6), resamples=50
+        )
+    }
     files.write_json(run_dir / "metrics.json", found | {"decision": decision})
-    check = {"asked": "gain over random maps", "found": "0.010 (-0.020 to 0.040)", "demanded": "interval above 0",
-             "passed": False, "reason": "no more than random regions do"}
-    files.write_json(run_dir / "trust.json", {"verdict": "Do NOT trust these heatmaps", "reasons": [check["reason"]],
-                                              "checks": {"over_random": check}})
+    check = {
+        "asked": "gain over random maps",
+        "found": "0.010 (-0.020 to 0.040)",
+        "demanded": "interval above 0",
+        "passed": False,
+        "reason": "no more than random regions do",
+    }
+    files.write_json(
+        run_dir / "trust.json",
+        {"verdict": "Do NOT trust these heatmaps", "reasons": [check["reason"]], "checks": {"over_random": check}},
+    )
     for name, size in (("model.safetensors", 2_500_000), ("published.pt", 7_000_000), ("model.onnx", 2_400_000)):
         (run_dir / name).write_bytes(bytes(size))
     files.write_json(run_dir / "model.onnx.json", {"max_difference": 3.2e-7, "compared": 19})
@@ -351,17 +434,25 @@ def test_a_whole_run_is_told_to_its_end(real, whole):
     found = files.read_json(whole / "metrics.json")
     sensitivity = found["test"]["alert"]["sensitivity"]
     before, after = (found["calibration"]["test"][when] for when in ("before", "after"))
-    for part in (f"idc where its probability is at least 0.375 (sensitivity >= 0.95 on validation): "
-                 f"{found['test']['alert']['flagged']:.0%} of 20 test images; 10 are idc, of 2 groups.",
-                 f"| test, sensitivity | {real.number(sensitivity)} |", "| validation, sensitivity | ",
-                 f"| test | before | 1.000 | {before['ece_mass']:.3f} |",
-                 f"| test | after | 0.500 | {after['ece_mass']:.3f} |", f" {after['brier']:.3f} |",
-                 "**Do NOT trust these heatmaps**", "- no more than random regions do.",
-                 "| gain over random maps | 0.010 (-0.020 to 0.040) | interval above 0 | FAILED |",
-                 "| model.safetensors | 2.5 MB |", "| published.pt | 7.0 MB |", "| model.onnx | 2.4 MB |",
-                 "at most 3.2e-07 on 19 pictures", "### In the run folder `run`",
-                 "| model_card.html | the model card |",
-                 "| heatmaps/classes.html | heatmaps by class: **not there** |"):
+    for part in (
+        f"idc where its probability is at least 0.375 (sensitivity >= 0.95 on validation): "
+        f"{found['test']['alert']['flagged']:.0%} of 20 test images; 10 are idc, of 2 groups.",
+        f"| test, sensitivity | {real.number(sensitivity)} |",
+        "| validation, sensitivity | ",
+        f"| test | before | 1.000 | {before['ece_mass']:.3f} |",
+        f"| test | after | 0.500 | {after['ece_mass']:.3f} |",
+        f" {after['brier']:.3f} |",
+        "**Do NOT trust these heatmaps**",
+        "- no more than random regions do.",
+        "| gain over random maps | 0.010 (-0.020 to 0.040) | interval above 0 | FAILED |",
+        "| model.safetensors | 2.5 MB |",
+        "| published.pt | 7.0 MB |",
+        "| model.onnx | 2.4 MB |",
+        "at most 3.2e-07 on 19 pictures",
+        "### In the run folder `run`",
+        "| model_card.html | the model card |",
+        "| heatmaps/classes.html | heatmaps by class: **not there** |",
+    ):
         assert part in text, part
     assert "Left out" not in text
 
@@ -379,10 +470,15 @@ def test_what_the_network_has_over_its_rivals_is_told_with_signs_and_what_it_sho
     assert "minus linear probe (test)" in text and "training began with, differ by +0.000;" in text
 
 
-@pytest.mark.parametrize(("low", "high", "says"), [
-    (0.01, 0.2, "By AUC the network is better than X: +0.100 (+0.010 to +0.200)."),
-    (-0.2, -0.01, "**By AUC the network is worse than X:**"),
-    (-0.01, 0.2, "holds 0."), (None, None, "differ by +0.100; no interval, so nothing is shown: too few.")])
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.01, 0.2, "By AUC the network is better than X: +0.100 (+0.010 to +0.200)."),
+        (-0.2, -0.01, "**By AUC the network is worse than X:**"),
+        (-0.01, 0.2, "holds 0."),
+        (None, None, "differ by +0.100; no interval, so nothing is shown: too few."),
+    ],
+)
 def test_a_difference_is_called_one_only_where_its_interval_lies_beside_0(real, low, high, says):
     assert says in real.verdict({"value": 0.1, "low": low, "high": high, "no_interval": "too few"}, "X")
 
@@ -458,9 +554,15 @@ def test_other_sections_stay_to_the_letter(harness):
     assert harness.with_section(again, "real idc", "two") == again
 
 
-@pytest.mark.parametrize("broken", [
-    "<!-- real idc: begin -->\n", "<!-- real idc: end -->\n", "<!-- real idc: end -->\n<!-- real idc: begin -->\n",
-    "<!-- real idc: begin -->\n<!-- real idc: begin -->\n<!-- real idc: end -->\n"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "<!-- real idc: begin -->\n",
+        "<!-- real idc: end -->\n",
+        "<!-- real idc: end -->\n<!-- real idc: begin -->\n",
+        "<!-- real idc: begin -->\n<!-- real idc: begin -->\n<!-- real idc: end -->\n",
+    ],
+)
 def test_damaged_marks_are_refused_before_anything_is_lost(harness, broken):
     with pytest.raises(PathoError, match="bad_marks"):
         harness.with_section(broken, "real idc", "one")
@@ -477,11 +579,13 @@ def test_a_demo_run_or_another_benchmarks_run_is_no_result(real, run_dir):
 
 def outcome(real, monkeypatch, tmp_path, code: int, stderr: str) -> tuple[int, str]:
     """The exit code and the results of the breakhis benchmark, whose notebook ends so."""
-    monkeypatch.setattr(real.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code, "",
-                                                                                                stderr))
+    monkeypatch.setattr(
+        real.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code, "", stderr)
+    )
     monkeypatch.setenv("PATHOLIB_OUTPUTS", str(tmp_path))
-    monkeypatch.setattr(real.runs, "machine", lambda: {"system": "S", "processor": "P", "cores": 1,
-                                                       "torch_threads": 1, "gpu": "G"})
+    monkeypatch.setattr(
+        real.runs, "machine", lambda: {"system": "S", "processor": "P", "cores": 1, "torch_threads": 1, "gpu": "G"}
+    )
     results = tmp_path / "RESULTS.md"
     ended = real.main(["breakhis", "--data", str(tmp_path), "--results", str(results)])
     return ended, results.read_text(encoding="utf-8")
@@ -529,20 +633,37 @@ def examined(over, reasons=()):
 
     kinds = {kind: number(0.5) for kind in ("energy", "iou", "pointing")}
     gain = {"gain": number(0.1, 0.05, 0.15)}
-    return Trust({
-        "verdict": "In words", "reasons": list(reasons), "checks": dict.fromkeys("abc"), "blank": 0, "images": 16,
-        "of": "malignant",
-        "localisation": {"images": 16, "groups": 12, "mask_share": 0.2, "map": kinds, "blob": kinds, "edges": kinds,
-                         "over_blob": {"energy": number(over, over - 0.1, over + 0.1)},
-                         "over_edges": {"energy": number(over, over - 0.1, over + 0.1)}},
-        "randomisation": {"cascade": [{"rank_correlation": 0.1}], "alone": [{"rank_correlation": 0.2}]},
-        "perturbation": {"over_random": gain, "over_blob": gain},
-        "stability": {"shift": number(0.9), "jpeg": number(0.8)}})
+    return Trust(
+        {
+            "verdict": "In words",
+            "reasons": list(reasons),
+            "checks": dict.fromkeys("abc"),
+            "blank": 0,
+            "images": 16,
+            "of": "malignant",
+            "localisation": {
+                "images": 16,
+                "groups": 12,
+                "mask_share": 0.2,
+                "map": kinds,
+                "blob": kinds,
+                "edges": kinds,
+                "over_blob": {"energy": number(over, over - 0.1, over + 0.1)},
+                "over_edges": {"energy": number(over, over - 0.1, over + 0.1)},
+            },
+            "randomisation": {"cascade": [{"rank_correlation": 0.1}], "alone": [{"rank_correlation": 0.2}]},
+            "perturbation": {"over_random": gain, "over_blob": gain},
+            "stability": {"shift": number(0.9), "jpeg": number(0.8)},
+        }
+    )
 
 
 def test_a_trained_network_has_to_find_the_place_and_an_untrained_one_to_fail(trust_benchmark, harness):
-    found = {(name, method): (report, 2.0) for method, _ in trust_benchmark.METHODS
-             for name, report in (("trained", examined(0.3)), ("untrained", examined(-0.2, ["It fails"])))}
+    found = {
+        (name, method): (report, 2.0)
+        for method, _ in trust_benchmark.METHODS
+        for name, report in (("trained", examined(0.3)), ("untrained", examined(-0.2, ["It fails"])))
+    }
     judged = trust_benchmark.marks(found)
     assert [mark.met(reached) for mark, reached in judged] == [True, True, True]
     assert [reached for _, reached in judged] == pytest.approx([0.2, 0.2, 1])
@@ -563,8 +684,9 @@ def test_images_with_outlines_are_read_and_those_trained_on_are_refused(trust_be
         mask[20:40, 30:60] = 255
         Image.fromarray(mask).save(tmp_path / f"isic_masks/{name}_segmentation.png")
     one_hot = {c: [float(c == "MEL"), float(c == "NV")] for c in recipe.classes}
-    files.write_table(tmp_path / "isic2019/ISIC_2019_Training_GroundTruth.csv",
-                      pd.DataFrame({"image": names, **one_hot}))
+    files.write_table(
+        tmp_path / "isic2019/ISIC_2019_Training_GroundTruth.csv", pd.DataFrame({"image": names, **one_hot})
+    )
     known = trust_benchmark.annotated(tmp_path, recipe)
     assert list(known.images.table["label"]) == ["MEL", "NV"] and set(known.masks) == set(names)
     assert known.masks["ISIC_1"].mean() == pytest.approx(20 * 30 / 60**2, abs=0.02)  # of the central square

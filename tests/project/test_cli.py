@@ -29,10 +29,13 @@ def split(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("text", "code", "says"), [
-    (CLEAN, 0, "No leak found in what could be checked"),
-    (LEAKY, 1, "LEAKS: 100.0% of the test images have their patient in train"),
-])
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        (CLEAN, 0, "No leak found in what could be checked"),
+        (LEAKY, 1, "LEAKS: 100.0% of the test images have their patient in train"),
+    ],
+)
 def test_the_exit_code_tells_clean_from_leaky(split, capsys, text, code, says):
     assert cli.main(["audit", split(text)]) == code
     out, err = capsys.readouterr()
@@ -67,8 +70,9 @@ def test_every_option_reaches_the_audit(tmp_path, capsys):
     assert "none of the 2 files is at hand" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["audit"], ["audit", "a.csv", "--train", "b"], ["adit"],
-                                       ["audit", "a.csv", "--columns", "path"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["audit"], ["audit", "a.csv", "--train", "b"], ["adit"], ["audit", "a.csv", "--columns", "path"]]
+)
 def test_wrong_arguments_are_explained_with_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
@@ -76,10 +80,12 @@ def test_wrong_arguments_are_explained_with_exit_code_2(arguments, capsys):
 
 
 def test_help_names_every_command_and_its_exit_codes(capsys):
-    for arguments, words in ((["--help"], [command.__name__ for command in cli.COMMANDS]),
-                             (["audit", "--help"], ["1 leaks", "2 the split cannot be read", "--metadata"]),
-                             (["download", "--help"], ["0 all is there", "2 refused", "--accept-licence", "weights"]),
-                             (["--version"], [__version__])):
+    for arguments, words in (
+        (["--help"], [command.__name__ for command in cli.COMMANDS]),
+        (["audit", "--help"], ["1 leaks", "2 the split cannot be read", "--metadata"]),
+        (["download", "--help"], ["0 all is there", "2 refused", "--accept-licence", "weights"]),
+        (["--version"], [__version__]),
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         out = capsys.readouterr().out
@@ -89,14 +95,21 @@ def test_help_names_every_command_and_its_exit_codes(capsys):
 def test_python_m_patholib_is_the_command_also_where_the_console_knows_no_accents(split):
     csv = Path(split(LEAKY))
     csv = csv.rename(csv.with_name("Müller.csv"))
-    done = subprocess.run([sys.executable, "-m", "patholib", "audit", str(csv)], cwd=ROOT, capture_output=True,
-                          text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "patholib", "audit", str(csv)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (1, "") and "M\\xfcller.csv: train 1, test 1" in done.stdout
 
 
 def test_the_installed_command_is_this_one():
-    module, _, function = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"]["scripts"]["patholib"].partition(":")
+    module, _, function = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"][
+        "patholib"
+    ].partition(":")
     assert getattr(importlib.import_module(module), function) is cli.main
 
 

@@ -37,16 +37,20 @@ def test_a_changed_recipe_changes_the_table(make, monkeypatch):
 
 
 def test_the_table_of_rivals_is_read_from_the_results(make, tmp_path):
-    text = ("<!-- quality {0}: begin -->\n"
-            "| value | trainings | AUC | balanced accuracy, shares divided out | ECE |\n| - | - | - | - | - |\n"
-            "| ours | 3 | 0.9 ({0}) | 0.5 | 0.1 |\n{1}\n| ours minus | AUC |\n| - | - |\n| timm | +0.2 |\n"
-            "<!-- quality {0}: end -->\n")
+    text = (
+        "<!-- quality {0}: begin -->\n"
+        "| value | trainings | AUC | balanced accuracy, shares divided out | ECE |\n| - | - | - | - | - |\n"
+        "| ours | 3 | 0.9 ({0}) | 0.5 | 0.1 |\n{1}\n| ours minus | AUC |\n| - | - |\n| timm | +0.2 |\n"
+        "<!-- quality {0}: end -->\n"
+    )
     results = tmp_path / "RESULTS.md"
     results.write_text(text.format("isic2019", "| timm | 3 | 0.7 | 0.2 | 0.3 |\n") + text.format("idc", ""))
     assert make.rivals(results).splitlines() == [
         "|  | ISIC 2019: AUC | ISIC 2019: balanced accuracy, prior-corrected | IDC: AUC |",
         "| --- | --- | --- | --- |",
-        "| ours | 0.9 (isic2019) | 0.5 | 0.9 (idc) |", "| timm | 0.7 | 0.2 |  |"]
+        "| ours | 0.9 (isic2019) | 0.5 | 0.9 (idc) |",
+        "| timm | 0.7 | 0.2 |  |",
+    ]
     results.write_text("nothing")
     with pytest.raises(PathoError, match="has no section quality isic2019"):
         make.rivals(results)
@@ -54,8 +58,13 @@ def test_the_table_of_rivals_is_read_from_the_results(make, tmp_path):
 
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path], cwd=ROOT, text=True,
-                          capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "index.html").exists() and (tmp_path / "benchmarks" / "RESULTS.html").exists()
 
@@ -81,29 +90,50 @@ def test_it(catalogue):
     assert {passes}
 """
 HEAD = "# Faults\n\n| id | input or fault | answer |\n|---|---|---|\n"
-BEFORE = ("| Z01 | cut off | accepted |", "| Z01 | gone | accepted |", "| Z02 | old | accepted |",
-          "| Z03 | a kill | resumed |")
+BEFORE = (
+    "| Z01 | cut off | accepted |",
+    "| Z01 | gone | accepted |",
+    "| Z02 | old | accepted |",
+    "| Z03 | a kill | resumed |",
+)
 CUT, EMPTY, ODD = "| Z01 | cut off | refused |", "| Z01 | empty | refused |", "| Z02 | odd | accepted |"
 
 
-@pytest.mark.parametrize(("arguments", "passes", "after"), [
-    (["tests"], True, (CUT, EMPTY, ODD, BEFORE[3])),
-    (["tests/test_one.py"], True, (CUT, EMPTY, *BEFORE[2:])),
-    (["tests/test_one.py::test_empty"], True, (BEFORE[0], EMPTY, *BEFORE[1:])),
-    (["tests", "-k", "empty or it"], True, (BEFORE[0], EMPTY, BEFORE[1], ODD, BEFORE[3])),
-    (["tests"], False, (CUT, EMPTY, *BEFORE[2:])),
-    (["tests", "-n", "2"], True, (CUT, EMPTY, BEFORE[1], ODD, *BEFORE[2:])),
-], ids=["all", "a file", "a test", "some by name", "one fails", "several processes"])
+@pytest.mark.parametrize(
+    ("arguments", "passes", "after"),
+    [
+        (["tests"], True, (CUT, EMPTY, ODD, BEFORE[3])),
+        (["tests/test_one.py"], True, (CUT, EMPTY, *BEFORE[2:])),
+        (["tests/test_one.py::test_empty"], True, (BEFORE[0], EMPTY, *BEFORE[1:])),
+        (["tests", "-k", "empty or it"], True, (BEFORE[0], EMPTY, BEFORE[1], ODD, BEFORE[3])),
+        (["tests"], False, (CUT, EMPTY, *BEFORE[2:])),
+        (["tests", "-n", "2"], True, (CUT, EMPTY, BEFORE[1], ODD, *BEFORE[2:])),
+    ],
+    ids=["all", "a file", "a test", "some by name", "one fails", "several processes"],
+)
 def test_any_tests_record_their_rows_and_drop_only_what_they_would_have_given(tmp_path, arguments, passes, after):
     copied = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
     page = tmp_path / "docs" / "robustness.md"
-    for path, text in {"tests/conftest.py": copied, "tests/test_one.py": RECORDED,
-                       "tests/test_two.py": OTHER.format(passes=passes), page: HEAD + "\n".join(BEFORE)}.items():
+    for path, text in {
+        "tests/conftest.py": copied,
+        "tests/test_one.py": RECORDED,
+        "tests/test_two.py": OTHER.format(passes=passes),
+        page: HEAD + "\n".join(BEFORE),
+    }.items():
         files.write_text(tmp_path / path, text)
-    environment = {"PATHOLIB_RECORD": "1", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-                   "PYTEST_ADDOPTS": ""}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "xdist", *arguments], cwd=tmp_path, text=True,
-                          capture_output=True, env=os.environ | environment)
+    environment = {
+        "PATHOLIB_RECORD": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "xdist", *arguments],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env=os.environ | environment,
+    )
     assert done.returncode == (0 if passes else 1), done.stdout + done.stderr
     assert page.read_text(encoding="utf-8") == HEAD + "\n".join(after) + "\n"
 
@@ -112,15 +142,24 @@ SETS = {  # heading: files, and a table with its rows, as the makers of the data
     "HAM10000": (
         [f"HAM10000/HAM10000_images_part_{1 + i % 2}/ISIC_{i:07}.jpg" for i in range(4)],
         "HAM10000/HAM10000_metadata.csv",
-        ["lesion_id,image_id,dx,dx_type,age,sex,localization",
-         *(f"HAM_{i // 2:07},ISIC_{i:07},{('mel', 'nv')[i // 2]},histo,50.0,male,back" for i in range(4))]),
+        [
+            "lesion_id,image_id,dx,dx_type,age,sex,localization",
+            *(f"HAM_{i // 2:07},ISIC_{i:07},{('mel', 'nv')[i // 2]},histo,50.0,male,back" for i in range(4)),
+        ],
+    ),
     "PAD-UFES-20": (
         [f"PAD-UFES-20/imgs_part_1/PAT_{i // 2}_{i}_7.png" for i in range(4)],
         "PAD-UFES-20/metadata.csv",
-        ["patient_id,lesion_id,smoke,age,region,diagnostic,img_id,biopsed",
-         *(f"PAT_{i // 2},{i},,50,ARM,{('MEL', 'NEV')[i % 2]},PAT_{i // 2}_{i}_7.png,True" for i in range(4))]),
+        [
+            "patient_id,lesion_id,smoke,age,region,diagnostic,img_id,biopsed",
+            *(f"PAT_{i // 2},{i},,50,ARM,{('MEL', 'NEV')[i % 2]},PAT_{i // 2}_{i}_7.png,True" for i in range(4)),
+        ],
+    ),
     "One folder per class": (
-        [f"my_images/{('normal', 'tumour')[i % 2]}/patient{i // 2}_{i}.png" for i in range(4)], "", []),
+        [f"my_images/{('normal', 'tumour')[i % 2]}/patient{i // 2}_{i}.png" for i in range(4)],
+        "",
+        [],
+    ),
 }
 
 

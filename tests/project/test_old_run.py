@@ -32,8 +32,11 @@ def folder(tmp_path):
 def ends(numbers: dict) -> dict:
     """Value and interval of every metric of version 0.1.0, to nine digits."""
     known = files.read_json(OLD / "metrics.json")["test"]["metrics"]
-    return {name: [None if number[end] is None else float(f"{number[end]:.9g}") for end in ("value", "low", "high")]
-            for name, number in numbers.items() if name in known}
+    return {
+        name: [None if number[end] is None else float(f"{number[end]:.9g}") for end in ("value", "low", "high")]
+        for name, number in numbers.items()
+        if name in known
+    }
 
 
 def test_it_opens_with_its_recipe_and_says_that_its_images_are_demo_images(folder):
@@ -46,20 +49,28 @@ def test_its_predictions_give_the_numbers_that_it_stored(folder, name):
     recipe, stored = runs.open_run(folder).recipe, files.read_json(folder / "metrics.json")
     threshold = stored[name]["threshold"]
     assert name == "baseline" or threshold == decisions.deciding(decisions.locked(folder), recipe.classes)
-    found = metrics.summary(decisions.calibrated(folder, name), recipe.classes, recipe.positive, threshold,
-                            seed=recipe.seed)
+    found = metrics.summary(
+        decisions.calibrated(folder, name), recipe.classes, recipe.positive, threshold, seed=recipe.seed
+    )
     found = json.loads(json.dumps(found))
-    differ = {key: (value, found.get(key)) for key, value in stored[name].items()
-              if key in ("images", "groups", "classes", "confusion", "threshold") and found[key] != value}
+    differ = {
+        key: (value, found.get(key))
+        for key, value in stored[name].items()
+        if key in ("images", "groups", "classes", "confusion", "threshold") and found[key] != value
+    }
     assert differ == {}
     assert ends(found["metrics"]) == ends(stored[name]["metrics"])
 
 
 def test_what_the_network_has_over_colour_statistics_is_what_it_stored(folder):
     recipe, stored = runs.open_run(folder).recipe, files.read_json(folder / "metrics.json")
-    found = metrics.paired(*(decisions.calibrated(folder, name) for name in ("test", "baseline")), recipe.classes,
-                           recipe.positive, tuple(stored[name]["threshold"] for name in ("test", "baseline")),
-                           seed=recipe.seed)
+    found = metrics.paired(
+        *(decisions.calibrated(folder, name) for name in ("test", "baseline")),
+        recipe.classes,
+        recipe.positive,
+        tuple(stored[name]["threshold"] for name in ("test", "baseline")),
+        seed=recipe.seed,
+    )
     assert ends(found) == ends(stored["gain_over"]["baseline"])
 
 
@@ -67,7 +78,8 @@ def test_its_report_is_written_again(folder):
     page = report.write(folder)
     assert page.exists() and (folder / "report.html").exists()
     assert f"{files.read_json(folder / 'metrics.json')['test']['metrics']['auc']['value']:.3f}" in (
-        folder / "report.html").read_text(encoding="utf-8")
+        folder / "report.html"
+    ).read_text(encoding="utf-8")
 
 
 def test_its_export_is_loaded_and_gives_probabilities(folder):

@@ -17,8 +17,14 @@ from patholib.model import recipes
 from patholib.options import Options
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = {name: ROOT / "notebooks" / where for name, where in (
-    ("breakhis", "breakhis/train.ipynb"), ("isic2019", "isic2019/train.ipynb"), ("quickstart", "quickstart.ipynb"))}
+NOTEBOOKS = {
+    name: ROOT / "notebooks" / where
+    for name, where in (
+        ("breakhis", "breakhis/train.ipynb"),
+        ("isic2019", "isic2019/train.ipynb"),
+        ("quickstart", "quickstart.ipynb"),
+    )
+}
 
 
 def refused(call, *args, **given) -> PathoError:
@@ -64,8 +70,9 @@ def test_what_overrides_a_recipe_are_its_fields():
 def test_a_file_of_parameters_is_read_and_checked(tmp_path):
     path = files.write_json(tmp_path / "RUN.json", {"recipe": "isic2019", "epochs": 3})
     assert Options.read(path=path) == Options(recipe="isic2019", epochs=3)
-    assert Options.read("quickstart", path, {"epochs": "4"}) == Options(**options.PRESETS["quickstart"] | {
-        "recipe": "isic2019", "epochs": 4})
+    assert Options.read("quickstart", path, {"epochs": "4"}) == Options(
+        **options.PRESETS["quickstart"] | {"recipe": "isic2019", "epochs": 4}
+    )
     assert refused(Options.read, "breakhist").code == "unknown_recipe"
     for wrong in ([], {"epoch": 3}, {"epochs": "three"}):
         files.write_json(path, wrong)

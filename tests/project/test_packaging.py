@@ -47,8 +47,10 @@ def test_there_is_one_version():
 
 @pytest.mark.alone
 def test_importing_patholib_is_quick_and_loads_nothing_heavy():
-    code = ("import sys; before = set(sys.modules); import patholib, patholib.base.errors, patholib.base.files\n"
-            "print(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))")
+    code = (
+        "import sys; before = set(sys.modules); import patholib, patholib.base.errors, patholib.base.files\n"
+        "print(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
+    )
     start = time.perf_counter()
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     bare = time.perf_counter()
@@ -76,8 +78,13 @@ def bundle(tmp_path_factory):
 def test_the_same_files_give_the_same_bytes_whenever_they_were_checked_out(bundle, tmp_path):
     for path in bundle.parent.rglob("*.py"):
         os.utime(path, (1e9, 1e9))
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=bundle.parent,
-                   check=True, capture_output=True, env={**os.environ, "SOURCE_DATE_EPOCH": "1577836800"})
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=bundle.parent,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "SOURCE_DATE_EPOCH": "1577836800"},
+    )
     (first,), (second,) = bundle.glob("*.whl"), tmp_path.glob("*.whl")
     assert first.read_bytes() == second.read_bytes()
 
@@ -86,24 +93,50 @@ def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(bundle):
     (wheel,) = bundle.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == {path.relative_to(ROOT).as_posix() for path in (ROOT / "patholib").rglob("*")
-                     if path.is_file() and "__pycache__" not in path.parts}
+    assert names == {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "patholib").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def test_the_wheel_installs_without_a_network_and_is_imported_from_there(bundle, tmp_path):
     (wheel,) = bundle.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile",
-                    "--target", tmp_path / "there", wheel], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-compile",
+            "--target",
+            tmp_path / "there",
+            wheel,
+        ],
+        check=True,
+    )
     code = "import patholib.cli, patholib.model.recipes; print(patholib.__file__, patholib.__version__)"
-    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(tmp_path / "there")}).stdout.split()
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        check=True,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "there")},
+    ).stdout.split()
     assert said == [str(tmp_path / "there" / "patholib" / "__init__.py"), PROJECT["version"]]
 
 
 def test_the_bundle_names_its_files_the_weights_and_their_digests(bundle):
     text = (bundle / "README.md").read_text(encoding="utf-8")
-    found = {path.relative_to(bundle).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-             for path in bundle.rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(bundle).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in bundle.rglob("*")
+        if path.is_file()
+    }
     assert {path.name for path in (ROOT / "notebooks").rglob("*.ipynb")} <= {Path(name).name for name in found}
     for name, digest in found.items():
         assert name in ("README.md", "dataset-metadata.json") or (name in text and digest in text), name

@@ -27,15 +27,59 @@ from patholib.study import Study
 from patholib.train import runs
 
 SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups": 60, "images_per_group": 1}}
-FILES = {"run.json", "run.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv", "split.csv",
-         "split.csv.sha256", "history.csv", "history.json", "predictions_val.csv", "predictions_test.csv",
-         "predictions_test_tta.csv", "predictions_baseline.csv", "decision.json",
-         "metrics.json", "training_metrics.png", "report.md", "report.html", "model.safetensors",
-         "model_card.md", "model_card.html", "data_card.md", "data_card.html", "checklist.md", "checklist.html",
-         "model.json", "published.pt", "figures/results.svg", "heatmaps/gallery.png", "heatmaps/gallery.csv", "heatmaps/gallery.html",
-         "heatmaps/classes.png", "heatmaps/classes.csv", "heatmaps/classes.html", "trust.json"}
-FIGURES = {"classes", "augmented", "curves", "learning_rate", "unfreezing", "threshold", "confusion", "roc_pr",
-           "calibration", "decision_curve", "abstention", "patients", "trust"}
+FILES = {
+    "run.json",
+    "run.lock",
+    "data_report.json",
+    "data_report.html",
+    "excluded.csv",
+    "images.csv",
+    "split.csv",
+    "split.csv.sha256",
+    "history.csv",
+    "history.json",
+    "predictions_val.csv",
+    "predictions_test.csv",
+    "predictions_test_tta.csv",
+    "predictions_baseline.csv",
+    "decision.json",
+    "metrics.json",
+    "training_metrics.png",
+    "report.md",
+    "report.html",
+    "model.safetensors",
+    "model_card.md",
+    "model_card.html",
+    "data_card.md",
+    "data_card.html",
+    "checklist.md",
+    "checklist.html",
+    "model.json",
+    "published.pt",
+    "figures/results.svg",
+    "heatmaps/gallery.png",
+    "heatmaps/gallery.csv",
+    "heatmaps/gallery.html",
+    "heatmaps/classes.png",
+    "heatmaps/classes.csv",
+    "heatmaps/classes.html",
+    "trust.json",
+}
+FIGURES = {
+    "classes",
+    "augmented",
+    "curves",
+    "learning_rate",
+    "unfreezing",
+    "threshold",
+    "confusion",
+    "roc_pr",
+    "calibration",
+    "decision_curve",
+    "abstention",
+    "patients",
+    "trust",
+}
 
 
 @dataclass
@@ -53,8 +97,14 @@ class Finished:
 def own_table(folder):
     """A CSV of one's own over images whose folders say nothing: label, patient and a site."""
     truth = demo.truth(folder)
-    table = pd.DataFrame({"path": truth["path"], "label": truth["label"], "group": truth["group"],
-                          "site": np.where(np.arange(len(truth)) % 2, "north", "south")})
+    table = pd.DataFrame(
+        {
+            "path": truth["path"],
+            "label": truth["label"],
+            "group": truth["group"],
+            "site": np.where(np.arange(len(truth)) % 2, "north", "south"),
+        }
+    )
     files.write_table(folder / "mine.csv", table)
     return folder / "mine.csv"
 
@@ -65,8 +115,15 @@ def finish(root, kind):
     where = demo.write(root / "data", layout, size=(64, 64), **SMALL[layout])
     source = readers.load(layout, own_table(where) if kind == "table" else where)
     recipe = profiles.recipe_for(layout, source, arch="resnet18", image_size=32, epochs=1, batch_size=8)
-    study = Study(source, recipe=replace(recipe, head_width=16, tta_views=2), output=str(root / "runs"), device="cpu",
-                  workers=1, quiet=True, remember=False)
+    study = Study(
+        source,
+        recipe=replace(recipe, head_width=16, tta_views=2),
+        output=str(root / "runs"),
+        device="cpu",
+        workers=1,
+        quiet=True,
+        remember=False,
+    )
     study.train()
     study.lock()
     study.judge()
@@ -122,7 +179,8 @@ def test_the_numbers_are_those_of_the_predictions_on_disk(done):
     rate = groupwise.patient_recognition_rate(table, classes, positive, who, done.judged.threshold)
     assert stored["test"]["patients"]["recognition_rate"]["value"] == rate
     assert sum(row["images"] for row in stored["test"]["subgroups"]) == len(table) * len(
-        {row["column"] for row in stored["test"]["subgroups"]})
+        {row["column"] for row in stored["test"]["subgroups"]}
+    )
 
 
 def test_the_report_says_demo_on_its_face_and_nothing_is_absent(done):
@@ -149,8 +207,11 @@ def test_the_run_says_that_it_is_finished_and_what_made_it(done):
 
 
 def test_a_report_before_judging_or_training_has_ended_says_so(done, tmp_path):
-    for status, written, words in (("started", True, "training has not ended"),
-                                   ("trained", False, "have not been judged"), ("trained", True, None)):
+    for status, written, words in (
+        ("started", True, "training has not ended"),
+        ("trained", False, "have not been judged"),
+        ("trained", True, None),
+    ):
         folder = tmp_path / f"{status}{written}"
         facts = files.read_json(done.run.dir / "run.json")
         files.write_json(folder / "run.json", facts | {"status": status})
@@ -167,8 +228,13 @@ def plain_torchvision(recipe):
     net = zoo.resnet18(weights=None)
     norm, relu = nn.BatchNorm1d(recipe.head_width), nn.ReLU()
     middle = (norm, relu) if recipe.head_order == "batchnorm_relu" else (relu, norm)
-    net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, recipe.head_width), *middle, nn.Dropout(0.5),
-                           nn.Linear(recipe.head_width, len(recipe.classes)))
+    net.fc = nn.Sequential(
+        nn.Dropout(0.5),
+        nn.Linear(512, recipe.head_width),
+        *middle,
+        nn.Dropout(0.5),
+        nn.Linear(recipe.head_width, len(recipe.classes)),
+    )
     return net.eval()
 
 
@@ -223,8 +289,11 @@ def test_the_manifest_says_where_the_model_comes_from_and_how_its_decision_was_c
     assert facts["origin"]["data_licence"] == sources.DEMO.licence_short and facts["demo"]
     assert facts["smallest_side"] == 64 and facts["novelty"]["trained"] == len(done.tiles.part("train"))
     val = done.tiles.part("val").pictures
-    assert not any("unfamiliar" in text for answer in inference.Predictor(done.run.dir, "torch").answers(val)
-                   for text in answer.warnings)
+    assert not any(
+        "unfamiliar" in text
+        for answer in inference.Predictor(done.run.dir, "torch").answers(val)
+        for text in answer.warnings
+    )
 
 
 def test_an_export_in_a_folder_of_its_own_gives_the_same_answers(done, tmp_path, capsys):
@@ -251,8 +320,9 @@ def test_an_export_of_an_older_format_or_from_before_the_decision_is_made_anew(d
     files.write_json(run / "model.json", {"format": 2})
     export.copy(run, tmp_path / "old")
     assert files.read_json(tmp_path / "old" / "model.json") == facts | {
-        name: files.read_json(tmp_path / "old" / "model.json")[name] for name in ("novelty", "weights",
-                                                                                 "manifest_sha256")}
+        name: files.read_json(tmp_path / "old" / "model.json")[name]
+        for name in ("novelty", "weights", "manifest_sha256")
+    }
 
 
 def test_an_untrained_run_cannot_be_exported(done, tmp_path):

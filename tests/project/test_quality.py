@@ -46,8 +46,11 @@ def quality():
 @pytest.fixture(scope="module")
 def scripts():
     """job, ours and colour_statistics as modules; the others need the environment of the rivals."""
-    return {path.stem: module(path) for path in sorted(SCRIPTS, key=lambda path: path.stem != "job")
-            if not path.stem.startswith("with_")}
+    return {
+        path.stem: module(path)
+        for path in sorted(SCRIPTS, key=lambda path: path.stem != "job")
+        if not path.stem.startswith("with_")
+    }
 
 
 @pytest.fixture
@@ -61,14 +64,27 @@ def options(tmp_path):
         Image.fromarray(rng.integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(tmp_path / "idc" / name)
         rows.append({"file": name, "label": ("idc", "normal")[number % 2], "patient": f"{number // 2:03d}"})
     pd.DataFrame(rows).to_csv(tmp_path / "idc" / "labels.csv", index=False)
-    return argparse.Namespace(what="contenders", data=tmp_path, datasets=("idc",), contenders=None, folds=None, seeds=1,
-                              seconds=5.0, threads=1, size=32, work=tmp_path / "work", resamples=50,
-                              results=tmp_path / "RESULTS.md", write=False)
+    return argparse.Namespace(
+        what="contenders",
+        data=tmp_path,
+        datasets=("idc",),
+        contenders=None,
+        folds=None,
+        seeds=1,
+        seconds=5.0,
+        threads=1,
+        size=32,
+        work=tmp_path / "work",
+        resamples=50,
+        results=tmp_path / "RESULTS.md",
+        write=False,
+    )
 
 
 @pytest.fixture
 def trainings(quality, monkeypatch):
     """Instead of a script: predictions that are right as often as `skill` says; the names of what was trained."""
+
     class Trainings(list):
         skill = {}  # noqa: RUF012 - of each contender's folder, between 0 and 1
 
@@ -88,10 +104,13 @@ def trainings(quality, monkeypatch):
             noise = np.array([int(files.digest([path, name])[:6], 16) / 16**6 for path in part["path"]])
             p = np.clip(skill * true + (1 - skill) * noise, 0.01, 0.99)
             files.write_table(out / f"{split}.csv", part.assign(p_idc=p, p_normal=1 - p))
-        files.write_table(out / "curve.csv", pd.DataFrame([{"epoch": 1, "seconds": 5, "val_auc": 0.7,
-                                                            "val_balanced_accuracy": 0.6}]))
-        files.write_json(out / "facts.json", {"epochs": 1, "best_epoch": 1, "seconds": 5.0, "planned": 5.0,
-                                              "prior": [0.5, 0.5], "versions": {}})
+        files.write_table(
+            out / "curve.csv", pd.DataFrame([{"epoch": 1, "seconds": 5, "val_auc": 0.7, "val_balanced_accuracy": 0.6}])
+        )
+        files.write_json(
+            out / "facts.json",
+            {"epochs": 1, "best_epoch": 1, "seconds": 5.0, "planned": 5.0, "prior": [0.5, 0.5], "versions": {}},
+        )
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(quality.subprocess, "run", run)
@@ -116,8 +135,11 @@ def test_in_miniature_it_trains_and_judges_and_writes_nothing():
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_asks_a_job_only_for_what_it_holds(script, scripts):
     tree = ast.parse(script.read_text(encoding="utf-8"))
-    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
-             and isinstance(node.value, ast.Name) and node.value.id == "job"}
+    asked = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "job"
+    }
     known = set(scripts["job"].Job.__dataclass_fields__) | {"table", "part", "shares"}
     assert asked <= known
     assert script.stem == "job" or "jobs.run(main)" in script.read_text(encoding="utf-8")
@@ -203,8 +225,10 @@ def test_balanced_accuracy_is_of_what_a_contender_calls(quality, options, traini
         plain = found[name].plain
         assert ((found[name].called["p_idc"] == 1) == (plain["p_idc"] >= threshold)).all()
         value = quality.numbers(found[name], ready, resamples=20)["balanced_accuracy"]["value"]
-        by_hand = [((plain["p_idc"] >= threshold) == (kind == "idc"))[plain["label"] == kind].mean()
-                   for kind in ("idc", "normal")]
+        by_hand = [
+            ((plain["p_idc"] >= threshold) == (kind == "idc"))[plain["label"] == kind].mean()
+            for kind in ("idc", "normal")
+        ]
         assert value == pytest.approx(np.mean(by_hand))
 
 
@@ -223,14 +247,17 @@ def test_every_ablation_is_a_recipe_with_something_changed(quality, kind):
     for name, one in quality.ablations(kind, 64, True, False).items():
         changes = dict(one.overrides)
         augmentation = reference.to_json()["augmentation"] | changes.pop("augmentation", {})
-        changed = recipes.from_json(json.loads(json.dumps(reference.to_json() | changes
-                                                          | {"augmentation": augmentation})))
+        changed = recipes.from_json(
+            json.loads(json.dumps(reference.to_json() | changes | {"augmentation": augmentation}))
+        )
         differ[name] = recipes.diff(reference, changed) or one.of or one.options or one.split != "group"
     same = {name for name, found in differ.items() if not found}
     skin = kind == "isic2019"
     assert same == {  # what it does anyway: left out when it is planned
-        "cross-entropy", "squares by: crop",
-        *(("imbalance: left alone", "the best epoch") if skin else ("imbalance: class weights", "the last epoch"))}
+        "cross-entropy",
+        "squares by: crop",
+        *(("imbalance: left alone", "the best epoch") if skin else ("imbalance: class weights", "the last epoch")),
+    }
     assert {f"without {what}" for what in ("colours beside the network", "warm-up", "averaged weights")} < differ.keys()
 
 
@@ -249,8 +276,10 @@ def test_an_option_is_in_its_own_job_and_in_the_mark_of_no_other(quality, option
     ready = quality.prepared("idc", quality.DATASETS["idc"], options)
     tasks = {task.name: task for task in quality.planned(ready, options) if task.fold == 1}
     asked = {name: set(task.job(options)["options"]) - {"recipe"} for name, task in tasks.items()}
-    assert {name: some for name, some in asked.items() if some} == {"stain jitter": {"stains"},
-                                                                    "image-size warm-up": {"first_half"}}
+    assert {name: some for name, some in asked.items() if some} == {
+        "stain jitter": {"stains"},
+        "image-size warm-up": {"first_half"},
+    }
     assert len({task.mark(options) for task in tasks.values()}) == len(tasks)
 
 
@@ -258,9 +287,12 @@ def test_an_ablation_takes_one_fold_and_the_leaky_split_all(quality, options, tr
     options.what = "ablations"
     options.contenders = ("ours", "imbalance: sampler", "stain jitter", "split by image: patients leak")
     assert quality.measure(options) == 0
-    assert sorted(trainings) == ["imbalance--sampler group_1", *(f"ours group_{k}" for k in (1, 2, 3)),
-                                 *(f"split-by-image--patients-leak image_{k}" for k in (1, 2, 3)),
-                                 "stain-jitter group_1"]
+    assert sorted(trainings) == [
+        "imbalance--sampler group_1",
+        *(f"ours group_{k}" for k in (1, 2, 3)),
+        *(f"split-by-image--patients-leak image_{k}" for k in (1, 2, 3)),
+        "stain-jitter group_1",
+    ]
     text = options.results.read_text(encoding="utf-8")
     assert "quality ablations idc: begin" in text and "| split by image: patients leak |" in text
     assert text.index("| stain jitter |") < text.index("| imbalance: sampler |")  # by subject
@@ -301,8 +333,10 @@ def test_smaller_views_in_the_first_half_leave_more_epochs_in_the_same_seconds(s
 
 def test_a_smaller_side_is_a_multiple_of_8_and_the_second_half_has_its_own(scripts):
     tried = scripts["ours"].Tried(first_half=0.75)
-    sides = {size: [tried.side(replace(recipes.ISIC2019, image_size=size, epochs=3), epoch) for epoch in range(3)]
-             for size in (32, 48, 64, 224)}
+    sides = {
+        size: [tried.side(replace(recipes.ISIC2019, image_size=size, epochs=3), epoch) for epoch in range(3)]
+        for size in (32, 48, 64, 224)
+    }
     assert sides == {32: [24, 32, 32], 48: [40, 48, 48], 64: [48, 64, 64], 224: [168, 224, 224]}
     assert scripts["ours"].Tried().side(replace(recipes.ISIC2019, image_size=36), 0) == 36
 
@@ -330,8 +364,14 @@ def test_a_pure_stain_has_the_colour_of_its_density_and_is_found_again(scripts):
     colour = ours.composed(torch.eye(3, dtype=torch.float64))
     assert torch.allclose(colour[0], torch.tensor([0.2239, 0.1995, 0.5129], dtype=torch.float64), atol=1e-4)
     assert torch.allclose(ours.deconvolved(colour), torch.eye(3, dtype=torch.float64), atol=1e-6)
-    known = torch.tensor([[1.87798274, -1.00767869, -0.55611582], [-0.06590806, 1.13473037, -0.1355218],
-                          [-0.60190736, -0.48041419, 1.57358807]], dtype=torch.float64)  # of Ruifrok & Johnston's
+    known = torch.tensor(
+        [
+            [1.87798274, -1.00767869, -0.55611582],
+            [-0.06590806, 1.13473037, -0.1355218],
+            [-0.60190736, -0.48041419, 1.57358807],
+        ],
+        dtype=torch.float64,
+    )  # of Ruifrok & Johnston's
     assert torch.allclose(ours.deconvolved(0.1 ** torch.eye(3, dtype=torch.float64)), known, atol=1e-6)
 
 
@@ -347,8 +387,10 @@ def test_no_jitter_of_stains_changes_nothing_and_any_stays_in_its_range(scripts,
     assert torch.equal(ours.training_views(ours.Tried(), lambda epoch: 64)(*drawn, 0, rows, rows), plain)
     assert torch.allclose(ours.restained(plain, 0.0, 3, 0, rows, rows), plain, atol=2e-5)
     many = plain[:1].expand(500, 3, 64, 64)[..., ::9, ::9]
-    stains, other = (ours.deconvolved(views.permute(0, 2, 3, 1)) for views in
-                     (many, ours.restained(many, 0.05, 3, 0, np.arange(500), np.arange(500))))
+    stains, other = (
+        ours.deconvolved(views.permute(0, 2, 3, 1))
+        for views in (many, ours.restained(many, 0.05, 3, 0, np.arange(500), np.arange(500)))
+    )
     moved, bound = (other - stains).abs(), 0.05 * stains.abs() + 0.05
     assert (moved <= bound + 1e-4).all() and (moved / bound).amax(dim=(0, 1, 2)).min() > 0.9
 
@@ -359,8 +401,13 @@ def test_a_jitter_of_stains_is_the_same_again_and_another_for_each_view(scripts,
     assert torch.equal(ours.restained(views, 0.05, 3, 0, rows, rows), first)
     alone = ours.restained(views[4:5], 0.05, 3, 0, rows[4:5], rows[4:5])
     assert torch.allclose(alone, first[4:5], atol=1e-6)
-    every = [first, *(ours.restained(views, 0.05, *keys) for keys in
-                      ((4, 0, rows, rows), (3, 1, rows, rows), (3, 0, rows + 6, rows), (3, 0, rows, rows + 6)))]
+    every = [
+        first,
+        *(
+            ours.restained(views, 0.05, *keys)
+            for keys in ((4, 0, rows, rows), (3, 1, rows, rows), (3, 0, rows + 6, rows), (3, 0, rows, rows + 6))
+        ),
+    ]
     assert len({tuple(view[:, 0, 0].tolist()) for some in every for view in some}) == 5 * 6
     make = ours.training_views(ours.Tried(stains=0.05), lambda epoch: 64)
     plain = augment.training_views(*drawn, 2, rows, rows)
@@ -407,8 +454,14 @@ def test_the_script_times_both_sides_and_trains_on_what_is_tried(quality, script
         views = [augment.training_views(*draw, epoch, rows, rows) for epoch in range(recipe.epochs)]
         assert not torch.equal(views[-1], untouched(*draw, recipe.epochs - 1, rows, rows))  # other stains
         seen[name] = [view.shape[-1] for view in views]
-        plain = checking.check(task.ready.source, recipe.cache_size, recipe.fit, options.work / "plain", progress=False,
-                             report_dir=options.work / "plain")
+        plain = checking.check(
+            task.ready.source,
+            recipe.cache_size,
+            recipe.fit,
+            options.work / "plain",
+            progress=False,
+            report_dir=options.work / "plain",
+        )
         assert (checked.images.pixels == ours.in_grey_light(plain.images, 6).pixels).all()
         if name == "run":
             raise Ended

@@ -15,8 +15,15 @@ import pytest
 from patholib import cli
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "data" / "README.md",
-                ROOT / "outputs" / "README.md"])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        ROOT / "data" / "README.md",
+        ROOT / "outputs" / "README.md",
+    ]
+)
 COMMANDS = {command.__name__: command for command in cli.COMMANDS}
 PACKAGE = ROOT / "patholib"
 
@@ -100,8 +107,11 @@ def unknown_commands(text: str) -> list[str]:
             if found[1] not in COMMANDS:
                 unknown.append(f"patholib {found[1]}")
             else:
-                unknown += [f"patholib {found[1]} {option}" for option in re.findall(r"(?<!\S)--[\w-]+", found[2])
-                            if not re.search(rf"{option}\b", help_of(found[1]))]
+                unknown += [
+                    f"patholib {found[1]} {option}"
+                    for option in re.findall(r"(?<!\S)--[\w-]+", found[2])
+                    if not re.search(rf"{option}\b", help_of(found[1]))
+                ]
     return unknown
 
 
@@ -150,8 +160,11 @@ def broken_blocks(text: str) -> list[str]:
 def unknown_names(text: str) -> list[str]:
     """Names such as patholib.model.losses.Loss that lead nowhere, after backticks, ::: or import."""
     named = re.findall(r"(?:`|::: |from )(patholib(?:\.\w+)+)", text)
-    named += [f"{module}.{name}" for module, names in re.findall(r"from (patholib[\w.]*) import ([\w, ]+)", text)
-              for name in names.split(", ")]
+    named += [
+        f"{module}.{name}"
+        for module, names in re.findall(r"from (patholib[\w.]*) import ([\w, ]+)", text)
+        for name in names.split(", ")
+    ]
     return [name for name in dict.fromkeys(named) if not leads_somewhere(name)]
 
 
@@ -204,10 +217,12 @@ def test_the_readme_can_be_read_to_the_end():
 
 
 def test_what_is_wrong_on_a_page_is_found():
-    page = ("[a](nowhere.md) [b](LICENSE#mit) [c](https://example.org) ![d](run.py) [e](README.md#none) "
-            "`patholib/none.py` `tests/` `patholib.none` `patholib.cli.main`\n"
-            "```\npython3 run.py trian\npatholib predict m p --ot x  # --out\npatholib audti\n"
-            "python3 run.py train -p epohcs 3\npython tests/none.py\n```\n```python\nx = = 1\n```\n")
+    page = (
+        "[a](nowhere.md) [b](LICENSE#mit) [c](https://example.org) ![d](run.py) [e](README.md#none) "
+        "`patholib/none.py` `tests/` `patholib.none` `patholib.cli.main`\n"
+        "```\npython3 run.py trian\npatholib predict m p --ot x  # --out\npatholib audti\n"
+        "python3 run.py train -p epohcs 3\npython tests/none.py\n```\n```python\nx = = 1\n```\n"
+    )
     assert dead_links(page, ROOT) == ["nowhere.md", "README.md#none", "patholib/none.py", "tests/none.py"]
     assert unknown_commands(page) == ["run.py trian", "patholib predict --ot", "patholib audti"]
     assert unknown_parameters(page) == ["epohcs"]

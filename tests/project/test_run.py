@@ -109,7 +109,7 @@ def test_pip_takes_over_where_uv_fails(run):
     assert "-m pip" in run.commands[-1] and "--require-virtualenv" in run.commands[-1] and " -e " in run.commands[-1]
 
 
-SOMEWHERE = '''
+SOMEWHERE = """
 import importlib.util, sys, time
 from pathlib import Path
 
@@ -134,13 +134,17 @@ def call(command, **_):
 
 run.call = call
 print(run.environment())
-'''
+"""
 
 
 def calling(folder, seconds):
     """A process that calls run.py in the folder, where an installation takes so long."""
-    return subprocess.Popen([sys.executable, "-c", SOMEWHERE, ROOT / "run.py", folder, folder / "log", str(seconds)],
-                            stdout=subprocess.PIPE, text=True, env={**os.environ, "PATHOLIB_PYTHON": ""})
+    return subprocess.Popen(
+        [sys.executable, "-c", SOMEWHERE, ROOT / "run.py", folder, folder / "log", str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATHOLIB_PYTHON": ""},
+    )
 
 
 def until(truth):
@@ -212,8 +216,9 @@ def test_an_unknown_command_shows_the_known_ones(run, capsys):
     assert "run.py train" in capsys.readouterr().out
 
 
-def test_the_command_of_the_library_passes_through_and_the_help_of_a_notebook_shows_its_parameters(run, capfd,
-                                                                                                    monkeypatch):
+def test_the_command_of_the_library_passes_through_and_the_help_of_a_notebook_shows_its_parameters(
+    run, capfd, monkeypatch
+):
     monkeypatch.setattr(run, "environment", lambda: sys.executable)
     monkeypatch.setattr(run, "NOTEBOOKS", ROOT / "notebooks")
     monkeypatch.setattr(run, "call", lambda command: subprocess.run([str(c) for c in command], check=False).returncode)
@@ -247,7 +252,7 @@ def test_only_the_chosen_steps_run(run, monkeypatch, capsys):
     assert run.main(["test", "--only", "ruff"]) == 1
 
 
-RUN = '''
+RUN = """
 import json, os, sys
 from pathlib import Path
 
@@ -258,7 +263,7 @@ for name in ("metrics.json", "report.html", "data_card.html", "model.safetensors
     (run_dir / name).touch()
 Path("out.ipynb").touch()
 sys.exit(int(sys.argv[1]))
-'''
+"""
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -270,7 +275,7 @@ def test_pages_of_a_run_and_its_notebook_are_kept_where_that_is_asked_for(run, t
     assert kept == ["data_card.html", "out.ipynb", "report.html"]
 
 
-PAPERMILL = '''Input Notebook:  a.ipynb
+PAPERMILL = """Input Notebook:  a.ipynb
 [IPKernelApp] WARNING | something about the kernel
 Executing Cell 1---------------------------------------
 epoch 1/2  loss 0.6
@@ -283,7 +288,7 @@ Traceback (most recent call last):
 papermill.exceptions.PapermillExecutionError:
 ---------------------------------------------------------------------------
 Exception encountered at "In [3]":
-'''
+"""
 
 
 def transcript(run, text):
@@ -307,20 +312,23 @@ def test_a_refusal_is_one_line_and_any_other_error_is_whole(run):
     assert transcript(run, dead).error() == dead
 
 
-@pytest.mark.parametrize(("line", "code", "counts"), [
-    ("12 passed, 1 skipped in 3.21s", 0, {"passed": 12, "skipped": 1}),
-    ("1 failed, 2 passed, 1 error in 3s", 1, {"failed": 2, "passed": 2}),
-    ("3 skipped in 0.1s", 0, {"skipped": 3, "failed": 1}),
-    ("no tests ran in 0.00s", 5, {"failed": 1}),
-    ("", 139, {"failed": 1}),
-    ("5 passed in 2.0s", 1, {"passed": 5, "failed": 1}),
-])
+@pytest.mark.parametrize(
+    ("line", "code", "counts"),
+    [
+        ("12 passed, 1 skipped in 3.21s", 0, {"passed": 12, "skipped": 1}),
+        ("1 failed, 2 passed, 1 error in 3s", 1, {"failed": 2, "passed": 2}),
+        ("3 skipped in 0.1s", 0, {"skipped": 3, "failed": 1}),
+        ("no tests ran in 0.00s", 5, {"failed": 1}),
+        ("", 139, {"failed": 1}),
+        ("5 passed in 2.0s", 1, {"passed": 5, "failed": 1}),
+    ],
+)
 def test_a_step_that_tested_nothing_has_failed(run, line, code, counts):
     program = f"import sys; print({line!r}); sys.exit({code})"
     assert run.pytest_step([sys.executable, "-c", program], dict(os.environ)) == counts
 
 
-NOTEBOOK = '''
+NOTEBOOK = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 
@@ -337,16 +345,19 @@ if not run_dir.exists() and "ends at once" not in sys.argv:
 print(sys.argv[1])
 run_dir.mkdir(parents=True, exist_ok=True)
 (run_dir / "metrics.json").write_text(sys.argv[2])
-'''
+"""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize(("said", "metrics", "counts"), [
-    ("resumed after epoch 1", "{}", {"passed": 1}),
-    ("epoch 1/3", "{}", {"failed": 1}),
-    ("resumed after epoch 1", "{ }", {"failed": 1}),
-    ("ends at once", "{}", {"failed": 1}),
-])
+@pytest.mark.parametrize(
+    ("said", "metrics", "counts"),
+    [
+        ("resumed after epoch 1", "{}", {"passed": 1}),
+        ("epoch 1/3", "{}", {"failed": 1}),
+        ("resumed after epoch 1", "{ }", {"failed": 1}),
+        ("ends at once", "{}", {"failed": 1}),
+    ],
+)
 def test_a_killed_run_has_to_go_on_and_to_end_with_the_same_bytes(run, tmp_path, said, metrics, counts):
     import fcntl
 
@@ -380,12 +391,25 @@ def test_a_cleaned_notebook_keeps_its_outputs_and_tags_and_nothing_of_the_machin
         return {"output_type": "stream", "name": "stdout", "text": text}
 
     picture = {"output_type": "display_data", "data": {"text/plain": "x"}, "metadata": {"needs_background": "light"}}
-    cells = [{"cell_type": "code", "id": "a", "source": "1", "execution_count": 1,
-              "metadata": {"tags": ["parameters"], "execution": {"iopub.status.busy": "2026"}, "papermill": {}},
-              "outputs": [stream(["a\n", "b"]), stream("c\n"), picture, stream("d\n")]},
-             {"cell_type": "markdown", "id": "b", "metadata": {}, "source": "text"}]
-    text = json.dumps({"cells": cells, "metadata": {"widgets": {}, "language_info": {"version": "3.11.7"}},
-                       "nbformat": 4, "nbformat_minor": 5})
+    cells = [
+        {
+            "cell_type": "code",
+            "id": "a",
+            "source": "1",
+            "execution_count": 1,
+            "metadata": {"tags": ["parameters"], "execution": {"iopub.status.busy": "2026"}, "papermill": {}},
+            "outputs": [stream(["a\n", "b"]), stream("c\n"), picture, stream("d\n")],
+        },
+        {"cell_type": "markdown", "id": "b", "metadata": {}, "source": "text"},
+    ]
+    text = json.dumps(
+        {
+            "cells": cells,
+            "metadata": {"widgets": {}, "language_info": {"version": "3.11.7"}},
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+    )
     notebook = json.loads(run.cleaned(text))
     assert notebook["metadata"]["kernelspec"]["name"] == "python3" and "widgets" not in notebook["metadata"]
     assert "version" not in notebook["metadata"]["language_info"]

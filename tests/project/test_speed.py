@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def benchmark():
     """Loads a file of benchmarks/ as a module."""
+
     def load(name: str):
         spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
@@ -99,8 +100,9 @@ def test_an_epoch_of_both_sides_has_the_same_steps(train, small_network, monkeyp
     assert re.search("An epoch of (16|24) of 40 demo images .*, [23] steps of 8 at 32 pixels on both sides", said[0])
 
 
-def test_predictions_heatmaps_and_intervals_are_timed_where_all_sides_agree(benchmark, literal, small_network,
-                                                                            monkeypatch):
+def test_predictions_heatmaps_and_intervals_are_timed_where_all_sides_agree(
+    benchmark, literal, small_network, monkeypatch
+):
     judge = benchmark("speed_judge")
     monkeypatch.setattr(judge, "NETWORKS", {"EfficientNet-B0": TINY, "ResNet50": TINY})
     monkeypatch.setattr(judge.export, "to_onnx", lambda _: None)  # test_inference makes one
@@ -123,8 +125,14 @@ def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(benchmark, literal, small_
     monkeypatch.setattr(gpu.recipes, "BREAKHIS", TINY)
     monkeypatch.setattr(gpu.recipes, "ISIC2019", other)
     everything = gpu.modes(torch.device("cpu"))
-    assert set(everything) == {"bf16", "fp32", "tf32, autotuned", "fp16", "bf16, autotuned",
-                               "bf16, autotuned, compiled"}
+    assert set(everything) == {
+        "bf16",
+        "fp32",
+        "tf32, autotuned",
+        "fp16",
+        "bf16, autotuned",
+        "bf16, autotuned, compiled",
+    }
     assert gpu.main(["--device", "cpu", "--miniature"]) == 0
     out = capsys.readouterr().out
     assert all(out.count(f"| {title} |") == 2 for title in everything)
@@ -162,12 +170,23 @@ def test_what_was_measured_of_servers_is_judged_and_told(benchmark):
     tables = {}
     for callers in speed.CALLERS:
         rates = {name: [rate, rate * 1.1] for name, rate in zip(names, (10.0, 27.0, 30.0), strict=True)}
-        tables[callers] = pd.DataFrame({"median": [10.5, 28.4, 31.5], "low": [10, 27, 30], "high": [11, 29.7, 33],
-                                        "ratio": [1, 2.7, 3], "ratio_low": [1, 2.7, 3], "ratio_high": [1, 2.7, 3]},
-                                       index=pd.Index(names, name="case"))
+        tables[callers] = pd.DataFrame(
+            {
+                "median": [10.5, 28.4, 31.5],
+                "low": [10, 27, 30],
+                "high": [11, 29.7, 33],
+                "ratio": [1, 2.7, 3],
+                "ratio_low": [1, 2.7, 3],
+                "ratio_high": [1, 2.7, 3],
+            },
+            index=pd.Index(names, name="case"),
+        )
         tables[callers].attrs["rates"] = rates
-    found = speed.Found(tables, {(name, callers): [0.1 * (1 + (name == speed.PUBLISHED))] for name in names[:2]
-                                 for callers in speed.CALLERS}, {speed.PUBLISHED: 1.3, speed.OURS: 0.002})
+    found = speed.Found(
+        tables,
+        {(name, callers): [0.1 * (1 + (name == speed.PUBLISHED))] for name in names[:2] for callers in speed.CALLERS},
+        {speed.PUBLISHED: 1.3, speed.OURS: 0.002},
+    )
     judged = [(mark, reached(found)) for mark, reached in speed.MARKS]
     assert [round(reached, 6) for _, reached in judged] == [2.7, 0.9, 0.5, 2.0]
     assert all(mark.met(reached) for mark, reached in judged)

@@ -22,8 +22,16 @@ from patholib.model import recipes
 from patholib.study import Study
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"arch": "resnet18", "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "device": "cpu",
-         "workers": 1, "precision": "fp32"}
+SMALL = {
+    "arch": "resnet18",
+    "weights": "none",
+    "image_size": 32,
+    "epochs": 1,
+    "batch_size": 8,
+    "device": "cpu",
+    "workers": 1,
+    "precision": "fp32",
+}
 
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -43,8 +51,9 @@ def table(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(table, tmp_path_factory) -> Study:
-    study = patholib.Study(table, recipe="breakhis", positive="malignant", **SMALL,
-                           output=str(tmp_path_factory.mktemp("runs")))
+    study = patholib.Study(
+        table, recipe="breakhis", positive="malignant", **SMALL, output=str(tmp_path_factory.mktemp("runs"))
+    )
     study.train()
     study.lock(sensitivity=0.9)
     print(study.judge())
@@ -54,11 +63,20 @@ def finished(table, tmp_path_factory) -> Study:
 
 def test_five_lines_end_with_a_whole_report(finished):
     names = {path.name for path in finished.dir.iterdir()}
-    assert {"report.html", "model_card.html", "metrics.json", "decision.json", "trust.json", "model.safetensors",
-            "training_metrics.png", "predictions_baseline.csv"} <= names
+    assert {
+        "report.html",
+        "model_card.html",
+        "metrics.json",
+        "decision.json",
+        "trust.json",
+        "model.safetensors",
+        "training_metrics.png",
+        "predictions_baseline.csv",
+    } <= names
     assert files.read_json(finished.dir / "run.json")["status"] == "finished"
     assert {"curves.png", "threshold.png", "roc_pr.png", "trust.png", "augmented.png"} <= {
-        path.name for path in (finished.dir / "figures").iterdir()}
+        path.name for path in (finished.dir / "figures").iterdir()
+    }
     assert (finished.dir / "heatmaps" / "gallery.png").exists()
 
 
@@ -119,8 +137,17 @@ def test_a_decision_cannot_be_changed_once_test_images_were_judged(finished):
 
 
 def test_no_step_takes_a_recipe_or_a_folder_of_another_run():
-    for step in (Study.train, Study.lock, Study.judge, Study.explain, Study.export, Study.report, Study.cross_validate,
-                 decisions.lock, judging.judge):
+    for step in (
+        Study.train,
+        Study.lock,
+        Study.judge,
+        Study.explain,
+        Study.export,
+        Study.report,
+        Study.cross_validate,
+        decisions.lock,
+        judging.judge,
+    ):
         assert "recipe" not in inspect.signature(step).parameters
     for step in (Study.train, Study.lock, Study.judge, Study.explain, Study.export, Study.report, Study.cross_validate):
         assert not {"run_dir", "folder", "model", "images"} & set(inspect.signature(step).parameters)
@@ -144,8 +171,9 @@ def test_an_interrupted_training_is_resumed_to_the_same_bits(table, tmp_path):
 
 
 def test_a_recipe_of_ones_own_and_a_given_split_are_taken(table, tmp_path):
-    recipe = replace(recipes.unfrozen(recipes.BREAKHIS), name="mine", arch="resnet18", image_size=32, batch_size=8,
-                     epochs=1, seed=3)
+    recipe = replace(
+        recipes.unfrozen(recipes.BREAKHIS), name="mine", arch="resnet18", image_size=32, batch_size=8, epochs=1, seed=3
+    )
     study = Study(table, recipe=recipe, output=str(tmp_path), workers=1, quiet=True)
     assert (study.recipe.name, study.recipe.seed, study.recipe.group_by) == ("mine", 3, "group")
     leaky = splitting.split(study.checked.manifest, seed=1, group_by="image")
@@ -165,7 +193,7 @@ def test_the_newest_run_is_remembered_unless_told_otherwise(table, tmp_path, mon
 
 
 def test_importing_patholib_is_quick_and_unknown_names_are_told():
-    code = ("import patholib, sys; print({'torch', 'pandas', 'numpy'} & set(sys.modules), sorted(patholib.__all__))")
+    code = "import patholib, sys; print({'torch', 'pandas', 'numpy'} & set(sys.modules), sorted(patholib.__all__))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split("[")[0].strip() == "set()"
     assert patholib.Study is Study and set(patholib.__all__) <= set(dir(patholib))

@@ -17,12 +17,42 @@ from patholib.report.records import Record
 
 ROOT = Path(__file__).parents[2]
 STEMS = ("model_card", "data_card", "checklist")
-DECISION = {"format": 1, "temperature": 1.37, "positive": "malignant", "threshold": 0.31,
-            "rule": "sensitivity >= 0.95 on validation", "target": {"sensitivity": 0.95},
-            "validation": {"sensitivity": number(0.953), "specificity": number(0.712)},
-            "locked": "2026-11-25T18:00:00Z"}
-TEXT = {"html", "head", "meta", "title", "style", "body", "main", "div", "h1", "h2", "h3", "p", "strong", "code",
-        "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "blockquote", "a"}
+DECISION = {
+    "format": 1,
+    "temperature": 1.37,
+    "positive": "malignant",
+    "threshold": 0.31,
+    "rule": "sensitivity >= 0.95 on validation",
+    "target": {"sensitivity": 0.95},
+    "validation": {"sensitivity": number(0.953), "specificity": number(0.712)},
+    "locked": "2026-11-25T18:00:00Z",
+}
+TEXT = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "main",
+    "div",
+    "h1",
+    "h2",
+    "h3",
+    "p",
+    "strong",
+    "code",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "ul",
+    "li",
+    "blockquote",
+    "a",
+}
 
 
 @pytest.fixture
@@ -83,18 +113,25 @@ def test_a_demo_run_says_so_before_everything_else(folder, stem):
 def test_a_run_of_one_file_gives_cards_of_what_is_absent(tmp_path):
     files.write_json(tmp_path / "run.json", record())
     texts = written(tmp_path)
-    for stem, names in (("model_card", ("decision.json", "trust.json", "metrics.json", "split.csv", "excluded.csv",
-                                        "model.json")),
-                        ("data_card", ("split.csv", "data_report.json", "excluded.csv")),
-                        ("checklist", ("predictions_test.csv", "decision.json", "trust.json", "heatmaps/"))):
+    for stem, names in (
+        ("model_card", ("decision.json", "trust.json", "metrics.json", "split.csv", "excluded.csv", "model.json")),
+        ("data_card", ("split.csv", "data_report.json", "excluded.csv")),
+        ("checklist", ("predictions_test.csv", "decision.json", "trust.json", "heatmaps/")),
+    ):
         for name in names:
             assert name in texts[stem] and "missing" in texts[stem], (stem, name)
     assert "There are no test numbers" in texts["model_card"] and "not finished" in texts["model_card"]
 
 
-@pytest.mark.parametrize(("source", "licence", "weights"), [
-    ("isic2019", "CC BY-NC 4.0", "Non-commercial"), ("breakhis", "CC BY 4.0", "Research"),
-    ("table", "Ask whoever gave you the images", "Not stated"), ("unheard of", "Ask whoever", "Not stated")])
+@pytest.mark.parametrize(
+    ("source", "licence", "weights"),
+    [
+        ("isic2019", "CC BY-NC 4.0", "Non-commercial"),
+        ("breakhis", "CC BY 4.0", "Research"),
+        ("table", "Ask whoever gave you the images", "Not stated"),
+        ("unheard of", "Ask whoever", "Not stated"),
+    ],
+)
 def test_the_licence_is_that_of_the_source(folder, source, licence, weights):
     change(folder, "run.json", data={"source": source, "images": 30})
     texts = written(folder)
@@ -119,16 +156,23 @@ def test_the_licences_are_those_of_the_page_about_the_data():
     page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     isic, breakhis = page.partition("## ISIC")[2], page.partition("## BreakHis")[2].partition("## ISIC")[0]
     assert "CC BY-NC 4.0" in isic and "CC BY-NC 4.0" in cards.TERMS["isic2019"].licence
-    assert "copies state CC BY 4.0" in breakhis and "copies of the data set state CC BY 4.0" in \
-        cards.TERMS["breakhis"].licence
+    assert (
+        "copies state CC BY 4.0" in breakhis
+        and "copies of the data set state CC BY 4.0" in cards.TERMS["breakhis"].licence
+    )
 
 
 def test_the_locked_decision_is_shown_and_a_changed_file_behind_it_shouted(folder):
     digest = files.sha256(folder / "predictions_val.csv")
     change(folder, "decision.json", **DECISION, predictions_val_sha256=digest)
     text = written(folder)["model_card"]
-    for part in ("| temperature | 1.37 |", "| threshold | 0.31 |", "sensitivity >= 0.95 on validation",
-                 "0.953 (0.933 to 0.973)", "0.712 (0.692 to 0.732)"):
+    for part in (
+        "| temperature | 1.37 |",
+        "| threshold | 0.31 |",
+        "sensitivity >= 0.95 on validation",
+        "0.953 (0.933 to 0.973)",
+        "0.712 (0.692 to 0.732)",
+    ):
         assert part in text, part
     assert "`decision.json`" not in text and "not the file the decision" not in text
     files.write_text(folder / "predictions_val.csv", "path\nother\n")
@@ -136,8 +180,10 @@ def test_the_locked_decision_is_shown_and_a_changed_file_behind_it_shouted(folde
 
 
 def test_calibration_stands_there_before_and_after(folder):
-    sides = {"before": {"ece_mass": 0.0931, "brier": 0.112, "log_loss": 0.391, "bins": []},
-             "after": {"ece_mass": 0.0412, "brier": 0.098, "log_loss": 0.322, "bins": []}}
+    sides = {
+        "before": {"ece_mass": 0.0931, "brier": 0.112, "log_loss": 0.391, "bins": []},
+        "after": {"ece_mass": 0.0412, "brier": 0.098, "log_loss": 0.322, "bins": []},
+    }
     assert "`metrics.json` has no calibration" in written(folder)["model_card"]
     change(folder, "metrics.json", calibration={"val": sides, "test": sides})
     text = written(folder)["model_card"]
@@ -146,8 +192,19 @@ def test_calibration_stands_there_before_and_after(folder):
 
 
 def test_subgroups_of_few_groups_are_grey_and_no_others(folder):
-    many = {"column": "magnification", "value": "100", "images": 230, "groups": 21, "few": False, "accuracy": 0.91,
-            "accuracy_low": 0.88, "accuracy_high": 0.94, "auc": 0.9, "auc_low": None, "auc_high": None}
+    many = {
+        "column": "magnification",
+        "value": "100",
+        "images": 230,
+        "groups": 21,
+        "few": False,
+        "accuracy": 0.91,
+        "accuracy_low": 0.88,
+        "accuracy_high": 0.94,
+        "auc": 0.9,
+        "auc_low": None,
+        "auc_high": None,
+    }
     test = summary()
     test["subgroups"] = [*test["subgroups"], many]
     change(folder, "metrics.json", test=test)
@@ -160,15 +217,22 @@ def test_subgroups_of_few_groups_are_grey_and_no_others(folder):
 
 def test_a_rival_that_may_do_as_well_is_told_among_the_limits(folder):
     change(folder, "metrics.json", baseline=summary(auc=0.96))
-    assert "not better than colour statistics: AUC 0.951 against 0.960" in \
-        written(folder)["model_card"].partition("## Limits")[2]
+    assert (
+        "not better than colour statistics: AUC 0.951 against 0.960"
+        in written(folder)["model_card"].partition("## Limits")[2]
+    )
 
 
 def test_of_more_than_two_classes_the_threshold_is_that_of_an_alert(tmp_path):
     classes = ("MEL", "NV", "BCC")
     full_run(tmp_path, replace(RECIPE, classes=classes, positive="MEL"))
-    alert = {"positive": "MEL", "threshold": 0.31, "flagged": 0.2,
-             "sensitivity": number(0.9), "specificity": number(0.8)}
+    alert = {
+        "positive": "MEL",
+        "threshold": 0.31,
+        "flagged": 0.2,
+        "sensitivity": number(0.9),
+        "specificity": number(0.8),
+    }
     change(tmp_path, "metrics.json", test=summary(classes=classes, support=(9, 9, 9)) | {"alert": alert})
     change(tmp_path, "decision.json", **DECISION)
     text = written(tmp_path)["model_card"]
@@ -208,10 +272,17 @@ def with_split(folder, table):
 
 
 def six_images(**columns):
-    return pd.DataFrame({"path": [f"{i}.png" for i in range(6)], "label": ["benign"] * 3 + ["malignant"] * 3,
-                         "slide": list("aabccd"), "case": list("AABCCD"), "scanner": list("xxyxyy"),
-                         "split": ["train", "train", "val", "train", "train", "test"]} | columns).assign(
-        group=lambda table: table["case"])
+    return pd.DataFrame(
+        {
+            "path": [f"{i}.png" for i in range(6)],
+            "label": ["benign"] * 3 + ["malignant"] * 3,
+            "slide": list("aabccd"),
+            "case": list("AABCCD"),
+            "scanner": list("xxyxyy"),
+            "split": ["train", "train", "val", "train", "train", "test"],
+        }
+        | columns
+    ).assign(group=lambda table: table["case"])
 
 
 def test_images_and_ids_are_counted_by_class_and_split(folder):
@@ -233,13 +304,15 @@ def test_of_the_further_columns_those_reported_apart_are_spread_out(folder):
 
 def test_what_two_splits_share_is_counted(folder):
     with_split(folder, six_images())
-    files.write_table(folder / "images.csv", pd.DataFrame({"path": [f"{i}.png" for i in range(6)],
-                                                           "sha256": list("abcdef")}))
+    files.write_table(
+        folder / "images.csv", pd.DataFrame({"path": [f"{i}.png" for i in range(6)], "sha256": list("abcdef")})
+    )
     text = written(folder)["data_card"]
     assert "The splits share none of these." in text and "| identical file | 0 | 0 | 0 |" in text
     with_split(folder, six_images(slide=list("aabcca")))  # the test image has the slide of the first
-    files.write_table(folder / "images.csv", pd.DataFrame({"path": [f"{i}.png" for i in range(6)],
-                                                           "sha256": list("abcdec")}))  # and the bytes of the third
+    files.write_table(
+        folder / "images.csv", pd.DataFrame({"path": [f"{i}.png" for i in range(6)], "sha256": list("abcdec")})
+    )  # and the bytes of the third
     text = written(folder)["data_card"]
     assert "| slide | 1 | 0 | 0 |" in text and "| identical file | 0 | 0 | 1 |" in text
     assert "too high by an unknown amount" in text
@@ -255,19 +328,38 @@ def test_a_changed_split_is_shouted(folder):
 def test_names_are_shown_and_never_run(tmp_path):
     classes = [name for name in EVIL if name.isprintable()]
     recipe = replace(RECIPE, classes=tuple(classes), positive=None)
-    full_run(tmp_path, recipe, name=EVIL[-2], created=EVIL[1], code={"version": EVIL[0], "commit": EVIL[2]},
-             data={"source": EVIL[0], "root_name": EVIL[2], "images_sha256": EVIL[3]})
+    full_run(
+        tmp_path,
+        recipe,
+        name=EVIL[-2],
+        created=EVIL[1],
+        code={"version": EVIL[0], "commit": EVIL[2]},
+        data={"source": EVIL[0], "root_name": EVIL[2], "images_sha256": EVIL[3]},
+    )
     rows = len(EVIL)
-    table = pd.DataFrame({"path": EVIL, "label": [classes[i % len(classes)] for i in range(rows)], "site": EVIL,
-                          "group": EVIL, "split": (["train", "val", "test"] * rows)[:rows]}).assign(**{EVIL[2]: "same"})
+    table = pd.DataFrame(
+        {
+            "path": EVIL,
+            "label": [classes[i % len(classes)] for i in range(rows)],
+            "site": EVIL,
+            "group": EVIL,
+            "split": (["train", "val", "test"] * rows)[:rows],
+        }
+    ).assign(**{EVIL[2]: "same"})
     with_split(tmp_path, table)
     excluded = [{"path": name, "code": name, "reason": name} for name in EVIL]
-    files.write_json(tmp_path / "data_report.json", {
-        "excluded": excluded, "warnings": excluded, "sizes": dict.fromkeys(EVIL, 1), "fit": EVIL[0]})
+    files.write_json(
+        tmp_path / "data_report.json",
+        {"excluded": excluded, "warnings": excluded, "sizes": dict.fromkeys(EVIL, 1), "fit": EVIL[0]},
+    )
     test = summary(classes=classes, support=[10] * len(classes)) | {
-        "confusion": np.eye(len(classes), dtype=int).tolist(), "decision": EVIL[0],
-        "subgroups": [{"column": name, "value": name, "images": 9, "groups": 9, "few": i % 2 == 0, "accuracy": 0.5}
-                      for i, name in enumerate(EVIL)]}
+        "confusion": np.eye(len(classes), dtype=int).tolist(),
+        "decision": EVIL[0],
+        "subgroups": [
+            {"column": name, "value": name, "images": 9, "groups": 9, "few": i % 2 == 0, "accuracy": 0.5}
+            for i, name in enumerate(EVIL)
+        ],
+    }
     files.write_json(tmp_path / "metrics.json", {"test": test})
     files.write_json(tmp_path / "decision.json", DECISION | {"rule": EVIL[0], "locked": EVIL[1], "positive": EVIL[2]})
     files.write_json(tmp_path / "trust.json", {"verdict": EVIL[0], "reasons": EVIL})

@@ -22,31 +22,67 @@ RECIPE = recipes.BREAKHIS
 N, GROUPS = 60, 15
 
 
-def write_run(folder, seed=0, recipe=RECIPE, created="2026-11-25T10:00:00+00:00", temperature=1.0, threshold=0.5,
-              status="finished", demo=False):
+def write_run(
+    folder,
+    seed=0,
+    recipe=RECIPE,
+    created="2026-11-25T10:00:00+00:00",
+    temperature=1.0,
+    threshold=0.5,
+    status="finished",
+    demo=False,
+):
     """A finished run on the same 60 test images, whose predictions the seed decides."""
     rng, classes = np.random.default_rng(seed), recipe.classes
     labels = np.arange(N) % len(classes)
     scores = rng.normal(size=(N, len(classes)))
     scores[np.arange(N), labels] += 1.5
     probs = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    table = pd.DataFrame({"path": [f"test/{i}.png" for i in range(N)], "label": np.array(classes)[labels],
-                          "group": [f"case{i % GROUPS}" for i in range(N)], "split": "test",
-                          **{f"p_{c}": probs[:, k] for k, c in enumerate(classes)}})
+    table = pd.DataFrame(
+        {
+            "path": [f"test/{i}.png" for i in range(N)],
+            "label": np.array(classes)[labels],
+            "group": [f"case{i % GROUPS}" for i in range(N)],
+            "split": "test",
+            **{f"p_{c}": probs[:, k] for k, c in enumerate(classes)},
+        }
+    )
     files.write_table(folder / "predictions_val.csv", table)
     files.write_table(folder / "predictions_test.csv", table)
-    files.write_table(folder / "images.csv", pd.DataFrame({"path": table["path"],
-                                                           "sha256": [f"sha{i:03}" for i in range(N)]}))
+    files.write_table(
+        folder / "images.csv", pd.DataFrame({"path": table["path"], "sha256": [f"sha{i:03}" for i in range(N)]})
+    )
     files.write_table(folder / "split.csv", table[["path", "label", "group", "split"]])
-    files.write_table(folder / "history.csv", pd.DataFrame({"epoch": [1, 2], "lr": 1e-3, "val_loss": [0.7, 0.5],
-                                                            "val_auc": [0.8, 0.9]}))
-    files.write_json(folder / "decision.json", {
-        "format": 1, "temperature": temperature, "positive": recipe.positive, "threshold": threshold, "rule": "",
-        "target": {}, "validation": {}, "predictions_val_sha256": files.sha256(folder / "predictions_val.csv")})
-    files.write_json(folder / "run.json", {
-        "name": folder.name, "created": created, "status": status, "demo": demo, "fingerprint": "f",
-        "recipe": recipe.to_json(), "data": {"images_sha256": "ab" * 32},
-        "split": {"sha256": files.sha256(folder / "split.csv")}})
+    files.write_table(
+        folder / "history.csv",
+        pd.DataFrame({"epoch": [1, 2], "lr": 1e-3, "val_loss": [0.7, 0.5], "val_auc": [0.8, 0.9]}),
+    )
+    files.write_json(
+        folder / "decision.json",
+        {
+            "format": 1,
+            "temperature": temperature,
+            "positive": recipe.positive,
+            "threshold": threshold,
+            "rule": "",
+            "target": {},
+            "validation": {},
+            "predictions_val_sha256": files.sha256(folder / "predictions_val.csv"),
+        },
+    )
+    files.write_json(
+        folder / "run.json",
+        {
+            "name": folder.name,
+            "created": created,
+            "status": status,
+            "demo": demo,
+            "fingerprint": "f",
+            "recipe": recipe.to_json(),
+            "data": {"images_sha256": "ab" * 32},
+            "split": {"sha256": files.sha256(folder / "split.csv")},
+        },
+    )
     found = metrics.summary(decisions.calibrated(folder, "test"), classes, recipe.positive, threshold, resamples=50)
     files.write_json(folder / "metrics.json", {"test": found})
     return folder
@@ -84,12 +120,16 @@ def test_a_run_does_not_differ_from_its_copy(pair):
     assert (found["value"] == 0).all() and found["low"].isna().all()  # no interval: no resample differs
 
 
-@pytest.mark.parametrize("edit", [
-    ("images.csv", lambda t: t.assign(sha256=t["sha256"].replace("sha007", "sha007, edited"))),
-    ("predictions_test.csv", lambda t: t[:-1]),
-    ("predictions_test.csv", lambda t: t.assign(group=t["group"].replace("case3", "case4"))),
-    ("predictions_test.csv", lambda t: t.assign(label=["malignant", *t["label"][1:]]))],
-    ids=["other bytes", "one image fewer", "another group", "another label"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("images.csv", lambda t: t.assign(sha256=t["sha256"].replace("sha007", "sha007, edited"))),
+        ("predictions_test.csv", lambda t: t[:-1]),
+        ("predictions_test.csv", lambda t: t.assign(group=t["group"].replace("case3", "case4"))),
+        ("predictions_test.csv", lambda t: t.assign(label=["malignant", *t["label"][1:]])),
+    ],
+    ids=["other bytes", "one image fewer", "another group", "another label"],
+)
 def test_runs_on_other_test_images_are_shown_and_never_subtracted(pair, edit):
     change(pair[1], *edit)
     found = compared(*pair)

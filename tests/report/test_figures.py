@@ -21,26 +21,46 @@ from patholib.report.figures import heatmaps, learning, overview, performance, p
 
 NOTE = "Demo images: not a result"
 TWO = ["benign", "malignant"]
-EIGHT = ["melanoma", "melanocytic naevus", "basal cell carcinoma", "actinic keratosis", "benign keratosis-like lesion",
-         "dermatofibroma", "vascular lesion", "squamous cell carcinoma of the skin"]
+EIGHT = [
+    "melanoma",
+    "melanocytic naevus",
+    "basal cell carcinoma",
+    "actinic keratosis",
+    "benign keratosis-like lesion",
+    "dermatofibroma",
+    "vascular lesion",
+    "squamous cell carcinoma of the skin",
+]
 ODD = ["$x_1$", "_hidden", "a\nb", "<script>", "50 %", "|", "\\alpha", "ÄÖÜ" * 40]
 
 
 def history(epochs=6, **columns):
     epoch = np.arange(1, epochs + 1)
-    table = pd.DataFrame({
-        "epoch": epoch, "lr": 10.0 ** -(3 + epoch % 3), "frozen": 13 - epoch // 2,
-        "trainable_share": 0.2 + 0.05 * epoch,
-        "train_loss": 1 / epoch, "train_accuracy": 1 - 0.4 / epoch, "val_loss": 1.1 / epoch,
-        "val_accuracy": 0.9 - 0.3 / epoch, "val_balanced_accuracy": 0.88 - 0.3 / epoch,
-        "val_auc": [0.6, 0.9, 0.8, 0.9, 0.7, 0.65][:epochs], "gap": 0.1, "seconds": 2.0})
+    table = pd.DataFrame(
+        {
+            "epoch": epoch,
+            "lr": 10.0 ** -(3 + epoch % 3),
+            "frozen": 13 - epoch // 2,
+            "trainable_share": 0.2 + 0.05 * epoch,
+            "train_loss": 1 / epoch,
+            "train_accuracy": 1 - 0.4 / epoch,
+            "val_loss": 1.1 / epoch,
+            "val_accuracy": 0.9 - 0.3 / epoch,
+            "val_balanced_accuracy": 0.88 - 0.3 / epoch,
+            "val_auc": [0.6, 0.9, 0.8, 0.9, 0.7, 0.65][:epochs],
+            "gap": 0.1,
+            "seconds": 2.0,
+        }
+    )
     return table.assign(**columns)
 
 
 def summary():
     names = ["accuracy", "balanced_accuracy", "auc", "sensitivity"]
-    return {"metrics": {n: {"value": 0.9, "low": 0.8, "high": 0.95} for n in names}
-            | {"f1": {"value": None, "low": None, "high": None}}}
+    return {
+        "metrics": {n: {"value": 0.9, "low": 0.8, "high": 0.95} for n in names}
+        | {"f1": {"value": None, "low": None, "high": None}}
+    }
 
 
 def pictures(n, size=24):
@@ -55,15 +75,23 @@ def predictions(classes, n=80):
 
 
 def split_table(classes):
-    return pd.DataFrame([(c, f"{c}{i % 7}", s) for c in classes for i, s in enumerate(["train"] * 7 + ["val", "test"])],
-                        columns=["label", "group", "split"])
+    return pd.DataFrame(
+        [(c, f"{c}{i % 7}", s) for c in classes for i, s in enumerate(["train"] * 7 + ["val", "test"])],
+        columns=["label", "group", "split"],
+    )
 
 
 def every_figure(classes, note=""):
     labels, probs = predictions(classes)
     matrix = np.diag(np.arange(len(classes)) * 100)
-    patients = pd.DataFrame({"group": [f"p{i}" for i in range(2 * len(classes))], "label": classes * 2,
-                             "score": np.linspace(0, 1, 2 * len(classes)), "images": 3})
+    patients = pd.DataFrame(
+        {
+            "group": [f"p{i}" for i in range(2 * len(classes))],
+            "label": classes * 2,
+            "score": np.linspace(0, 1, 2 * len(classes)),
+            "images": 3,
+        }
+    )
     yield sheets.contact_sheet(pictures(len(classes)), classes, note=note)
     yield sheets.class_counts(split_table(classes), classes, note=note)
     yield sheets.augmented(pictures(2), [pictures(2), np.ones((2, 3, 24, 24)) / 2], classes[:2], note=note)
@@ -75,21 +103,35 @@ def every_figure(classes, note=""):
     yield performance.roc_pr(labels, probs, classes, classes[-1] if len(classes) == 2 else None, note=note)
     estimates = pd.DataFrame({"name": classes, "kind": classes, "value": 0.8, "low": 0.7, "high": 0.9})
     yield performance.forest(estimates, 0.75, "truth", note=note)
-    found = {"temperature": 1.4, "ece_mass": 0.1, "ece_chance": 0.02, "counts": [3, 0, 5],
-             "bins": [{"confidence": 0.2, "accuracy": 0.1, "n": 4}, {"confidence": 0.8, "accuracy": 0.9, "n": 4}]}
+    found = {
+        "temperature": 1.4,
+        "ece_mass": 0.1,
+        "ece_chance": 0.02,
+        "counts": [3, 0, 5],
+        "bins": [{"confidence": 0.2, "accuracy": 0.1, "n": 4}, {"confidence": 0.8, "accuracy": 0.9, "n": 4}],
+    }
     yield probabilities.reliability({"before": found, "after": found}, note=note)
     yield probabilities.thresholds(labels, probs, classes, classes[-1], 0.3, 0.95, note=note)
     yield probabilities.thresholds(labels, probs, classes, None, None, note=note)
-    curve = ranking.decision_curve(pd.DataFrame({"label": [classes[-1], "x"], f"p_{classes[-1]}": [0.9, 0.2]}),
-                                   classes[-1])
+    curve = ranking.decision_curve(
+        pd.DataFrame({"label": [classes[-1], "x"], f"p_{classes[-1]}": [0.9, 0.2]}), classes[-1]
+    )
     yield probabilities.decision_curve(curve, 0.3, note=note)
     yield probabilities.decision_curve(None, note=note)
-    yield probabilities.abstention({"coverage": [0.5, 1], "risk": [0, 0.1], "aurc": 0.03, "aurc_random": 0.1},
-                                   note=note)
+    yield probabilities.abstention(
+        {"coverage": [0.5, 1], "risk": [0, 0.1], "aurc": 0.03, "aurc_random": 0.1}, note=note
+    )
     yield performance.patients(patients, threshold=0.5, note=note)
     yield heatmaps.heat_sheet(gallery(classes), note=note)
-    yield heatmaps.explored(pictures(1)[0], np.eye(24), classes[0], dict(zip(classes, probs[0], strict=True)),
-                            (classes[0], 0.37), title="true: b", note=note)
+    yield heatmaps.explored(
+        pictures(1)[0],
+        np.eye(24),
+        classes[0],
+        dict(zip(classes, probs[0], strict=True)),
+        (classes[0], 0.37),
+        title="true: b",
+        note=note,
+    )
     yield overview.training_metrics(history(), summary(), matrix, classes, labels, probs, note=note)
     yield several.histories({name: history() for name in classes}, note=note)
     yield several.roc_overlay(dict.fromkeys(classes, (labels, probs)), classes, note=note)
@@ -99,8 +141,20 @@ def every_figure(classes, note=""):
 
 def gallery(classes, each=2):
     """A section of each class, the first map of each blank."""
-    table = pd.DataFrame([{"section": f"label: {c}", "path": f"a/{c}-{i}.png", "label": c, "decision": classes[0],
-                           "p": 0.42, "loss": 0.5} for c in classes for i in range(each)])
+    table = pd.DataFrame(
+        [
+            {
+                "section": f"label: {c}",
+                "path": f"a/{c}-{i}.png",
+                "label": c,
+                "decision": classes[0],
+                "p": 0.42,
+                "loss": 0.5,
+            }
+            for c in classes
+            for i in range(each)
+        ]
+    )
     heat = np.random.default_rng(0).random((len(table), 24, 24)) * np.arange(len(table))[:, None, None] % each
     return Gallery(pictures(len(table)), heat, table, "layer4[1]", "gradcam")
 
@@ -111,10 +165,17 @@ def reliability():
 
 def differences(names):
     """Of three numbers between runs of these names: one with an interval, one without, one undefined."""
-    return pd.DataFrame([{"number": number, "run": name, "value": value, "low": low, "high": high}
-                         for number, value, low, high in (("AUC", 0.02, -0.01, 0.05), ("F1", -0.1, None, np.nan),
-                                                          ("log loss (lower is better)", None, None, None))
-                         for name in names])
+    return pd.DataFrame(
+        [
+            {"number": number, "run": name, "value": value, "low": low, "high": high}
+            for number, value, low, high in (
+                ("AUC", 0.02, -0.01, 0.05),
+                ("F1", -0.1, None, np.nan),
+                ("log loss (lower is better)", None, None, None),
+            )
+            for name in names
+        ]
+    )
 
 
 def texts(figure):
@@ -139,7 +200,7 @@ def test_no_text_leaves_the_figure_and_no_label_touches_its_neighbour():
         assert drawn.x1 < figure.get_figwidth() + 0.02 and drawn.y1 < figure.get_figheight() + 0.02
         for axes in figure.axes:
             labels = [t.get_window_extent() for t in axes.get_yticklabels() if t.get_text()]
-            assert not any(a.overlaps(b) for i, a in enumerate(labels) for b in labels[i + 1:])
+            assert not any(a.overlaps(b) for i, a in enumerate(labels) for b in labels[i + 1 :])
 
 
 def test_odd_class_names_are_shown_as_they_are_and_never_parsed():
@@ -158,14 +219,25 @@ def test_drawing_leaves_the_callers_style_alone():
 
 
 def test_a_users_own_settings_change_no_figure_also_where_a_notebook_draws_it_later(tmp_path):
-    plain = [style.save(figure, tmp_path / "plain.png") and (tmp_path / "plain.png").read_bytes()
-             for figure in (learning.curves(history()), performance.confusion(np.eye(2), TWO))]
-    with matplotlib.rc_context({"text.usetex": True, "axes.prop_cycle": "cycler(color='rgb')", "font.size": 30,
-                                "figure.autolayout": True, "savefig.bbox": "tight", "axes.grid": False}):
+    plain = [
+        style.save(figure, tmp_path / "plain.png") and (tmp_path / "plain.png").read_bytes()
+        for figure in (learning.curves(history()), performance.confusion(np.eye(2), TWO))
+    ]
+    with matplotlib.rc_context(
+        {
+            "text.usetex": True,
+            "axes.prop_cycle": "cycler(color='rgb')",
+            "font.size": 30,
+            "figure.autolayout": True,
+            "savefig.bbox": "tight",
+            "axes.grid": False,
+        }
+    ):
         for figure in every_figure(TWO):
             figure.draw_without_rendering()  # LaTeX would be asked for
-        for figure, before in zip((learning.curves(history()), performance.confusion(np.eye(2), TWO)), plain,
-                                  strict=True):
+        for figure, before in zip(
+            (learning.curves(history()), performance.confusion(np.eye(2), TWO)), plain, strict=True
+        ):
             style.save(figure, tmp_path / "own.png")
             assert (tmp_path / "own.png").read_bytes() == before
 
@@ -328,8 +400,13 @@ def test_classes_keep_their_order_and_colour_where_some_have_no_patient():
 
 
 def test_more_patients_than_dots_can_show_are_counted_by_score():
-    table = pd.DataFrame({"group": [f"p{i}" for i in range(100)], "label": ["AK"] * 60 + ["NV"] * 40,
-                          "score": [0.0] * 20 + [1.0] * 40 + [1 / 3] * 40})
+    table = pd.DataFrame(
+        {
+            "group": [f"p{i}" for i in range(100)],
+            "label": ["AK"] * 60 + ["NV"] * 40,
+            "score": [0.0] * 20 + [1.0] * 40 + [1 / 3] * 40,
+        }
+    )
     found = texts(performance.patients(table, group_name="lesion"))
     assert {"20", "AK: 60", "NV: 40"} <= set(found)
     assert found.count("40") == 2  # AK at 1, NV at a third
@@ -346,7 +423,7 @@ def panel(content, number, size, factor):
     """One of the three pictures on the sheet of `panels`, (size, size, 3), read from the middle of its squares."""
     sheet, side = np.asarray(Image.open(io.BytesIO(content))), size * factor
     left = number * (side + 14)
-    return sheet[44:44 + side, left:left + side][factor // 2::factor, factor // 2::factor]
+    return sheet[44 : 44 + side, left : left + side][factor // 2 :: factor, factor // 2 :: factor]
 
 
 def test_panels_enlarge_every_pixel_by_the_same_whole_factor():
@@ -376,8 +453,9 @@ def test_an_explored_image_marks_the_threshold_on_the_bar_of_its_class():
 
 
 def test_a_forest_plot_says_every_number_and_what_has_none():
-    table = pd.DataFrame({"name": ["a", "b", "c"], "value": [0.9, 0.6, None], "low": [0.85, None, None],
-                          "high": [0.95, None, None]})
+    table = pd.DataFrame(
+        {"name": ["a", "b", "c"], "value": [0.9, 0.6, None], "low": [0.85, None, None], "high": [0.95, None, None]}
+    )
     found = texts(performance.forest(table, 0.7, "truth"))
     assert {"0.900 (0.850 to 0.950)", "0.600 (no interval)", "undefined", "truth 0.700", "a", "b", "c"} <= set(found)
     with pytest.raises(PathoError, match="no_estimates"):
@@ -394,12 +472,16 @@ def test_several_runs_are_told_apart_and_their_undefined_numbers_said():
     assert len(looks) == 32
 
 
-@pytest.mark.parametrize("draw", [
-    lambda names: several.histories({name: history() for name in names}),
-    lambda names: several.reliability_overlay({name: reliability() for name in names}),
-    lambda names: several.differences(differences(names)),
-    lambda names: several.roc_overlay(dict.fromkeys(names, predictions(EIGHT)), EIGHT),
-], ids=["histories", "reliability", "differences", "roc"])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda names: several.histories({name: history() for name in names}),
+        lambda names: several.reliability_overlay({name: reliability() for name in names}),
+        lambda names: several.differences(differences(names)),
+        lambda names: several.roc_overlay(dict.fromkeys(names, predictions(EIGHT)), EIGHT),
+    ],
+    ids=["histories", "reliability", "differences", "roc"],
+)
 def test_every_run_stands_in_the_legend_also_one_whose_name_begins_with_an_underscore(draw):
     names = ["_first", "second", "_child2"]
     (legend,) = draw(names).legends
@@ -417,12 +499,24 @@ def test_a_difference_is_drawn_with_its_sign_and_zero_stands_in_the_middle():
 def test_a_run_whose_loss_is_broken_or_whose_monitor_is_unknown_is_drawn_as_far_as_it_goes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        several.histories({"a": history(1), "b": history(val_loss=[1, 0.9, np.nan, np.inf, 1, 1]),
-                           "c": history().drop(columns="val_auc")}).draw_without_rendering()
+        several.histories(
+            {
+                "a": history(1),
+                "b": history(val_loss=[1, 0.9, np.nan, np.inf, 1, 1]),
+                "c": history().drop(columns="val_auc"),
+            }
+        ).draw_without_rendering()
 
 
-@pytest.mark.parametrize("draw", [several.histories, several.reliability_overlay, several.differences,
-                                  lambda nothing: several.roc_overlay(nothing, TWO)])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        several.histories,
+        several.reliability_overlay,
+        several.differences,
+        lambda nothing: several.roc_overlay(nothing, TWO),
+    ],
+)
 def test_nothing_to_compare_is_refused(draw):
     with pytest.raises(PathoError, match="shape_mismatch"):
         draw({})

@@ -22,18 +22,31 @@ def found():
     rng = np.random.default_rng(0)
     heat = np.zeros((3, 32, 32), np.float32)
     heat[0, 4:12, 4:12], heat[1, 20:28, 20:28] = 2.0, 0.2
-    table = pd.DataFrame({"section": ["true positive", "true positive", "highest loss"],
-                          "path": ["case/a.png", "case/b.png", "<script>alert(1)</script>/../x&y.png"],
-                          "label": ["malignant", "malignant", "benign"], "decision": ["malignant"] * 3,
-                          "p": [0.9, 0.4, 0.7], "loss": [0.1, 0.2, 1.2], "threshold": [0.3] * 3})
+    table = pd.DataFrame(
+        {
+            "section": ["true positive", "true positive", "highest loss"],
+            "path": ["case/a.png", "case/b.png", "<script>alert(1)</script>/../x&y.png"],
+            "label": ["malignant", "malignant", "benign"],
+            "decision": ["malignant"] * 3,
+            "p": [0.9, 0.4, 0.7],
+            "loss": [0.1, 0.2, 1.2],
+            "threshold": [0.3] * 3,
+        }
+    )
     return Gallery(rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), heat, table, "layer2[1]", "gradcam")
 
 
 def test_a_gallery_is_kept_as_sheet_page_table_and_single_pictures(found, tmp_path):
     galleries.write(found, tmp_path, note="Demo images: not a result")
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    assert names == {"gallery.png", "gallery.html", "gallery.csv", "gallery/01-true-positive-a.png",
-                     "gallery/02-true-positive-b.png", "gallery/03-highest-loss-x-y.png"}
+    assert names == {
+        "gallery.png",
+        "gallery.html",
+        "gallery.csv",
+        "gallery/01-true-positive-a.png",
+        "gallery/02-true-positive-b.png",
+        "gallery/03-highest-loss-x-y.png",
+    }
     single = cv2.imread(str(tmp_path / "gallery/01-true-positive-a.png"))[..., ::-1]
     assert single.shape == (32, 96, 3) and np.array_equal(single[:, :32], found.pictures[0])
     assert list(pd.read_csv(tmp_path / "gallery.csv")["path"]) == list(found.table["path"])
@@ -65,10 +78,14 @@ def test_on_one_scale_a_faint_map_looks_faint_and_on_its_own_it_does_not(found):
 
 
 def test_a_caption_gives_the_probability_that_was_compared_with_the_threshold():
-    assert gradcam.caption("benign", "malignant", 0.42, "malignant", 0.37) == \
-        "true: benign, predicted: malignant (0.42, threshold 0.37)"
-    assert gradcam.caption("malignant", "benign", 0.7, "malignant", 0.37) == \
-        "true: malignant, predicted: benign (malignant 0.30, threshold 0.37)"
+    assert (
+        gradcam.caption("benign", "malignant", 0.42, "malignant", 0.37)
+        == "true: benign, predicted: malignant (0.42, threshold 0.37)"
+    )
+    assert (
+        gradcam.caption("malignant", "benign", 0.7, "malignant", 0.37)
+        == "true: malignant, predicted: benign (malignant 0.30, threshold 0.37)"
+    )
 
 
 def test_the_verdict_stands_on_the_page_before_the_heatmaps(found):

@@ -82,9 +82,21 @@ def test_a_metric_that_no_table_knows_is_shown_under_its_own_name(tmp_path):
 
 def test_the_facts_of_the_run_are_all_there(tmp_path):
     text, _ = written(full_run(tmp_path, replace(RECIPE, lr=5e-4)))
-    for part in ("| `lr` | 0.001 | 0.0005 |", "ends in the middle", "| benign | 90 | 10 |", "2.15.0", "3dfe567",
-                 "ab" * 32, "ef" * 32, "2026-11-22T10:00:00Z", "![roc curve](figures/roc%20curve.png)",
-                 "sensitivity >= 0.95 on validation", "0.3125", "1.37", "only 7 groups"):
+    for part in (
+        "| `lr` | 0.001 | 0.0005 |",
+        "ends in the middle",
+        "| benign | 90 | 10 |",
+        "2.15.0",
+        "3dfe567",
+        "ab" * 32,
+        "ef" * 32,
+        "2026-11-22T10:00:00Z",
+        "![roc curve](figures/roc%20curve.png)",
+        "sensitivity >= 0.95 on validation",
+        "0.3125",
+        "1.37",
+        "only 7 groups",
+    ):
         assert part in text, part
     assert "What is missing" not in text and "DEMO" not in text
 
@@ -113,8 +125,10 @@ def test_the_shares_that_decide_are_told(tmp_path):
 def test_stages_are_told_in_blocks_and_epochs():
     assert settings.stages(recipes.get("breakhis")) == "13 of 17 blocks frozen"
     two = (recipes.Stage(0, 13, 1.0), recipes.Stage(0.5, 0, 0.1))
-    assert settings.stages(replace(RECIPE, stages=two, epochs=20)) == \
-        "from epoch 1: 13 of 17 blocks frozen; from epoch 11: no block frozen (learning rate x 0.1)"
+    assert (
+        settings.stages(replace(RECIPE, stages=two, epochs=20))
+        == "from epoch 1: 13 of 17 blocks frozen; from epoch 11: no block frozen (learning rate x 0.1)"
+    )
     assert "Stage(" not in settings.every(RECIPE)
 
 
@@ -130,10 +144,14 @@ def test_random_weights_are_told_in_report_and_card_with_every_field_that_differ
 # --- the first screen -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gain", "says"), [
-    (number(0.139, 0.089, 0.181), "**Better than colour statistics**"),
-    (number(0.021, -0.047, 0.104), "**Not shown to be better than colour statistics**"),
-    ({"value": 0.1, "low": None, "high": None}, "**Not shown to be better than colour statistics**")])
+@pytest.mark.parametrize(
+    ("gain", "says"),
+    [
+        (number(0.139, 0.089, 0.181), "**Better than colour statistics**"),
+        (number(0.021, -0.047, 0.104), "**Not shown to be better than colour statistics**"),
+        ({"value": 0.1, "low": None, "high": None}, "**Not shown to be better than colour statistics**"),
+    ],
+)
 def test_the_first_lines_say_by_how_much_the_model_is_better_and_on_how_many_patients(tmp_path, gain, says):
     full_run(tmp_path, replace(RECIPE, group_by="case"))
     change(tmp_path, "metrics.json", gain_over={"baseline": {"auc": gain}})
@@ -157,11 +175,20 @@ def test_a_model_that_is_not_better_or_was_not_compared_is_said_to_be_so(tmp_pat
 
 def with_gallery(folder):
     """The pictures and the table of a gallery."""
-    rows = [("true positive", "malignant", "malignant", 0.93), ("false positive", "benign", "malignant", 0.42),
-            ("false negative", "malignant", "benign", 0.7)]
-    files.write_table(folder / "heatmaps" / "gallery.csv", pd.DataFrame(
-        [{"section": section, "path": f"{i}.png", "label": label, "decision": decision, "p": p}
-         for i, (section, label, decision, p) in enumerate(rows)]))
+    rows = [
+        ("true positive", "malignant", "malignant", 0.93),
+        ("false positive", "benign", "malignant", 0.42),
+        ("false negative", "malignant", "benign", 0.7),
+    ]
+    files.write_table(
+        folder / "heatmaps" / "gallery.csv",
+        pd.DataFrame(
+            [
+                {"section": section, "path": f"{i}.png", "label": label, "decision": decision, "p": p}
+                for i, (section, label, decision, p) in enumerate(rows)
+            ]
+        ),
+    )
     for i in range(len(rows)):
         files.write_bytes(folder / "heatmaps" / "gallery" / f"{i + 1:02}-x-{i}.png", PNG)
     return folder
@@ -172,8 +199,13 @@ def test_heatmaps_are_on_the_first_screen_only_with_their_verdict_and_only_those
     text = first_screen(written(tmp_path)[0])
     assert "not checked" in text and "heatmaps/gallery/" not in text
     check = {"asked": "gain over <random> maps", "found": "0.010 (-0.020 to 0.040)", "demanded": "interval above 0"}
-    trust = {"verdict": "Do NOT trust these heatmaps", "of": "malignant", "images": 8, "reasons": ["It is by chance"],
-             "checks": {"over_random": check | {"passed": False}, "jpeg": check | {"passed": True}}}
+    trust = {
+        "verdict": "Do NOT trust these heatmaps",
+        "of": "malignant",
+        "images": 8,
+        "reasons": ["It is by chance"],
+        "checks": {"over_random": check | {"passed": False}, "jpeg": check | {"passed": True}},
+    }
     files.write_json(tmp_path / "trust.json", trust)
     whole, page = written(tmp_path)
     text = first_screen(whole)
@@ -195,8 +227,18 @@ def test_a_demo_run_says_so_before_everything_else(tmp_path, stem):
 
 
 def test_a_leaking_split_is_told_before_everything_else(tmp_path):
-    leaks = {"case": [{"seen_in": "train", "found_in": "test", "images": 12, "of": 60, "share": 0.2,
-                       "says": "12 of 60 test images have their case in train"}]}
+    leaks = {
+        "case": [
+            {
+                "seen_in": "train",
+                "found_in": "test",
+                "images": 12,
+                "of": 60,
+                "share": 0.2,
+                "says": "12 of 60 test images have their case in train",
+            }
+        ]
+    }
     written(full_run(tmp_path, leaks=leaks))
     for stem in CARDS:
         page = (tmp_path / f"{stem}.md").read_text()
@@ -216,8 +258,15 @@ def test_a_run_of_one_file_gives_a_report_of_what_is_missing(tmp_path):
     files.write_json(tmp_path / "run.json", record())
     text, _ = written(tmp_path)
     missing = text.partition("## What is missing")[2]
-    for name in ("metrics.json", "data_report.json", "history.csv", "split.csv", "predictions_test.csv", "figures/",
-                 "heatmaps/"):
+    for name in (
+        "metrics.json",
+        "data_report.json",
+        "history.csv",
+        "split.csv",
+        "predictions_test.csv",
+        "figures/",
+        "heatmaps/",
+    ):
         assert f"- `{name}`" in missing
     assert "no test numbers" in (tmp_path / "model_card.md").read_text()
 
@@ -262,8 +311,11 @@ def test_a_probe_is_shown_where_it_was_asked_for(tmp_path):
     known["gain_over"]["probe"] = {"auc": number(0.174, 0.124, 0.224)}
     files.write_json(tmp_path / "metrics.json", known | {"probe": summary(auc=0.777)})
     text, _ = written(tmp_path)
-    assert "linear probe" in text and "+0.174 (+0.124 to +0.224)" in text and "linear probe" in \
-        (tmp_path / "figures" / "results.svg").read_text()
+    assert (
+        "linear probe" in text
+        and "+0.174 (+0.124 to +0.224)" in text
+        and "linear probe" in (tmp_path / "figures" / "results.svg").read_text()
+    )
     assert "0.777 (0.757 to 0.797)" in text and "0.777 (0.757 to 0.797)" in (tmp_path / "model_card.md").read_text()
 
 
@@ -285,8 +337,14 @@ def test_the_page_is_one_file_without_scripts_or_anything_from_outside(tmp_path)
 
 def test_what_links_point_to_is_there(tmp_path):
     full_run(with_gallery(tmp_path))
-    files.write_json(tmp_path / "trust.json", {"verdict": "none", "reasons": [], "checks": {"a": {
-        "asked": "a", "found": "b", "demanded": "c", "passed": True}}})
+    files.write_json(
+        tmp_path / "trust.json",
+        {
+            "verdict": "none",
+            "reasons": [],
+            "checks": {"a": {"asked": "a", "found": "b", "demanded": "c", "passed": True}},
+        },
+    )
     _, page = written(tmp_path)
     assert "#heatmaps" in Elements(page).links and 'id="heatmaps"' in page
 
@@ -310,9 +368,37 @@ def test_names_are_shown_and_never_run(tmp_path):
     files.write_json(tmp_path / "metrics.json", {"test": test | {"decision": EVIL[3], "notes": EVIL}})
     text, page = written(tmp_path)
     found = Elements(page)
-    allowed = {"html", "head", "meta", "title", "style", "body", "main", "div", "h1", "h2", "h3", "p", "strong", "code",
-               "table", "thead", "tbody", "tr", "th", "td", "ul", "ol", "li", "img", "blockquote", "details", "summary",
-               "a", "br"}
+    allowed = {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "main",
+        "div",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "strong",
+        "code",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "ul",
+        "ol",
+        "li",
+        "img",
+        "blockquote",
+        "details",
+        "summary",
+        "a",
+        "br",
+    }
     assert set(found.tags) <= allowed, set(found.tags) - allowed
     pictures = sum(link.startswith("data:image/") for link in found.links)
     assert found.tags.count("img") == pictures and found.tags.count("main") == 1
@@ -328,9 +414,11 @@ BLOCKED = ("nbconvert", "nbformat", "jupyter_core", "jupyter_client", "notebook"
 
 def test_the_core_install_writes_every_page(tmp_path):
     full_run(tmp_path)
-    code = ("import sys\n"
-            f"sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"  # None: to import it is an ImportError
-            "from patholib import report\nreport.write(sys.argv[1])")
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"  # None: to import it is an ImportError
+        "from patholib import report\nreport.write(sys.argv[1])"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     assert all((tmp_path / f"{stem}.html").is_file() for stem in CARDS)
 
@@ -342,8 +430,13 @@ def over(**rivals):
     return {"gain_over": {key: {"auc": gain} for key, gain in rivals.items()}}
 
 
-SOUND = {"val": summary(0.955), "test": summary(0.95), "test_tta": summary(0.96), "baseline": summary(0.8),
-         **over(baseline=number(0.15))}
+SOUND = {
+    "val": summary(0.955),
+    "test": summary(0.95),
+    "test_tta": summary(0.96),
+    "baseline": summary(0.8),
+    **over(baseline=number(0.15)),
+}
 
 
 def test_a_sound_run_gives_no_hint():
@@ -367,7 +460,9 @@ TROUBLE = {
     "was not computed": {"gain_over": {}},
     "not better than a linear probe": {"probe": summary(0.95)},
     "not shown to be better than a linear probe": {
-        "probe": summary(0.94), **over(baseline=number(0.15), probe=number(0.01))},
+        "probe": summary(0.94),
+        **over(baseline=number(0.15), probe=number(0.01)),
+    },
     "changed the test AUC by +0.001": {"test_tta": summary(0.951)},
     "is 0.24 wide": {"test": summary(0.95, width=0.12)},
     "The split is by image": {"recipe": recipes.as_published("breakhis")},
@@ -397,9 +492,15 @@ def test_balancing_is_not_advised_where_it_lowers_the_sensitivity():
 
 
 @pytest.mark.parametrize("key", gains.RIVALS)
-@pytest.mark.parametrize(("auc", "gain", "outcome"), [
-    (0.70, number(-0.1), gains.NOT_BETTER), (0.95, number(0.01, -0.01, 0.03), gains.NOT_SHOWN),
-    (0.95, number(0.01, 0.001, 0.03), gains.BETTER), (0.95, None, gains.NOT_SHOWN)])
+@pytest.mark.parametrize(
+    ("auc", "gain", "outcome"),
+    [
+        (0.70, number(-0.1), gains.NOT_BETTER),
+        (0.95, number(0.01, -0.01, 0.03), gains.NOT_SHOWN),
+        (0.95, number(0.01, 0.001, 0.03), gains.BETTER),
+        (0.95, None, gains.NOT_SHOWN),
+    ],
+)
 def test_a_rival_is_beaten_where_the_interval_of_the_difference_is_above_zero(key, auc, gain, outcome):
     found = {"test": summary(auc=auc), key: summary(auc=0.812), "gain_over": {key: {"auc": gain}}}
     assert gains.against(found, key, "auc").outcome == outcome

@@ -78,6 +78,7 @@ def events(folder):
 
 # --- T01, T02: NaN and infinite numbers ---
 
+
 def poison(state):
     """Makes a weight of the network NaN."""
     with torch.no_grad():
@@ -112,10 +113,10 @@ def test_T01_an_infinite_gradient_never_reaches_the_weights(tmp_path, monkeypatc
 
 def test_T01_steps_that_the_fp16_scaler_skips_are_no_fault(tmp_path, monkeypatch, catalogue):
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0 ** 40, enabled=enabled))
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**40, enabled=enabled))
     _, history = train(tmp_path, replace(TINY, precision="fp16", epochs=4))
     state = checkpoints.load(tmp_path / "checkpoints", "last")["scaler"]
-    assert state["scale"] < 2.0 ** 40 and history["train_loss"].notna().all()
+    assert state["scale"] < 2.0**40 and history["train_loss"].notna().all()
     catalogue("T01", "a gradient overflows in fp16", "the scaler skips the step, and training continues")
 
 
@@ -154,6 +155,7 @@ def test_T02_a_nan_weight_is_found_in_the_first_batch(tmp_path, catalogue):
 
 
 # --- T03: too little memory -------------------------------------------------------------------------------------------
+
 
 def gradients(folder, parts, kind="cross_entropy"):
     """Gradients of one batch of unbalanced classes, computed in `parts`, with BatchNorm at rest."""
@@ -218,6 +220,7 @@ def test_T03_a_batch_that_cannot_be_made_smaller_stops(tmp_path, monkeypatch, ca
 
 # --- T05, T21: asked to stop ------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 @pytest.mark.parametrize("where", ["step", "validation"])
 def test_T05_a_signal_finishes_the_step_and_saves(tmp_path, monkeypatch, catalogue, straight, number, error, where):
@@ -242,8 +245,11 @@ def test_T05_a_signal_finishes_the_step_and_saves(tmp_path, monkeypatch, catalog
     assert same_bits(model, straight[0])
     pd.testing.assert_frame_equal(without_time(history), without_time(straight[1]))
     said = "exit code 143" if number == signal.SIGTERM else "KeyboardInterrupt"
-    catalogue("T05", f"{number.name} during {'a step' if where == 'step' else 'validation'}",
-              f"saved, left with {said}, resumed to the same bits")
+    catalogue(
+        "T05",
+        f"{number.name} during {'a step' if where == 'step' else 'validation'}",
+        f"saved, left with {said}, resumed to the same bits",
+    )
 
 
 def test_T21_a_second_interrupt_leaves_at_once(tmp_path, monkeypatch, catalogue, straight):
@@ -262,6 +268,7 @@ def test_T21_a_second_interrupt_leaves_at_once(tmp_path, monkeypatch, catalogue,
 
 
 # --- T07 to T10: disks ------------------------------------------------------------------------------------------------
+
 
 def test_T07_what_a_killed_write_left_is_removed(tmp_path, catalogue):
     (tmp_path / "checkpoints").mkdir()
@@ -289,8 +296,9 @@ def test_T08_a_full_disk_is_told_and_tried_again(tmp_path, monkeypatch, catalogu
     assert same_bits(model, straight[0]) and not home.exists()
     failed = [event for event in events(tmp_path) if event["event"] == "checkpoint_failed"]
     assert failed and "no_space" in failed[0]["why"] and str(tmp_path / "checkpoints") in failed[0]["why"]
-    catalogue("T08", "the disk is full for a moment",
-              "the checkpoint before is kept, training continues and tries again")
+    catalogue(
+        "T08", "the disk is full for a moment", "the checkpoint before is kept, training continues and tries again"
+    )
 
 
 def vanished(folder):
@@ -312,8 +320,9 @@ def test_T09_a_vanished_folder_ends_in_a_copy_in_the_home_folder(tmp_path, monke
     assert same_bits(train(tmp_path / "run")[0], straight[0])
 
 
-def test_T09_where_the_home_folder_cannot_be_written_either_the_error_is_the_first(tmp_path, monkeypatch, catalogue,
-                                                                                   home):
+def test_T09_where_the_home_folder_cannot_be_written_either_the_error_is_the_first(
+    tmp_path, monkeypatch, catalogue, home
+):
     home.write_text("")
     monkeypatch.setattr(saving, "SAVE_SECONDS", 0.0)
     at_step(monkeypatch, 2, lambda state: vanished(state.folder))
@@ -323,6 +332,7 @@ def test_T09_where_the_home_folder_cannot_be_written_either_the_error_is_the_fir
 
 
 # --- T11 to T18, T22: resuming ----------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory):
@@ -359,8 +369,9 @@ def test_T11_with_auto_a_new_run_says_why_it_is_new(own_data, tmp_path, capsys, 
 
 def test_T11_epochs_may_grow_and_may_not_shrink(own_data, tmp_path, catalogue):
     name = unfinished(own_data, tmp_path)
-    run = runs.start(replace(OWN, epochs=5, patience=2, precision="bf16"), *prepare(own_data), output=tmp_path,
-                     resume="must")
+    run = runs.start(
+        replace(OWN, epochs=5, patience=2, precision="bf16"), *prepare(own_data), output=tmp_path, resume="must"
+    )
     assert run.dir.name == name
     run.close()
     error = refusal(runs.start, replace(OWN, epochs=1), *prepare(own_data), output=tmp_path, resume="must")
@@ -398,7 +409,7 @@ def rewritten(folder, **changes):
     """The newest checkpoint with other entries, under a right name."""
     path = checkpoints.list_of(folder / "checkpoints", "last")[0]
     state = checkpoints.read(path) | changes
-    checkpoints.save(folder / "checkpoints", "last", 10 ** 6, state)
+    checkpoints.save(folder / "checkpoints", "last", 10**6, state)
 
 
 def test_T13_another_machine_resumes_and_says_what_differs(tmp_path, monkeypatch, capsys, catalogue):
@@ -406,8 +417,11 @@ def test_T13_another_machine_resumes_and_says_what_differs(tmp_path, monkeypatch
         at_step(patch, 3, lambda state: (saving.Saving(state).write(), die(state)))
         with pytest.raises(Killed):
             train(tmp_path)
-    rewritten(tmp_path, circumstances={"device": "cuda", "precision": "fp16", "threads": 64, "torch": "2.0.0",
-                                       "fast": False}, scaler={"scale": 1024.0, "growth_factor": 2.0})
+    rewritten(
+        tmp_path,
+        circumstances={"device": "cuda", "precision": "fp16", "threads": 64, "torch": "2.0.0", "fast": False},
+        scaler={"scale": 1024.0, "growth_factor": 2.0},
+    )
     capsys.readouterr()
     _, history = train(tmp_path)
     assert len(history) == 2 and "device cuda -> cpu" in capsys.readouterr().out
@@ -480,11 +494,17 @@ def without_locks(monkeypatch):
 
 
 def test_T16_a_drive_without_locks_notices_a_dead_process(tmp_path, monkeypatch, catalogue):
-    code = ("import sys, time; from pathlib import Path; from patholib import locks\n"
-            "import pytest, test_catalogue_training as t; t.without_locks(pytest.MonkeyPatch())\n"
-            "held = locks.take(Path(sys.argv[1])); print(held is not None, flush=True); time.sleep(60)")
-    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run.lock"], stdout=subprocess.PIPE, text=True,
-                             cwd=Path(__file__).parent)
+    code = (
+        "import sys, time; from pathlib import Path; from patholib import locks\n"
+        "import pytest, test_catalogue_training as t; t.without_locks(pytest.MonkeyPatch())\n"
+        "held = locks.take(Path(sys.argv[1])); print(held is not None, flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "run.lock"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
     assert other.stdout.readline().strip() == "True"
     without_locks(monkeypatch)
     assert locks.take(tmp_path / "run.lock") is None
@@ -547,7 +567,7 @@ def test_T17_a_kill_where_nothing_is_saved_repeats_what_was_lost(tmp_path, monke
 def test_T18_order_and_names_do_not_depend_on_the_clock(own_data, tmp_path, monkeypatch, catalogue):
     for step in (1, 2):
         path = checkpoints.save(tmp_path / "checkpoints", "last", step, {"step": step})
-        os.utime(path, (10 ** 9 - step * 10 ** 6,) * 2)  # the clock was set back between the two
+        os.utime(path, (10**9 - step * 10**6,) * 2)  # the clock was set back between the two
     assert checkpoints.load(tmp_path / "checkpoints", "last") == {"step": 2}
 
     class Stopped(runs.datetime):
@@ -590,8 +610,9 @@ def test_T22_a_checkpoint_of_a_newer_version_or_another_network_is_refused(tmp_p
     catalogue("T22", "a checkpoint of another network", error)
 
 
-def test_T24_a_table_that_cannot_be_written_is_told_and_training_goes_on(tmp_path, monkeypatch, capsys, catalogue,
-                                                                         straight):
+def test_T24_a_table_that_cannot_be_written_is_told_and_training_goes_on(
+    tmp_path, monkeypatch, capsys, catalogue, straight
+):
     def fails(*_):
         raise PathoError("no_space", "history.csv", "cannot be written", "Free some space")
 

@@ -56,46 +56,67 @@ def damaged(content: bytes) -> dict[str, bytes]:
 
     for place in places(110):
         bit = 1 << int(rng.integers(8))
-        found[f"a flipped bit at {place}"] = content[:place] + bytes([content[place] ^ bit]) + content[place + 1:]
+        found[f"a flipped bit at {place}"] = content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
     for place in places(50):
         found[f"cut off at {place}"] = content[:place]
     for place in places(40):
         length = int(rng.integers(1, 512))
-        found[f"{length} zeros at {place}"] = content[:place] + bytes(length) + content[place + length:]
+        found[f"{length} zeros at {place}"] = content[:place] + bytes(length) + content[place + length :]
     for length in (1, 2, 22, 64, 512, 4096, 65_557):
         found[f"{length} zeros appended"] = content + bytes(length)
         found[f"{length} random bytes appended"] = content + rng.bytes(length)
         found[f"{length} zeros before"] = bytes(length) + content
-    found |= {"twice": content + content, "backwards": content[::-1], "all zeros": bytes(size),
-              "all ones": b"\xff" * size, "random": rng.bytes(size), "other line ends": content.replace(b"\n", b"\r\n"),
-              "halves swapped": content[size // 2:] + content[:size // 2], "an error page": b"<html>404</html>",
-              "read as text": content.decode("latin-1").encode("utf-8")}
+    found |= {
+        "twice": content + content,
+        "backwards": content[::-1],
+        "all zeros": bytes(size),
+        "all ones": b"\xff" * size,
+        "random": rng.bytes(size),
+        "other line ends": content.replace(b"\n", b"\r\n"),
+        "halves swapped": content[size // 2 :] + content[: size // 2],
+        "an error page": b"<html>404</html>",
+        "read as text": content.decode("latin-1").encode("utf-8"),
+    }
     return {name: left for name, left in found.items() if left != content}
 
 
 def others() -> dict[str, bytes]:
     """Whole files of something else: a right digest in the name says nothing about that."""
+
     def saved(value, **options):
         stream = io.BytesIO()
         torch.save(value, stream, **options)
         return stream.getvalue()
 
     short = {key: value for key, value in state(2).items() if key != "history"}
-    return {"a tensor": saved(torch.zeros(3)), "a list": saved([state(2)]), "a number": saved(2), "none": saved(None),
-            "a text": saved("state"), "another dict": saved({"model": {}}), "an empty dict": saved({}),
-            "numbers for keys": saved(dict(enumerate(state(2).values()))), "a key too few": saved(short),
-            "another dict in the old layout": saved({"a": 1}, _use_new_zipfile_serialization=False),
-            "an object": saved(state(2) | {"path": PurePosixPath("a")}), "no bytes": b"", "JSON": b'{"step": 2}',
-            "an empty archive": b"PK\x05\x06" + bytes(18), "a pickled dict": pickle.dumps({"step": 2}),
-            "safetensors": safetensors.torch.save({"weights": torch.zeros(3)})}
+    return {
+        "a tensor": saved(torch.zeros(3)),
+        "a list": saved([state(2)]),
+        "a number": saved(2),
+        "none": saved(None),
+        "a text": saved("state"),
+        "another dict": saved({"model": {}}),
+        "an empty dict": saved({}),
+        "numbers for keys": saved(dict(enumerate(state(2).values()))),
+        "a key too few": saved(short),
+        "another dict in the old layout": saved({"a": 1}, _use_new_zipfile_serialization=False),
+        "an object": saved(state(2) | {"path": PurePosixPath("a")}),
+        "no bytes": b"",
+        "JSON": b'{"step": 2}',
+        "an empty archive": b"PK\x05\x06" + bytes(18),
+        "a pickled dict": pickle.dumps({"step": 2}),
+        "safetensors": safetensors.torch.save({"weights": torch.zeros(3)}),
+    }
 
 
 def ways(newest: Path, older: Path) -> dict:
     """250 ways of having something wrong where the newest checkpoint was: name, what does it."""
+
     def instead(make, *args):
         def do():
             newest.unlink()
             make(*args)
+
         return do
 
     def full_folder():
@@ -106,18 +127,26 @@ def ways(newest: Path, older: Path) -> dict:
         return lambda: newest.rename(newest.with_name(f"last-000000002-{digest}.pt"))
 
     found = {way: partial(newest.write_bytes, left) for way, left in damaged(newest.read_bytes()).items()}
-    found |= {way: instead(newest.with_name(name_of(content)).write_bytes, content)
-              for way, content in others().items()}
-    found |= {"emptied": partial(newest.write_bytes, b""), "no digest": renamed("0" * 16),
-              "the older one's bytes": partial(newest.write_bytes, older.read_bytes()),
-              "the older one's digest": renamed(checkpoints.NAME.fullmatch(older.name)["digest"]),
-              "a folder": instead(newest.mkdir), "a full folder": instead(full_folder)}
+    found |= {
+        way: instead(newest.with_name(name_of(content)).write_bytes, content) for way, content in others().items()
+    }
+    found |= {
+        "emptied": partial(newest.write_bytes, b""),
+        "no digest": renamed("0" * 16),
+        "the older one's bytes": partial(newest.write_bytes, older.read_bytes()),
+        "the older one's digest": renamed(checkpoints.NAME.fullmatch(older.name)["digest"]),
+        "a folder": instead(newest.mkdir),
+        "a full folder": instead(full_folder),
+    }
     if os.name == "posix":  # elsewhere a link needs a right, and there are no pipes
-        found |= {"a pipe": instead(os.mkfifo, newest), "a link to the older one": instead(newest.symlink_to, older),
-                  "a link to nothing": instead(newest.symlink_to, "nothing"),
-                  "a link to itself": instead(newest.symlink_to, newest),
-                  "a link to a folder": instead(newest.symlink_to, newest.parent),
-                  "a link to endless zeros": instead(newest.symlink_to, "/dev/zero")}
+        found |= {
+            "a pipe": instead(os.mkfifo, newest),
+            "a link to the older one": instead(newest.symlink_to, older),
+            "a link to nothing": instead(newest.symlink_to, "nothing"),
+            "a link to itself": instead(newest.symlink_to, newest),
+            "a link to a folder": instead(newest.symlink_to, newest.parent),
+            "a link to endless zeros": instead(newest.symlink_to, "/dev/zero"),
+        }
     return found
 
 
@@ -157,9 +186,12 @@ def test_T10_of_250_ways_to_damage_the_newest_none_is_loaded_and_each_falls_back
             assert len(aside) == 1, way  # kept for inspection, never deleted
             seen["falls back" if with_older else "refused"] += 1
     assert len(everything) >= 250 and seen == {"falls back": len(everything), "refused": len(everything)}
-    catalogue("T10", "the newest checkpoint is damaged, in 250 ways: bits flipped, cut off, zeroed, appended to, "
-              "emptied, exchanged, renamed, a folder, a link",
-              "set aside as `.bad`, with a warning; the one before is taken")
+    catalogue(
+        "T10",
+        "the newest checkpoint is damaged, in 250 ways: bits flipped, cut off, zeroed, appended to, "
+        "emptied, exchanged, renamed, a folder, a link",
+        "set aside as `.bad`, with a warning; the one before is taken",
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -43,12 +43,26 @@ STILL = replace(TINY, head_dropout=(0.0, 0.0))  # without dropout, which every p
 RECIPES = {  # recipe, (training, validation) images
     "batches that divide": (STILL, (32, 16)),
     "shares of 3, 2 and 2, a last batch of 2, class weights, clipping": (
-        replace(STILL, batch_size=7, drop_last=False, balance="weights", clip_norm=0.5), (37, 11)),
+        replace(STILL, batch_size=7, drop_last=False, balance="weights", clip_norm=0.5),
+        (37, 11),
+    ),
     "stages, sampler, adapting BatchNorm, focal loss": (
-        replace(STILL, epochs=3, stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)), balance="sampler", optimizer="adamw",
-                batchnorm="adapt", loss="focal", label_smoothing=0.0), (32, 16)),
+        replace(
+            STILL,
+            epochs=3,
+            stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)),
+            balance="sampler",
+            optimizer="adamw",
+            batchnorm="adapt",
+            loss="focal",
+            label_smoothing=0.0,
+        ),
+        (32, 16),
+    ),
     "averaged weights, warm-up, logit adjustment": (
-        replace(STILL, ema=0.9, warm_up=1, balance="logit_adjustment", adjustment=0.5), (32, 16)),
+        replace(STILL, ema=0.9, warm_up=1, balance="logit_adjustment", adjustment=0.5),
+        (32, 16),
+    ),
 }
 
 
@@ -102,8 +116,13 @@ def norms(own, maps, slopes, shares):
     (given * slopes[rows]).sum().backward()
     gradients = [p.grad for p in norm.parameters()]
     own.add_up(gradients)
-    return {"maps": given.detach(), "slope": mine.grad, "gradients": gradients, "state": dict(norm.state_dict()),
-            "exchanges": own.passed}
+    return {
+        "maps": given.detach(),
+        "slope": mine.grad,
+        "gradients": gradients,
+        "state": dict(norm.state_dict()),
+        "exchanges": own.passed,
+    }
 
 
 def coloured(own, images):
@@ -140,8 +159,10 @@ def test_a_shared_batchnorm_is_that_of_the_whole_batch(tmp_path, shares):
     assert torch.allclose(torch.cat([part["slope"] for part in found]), whole["slope"], rtol=0, atol=2e-5)
     for part in found:
         assert all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(part["gradients"], whole["gradients"], strict=True))
-        assert all(torch.allclose(part["state"][key].float(), value.float(), rtol=1e-5)
-                   for key, value in whole["state"].items())
+        assert all(
+            torch.allclose(part["state"][key].float(), value.float(), rtol=1e-5)
+            for key, value in whole["state"].items()
+        )
         assert all(torch.equal(part["state"][key], value) for key, value in found[0]["state"].items())
 
 
@@ -210,8 +231,10 @@ def drawing(own, folder, recipe, steps=None):
         optimise = optimising.step
 
         def noted(state, batch):
-            seen.extend([state.progress.epoch, int(p), int(r), float(v.double().sum())] for p, r, v in
-                        zip(batch.positions, batch.rows, batch.images, strict=True))
+            seen.extend(
+                [state.progress.epoch, int(p), int(r), float(v.double().sum())]
+                for p, r, v in zip(batch.positions, batch.rows, batch.images, strict=True)
+            )
             optimise(state, batch)
             if state.steps_done == steps and own.rank == own.count - 1:
                 os.kill(os.getpid(), signal.SIGTERM)  # one of them is asked; the step after it, all leave
@@ -249,6 +272,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 def lacking_memory(rank):
     """Lets that process have memory for two images at once, in the middle of the network."""
+
     def prepare(patch, own):
         def limited(module, given, _output):
             if own.rank == rank and torch.is_grad_enabled() and len(given[0]) > 2:
@@ -262,6 +286,7 @@ def lacking_memory(rank):
             return build(self, mode)
 
         patch.setattr(networks.Classifier, "train", hooked)
+
     return prepare
 
 
@@ -319,7 +344,7 @@ def test_what_the_fp16_scaler_passes_over_it_passes_over_everywhere(tmp_path):
     recipe = replace(STILL, precision="fp16", epochs=4)
     found = team(2, tmp_path / "results", several.train, tmp_path / "run", recipe, (32, 16), Overflowing())
     scale = checkpoints.load(tmp_path / "run" / "checkpoints", "last")["scaler"]["scale"]
-    assert same(*found) and scale < 2.0 ** 40
+    assert same(*found) and scale < 2.0**40
 
 
 class Overflowing:
@@ -327,7 +352,7 @@ class Overflowing:
 
     def __call__(self, patch, own):
         scaler = torch.amp.GradScaler
-        patch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0 ** 40, enabled=enabled))
+        patch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**40, enabled=enabled))
 
 
 class Dying:
@@ -366,6 +391,7 @@ def test_where_one_is_killed_the_others_stop_and_a_new_start_ends_with_the_same_
 
 def told(own, folder):
     """What the processes agree on, and what is refused to one of them."""
+
     def refuse():
         raise PathoError("no_space", "disk", "is full", "Free some")
 
@@ -470,8 +496,12 @@ def notebook(folder, recipe=TINY, **options):
 
 
 def paths_of_this_machine(folder):
-    return [path.name for path in folder.rglob("*") if path.is_file() and path.suffix in (".json", ".csv", ".jsonl")
-            if str(folder.parent) in path.read_text() or "patholib-" in path.read_text()]
+    return [
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in (".json", ".csv", ".jsonl")
+        if str(folder.parent) in path.read_text() or "patholib-" in path.read_text()
+    ]
 
 
 def test_a_notebook_trains_in_two_processes_as_in_one(tmp_path, small_program, capsys):
@@ -523,17 +553,44 @@ LONG = DEMO | {"epochs": 1000}
 def started(folder, parameters, launchers=1, each=2):
     """torchrun, as many launchers as machines, on a file of parameters."""
     path = files.write_json(folder / "RUN.json", parameters | {"output": str(folder / "out")})
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT),
-                        "PATHOLIB_CACHE": str(folder / "cache"), **launching._loopback()}
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "PYTHONPATH": str(ROOT),
+        "PATHOLIB_CACHE": str(folder / "cache"),
+        **launching._loopback(),
+    }
     command = torchrun(launchers, each, "test", f"localhost:{several.free_port()}", path, [several.__file__, "train"])
-    return [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *command[1:]], cwd=ROOT, env=env,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(launchers)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *command[1:]],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(launchers)
+    ]
 
 
 def torchrun(nodes, each, name, endpoint, run, program=("-m", "patholib", "train")):
     """The command of deploy/slurm.sh."""
-    return ["torchrun", "--nnodes", str(nodes), "--nproc_per_node", str(each), "--rdzv_id", name,
-            "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, *program, str(run)]
+    return [
+        "torchrun",
+        "--nnodes",
+        str(nodes),
+        "--nproc_per_node",
+        str(each),
+        "--rdzv_id",
+        name,
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        endpoint,
+        *program,
+        str(run),
+    ]
 
 
 def test_the_slurm_script_is_sound_and_starts_what_is_tested_here():
@@ -580,8 +637,11 @@ def test_torchrun_ends_soon_and_leaves_a_whole_folder(tmp_path, what):
     assert launcher.returncode != 0 and time.monotonic() - asked < 45
     folder = saved[0].parent
     assert "no whole checkpoint" not in error and checkpoints.load(folder, "last")["progress"]["epoch"] >= 1
-    events = [json.loads(line)["event"] for line in (folder.parent / "run.jsonl").read_text().splitlines()] \
-        if (folder.parent / "run.jsonl").exists() else []
+    events = (
+        [json.loads(line)["event"] for line in (folder.parent / "run.jsonl").read_text().splitlines()]
+        if (folder.parent / "run.jsonl").exists()
+        else []
+    )
     assert ("stopped" in events) == what.startswith("SIGTERM"), (out, error)
     assert locks.take(folder.parent / "run.lock") is not None
 
@@ -589,15 +649,21 @@ def test_torchrun_ends_soon_and_leaves_a_whole_folder(tmp_path, what):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux tells who was started with what")
 def test_where_the_notebook_is_killed_its_processes_save_and_leave(tmp_path):
-    code = ("import sys; sys.path[:0] = [sys.argv[2]]\nimport several, tiny\nfrom dataclasses import replace\n"
-            "from pathlib import Path\nfrom patholib.train import handover, runs, training\n"
-            "handover.PROGRAM = [several.__file__]\nrecipe = replace(tiny.TINY, epochs=2000)\n"
-            "with tiny.network():\n    run = tiny.open_run(Path(sys.argv[1], 'run'), recipe)\n"
-            "    run.lock = runs._lock(run.dir)\n"
-            "    training.fit(tiny.build(recipe), tiny.image_set(), run, 'cpu', processes=2)\n")
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[2]]\nimport several, tiny\nfrom dataclasses import replace\n"
+        "from pathlib import Path\nfrom patholib.train import handover, runs, training\n"
+        "handover.PROGRAM = [several.__file__]\nrecipe = replace(tiny.TINY, epochs=2000)\n"
+        "with tiny.network():\n    run = tiny.open_run(Path(sys.argv[1], 'run'), recipe)\n"
+        "    run.lock = runs._lock(run.dir)\n"
+        "    training.fit(tiny.build(recipe), tiny.image_set(), run, 'cpu', processes=2)\n"
+    )
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    notebook = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[1])], env=env,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    notebook = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[1])],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     end = time.monotonic() + 300
     while not list(tmp_path.glob("run/checkpoints/last-*.pt")) and time.monotonic() < end:
         time.sleep(0.2)

@@ -10,14 +10,25 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork a process"),
-              pytest.mark.alone]  # at which step a kill comes is a matter of time
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork a process"),
+    pytest.mark.alone,
+]  # at which step a kill comes is a matter of time
 
 
 def kill(tmp_path, number, seed, *options):
     """The counts of that many kills."""
-    command = [sys.executable, (Path(__file__).parents[1] / "kills.py"), "--kills", str(number), "--seed", str(seed),
-               "--json", tmp_path / "counts.json", *options]
+    command = [
+        sys.executable,
+        (Path(__file__).parents[1] / "kills.py"),
+        "--kills",
+        str(number),
+        "--seed",
+        str(seed),
+        "--json",
+        tmp_path / "counts.json",
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((tmp_path / "counts.json").read_text(encoding="utf-8"))
@@ -33,8 +44,11 @@ def hold_truths(counts, number):
 def test_T06_T07_no_moment_of_a_sigkill_loses_anything(tmp_path, catalogue):
     hold_truths(kill(tmp_path, 40, seed=0), 40)
     catalogue("T06", "SIGKILL at any moment, again and again", "resumes from the last checkpoint, the same bits")
-    catalogue("T07", "SIGKILL inside the write of a checkpoint",
-              "every checkpoint is whole; the unfinished file is removed at the next start")
+    catalogue(
+        "T07",
+        "SIGKILL inside the write of a checkpoint",
+        "every checkpoint is whole; the unfinished file is removed at the next start",
+    )
 
 
 def test_T05_whoever_is_asked_to_stop_saves_and_is_gone_in_five_seconds(tmp_path, catalogue):

@@ -19,8 +19,22 @@ from patholib.model.recipes import BREAKHIS, Stage
 from patholib.train import origin, runs
 
 RECIPE = replace(recipes.for_demo(BREAKHIS), arch="resnet18", image_size=32, group_by="group")
-KEYS = {"name", "created", "status", "demo", "fingerprint", "seed", "published", "recipe", "data", "split", "versions",
-        "code", "machine", "leaks"}
+KEYS = {
+    "name",
+    "created",
+    "status",
+    "demo",
+    "fingerprint",
+    "seed",
+    "published",
+    "recipe",
+    "data",
+    "split",
+    "versions",
+    "code",
+    "machine",
+    "leaks",
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +61,23 @@ def test_a_new_folder_says_what_made_it(prepared, tmp_path):
     run = start(prepared, tmp_path)
     facts = files.read_json(run.dir / "run.json")
     assert {path.name for path in run.dir.iterdir()} == {
-        "run.json", "run.lock", "run.holder.lock", "data_report.json", "data_report.html", "excluded.csv", "images.csv",
-        "split.csv", "split.csv.sha256"}
+        "run.json",
+        "run.lock",
+        "run.holder.lock",
+        "data_report.json",
+        "data_report.html",
+        "excluded.csv",
+        "images.csv",
+        "split.csv",
+        "split.csv.sha256",
+    }
     assert set(facts) == KEYS and facts["status"] == "started" and facts["name"] == run.dir.name
     assert recipes.from_json(facts["recipe"]) == RECIPE and facts["seed"] == 0 and facts["demo"] is False
     assert facts["data"]["images"] == 16 and facts["data"]["groups"] == 8 and facts["data"]["root_name"] == "pictures"
     assert facts["data"]["images_sha256"] == runs.images_sha256(prepared[0])
-    assert {split: sum(counts.values()) for split, counts in facts["split"]["counts"].items()} == \
-        prepared[1]["split"].value_counts().to_dict()
+    assert {split: sum(counts.values()) for split, counts in facts["split"]["counts"].items()} == prepared[1][
+        "split"
+    ].value_counts().to_dict()
     assert facts["versions"]["torch"].startswith("2.") and len(facts["versions"]) == 1 + len(origin.LIBRARIES)
     pd.testing.assert_frame_equal(splitting.read_split(run.dir / "split.csv", prepared[0].manifest), prepared[1])
     assert files.read_json(run.dir / "data_report.json") == prepared[0].report
@@ -72,9 +95,17 @@ def test_no_file_of_a_new_run_holds_a_path_of_the_machine(prepared, data, tmp_pa
     assert str(tmp_path).encode() not in (run.dir / "run.json").read_bytes()
 
 
-@pytest.mark.parametrize("change", [{"lr": 5e-4}, {"seed": 1}, {"image_size": 40}, {"weights": "imagenet"},
-                                    {"stages": (Stage(0, 1, 1.0),)},
-                                    {"augmentation": replace(RECIPE.augmentation, noise=0.1)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 5e-4},
+        {"seed": 1},
+        {"image_size": 40},
+        {"weights": "imagenet"},
+        {"stages": (Stage(0, 1, 1.0),)},
+        {"augmentation": replace(RECIPE.augmentation, noise=0.1)},
+    ],
+)
 def test_what_decides_the_learning_changes_the_fingerprint(prepared, change):
     assert runs.fingerprint(replace(RECIPE, **change), *prepared) != runs.fingerprint(RECIPE, *prepared)
 
@@ -90,8 +121,11 @@ def test_one_changed_byte_and_one_moved_image_change_the_fingerprint(prepared):
     facts.loc[3, "sha256"] = facts.loc[3, "sha256"][::-1]
     moved = split.copy()
     moved.loc[0, "split"] = "val" if moved.loc[0, "split"] != "val" else "test"
-    marks = {runs.fingerprint(RECIPE, checked, split), runs.fingerprint(RECIPE, replace(checked, facts=facts), split),
-             runs.fingerprint(RECIPE, checked, moved)}
+    marks = {
+        runs.fingerprint(RECIPE, checked, split),
+        runs.fingerprint(RECIPE, replace(checked, facts=facts), split),
+        runs.fingerprint(RECIPE, checked, moved),
+    }
     assert len(marks) == 3
 
 
@@ -124,8 +158,9 @@ def test_another_recipe_data_or_split_gets_a_folder_of_its_own(prepared, tmp_pat
     assert refusal(prepared, tmp_path, replace(RECIPE, lr=1e-4), resume="must").code == "resume_changed"
 
 
-def test_a_run_of_an_earlier_version_is_refused_with_its_file_the_fields_it_lacks_and_who_can_go_on(prepared, tmp_path,
-                                                                                                   capsys):
+def test_a_run_of_an_earlier_version_is_refused_with_its_file_the_fields_it_lacks_and_who_can_go_on(
+    prepared, tmp_path, capsys
+):
     run = start(prepared, tmp_path)
     run.close()
     earlier = RECIPE.to_json()
@@ -160,8 +195,14 @@ sys.stdin.read()
 def test_two_processes_cannot_hold_one_folder_and_a_killed_one_lets_go(prepared, data, tmp_path):
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests", Path(__file__).parent)))}
-    process = subprocess.Popen([sys.executable, "-c", CHILD, data, tmp_path], cwd=root, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, data, tmp_path],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
     try:
         held = process.stdout.readline().strip()
         assert (tmp_path / held / "run.json").is_file()
@@ -201,13 +242,15 @@ def test_a_split_by_image_is_noted_on_every_figure(prepared, tmp_path):
 
 # --- splits that leak -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def leaky(prepared):
     """Of a patient in training one picture is tested on; the table takes every image for a group of its own."""
     checked, split = prepared
     moved = split.index[split["split"] == "train"][0]
-    return checked, split[["path", "label"]].assign(group=split["path"],
-                                                    split=split["split"].where(split.index != moved, "test"))
+    return checked, split[["path", "label"]].assign(
+        group=split["path"], split=split["split"].where(split.index != moved, "test")
+    )
 
 
 def test_a_run_on_a_split_that_leaks_is_refused_with_level_and_counts(leaky, tmp_path, catalogue):

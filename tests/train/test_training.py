@@ -28,8 +28,17 @@ def test_a_planted_cue_is_learnt_and_the_history_is_kept(tmp_path):
     stored = pd.read_csv(tmp_path / "history.csv", float_precision="round_trip")
     assert np.allclose(stored["val_loss"], history["val_loss"], rtol=0, atol=0)
     assert json.loads((tmp_path / "history.json").read_text())[5]["train_loss"] == history["train_loss"].iloc[5]
-    assert {"lr", "frozen", "trainable_share", "train_accuracy", "val_balanced_accuracy", "gap", "seconds",
-            "images_per_second", "gpu_memory_mb"} < set(history)
+    assert {
+        "lr",
+        "frozen",
+        "trainable_share",
+        "train_accuracy",
+        "val_balanced_accuracy",
+        "gap",
+        "seconds",
+        "images_per_second",
+        "gpu_memory_mb",
+    } < set(history)
 
 
 def test_shuffled_labels_are_not_learnt(tmp_path):
@@ -65,24 +74,43 @@ def straight_run(tmp_path_factory):
     return train(tmp_path_factory.mktemp("straight"))
 
 
-RICH = replace(TINY, epochs=4, stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)), schedule="plateau", plateau_patience=0,
-               balance="sampler", optimizer="adamw", batchnorm="adapt", clip_norm=0.5, head_dropout=(0.5, 0.3))
+RICH = replace(
+    TINY,
+    epochs=4,
+    stages=(Stage(0, 5, 1.0), Stage(0.5, 0, 0.5)),
+    schedule="plateau",
+    plateau_patience=0,
+    balance="sampler",
+    optimizer="adamw",
+    batchnorm="adapt",
+    clip_norm=0.5,
+    head_dropout=(0.5, 0.3),
+)
 RECIPES = {
     "plain": TINY,
     "stages, plateau, sampler, adapting BatchNorm, clipping, dropout": RICH,
     "early stopping, focal loss, all batches": replace(
-        TINY, epochs=6, patience=1, stop="any_epoch", loss="focal", label_smoothing=0.0, schedule="constant",
-        drop_last=False, batch_size=12),
+        TINY,
+        epochs=6,
+        patience=1,
+        stop="any_epoch",
+        loss="focal",
+        label_smoothing=0.0,
+        schedule="constant",
+        drop_last=False,
+        batch_size=12,
+    ),
     "fp16 with skipped steps": replace(TINY, precision="fp16", epochs=3),
     "averaged weights, warm-up, colours, logit adjustment": replace(
-        TINY, epochs=3, ema=0.9, warm_up=2, colour=4, balance="logit_adjustment"),
+        TINY, epochs=3, ema=0.9, warm_up=2, colour=4, balance="logit_adjustment"
+    ),
 }
 
 
 def large_scale(patch):
     """Lets the fp16 scaler begin so high that the first steps overflow and are skipped."""
     scaler = torch.amp.GradScaler
-    patch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0 ** 20, enabled=enabled))
+    patch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**20, enabled=enabled))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -115,14 +143,16 @@ def test_resuming_after_any_step_changes_nothing(tmp_path, monkeypatch, name):
         pd.testing.assert_frame_equal(without_time(expected), without_time(history))
 
 
-MUTATED = replace(RICH, stages=(Stage(0, 0, 1.0),), precision="fp16", micro_batches="always", on_nonfinite="rollback",
-                  ema=0.9)
+MUTATED = replace(
+    RICH, stages=(Stage(0, 0, 1.0),), precision="fp16", micro_batches="always", on_nonfinite="rollback", ema=0.9
+)
 PARTS = ("model", "average", "optimizer", "scaler", "epoch", "step", "sums", "history", "parts", "rollbacks")
 
 
 @pytest.fixture(scope="module")
 def broken_run(tmp_path_factory):
     """An uninterrupted run with all that can happen on the way, and the folder of one that died in its third epoch."""
+
     def eventful(folder, dies):
         optimise, gradients = optimising.step, optimising.gradients
         faults, seen = {"memory", "loss"}, []
@@ -163,8 +193,9 @@ def test_every_part_of_a_checkpoint_is_needed(tmp_path, monkeypatch, broken_run,
     (straight, expected), folder = broken_run
     shutil.copytree(folder, tmp_path / "broken")
     large_scale(monkeypatch)
-    fresh = resuming.content(State(build(replace(MUTATED, seed=9)), image_set(), open_run(tmp_path / "fresh", MUTATED),
-                                   torch.device("cpu")))
+    fresh = resuming.content(
+        State(build(replace(MUTATED, seed=9)), image_set(), open_run(tmp_path / "fresh", MUTATED), torch.device("cpu"))
+    )
     load = checkpoints.load
 
     def forgetful(folder, kind, step=None, holds=()):
@@ -287,9 +318,14 @@ def test_the_callers_generators_and_switches_are_left_alone(tmp_path):
 
 
 def switches():
-    return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory, torch.get_float32_matmul_precision(),
-            torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32)
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.allow_tf32,
+    )
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -314,8 +350,9 @@ def test_a_sampler_draws_every_class_equally_often():
     assert len(drawn) == 1000 and abs(drawn.mean() - 0.5) < 0.05  # three standard errors
 
 
-@pytest.mark.parametrize(("computes", "bf16", "chosen"),
-                         [(True, 0.5, "bf16"), (True, 0.9, "fp32"), (False, 0.1, "fp32")])
+@pytest.mark.parametrize(
+    ("computes", "bf16", "chosen"), [(True, 0.5, "bf16"), (True, 0.9, "fp32"), (False, 0.1, "fp32")]
+)
 def test_a_cpu_takes_bf16_only_where_it_is_real_and_quicker(monkeypatch, computes, bf16, chosen):
     monkeypatch.setattr(devices, "cpu_computes_bf16", lambda: computes)
     monkeypatch.setattr(devices, "step_seconds", lambda *_: {"fp32": 1.0, "bf16": bf16})
@@ -345,8 +382,9 @@ def test_a_resumed_run_keeps_the_precision_it_began_with_whatever_the_clock_says
 
 @pytest.mark.parametrize("cost", [0.05, 0.6, 2.9])  # seconds for a checkpoint; 0.6 is a ResNet50 on a plain disk
 @pytest.mark.parametrize("steps_per_epoch", [10, 60, 2000])
-def test_checkpoints_take_one_percent_of_the_time_and_a_kill_at_most_five_minutes(monkeypatch, tmp_path, cost,
-                                                                                  steps_per_epoch):
+def test_checkpoints_take_one_percent_of_the_time_and_a_kill_at_most_five_minutes(
+    monkeypatch, tmp_path, cost, steps_per_epoch
+):
     """Ten hours of steps of a second by a clock that only work moves."""
     clock, saved, lost, spent = [0.0], [0.0], [], []
     monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])

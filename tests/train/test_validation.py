@@ -37,13 +37,27 @@ def checked(tmp_path_factory) -> checking.Checked:
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02}.png")
         rows.append({"path": f"{i:02}.png", "label": BREAKHIS.classes[label], "group": f"p{i // 3:02}"})
     files.write_table(folder / "mine.csv", pd.DataFrame(rows))
-    return checking.check(table.read(folder / "mine.csv", positive="malignant"), 37, progress=False,
-                        cache_dir=tmp_path_factory.mktemp("cache"), report_dir=folder / "report")
+    return checking.check(
+        table.read(folder / "mine.csv", positive="malignant"),
+        37,
+        progress=False,
+        cache_dir=tmp_path_factory.mktemp("cache"),
+        report_dir=folder / "report",
+    )
 
 
 def study(checked, output, recipe=RECIPE, folds=3, **options) -> Study:
-    return Study(checked, recipe=recipe, folds=folds, output=str(output), device="cpu", workers=1, quiet=True,
-                 remember=False, **options)
+    return Study(
+        checked,
+        recipe=recipe,
+        folds=folds,
+        output=str(output),
+        device="cpu",
+        workers=1,
+        quiet=True,
+        remember=False,
+        **options,
+    )
 
 
 def cross(*args, **options) -> validation.CrossValidated:
@@ -66,8 +80,9 @@ def test_every_image_is_tested_once_a_repeat_by_a_model_that_never_saw_its_patie
         assert sorted(part["path"]) == sorted(checked.manifest.table["path"])
     for run in whole.facts["runs"]:
         split = splitting.read_split(whole.folder / run["run"] / "split.csv", checked.manifest)  # refuses shared groups
-        mine = whole.predictions[(whole.predictions["repeat"] == run["repeat"])
-                                 & (whole.predictions["fold"] == run["fold"])]
+        mine = whole.predictions[
+            (whole.predictions["repeat"] == run["repeat"]) & (whole.predictions["fold"] == run["fold"])
+        ]
         assert set(mine["path"]) == set(split.loc[split["split"] == "test", "path"])
         assert run["split_sha256"] == files.sha256(whole.folder / run["run"] / "split.csv")
 
@@ -76,15 +91,21 @@ def test_what_is_written_is_what_is_returned_and_the_means_are_those_of_the_fold
     assert files.read_json(whole.folder / validation.RESULT) == whole.facts
     assert whole.facts["predictions_sha256"] == files.sha256(whole.folder / validation.PREDICTIONS)
     assert {"cross_validation.json", "oof_predictions.csv", "cross_validation.png"} < {
-        path.name for path in whole.folder.iterdir()}
-    values = [files.read_json(whole.folder / run["run"] / "metrics.json")["test"]["metrics"]["auc"]["value"]
-              for run in whole.facts["runs"]]
+        path.name for path in whole.folder.iterdir()
+    }
+    values = [
+        files.read_json(whole.folder / run["run"] / "metrics.json")["test"]["metrics"]["auc"]["value"]
+        for run in whole.facts["runs"]
+    ]
     found = whole.facts["over_folds"]["auc"]
     assert found["mean"] == pytest.approx(np.mean(values)) and found["sd"] == pytest.approx(np.std(values, ddof=1))
     assert (found["lowest"], found["highest"], found["folds"]) == (min(values), max(values), 6)
     assert len(whole.folds) == 7 and whole.folds["value"].tolist()[:6] == values
-    assert "no standard error" in repr(whole) and "Bengio" in whole._repr_html_() and "data:image/png" in \
-        whole._repr_html_()
+    assert (
+        "no standard error" in repr(whole)
+        and "Bengio" in whole._repr_html_()
+        and "data:image/png" in whole._repr_html_()
+    )
 
 
 def test_a_group_is_drawn_with_the_images_of_all_repeats(whole):
@@ -126,7 +147,8 @@ def test_interrupted_at_any_step_it_ends_with_the_same_predictions(checked, tmp_
     assert interruptions >= 2
     pd.testing.assert_frame_equal(many.predictions, one.predictions)
     assert [path.read_bytes() for path in (many.folder / validation.RESULT, many.folder / validation.PREDICTIONS)] == [
-        path.read_bytes() for path in (one.folder / validation.RESULT, one.folder / validation.PREDICTIONS)]
+        path.read_bytes() for path in (one.folder / validation.RESULT, one.folder / validation.PREDICTIONS)
+    ]
     assert len([path for path in many.folder.iterdir() if path.is_dir()]) == 3  # no fold was begun anew
 
 
@@ -146,8 +168,11 @@ def test_too_few_patients_and_a_folder_in_use_are_refused(checked, tmp_path):
 
 
 def test_another_recipe_has_a_folder_of_its_own(checked, tmp_path):
-    folders = {crossvalidation.folder_of(study(checked, tmp_path, recipe, folds)) for folds in (3, 4)
-               for recipe in (RECIPE, replace(RECIPE, epochs=2), replace(RECIPE, seed=1))}
+    folders = {
+        crossvalidation.folder_of(study(checked, tmp_path, recipe, folds))
+        for folds in (3, 4)
+        for recipe in (RECIPE, replace(RECIPE, epochs=2), replace(RECIPE, seed=1))
+    }
     assert len(folders) == 6
 
 
@@ -175,8 +200,12 @@ def test_the_folds_of_single_runs_are_those_of_the_cross_validation(whole, check
 def test_without_a_fold_the_one_split_is_as_before_and_folds_that_cannot_be_are_refused(checked):
     one = splitting.split(checked.manifest, RECIPE.fractions, RECIPE.seed, RECIPE.group_by)
     pd.testing.assert_frame_equal(runs.split(RECIPE, checked, 3), one)
-    for folds, fold, code in ((0, 0, "bad_parameter"), (3, 3, "bad_parameter"), (3, -1, "bad_parameter"),
-                              (40, None, "split_infeasible")):
+    for folds, fold, code in (
+        (0, 0, "bad_parameter"),
+        (3, 3, "bad_parameter"),
+        (3, -1, "bad_parameter"),
+        (40, None, "split_infeasible"),
+    ):
         with pytest.raises(PathoError) as error:
             runs.split(RECIPE, checked, folds, 1, fold)
         assert error.value.code == code
@@ -190,46 +219,69 @@ def test_a_run_that_is_a_fold_trains_no_other_one(checked, tmp_path):
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
+
 def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
     rng = np.random.default_rng(0)
     p = rng.uniform(size=400)
     labels = np.where(rng.uniform(size=400) < p, "malignant", "benign")
-    predictions = pd.DataFrame({
-        "label": labels, "group": [f"g{i % 40}" for i in range(400)],
-        "p_malignant": p, "p_benign": 1 - p})
+    predictions = pd.DataFrame(
+        {"label": labels, "group": [f"g{i % 40}" for i in range(400)], "p_malignant": p, "p_benign": 1 - p}
+    )
     thresholds = (0.0, 0.2, 0.7, 1.0)
-    predictions = pd.concat([validation.decided(predictions[i * 100:(i + 1) * 100], RECIPE, threshold)
-                             for i, threshold in enumerate(thresholds)])
+    predictions = pd.concat(
+        [
+            validation.decided(predictions[i * 100 : (i + 1) * 100], RECIPE, threshold)
+            for i, threshold in enumerate(thresholds)
+        ]
+    )
     assert predictions["threshold"].tolist() == np.repeat(thresholds, 100).tolist()
     pooled = validation.pooled_summary(predictions, RECIPE)
     called, ill = p >= predictions["threshold"], predictions["label"] == "malignant"
-    assert pooled["confusion"] == [[int((~called & ~ill).sum()), int((called & ~ill).sum())],
-                                   [int((~called & ill).sum()), int((called & ill).sum())]]
+    assert pooled["confusion"] == [
+        [int((~called & ~ill).sum()), int((called & ~ill).sum())],
+        [int((~called & ill).sum()), int((called & ill).sum())],
+    ]
     plain = metrics.summary(predictions, RECIPE.classes, RECIPE.positive)["metrics"]
     assert {name: pooled["metrics"][name] for name in validation.OF_PROBABILITIES} == {
-        name: plain[name] for name in validation.OF_PROBABILITIES}
+        name: plain[name] for name in validation.OF_PROBABILITIES
+    }
 
 
 def test_every_fold_decides_by_its_own_shares():
     recipe = replace(RECIPE, classes=("a", "b", "c"), positive="a", decide="even")
-    table = pd.DataFrame({"label": ["a", "b", "a", "b"], "group": ["1", "2", "3", "4"], "p_a": [0.2, 0.2, 0.4, 0.4],
-                          "p_b": [0.5, 0.5, 0.5, 0.5], "p_c": [0.3, 0.3, 0.1, 0.1]})
+    table = pd.DataFrame(
+        {
+            "label": ["a", "b", "a", "b"],
+            "group": ["1", "2", "3", "4"],
+            "p_a": [0.2, 0.2, 0.4, 0.4],
+            "p_b": [0.5, 0.5, 0.5, 0.5],
+            "p_c": [0.3, 0.3, 0.1, 0.1],
+        }
+    )
     shares = ({"a": 0.1, "b": 0.5, "c": 0.4}, {"a": 0.5, "b": 0.4, "c": 0.1})  # called a; then b
-    table = pd.concat([validation.decided(table[:2], recipe, shares[0]), validation.decided(table[2:], recipe,
-                                                                                            shares[1])])
+    table = pd.concat(
+        [validation.decided(table[:2], recipe, shares[0]), validation.decided(table[2:], recipe, shares[1])]
+    )
     assert table["decision"].tolist() == ["a", "a", "b", "b"]
     pooled = validation.pooled_summary(table, recipe)
     assert pooled["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
     assert pooled["decision"] == "largest probability over the share of the class"
     plain = metrics.summary(table, recipe.classes, "a")["metrics"]
     assert {n: pooled["metrics"][n] for n in validation.OF_PROBABILITIES} == {
-        n: plain[n] for n in validation.OF_PROBABILITIES}
+        n: plain[n] for n in validation.OF_PROBABILITIES
+    }
 
 
 def test_estimates_draw_patients_whatever_the_split_took_for_groups():
-    predictions = pd.DataFrame({"label": ["benign", "malignant"] * 20, "group": range(40),
-                                "case": [f"c{i // 2}" for i in range(40)],
-                                "p_malignant": np.linspace(0.1, 0.9, 40), "p_benign": 1 - np.linspace(0.1, 0.9, 40)})
+    predictions = pd.DataFrame(
+        {
+            "label": ["benign", "malignant"] * 20,
+            "group": range(40),
+            "case": [f"c{i // 2}" for i in range(40)],
+            "p_malignant": np.linspace(0.1, 0.9, 40),
+            "p_benign": 1 - np.linspace(0.1, 0.9, 40),
+        }
+    )
     found = validation.estimates({("leaky", "its own test images"): predictions}, RECIPE).iloc[0]
     assert (found["kind"], found["images"], found["patients"]) == ("leaky", 40, 20)
     expected = metrics.summary(predictions.assign(group=predictions["case"]), RECIPE.classes, RECIPE.positive)

@@ -22,14 +22,26 @@ VERSION = 3  # of the pictures: raise it whenever the same settings give other f
 MARKER, TRUTH = "DEMO.json", "truth.csv"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 FAULTS = ("truncated", "duplicate", "conflict", "leak")
-DEFAULTS = {"breakhis": {"groups": 80, "images_per_group": 6, "size": (350, 230)},
-            "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225)}}
+DEFAULTS = {
+    "breakhis": {"groups": 80, "images_per_group": 6, "size": (350, 230)},
+    "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225)},
+}
 _PLANS = {"breakhis": plans.plan_breakhis, "isic2019": plans.plan_isic}
 
 
-def write(folder: Path, layout: str = "breakhis", *, groups: int | None = None, images_per_group: int | None = None,
-          size: tuple[int, int] | None = None, seed: int = 0, best_auc: float = 0.97, patient_effect: float = 0.5,
-          magnifications: Iterable[int] = (40,), faults: Iterable[str] = ()) -> Path:
+def write(
+    folder: Path,
+    layout: str = "breakhis",
+    *,
+    groups: int | None = None,
+    images_per_group: int | None = None,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    best_auc: float = 0.97,
+    patient_effect: float = 0.5,
+    magnifications: Iterable[int] = (40,),
+    faults: Iterable[str] = (),
+) -> Path:
     """Writes demo images into `folder`, or keeps the complete set of the same settings already there; returns `folder`.
 
     layout: "breakhis" (groups are cases, 350 x 230 PNG) or "isic2019" (groups are lesions, 300 x 225 JPEG).
@@ -74,6 +86,7 @@ def truth(folder: Path) -> pd.DataFrame:
 
 # --- settings, completeness -------------------------------------------------------------------------------------------
 
+
 def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_effect, magnifications, faults) -> dict:
     """All settings as JSON values, checked."""
     if layout not in DEFAULTS:
@@ -88,19 +101,28 @@ def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_ef
         "groups": default["groups"] if groups is None else groups,
         "images_per_group": default["images_per_group"] if images_per_group is None else images_per_group,
         "size": list(default["size"] if size is None else size),
-        "seed": seed, "best_auc": best_auc, "patient_effect": patient_effect,
-        "magnifications": magnifications, "faults": faults,
+        "seed": seed,
+        "best_auc": best_auc,
+        "patient_effect": patient_effect,
+        "magnifications": magnifications,
+        "faults": faults,
     }
     for name, good, range_ in (
         ("groups", settings["groups"] >= 8, "at least 8, one per subtype or class"),
         ("images_per_group", settings["images_per_group"] >= 1, "at least 1"),
-        ("size", len(settings["size"]) == 2 and settings["size"][0] >= settings["size"][1] >= 64,
-         "(width, height), width >= height >= 64"),
+        (
+            "size",
+            len(settings["size"]) == 2 and settings["size"][0] >= settings["size"][1] >= 64,
+            "(width, height), width >= height >= 64",
+        ),
         ("seed", seed >= 0, "0 or more"),
         ("best_auc", 0.5 < best_auc < 1, "between 0.5 and 1, both excluded"),
         ("patient_effect", 0 <= patient_effect <= 2, "from 0 to 2"),
-        ("magnifications", bool(magnifications) and set(magnifications) <= plans.MAGNIFICATIONS.keys(),
-         "40, 100, 200, 400"),
+        (
+            "magnifications",
+            bool(magnifications) and set(magnifications) <= plans.MAGNIFICATIONS.keys(),
+            "40, 100, 200, 400",
+        ),
         ("magnifications", layout == "breakhis" or magnifications == [40], "left out for isic2019"),
     ):
         if not good:
@@ -140,6 +162,7 @@ def _refuse_other_files(folder: Path) -> None:
 
 # --- what is in the folder --------------------------------------------------------------------------------------------
 
+
 def _fill(folder: Path, settings: dict) -> None:
     """Writes everything, the marker last."""
     plan = _PLANS[settings["layout"]](settings)
@@ -164,20 +187,23 @@ def _fill(folder: Path, settings: dict) -> None:
         write_table(folder / name, content)
     columns = ["path", "label", "group", "latent", *best, "mask"]
     write_table(folder / TRUTH, table[columns])
-    write_json(folder / MARKER, {
-        "what": f"demo images in the layout of {settings['layout']}, written by patholib.data.demo",
-        "notice": NOTICE,
-        "version": VERSION,
-        "settings": settings,
-        "best_auc": settings["best_auc"],  # in expectation
-        "best_auc_of_these_images": _auc_of_best(table, classes),
-        "prior": plan.prior,
-        "images": len(table),
-        "groups": int(table["group"].nunique()),
-        "faults": faults,
-        "tables": sorted(tables),
-        "bytes": sum((folder / path).stat().st_size for path in table["path"]),
-    })
+    write_json(
+        folder / MARKER,
+        {
+            "what": f"demo images in the layout of {settings['layout']}, written by patholib.data.demo",
+            "notice": NOTICE,
+            "version": VERSION,
+            "settings": settings,
+            "best_auc": settings["best_auc"],  # in expectation
+            "best_auc_of_these_images": _auc_of_best(table, classes),
+            "prior": plan.prior,
+            "images": len(table),
+            "groups": int(table["group"].nunique()),
+            "faults": faults,
+            "tables": sorted(tables),
+            "bytes": sum((folder / path).stat().st_size for path in table["path"]),
+        },
+    )
 
 
 def _encode(path: Path, image: np.ndarray) -> None:

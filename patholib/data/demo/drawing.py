@@ -24,6 +24,7 @@ def stain(seed: int, case: str, patient_effect: float = 1.0) -> tuple[np.ndarray
 
 # --- drawing: what both pictures are made of --------------------------------------------------------------------------
 
+
 def generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
@@ -34,8 +35,9 @@ def grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
 
 
-def field(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, long: float,
-           short: float | None = None) -> np.ndarray:
+def field(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, long: float, short: float | None = None
+) -> np.ndarray:
     """Smooth noise in [-1, 1] over coordinates x and y, with features `long` by `short` (default: the same) units."""
     lattice = rng.integers(0, 256, (40, 40), dtype=np.uint8)
     # Eight times finer, so that a linear look-up is smooth; two points of margin, so that it wraps without a seam.

@@ -15,10 +15,14 @@ from patholib.data.demo import drawing, skin_images, tissue_images
 MASKS = "truth"  # the folder of the masks
 # Subtype code: (class, folder, number of slides at 40X in the real BreakHis, whose root sets its share here).
 SUBTYPES = {
-    "A": ("benign", "adenosis", 4), "DC": ("malignant", "ductal_carcinoma", 38),
-    "F": ("benign", "fibroadenoma", 10), "LC": ("malignant", "lobular_carcinoma", 5),
-    "TA": ("benign", "tubular_adenoma", 7), "MC": ("malignant", "mucinous_carcinoma", 9),
-    "PT": ("benign", "phyllodes_tumor", 3), "PC": ("malignant", "papillary_carcinoma", 6),
+    "A": ("benign", "adenosis", 4),
+    "DC": ("malignant", "ductal_carcinoma", 38),
+    "F": ("benign", "fibroadenoma", 10),
+    "LC": ("malignant", "lobular_carcinoma", 5),
+    "TA": ("benign", "tubular_adenoma", 7),
+    "MC": ("malignant", "mucinous_carcinoma", 9),
+    "PT": ("benign", "phyllodes_tumor", 3),
+    "PC": ("malignant", "papillary_carcinoma", 6),
 }
 MAGNIFICATIONS = {40: 1.0, 100: 1.4, 200: 1.9, 400: 2.6}  # size of a nucleus: far below the true ratio, so a nest fits
 # Images per class in the real ISIC 2019 training set, in the order of its columns.
@@ -58,6 +62,7 @@ def _in_turn(weights: dict[str, float], count: int) -> list[str]:
 
 # --- BreakHis ---------------------------------------------------------------------------------------------------------
 
+
 def plan_breakhis(settings: dict) -> Plan:
     """Cases of tissue, each with its slides and images, in the official folders."""
     seed = settings["seed"]
@@ -68,8 +73,11 @@ def plan_breakhis(settings: dict) -> Plan:
     suffixes = [("", "AB", "CD", "C")[i % 4] for i in range(len(cases))]
     if "leak" in settings["faults"]:  # the first malignant case is the first benign one's patient
         cases[1], suffixes[1] = cases[0], "EF"
-    rows = [row for index, case in enumerate(zip(codes, cases, suffixes, strict=True))
-            for row in _rows_of_case(settings, index, *case)]
+    rows = [
+        row
+        for index, case in enumerate(zip(codes, cases, suffixes, strict=True))
+        for row in _rows_of_case(settings, index, *case)
+    ]
     share = sum(row["label"] == "malignant" for row in rows) / len(rows)
 
     def paint(row: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -97,20 +105,29 @@ def _rows_of_case(settings: dict, index: int, code: str, case: str, suffix: str)
         numbered[slide, magnification] += 1
         tree = f"BreaKHis_v1/histology_slides/breast/{label}/SOB/{subtype}/SOB_{label[0].upper()}_{code}_{slide}"
         stem = f"SOB_{label[0].upper()}_{code}-{slide}-{magnification}-{numbered[slide, magnification]:03d}"
-        rows.append({"path": f"{tree}/{magnification}X/{stem}.png", "mask": f"{MASKS}/{stem}_mask.png",
-                     "label": label, "group": case, "latent": float(latent),
-                     "magnification": magnification, "key": (index, image)})
+        rows.append(
+            {
+                "path": f"{tree}/{magnification}X/{stem}.png",
+                "mask": f"{MASKS}/{stem}_mask.png",
+                "label": label,
+                "group": case,
+                "latent": float(latent),
+                "magnification": magnification,
+                "key": (index, image),
+            }
+        )
     return rows
 
 
 # --- ISIC 2019 --------------------------------------------------------------------------------------------------------
+
 
 def plan_isic(settings: dict) -> Plan:
     """Lesions of skin in several views, and the two CSV tables of the challenge."""
     seed = settings["seed"]
     floor = max(1, min(8, settings["groups"] // 16))  # enough lesions of the rare classes for three splits
     labels = [name for name in LESIONS for _ in range(floor)]
-    labels += _in_turn(LESIONS, settings["groups"] - len(labels) + len(LESIONS))[len(LESIONS):]
+    labels += _in_turn(LESIONS, settings["groups"] - len(labels) + len(LESIONS))[len(LESIONS) :]
     prior = {name: labels.count(name) / len(labels) for name in LESIONS}
     rng = drawing.generator(seed, drawing.LESION)
     swapped = rng.random(len(labels)) < confusion(settings)
@@ -149,8 +166,9 @@ def _rows_of_lesions(settings: dict, labels: list[str], cues: list[str], rng: np
             "site": "" if rng.random() < 0.1 else str(rng.choice(SITES)),
             "sex": "" if rng.random() < 0.02 else str(rng.choice(["female", "male"])),
         }
-        rows += [{"label": label, "latent": cue, "lesion": lesion, **person, "key": (index, view)}
-                 for view in range(count)]
+        rows += [
+            {"label": label, "latent": cue, "lesion": lesion, **person, "key": (index, view)} for view in range(count)
+        ]
     return rows
 
 
@@ -158,10 +176,17 @@ def _isic_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The two CSV files of the challenge."""
     table = table.sort_values("image")
     one_hot = {name: (table["label"] == name).astype(float) for name in LESIONS}
-    metadata = {"image": "image", "age": "age_approx", "site": "anatom_site_general",
-                "lesion": "lesion_id", "sex": "sex"}
-    return {"ISIC_2019_Training_GroundTruth.csv": pd.DataFrame({"image": table["image"], **one_hot, "UNK": 0.0}),
-            "ISIC_2019_Training_Metadata.csv": table[list(metadata)].rename(columns=metadata)}
+    metadata = {
+        "image": "image",
+        "age": "age_approx",
+        "site": "anatom_site_general",
+        "lesion": "lesion_id",
+        "sex": "sex",
+    }
+    return {
+        "ISIC_2019_Training_GroundTruth.csv": pd.DataFrame({"image": table["image"], **one_hot, "UNK": 0.0}),
+        "ISIC_2019_Training_Metadata.csv": table[list(metadata)].rename(columns=metadata),
+    }
 
 
 def name_isic(row: dict, number: int) -> None:
@@ -174,8 +199,11 @@ def name_isic(row: dict, number: int) -> None:
 
 # --- planted faults ---------------------------------------------------------------------------------------------------
 
+
 def planned_leaks(table: pd.DataFrame) -> list[dict]:
     """Every patient or lesion that stands under two classes (planned before drawing)."""
     mixed = table.groupby("group")["label"].nunique()
-    return [{"kind": "leak", "group": group, "paths": sorted(table.loc[table["group"] == group, "path"])}
-            for group in mixed.index[mixed > 1]]
+    return [
+        {"kind": "leak", "group": group, "paths": sorted(table.loc[table["group"] == group, "path"])}
+        for group in mixed.index[mixed > 1]
+    ]

@@ -21,8 +21,9 @@ CUES = {
 }
 
 
-def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, int], cue: str,
-         patient_effect: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def skin(
+    form: np.random.Generator, view: np.random.Generator, size: tuple[int, int], cue: str, patient_effect: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """A dermoscopy picture (height, width, 3) uint8 of lesion `form` in one `view`, and its mask, uint8 0 / 255."""
     width, height = size
     light, dark, irregular, border, structures = CUES[cue]
@@ -42,10 +43,13 @@ def skin(form: np.random.Generator, view: np.random.Generator, size: tuple[int, 
         picture = _STRUCTURES[structure](form, picture, u, v, depth, inside, np.array(colour))
 
     # Nothing in skin is straight: one smooth displacement bends skin, lesion and structures together.
-    bent = [c + radius * (0.07 * drawing.field(form, u, v, 0.45) + 0.02 * drawing.field(form, u, v, 0.13))
-            for c in (x, y)]
-    picture, depth = (cv2.remap(a.astype(np.float32), *bent, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-                      for a in (picture, depth))
+    bent = [
+        c + radius * (0.07 * drawing.field(form, u, v, 0.45) + 0.02 * drawing.field(form, u, v, 0.13)) for c in (x, y)
+    ]
+    picture, depth = (
+        cv2.remap(a.astype(np.float32), *bent, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        for a in (picture, depth)
+    )
     picture = cv2.GaussianBlur(picture, (0, 0), 0.8 * height / 225)
     _hairs(form, view, picture)
     _bubbles(view, picture)
@@ -179,8 +183,15 @@ def _vessels(rng, picture, u, v, depth, inside, colour):
             for _ in range(int(rng.integers(4, 8))):
                 heading += rng.normal(0, 0.35)
                 line.append(line[-1] + 0.09 * np.array([np.cos(heading), np.sin(heading)]))
-            cv2.polylines(layer, [drawing.fixed(_to_pixels(np.array(line), u, v)).astype(np.int32)], False, 255,
-                          max(1, round(thick * unit)), cv2.LINE_AA, 4)
+            cv2.polylines(
+                layer,
+                [drawing.fixed(_to_pixels(np.array(line), u, v)).astype(np.int32)],
+                False,
+                255,
+                max(1, round(thick * unit)),
+                cv2.LINE_AA,
+                4,
+            )
             if thick > 0.018:
                 branches += [(line[-1], heading + turn * rng.uniform(0.4, 0.9), 0.65 * thick) for turn in (-1, 1)]
     opaque = 0.75 * layer.astype(np.float32) / 255 * drawing.soft(depth, -0.05, 0.1)
@@ -230,10 +241,24 @@ def _hairpins(rng, picture, u, v, depth, inside, colour):
     for angle in np.linspace(0, 2 * np.pi, 20, endpoint=False) + rng.normal(0, 0.13, 20):
         ray, side = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
         inner, outer = rng.uniform(0.52, 0.7), rng.uniform(0.75, 0.92)
-        line = np.array([ray * inner - side * 0.025, ray * outer - side * 0.03, ray * (outer + 0.03),
-                         ray * outer + side * 0.03, ray * inner + side * 0.025])
-        cv2.polylines(layer, [drawing.fixed(_to_pixels(line, u, v)).astype(np.int32)], False, 255,
-                      max(1, round(0.02 * unit)), cv2.LINE_AA, 4)
+        line = np.array(
+            [
+                ray * inner - side * 0.025,
+                ray * outer - side * 0.03,
+                ray * (outer + 0.03),
+                ray * outer + side * 0.03,
+                ray * inner + side * 0.025,
+            ]
+        )
+        cv2.polylines(
+            layer,
+            [drawing.fixed(_to_pixels(line, u, v)).astype(np.int32)],
+            False,
+            255,
+            max(1, round(0.02 * unit)),
+            cv2.LINE_AA,
+            4,
+        )
     return drawing.blend(picture, (0.66, 0.16, 0.18), 0.7 * layer.astype(np.float32) / 255)
 
 
@@ -248,9 +273,19 @@ def _crust(rng, picture, u, v, depth, inside, colour):
 
 
 _STRUCTURES = {
-    "network": _network, "globules": _globules, "blotches": _blotches, "veil": _veil, "nests": _nests,
-    "vessels": _vessels, "strawberry": _strawberry, "ridges": _ridges, "milia": _milia, "scar": _scar,
-    "lacunae": _lacunae, "hairpins": _hairpins, "crust": _crust,
+    "network": _network,
+    "globules": _globules,
+    "blotches": _blotches,
+    "veil": _veil,
+    "nests": _nests,
+    "vessels": _vessels,
+    "strawberry": _strawberry,
+    "ridges": _ridges,
+    "milia": _milia,
+    "scar": _scar,
+    "lacunae": _lacunae,
+    "hairpins": _hairpins,
+    "crust": _crust,
 }
 
 
@@ -265,8 +300,15 @@ def _hairs(form, view, picture: np.ndarray) -> None:
         ends = view.uniform((0, 0), (width, height), (2, 2))
         bend = view.normal(0, 0.15 * height, 2)
         line = ends[0] * (1 - t) + ends[1] * t + 4 * t * (1 - t) * bend
-        cv2.polylines(layer, [drawing.fixed(line).astype(np.int32)], False, int(view.integers(110, 210)),
-                      max(1, round(height / 225)), cv2.LINE_AA, 4)
+        cv2.polylines(
+            layer,
+            [drawing.fixed(line).astype(np.int32)],
+            False,
+            int(view.integers(110, 210)),
+            max(1, round(height / 225)),
+            cv2.LINE_AA,
+            4,
+        )
     picture[:] = drawing.blend(picture, (0.16, 0.11, 0.09), layer.astype(np.float32) / 255)
 
 

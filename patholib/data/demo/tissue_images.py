@@ -8,8 +8,9 @@ import numpy as np
 from patholib.data.demo import drawing
 
 
-def tissue(rng: np.random.Generator, size: tuple[int, int], z: float,
-           scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def tissue(
+    rng: np.random.Generator, size: tuple[int, int], z: float, scale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Haematoxylin and eosin (height, width, 2) float32, and the mask of the nest that shows z, uint8 0 / 255."""
     width, height = size
     unit = height / 230 * scale  # the length that is one pixel at 350 x 230 and 40X
@@ -49,8 +50,10 @@ def _stroma(rng, x, y, unit) -> tuple:
     Its dyes (haematoxylin, eosin), where it is empty (fat, tears, vessels), its direction, and the slope of its waves.
     """
     turn = rng.uniform(0, np.pi)
-    bend = [drawing.field(rng, x, y, 75 * unit) * 26 * unit + drawing.field(rng, x, y, 22 * unit) * 3 * unit
-            for _ in range(2)]
+    bend = [
+        drawing.field(rng, x, y, 75 * unit) * 26 * unit + drawing.field(rng, x, y, 22 * unit) * 3 * unit
+        for _ in range(2)
+    ]
     along = x * np.cos(turn) + y * np.sin(turn) + bend[0]
     across = y * np.cos(turn) - x * np.sin(turn) + bend[1]
     coarse = drawing.field(rng, along, across, 55 * unit, 6 * unit)
@@ -157,8 +160,13 @@ def _duct(rng, layers, at, radius, unit) -> None:
     for place in places:
         point = ring[np.searchsorted(steps, place, "right") - 1] + rng.normal(0, 0.35 * unit, 2)
         outward = np.arctan2(*(point - at)[::-1])
-        drawing.ellipse(nuclei, point, np.array([rng.uniform(1.7, 2.3), rng.uniform(1.2, 1.6)]) * unit, outward,
-                        dark + int(rng.integers(-12, 13)))
+        drawing.ellipse(
+            nuclei,
+            point,
+            np.array([rng.uniform(1.7, 2.3), rng.uniform(1.2, 1.6)]) * unit,
+            outward,
+            dark + int(rng.integers(-12, 13)),
+        )
 
 
 def _free(rng, size, reach, taken) -> np.ndarray | None:

@@ -70,8 +70,7 @@ def _search(reader: Reader, mounts: tuple[str | Path, ...]) -> Location:
         on_drive, looked = place.name == "MyDrive", 0
         for folder in _searched(reader, place, on_drive):
             looked += 1
-            if (reader.is_named_so(folder) and reader.reads(folder, MOST if on_drive else None)
-                    and not is_demo(folder)):
+            if reader.is_named_so(folder) and reader.reads(folder, MOST if on_drive else None) and not is_demo(folder):
                 return Location(folder, False, tuple(tried))
         if on_drive and looked == MOST:
             tried[-1] += f" (its {MOST} nearest folders alone: name any other with the parameter data)"
@@ -90,8 +89,9 @@ def _holder(folder: Path) -> Reader | None:
     return next((reader for reader in READERS.values() if folder.is_dir() and reader.holds(folder)), None)
 
 
-def load(kind: str, data: str | Path = "auto", missing: str = "error", positive: str | None = None,
-         **demo_settings) -> Manifest:
+def load(
+    kind: str, data: str | Path = "auto", missing: str = "error", positive: str | None = None, **demo_settings
+) -> Manifest:
     """The manifest of a data set, wherever it lies; of demo images, with a line that says so, where there is none.
 
     data: see `find`; or your own CSV. positive: the class that must not be missed; None: as the reader says.
@@ -102,8 +102,12 @@ def load(kind: str, data: str | Path = "auto", missing: str = "error", positive:
     if positive is None:
         return source
     if positive not in source.classes:
-        raise PathoError("unknown_class", f"positive={positive!r}", "is not a class of these images",
-                         nearest(positive, source.classes))
+        raise PathoError(
+            "unknown_class",
+            f"positive={positive!r}",
+            "is not a class of these images",
+            nearest(positive, source.classes),
+        )
     return replace(source, positive=positive)
 
 
@@ -116,8 +120,10 @@ def _load(kind: str, data: str | Path, missing: str, demo_settings: dict) -> Man
     if location.tried:
         if kind not in demo.DEFAULTS:
             raise _absent(kind, location)
-        print(f"No {kind} images were found in {', '.join(location.tried)}: demo images are used instead"
-              + (f" (`patholib download {kind}` fetches the real ones)" if kind in sources.downloadable() else ""))
+        print(
+            f"No {kind} images were found in {', '.join(location.tried)}: demo images are used instead"
+            + (f" (`patholib download {kind}` fetches the real ones)" if kind in sources.downloadable() else "")
+        )
     folder = f"{kind}-{files.digest(demo_settings)[:8]}" if demo_settings else kind
     return read(demo.write(files.remade() / "demo" / folder, kind, **demo_settings), missing)
 
@@ -154,6 +160,10 @@ def _read_folder(folder: Path, missing: str, first: Reader | None = None) -> Man
     reader = reader or next((reader for reader in READERS.values() if reader.reads(folder)), None)
     if reader is None:
         known = ", ".join(reader.what for reader in READERS.values())
-        raise not_there(f"a data set that is known ({known}) or a CSV",
-                        lambda place: any(reader.holds(place) for reader in READERS.values()), folder, "path")
+        raise not_there(
+            f"a data set that is known ({known}) or a CSV",
+            lambda place: any(reader.holds(place) for reader in READERS.values()),
+            folder,
+            "path",
+        )
     return reader.read(folder, missing=missing)

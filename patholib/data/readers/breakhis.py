@@ -22,10 +22,14 @@ from patholib.data.readers.reader import Reader
 _WHAT = "BreakHis (folders benign and malignant)"
 CLASSES = ("benign", "malignant")
 SUBTYPES = {  # code in the name: (class, subtype as its folder is called)
-    "A": ("benign", "adenosis"), "F": ("benign", "fibroadenoma"),
-    "PT": ("benign", "phyllodes_tumor"), "TA": ("benign", "tubular_adenoma"),
-    "DC": ("malignant", "ductal_carcinoma"), "LC": ("malignant", "lobular_carcinoma"),
-    "MC": ("malignant", "mucinous_carcinoma"), "PC": ("malignant", "papillary_carcinoma"),
+    "A": ("benign", "adenosis"),
+    "F": ("benign", "fibroadenoma"),
+    "PT": ("benign", "phyllodes_tumor"),
+    "TA": ("benign", "tubular_adenoma"),
+    "DC": ("malignant", "ductal_carcinoma"),
+    "LC": ("malignant", "lobular_carcinoma"),
+    "MC": ("malignant", "mucinous_carcinoma"),
+    "PC": ("malignant", "papillary_carcinoma"),
 }
 MAGNIFICATIONS = ("40", "100", "200", "400")
 GIVEN = ("train", "val", "valid", "validation", "test")  # folders some mirrors put above the classes
@@ -90,8 +94,10 @@ def read(root: Path, missing: str = "error") -> Manifest:
     hits = locate(Path(root))
     if not hits:
         raise not_there(_WHAT, holds, Path(root))
-    stop_on([("data_root", str(hit), "is one of several trees side by side") for hit in hits if len(hits) > 1],
-            "Name one of them")
+    stop_on(
+        [("data_root", str(hit), "is one of several trees side by side") for hit in hits if len(hits) > 1],
+        "Name one of them",
+    )
     images, left = walk(hits[0])
     _check_classes(hits[0], images)
     left_out = {name: first(names) for name, names in left.items() if names}
@@ -123,9 +129,18 @@ def from_names(names: Iterable[str], root: Path = Path(), left_out: dict | None 
     counted = {"images": len(table), **_counts(table), **(left_out or {})}
     if not (table["given_split"] != "").any():
         table = table.drop(columns="given_split")
-    return Manifest(table=table, root=Path(root), classes=CLASSES, positive="malignant", group_by="case",
-                    levels=("slide", "case"), subgroups=("magnification", "subtype"), source="breakhis", demo=demo,
-                    found=counted)
+    return Manifest(
+        table=table,
+        root=Path(root),
+        classes=CLASSES,
+        positive="malignant",
+        group_by="case",
+        levels=("slide", "case"),
+        subgroups=("magnification", "subtype"),
+        source="breakhis",
+        demo=demo,
+        found=counted,
+    )
 
 
 def _contradictions(above: list[str], facts: Facts) -> list[str]:
@@ -148,14 +163,19 @@ def _contradictions(above: list[str], facts: Facts) -> list[str]:
 def _check_classes(root: Path, images: list[str]) -> None:
     """Images must lie in the folders of both classes, and in no folder beside them."""
     seen = {_class_folder(path) for path in images}
-    problems = [("unknown_class", name or str(root), f"holds images but is not a class; {nearest(name, CLASSES)}")
-                for name in sorted(seen - set(CLASSES))]
+    problems = [
+        ("unknown_class", name or str(root), f"holds images but is not a class; {nearest(name, CLASSES)}")
+        for name in sorted(seen - set(CLASSES))
+    ]
     for name in CLASSES:
         if name not in seen:
             below = (folder.relative_to(root).as_posix().lower() for folder in folders_below(root))
             there = any(name in path.split("/") for path in below)
-            problems.append(("empty_class", name, "holds no image") if there
-                            else ("single_class", name, f"has no folder in {root}, and both classes are needed"))
+            problems.append(
+                ("empty_class", name, "holds no image")
+                if there
+                else ("single_class", name, f"has no folder in {root}, and both classes are needed")
+            )
     stop_on(problems, "Restore the folders benign and malignant as they were unpacked")
 
 
@@ -167,19 +187,26 @@ def _class_folder(path: str) -> str:
 
 def _counts(table: pd.DataFrame) -> dict:
     """What is worth knowing of the whole set."""
-    counted = {"slides": table["slide"].nunique(), "cases": table["case"].nunique(),
-               "magnifications": {m: int((table["magnification"] == m).sum()) for m in MAGNIFICATIONS
-                                  if (table["magnification"] == m).any()},
-               "cases_in_two_classes": first(in_several(table, "case", "label")),
-               "slides_in_two_subtypes": first(in_several(table, "slide", "subtype")),
-               "names_twice": first(table.loc[table["path"].str.rsplit("/", n=1).str[-1].duplicated(), "path"])}
+    counted = {
+        "slides": table["slide"].nunique(),
+        "cases": table["case"].nunique(),
+        "magnifications": {
+            m: int((table["magnification"] == m).sum()) for m in MAGNIFICATIONS if (table["magnification"] == m).any()
+        },
+        "cases_in_two_classes": first(in_several(table, "case", "label")),
+        "slides_in_two_subtypes": first(in_several(table, "slide", "subtype")),
+        "names_twice": first(table.loc[table["path"].str.rsplit("/", n=1).str[-1].duplicated(), "path"]),
+    }
     if (table["given_split"] != "").any():
         counts = table["given_split"].value_counts().sort_index()
-        counted["given_split"] = {**{name: int(n) for name, n in counts.items()},
-                                    "cases_in_two": len(in_several(table, "case", "given_split"))}
+        counted["given_split"] = {
+            **{name: int(n) for name, n in counts.items()},
+            "cases_in_two": len(in_several(table, "case", "given_split")),
+        }
     return counted
 
 
 # Folders benign and malignant alone may be anything's, so that a search takes only what is called BreakHis.
-READER = Reader(name="breakhis", what=_WHAT, holds=holds, read=read, reads_below=True,
-                folder_name="breakhis|^histology_slides$")
+READER = Reader(
+    name="breakhis", what=_WHAT, holds=holds, read=read, reads_below=True, folder_name="breakhis|^histology_slides$"
+)

@@ -15,8 +15,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # and all that is hidden; never an image, never a class
 
 
-def not_there(what: str, holds: Callable[[Path], bool], path: Path, subject: str = "root",
-              places: Iterable[Path] = ()) -> PathoError:
+def not_there(
+    what: str, holds: Callable[[Path], bool], path: Path, subject: str = "root", places: Iterable[Path] = ()
+) -> PathoError:
     """The error for a path that does not hold the data set `what`; it names the right path if that is near.
 
     holds: whether the data set begins in a folder.
@@ -82,8 +83,9 @@ def named_first(root: Path, like: str, skip: tuple[str, ...] = ()) -> Iterator[P
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in `folder`, by name, without links and litter."""
-    return sorted(Path(entry.path) for entry in _entries(folder)
-                  if entry.is_dir(follow_symlinks=False) and not litter(entry.name))
+    return sorted(
+        Path(entry.path) for entry in _entries(folder) if entry.is_dir(follow_symlinks=False) and not litter(entry.name)
+    )
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
@@ -92,8 +94,12 @@ def _entries(folder: Path) -> Iterator[os.DirEntry]:
         with os.scandir(folder) as entries:
             yield from entries
     except OSError as error:
-        raise PathoError("io_error", str(folder), f"cannot be listed ({error.strerror or error})",
-                         "Check the permissions and the disk") from error
+        raise PathoError(
+            "io_error",
+            str(folder),
+            f"cannot be listed ({error.strerror or error})",
+            "Check the permissions and the disk",
+        ) from error
 
 
 def walk(root: Path) -> tuple[list[str], dict]:

@@ -54,29 +54,47 @@ def read(root: Path, missing: str = "error") -> Manifest:
     if missing == "error":
         _refuse_missing(without, unlisted)
     conflicts = in_several(rows, "lesion", "label")
-    stop_on([("label_conflict", f"lesion {lesion}", "is of two classes") for lesion in conflicts],
-            f"Correct the class in {TRUTH} or the lesion_id in {METADATA}: one lesion has one diagnosis")
+    stop_on(
+        [("label_conflict", f"lesion {lesion}", "is of two classes") for lesion in conflicts],
+        f"Correct the class in {TRUTH} or the lesion_id in {METADATA}: one lesion has one diagnosis",
+    )
     table = rows[rows["path"] != ""].copy()
     if table.empty:
-        raise PathoError("rows_without_files", TRUTH, f"none of its {len(rows)} images is in {root}",
-                         f"Unpack {INPUT}.zip there")
+        raise PathoError(
+            "rows_without_files", TRUTH, f"none of its {len(rows)} images is in {root}", f"Unpack {INPUT}.zip there"
+        )
     classes = tuple(name for name in (*CLASSES, "UNK") if (table["label"] == name).any())
-    counted = _counts(table) | {"rows": len(rows), "rows_without_file": first(without),
-                                "files_without_row": first(unlisted),
-                                **{name: first(names) for name, names in left.items() if names}}
+    counted = _counts(table) | {
+        "rows": len(rows),
+        "rows_without_file": first(without),
+        "files_without_row": first(unlisted),
+        **{name: first(names) for name, names in left.items() if names},
+    }
     columns = ["path", "label", "lesion", "site", "age", "sex", "age_band", "collection"]
-    return Manifest(table=table[columns], root=root, classes=classes, positive="MEL" if "MEL" in classes else None,
-                    group_by="lesion", levels=("lesion",), subgroups=("site", "sex", "age_band", "collection"),
-                    source="isic2019", demo=demo_folder(root) is not None, found=counted)
+    return Manifest(
+        table=table[columns],
+        root=root,
+        classes=classes,
+        positive="MEL" if "MEL" in classes else None,
+        group_by="lesion",
+        levels=("lesion",),
+        subgroups=("site", "sex", "age_band", "collection"),
+        source="isic2019",
+        demo=demo_folder(root) is not None,
+        found=counted,
+    )
 
 
 def _counts(table: pd.DataFrame) -> dict:
     """What is worth knowing of the images that are there."""
-    return {"images": len(table), "lesions": int(table.loc[table["lesion_known"], "lesion"].nunique()),
-            "rows_without_lesion": int((~table["lesion_known"]).sum()),
-            "downsampled": int(table["image"].str.endswith(COPY).sum()),
-            "unknown": {name: int((table[name] == "").sum()) for name in ("site", "age", "sex")},
-            "classes_without_images": [name for name in CLASSES if not (table["label"] == name).any()]}
+    return {
+        "images": len(table),
+        "lesions": int(table.loc[table["lesion_known"], "lesion"].nunique()),
+        "rows_without_lesion": int((~table["lesion_known"]).sum()),
+        "downsampled": int(table["image"].str.endswith(COPY).sum()),
+        "unknown": {name: int((table[name] == "").sum()) for name in ("site", "age", "sex")},
+        "classes_without_images": [name for name in CLASSES if not (table["label"] == name).any()],
+    }
 
 
 def list_rows(root: Path) -> pd.DataFrame:
@@ -86,10 +104,14 @@ def list_rows(root: Path) -> pd.DataFrame:
     """
     truth = read_csv(Path(root) / TRUTH, ("image", *CLASSES))
     metadata = read_csv(Path(root) / METADATA, ("image", *FACTS))
-    stop_on([("csv_format", f"{name} line {line}", f"lists {image!r} a second time" if image else "names no image")
-             for name, csv in ((TRUTH, truth), (METADATA, metadata))
-             for line, image in csv.loc[csv["image"].duplicated() | (csv["image"] == ""), "image"].items()],
-            "Remove the line")
+    stop_on(
+        [
+            ("csv_format", f"{name} line {line}", f"lists {image!r} a second time" if image else "names no image")
+            for name, csv in ((TRUTH, truth), (METADATA, metadata))
+            for line, image in csv.loc[csv["image"].duplicated() | (csv["image"] == ""), "image"].items()
+        ],
+        "Remove the line",
+    )
     rows = pd.DataFrame({"image": truth["image"], "label": _labels(truth)})
     facts = metadata.set_index("image")[list(FACTS)].rename(columns=FACTS)
     rows = rows.join(facts, on="image")
@@ -117,16 +139,27 @@ def _labels(truth: pd.DataFrame) -> list[str]:
     problems, labels = [], []
     for line, cells in zip(truth.index, truth[names].to_numpy(object), strict=True):
         ones = [name for name, cell in zip(names, cells, strict=True) if cell in ("1", "1.0")]
-        odd = [f"{name}={cell!r}" for name, cell in zip(names, cells, strict=True)
-               if cell not in ("1", "1.0", "0", "0.0")]
+        odd = [
+            f"{name}={cell!r}" for name, cell in zip(names, cells, strict=True) if cell not in ("1", "1.0", "0", "0.0")
+        ]
         if odd or len(ones) != 1:
-            problems.append(("bad_label", f"{TRUTH} row {line}",
-                             f"holds {', '.join(odd)}" if odd else f"is 1 for {' and '.join(ones) or 'no class'}"))
+            problems.append(
+                (
+                    "bad_label",
+                    f"{TRUTH} row {line}",
+                    f"holds {', '.join(odd)}" if odd else f"is 1 for {' and '.join(ones) or 'no class'}",
+                )
+            )
         labels.append(ones[0] if len(ones) == 1 else "")
     stop_on(problems, "Exactly one class of a row is 1, all others 0: download the file again or correct these rows")
-    stop_on([("unknown_class_in_training", f"{TRUTH} row {line}", "is of class UNK, which is what no class fits")
-             for line, label in zip(truth.index, labels, strict=True) if label == "UNK"],
-            "Take these rows out: a class defined by absence cannot be learnt from examples")
+    stop_on(
+        [
+            ("unknown_class_in_training", f"{TRUTH} row {line}", "is of class UNK, which is what no class fits")
+            for line, label in zip(truth.index, labels, strict=True)
+            if label == "UNK"
+        ],
+        "Take these rows out: a class defined by absence cannot be learnt from examples",
+    )
     return labels
 
 
@@ -168,14 +201,22 @@ def _by_name(paths: list[str]) -> dict[str, str]:
 
 
 def _refuse_missing(without: list[str], unlisted: list[str]) -> None:
-    lists = [(code, names, text) for code, names, text in (
-        ("rows_without_files", without, "rows have no image file"),
-        ("files_without_rows", unlisted, "image files are in no row")) if names]
+    lists = [
+        (code, names, text)
+        for code, names, text in (
+            ("rows_without_files", without, "rows have no image file"),
+            ("files_without_rows", unlisted, "image files are in no row"),
+        )
+        if names
+    ]
     if lists:
-        reason = "; ".join(f"{len(names)} {text} ({', '.join(first(names)['first'])}"
-                           f"{', ...' if len(names) > 5 else ''})" for _, names, text in lists)
-        raise PathoError(lists[0][0], TRUTH, reason,
-                         "Unpack all images, or pass missing=\"skip\" to go on with those that have both")
+        reason = "; ".join(
+            f"{len(names)} {text} ({', '.join(first(names)['first'])}{', ...' if len(names) > 5 else ''})"
+            for _, names, text in lists
+        )
+        raise PathoError(
+            lists[0][0], TRUTH, reason, 'Unpack all images, or pass missing="skip" to go on with those that have both'
+        )
 
 
 READER = Reader(name="isic2019", what=_WHAT, holds=holds, read=read, index=TRUTH, like="isic")

@@ -55,17 +55,24 @@ SOURCES = {
         licence_page="https://creativecommons.org/licenses/by/4.0/",
         weights="Research, with the data set named.",
         collected="Slides of the P&D Laboratory in Brazil, stained with haematoxylin and eosin, photographed at four "
-                  "magnifications; the diagnosis is that of pathologists (Spanhol et al. 2016).",
+        "magnifications; the diagnosis is that of pathologists (Spanhol et al. 2016).",
         beyond="Tissue other than breast, stains other than haematoxylin and eosin, whole slides, other "
-               "magnifications.",
-        cite=("F. A. Spanhol, L. S. Oliveira, C. Petitjean, L. Heutte: A Dataset for Breast Cancer Histopathological "
-              "Image Classification. IEEE Transactions on Biomedical Engineering 63(7), 2016. "
-              "doi:10.1109/TBME.2015.2496264",),
+        "magnifications.",
+        cite=(
+            "F. A. Spanhol, L. S. Oliveira, C. Petitjean, L. Heutte: A Dataset for Breast Cancer Histopathological "
+            "Image Classification. IEEE Transactions on Biomedical Engineering 63(7), 2016. "
+            "doi:10.1109/TBME.2015.2496264",
+        ),
         cite_short="Spanhol et al. 2016",
         page="https://web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis/",
-        files=(SourceFile("http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz", about=4_300_000_000,
-                          folder="BreaKHis_v1"),),
-        images=7909, kaggle="ambarish/breakhis"),
+        files=(
+            SourceFile(
+                "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz", about=4_300_000_000, folder="BreaKHis_v1"
+            ),
+        ),
+        images=7909,
+        kaggle="ambarish/breakhis",
+    ),
     "isic2019": Source(
         title="ISIC 2019, skin lesions under the dermatoscope",
         licence="CC BY-NC 4.0: no commercial use, and the three sources are to be named.",
@@ -73,22 +80,32 @@ SOURCES = {
         licence_page="https://creativecommons.org/licenses/by-nc/4.0/",
         weights="Non-commercial, as the images are.",
         collected="Three collections of dermoscopic images from clinics, put together for a challenge; how each "
-                  "diagnosis was made differs between them (see the three papers).",
+        "diagnosis was made differs between them (see the three papers).",
         beyond="Photographs taken without a dermatoscope; lesions of other diagnoses. Skin types are not recorded, so "
-               "nothing is known about how well it does on each.",
-        cite=("P. Tschandl, C. Rosendahl, H. Kittler: The HAM10000 dataset, a large collection of multi-source "
-              "dermatoscopic images of common pigmented skin lesions. Scientific Data 5, 180161, 2018. "
-              "doi:10.1038/sdata.2018.161",
-              "N. C. F. Codella et al.: Skin Lesion Analysis Toward Melanoma Detection: A Challenge at the 2017 "
-              "International Symposium on Biomedical Imaging. arXiv:1710.05006, 2017",
-              "M. Combalia et al.: BCN20000: Dermoscopic Lesions in the Wild. arXiv:1908.02288, 2019"),
+        "nothing is known about how well it does on each.",
+        cite=(
+            "P. Tschandl, C. Rosendahl, H. Kittler: The HAM10000 dataset, a large collection of multi-source "
+            "dermatoscopic images of common pigmented skin lesions. Scientific Data 5, 180161, 2018. "
+            "doi:10.1038/sdata.2018.161",
+            "N. C. F. Codella et al.: Skin Lesion Analysis Toward Melanoma Detection: A Challenge at the 2017 "
+            "International Symposium on Biomedical Imaging. arXiv:1710.05006, 2017",
+            "M. Combalia et al.: BCN20000: Dermoscopic Lesions in the Wild. arXiv:1908.02288, 2019",
+        ),
         cite_short="Tschandl et al. 2018 (HAM10000), Codella et al. 2018, Combalia et al. 2019 (BCN20000)",
         page="https://challenge.isic-archive.com/data/#2019",
-        files=(SourceFile(f"{ISIC}ISIC_2019_Training_Input.zip", about=9_771_618_190, size=9_771_618_190,
-                          folder="ISIC_2019_Training_Input"),
-               SourceFile(f"{ISIC}ISIC_2019_Training_Metadata.csv", about=1_214_351, size=1_214_351),
-               SourceFile(f"{ISIC}ISIC_2019_Training_GroundTruth.csv", about=1_291_479, size=1_291_479)),
-        images=25331, kaggle="andrewmvd/isic-2019"),
+        files=(
+            SourceFile(
+                f"{ISIC}ISIC_2019_Training_Input.zip",
+                about=9_771_618_190,
+                size=9_771_618_190,
+                folder="ISIC_2019_Training_Input",
+            ),
+            SourceFile(f"{ISIC}ISIC_2019_Training_Metadata.csv", about=1_214_351, size=1_214_351),
+            SourceFile(f"{ISIC}ISIC_2019_Training_GroundTruth.csv", about=1_291_479, size=1_291_479),
+        ),
+        images=25331,
+        kaggle="andrewmvd/isic-2019",
+    ),
 }
 
 DEMO = Source(
@@ -97,7 +114,8 @@ DEMO = Source(
     licence_short="generated by patholib (MIT)",
     weights="Free to use, and of no use: they know a planted cue and nothing else.",
     collected="Drawn by `patholib.data.demo` with a cue whose best possible AUC is known; nobody was photographed.",
-    beyond="Any image but these drawings.")
+    beyond="Any image but these drawings.",
+)
 
 TABLE = "table"  # the source of a manifest that was read from a CSV
 
@@ -108,11 +126,14 @@ def of(name: str | None, demo: bool = False) -> Source:
         return DEMO
     if name in SOURCES:
         return SOURCES[name]
-    return Source(title="Your own table of images" if name in (TABLE, "", None) else name,
-                  licence="**Not stated. Ask whoever gave you the images**, before you pass on images or weights.",
-                  licence_short="not known: ask who gave you the images",
-                  weights="Not stated: as the images allow.",
-                  collected="Not recorded: to be written by the authors.", stated=False)
+    return Source(
+        title="Your own table of images" if name in (TABLE, "", None) else name,
+        licence="**Not stated. Ask whoever gave you the images**, before you pass on images or weights.",
+        licence_short="not known: ask who gave you the images",
+        weights="Not stated: as the images allow.",
+        collected="Not recorded: to be written by the authors.",
+        stated=False,
+    )
 
 
 def downloadable() -> tuple[str, ...]:

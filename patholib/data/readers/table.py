@@ -46,19 +46,38 @@ def read(path: Path, positive: str | None = None, missing: str = "error") -> Man
     table["group"] = table["group"].mask(no_group, table["path"])
     classes = tuple(sorted(set(table["label"])))
     if len(classes) < 2:
-        raise PathoError("single_class", path.name, f"holds {len(classes)} class, and a classifier needs two",
-                         "Add images of another class")
+        raise PathoError(
+            "single_class",
+            path.name,
+            f"holds {len(classes)} class, and a classifier needs two",
+            "Add images of another class",
+        )
     if positive is not None and positive not in classes:
         raise PathoError("unknown_class", f"positive={positive!r}", "is not a label", nearest(positive, classes))
     order = ["path", "label", "group"]
     further = [name for name in table.columns if name not in order]
-    counted = {"images": len(table), "groups": table["group"].nunique(), "columns": renamed,
-               "rows_without_file": first(without), "rows_without_group": int(no_group.sum()), **_counts(table)}
+    counted = {
+        "images": len(table),
+        "groups": table["group"].nunique(),
+        "columns": renamed,
+        "rows_without_file": first(without),
+        "rows_without_group": int(no_group.sum()),
+        **_counts(table),
+    }
     low, high = SUBGROUP_VALUES
     subgroups = tuple(n for n in further if n != "given_split" and low <= table[n].nunique() <= high)
-    return Manifest(table=table[order + further], root=root, classes=classes, positive=positive, group_by="group",
-                    levels=("group",), subgroups=subgroups, source=TABLE, demo=demo_folder(root) is not None,
-                    found=counted)
+    return Manifest(
+        table=table[order + further],
+        root=root,
+        classes=classes,
+        positive=positive,
+        group_by="group",
+        levels=("group",),
+        subgroups=subgroups,
+        source=TABLE,
+        demo=demo_folder(root) is not None,
+        found=counted,
+    )
 
 
 def _present(name: str, table: pd.DataFrame, root: Path, missing: str) -> tuple[pd.DataFrame, list[str]]:
@@ -66,9 +85,12 @@ def _present(name: str, table: pd.DataFrame, root: Path, missing: str) -> tuple[
     there = np.array([os.path.lexists(joined(root, path)) for path in table["path"].tolist()], bool)
     without = table.loc[~there, "path"].tolist()  # whether what is there is an image, the image check will say
     if without and (missing == "error" or not there.any()):
-        raise PathoError("rows_without_files", name,
-                         f"{len(without)} of {len(table)} rows have no file ({', '.join(first(without)['first'])})",
-                         f"Paths count from {root}; correct them, or pass missing=\"skip\" to leave these rows out")
+        raise PathoError(
+            "rows_without_files",
+            name,
+            f"{len(without)} of {len(table)} rows have no file ({', '.join(first(without)['first'])})",
+            f'Paths count from {root}; correct them, or pass missing="skip" to leave these rows out',
+        )
     return table[there], without
 
 
@@ -77,8 +99,10 @@ def _counts(table: pd.DataFrame) -> dict:
     counted = {"groups_in_two_classes": first(in_several(table, "group", "label"))}
     if "given_split" in table:
         images = table["given_split"].value_counts().sort_index()
-        counted["given_split"] = {**{name: int(n) for name, n in images.items()},
-                                  "groups_in_two": len(in_several(table, "group", "given_split"))}
+        counted["given_split"] = {
+            **{name: int(n) for name, n in images.items()},
+            "groups_in_two": len(in_several(table, "group", "given_split")),
+        }
     return counted
 
 
@@ -98,8 +122,10 @@ def _standard_names(name: str, table: pd.DataFrame) -> dict[str, str]:
     labels = set(table["label"]) if "label" in names else set()
     kept = {"row", "given_split", "given_group", *(f"p_{label}" for label in labels)} & set(names)
     problems += [("csv_format", f"{name} column {column}", "is a name kept for results") for column in sorted(kept)]
-    group = (". group is the patient or lesion an image is of: images of one group are never shared between splits; if "
-             "every image is of another patient, number the rows in that column")
+    group = (
+        ". group is the patient or lesion an image is of: images of one group are never shared between splits; if "
+        "every image is of another patient, number the rows in that column"
+    )
     has_group = "group" in {*names, *renamed.values()}
     stop_on(problems, "Rename or add the columns" + ("" if has_group else group))
     return renamed

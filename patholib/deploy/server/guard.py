@@ -73,9 +73,16 @@ class Guard:
     every answer.
     """
 
-    def __init__(self, app: App, limits: Limits, cost: Callable[[dict], int], routes: Sequence[str] = (),
-                 token: str | None = None, public: Sequence[str] = (),
-                 count: Callable[[str, int, float], None] = lambda route, status, seconds: None):
+    def __init__(
+        self,
+        app: App,
+        limits: Limits,
+        cost: Callable[[dict], int],
+        routes: Sequence[str] = (),
+        token: str | None = None,
+        public: Sequence[str] = (),
+        count: Callable[[str, int, float], None] = lambda route, status, seconds: None,
+    ):
         self.app, self.limits, self.cost, self.routes, self.public = app, limits, cost, set(routes), set(public)
         self._token = hashlib.sha256(token.encode()).digest() if token is not None else None
         self._count = count
@@ -97,8 +104,14 @@ class Guard:
         except Exception as error:
             log.error("failed", exc_info=error, extra={"fields": {"id": call.id}})
             if call.status is None:
-                await call.refuse(Refusal(500, "internal", "failed in an unforeseen way",
-                                          "Tell who runs the server the X-Request-ID of this answer"))
+                await call.refuse(
+                    Refusal(
+                        500,
+                        "internal",
+                        "failed in an unforeseen way",
+                        "Tell who runs the server the X-Request-ID of this answer",
+                    )
+                )
         finally:
             self.held -= call.size
             self._note(call)
@@ -111,8 +124,13 @@ class Guard:
         if self._token is not None and call.path not in self.public:
             given = re.sub(rb"(?i)^bearer +", b"", call.headers.get(b"authorization", b""))
             if not hmac.compare_digest(hashlib.sha256(given).digest(), self._token):
-                raise Refusal(401, "no_token", "needs the token of this server",
-                              "Send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+                raise Refusal(
+                    401,
+                    "no_token",
+                    "needs the token of this server",
+                    "Send the header Authorization: Bearer TOKEN",
+                    {"WWW-Authenticate": "Bearer"},
+                )
         cost = self.cost(call.scope)
         if not cost:
             await self.app(call.scope, call.receive, call.send)
@@ -143,18 +161,31 @@ class Guard:
                     if self.held > self.limits.bodies:
                         raise self._busy(1)
         except TimeoutError:
-            raise Refusal(408, "too_slow", f"was not here within {self.limits.upload_seconds:g} seconds",
-                          "Send a smaller picture, or over a faster line") from None
+            raise Refusal(
+                408,
+                "too_slow",
+                f"was not here within {self.limits.upload_seconds:g} seconds",
+                "Send a smaller picture, or over a faster line",
+            ) from None
         return b"".join(chunks)
 
     def _too_large(self) -> Refusal:
-        return Refusal(413, "too_large", f"is larger than {self.limits.body / 2**20:g} MiB",
-                       "Send a smaller picture, or fewer at once")
+        return Refusal(
+            413,
+            "too_large",
+            f"is larger than {self.limits.body / 2**20:g} MiB",
+            "Send a smaller picture, or fewer at once",
+        )
 
     def _busy(self, cost: int) -> Refusal:
         wait = max(1, math.ceil((self.used + cost) * self._pace))
-        return Refusal(503, "busy", "came while the server had as much to do as it takes on",
-                       f"Send it again in {wait} s", {"Retry-After": str(wait)})
+        return Refusal(
+            503,
+            "busy",
+            "came while the server had as much to do as it takes on",
+            f"Send it again in {wait} s",
+            {"Retry-After": str(wait)},
+        )
 
     def _stop_if_full(self, cost: int) -> None:
         if self.used and self.used + cost > self.limits.units:  # alone, everything fits
@@ -183,8 +214,9 @@ class Guard:
 
         work = asyncio.create_task(self.app(call.scope, receive, call.send))
         try:
-            done, _ = await asyncio.wait({work, gone}, timeout=self.limits.answer_seconds,
-                                         return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {work, gone}, timeout=self.limits.answer_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
             if work in done or call.complete:
                 await work
             elif gone in done:
@@ -201,9 +233,19 @@ class Guard:
         method = call.scope["method"] if call.scope["method"] in ("GET", "HEAD", "POST") else "other"
         seconds = time.perf_counter() - call.start
         self._count(route, call.status or CLIENT_GONE, seconds)
-        log.info("request", extra={"fields": {"id": call.id, "method": method, "route": route,
-                                              "status": call.status or CLIENT_GONE, "bytes": call.size,
-                                              "seconds": round(seconds, 4)}})
+        log.info(
+            "request",
+            extra={
+                "fields": {
+                    "id": call.id,
+                    "method": method,
+                    "route": route,
+                    "status": call.status or CLIENT_GONE,
+                    "bytes": call.size,
+                    "seconds": round(seconds, 4),
+                }
+            },
+        )
 
 
 @dataclass
@@ -222,8 +264,11 @@ class _Call:
 
     def __post_init__(self):
         self.headers, self.path = dict(self.scope["headers"]), self.scope["path"]
-        self.head = len(self.path) + len(self.scope["query_string"]) + sum(
-            len(name) + len(value) + 4 for name, value in self.scope["headers"])
+        self.head = (
+            len(self.path)
+            + len(self.scope["query_string"])
+            + sum(len(name) + len(value) + 4 for name, value in self.scope["headers"])
+        )
         given = self.headers.get(b"x-request-id", b"")
         self.id = given.decode() if OWN_ID.fullmatch(given) else secrets.token_hex(16)
 
@@ -252,8 +297,13 @@ class _Call:
         """Sends the refusal, then reads and drops the rest for a moment: else its sender would see a broken pipe."""
         content = json.dumps(refusal.body).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **refusal.headers}
-        await self.send({"type": "http.response.start", "status": refusal.status,
-                         "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()]})
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": refusal.status,
+                "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            }
+        )
         await self.send({"type": "http.response.body", "body": content, "more_body": True})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER):
@@ -267,8 +317,12 @@ class JsonLines(logging.Formatter):
     """One JSON object per record; of an exception its type and places, not its text, which may quote an upload."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-                "level": record.levelname.lower(), "event": record.getMessage(), **getattr(record, "fields", {})}
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
         if record.exc_info and record.exc_info[1] is not None:
             frames = traceback.extract_tb(record.exc_info[2])
             line["error"] = type(record.exc_info[1]).__name__

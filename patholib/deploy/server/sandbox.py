@@ -61,8 +61,12 @@ class Decoder:
                 head, payload = self._exchange(content)
             except OSError:  # it died: before it had read all, or before it had answered
                 self._replace()
-                raise PathoError("decoder_stopped", "image", "made its decoder crash, hang or run out of memory",
-                                 "Open it in an image viewer and save it anew as PNG") from None
+                raise PathoError(
+                    "decoder_stopped",
+                    "image",
+                    "made its decoder crash, hang or run out of memory",
+                    "Open it in an image viewer and save it anew as PNG",
+                ) from None
         if "error" in head:
             raise PathoError(**head["error"])
         pixels = np.frombuffer(payload, np.uint8).reshape(head["shape"])
@@ -96,10 +100,15 @@ class Decoder:
     def _start(self) -> subprocess.Popen:
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each reserves address space
         hidden = {name: value for name, value in os.environ.items() if not name.startswith("PATHOLIB_")}
-        return subprocess.Popen([sys.executable, "-m", "patholib.deploy.server.sandbox", json.dumps(self._settings)],
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                env=hidden | one_thread, start_new_session=True,  # Ctrl-C is for the server alone
-                                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))  # as Windows says it
+        return subprocess.Popen(
+            [sys.executable, "-m", "patholib.deploy.server.sandbox", json.dumps(self._settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=hidden | one_thread,
+            start_new_session=True,  # Ctrl-C is for the server alone
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )  # as Windows says it
 
 
 @contextlib.contextmanager
@@ -131,7 +140,7 @@ def _receive(stream: BinaryIO) -> bytes:
     """One message; raises ConnectionResetError where the other side has ended."""
     length = stream.read(LENGTH.size)
     if len(length) == LENGTH.size:
-        size, = LENGTH.unpack(length)
+        (size,) = LENGTH.unpack(length)
         content = stream.read(size)
         if len(content) == size:
             return content
@@ -164,11 +173,18 @@ def decoded(content: bytes, size: int, fit: str, max_pixels: int) -> tuple[dict,
         image = decoding.read(content, max_pixels=max_pixels)
         pixels = decoding.to_square(image, size, fit)
     except PathoError as error:
-        return {"error": {"code": error.code, "subject": "image", "reason": discreet(error.reason),
-                          "remedy": error.remedy}}, b""
+        return {
+            "error": {"code": error.code, "subject": "image", "reason": discreet(error.reason), "remedy": error.remedy}
+        }, b""
     except MemoryError:
-        return {"error": {"code": "too_much_memory", "subject": "image", "reason": "needs more memory to decode than "
-                          "it may have", "remedy": "Cut it into tiles or export it smaller"}}, b""
+        return {
+            "error": {
+                "code": "too_much_memory",
+                "subject": "image",
+                "reason": "needs more memory to decode than it may have",
+                "remedy": "Cut it into tiles or export it smaller",
+            }
+        }, b""
     return {"shape": pixels.shape, "size": image.size, "notes": image.warnings}, np.ascontiguousarray(pixels).tobytes()
 
 

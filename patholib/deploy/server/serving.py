@@ -41,11 +41,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="an exported model or a finished run folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--token", metavar="TEXT", help=f"what callers have to send; rather set {TOKEN}, which other "
-                        "users of this machine do not see")
+    parser.add_argument(
+        "--token",
+        metavar="TEXT",
+        help=f"what callers have to send; rather set {TOKEN}, which other users of this machine do not see",
+    )
     parser.add_argument("--insecure", action="store_true", help="listen to other machines without a token")
-    parser.add_argument("--origin", metavar="URL", action="append", default=[], help="another site whose pages may "
-                        "ask (https://example.org); may be repeated")
+    parser.add_argument(
+        "--origin",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="another site whose pages may ask (https://example.org); may be repeated",
+    )
     parser.add_argument("--no-docs", action="store_true", help="no /docs and /openapi.json (so it is with a token)")
     parser.add_argument("--docs", action="store_true", help="/docs and /openapi.json also with a token")
     parser.add_argument("--engine", choices=("auto", "onnx", "torch"), default="auto", help="what computes")
@@ -53,12 +61,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sha256", metavar="DIGEST", help="of the weights, as you know it from elsewhere")
     parser.add_argument("--max-mib", type=float, default=10, metavar="N", help="largest upload")
     parser.add_argument("--max-megapixels", type=float, default=24, metavar="N", help="largest picture")
-    parser.add_argument("--units", type=int, default=16, metavar="N", help="plain predictions admitted at once, "
-                        "waiting or computed; what comes beyond is told to come again")
+    parser.add_argument(
+        "--units",
+        type=int,
+        default=16,
+        metavar="N",
+        help="plain predictions admitted at once, waiting or computed; what comes beyond is told to come again",
+    )
     parser.add_argument("--upload-seconds", type=float, default=20, metavar="S", help="for an upload to arrive")
     parser.add_argument("--decode-seconds", type=float, default=10, metavar="S", help="for a picture to be decoded")
-    parser.add_argument("--drain", type=float, default=1, metavar="S", help="between SIGTERM, when /readyz says no, "
-                        "and the port's closing")
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=1,
+        metavar="S",
+        help="between SIGTERM, when /readyz says no, and the port's closing",
+    )
 
 
 def run(given: argparse.Namespace) -> int:
@@ -73,8 +91,9 @@ def run(given: argparse.Namespace) -> int:
         from patholib.deploy.inference import Predictor
         from patholib.deploy.server import webapp, webhttp, webservice
     except ImportError as error:
-        raise PathoError("not_installed", error.name or "fastapi", "is needed to serve a model",
-                         'pip install "patholib[serve]"') from error
+        raise PathoError(
+            "not_installed", error.name or "fastapi", "is needed to serve a model", 'pip install "patholib[serve]"'
+        ) from error
     try:
         predictor = Predictor(given.model, given.engine, given.threads, given.sha256)
         predictor.answer(webservice.noise(predictor))
@@ -83,9 +102,15 @@ def run(given: argparse.Namespace) -> int:
         return BAD_MODEL
     body = int(given.max_mib * 2**20)
     limits = Limits(body=body, bodies=9 * body, units=given.units, upload_seconds=given.upload_seconds)
-    settings = webservice.Settings(token=token, origins=tuple(given.origin), drain=given.drain, limits=limits,
-                               docs=(token is None or given.docs) and not given.no_docs,
-                               max_pixels=int(given.max_megapixels * 1e6), decode_seconds=given.decode_seconds)
+    settings = webservice.Settings(
+        token=token,
+        origins=tuple(given.origin),
+        drain=given.drain,
+        limits=limits,
+        docs=(token is None or given.docs) and not given.no_docs,
+        max_pixels=int(given.max_megapixels * 1e6),
+        decode_seconds=given.decode_seconds,
+    )
     with listening(given.host, given.port) as listener:
         host, port = listener.getsockname()[:2]
         _log_as_json()
@@ -97,19 +122,32 @@ def run(given: argparse.Namespace) -> int:
 
 def _check(given: argparse.Namespace, token: str | None) -> None:
     if token is not None and not re.fullmatch(r"[!-~]{8,}", token):
-        raise PathoError("bad_parameter", "token", "is shorter than 8 characters, or has others than printable ASCII",
-                         "Take a long random one: python -c 'import secrets; print(secrets.token_urlsafe())'")
+        raise PathoError(
+            "bad_parameter",
+            "token",
+            "is shorter than 8 characters, or has others than printable ASCII",
+            "Take a long random one: python -c 'import secrets; print(secrets.token_urlsafe())'",
+        )
     if token is None and not given.insecure and not _loopback(given.host):
-        raise PathoError("unsafe_address", given.host, "can be reached by other machines, and there is no token",
-                         f"Set {TOKEN}, or give --insecure if who may reach it may use it")
+        raise PathoError(
+            "unsafe_address",
+            given.host,
+            "can be reached by other machines, and there is no token",
+            f"Set {TOKEN}, or give --insecure if who may reach it may use it",
+        )
     for name in ("max_mib", "max_megapixels", "units", "upload_seconds", "decode_seconds"):
         if not getattr(given, name) > 0:
-            raise PathoError("bad_parameter", f"--{name.replace('_', '-')}", f"is {getattr(given, name)}",
-                             "Give a number above 0")
+            raise PathoError(
+                "bad_parameter", f"--{name.replace('_', '-')}", f"is {getattr(given, name)}", "Give a number above 0"
+            )
     for origin in given.origin:
         if not re.fullmatch(r"https?://[\w.:\[\]-]+", origin):
-            raise PathoError("bad_parameter", "--origin", f"is {origin!r}, no site", "Give it as https://example.org; "
-                             "all sites at once are not offered")
+            raise PathoError(
+                "bad_parameter",
+                "--origin",
+                f"is {origin!r}, no site",
+                "Give it as https://example.org; all sites at once are not offered",
+            )
 
 
 def _loopback(host: str) -> bool:
@@ -128,8 +166,12 @@ def listening(host: str, port: int) -> socket.socket:
         # answer on a kept connection waits 40 ms for the first half to be acknowledged.
         return socket.socket(bound.family, bound.type, socket.IPPROTO_TCP, bound.detach())
     except (OSError, OverflowError) as error:
-        raise PathoError("port_taken", f"{host}:{port}", f"cannot be listened on ({error})",
-                         "Choose another with --port; 0 takes a free one") from error
+        raise PathoError(
+            "port_taken",
+            f"{host}:{port}",
+            f"cannot be listened on ({error})",
+            "Choose another with --port; 0 takes a free one",
+        ) from error
 
 
 def _log_as_json() -> None:
@@ -170,8 +212,11 @@ class Client:
             content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
             mark = secrets.token_hex(16)
             headers["Content-Type"] = f"multipart/form-data; boundary={mark}"
-            body = (f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="image"\r\n\r\n'.encode()
-                    + content + f"\r\n--{mark}--\r\n".encode())
+            body = (
+                f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="image"\r\n\r\n'.encode()
+                + content
+                + f"\r\n--{mark}--\r\n".encode()
+            )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is of no use on this machine
         try:
             with opener.open(urllib.request.Request(self.url + path, body, headers), timeout=SECONDS) as reply:
@@ -193,8 +238,9 @@ def running(model: Path, *options: str, token: str | None = None) -> Iterator[Cl
     environment = {name: value for name, value in os.environ.items() if name != TOKEN}
     environment |= {"PYTHONIOENCODING": "utf-8", **({TOKEN: token} if token else {})}  # names in any letters
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=said, encoding="utf-8")
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, encoding="utf-8"
+        )
         try:
             with _killed_after(process, SECONDS):
                 found = READY.match(process.stdout.readline())
@@ -223,7 +269,9 @@ def _killed_after(process: subprocess.Popen, seconds: float) -> Iterator[None]:
 
 def main(given: Sequence[str] | None = None) -> int:
     """`python -m patholib.deploy.server.serving MODEL` is `patholib serve MODEL`."""
-    parser = argparse.ArgumentParser(prog="python -m patholib.deploy.server.serving", description="Serve a model over HTTP.")
+    parser = argparse.ArgumentParser(
+        prog="python -m patholib.deploy.server.serving", description="Serve a model over HTTP."
+    )
     arguments(parser)
     try:
         return run(parser.parse_args(given))

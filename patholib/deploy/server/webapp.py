@@ -41,14 +41,27 @@ class Guarded:
         self.guard = Guard(api, settings.limits, cost, ROUTES, settings.token, OPEN, counted(registry))
         self._add_gauges(registry)
 
-        @api.get("/metrics", response_class=Response, responses=answers(
-            {"description": "Counts, in the text format of Prometheus", "content": {"text/plain": {}}}, 401))
+        @api.get(
+            "/metrics",
+            response_class=Response,
+            responses=answers(
+                {"description": "Counts, in the text format of Prometheus", "content": {"text/plain": {}}}, 401
+            ),
+        )
         async def metrics():
             """What was answered and how quickly."""
             return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-        self.app = self.guard if not settings.origins else CORSMiddleware(
-            self.guard, allow_origins=settings.origins, allow_methods=["GET", "POST"], allow_headers=["Authorization"])
+        self.app = (
+            self.guard
+            if not settings.origins
+            else CORSMiddleware(
+                self.guard,
+                allow_origins=settings.origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization"],
+            )
+        )
 
     async def __call__(self, scope, receive, send) -> None:
         await self.app(scope, receive, send)
@@ -56,22 +69,32 @@ class Guarded:
     def _add_gauges(self, registry: CollectorRegistry) -> None:
         service, guard = self.service, self.guard
         for name, what, value in (
-                ("ready", "1 where work is taken on.", lambda: service.ready),
-                ("units_in_use", "Units of work admitted now.", lambda: guard.used),
-                ("units", "Units of work that are admitted at once.", lambda: self.settings.limits.units),
-                ("bytes_held", "Bytes of uploads in memory now.", lambda: guard.held),
-                ("decoded", "Pictures decoded so far.", lambda: service.decoded),
-                ("computed", "Answers and heatmaps computed so far.", lambda: service.computed),
-                ("decoders_died", "Decoding processes that crashed or hung so far.", lambda: service.decoder.died)):
+            ("ready", "1 where work is taken on.", lambda: service.ready),
+            ("units_in_use", "Units of work admitted now.", lambda: guard.used),
+            ("units", "Units of work that are admitted at once.", lambda: self.settings.limits.units),
+            ("bytes_held", "Bytes of uploads in memory now.", lambda: guard.held),
+            ("decoded", "Pictures decoded so far.", lambda: service.decoded),
+            ("computed", "Answers and heatmaps computed so far.", lambda: service.computed),
+            ("decoders_died", "Decoding processes that crashed or hung so far.", lambda: service.decoder.died),
+        ):
             Gauge(f"patholib_{name}", what, registry=registry).set_function(value)
 
 
 def counted(registry: CollectorRegistry) -> Callable[[str, int, float], None]:
     """What counts an answer: its route, status and seconds."""
-    answered = Counter("patholib_requests", "Answers by route and status (499: the client went away).",
-                       ["route", "status"], registry=registry)
-    lasted = Histogram("patholib_request_seconds", "From the head of a request to the end of its answer.", ["route"],
-                       buckets=BOUNDS, registry=registry)
+    answered = Counter(
+        "patholib_requests",
+        "Answers by route and status (499: the client went away).",
+        ["route", "status"],
+        registry=registry,
+    )
+    lasted = Histogram(
+        "patholib_request_seconds",
+        "From the head of a request to the end of its answer.",
+        ["route"],
+        buckets=BOUNDS,
+        registry=registry,
+    )
 
     def count(route: str, status: int, seconds: float) -> None:
         answered.labels(route, status).inc()

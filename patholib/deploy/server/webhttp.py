@@ -68,10 +68,20 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Guarded):
         limits = app.settings.limits
-        super().__init__(uvicorn.Config(
-            app, http=Protocol, ws="none", lifespan="on", access_log=False, log_config=None, server_header=False,
-            proxy_headers=False, timeout_keep_alive=KEEP_SECONDS,
-            timeout_graceful_shutdown=round(limits.upload_seconds + limits.answer_seconds)))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_SECONDS,
+                timeout_graceful_shutdown=round(limits.upload_seconds + limits.answer_seconds),
+            )
+        )
         self.app, self._end = app, None
 
     def handle_exit(self, sig: int, frame) -> None:

@@ -75,21 +75,47 @@ class Health(BaseModel):
     device: str
 
 
-EXAMPLE = {"decision": "benign", "probabilities": {"benign": 0.83, "malignant": 0.17}, "threshold": 0.31, "alert": None,
-           "warnings": [], "tta": False, "model": {"sha256": "9f86d081884c7d65...", "run": "20260101-120000-breakhis"},
-           "demo": False, "notice": "For research use only."}
-PROBLEMS = {401: "The token is missing or wrong", 408: "The upload took too long",
-            413: "The upload is too large", 415: "No multipart form",
-            422: "No picture that can be used, or a bad query",
-            500: "The model gave no finite numbers", 503: "Busy: send it again after Retry-After seconds"}
+EXAMPLE = {
+    "decision": "benign",
+    "probabilities": {"benign": 0.83, "malignant": 0.17},
+    "threshold": 0.31,
+    "alert": None,
+    "warnings": [],
+    "tta": False,
+    "model": {"sha256": "9f86d081884c7d65...", "run": "20260101-120000-breakhis"},
+    "demo": False,
+    "notice": "For research use only.",
+}
+PROBLEMS = {
+    401: "The token is missing or wrong",
+    408: "The upload took too long",
+    413: "The upload is too large",
+    415: "No multipart form",
+    422: "No picture that can be used, or a bad query",
+    500: "The model gave no finite numbers",
+    503: "Busy: send it again after Retry-After seconds",
+}
 
 
 def form(several: bool = False) -> dict:
     """The OpenAPI of a form with one picture, or several."""
     one = {"type": "string", "format": "binary", "description": "PNG, JPEG, BMP, TIFF or WebP"}
     schema = {"type": "array", "items": one, "minItems": 1, "maxItems": BATCH} if several else one
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {
-        "type": "object", "required": [FIELD], "properties": {FIELD: schema}, "additionalProperties": False}}}}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": [FIELD],
+                        "properties": {FIELD: schema},
+                        "additionalProperties": False,
+                    }
+                }
+            },
+        }
+    }
 
 
 def answers(ok: dict, *codes: int) -> dict:
@@ -98,9 +124,16 @@ def answers(ok: dict, *codes: int) -> dict:
 
 def routes(service: Service, settings: Settings) -> FastAPI:
     """The app without its guard."""
-    api = FastAPI(title="PathoVision", version=__version__, lifespan=service.lifespan, docs_url=None, redoc_url=None,
-                  openapi_url="/openapi.json" if settings.docs else None, redirect_slashes=False,
-                  description=service.predictor.manifest["notice"])
+    api = FastAPI(
+        title="PathoVision",
+        version=__version__,
+        lifespan=service.lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if settings.docs else None,
+        redirect_slashes=False,
+        description=service.predictor.manifest["notice"],
+    )
     _add_pictures(api, service, settings.limits.body)
     _add_batch(api, service, settings.limits.body)
     _add_state(api, service, settings)
@@ -110,28 +143,41 @@ def routes(service: Service, settings: Settings) -> FastAPI:
 
 
 def _add_pictures(api: FastAPI, service: Service, body: int) -> None:
-    @api.post("/predict", openapi_extra=form(), responses=answers(
-        {"model": Reply, "content": {"application/json": {"example": EXAMPLE}}}))
+    @api.post(
+        "/predict",
+        openapi_extra=form(),
+        responses=answers({"model": Reply, "content": {"application/json": {"example": EXAMPLE}}}),
+    )
     async def predict(request: Request, tta: bool = False, explain: bool = False):
         """What the model says of one picture; tta: averaged over fixed views; explain: with a heatmap."""
         _stop_on_unknown(request, "tta", "explain")
         (content,) = await uploads(request, 1, body)
         return JSONResponse(await service.answer(content, tta, explain))
 
-    @api.post("/explain", openapi_extra=form(), response_class=Response, responses=answers(
-        {"content": {"image/png": {}}, "description": "The picture under its heat; X-Class names the class"}))
+    @api.post(
+        "/explain",
+        openapi_extra=form(),
+        response_class=Response,
+        responses=answers(
+            {"content": {"image/png": {}}, "description": "The picture under its heat; X-Class names the class"}
+        ),
+    )
     async def explain(request: Request):
         """Where in the picture the evidence for the decision lies (Grad-CAM)."""
         _stop_on_unknown(request)
         (content,) = await uploads(request, 1, body)
         png, of, blank = await service.heatmap(content)
-        return Response(png, media_type="image/png",
-                        headers={"X-Class": quote(of, safe=""), "X-Blank": str(blank).lower()})
+        return Response(
+            png, media_type="image/png", headers={"X-Class": quote(of, safe=""), "X-Blank": str(blank).lower()}
+        )
 
 
 def _add_batch(api: FastAPI, service: Service, body: int) -> None:
-    @api.post("/predict/batch", openapi_extra=form(several=True), responses=answers(
-        {"model": Batch, "content": {"application/json": {"example": {"answers": [EXAMPLE]}}}}))
+    @api.post(
+        "/predict/batch",
+        openapi_extra=form(several=True),
+        responses=answers({"model": Batch, "content": {"application/json": {"example": {"answers": [EXAMPLE]}}}}),
+    )
     async def batch(request: Request, tta: bool = False):
         """What the model says of each picture, or why that one cannot be used."""
         _stop_on_unknown(request, "tta")
@@ -150,24 +196,40 @@ def _add_state(api: FastAPI, service: Service, settings: Settings) -> None:
     @api.get("/health", responses={200: {"model": Health}})
     async def health():
         """Is the model loaded, and on what does it compute?"""
-        return JSONResponse({"status": "healthy" if service.ready else "not ready", "model_loaded": True,
-                             "device": "cpu"})
+        return JSONResponse(
+            {"status": "healthy" if service.ready else "not ready", "model_loaded": True, "device": "cpu"}
+        )
 
     @api.get("/livez", response_class=PlainTextResponse)
     async def livez():
         """The server answers."""
         return PlainTextResponse("ok")
 
-    @api.get("/readyz", response_class=PlainTextResponse,
-             responses={503: {"description": "Starting, stopping, or its model is broken", "content": {
-                 "text/plain": {"schema": {"type": "string"}}}}})
+    @api.get(
+        "/readyz",
+        response_class=PlainTextResponse,
+        responses={
+            503: {
+                "description": "Starting, stopping, or its model is broken",
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            }
+        },
+    )
     async def readyz():
         """The server takes on work."""
         reason = "is stopping" if service.draining else service.reason
         return PlainTextResponse(reason or "ok", 503 if reason else 200)
 
-    @api.get("/model", responses=answers({"description": "The manifest of the model, and what this server allows",
-                                          "content": {"application/json": {}}}, 401))
+    @api.get(
+        "/model",
+        responses=answers(
+            {
+                "description": "The manifest of the model, and what this server allows",
+                "content": {"application/json": {}},
+            },
+            401,
+        ),
+    )
     async def model():
         """The model card: what the model is, and what this server takes."""
         limits = {"mib": settings.limits.body / 2**20, "megapixels": settings.max_pixels / 1e6, "batch": BATCH}
@@ -180,10 +242,15 @@ def _add_pages(api: FastAPI, docs: bool) -> None:
         return HTMLResponse(PAGE.read_bytes(), headers={"Content-Security-Policy": policy(PAGE.read_text("utf-8"))})
 
     if docs:
+
         @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
         async def described_routes():
-            return HTMLResponse(pages.frame("PathoVision: the service", described(api.openapi())), headers={
-                "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"})
+            return HTMLResponse(
+                pages.frame("PathoVision: the service", described(api.openapi())),
+                headers={
+                    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+                },
+            )
 
 
 def _add_refusals(api: FastAPI) -> None:
@@ -193,8 +260,14 @@ def _add_refusals(api: FastAPI) -> None:
 
     @api.exception_handler(Exception)
     async def failed(_request, _error: Exception):  # raised again behind this answer: the guard writes it down
-        return JSONResponse({"code": "internal", "reason": "failed in an unforeseen way",
-                             "remedy": "Tell who runs the server the X-Request-ID of this answer"}, 500)
+        return JSONResponse(
+            {
+                "code": "internal",
+                "reason": "failed in an unforeseen way",
+                "remedy": "Tell who runs the server the X-Request-ID of this answer",
+            },
+            500,
+        )
 
     @api.exception_handler(PathoError)
     async def refused(_request, error: PathoError):
@@ -203,13 +276,17 @@ def _add_refusals(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
     async def invalid(_request, error: RequestValidationError):
         names = {str(part) for found in error.errors() for part in found["loc"]} & {"tta", "explain"}
-        return JSONResponse(problem(_bad_query(f"has a value of {' and '.join(sorted(names))} that is no yes or no")),
-                            422)
+        return JSONResponse(
+            problem(_bad_query(f"has a value of {' and '.join(sorted(names))} that is no yes or no")), 422
+        )
 
     @api.exception_handler(HTTPException)
     async def nothing_there(_request, error: HTTPException):
-        content = {"code": "not_found" if error.status_code == 404 else "bad_request",
-                   "reason": f"is answered with {error.status_code} {error.detail}"[:80], "remedy": "See /docs"}
+        content = {
+            "code": "not_found" if error.status_code == 404 else "bad_request",
+            "reason": f"is answered with {error.status_code} {error.detail}"[:80],
+            "remedy": "See /docs",
+        }
         return JSONResponse(content, error.status_code, headers=error.headers)
 
 
@@ -234,8 +311,9 @@ async def uploads(request: Request, most: int, body: int) -> list[bytes]:
     try:
         parts = (await parser.parse()).multi_items()
     except Exception as error:  # the parser lets anything through on a hostile character set
-        raise Refusal(422, "bad_form", "has a form that cannot be read, or with other fields than its pictures",
-                      _form(most)) from error
+        raise Refusal(
+            422, "bad_form", "has a form that cannot be read, or with other fields than its pictures", _form(most)
+        ) from error
     found = []
     for name, value in parts:
         if isinstance(value, UploadFile):
@@ -263,30 +341,40 @@ def _bad_query(reason: str) -> PathoError:
 
 def policy(page: str) -> str:
     """The content security policy of a page: only its own script and style, by their digests."""
+
     def digests(tag: str) -> str:
         found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(f.encode()).digest()).decode()}'" for f in found)
 
-    return (f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; img-src data: blob:; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+    return (
+        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; img-src data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def described(schema: dict) -> str:
     """The routes of an OpenAPI schema as HTML, with an example of each; Swagger's own page comes from another site."""
-    parts = [f"<h1>{html.escape(schema['info']['title'])}</h1><blockquote><p>"
-             f"{html.escape(schema['info']['description'])}</p></blockquote><p>As OpenAPI: <a href='openapi.json'>"
-             "openapi.json</a>. A server with a token wants the header <code>Authorization: Bearer TOKEN</code>.</p>"]
+    parts = [
+        f"<h1>{html.escape(schema['info']['title'])}</h1><blockquote><p>"
+        f"{html.escape(schema['info']['description'])}</p></blockquote><p>As OpenAPI: <a href='openapi.json'>"
+        "openapi.json</a>. A server with a token wants the header <code>Authorization: Bearer TOKEN</code>.</p>"
+    ]
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
             upload = f" -F {FIELD}=@sample.png" if "requestBody" in route else ""
-            query = [f"<li><code>{html.escape(p['name'])}</code>: true or false</li>"
-                     for p in route.get("parameters", ())]
-            codes = [f"<tr><td>{code}</td><td>{html.escape(answer['description'])}</td></tr>"
-                     for code, answer in route["responses"].items()]
+            query = [
+                f"<li><code>{html.escape(p['name'])}</code>: true or false</li>" for p in route.get("parameters", ())
+            ]
+            codes = [
+                f"<tr><td>{code}</td><td>{html.escape(answer['description'])}</td></tr>"
+                for code, answer in route["responses"].items()
+            ]
             content = route["responses"]["200"].get("content", {})
             example = content.get("application/json", {}).get("example")
             shown = f"<pre>{html.escape(json.dumps(example, indent=1))}</pre>" if example else ""
-            parts.append(f"<h2>{method.upper()} {path}</h2><p>{html.escape(route.get('description', ''))}</p>"
-                         f"<p><code>curl -X {method.upper()} localhost:8000{path}{upload}</code></p>"
-                         f"<ul>{''.join(query)}</ul>{shown}<div class='scroll'><table>{''.join(codes)}</table></div>")
+            parts.append(
+                f"<h2>{method.upper()} {path}</h2><p>{html.escape(route.get('description', ''))}</p>"
+                f"<p><code>curl -X {method.upper()} localhost:8000{path}{upload}</code></p>"
+                f"<ul>{''.join(query)}</ul>{shown}<div class='scroll'><table>{''.join(codes)}</table></div>"
+            )
     return "\n".join(parts)

@@ -24,8 +24,11 @@ from patholib.deploy.server.sandbox import Decoder, Picture
 from patholib.judge import gradcam
 from patholib.model import augment
 
-JET = (((0.35, 0.66, 0.89, 1), (0, 1, 1, 0.5)), ((0.125, 0.375, 0.64, 0.91), (0, 1, 1, 0)),
-       ((0, 0.11, 0.34, 0.65), (0.5, 1, 1, 0)))  # matplotlib's: where red, green and blue turn, and their values there
+JET = (
+    ((0.35, 0.66, 0.89, 1), (0, 1, 1, 0.5)),
+    ((0.125, 0.375, 0.64, 0.91), (0, 1, 1, 0)),
+    ((0, 0.11, 0.34, 0.65), (0.5, 1, 1, 0)),
+)  # matplotlib's: where red, green and blue turn, and their values there
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,17 @@ class Service:
         warnings = self.predictor.oddities(picture.size, picture.notes)
         said = self.predictor.answer(picture.pixels, tta, warnings)
         manifest = self.predictor.manifest
-        reply = {"decision": said.decision, "probabilities": said.probs, "threshold": said.threshold,
-                 "alert": said.alert, "warnings": list(said.warnings), "tta": said.tta, "model": self.model,
-                 "demo": manifest["demo"], "notice": manifest["notice"]}
+        reply = {
+            "decision": said.decision,
+            "probabilities": said.probs,
+            "threshold": said.threshold,
+            "alert": said.alert,
+            "warnings": list(said.warnings),
+            "tta": said.tta,
+            "model": self.model,
+            "demo": manifest["demo"],
+            "notice": manifest["notice"],
+        }
         if explain:
             png, of, blank = self._heatmap(picture, said.decision)
             reply["heatmap"] = {"png": pages.data_url(png, "png"), "of": of, "blank": blank}

@@ -17,8 +17,11 @@ from patholib.report.figures import style
 LINES = 20  # most lines of pictures on one sheet
 BARS = 8  # most classes whose probabilities stand beside an explored image
 RANDOMISED = (("cascade", "this part and all above", "o", "-"), ("alone", "this part alone", "s", style.DASHES[1]))
-CURVES = {"map": ("heatmap", style.BLUE, "-"), "random": ("random regions", style.FAINT, style.DASHES[1]),
-          "blob": ("spot in the centre", style.GREEN, style.DASHES[2])}
+CURVES = {
+    "map": ("heatmap", style.BLUE, "-"),
+    "random": ("random regions", style.FAINT, style.DASHES[1]),
+    "blob": ("spot in the centre", style.GREEN, style.DASHES[2]),
+}
 LOCATED = {"map": ("heatmap", style.BLUE), "blob": ("spot in the centre", style.GREEN), "edges": ("edges", style.FAINT)}
 
 
@@ -29,8 +32,12 @@ def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.45, cmap: st
     """
     image, heat = style.picture(image), np.asarray(heat, float)
     if heat.shape != image.shape[:2]:
-        raise PathoError("shape_mismatch", "heat", f"is {heat.shape} on a picture of {image.shape[:2]}",
-                         "Bring the map to the size of the picture first (gradcam.upsample)")
+        raise PathoError(
+            "shape_mismatch",
+            "heat",
+            f"is {heat.shape} on a picture of {image.shape[:2]}",
+            "Bring the map to the size of the picture first (gradcam.upsample)",
+        )
     if not np.isfinite(heat).all() or heat.min() < 0 or heat.max() > 1:
         raise PathoError("bad_heat", "heat", "has values outside [0, 1] or not finite", "Divide by the scale first")
     if not heat.any():
@@ -43,8 +50,9 @@ def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.45, cmap: st
 
 
 @style.styled
-def heat_sheet(found, one_scale: bool = False, columns: int = 4, opacity: float = 0.45, title: str = "",
-               note: str = "") -> Figure:
+def heat_sheet(
+    found, one_scale: bool = False, columns: int = 4, opacity: float = 0.45, title: str = "", note: str = ""
+) -> Figure:
     """The sections of a `gradcam.gallery`: each picture beside its overlay, with its name, classes and probability.
 
     one_scale: red is the highest value of the whole sheet, so that faint maps look faint; else of each map. A map that
@@ -88,8 +96,17 @@ def _draw_tile(axes, found, row: int, peak: float | None, opacity: float) -> Non
     name = style.plain(Path(found.table["path"].iloc[row]).name, 38)
     axes.set_xlabel(f"{name}\n{style.wrapped(found.captions[row], 42)}", fontsize=7, labelpad=2)
     if blank:
-        axes.text(0.75, 0.5, "blank map", transform=axes.transAxes, ha="center", va="center", fontsize=8,
-                  color=style.WARNING, bbox={"color": style.PAPER, "alpha": 0.8, "pad": 1.5})
+        axes.text(
+            0.75,
+            0.5,
+            "blank map",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=style.WARNING,
+            bbox={"color": style.PAPER, "alpha": 0.8, "pad": 1.5},
+        )
 
 
 def _heat_bar(figure, peak: float | None, space) -> None:
@@ -125,23 +142,45 @@ def _draw_randomisation(axes, facts) -> None:
         values = [part["rank_correlation"] for part in parts[name]]
         axes.plot(range(len(values)), values, marker=marker, linestyle=dash, color=colour, label=label)
     axes.axhspan(facts["limits"]["changed"], 1.02, color=style.WARNING, alpha=0.08, linewidth=0)
-    axes.text(0.99, 0.98, "fails: still too similar", va="top", ha="right", fontsize=8, color=style.WARNING,
-              transform=axes.transAxes)
+    axes.text(
+        0.99,
+        0.98,
+        "fails: still too similar",
+        va="top",
+        ha="right",
+        fontsize=8,
+        color=style.WARNING,
+        transform=axes.transAxes,
+    )
     lowest = min(part["rank_correlation"] for part in parts["cascade"] + parts["alone"])
-    axes.set(ylim=(-1.02 if lowest < -0.2 else -0.3, 1.02), ylabel="rank correlation",
-             title="Similarity of the maps after randomising weights")
-    axes.set_xticks(range(len(parts["cascade"])), [style.wrapped(part["part"], 13) for part in parts["cascade"]],
-                    fontsize=7)
+    axes.set(
+        ylim=(-1.02 if lowest < -0.2 else -0.3, 1.02),
+        ylabel="rank correlation",
+        title="Similarity of the maps after randomising weights",
+    )
+    axes.set_xticks(
+        range(len(parts["cascade"])), [style.wrapped(part["part"], 13) for part in parts["cascade"]], fontsize=7
+    )
     axes.legend(loc="best", fontsize=7.5)
 
 
 def _draw_perturbation(axes, facts, what: str, label: str) -> None:
     found = facts["perturbation"]
     for name, (words, colour, dash) in CURVES.items():
-        axes.plot(100 * np.array(found["shares"]), found["curves"][name][what], color=colour, linestyle=dash,
-                  label=f"{words}: area {found['areas'][name][what]['value']:.3f}")
-    axes.set(xlabel=label, ylabel="predicted probability", xlim=(0, 100), ylim=(0, 1.02),
-             title=f"{what.capitalize()}: " + ("lower is better" if what == "deletion" else "higher is better"))
+        axes.plot(
+            100 * np.array(found["shares"]),
+            found["curves"][name][what],
+            color=colour,
+            linestyle=dash,
+            label=f"{words}: area {found['areas'][name][what]['value']:.3f}",
+        )
+    axes.set(
+        xlabel=label,
+        ylabel="predicted probability",
+        xlim=(0, 100),
+        ylim=(0, 1.02),
+        title=f"{what.capitalize()}: " + ("lower is better" if what == "deletion" else "higher is better"),
+    )
     axes.legend(loc="best", fontsize=7.5)
 
 
@@ -158,14 +197,28 @@ def _draw_localisation(axes, facts) -> None:
         values = np.array([number["value"] for number in numbers])
         ends = np.array([[n["value"] if n[end] is None else n[end] for n in numbers] for end in ("low", "high")])
         at = np.arange(len(kinds)) + 0.26 * (i - 1)
-        axes.bar(at, values, width=0.24, color=colour, label=words, yerr=np.abs(ends - values), ecolor=style.INK,
-                 error_kw={"linewidth": 1})
+        axes.bar(
+            at,
+            values,
+            width=0.24,
+            color=colour,
+            label=words,
+            yerr=np.abs(ends - values),
+            ecolor=style.INK,
+            error_kw={"linewidth": 1},
+        )
         top = max(top, ends.max(), values.max())
-    axes.axhline(found["mask_share"], color=style.WARNING, linewidth=1, linestyle=style.DASHES[1],
-                 label="share of the image that is mask")
+    axes.axhline(
+        found["mask_share"],
+        color=style.WARNING,
+        linewidth=1,
+        linestyle=style.DASHES[1],
+        label="share of the image that is mask",
+    )
     axes.set(ylim=(0, 1.45 * top), ylabel="value (0 to 1)")
-    axes.set_xticks(range(3), ["share of heat\non the mask", "IoU of mask\nand equal area",
-                               "hottest pixel\non the mask"])
+    axes.set_xticks(
+        range(3), ["share of heat\non the mask", "IoU of mask\nand equal area", "hottest pixel\non the mask"]
+    )
     axes.legend(loc="upper center", ncols=2, fontsize=7.5)
 
 
@@ -173,9 +226,19 @@ def _draw_localisation(axes, facts) -> None:
 
 
 @style.styled
-def explored(picture, heat, target: str, probs: Mapping[str, float] | None = None,
-             threshold: tuple[str, float] | None = None, opacity: float = 0.45, cmap: str = "jet", title: str = "",
-             note: str = "", method: str = "gradcam", verdict: str = "") -> Figure:
+def explored(
+    picture,
+    heat,
+    target: str,
+    probs: Mapping[str, float] | None = None,
+    threshold: tuple[str, float] | None = None,
+    opacity: float = 0.45,
+    cmap: str = "jet",
+    title: str = "",
+    note: str = "",
+    method: str = "gradcam",
+    verdict: str = "",
+) -> Figure:
     """One image as the explorer shows it: original, heatmap for `target`, overlay, and bars of the probabilities.
 
     heat: (H, W) >= 0, raw, in the size of the picture; the colour bar has its values. probs: of each class in their
@@ -194,8 +257,16 @@ def explored(picture, heat, target: str, probs: Mapping[str, float] | None = Non
         style.show(axes, part)
         axes.set_title(name, fontsize=9.5, weight="normal", loc="center")
     if not raw.any():
-        cells[1].text(0.5, 0.5, "blank map", transform=cells[1].transAxes, ha="center", va="center", fontsize=9,
-                      color=style.WARNING)
+        cells[1].text(
+            0.5,
+            0.5,
+            "blank map",
+            transform=cells[1].transAxes,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color=style.WARNING,
+        )
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, top), cmap)
     cells[3].set_anchor("W")
     bar = figure.colorbar(scale, cax=cells[3])

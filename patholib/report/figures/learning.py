@@ -11,8 +11,9 @@ from patholib.report.figures import style
 
 
 @style.styled
-def schedule(table, blocks: int | None = None, title: str = "Planned learning rate and frozen blocks",
-             note: str = "") -> Figure:
+def schedule(
+    table, blocks: int | None = None, title: str = "Planned learning rate and frozen blocks", note: str = ""
+) -> Figure:
     """Learning rate and frozen blocks by epoch, from a table with columns epoch, lr, frozen (and trainable_share)."""
     table = style.frame(table)
     figure = style.open(8, 4.2, title, note)
@@ -32,8 +33,9 @@ def learning_rate(history, title: str = "Learning rate", note: str = "") -> Figu
 
 
 @style.styled
-def unfreezing(history, blocks: int | None = None, title: str = "Frozen blocks and trainable weights",
-               note: str = "") -> Figure:
+def unfreezing(
+    history, blocks: int | None = None, title: str = "Frozen blocks and trainable weights", note: str = ""
+) -> Figure:
     """Frozen blocks and the share of trainable weights, as steps over the epochs."""
     table = style.frame(history)
     figure = style.open(8, 2.9, title, note)
@@ -46,8 +48,9 @@ def unfreezing(history, blocks: int | None = None, title: str = "Frozen blocks a
 
 
 @style.styled
-def curves(history, kept: int | None = None, monitor: str = "auc", title: str = "Training and validation",
-           note: str = "") -> Figure:
+def curves(
+    history, kept: int | None = None, monitor: str = "auc", title: str = "Training and validation", note: str = ""
+) -> Figure:
     """Loss and metrics by epoch; the epoch whose weights are kept is marked.
 
     kept: its number, from 1 (`schedules.kept`); otherwise the first epoch with the highest validation `monitor`.
@@ -105,8 +108,16 @@ def _mark_kept(axes, kept: tuple[int, str] | None) -> None:
     if kept is not None:
         epoch, words = kept
         axes.axvline(epoch, color=style.FAINT, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-        axes.text(epoch, 1.01, words, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
-                  fontsize=8, color=style.INK)
+        axes.text(
+            epoch,
+            1.01,
+            words,
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=style.INK,
+        )
 
 
 def _draw_lines(axes, table, lines, kept) -> None:
@@ -129,18 +140,29 @@ def draw_losses(axes, table, kept) -> None:
     axes.legend(loc="best")
     broken = table[~np.isfinite(table[["train_loss", "val_loss"]]).all(axis=1)]["epoch"]
     if len(broken):
-        axes.text(0.5, 0.5, f"loss is NaN or infinite from epoch {int(broken.iloc[0])}", transform=axes.transAxes,
-                  ha="center", color=style.WARNING, fontsize=9, weight="bold")
+        axes.text(
+            0.5,
+            0.5,
+            f"loss is NaN or infinite from epoch {int(broken.iloc[0])}",
+            transform=axes.transAxes,
+            ha="center",
+            color=style.WARNING,
+            fontsize=9,
+            weight="bold",
+        )
 
 
 def draw_scores(axes, table, kept, monitor: str) -> None:
     """Metrics of training and validation by epoch."""
-    names = [("train_accuracy", "training accuracy", style.BLUE, style.DASHES[1]),
-             ("val_accuracy", "validation accuracy", style.ORANGE, style.DASHES[1]),
-             ("val_balanced_accuracy", "validation balanced accuracy", style.GREEN, style.DASHES[3]),
-             ("val_auc", "validation AUC", style.PINK, "-")]
-    lines = [(c, f"{label} (chooses the best epoch)" if c == f"val_{monitor}" else label, *look)
-             for c, label, *look in names]
+    names = [
+        ("train_accuracy", "training accuracy", style.BLUE, style.DASHES[1]),
+        ("val_accuracy", "validation accuracy", style.ORANGE, style.DASHES[1]),
+        ("val_balanced_accuracy", "validation balanced accuracy", style.GREEN, style.DASHES[3]),
+        ("val_auc", "validation AUC", style.PINK, "-"),
+    ]
+    lines = [
+        (c, f"{label} (chooses the best epoch)" if c == f"val_{monitor}" else label, *look) for c, label, *look in names
+    ]
     _draw_lines(axes, table, lines, kept)
     axes.set_ylabel("metric (0 to 1)")
     low = table[[c for c, *_ in names if c in table]].min().min()

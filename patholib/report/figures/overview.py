@@ -11,9 +11,19 @@ from patholib.report.figures import learning, performance, style
 
 
 @style.styled
-def training_metrics(history, summary: Mapping, matrix, classes: Sequence[str], labels=None, probs=None,
-                     positive: str | None = None, kept: int | None = None, monitor: str = "auc",
-                     title: str = "Training and results", note: str = "") -> Figure:
+def training_metrics(
+    history,
+    summary: Mapping,
+    matrix,
+    classes: Sequence[str],
+    labels=None,
+    probs=None,
+    positive: str | None = None,
+    kept: int | None = None,
+    monitor: str = "auc",
+    title: str = "Training and results",
+    note: str = "",
+) -> Figure:
     """A run on one page: losses, metrics, learning rate, frozen blocks; results, confusion matrix, ROC curves.
 
     summary: of `metrics.summary`. kept: see `learning.curves`. labels (N,), probs (N, C): of the images that are
@@ -38,8 +48,14 @@ def training_metrics(history, summary: Mapping, matrix, classes: Sequence[str], 
         roc.text(0.5, 0.5, "no predictions, so no ROC curve", ha="center", color=style.FAINT)
     else:
         performance.draw_roc(roc, performance.ranked_classes(labels, probs, classes, positive))
-    for axes, text in ((losses, "Loss"), (scores, "Metrics"), (middle, "Learning rate"), (bars, "Results"),
-                       (heat, "Confusion matrix"), (roc, "ROC")):
+    for axes, text in (
+        (losses, "Loss"),
+        (scores, "Metrics"),
+        (middle, "Learning rate"),
+        (bars, "Results"),
+        (heat, "Confusion matrix"),
+        (roc, "ROC"),
+    ):
         axes.set_title(text, pad=16 if axes in (losses, scores, middle) else 8)
     return figure
 

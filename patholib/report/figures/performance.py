@@ -44,13 +44,36 @@ def draw_confusion(axes, matrix, classes, side: float) -> None:
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
     cell = side / len(classes)
     numbered = len(classes) <= NUMBERED and cell > 0.33
-    texts = [[f"{int(n):,}\n{100 * s:.0f} %" if t[0] else "–" for n, s in zip(ns, ss, strict=True)]
-             for ns, ss, t in zip(matrix, share, total, strict=True)] if numbered else None
-    seaborn.heatmap(share, annot=texts and np.array(texts), fmt="", vmin=0, vmax=1, cmap="Blues", square=True,
-                    linewidths=1.5 if cell > 0.2 else 0, linecolor=style.PAPER, ax=axes, xticklabels=False,
-                    yticklabels=False, annot_kws={"fontsize": 8.5 if cell > 0.55 else 6.5},
-                    cbar_kws={"label": "share of the true class", "shrink": 0.8, "fraction": 0.046, "pad": 0.03,
-                              "ticks": [0, 0.25, 0.5, 0.75, 1]})
+    texts = (
+        [
+            [f"{int(n):,}\n{100 * s:.0f} %" if t[0] else "–" for n, s in zip(ns, ss, strict=True)]
+            for ns, ss, t in zip(matrix, share, total, strict=True)
+        ]
+        if numbered
+        else None
+    )
+    seaborn.heatmap(
+        share,
+        annot=texts and np.array(texts),
+        fmt="",
+        vmin=0,
+        vmax=1,
+        cmap="Blues",
+        square=True,
+        linewidths=1.5 if cell > 0.2 else 0,
+        linecolor=style.PAPER,
+        ax=axes,
+        xticklabels=False,
+        yticklabels=False,
+        annot_kws={"fontsize": 8.5 if cell > 0.55 else 6.5},
+        cbar_kws={
+            "label": "share of the true class",
+            "shrink": 0.8,
+            "fraction": 0.046,
+            "pad": 0.03,
+            "ticks": [0, 0.25, 0.5, 0.75, 1],
+        },
+    )
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class")
     _name_classes(axes, classes, cell)
@@ -91,13 +114,23 @@ class Ranked(NamedTuple):
         """Its line in a legend; one that begins with "_" is left out by matplotlib."""
         if not self.named:
             return "_"
-        return f"{number} {value:.3f}  {style.plain(self.name, 28)}" if value is not None else \
-            f"undefined  {style.plain(self.name, 28)}"
+        return (
+            f"{number} {value:.3f}  {style.plain(self.name, 28)}"
+            if value is not None
+            else f"undefined  {style.plain(self.name, 28)}"
+        )
 
 
 @style.styled
-def roc_pr(labels, probs, classes: Sequence[str], positive: str | None = None, threshold: float | None = None,
-           title: str = "ROC and precision-recall curves", note: str = "") -> Figure:
+def roc_pr(
+    labels,
+    probs,
+    classes: Sequence[str],
+    positive: str | None = None,
+    threshold: float | None = None,
+    title: str = "ROC and precision-recall curves",
+    note: str = "",
+) -> Figure:
     """ROC and precision-recall curves: of `positive` alone or, of more than two classes, of each against the rest.
 
     labels: (N,) class indices; probs: (N, C). threshold: of two classes, marks that point on the curves.
@@ -164,8 +197,9 @@ def _draw_pr(axes, ranked: Sequence[Ranked], threshold: float | None = None) -> 
             continue
         precision, recall, scores = ranking.pr_curve(one.truth, one.score)  # recall falls to 0
         average = -np.sum(np.diff(recall) * precision[:-1])  # step-wise, no interpolation
-        axes.step(recall, np.append(precision[:-1], precision[-2]), where="post", label=one.label("AP", average),
-                  **one.look)
+        axes.step(
+            recall, np.append(precision[:-1], precision[-2]), where="post", label=one.label("AP", average), **one.look
+        )
         if one.named:
             axes.axhline(one.truth.mean(), color=one.look["color"], linewidth=0.8, linestyle=(0, (1, 3)))
         if threshold is not None and (one.score >= threshold).any():
@@ -173,8 +207,13 @@ def _draw_pr(axes, ranked: Sequence[Ranked], threshold: float | None = None) -> 
             _mark(axes, recall[at], precision[at], threshold)
     _tell_the_rest(axes, ranked)
     axes.plot([], [], color=style.FAINT, linewidth=0.8, linestyle=(0, (1, 3)), label="chance: share of the class")
-    axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02),
-             title="Precision-recall")
+    axes.set(
+        xlabel="recall (sensitivity)",
+        ylabel="precision",
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.02),
+        title="Precision-recall",
+    )
     axes.set_box_aspect(1)
     if len(ranked) < 3:
         axes.legend(loc="lower left", fontsize=7.5)
@@ -193,9 +232,14 @@ def _tell_the_rest(axes, ranked: Sequence[Ranked]) -> None:
 
 
 @style.styled
-def forest(table: pd.DataFrame, reference: float | None = None, reference_label: str = "",
-           xlabel: str = "AUC and 95 % interval", title: str = "Estimates with 95 % intervals",
-           note: str = "") -> Figure:
+def forest(
+    table: pd.DataFrame,
+    reference: float | None = None,
+    reference_label: str = "",
+    xlabel: str = "AUC and 95 % interval",
+    title: str = "Estimates with 95 % intervals",
+    note: str = "",
+) -> Figure:
     """Estimates of one number under each other, each a dot with its interval and its value as text.
 
     table: columns name, value, low, high (None: no interval), and perhaps kind, whose values have colours of their own.
@@ -210,10 +254,18 @@ def forest(table: pd.DataFrame, reference: float | None = None, reference_label:
         _draw_estimate(axes, row, i, kinds.index(row.get("kind", "")) % 8)
     if reference is not None:
         axes.axvline(reference, color=style.INK, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-        axes.text(reference, 1.01, f"{reference_label} {reference:.3f}".strip(), ha="center", va="bottom", fontsize=8,
-                  transform=axes.get_xaxis_transform())
-    known = [v for v in (*table[["value", "low", "high"]].to_numpy(float).ravel(), reference or np.nan)
-             if np.isfinite(v)]
+        axes.text(
+            reference,
+            1.01,
+            f"{reference_label} {reference:.3f}".strip(),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            transform=axes.get_xaxis_transform(),
+        )
+    known = [
+        v for v in (*table[["value", "low", "high"]].to_numpy(float).ravel(), reference or np.nan) if np.isfinite(v)
+    ]
     low, high = min(known, default=0), max(known, default=1)
     margin = max(0.06 * (high - low), 0.01)
     axes.set(xlim=(low - margin, high + margin), xlabel=xlabel)
@@ -229,8 +281,7 @@ def _draw_estimate(axes, row: Mapping, place: int, kind: int) -> None:
     """A dot, a bar and the numbers as text."""
     value, low, high = (None if pd.isna(row[key]) else float(row[key]) for key in ("value", "low", "high"))
     if low is not None and high is not None:
-        axes.plot([low, high], [place, place], color=style.COLOURS[kind], linewidth=3, alpha=0.4,
-                  solid_capstyle="butt")
+        axes.plot([low, high], [place, place], color=style.COLOURS[kind], linewidth=3, alpha=0.4, solid_capstyle="butt")
     if value is None:
         text = "undefined"
     else:
@@ -252,16 +303,28 @@ def draw_intervals(axes, numbers) -> None:
             axes.plot([low, high], [i, i], color=style.BLUE, linewidth=3, alpha=0.35, solid_capstyle="round")
         if value is not None:
             axes.plot(value, i, "o", color=style.BLUE, markersize=6)
-        axes.annotate("undefined" if value is None else f"{value:.3f}", (1.02, i), va="center", fontsize=8.5,
-                      xycoords=axes.get_yaxis_transform())
+        axes.annotate(
+            "undefined" if value is None else f"{value:.3f}",
+            (1.02, i),
+            va="center",
+            fontsize=8.5,
+            xycoords=axes.get_yaxis_transform(),
+        )
     axes.set(xlim=(-0.01, 1.02), xlabel="value and 95 % interval")
     style.rows(axes, [style.plain(name, 30) for name, *_ in numbers])
 
 
 @style.styled
-def patients(table: pd.DataFrame, score: str = "score", score_label: str = "share of images predicted correctly",
-             threshold: float | None = None, classes: Sequence[str] | None = None, group_name: str = "patient",
-             title: str = "", note: str = "") -> Figure:
+def patients(
+    table: pd.DataFrame,
+    score: str = "score",
+    score_label: str = "share of images predicted correctly",
+    threshold: float | None = None,
+    classes: Sequence[str] | None = None,
+    group_name: str = "patient",
+    title: str = "",
+    note: str = "",
+) -> Figure:
     """Scores of the patients in [0, 1] by class, worst first, larger dots for more images; over 60 are counted instead.
 
     table: as of `groupwise.by_patient`: columns label, `score`, patient (else group), and images if known.
@@ -269,8 +332,12 @@ def patients(table: pd.DataFrame, score: str = "score", score_label: str = "shar
     """
     who = "patient" if "patient" in table else "group"
     every = list(classes) if classes is not None else sorted(set(table["label"]))
-    table = table.sort_values(["label", score, who], kind="stable", ignore_index=True,
-                              key=lambda column: column.map(every.index) if column.name == "label" else column)
+    table = table.sort_values(
+        ["label", score, who],
+        kind="stable",
+        ignore_index=True,
+        key=lambda column: column.map(every.index) if column.name == "label" else column,
+    )
     present = [c for c in every if c in set(table["label"])]
     colours = {name: i % 8 for i, name in enumerate(every)}
     many = len(table) > DOTS
@@ -301,9 +368,17 @@ def _draw_dots(axes, table, score: str, colours: Mapping[str, int], group_name: 
     for name, i in colours.items():
         here = (table["label"] == name).to_numpy()
         axes.hlines(places[here], 0, table[score][here], color="#dfe4e8", linewidth=1, zorder=1)
-        axes.scatter(table[score][here], places[here], s=sizes[here], color=style.COLOURS[i], zorder=2, linewidth=0,
-                     label=f"{style.plain(name, 28)}: {style.counted(here.sum(), group_name)}",
-                     marker=style.MARKERS[i], clip_on=False)
+        axes.scatter(
+            table[score][here],
+            places[here],
+            s=sizes[here],
+            color=style.COLOURS[i],
+            zorder=2,
+            linewidth=0,
+            label=f"{style.plain(name, 28)}: {style.counted(here.sum(), group_name)}",
+            marker=style.MARKERS[i],
+            clip_on=False,
+        )
     axes.set(xlim=(-0.02, 1.03), ylim=(places[-1] + 0.8, -0.8))
     axes.set_yticks(places, [style.plain(name, 24) for name in table["who"]])
     axes.tick_params(axis="y", labelsize=7.5)
@@ -314,8 +389,16 @@ def _draw_counts(axes, table, score: str, classes: Sequence[str], colours: Mappi
     roomy = len(classes) <= NUMBERED
     for row, name in enumerate(classes):
         scores, counts = np.unique((table.loc[table["label"] == name, score] * 20).round() / 20, return_counts=True)
-        axes.scatter(scores, np.full(len(scores), row), s=(900 if roomy else 150) * counts / counts.sum(), alpha=0.75,
-                     linewidth=0, color=style.COLOURS[colours[name]], zorder=2, clip_on=False)
+        axes.scatter(
+            scores,
+            np.full(len(scores), row),
+            s=(900 if roomy else 150) * counts / counts.sum(),
+            alpha=0.75,
+            linewidth=0,
+            color=style.COLOURS[colours[name]],
+            zorder=2,
+            clip_on=False,
+        )
         for at, count in zip(scores, counts, strict=True) if roomy else ():
             axes.text(at, row + 0.46, f"{count:,}", ha="center", va="center", fontsize=7.5)
     axes.set(xlim=(-0.05, 1.05), ylim=(len(classes) - 0.3, -0.7))

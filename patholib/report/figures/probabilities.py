@@ -14,8 +14,9 @@ from patholib.report.figures import performance, style
 
 
 @style.styled
-def reliability(found: Mapping, title: str = "Calibration: observed share against predicted probability",
-                note: str = "") -> Figure:
+def reliability(
+    found: Mapping, title: str = "Calibration: observed share against predicted probability", note: str = ""
+) -> Figure:
     """Reliability diagrams before and after temperature scaling, and how many images have which probability.
 
     found: of `decisions.calibration_of`. On the dotted line probabilities are right. The dots stand for bins of as many
@@ -27,12 +28,22 @@ def reliability(found: Mapping, title: str = "Calibration: observed share agains
         bins, axes, counts = pd.DataFrame(found[when]["bins"]), *column
         axes.plot([0, 1], [0, 1], **performance.CHANCE)
         axes.vlines(bins["confidence"], bins["confidence"], bins["accuracy"], color=colour, alpha=0.35, linewidth=3)
-        axes.scatter(bins["confidence"], bins["accuracy"], s=10 + 40 * bins["n"] / bins["n"].max(), color=colour,
-                     zorder=3, clip_on=False)
+        axes.scatter(
+            bins["confidence"],
+            bins["accuracy"],
+            s=10 + 40 * bins["n"] / bins["n"].max(),
+            color=colour,
+            zorder=3,
+            clip_on=False,
+        )
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
         scaled = f" (temperature {found[when]['temperature']:.2f})" if when == "after" else ""
-        axes.set_title(f"{when} calibration{scaled}\ncalibration error (ECE) {found[when]['ece_mass']:.3f}, "
-                       f"expected by chance {found[when]['ece_chance']:.3f}", fontsize=9, weight="normal")
+        axes.set_title(
+            f"{when} calibration{scaled}\ncalibration error (ECE) {found[when]['ece_mass']:.3f}, "
+            f"expected by chance {found[when]['ece_chance']:.3f}",
+            fontsize=9,
+            weight="normal",
+        )
         number = found[when]["counts"]
         counts.bar((np.arange(len(number)) + 0.5) / len(number), number, width=0.9 / len(number), color=colour)
         counts.set(xlabel="predicted probability", ylim=(0, 1.15 * max(number)))
@@ -43,9 +54,16 @@ def reliability(found: Mapping, title: str = "Calibration: observed share agains
 
 
 @style.styled
-def thresholds(labels, probs, classes: Sequence[str], positive: str | None, threshold: float | None,
-               target: float | None = None, title: str = "Sensitivity and specificity by threshold (validation images)",
-               note: str = "") -> Figure:
+def thresholds(
+    labels,
+    probs,
+    classes: Sequence[str],
+    positive: str | None,
+    threshold: float | None,
+    target: float | None = None,
+    title: str = "Sensitivity and specificity by threshold (validation images)",
+    note: str = "",
+) -> Figure:
     """Sensitivity and specificity of `positive` against the threshold, the locked one marked.
 
     labels: (N,) class indices; probs: (N, C) of the images it was chosen on. target: the sensitivity asked for.
@@ -54,38 +72,58 @@ def thresholds(labels, probs, classes: Sequence[str], positive: str | None, thre
     axes = figure.subplots()
     if positive is None:
         return _without_positive(figure, axes)
-    name, truth, score = next(row for row in performance.by_class(labels, probs, classes, positive)
-                              if row[0] == positive)
+    name, truth, score = next(
+        row for row in performance.by_class(labels, probs, classes, positive) if row[0] == positive
+    )
     if truth.all() or not truth.any():
         axes.text(0.5, 0.5, f"undefined: no image is {'negative' if truth.all() else style.plain(name)}", ha="center")
     else:
         sensitivity, specificity, at = ranking.operating_points(truth, score)
         dashed = {"color": style.ORANGE, "linestyle": style.DASHES[1]}
-        for values, label, look in ((sensitivity, "sensitivity", {"color": style.BLUE}),
-                                    (specificity, "specificity", dashed)):
+        for values, label, look in (
+            (sensitivity, "sensitivity", {"color": style.BLUE}),
+            (specificity, "specificity", dashed),
+        ):
             edge = 1.0 if label == "sensitivity" else 0.0  # what a threshold of 0 gives, above all scores the opposite
-            axes.step(np.concatenate([[0], at, [1]]), np.concatenate([[edge], values, [1 - edge]]), where="pre",
-                      label=label, **look)
+            axes.step(
+                np.concatenate([[0], at, [1]]),
+                np.concatenate([[edge], values, [1 - edge]]),
+                where="pre",
+                label=label,
+                **look,
+            )
     if target is not None:
-        axes.axhline(target, color=style.FAINT, linewidth=1, linestyle=(0, (1, 2)),
-                     label=f"target sensitivity {target:g}")
+        axes.axhline(
+            target, color=style.FAINT, linewidth=1, linestyle=(0, (1, 2)), label=f"target sensitivity {target:g}"
+        )
     style.mark_threshold(axes, threshold)
-    axes.set(xlabel=f"threshold on the probability of {style.plain(name, 28)}", xlim=(-0.01, 1.01), ylim=(-0.02, 1.03),
-             ylabel="sensitivity, specificity")
+    axes.set(
+        xlabel=f"threshold on the probability of {style.plain(name, 28)}",
+        xlim=(-0.01, 1.01),
+        ylim=(-0.02, 1.03),
+        ylabel="sensitivity, specificity",
+    )
     axes.legend(loc="best")
     return figure
 
 
 def _without_positive(figure: Figure, axes) -> Figure:
     axes.set_axis_off()
-    axes.text(0.5, 0.5, "no positive class is set: the class with the largest probability is predicted", ha="center",
-              va="center", color=style.FAINT)
+    axes.text(
+        0.5,
+        0.5,
+        "no positive class is set: the class with the largest probability is predicted",
+        ha="center",
+        va="center",
+        color=style.FAINT,
+    )
     return figure
 
 
 @style.styled
-def decision_curve(found: Mapping | None, threshold: float | None = None, title: str = "Decision curve: net benefit",
-                   note: str = "") -> Figure:
+def decision_curve(
+    found: Mapping | None, threshold: float | None = None, title: str = "Decision curve: net benefit", note: str = ""
+) -> Figure:
     """Net benefit of acting on the model, on all and on none, against the threshold (Vickers & Elkin 2006).
 
     found: of `ranking.decision_curve`; None without a positive class. threshold: the locked one.
@@ -100,15 +138,20 @@ def decision_curve(found: Mapping | None, threshold: float | None = None, title:
     axes.plot(at, model, color=style.BLUE, label="act on what the model predicts")
     style.mark_threshold(axes, threshold)
     top = max(model.max(), everybody.max(), 0.05)
-    axes.set(xlabel="threshold probability", xlim=(-0.01, 1.01), ylabel="net benefit per image",
-             ylim=(-0.35 * top, 1.1 * top))
+    axes.set(
+        xlabel="threshold probability",
+        xlim=(-0.01, 1.01),
+        ylabel="net benefit per image",
+        ylim=(-0.35 * top, 1.1 * top),
+    )
     axes.legend(loc="best")
     return figure
 
 
 @style.styled
-def abstention(found: Mapping, title: str = "Error rate when the least certain images are left to a person",
-               note: str = "") -> Figure:
+def abstention(
+    found: Mapping, title: str = "Error rate when the least certain images are left to a person", note: str = ""
+) -> Figure:
     """The share of wrong predictions against the share of images that are predicted, most certain first.
 
     found: of `ranking.abstention`.
@@ -116,11 +159,24 @@ def abstention(found: Mapping, title: str = "Error rate when the least certain i
     coverage, risk = np.array(found["coverage"]), np.array(found["risk"])
     figure = style.open(6.5, 3.4, title, note)
     axes = figure.subplots()
-    axes.plot(100 * coverage, 100 * risk, color=style.BLUE,
-              label=f"least certain left out: {100 * found['aurc']:.1f} % on average")
-    axes.axhline(100 * found["aurc_random"], color=style.FAINT, linewidth=1.2, linestyle=(0, (3, 2)),
-                 label=f"left out at random: {100 * found['aurc_random']:.1f} %")
-    axes.set(xlabel="images predicted (%), most certain first", ylabel="wrong predictions (%)", xlim=(-1, 101),
-             ylim=(-0.02 * 100 * max(risk.max(), 0.01), 110 * max(risk.max(), 0.01)))
+    axes.plot(
+        100 * coverage,
+        100 * risk,
+        color=style.BLUE,
+        label=f"least certain left out: {100 * found['aurc']:.1f} % on average",
+    )
+    axes.axhline(
+        100 * found["aurc_random"],
+        color=style.FAINT,
+        linewidth=1.2,
+        linestyle=(0, (3, 2)),
+        label=f"left out at random: {100 * found['aurc_random']:.1f} %",
+    )
+    axes.set(
+        xlabel="images predicted (%), most certain first",
+        ylabel="wrong predictions (%)",
+        xlim=(-1, 101),
+        ylim=(-0.02 * 100 * max(risk.max(), 0.01), 110 * max(risk.max(), 0.01)),
+    )
     axes.legend(loc="best")
     return figure

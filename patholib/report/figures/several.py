@@ -29,15 +29,21 @@ def _some_runs(runs: Mapping, what: str) -> None:
 
 def _named_below(figure, handles: Mapping[str, plt.Line2D], columns: int = 2, width: int = 44) -> None:
     """A legend of runs; matplotlib by itself leaves out names that begin with an underscore."""
-    legend = figure.legend([*handles.values()], ["x"] * len(handles), loc="outside lower center",
-                           ncols=min(columns, len(handles)))
+    legend = figure.legend(
+        [*handles.values()], ["x"] * len(handles), loc="outside lower center", ncols=min(columns, len(handles))
+    )
     for text, name in zip(legend.get_texts(), handles, strict=True):
         text.set_text(style.plain(name, width))
 
 
 @style.styled
-def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str = "Training of each run",
-              note: str = "", kept: Mapping[str, int | None] | None = None) -> Figure:
+def histories(
+    runs: Mapping[str, pd.DataFrame],
+    monitor: str = "auc",
+    title: str = "Training of each run",
+    note: str = "",
+    kept: Mapping[str, int | None] | None = None,
+) -> Figure:
     """Validation loss and the validation `monitor` of several runs by epoch; a dot marks the epoch that was kept.
 
     kept: its number, by run; otherwise the first epoch with the highest `monitor`.
@@ -66,8 +72,13 @@ def histories(runs: Mapping[str, pd.DataFrame], monitor: str = "auc", title: str
 
 
 @style.styled
-def roc_overlay(runs: Mapping[str, tuple], classes: Sequence[str], positive: str | None = None,
-                title: str = "ROC curves of each run", note: str = "") -> Figure:
+def roc_overlay(
+    runs: Mapping[str, tuple],
+    classes: Sequence[str],
+    positive: str | None = None,
+    title: str = "ROC curves of each run",
+    note: str = "",
+) -> Figure:
     """The ROC curves of several runs in one plot: of `positive` alone, or one plot for each class against the rest.
 
     runs: {name: (labels (N,), probs (N, C))}; the number of images may differ.
@@ -86,7 +97,7 @@ def roc_overlay(runs: Mapping[str, tuple], classes: Sequence[str], positive: str
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for k, axes in zip(drawn, grid, strict=False):
         _draw_roc_of_runs(axes, {name: curves[k][1:] for name, curves in ranked.items()}, first[k][0], columns == 1)
-    for axes in grid[len(drawn):]:
+    for axes in grid[len(drawn) :]:
         axes.set_axis_off()
     if columns > 1:
         _named_below(figure, {name: plt.Line2D([], [], **_looks(i)) for i, name in enumerate(runs)})
@@ -110,8 +121,12 @@ def _draw_roc_of_runs(axes, curves: Mapping[str, tuple], title: str, named: bool
 
 
 @style.styled
-def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the predicted class",
-                        title: str = "Calibration of each run", note: str = "") -> Figure:
+def reliability_overlay(
+    runs: Mapping[str, pd.DataFrame],
+    of: str = "the predicted class",
+    title: str = "Calibration of each run",
+    note: str = "",
+) -> Figure:
     """The observed share of images with about the same probability, for each run; on the diagonal they agree.
 
     runs: {name: table of `calibration.reliability`}, columns confidence, accuracy, n. of: the class of the
@@ -124,8 +139,9 @@ def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the predict
     lines = {}
     for i, (name, table) in enumerate(runs.items()):
         (lines[name],) = axes.plot(table["confidence"], table["accuracy"], marker="o", **_looks(i))
-    axes.set(xlabel=f"probability of {style.plain(of, 28)}", ylabel="observed share", xlim=(-0.02, 1.02),
-             ylim=(-0.02, 1.02))
+    axes.set(
+        xlabel=f"probability of {style.plain(of, 28)}", ylabel="observed share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
+    )
     axes.set_box_aspect(1)
     _named_below(figure, lines)
     return figure

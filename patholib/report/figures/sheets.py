@@ -20,8 +20,12 @@ STACKED = 20  # classes; of more, the splits of a class share one bar
 def contact_sheet(images, captions: Sequence[str], columns: int = 6, title: str = "Images", note: str = "") -> Figure:
     """Images in rows of `columns`, each with its caption; sizes may differ."""
     if len(images) == 0 or len(images) != len(captions):
-        raise PathoError("shape_mismatch", "contact sheet", f"has {len(images)} images and {len(captions)} captions",
-                         "Give at least one image and one caption each")
+        raise PathoError(
+            "shape_mismatch",
+            "contact sheet",
+            f"has {len(images)} images and {len(captions)} captions",
+            "Give at least one image and one caption each",
+        )
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     side = min(1.75, 10.5 / columns)
@@ -29,14 +33,19 @@ def contact_sheet(images, captions: Sequence[str], columns: int = 6, title: str 
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, image, caption in zip(grid, images, captions, strict=False):
         style.show(axes, style.picture(image), caption, width=int(side * 13))
-    for axes in grid[len(images):]:
+    for axes in grid[len(images) :]:
         axes.set_axis_off()
     return figure
 
 
 @style.styled
-def class_counts(table: pd.DataFrame, classes: Sequence[str] | None = None, group_name: str = "group",
-                 title: str = "", note: str = "") -> Figure:
+def class_counts(
+    table: pd.DataFrame,
+    classes: Sequence[str] | None = None,
+    group_name: str = "group",
+    title: str = "",
+    note: str = "",
+) -> Figure:
     """Images and groups of each class in each split, from a split table (columns label, split, group).
 
     Of more than 20 classes the splits of a class share one bar.
@@ -72,8 +81,14 @@ def _draw_bars(axes, places: np.ndarray, values: dict[str, np.ndarray], lanes: i
     largest = max((total if lanes == 1 else np.array(list(values.values()))).max(), 1)
     for i, (name, numbers) in enumerate(values.items()):
         at = places + (0 if lanes == 1 else i)
-        axes.barh(at, numbers, left=ends if lanes == 1 else 0, height=0.86, color=style.SPLITS[name],
-                  label=style.SPLIT_NAMES[name])
+        axes.barh(
+            at,
+            numbers,
+            left=ends if lanes == 1 else 0,
+            height=0.86,
+            color=style.SPLITS[name],
+            label=style.SPLIT_NAMES[name],
+        )
         ends += numbers
         if lanes > 1:
             _write_counts(axes, at, numbers, largest)
@@ -84,20 +99,31 @@ def _draw_bars(axes, places: np.ndarray, values: dict[str, np.ndarray], lanes: i
 
 def _write_counts(axes, places, numbers, largest: int) -> None:
     for place, number in zip(places, numbers, strict=True):
-        axes.text(number + 0.012 * largest, place, f"{number:,}", va="center", fontsize=7.5,
-                  color=style.INK if number else style.WARNING)
+        axes.text(
+            number + 0.012 * largest,
+            place,
+            f"{number:,}",
+            va="center",
+            fontsize=7.5,
+            color=style.INK if number else style.WARNING,
+        )
 
 
 @style.styled
-def augmented(images, views, captions: Sequence[str] = (), title: str = "Training images after augmentation",
-              note: str = "") -> Figure:
+def augmented(
+    images, views, captions: Sequence[str] = (), title: str = "Training images after augmentation", note: str = ""
+) -> Figure:
     """Each image beside its views, one image per row.
 
     images: N pictures; views: (V, N, ...) as `augment.tta_views` gives them, or a list of V batches of N.
     """
     if not len(images) or not len(views) or any(len(batch) != len(images) for batch in views):
-        raise PathoError("shape_mismatch", "views", f"do not match {len(images)} images",
-                         "Give a list of batches, each with one view per image")
+        raise PathoError(
+            "shape_mismatch",
+            "views",
+            f"do not match {len(images)} images",
+            "Give a list of batches, each with one view per image",
+        )
     columns = 1 + len(views)
     side = min(1.7, 11 / columns)
     figure = style.open(max(side * columns, 4), (side + 0.1) * len(images) + 0.25, title, note)

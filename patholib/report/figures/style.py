@@ -30,17 +30,40 @@ TALLEST = 40  # inches; what would be taller is squeezed, since memory grows wit
 PANEL = 420  # fewest pixels on a side of a picture that `panels` draws: about twice what a page shows
 
 STYLE = {
-    "figure.dpi": SCREEN_DPI, "figure.facecolor": PAPER, "savefig.facecolor": PAPER,
-    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK,
+    "figure.dpi": SCREEN_DPI,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
     "text.parse_math": False,  # a class may be called "$x_1$"
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlecolor": INK,
-    "axes.labelsize": 9.5, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": "#e8ebee", "grid.linewidth": 0.8,
-    "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "xtick.major.size": 3, "ytick.major.size": 3,
-    "legend.framealpha": 0.8, "legend.edgecolor": "none", "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8, "lines.markersize": 4,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e8ebee",
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "legend.framealpha": 0.8,
+    "legend.edgecolor": "none",
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
 }
 
 
@@ -80,8 +103,9 @@ def open(width: float, height: float, title: str, note: str) -> Figure:
     plt.close(figure)
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.06, h_pad=0.06)
     top = 1 - 0.05 / height
-    for text, step, look in [(t, 0.19, {"size": 8.5, "color": WARNING, "weight": "bold"}) for t in notes] + \
-                            [(t, 0.20, {"size": 11, "weight": "bold"}) for t in lines]:
+    for text, step, look in [(t, 0.19, {"size": 8.5, "color": WARNING, "weight": "bold"}) for t in notes] + [
+        (t, 0.20, {"size": 11, "weight": "bold"}) for t in lines
+    ]:
         figure.text(0.08 / width, top, text, va="top", ha="left", **look)
         top -= step / height
     return figure
@@ -90,7 +114,7 @@ def open(width: float, height: float, title: str, note: str) -> Figure:
 def plain(text, width: int = 60) -> str:
     """`text` on one line with control characters made visible, cut in the middle to `width` characters."""
     text = shown(text)
-    return text if len(text) <= width else f"{text[:width - width // 3 - 1]}…{text[-(width // 3):]}"
+    return text if len(text) <= width else f"{text[: width - width // 3 - 1]}…{text[-(width // 3) :]}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -165,8 +189,12 @@ def class_ticks(axis, classes, width: int = 22, rotate: bool = False) -> None:
 
 def checked_classes(classes, size: int, subject: str) -> list[str]:
     if len(classes) != size:
-        raise PathoError("shape_mismatch", subject, f"has {size} classes, but {len(classes)} names are given",
-                         "Give one name per class, in the order of the model's outputs")
+        raise PathoError(
+            "shape_mismatch",
+            subject,
+            f"has {size} classes, but {len(classes)} names are given",
+            "Give one name per class, in the order of the model's outputs",
+        )
     return [str(c) for c in classes]
 
 
@@ -189,8 +217,15 @@ def square(matrix) -> np.ndarray:
 def mark_threshold(axes, threshold: float | None) -> None:
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (3, 2)))
-        axes.text(threshold, 1.01, f"threshold {threshold:.3g}", transform=axes.get_xaxis_transform(), ha="center",
-                  va="bottom", fontsize=8)
+        axes.text(
+            threshold,
+            1.01,
+            f"threshold {threshold:.3g}",
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+        )
 
 
 @functools.cache
