@@ -70,7 +70,7 @@ class Swept:
 
 def find(name: str) -> Path:
     """The notebook at a path, or of a short name: breakhis, isic2019, compare. Errors: unknown_notebook."""
-    places = [files.project_root() / "notebooks", Path(__file__).resolve().parents[1] / "notebooks"]
+    places = [files.project_root() / "notebooks", Path(__file__).resolve().parents[2] / "notebooks"]
     short = (folder / tail for folder in places for tail in (f"{name}/train.ipynb", f"{name}.ipynb"))
     for path in (Path(name), *short):
         if path.suffix == ".ipynb" and path.is_file():

@@ -51,7 +51,7 @@ def launch(count: int, program: Sequence[str], show: Callable[[str], None], thre
     ]  # 0: a free port
     # No bars: each state of one would be a line. Its own session: Ctrl-C comes from here, once.
     # They import the same patholib, also where the notebook has put it on its path by hand.
-    home = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
+    home = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
     env = (
         os.environ
         | {

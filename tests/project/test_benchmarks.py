@@ -505,7 +505,7 @@ def patches(tmp_path, run_dir):
 
 def test_onnx_is_held_against_torch_on_validation_images_of_every_class(real, run_dir, patches, monkeypatch):
     seen = {}
-    monkeypatch.setattr(real.export, "to_onnx", lambda folder, views: seen.update({folder: views}))
+    monkeypatch.setattr(real.onnx_export, "to_onnx", lambda folder, views: seen.update({folder: views}))
     monkeypatch.setenv("PATHOLIB_CACHE", str(run_dir.parent / "cache"))
     assert real.add_onnx(run_dir, "breakhis", {"data": patches, "on_bad": "skip"}) == ""
     split = splitting.read_split(run_dir / "split.csv")
@@ -527,7 +527,7 @@ def test_a_model_that_onnx_cannot_give_is_told_and_the_training_is_not_lost(real
         files.write_json(run_dir.parent / "latest.json", {"run_dir": str(run_dir)})
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(real.export, "to_onnx", refuse)
+    monkeypatch.setattr(real.onnx_export, "to_onnx", refuse)
     monkeypatch.setattr(real.subprocess, "run", train)
     monkeypatch.setattr(real.runs, "code", lambda: {})
     for name, folder in (("PATHOLIB_OUTPUTS", run_dir.parent), ("PATHOLIB_CACHE", run_dir.parent / "cache")):
