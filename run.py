@@ -624,9 +624,9 @@ def lab(arguments):
 # Which weights a recipe begins with; the library knows them, and this file imports nothing that is to be installed.
 WEIGHTS = """
 import json
-from patholib import models, recipes
+from patholib.model import architectures, recipes
 chosen = (recipes.BREAKHIS, recipes.ISIC2019)
-print(json.dumps([[recipe.name, models.NETWORKS[recipe.arch][1].url] for recipe in chosen]))
+print(json.dumps([[recipe.name, architectures.NETWORKS[recipe.arch].weights] for recipe in chosen]))
 """
 
 BUNDLE = """# PathoVision without a network

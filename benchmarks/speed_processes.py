@@ -3,8 +3,8 @@
   python benchmarks/speed_processes.py             writes the section speed processes of RESULTS.md: some minutes
   python benchmarks/speed_processes.py --quick     in miniature; writes nothing
 
-Each training is the command `python -m patholib.train.training`, on demo images. A rate is the images per second that its
-history says of the epochs after the first, so that neither the start of a process nor its first step counts.
+Each training is the command `python -m patholib.train.training`, on demo images. A rate is the images per second that
+its history says of the epochs after the first, so that neither the start of a process nor its first step counts.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ TIMES = ["seconds", "val_seconds", "images_per_second"]  # columns of a history 
 
 
 class Network(nn.Module):
-    """The blocks of a ResNet by torchvision's names, by default ResNet18's, each one convolution of 4 to 32 channels."""
+    """The blocks of a ResNet by torchvision's names, by default ResNet18's, each a convolution of 4 to 32 channels."""
 
     def __init__(self, weights=None, counts=(2, 2, 2, 2)):
         super().__init__()

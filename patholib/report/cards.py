@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from markupsafe import Markup
 
 from patholib.base import files
-from patholib.data.readers.sources import SOURCES
+from patholib.data.readers import sources
 from patholib.judge.gains import RIVALS, not_beaten
 from patholib.model import profiles, recipes
 from patholib.report import checklists, dataparts, markdown, sections, settings, verdict
@@ -21,56 +20,6 @@ from patholib.report.records import NOTICE, Record
 
 FEW_GROUPS = 30  # in the test set; fewer are named among the limits
 NUMBERS = ("test", "test_tta", "baseline", "probe")  # columns of the model card
-
-
-class Terms(NamedTuple):
-    """What a data set's makers ask for, and what is known of how it was made."""
-
-    title: str
-    licence: str
-    weights: str  # what follows for a model trained on it
-    collected: str
-    beyond: str  # images it is not intended for, besides those named for every model
-    cite: str
-
-
-TERMS = {
-    "demo": Terms(
-        "Demo images, drawn by patholib",
-        "none is needed: a program drew the pictures, and it is under the MIT licence.",
-        "free to use, but of no use: the model knows only the planted cue.",
-        "Drawn by a program with a planted cue, so that the best possible AUC is known. No person was photographed.",
-        "any image except these drawings.",
-        "",
-    ),
-    "breakhis": Terms(
-        "BreakHis, breast tumour tissue under the microscope",
-        SOURCES["breakhis"].licence,
-        "for research, with the data set cited.",
-        "Slides from the P&D Laboratory in Brazil, stained with haematoxylin and eosin and photographed at four "
-        "magnifications; diagnosed by pathologists (Spanhol et al. 2016).",
-        "tissue other than breast, other stains, whole slides, other magnifications.",
-        "Spanhol et al. 2016",
-    ),
-    "isic2019": Terms(
-        "ISIC 2019, skin lesions under the dermatoscope",
-        SOURCES["isic2019"].licence,
-        "non-commercial, like the images.",
-        "Three collections of dermoscopic images from clinics, combined for a challenge. They differ in how the "
-        "diagnoses were made; see the three papers.",
-        "photographs taken without a dermatoscope, and lesions with other diagnoses. Skin type is not recorded, so its "
-        "performance by skin type is unknown.",
-        "Tschandl et al. 2018 (HAM10000), Codella et al. 2018, Combalia et al. 2019 (BCN20000)",
-    ),
-    "table": Terms(
-        "Images listed in a table",
-        Markup("**not stated. Ask whoever gave you the images** before you share images or weights."),
-        "not stated; as the images allow.",
-        "Not recorded; to be written by the authors.",
-        "",
-        "",
-    ),
-}
 
 
 def write(run_dir: Path) -> Path:
@@ -100,9 +49,9 @@ def texts(run: Record) -> dict[str, tuple[str, str]]:
     }
 
 
-def terms(run: Record) -> Terms:
-    """The terms of the images the run was made of."""
-    return TERMS["demo"] if run.demo else TERMS.get(run.data.get("source"), TERMS["table"])
+def terms(run: Record) -> sources.Source:
+    """What is known of the images the run was made of."""
+    return sources.of(run.data.get("source"), demo=run.demo)
 
 
 # ------------------------------------------------------------------------------------------------------ the model card
@@ -206,7 +155,7 @@ def _limits(run: Record) -> list[str]:
 def data_card(run: Record) -> Mapping:
     """What the template of the data card needs besides the run."""
     return {
-        "by_authors": terms(run) is TERMS["table"],
+        "by_authors": not terms(run).stated,
         "counts": (run.data_report or {}).get("counts", {}),
         "fractions": settings.in_words(run.recipe, "fractions", run.recipe.fractions),
         "split_changed": dataparts.split_changed(run),

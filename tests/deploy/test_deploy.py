@@ -96,7 +96,7 @@ def test_the_command_that_installs_it_works_in_an_empty_environment(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", f"{ROOT}[serve]", "onnxruntime>=1.20"], check=True)
-    code = "from patholib import webroutes; print(webroutes.PAGE.read_text())"
+    code = "from patholib.deploy.server import webroutes; print(webroutes.PAGE.read_text())"
     page = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     assert "<title>PathoVision</title>" in page  # the wheel holds it
     done = subprocess.run(

@@ -93,7 +93,9 @@ def test_in_a_run_of_a_user_a_difference_is_printed_and_nothing_stops(project, m
 
 def test_nbval_fails_where_a_guarded_number_leaves_its_tolerance(project, monkeypatch):  # noqa: F811
     record(monkeypatch, check()[0], auc=0.93)
-    guard = "from patholib import reference\nguard = reference.Guard('breakhis', settings)\nguard('auc', {}, tol=0.01)"
+    guard = (
+        "from patholib.lab import reference\nguard = reference.Guard('breakhis', settings)\nguard('auc', {}, tol=0.01)"
+    )
     write_notebook(
         project / "notebooks" / "breakhis.ipynb",
         code_cell(CELL, 1, ["parameters"]),

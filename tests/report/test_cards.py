@@ -12,6 +12,7 @@ import pytest
 from runfolder import EVIL, PNG, RECIPE, Elements, full_run, number, record, summary
 
 from patholib.base import files
+from patholib.data.readers import sources
 from patholib.report import cards, checklists, report
 from patholib.report.records import Record
 
@@ -155,10 +156,10 @@ def test_where_the_weights_came_from_stands_in_card_and_report_with_its_digest(f
 def test_the_licences_are_those_of_the_page_about_the_data():
     page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     isic, breakhis = page.partition("## ISIC")[2], page.partition("## BreakHis")[2].partition("## ISIC")[0]
-    assert "CC BY-NC 4.0" in isic and "CC BY-NC 4.0" in cards.TERMS["isic2019"].licence
+    assert "CC BY-NC 4.0" in isic and "CC BY-NC 4.0" in sources.SOURCES["isic2019"].licence
     assert (
         "copies state CC BY 4.0" in breakhis
-        and "copies of the data set state CC BY 4.0" in cards.TERMS["breakhis"].licence
+        and "copies of the data set state CC BY 4.0" in sources.SOURCES["breakhis"].licence
     )
 
 

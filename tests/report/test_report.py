@@ -417,7 +417,7 @@ def test_the_core_install_writes_every_page(tmp_path):
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"  # None: to import it is an ImportError
-        "from patholib import report\nreport.write(sys.argv[1])"
+        "from patholib.report import report\nreport.write(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     assert all((tmp_path / f"{stem}.html").is_file() for stem in CARDS)

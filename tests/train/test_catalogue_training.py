@@ -495,7 +495,7 @@ def without_locks(monkeypatch):
 
 def test_T16_a_drive_without_locks_notices_a_dead_process(tmp_path, monkeypatch, catalogue):
     code = (
-        "import sys, time; from pathlib import Path; from patholib import locks\n"
+        "import sys, time; from pathlib import Path; from patholib.base import locks\n"
         "import pytest, test_catalogue_training as t; t.without_locks(pytest.MonkeyPatch())\n"
         "held = locks.take(Path(sys.argv[1])); print(held is not None, flush=True); time.sleep(60)"
     )
