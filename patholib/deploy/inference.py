@@ -89,7 +89,7 @@ class Predictor:
         self.temperature, self.threshold = self.manifest["temperature"], self.manifest["threshold"]
         self.deciding = decisions.deciding(
             (self.manifest["decision"] or {}) | {"threshold": self.threshold}, self.classes
-        )  # what `metrics.called` takes
+        )  # what `rules.predicted` takes
         self.sha256, self.demo = self.manifest["weights"]["sha256"], self.manifest["demo"]
         self.familiar = self.manifest["novelty"] and novelty.from_json(self.manifest["novelty"])
         self.folder = Path(path) if Path(path).is_dir() else Path(path).parent

@@ -103,21 +103,6 @@ def by_patient(
     return patients
 
 
-def patient_recognition_rate(
-    predictions: pd.DataFrame,
-    classes: Sequence[str],
-    positive: str | None = None,
-    column: str = "case",
-    threshold: float | Shares = 0.5,
-) -> float | None:
-    """The mean of the patient scores (Spanhol et al. 2016): every patient counts once, however many images there are.
-
-    None where no patient has a single label.
-    """
-    patients = by_patient(predictions, classes, positive, column, threshold)
-    return float(patients["score"].mean()) if len(patients) else None
-
-
 def patient_summary(
     predictions: pd.DataFrame,
     classes: Sequence[str],
@@ -127,7 +112,11 @@ def patient_summary(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict:
-    """`summary` with patients for images, decided by mean probability, and the patient recognition rate."""
+    """`metrics.summary` with patients for images, decided by mean probability, and the patient recognition rate.
+
+    The rate is the mean of the patient scores (Spanhol et al. 2016): every patient counts once, however many images
+    there are. Patients with two labels are counted and left out.
+    """
     both = with_two_labels(predictions, column)
     patients = by_patient(predictions, classes, positive, column, threshold)
     found = {"column": column, "patients": len(patients), "two_labels": {"patients": len(both), "names": both}}

@@ -82,18 +82,18 @@ def structural_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Each map is divided by its peak. Windows of 5 x 5 cells, evenly weighted, all inside the map.
     """
-    a, b = (gradcam.normalise(torch.as_tensor(maps).double()[:, None].flatten(0, 1)) for maps in (a, b))
+    x, y = (gradcam.normalise(torch.as_tensor(maps).double()) for maps in (a, b))
 
     def mean(maps):
         return functional.avg_pool2d(maps[:, None], min(5, *maps.shape[1:]), stride=1)[:, 0]
 
-    mean_a, mean_b = mean(a), mean(b)
-    spread_a, spread_b, both = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
+    mean_x, mean_y = mean(x), mean(y)
+    spread_x, spread_y, both = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2, mean(x * y) - mean_x * mean_y
     first, second = 0.01**2, 0.03**2
     index = (
-        (2 * mean_a * mean_b + first)
+        (2 * mean_x * mean_y + first)
         * (2 * both + second)
-        / ((mean_a**2 + mean_b**2 + first) * (spread_a + spread_b + second))
+        / ((mean_x**2 + mean_y**2 + first) * (spread_x + spread_y + second))
     )
     return index.mean(dim=(1, 2)).numpy()
 
@@ -207,9 +207,9 @@ def _curves(asked: Asked, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     views = asked.views
     grey = views.mean(dim=(2, 3), keepdim=True).expand_as(views)
     blurred = torch.stack([_blurred(view) for view in views])
-    places = torch.from_numpy(places).to(views.device)[:, None]  # (N, 1, S, S)
+    ranked = torch.from_numpy(places).to(views.device)[:, None]  # (N, 1, S, S)
     ends = [_probability(asked, shown) for shown in (views, grey, blurred)]
-    inner = [places < share for share in SHARES]
+    inner = [ranked < share for share in SHARES]
     deletion = [_probability(asked, torch.where(first, grey, views)) for first in inner]
     insertion = [_probability(asked, torch.where(first, views, blurred)) for first in inner]
     return np.stack([ends[0], *deletion, ends[1]], axis=1), np.stack([ends[2], *insertion, ends[0]], axis=1)

@@ -46,7 +46,9 @@ class Estimate:
     def from_json(cls, number: Mapping) -> Estimate:
         """What `to_json` gave, without the method."""
         return cls(
-            *(number.get(key) for key in ("value", "low", "high")),
+            number.get("value"),
+            number.get("low"),
+            number.get("high"),
             note=number.get("note", ""),
             missing=number.get("undefined", number.get("no_interval", "")),
         )
@@ -81,7 +83,7 @@ def left_out(groups: int, interval: str) -> np.ndarray:
 
 
 def estimate(
-    value: float, drawn: np.ndarray, undefined: str = "", left: Sequence[float] = (), groups: int = 0
+    value: float, drawn: np.ndarray, undefined: str = "", left: Sequence[float] | np.ndarray = (), groups: int = 0
 ) -> Estimate:
     """A value with its interval from resamples, or with the reason why there is none.
 
@@ -109,7 +111,9 @@ def estimate(
     return Estimate(value, float(low), float(high), method="bca" if len(left) else "percentile")
 
 
-def mean_of(values: Sequence[float], groups: Sequence[str], resamples: int = 1000, seed: int = 0) -> Estimate:
+def mean_of(
+    values: Sequence[float] | np.ndarray, groups: Sequence[str] | np.ndarray, resamples: int = 1000, seed: int = 0
+) -> Estimate:
     """The mean of one number per image (N,), with its interval over groups (N,).
 
     Of paired differences of images: whether one thing is larger than another.
@@ -120,7 +124,7 @@ def mean_of(values: Sequence[float], groups: Sequence[str], resamples: int = 100
     drawn = np.concatenate([part[:, 0] / part[:, 1] for part in parts]) if parts else np.empty(0)
     rest = sums.sum(axis=0) - sums
     left = rest[:, 0] / rest[:, 1] if len(sums) > 1 else ()
-    return estimate(np.mean(values), drawn, "no images", left, len(names))
+    return estimate(float(np.mean(values)), drawn, "no images", left, len(names))
 
 
 def _bca_shares(below: float, left: np.ndarray, groups: int) -> np.ndarray:

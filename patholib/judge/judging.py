@@ -96,7 +96,8 @@ class Judged:
     @property
     def shown_subgroups(self) -> Shown:
         """`subgroups` for a notebook: rows with too few groups in grey, every reason once below the table."""
-        rows, reasons = self.summary["subgroups"], {}
+        rows = self.summary["subgroups"]
+        reasons: dict[str, list[str]] = {}
         for row in rows:
             for reason in row["note"].split("; "):
                 reasons.setdefault(reason, []).append(row["value"])
@@ -233,7 +234,7 @@ def judge(
     return Judged(found, tables["test"], recipe)
 
 
-def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float]:
+def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float | rules.Shares]:
     """The test rows of a rival, calibrated, and its threshold: by the same rule, from its own validation rows.
 
     Rivals have learnt with balanced class weights: of more than two classes the largest probability decides.

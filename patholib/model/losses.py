@@ -61,7 +61,7 @@ def effective_prior(recipe, counts) -> pd.Series:
 
 
 def shares(recipe, counts) -> dict[str, float] | None:
-    """What each class's probability is divided by before the largest decides (`metrics.called`); None: by nothing.
+    """What each class's probability is divided by before the largest decides (`rules.predicted`); None: by nothing.
 
     With `decide="even"` these are the shares that the training behaves as if it had seen, which makes the called class
     the likeliest one if all were equally common. Between two classes a threshold decides.

@@ -599,6 +599,10 @@ def test_no_columns_give_an_empty_table():
 # ---- patients -------------------------------------------------------------------------------------------------------
 
 
+def recognition_rate(*table, **options):
+    return groupwise.patient_summary(*table, resamples=0, **options)["recognition_rate"]["value"]
+
+
 def patients():
     # a: 1 of 2 right, mean 0.65; b: 3 of 4 right, mean 0.25; c: both labels.
     return binary(
@@ -618,8 +622,8 @@ def test_the_patient_score_is_the_share_of_images_that_are_right():
 
 
 def test_the_recognition_rate_is_the_mean_of_the_patient_scores():
-    assert groupwise.patient_recognition_rate(patients(), BINARY, "malignant") == pytest.approx((0.5 + 0.75) / 2)
-    at_high = groupwise.patient_recognition_rate(patients(), BINARY, "malignant", threshold=0.7)
+    assert recognition_rate(patients(), BINARY, "malignant") == pytest.approx((0.5 + 0.75) / 2)
+    at_high = recognition_rate(patients(), BINARY, "malignant", threshold=0.7)
     assert at_high == pytest.approx((0.5 + 1) / 2)
 
 
@@ -630,7 +634,7 @@ def test_how_far_one_patient_moves_the_numbers():
     found = groupwise.patient_summary(predictions, BINARY, "malignant", resamples=50)["one_patient"]
     without = {name: predictions[predictions["case"] != name] for name in predictions["case"].unique()}
     assert found["share"] == 1 / len(without)
-    rates = [groupwise.patient_recognition_rate(rows, BINARY, "malignant") for rows in without.values()]
+    rates = [recognition_rate(rows, BINARY, "malignant") for rows in without.values()]
     aucs = [
         metrics.summary(rows, BINARY, "malignant", resamples=0)["metrics"]["auc"]["value"] for rows in without.values()
     ]
@@ -646,7 +650,7 @@ def test_a_patient_with_two_labels_is_counted_and_left_out():
     assert found["patients"] == 2
     assert found["two_labels"] == {"patients": 1, "names": ["c"]}
     only = patients()[-2:]
-    assert groupwise.patient_recognition_rate(only, BINARY, "malignant") is None
+    assert recognition_rate(only, BINARY, "malignant") is None
     found = groupwise.patient_summary(only, BINARY, "malignant")
     assert found["recognition_rate"]["undefined"] == "every patient has two labels"
     assert found["summary"] is None
@@ -664,7 +668,7 @@ def test_patients_are_judged_by_their_mean_probability():
         reference.roc_auc_score(means.index < "g2", means)
     )
     rate = found["recognition_rate"]
-    assert rate["value"] == groupwise.patient_recognition_rate(predictions, BINARY, "malignant")
+    assert rate["value"] == recognition_rate(predictions, BINARY, "malignant")
     assert rate["low"] < rate["value"] < rate["high"]
     json.dumps(found, allow_nan=False)
 

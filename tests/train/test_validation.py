@@ -15,7 +15,7 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.data import checking, splitting
 from patholib.data.readers import table
-from patholib.judge import metrics, validation
+from patholib.judge import metric_table, metrics, validation
 from patholib.model.recipes import BREAKHIS
 from patholib.study import Study, crossvalidation
 from patholib.train import optimising, runs, saving, training
@@ -242,8 +242,8 @@ def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
         [int((~called & ill).sum()), int((called & ill).sum())],
     ]
     plain = metrics.summary(predictions, RECIPE.classes, RECIPE.positive)["metrics"]
-    assert {name: pooled["metrics"][name] for name in validation.OF_PROBABILITIES} == {
-        name: plain[name] for name in validation.OF_PROBABILITIES
+    assert {name: pooled["metrics"][name] for name in metric_table.from_probabilities()} == {
+        name: plain[name] for name in metric_table.from_probabilities()
     }
 
 
@@ -267,8 +267,8 @@ def test_every_fold_decides_by_its_own_shares():
     assert pooled["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
     assert pooled["decision"] == "largest probability over the share of the class"
     plain = metrics.summary(table, recipe.classes, "a")["metrics"]
-    assert {n: pooled["metrics"][n] for n in validation.OF_PROBABILITIES} == {
-        n: plain[n] for n in validation.OF_PROBABILITIES
+    assert {n: pooled["metrics"][n] for n in metric_table.from_probabilities()} == {
+        n: plain[n] for n in metric_table.from_probabilities()
     }
 
 
