@@ -158,17 +158,13 @@ def gpu(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize(
-    ("card", "precision", "reason"),
-    [(("Tesla T4", 7, 5, False), "fp16", "only emulates bf16"), (("A100", 8, 0, True), "bf16", "natively")],
-)
-def test_a_gpu_computes_in_bf16_only_where_it_does_not_emulate_it(at, gpu, card, precision, reason):
+@pytest.mark.parametrize(("card", "precision"), [(("Tesla T4", 7, 5, False), "fp16"), (("A100", 8, 0, True), "bf16")])
+def test_a_gpu_computes_in_bf16_only_where_it_does_not_emulate_it(at, gpu, card, precision):
     at("Kaggle")
     gpu(*card)
     device = devices.choose_device()
     assert device.type == "cuda"
-    chosen, why = devices.choose_precision("auto", device, None, 8)
-    assert chosen == precision and reason in why
+    assert devices.choose_precision("auto", device, None, 8)[0] == precision
 
 
 @pytest.mark.parametrize("host", ["Kaggle", "Colab"])
@@ -177,9 +173,9 @@ def test_a_gpu_without_kernels_is_refused_where_its_hours_are_counted_before_an_
     gpu("Tesla P100-PCIE-16GB", 6, 0)
     with pytest.raises(PathoError, match="no_gpu") as refused:
         devices.choose_device()
-    for words in ("Tesla P100", "sm_70, sm_75", "not for sm_60", devices.GPU_SETTING[host], 'device="cpu"'):
+    for words in ("Tesla P100", "sm_60", devices.GPU_SETTING[host]):  # which GPU, what it lacks, where another is
         assert words in str(refused.value), words
-    with pytest.raises(PathoError, match="not for sm_60"):
+    with pytest.raises(PathoError, match="bad_parameter"):
         notebook.check_parameters(['device: str = "auto"  # where to compute'], {})
     assert devices.choose_device("cpu").type == "cpu"
 
@@ -189,14 +185,13 @@ def test_a_gpu_without_kernels_is_told_at_home_and_the_processor_taken(at, gpu, 
     gpu("GeForce GTX 1080", 6, 1)
     assert devices.choose_device().type == "cpu"
     said = capsys.readouterr().out
-    assert "NO GPU IS USED" in said and "GTX 1080" in said and "not for sm_61" in said
-    assert "Kaggle" not in said
+    assert "GTX 1080" in said and "sm_61" in said and "Kaggle" not in said
 
 
 def test_a_session_without_a_gpu_says_where_one_is_chosen_and_a_laptop_says_nothing(at, gpu, capsys):
     gpu(None)
     at("Kaggle")
     assert devices.choose_device().type == "cpu"
-    assert "Settings > Accelerator > GPU T4 x2" in capsys.readouterr().out
+    assert devices.GPU_SETTING["Kaggle"] in capsys.readouterr().out
     at("")
     assert devices.choose_device().type == "cpu" and capsys.readouterr().out == ""

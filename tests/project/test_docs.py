@@ -52,7 +52,7 @@ def test_the_table_of_rivals_is_read_from_the_results(make, tmp_path):
         "| timm | 0.7 | 0.2 |  |",
     ]
     results.write_text("nothing")
-    with pytest.raises(PathoError, match="has no section quality isic2019"):
+    with pytest.raises(PathoError, match="no_results"):
         make.rivals(results)
 
 

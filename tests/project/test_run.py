@@ -98,7 +98,7 @@ def test_a_foreign_environment_is_left_alone(run):
 
 def test_nothing_is_installed_into_an_interpreter_outside_of_an_environment(run):
     run.fails = lambda line: "sys.base_prefix" in line
-    with pytest.raises(SystemExit, match="not the interpreter of a virtual environment"):
+    with pytest.raises(SystemExit, match="virtual environment"):
         run.environment()
     assert not any(" install " in line for line in run.commands)
 
@@ -195,7 +195,7 @@ def test_where_uv_fails_nothing_else_is_taken_for_the_lowest_packages(run, monke
     assert run.lowest_step(["python"], {}) == {"failed": 1}
     (run.ROOT / "pyproject.toml").write_text('requires-python = ">=3.9"')
     monkeypatch.setattr(run.shutil, "which", lambda name: None)
-    with pytest.raises(SystemExit, match=r"oldest Python, 3\.9, which is not here"):
+    with pytest.raises(SystemExit, match=r"3\.9"):
         run.lowest_environment()
 
 
@@ -208,7 +208,7 @@ def test_a_named_interpreter_is_taken_as_it_is(run, monkeypatch):
 def test_an_old_python_is_told_which_one_is_needed(run, monkeypatch, capsys):
     monkeypatch.setattr(run.sys, "version_info", (3, 10, 4))
     assert run.main(["train"]) == 1
-    assert "needs Python 3.11 or newer" in capsys.readouterr().err
+    assert "3.11" in capsys.readouterr().err
 
 
 def test_an_unknown_command_shows_the_known_ones(run, capsys):
@@ -233,9 +233,9 @@ def test_single_steps_are_chosen_by_name_and_an_unknown_one_is_told(run, tmp_pat
     known = run.steps("python", tmp_path)
     assert list(run.chosen(known, ["refusal,ruff"])) == ["ruff", "refusal"]
     assert list(run.chosen(known, ["lowest", "tests"])) == ["tests", "lowest"]
-    with pytest.raises(SystemExit, match=r"tets: no such step; the steps are ruff, tests, alone, notebooks"):
+    with pytest.raises(SystemExit, match=r"tets.*ruff, tests"):
         run.chosen(known, ["tets"])
-    with pytest.raises(SystemExit, match=r"^the steps are"):
+    with pytest.raises(SystemExit, match="ruff, tests"):
         run.chosen(known, [])
 
 
@@ -382,7 +382,7 @@ def test_notebooks_are_found_by_name_and_path(run, tmp_path):
         path.touch()
     assert run.label(run.find("breakhis")) == "breakhis-train"
     assert run.find(str(path)) == run.find("quickstart") == path
-    with pytest.raises(SystemExit, match="did you mean breakhis"):
+    with pytest.raises(SystemExit, match="breakhis"):
         run.find("breakhs")
 
 
@@ -440,5 +440,5 @@ def test_the_benchmarks_run_one_after_another_and_a_missed_mark_is_the_exit_code
     run.fails = lambda line: "gpu" in line
     assert run.main(["bench", "gpu", "input"]) == 1
     assert "speed_input" in run.commands[-1] and "missed a mark" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="there are gpu, quality, input, training"):
+    with pytest.raises(SystemExit, match="gpu, quality, input, training"):
         run.main(["bench", "real"])
