@@ -144,9 +144,9 @@ class _Worker:
     """`make(*arguments)`, called once for a worker, which then answers bytes with bytes."""
 
     def __init__(self, make: Callable, arguments: tuple):
-        self._function = self._refusal = None
+        self._refusal: PathoError | None = None
         try:
-            self._function = make(*arguments)
+            self._function: Callable = make(*arguments)
         except PathoError as error:  # told as an answer: raised here, it would be tried again and again
             self._refusal = error
 

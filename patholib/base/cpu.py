@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
+from typing import Any
 
 from patholib.base.errors import PathoError
 
@@ -35,7 +36,7 @@ def threads(workers: int | None, say: Callable | None = None) -> int:
     return min(workers, most)
 
 
-def in_order(work: Callable, items: Iterable, workers: int, ahead: int, named: Callable = str) -> Iterator:
+def in_order(work: Callable, items: Iterable, workers: int, ahead: int, named: Callable = str) -> Generator:
     """Yields work(item) for each item, in order, from threads that are at most `ahead` results early.
 
     Decoders, hashes, warps and tensor operations release the interpreter lock, so threads suffice. They end with the
@@ -43,7 +44,9 @@ def in_order(work: Callable, items: Iterable, workers: int, ahead: int, named: C
     Raises PathoError: `out_of_memory`; `loader_timeout` where a result takes longer than PATIENCE, and then the
     threads are left behind, because nothing ends a thread that waits for a dead drive.
     """
-    todo, waiting, patience = SimpleQueue(), deque(), PATIENCE
+    todo: SimpleQueue[tuple[Any, Future] | None] = SimpleQueue()
+    waiting: deque[tuple[Any, Future]] = deque()
+    patience = PATIENCE
 
     def serve() -> None:
         while (task := todo.get()) is not None:

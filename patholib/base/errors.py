@@ -14,6 +14,8 @@ class PathoError(Exception):
     reason: what is wrong with it. remedy: what to do about it.
     """
 
+    report: dict  # of the data check, where that is what refuses
+
     def __new__(cls, code: str, *rest: str, **named: str) -> PathoError:
         return super().__new__(CLASS_OF.get(code, cls) if cls is PathoError else cls)
 

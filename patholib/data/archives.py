@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from patholib.base import files, locks
 from patholib.base.errors import PathoError, shown
@@ -46,6 +46,7 @@ BROKEN = (
     ValueError,
 )  # what zipfile and tarfile raise for bytes that are no archive
 AGAIN = "Download it again, and compare its size there and here"
+Stream = gzip.GzipFile | bz2.BZ2File | BinaryIO
 
 
 def extract(archive: Path, folder: Path, max_bytes: int | None = None, max_files: int = 200_000) -> Path:
@@ -146,7 +147,7 @@ class _Output:
         """The members, with a progress bar where somebody watches."""
         return bar(members, unit=" files", desc=f"Unpacking {self.archive}", leave=False, shown=watched())
 
-    def add(self, name: str, size: int, source: BinaryIO | None) -> None:
+    def add(self, name: str, size: int, source: IO[bytes] | None) -> None:
         """Checks a member and writes it as a new file of `size` bytes, or as a folder where there is no `source`."""
         self.bytes, self.files = self.bytes + size, self.files + (source is not None)
         path = self.folder / PurePosixPath(name)
@@ -195,7 +196,7 @@ class _Output:
         return ""
 
 
-def _copied(source: BinaryIO, path: Path, size: int) -> int:
+def _copied(source: IO[bytes], path: Path, size: int) -> int:
     """Bytes written to the new file `path`: never over another one, nor through a link, nor far past `size`."""
     written = 0
     with files.writable(path):
@@ -210,7 +211,7 @@ def _copied(source: BinaryIO, path: Path, size: int) -> int:
 class _Sips:
     """A stream read in small pieces alone: how long its headers are, an archive itself decides."""
 
-    def __init__(self, stream: BinaryIO, archive: str):
+    def __init__(self, stream: Stream, archive: str):
         self.stream, self.archive, self.last = stream, archive, b""
         self.seek, self.tell = stream.seek, stream.tell
 
@@ -228,15 +229,20 @@ def _unpack(stream: BinaryIO, output: _Output) -> None:
     if start[:2] == b"PK":
         _unpack_zip(stream, output)
     else:
-        packed = {b"\x1f\x8b": lambda: gzip.GzipFile(fileobj=stream), b"BZ": lambda: bz2.BZ2File(stream)}
-        _unpack_tar(_Sips(packed.get(start[:2], lambda: stream)(), output.archive), output)
+        opened: Stream = stream
+        if start[:2] == b"\x1f\x8b":
+            opened = gzip.GzipFile(fileobj=stream)
+        elif start[:2] == b"BZ":
+            opened = bz2.BZ2File(stream)
+        _unpack_tar(_Sips(opened, output.archive), output)
     if not output.files:
         raise PathoError("bad_archive", output.archive, "holds no files", AGAIN)
 
 
 def _unpack_tar(stream: _Sips, output: _Output) -> None:
     """A tar is read once and to its very end, where gzip and bzip2 have their checksums."""
-    with tarfile.open(fileobj=stream, mode="r:") as archive:
+    # type of the stream: to read a tar takes no more than read, seek and tell
+    with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
         for member in output.bar(iter(archive.next, None)):
             if member.isdir():
                 output.add(member.name, 0, None)

@@ -7,14 +7,14 @@ import io
 import os
 import re
 import stat
-import zlib
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from patholib.base.errors import PathoError, nearest
+from patholib.data import endings
 
 MAX_PIXELS = 24_000_000  # decoding takes up to 8 bytes a pixel, and a legal PNG of 145 kB may hold 50 megapixels
 MAX_TAGS = 1000  # of a TIFF
@@ -100,7 +100,7 @@ def read(source, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image
         name = name or str(source)
         content = read_content(source, name, max_pixels)
     image, seen = decode(content, name, max_pixels)
-    image.warnings = [Note(*note) for note in seen["warnings"]]
+    image.warnings = [Note(*note) for note in seen["warnings"]]  # type: ignore[attr-defined]  # an attribute of ours
     return image
 
 
@@ -117,7 +117,8 @@ def to_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
         left, top = (width - side) // 2, (height - side) // 2  # whole pixels: half a pixel would blur
         box = (left, top, left + side, top + side)
     elif fit == "pad":
-        target = tuple(max(1, round(side * size / max(width, height))) for side in (width, height))
+        wide, high = (max(1, round(side * size / max(width, height))) for side in (width, height))
+        target = (wide, high)
     elif fit != "squeeze":
         raise PathoError(
             "bad_parameter", f"fit={fit!r}", "is not a way to make a square", nearest(fit, ("crop", "pad", "squeeze"))
@@ -232,8 +233,7 @@ def decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dic
         notes.append(("extension_mismatch", f"is a {kind} file although its name ends in {suffix}"))
     if mode in CONVERTED:
         notes.append(CONVERTED[mode])
-    depths = {"PNG": lambda: (content[24],), "TIFF": lambda: image.tag_v2.get(258, (8,))}  # IHDR; BitsPerSample
-    if max(depths.get(kind, lambda: (8,))()) > 8:
+    if _depth(image, content, kind) > 8:
         notes.append(("depth_reduced", "has 16 bits per channel, of which 8 are kept"))
     if max(width, height) > 4 * min(width, height):
         notes.append(("extreme_aspect", f"is {width} x {height}: a square shows little of it"))
@@ -241,6 +241,15 @@ def decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dic
     if blank(image):
         notes.append(("blank", "shows one single colour"))
     return image, {"kind": kind, "mode": mode, "width": width, "height": height, "warnings": notes}
+
+
+def _depth(image: Image.Image, content: bytes, kind: str) -> int:
+    """The most bits that a channel has in the file."""
+    if kind == "PNG":
+        return content[24]  # of IHDR
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(258, (8,)))  # BitsPerSample
+    return 8
 
 
 def _kind(content: bytes, name: str) -> str:
@@ -293,7 +302,8 @@ def _header(content: bytes, kind: str, name: str) -> Image.Image:
 
 def _refuse_many_tags(content: bytes) -> None:
     """Pillow reads every tag that a TIFF announces, which may be millions; scanners write some dozens."""
-    order, wide = "little" if content[:2] == b"II" else "big", b"+" in content[2:4]  # BigTIFF has wider numbers
+    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
+    wide = b"+" in content[2:4]  # BigTIFF has wider numbers
     at = int.from_bytes(content[8:16] if wide else content[4:8], order)
     count = int.from_bytes(content[at : at + (8 if wide else 2)], order)
     if count > MAX_TAGS:
@@ -316,7 +326,7 @@ def _load(image: Image.Image, content: bytes, kind: str, name: str) -> list[tupl
     structure is followed to its end mark first.
     """
     try:
-        end = {"PNG": _png_end, "JPEG": _jpeg_end, "WEBP": _webp_end}.get(kind, len)(content)
+        end = endings.END.get(kind, len)(content)
         image.load()
     except MemoryError:
         raise
@@ -329,50 +339,10 @@ def _load(image: Image.Image, content: bytes, kind: str, name: str) -> list[tupl
     return []
 
 
-def _png_end(content: bytes) -> int:
-    """The offset behind the last chunk; every chunk's check sum is verified (PNG specification, section 5)."""
-    at, view = 8, memoryview(content)
-    while at + 12 <= len(content):
-        end = at + 12 + int.from_bytes(view[at : at + 4], "big")
-        if end > len(content):
-            break
-        name = content[at + 4 : at + 8]
-        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            raise ValueError(f"wrong check sum in chunk {name.decode('latin-1')!r}")
-        if name == b"IEND":
-            return end
-        at = end
-    raise ValueError("it ends too early")
-
-
-# Neither a stuffed zero nor a restart mark. It begins with a plain byte, which is searched ten times as fast as \xff+.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-
-
-def _jpeg_end(content: bytes) -> int:
-    """The offset behind the end marker of the first picture; thumbnails lie inside segments that are skipped."""
-    at = 2
-    while found := _JPEG_MARKER.search(content, at):
-        at = found.end()
-        marker = content[at - 1]
-        if marker == 0xD9:
-            return at
-        if marker not in (0x01, 0xD8):  # these two have no length
-            at += int.from_bytes(content[at : at + 2], "big")
-    raise ValueError("it ends too early")
-
-
-def _webp_end(content: bytes) -> int:
-    end = 8 + int.from_bytes(content[4:8], "little")
-    if end > len(content):
-        raise ValueError("it ends too early")
-    return end + end % 2
-
-
 def _upright(image: Image.Image, notes: list) -> Image.Image:
     """Turned as the camera's orientation tag says, in training and serving alike."""
     try:
-        turn = TURNS.get(image.getexif().get(0x0112))
+        turn = TURNS.get(image.getexif().get(0x0112, 0))
     except Exception:  # Pillow's EXIF parser lets any exception through; the pixels are sound all the same
         notes.append(("exif_unreadable", "has camera data that cannot be read; it is shown as stored"))
         return image
@@ -387,7 +357,7 @@ def on_white(image: Image.Image, notes: list) -> Image.Image:
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
-    if image.getextrema()[3][0] < 255:
+    if np.asarray(image.getchannel("A")).min() < 255:
         notes.append(("alpha", "is partly transparent; it was laid on white"))
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)

@@ -172,15 +172,16 @@ def _from_kaggle(kind: str, folder: Path) -> Path:
             shown(error),
             "Call again; where Kaggle wants to know who you are, see kagglehub.login()",
         ) from error
-    where = readers.find(kind, where).path
-    if any(where.is_relative_to(mount) for mount in places.mounts()):
-        return where
+    found = readers.find(kind, where).path
+    assert found is not None, "a folder that is named is found, or refused"
+    if any(found.is_relative_to(mount) for mount in places.mounts()):
+        return found
     target = folder / KAGGLE
     with locks.alone(target, "download_locked", "fetched"):
         part = target.with_name(f".{target.name}.part")
         try:
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-            shutil.copytree(where, part, copy_function=_linked)
+            shutil.copytree(found, part, copy_function=_linked)
             files.into_place(part, target)
         except OSError as error:  # shutil's own are of this kind
             shutil.rmtree(part, ignore_errors=True)

@@ -111,7 +111,8 @@ class _Part:
     def __init__(self, target: Path, url: str):
         self.target, self.url = target, url
         self.path, self.note = (target.with_name(target.name + end) for end in (".part", ".part.json"))
-        self.version, self.total = "", None  # ETag or date; bytes of the whole file
+        self.version = ""  # ETag or date
+        self.total: int | None = None  # bytes of the whole file
         with contextlib.suppress(PathoError):  # no note, or a damaged one: it is not known what the part is of
             known = files.read_json(self.note)
             if isinstance(known, dict) and known.get("url") == url and isinstance(known.get("bytes"), int):
@@ -205,7 +206,7 @@ def _try_once(remote: Remote, part: _Part, changed: bool, room: int) -> str:
         skip = have if response.status == 200 and (version, total) == (part.version, part.total) else 0
         if response.status == 200 and not skip:  # all of it, from the beginning; to skip: a server without Range
             part.begin(version, total)
-        wanted, free = part.total - part.have + room, shutil.disk_usage(part.path.parent).free
+        wanted, free = total - part.have + room, shutil.disk_usage(part.path.parent).free
         if wanted > free:
             raise no_space(part.path.parent, wanted, free)
         _append(response, part, skip, Meter(remote.name, part.have, total))

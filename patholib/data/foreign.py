@@ -70,7 +70,8 @@ def _split_of(name: str) -> str:
 
 def _from_folders(parts: list[tuple[str, Path]], name: str) -> Listed:
     """The images below folders, each of a split; the first folder within is the class."""
-    rows, places = [], []
+    places: list[Path | None] = []
+    rows = []
     for part, folder in sorted(parts, key=lambda both: SPLITS.index(both[0])):
         if not folder.is_dir():
             raise PathoError("missing_file", str(folder), "is not a folder", "Name the folder of the images")
@@ -197,8 +198,8 @@ def ids(listed: pd.DataFrame, asked: Iterable[str], metadata: Path | None) -> tu
 
 def _stem(path: str) -> str:
     """The name of an image without folders and ending."""
-    path = PurePosixPath(path)
-    return path.stem if path.suffix.lower() in IMAGES else path.name
+    image = PurePosixPath(path)
+    return image.stem if image.suffix.lower() in IMAGES else image.name
 
 
 def _facts(metadata: Path, stems: pd.Series) -> pd.DataFrame:

@@ -16,23 +16,14 @@ from PIL import Image
 from patholib.base import cpu, files
 from patholib.base.errors import PathoError, shown
 from patholib.base.progress import bar
-from patholib.data import caching, checking, decoding, foreign, leakpage, manifest, readers, signatures, splitting
+from patholib.data import audits, caching, checking, decoding, foreign, manifest, readers, signatures, splitting
+from patholib.data.audits import KINDS, NEAR, PAIR, WAYS, Audit
 from patholib.data.csvfiles import read_csv
 from patholib.data.foreign import Listed
-from patholib.data.manifest import DEMO_NOTE, first, in_several
+from patholib.data.manifest import first, in_several
 from patholib.data.readers import breakhis, isic2019
 from patholib.data.splitting import SPLITS, leaked
 
-WAYS = (("train", "test"), ("train", "val"), ("val", "test"))  # what the first has, is not new in the second
-KINDS = ("same file", "same pixels", "near-duplicate")  # how two images can be one picture, the surest first
-NEAR = KINDS[2]
-SAYS = {
-    "path": "are listed in {} too",
-    "same file": "are byte for byte a file of {}",
-    "same pixels": "equal an image of {}",
-    "near-duplicate": "nearly equal an image of {}",
-}
-PAIR = ["kind", "similarity", "path", "label", "split", "other path", "other label", "other split"]
 WRONG = {"missing_file": "are not at hand", "flat": "are too plain for near-duplicates to be recognised"}
 
 
@@ -53,13 +44,14 @@ def _look(listed: Listed, progress: bool) -> _Seen:
 
     def work(i: int) -> tuple[str, str, str]:
         """sha256, digest of the pixels, and the code of what is wrong."""
-        if listed.places[i] is None:
+        place = listed.places[i]
+        if place is None:
             return "", "", "missing_file"
         try:
-            content = decoding.read_content(listed.places[i], paths[i])
+            content = decoding.read_content(place, paths[i])
         except PathoError as error:  # what is too large still has bytes; a pipe would never end
             passing = error.code in caching.TEMPORARY | {"broken_link"}
-            return "" if passing else files.sha256(listed.places[i]), "", error.code
+            return "" if passing else files.sha256(place), "", error.code
         sha256 = hashlib.sha256(content).hexdigest()
         try:
             image = decoding.read(content, paths[i])
@@ -86,8 +78,8 @@ def _links(listed: pd.DataFrame, seen: _Seen | None, near: tuple, ways: list) ->
     """Which image of an earlier split each image shows again, the surest of each: columns of `_linked` and seen in."""
     splits = listed["split"].to_numpy()
     parts = [_linked(NEAR, *near), _linked(NEAR, near[1], near[0], near[2])]
-    for way in ways if seen else ():
-        for kind, keys in zip(KINDS, (seen.sha256, seen.pixels), strict=False):
+    for way in ways:
+        for kind, keys in zip(KINDS, (seen.sha256, seen.pixels) if seen else (), strict=False):
             mine = keys[leaked(keys, listed["split"], *way)]
             parts.append(_linked(kind, mine.index, mine.map(_firsts(keys[splits == way[0]])), 1.0))
     links = pd.concat(parts)
@@ -134,116 +126,6 @@ def _spelled(listed: pd.DataFrame, links: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([links[["kind", "similarity"]].reset_index(drop=True), *both], axis=1).set_axis(PAIR, axis=1)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Audit:
-    """What the splits share, and what could not be looked at."""
-
-    name: str  # of the CSV or folder
-    table: pd.DataFrame  # a row per level and way: level, seen in, found in, images, of, share, <class> share, examples
-    pairs: pd.DataFrame  # PAIR: every image that is new in name only, beside the one of the other split that it shows
-    conflicts: pd.DataFrame  # PAIR: equal or nearly equal pictures under two labels, in whatever splits
-    counts: dict[str, int]  # images of each split
-    in_two_classes: dict[str, dict]  # level: how many of its ids have images of two classes, and the first of them
-    unchecked: tuple[str, ...]
-    demo: bool
-    places: dict[str, Path]  # the files at hand, by path
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing that was looked at leaks; `unchecked` says what was not."""
-        return not self.table["images"].any()
-
-    @property
-    def verdict(self) -> str:
-        """The outcome in one line."""
-        counted = f"{shown(self.name)}: " + ", ".join(f"{name} {n:,}" for name, n in self.counts.items())
-        if self.ok:
-            return f"No leak found{' in what could be checked' * bool(self.unchecked)} ({counted})"
-        worst = max(self.leaks(), key=lambda row: (-WAYS.index((row["seen in"], row["found in"])), row["share"]))
-        return f"LEAKS: {worst['share']:.1%} of the {worst['found in']} images {_says(worst)} ({counted})"
-
-    @property
-    def summary(self) -> dict:
-        """All of it as JSON values."""
-        rows = [
-            {
-                "level": row["level"],
-                "seen_in": row["seen in"],
-                "found_in": row["found in"],
-                "images": row["images"],
-                "of": row["of"],
-                "share": row["share"],
-                "per_class": {c: row[f"{c} share"] for c in self._classes if not pd.isna(row[f"{c} share"])},
-                "examples": row["examples"],
-            }
-            for row in self.table.to_dict("records")
-        ]
-        pairs, conflicts = (
-            [{c.replace(" ", "_"): cell for c, cell in row.items()} for row in frame.to_dict("records")]
-            for frame in (self.pairs, self.conflicts)
-        )
-        return {
-            "split": shown(self.name),
-            "demo": self.demo,
-            "ok": self.ok,
-            "images": self.counts,
-            "leaks": rows,
-            "pairs": pairs,
-            "label_conflicts": conflicts,
-            "ids_in_two_classes": self.in_two_classes,
-            "not_checked": list(self.unchecked),
-        }
-
-    def leaks(self) -> list[dict]:
-        """The rows of the table that say what leaks."""
-        return self.table[(self.table["images"] > 0) & (self.table["level"] != "any")].to_dict("records")
-
-    def write(self, folder: Path) -> Path:
-        """Writes audit.json and audit.html, which holds its pictures, into the folder; returns the path of the page."""
-        files.write_json(Path(folder) / "audit.json", self.summary)
-        return files.write_text(Path(folder) / "audit.html", leakpage.page(self, NEAR))
-
-    def __repr__(self) -> str:
-        return "\n".join([DEMO_NOTE] * self.demo + [self.verdict, self.levels().to_string(index=False), *self.notes()])
-
-    def _repr_html_(self) -> str:
-        return leakpage.short(self)
-
-    @property
-    def _classes(self) -> list[str]:
-        return [c.removesuffix(" share") for c in self.table.columns if c.endswith(" share")]
-
-    def levels(self) -> pd.DataFrame:
-        """How many images are not new as text, one column for each way, and the class that leaks most the first way."""
-        rows: dict[str, dict] = {}
-        most: dict[str, str] = {}
-        for row in self.table.to_dict("records"):
-            shares = {c: row[f"{c} share"] for c in self._classes if row[f"{c} share"] > 0}
-            worst = max(shares, key=shares.get, default=None)
-            most.setdefault(row["level"], shown(f"{worst} ({shares[worst]:.1%})") if shares else "")
-            cells = rows.setdefault(row["level"], {"level": shown(row["level"])})
-            cells[f"{row['found in']} seen in {row['seen in']}"] = (
-                f"{row['images']:,} ({row['share']:.1%})" if row["images"] else "0"
-            )
-        table = pd.DataFrame(list(rows.values())).fillna("0")
-        return table.assign(**{"most of class": list(most.values())}) if any(most.values()) else table
-
-    def notes(self) -> list[str]:
-        """Sentences on what else was found, and on what could not be checked."""
-        lines = [
-            f"{found['count']:,} {level} ids have images of two classes ({', '.join(found['first'])})"
-            for level, found in self.in_two_classes.items()
-            if found["count"]
-        ]
-        if len(self.conflicts):
-            row = self.conflicts.iloc[0]
-            lines.append(
-                f"{len(self.conflicts):,} pairs of equal or nearly equal pictures have two labels, as "
-                + shown(f"{row['path']} ({row['label']}) and {row['other path']} ({row['other label']})")
-            )
-        return lines + [f"Not checked: {text}" for text in self.unchecked]
-
-
 def audit(
     split,
     root: Path | None = None,
@@ -266,7 +148,8 @@ def audit(
     listed = foreign.read(split, root, columns or {})
     rows = listed.table
     keys, unchecked = foreign.ids(rows, ids, metadata)
-    seen, near = None, signatures.NONE
+    seen: _Seen | None = None
+    near: tuple = signatures.NONE
     if pixels and any(listed.places):
         seen = _look(listed, progress)
         near = signatures.similar(seen.signatures, wanted=_telling(rows, seen))
@@ -364,10 +247,12 @@ def _shares(listed: pd.DataFrame, keys: dict, links: pd.DataFrame | None, way: t
         examples[level] = sorted(set(known[masks[level]]))
     if not masks["path"].any():  # the usual: nothing to report
         del masks["path"]
-    for kind in KINDS if links is not None else ():
-        of_kind = links[(links["kind"] == kind) & (links["seen in"] == way[0]) & among[links["image"]].to_numpy()]
-        masks[kind] = pd.Series(listed.index.isin(of_kind["image"]))
-        examples[kind] = [" = ".join(listed.loc[pair, "path"]) for pair in of_kind[["image", "other"]].to_numpy()]
+    if links is not None:
+        here = links[(links["seen in"] == way[0]) & among[links["image"]].to_numpy()]
+        for kind in KINDS:
+            of_kind = here[here["kind"] == kind]
+            masks[kind] = pd.Series(listed.index.isin(of_kind["image"]))
+            examples[kind] = [" = ".join(listed.loc[pair, "path"]) for pair in of_kind[["image", "other"]].to_numpy()]
     masks["any"] = pd.concat(masks, axis=1).any(axis=1)
     found = []
     for level, mask in masks.items():
@@ -400,8 +285,11 @@ def public_sets(
     rows = []
     for kind, given, read in (("breakhis", breakhis_names, _breakhis_names), ("isic2019", isic_tables, _isic_tables)):
         place = readers.find(kind).path if given is None else Path(given)
-        source = read(place) if place else None
-        for group_by in ("image", source.group_by) if source else ():
+        if place is None:
+            rows.append({"data set": kind, "images": "not at hand"})
+            continue
+        source = read(place)
+        for group_by in ("image", source.group_by):
             split = splitting.split(source, seed=seed, group_by=group_by).drop(columns="group")
             found = audit(split, pixels=False)
             for row in found.table[
@@ -419,8 +307,6 @@ def public_sets(
                         "of malignant or MEL": f"{row[f'{source.positive or isic2019.CLASSES[0]} share']:.1%}",
                     }
                 )
-        if not source:
-            rows.append({"data set": kind, "images": "not at hand"})
     return pd.DataFrame(rows).fillna("")
 
 
@@ -456,7 +342,7 @@ def refuse(found: Audit, otherwise: str = "") -> None:
             "split_leakage",
             found.name,
             "; ".join(
-                f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)} ({row['examples']})"
+                f"{row['images']:,} of {row['of']:,} {row['found in']} images {audits.says(row)} ({row['examples']})"
                 for row in found.leaks()
             ),
             "Split again by patient, case or lesion, and keep one of each pair of equal pictures"
@@ -475,7 +361,7 @@ def recorded(found: Audit) -> dict[str, list[dict]]:
                 "images": row["images"],
                 "of": row["of"],
                 "share": row["share"],
-                "says": f"{row['images']:,} of {row['of']:,} {row['found in']} images {_says(row)}",
+                "says": f"{row['images']:,} of {row['of']:,} {row['found in']} images {audits.says(row)}",
             }
         )
     return leaks
@@ -486,7 +372,3 @@ def worst(leaks: Mapping[str, list[dict]]) -> str:
     rows = [row for of_level in leaks.values() for row in of_level]
     gravest = max(rows, key=lambda row: (-WAYS.index((row["seen_in"], row["found_in"])), row["share"]), default=None)
     return gravest["says"] if gravest else ""
-
-
-def _says(row: Mapping) -> str:
-    return SAYS.get(row["level"], f"have their {shown(row['level'])} in {{}}").format(row["seen in"])

@@ -16,7 +16,7 @@ PAIRS_SHOWN, THUMBNAILS, SIDE = 200, 30, 144  # on the page: rows, pairs of pict
 
 
 def page(audit, near: str) -> str:
-    """The audit as one HTML page. audit: a `leakage.Audit`; near: its kind of pair that a person has to judge."""
+    """The audit as one HTML page. audit: an `audits.Audit`; near: its kind of pair that a person has to judge."""
     parts = [
         {
             "title": title,

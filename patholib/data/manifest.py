@@ -100,7 +100,8 @@ class Manifest:
 
 def _refuse_collisions(paths: Iterable[str]) -> None:
     """Windows and macOS see one file in `A.png` and `a.png`, and in the two ways Unicode writes an accent."""
-    seen, twins = {}, []
+    seen: dict[str, str] = {}
+    twins = []
     for path in paths:
         plain = as_least_able(path)
         if plain in seen:

@@ -80,7 +80,7 @@ def similar(signatures: np.ndarray, least: float = SAME, wanted: Callable | None
         np.hypot(signatures[:, *upper], signatures.swapaxes(1, 2)[:, *upper]),
     )
     lengths = np.ascontiguousarray(lengths[:, _kept()[upper]])  # (N, 112)
-    found = []
+    found: list[tuple] = []
     for start in range(0, len(lengths), BLOCK):
         for across in range(start, len(lengths), BLOCK):
             product = lengths[start : start + BLOCK] @ lengths[across : across + BLOCK].T
@@ -126,9 +126,8 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 def _gaussian() -> np.ndarray:
     """The weights of the mean around every point of a line, (64, 64); behind a border the line is reflected."""
     here = np.arange(GRID)
-    weights = sum(
-        np.exp(-((here[:, None] - there) ** 2) / (2 * REACH**2)) for there in (here, -1 - here, 2 * GRID - 1 - here)
-    )
+    mirrored = (here, -1 - here, 2 * GRID - 1 - here)
+    weights = sum((np.exp(-((here[:, None] - x) ** 2) / (2 * REACH**2)) for x in mirrored), np.zeros((GRID, GRID)))
     return weights / weights.sum(axis=1, keepdims=True)
 
 

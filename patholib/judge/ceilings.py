@@ -22,5 +22,7 @@ def best_possible(source: Manifest, predictions: pd.DataFrame) -> pd.DataFrame:
             "holds real images, of which no posterior is known",
             "Compare with the colour baseline instead",
         )
-    known = demo.truth(demo_folder(source.root)).set_index("path").loc[predictions["path"]]
+    folder = demo_folder(source.root)
+    assert folder is not None, "by which a source is known to be a demo"
+    known = demo.truth(folder).set_index("path").loc[predictions["path"]]
     return predictions.assign(**{f"p_{c}": known[f"best_p_{c}"].to_numpy() for c in source.classes})

@@ -260,9 +260,9 @@ def pick(
     They are `section`, `decision` (the predicted class), its probability `p`, and `loss`.
     by "outcome": the most certain of the true and false positives and negatives (of more than two classes, or without a
     positive one: right and wrong), the least certain, and those of the highest loss; an image may be in two sections.
-    by a column, such as "label" or a subgroup: for each value images evenly spread from the lowest loss to the
-    highest. threshold: as of `rules.predicted`; None is 0.5. Columns of the data that have one of these four names are
-    kept as `own_section` and so on. Errors: unknown_column.
+    by a column, such as "label" or a subgroup: for each value images evenly spread from the lowest loss to the highest.
+    threshold: as of `rules.predicted`; None is 0.5. Columns of the data that have one of these four names are kept as
+    `own_section` and so on. Errors: unknown_column.
     """
     threshold = 0.5 if threshold is None else threshold
     decision = resampled.decide(predictions, classes, positive, threshold)
@@ -348,7 +348,7 @@ def gallery(
     )
     seen = views.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
     place = once.index.get_indexer(chosen.index)
-    decides = positive is not None and len(model.classes) == 2 and isinstance(threshold, float)
+    two = positive is not None and len(model.classes) == 2
     return Gallery(
         seen[place],
         upsample(maps, model.image_size).numpy()[place],
@@ -356,5 +356,5 @@ def gallery(
         block,
         method_title(method, average),
         positive,
-        threshold if decides else None,
+        threshold if two and isinstance(threshold, float) else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -263,7 +264,9 @@ def _after_shift(asked: Asked, down: int, right: int) -> np.ndarray:
 def _jpeg(view: torch.Tensor) -> torch.Tensor:
     picture = (view.permute(1, 2, 0).cpu().numpy()[..., ::-1] * 255).round().astype(np.uint8)
     content = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-    again = np.ascontiguousarray(cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1])
+    stored = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    assert stored is not None, "OpenCV has just written it"
+    again = np.ascontiguousarray(stored[..., ::-1])
     return torch.from_numpy(again).permute(2, 0, 1).to(view) / 255
 
 
@@ -293,7 +296,8 @@ def localisation(asked: Asked, masks: Mapping[str, np.ndarray]) -> dict:
     def mean(values):
         return intervals.mean_of(values, groups, seed=asked.seed).to_json()
 
-    found = {"images": int(use.sum()), "groups": len(set(groups)), "mask_share": float(share[use].mean())}
+    found: dict[str, Any] = {"images": int(use.sum()), "groups": len(set(groups))}
+    found |= {"mask_share": float(share[use].mean())}
     found |= {name: {what: mean(values) for what, values in of.items()} for name, of in scores.items()}
     return found | {
         f"over_{name}": {what: mean(values - scores[name][what]) for what, values in scores["map"].items()}

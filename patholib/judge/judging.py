@@ -269,7 +269,7 @@ def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequ
         },
         "abstention": ranking.abstention(test, classes, positive, threshold),
     }
-    if decision["threshold"] is not None:
+    if positive is not None and decision["threshold"] is not None:
         found["alert"] = metrics.alert(test, classes, positive, decision["threshold"], seed=recipe.seed)
         found["decision_curve"] = ranking.decision_curve(test, positive)
     return found

@@ -53,6 +53,7 @@ class _Resampled:
         if metric.kind == "once":
             return Estimate(float(self.once[metric.name]), missing=metric.no_interval)
         if metric.kind == "class":  # of the positive class
+            assert self.counted.positive is not None, "without it no such metric is in the summary"
             return self.of_class(metric, self.counted.positive)
         values, drawn, left = (overall[metric.name] for overall, _ in self.parts)
         found = intervals.estimate(values[0], drawn, metric.undefined, left, self.counted.groups)
@@ -111,7 +112,7 @@ def summary(
         "groups": counted.groups,
         "classes": list(counted.classes),
         "positive": positive,
-        "threshold": float(threshold) if counted.by_threshold else None,
+        "threshold": float(threshold) if counted.by_threshold and not isinstance(threshold, Mapping) else None,
         "decision": rules.in_words(classes, positive, threshold),
         "level": intervals.LEVEL,
         "resamples": resamples,

@@ -71,6 +71,7 @@ def margin(
 ) -> np.ndarray:
     """How far each prediction is from another class, (N,): distance to the threshold, or between the two largest."""
     if uses_threshold(classes, positive, threshold):
-        return np.abs(probs[:, list(classes).index(positive)] - threshold)
+        k = tuple(classes).index(positive)
+        return np.abs(probs[:, k] - threshold)
     ranked = np.sort(prior_corrected(probs, classes, threshold), axis=1)
     return ranked[:, -1] - ranked[:, -2]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,7 +89,7 @@ def examine(
     long. Errors: as `gradcam.heat`, bad_order, no_masks.
     """
     table, of = _candidates(model, pictures, predictions, masks, positive, threshold)
-    facts = {
+    facts: dict[str, Any] = {
         "format": 1,
         "method": gradcam.method_title(method, average),
         "block": block or gradcam.default_block(model),
@@ -138,6 +139,7 @@ def planted(source: manifest.Manifest, pictures: imagesets.ImageSet, fit: str = 
     if not source.demo:
         return None
     folder = demo_folder(source.root)
+    assert folder is not None, "by which a source is known to be a demo"
     known = demo.truth(folder).set_index("path")["mask"]
     return squares({path: folder / known[path] for path in pictures.table["path"]}, pictures.pixels.shape[1], fit)
 

@@ -51,7 +51,7 @@ def _numbered(module: str, count: int) -> dict[str, tuple[str, ...]]:
 
 def _resnet(*counts: int) -> dict[str, tuple[str, ...]]:
     """The blocks of a ResNet with so many residual blocks in each of its four layers."""
-    blocks = {"stem": ("conv1", "bn1", "relu", "maxpool")}
+    blocks: dict[str, tuple[str, ...]] = {"stem": ("conv1", "bn1", "relu", "maxpool")}
     for number, count in enumerate(counts, 1):
         blocks |= _numbered(f"layer{number}", count)
     return blocks

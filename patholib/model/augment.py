@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -150,7 +151,7 @@ def half_strength(a: Augmentation) -> Augmentation:
         "saturation",
         "hue",
     )
-    towards_one = {
+    towards_one: dict[str, Any] = {
         name: tuple((1 + end) / 2 for end in pair)
         for name in ("zoom", "crop_scale")
         if (pair := getattr(a, name)) is not None
@@ -249,6 +250,7 @@ def _crop(draws: dict, a: Augmentation, size: int) -> np.ndarray:
     torchvision's RandomResizedCrop draws until a rectangle fits and gives up after ten times; here the aspect is drawn,
     evenly in its logarithm, only among those that fit, so that the area stays evenly distributed.
     """
+    assert a.crop_scale is not None, "without it nothing is cropped"
     area = recolour.between(draws["crop_area"], *a.crop_scale)
     narrowest, widest = np.log(np.maximum(3 / 4, area)), np.log(np.minimum(4 / 3, 1 / area))
     aspect = np.exp(recolour.between(draws["crop_aspect"], narrowest, widest))
@@ -321,11 +323,11 @@ def warp_on_device(
     Differs from `warp_with_opencv` by its rounding to whole grey levels and, before OpenCV 5, to 1/32 pixel.
     """
     side, device = images.shape[1], images.device
-    matrices = torch.as_tensor(matrices, device=device).expand(len(images), 3, 3)
+    moves = torch.as_tensor(matrices, device=device).expand(len(images), 3, 3)
     axis = torch.arange(size, device=device, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3)  # (size * size, 3)
-    points = points @ matrices.transpose(1, 2)  # (B, size * size, 3), float64: float32 would blur the identity
+    points = points @ moves.transpose(1, 2)  # (B, size * size, 3), float64: float32 would blur the identity
     grid = points[..., :2] / points[..., 2:] * (2 / (side - 1)) - 1  # -1 and 1: centres of the outermost pixels
     views = F.grid_sample(
         images.permute(0, 3, 1, 2).to(torch.float32),

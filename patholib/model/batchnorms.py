@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from patholib.base.team import Team
 from patholib.model import networks
@@ -25,14 +26,14 @@ def share_batchnorm(model: nn.Module, team: Team) -> None:
         return
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
-            if kind := SHARED.get(type(norm)):
+            if isinstance(norm, _BatchNorm) and (kind := SHARED.get(type(norm))):
                 setattr(parent, name, kind(norm, team))
 
 
-class _Shared(nn.modules.batchnorm._BatchNorm):
+class _Shared(_BatchNorm):
     """A BatchNorm whose statistics are those of the whole batch, of which this process has a share."""
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, team: Team):
+    def __init__(self, norm: _BatchNorm, team: Team):
         super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.weight, self.bias, self.training = norm.weight, norm.bias, norm.training
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
@@ -43,6 +44,8 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(maps)
         normal, mean, variance, number = _Normalised.apply(maps, self.weight, self.bias, self.eps, self.team)
+        # Every norm that is shared keeps statistics.
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         with torch.no_grad():
             seen = self.momentum * (number > 0).to(mean.dtype)  # not in a pass that only keeps others company
             self.running_mean.lerp_(mean, seen)
@@ -59,7 +62,7 @@ class _Shared2d(_Shared, nn.BatchNorm2d):
     """Of (N, K, h, w)."""
 
 
-SHARED = {nn.BatchNorm1d: _Shared1d, nn.BatchNorm2d: _Shared2d}
+SHARED: dict[type[_BatchNorm], type[_Shared]] = {nn.BatchNorm1d: _Shared1d, nn.BatchNorm2d: _Shared2d}
 
 
 class _Normalised(torch.autograd.Function):

@@ -33,7 +33,9 @@ class ColourHead(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            found = statistics(images.to(self.standardise.running_mean.dtype))
+            known = self.standardise.running_mean
+            assert known is not None, "it keeps statistics"
+            found = statistics(images.to(known.dtype))
         return self.layers(self.standardise(found).clamp(-FAR, FAR))
 
 

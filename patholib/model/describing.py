@@ -55,7 +55,7 @@ def describe(model: Classifier) -> pd.DataFrame:
     add("backbone", [p for k, p in still.net.named_parameters() if not k.startswith(still.added)], maps)
     add("head", still.head.parameters(), logits)
     if still.sees_colour:
-        add("colour", still.net.colour.parameters(), logits)
+        add("colour", still.net.get_submodule("colour").parameters(), logits)
     add("model", still.parameters(), logits)
     return pd.DataFrame(rows)
 

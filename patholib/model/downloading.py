@@ -41,9 +41,9 @@ def imagenet_file(arch: str) -> fetch.Remote:
             "unknown_arch", arch, "is not a network of this library", nearest(arch, architectures.NETWORKS)
         )
     entry = architectures.NETWORKS[arch]
-    return fetch.Remote(
-        entry.weights, entry.weights_file, sha256=re.search(r"-([0-9a-f]{8,})\.", entry.weights_file)[1]
-    )
+    digits = re.search(r"-([0-9a-f]{8,})\.", entry.weights_file)
+    assert digits is not None, "torchvision names its files so"
+    return fetch.Remote(entry.weights, entry.weights_file, sha256=digits[1])
 
 
 def fetch_weights(arch: str, folder: str | Path | None = None) -> Path:

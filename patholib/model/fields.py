@@ -131,7 +131,7 @@ def _inside(value: float, interval: str) -> bool:
 
 def problems(obj, subject: str) -> list[str]:
     """Every number out of its range; a wrong type or choice stops at once, for what comes next compares values."""
-    fields, wrong = [(f.name, f.type, getattr(obj, f.name)) for f in dataclasses.fields(obj)], []
+    fields, wrong = [(f.name, str(f.type), getattr(obj, f.name)) for f in dataclasses.fields(obj)], []
     for name, kind, value in fields:
         if not _is(value, kind):
             wrong.append(f"{name}={value!r} is not " + " or ".join(WORDS.get(k, k) for k in kind.split(" | ")))

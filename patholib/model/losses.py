@@ -82,6 +82,9 @@ class Loss(nn.Module):
     Half precision is promoted to single.
     """
 
+    weights: torch.Tensor  # (C,)
+    shift: torch.Tensor
+
     def __init__(
         self,
         kind: str,
@@ -151,9 +154,9 @@ def focal_table(
     the class weights at every probability; with pt from the weighted entropy, as published, it is another at each.
     """
     counts = dict(counts)
-    rare, common = min(counts, key=counts.get), max(counts, key=counts.get)
-    weights = dict(zip(counts, class_weights(counts.values()).double(), strict=True))
-    weights = torch.stack([weights[rare], weights[common]])  # (2,)
+    rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    by_class = dict(zip(counts, class_weights(counts.values()).double(), strict=True))
+    weights = torch.stack([by_class[rare], by_class[common]])  # (2,)
     entropy = -torch.tensor(probs, dtype=torch.float64).log()[:, None]  # (P, 1)
     table = pd.DataFrame(index=pd.Index(probs, name="p of the label"))
     for title, weighted_pt in (("focal", False), ("published", True)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from patholib.model.fields import CHOICES
 from patholib.model.recipes import Recipe
 
 Block = tuple[nn.Module, ...]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Classifier(nn.Module):
@@ -27,6 +29,9 @@ class Classifier(nn.Module):
     arch, classes (in the order of the logits) and image_size are the recipe's. frozen and batchnorm are what `freeze`
     was last told. weights_source says where the backbone came from: kind ("none", "file", "imagenet"), file, sha256.
     """
+
+    mean: torch.Tensor  # (1, 3, 1, 1), as std
+    std: torch.Tensor
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -83,7 +88,7 @@ class Classifier(nn.Module):
         """
         maps = self._run(maps, start=self._position(after) + 1)
         logits = self.head(functional.adaptive_avg_pool2d(maps, 1).flatten(1))  # (N, K, 1, 1) -> (N, K) -> (N, C)
-        return logits if images is None or not self.sees_colour else logits + self.net.colour(images)
+        return logits if images is None or not self.sees_colour else logits + self.net.get_submodule("colour")(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classify(self.features(images), images=images)
@@ -183,7 +188,7 @@ def count(parameters) -> tuple[int, int]:
     return sum(learning for learning, _ in sizes), sum(total for _, total in sizes)
 
 
-def evaluating(model: nn.Module) -> nn.Module:
+def evaluating(model: Network) -> Network:
     """The model in eval mode: itself where it already is, else a twin that shares every tensor.
 
     So looking at a model never switches it, not even for a moment in which another thread trains it.

@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from patholib.base.errors import PathoError, nearest
 from patholib.model import architectures, fields
@@ -164,7 +165,7 @@ class Recipe:
         if not self.stages or self.stages[0].start != 0:
             return ["stages must begin with one that starts at epoch 0"]
         starts = [s.start for s in self.stages]
-        wrong = []
+        wrong: list[str] = []
         if starts != sorted(set(starts)) or len({0 < s < 1 for s in starts[1:]}) > 1:
             wrong.append(f"stages start at {starts}: give rising epochs, or rising shares of the run")
         blocks = len(architectures.NETWORKS[self.arch].blocks)
@@ -175,7 +176,7 @@ class Recipe:
 
     def _source_mistakes(self) -> list[str]:
         """Mistakes of the published descriptions, which only their literal form may hold."""
-        wrong = []
+        wrong: list[str] = []
         if self.published:
             return wrong
         if self.balance == "sampler_and_weights":
@@ -329,7 +330,7 @@ _SCRATCH_BASE = {
     "monitor": "auc",
     "tta_views": 8,
 }
-SCRATCH = {
+SCRATCH: dict[str, dict[str, Any]] = {
     "breakhis": {**_SCRATCH_BASE, "colour": 32, "ema": 0.98, "keep": "last"},
     "isic2019": {
         **_SCRATCH_BASE,
@@ -372,9 +373,9 @@ def without_folders(recipe: Recipe) -> Recipe:
     return recipe if recipe.weights in ("none", "imagenet") else replace(recipe, weights=Path(recipe.weights).name)
 
 
-def diff(a: Recipe, b: Recipe) -> dict[str, tuple]:
+def diff(a: Recipe | Augmentation, b: Recipe | Augmentation) -> dict[str, tuple]:
     """The fields in which two recipes differ, `{"lr": (0.001, 0.01)}`; nested fields as `augmentation.noise`."""
-    changed = {}
+    changed: dict[str, tuple] = {}
     for f in dataclasses.fields(a):
         left, right = getattr(a, f.name), getattr(b, f.name)
         if isinstance(left, Augmentation):

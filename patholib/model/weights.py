@@ -45,8 +45,8 @@ def find_or_fetch(arch: str) -> tuple[Path, str]:
     hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
     own = dict.fromkeys(folder / "weights" / remote.name for folder in (files.project_root() / "data", files.remade()))
     places = [*attached(remote.name), *own, hub / remote.name]
-    if chosen := os.environ.get("PATHOLIB_WEIGHTS"):
-        chosen = Path(chosen).expanduser()
+    if given := os.environ.get("PATHOLIB_WEIGHTS"):
+        chosen = Path(given).expanduser()
         places.insert(0, chosen if chosen.is_file() else chosen / remote.name)
     for path in places:
         if path.is_file():

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ VERSION = 3  # of the pictures: raise it whenever the same settings give other f
 MARKER, TRUTH = "DEMO.json", "truth.csv"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 FAULTS = ("truncated", "duplicate", "conflict", "leak")
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "breakhis": {"groups": 80, "images_per_group": 6, "size": (350, 230)},
     "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225)},
 }
@@ -227,7 +228,8 @@ def _plant_copies(folder: Path, table: pd.DataFrame, classes: list[str], setting
     """Plants the faults that are made of finished files: {"faults": what was done, "rows": the added images}."""
     single = table[table.groupby("group")["label"].transform("nunique") == 1].sort_values("path")
     first, second = (single[single["label"] == name] for name in classes[:2])
-    done, rows = [], []
+    done: list[dict] = []
+    rows: list[dict] = []
     if "truncated" in settings["faults"]:
         path = folder / first["path"].iloc[-1]
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -41,9 +41,9 @@ def field(
     """Smooth noise in [-1, 1] over coordinates x and y, with features `long` by `short` (default: the same) units."""
     lattice = rng.integers(0, 256, (40, 40), dtype=np.uint8)
     # Eight times finer, so that a linear look-up is smooth; two points of margin, so that it wraps without a seam.
-    lattice = cv2.resize(np.pad(lattice, 2, "wrap"), None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)[16:-16, 16:-16]
+    smooth = cv2.resize(np.pad(lattice, 2, "wrap"), None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)[16:-16, 16:-16]
     at = (x * np.float32(8 / long)).astype(np.float32), (y * np.float32(8 / (short or long))).astype(np.float32)
-    return cv2.remap(lattice, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP).astype(np.float32) / 127.5 - 1
+    return cv2.remap(smooth, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP).astype(np.float32) / 127.5 - 1
 
 
 def outline(rng: np.random.Generator, irregular: float, points: int = 64) -> np.ndarray:

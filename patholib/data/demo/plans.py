@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ def confusion(settings: dict) -> float:
     return 2 * (1 - settings["best_auc"])
 
 
-def _in_turn(weights: dict[str, float], count: int) -> list[str]:
+def _in_turn(weights: Mapping[str, float], count: int) -> list[str]:
     """`count` names, each at least once, then always the one furthest below its share (Sainte-Lague)."""
     names = list(weights)[:count]
     seen = Counter(names)

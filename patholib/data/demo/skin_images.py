@@ -47,18 +47,18 @@ def skin(
         c + radius * (0.07 * drawing.field(form, u, v, 0.45) + 0.02 * drawing.field(form, u, v, 0.13)) for c in (x, y)
     ]
     picture, depth = (
-        cv2.remap(a.astype(np.float32), *bent, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        cv2.remap(a.astype(np.float32), bent[0], bent[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         for a in (picture, depth)
     )
-    picture = cv2.GaussianBlur(picture, (0, 0), 0.8 * height / 225)
-    _hairs(form, view, picture)
-    _bubbles(view, picture)
+    shown: np.ndarray = cv2.GaussianBlur(picture, (0, 0), 0.8 * height / 225)
+    _hairs(form, view, shown)
+    _bubbles(view, shown)
     corner = np.hypot((x - width / 2) / width, (y - height / 2) / height)
-    picture *= (1 - form.uniform(0.1, 0.5) * drawing.soft(corner, 0.35, 0.75))[..., None]
-    picture *= (cast * np.exp(view.normal(0, 0.03))).astype(np.float32)
-    picture += view.integers(-24, 25, picture.shape, dtype=np.int8).astype(np.float32) / 1800
+    shown *= (1 - form.uniform(0.1, 0.5) * drawing.soft(corner, 0.35, 0.75))[..., None]
+    shown *= (cast * np.exp(view.normal(0, 0.03))).astype(np.float32)
+    shown += view.integers(-24, 25, shown.shape, dtype=np.int8).astype(np.float32) / 1800
     mask = np.where(depth > 0, 255, 0).astype(np.uint8)
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8), mask
+    return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8), mask
 
 
 def _placed(form, view, size, x, y) -> tuple[np.ndarray, np.ndarray, float]:

@@ -115,7 +115,7 @@ def _load(kind: str, data: str | Path, missing: str, demo_settings: dict) -> Man
     if str(data).lower().endswith(".csv"):
         return read(data, missing)
     location = find(kind, data)
-    if not location.demo:
+    if location.path is not None:
         return _read_folder(location.path, missing, first=READERS[kind])
     if location.tried:
         if kind not in demo.DEFAULTS:
@@ -143,7 +143,7 @@ def read(where: str | Path, missing: str = "error") -> Manifest:
     """
     if where in READERS:
         location = find(where)
-        if location.demo:
+        if location.path is None:
             raise _absent(where, location)
         return _read_folder(location.path, missing, first=READERS[where])
     path = Path(where).expanduser()

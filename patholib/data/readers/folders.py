@@ -107,7 +107,8 @@ def walk(root: Path) -> tuple[list[str], dict]:
 
     Left out and listed: `ignored` (litter and hidden entries), `unknown_extension`, `links_not_followed` (folders).
     """
-    images, left = [], {"ignored": [], "unknown_extension": [], "links_not_followed": []}
+    images: list[str] = []
+    left: dict[str, list] = {"ignored": [], "unknown_extension": [], "links_not_followed": []}
     waiting = [(Path(root), "")]
     while waiting:
         folder, prefix = waiting.pop()
