@@ -122,7 +122,9 @@ def pictures(count: int, side: int) -> np.ndarray:
 def predictors(place: Path) -> dict[str, inference.Predictor]:
     """The engines that are there, the quickest last."""
     engines = ("torch", "onnx") if (place / onnx_export.ONNX).exists() else ("torch",)
-    return {f"patholib, {engine}": inference.Predictor(place, engine, torch.get_num_threads()) for engine in engines}
+    return {
+        f"patholib, {engine}": inference.Predictor(place, engine, threads=torch.get_num_threads()) for engine in engines
+    }
 
 
 # --- predictions ---

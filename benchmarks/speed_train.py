@@ -257,7 +257,7 @@ def our_epoch(own: imagesets.ImageSet, folder: Path, recipe: recipes.Recipe, cou
     with tempfile.TemporaryDirectory(dir=folder) as run_dir:
         (Path(run_dir) / "run.json").write_text("{}", encoding="utf-8")
         run = Run(Path(run_dir), recipe, demo=True, fingerprint="benchmark")
-        training.fit(building.build(recipe), own, run, "cpu")
+        training.fit(building.build(recipe), own, run, device="cpu")
     done = len(own.part("train")) // recipe.batch_size
     counts["patholib"] = done * recipe.batch_size, done
     return done * recipe.batch_size

@@ -184,7 +184,7 @@ def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
             file=sys.stderr,
         )
         written = predictions.write(
-            predictor, given.pictures, given.out, given.tta, given.heatmaps, given.workers, on=on
+            predictor, given.pictures, given.out, tta=given.tta, heatmaps=given.heatmaps, workers=given.workers, on=on
         )
         print(written)
         return FOUND if written.bad else OK
@@ -211,7 +211,7 @@ def export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
 
         from patholib.deploy.export import copy
 
-        for path in copy(Path(given.folder), Path(given.out or Path(given.folder, "export")), given.onnx):
+        for path in copy(Path(given.folder), Path(given.out or Path(given.folder, "export")), onnx=given.onnx):
             print(path)
         return OK
 
@@ -291,6 +291,40 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     Exit code: 0 all runs are finished, 1 some failed (listed in the end), 2 refused. An interrupted call goes on where
     it stopped when it is given again.
     """
+    _sweep_arguments(parser)
+
+    def run(given: argparse.Namespace) -> int:
+        from patholib.lab import sweeps
+
+        ray = given.engine == "ray"
+        if not ray and (given.gpus_per_run or given.address):
+            parser.error("--gpus-per-run and --address are for --engine ray; a local run has the whole machine")
+        if ray and given.at_once != 1:
+            parser.error("--at-once is for --engine local; ray starts what fits into the cluster")
+        on = (
+            sweeps.Ray(1 if given.cpus_per_run is None else given.cpus_per_run, given.gpus_per_run, given.address)
+            if ray
+            else sweeps.Here(given.at_once, given.cpus_per_run)
+        )
+        for names in ([name for name, _ in given.grid], [name for name, _ in given.common]):
+            if len(names) != len(set(names)):
+                parser.error("every parameter is set once: --set seed=0,1,2")
+        notebook = sweeps.find(given.notebook)
+        planned = sweeps.plan(
+            notebook,
+            {name: values.split(",") for name, values in given.grid},
+            dict(given.common),
+            sweeps.read_list(given.runs) if given.runs else ({},),
+            here=not ray,
+        )
+        done = sweeps.sweep(notebook, planned, given.out, on)
+        print(done)
+        return FOUND if done.failed else OK
+
+    return run
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("notebook", metavar="NOTEBOOK", help="breakhis, isic2019 or the path of a notebook")
     parser.add_argument(
         "--set",
@@ -347,36 +381,6 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
         help="ray: the cluster to join, auto for the one of this "
         "machine (default: one is made of this machine, and stopped in the end)",
     )
-
-    def run(given: argparse.Namespace) -> int:
-        from patholib.lab import sweeps
-
-        ray = given.engine == "ray"
-        if not ray and (given.gpus_per_run or given.address):
-            parser.error("--gpus-per-run and --address are for --engine ray; a local run has the whole machine")
-        if ray and given.at_once != 1:
-            parser.error("--at-once is for --engine local; ray starts what fits into the cluster")
-        on = (
-            sweeps.Ray(1 if given.cpus_per_run is None else given.cpus_per_run, given.gpus_per_run, given.address)
-            if ray
-            else sweeps.Here(given.at_once, given.cpus_per_run)
-        )
-        for names in ([name for name, _ in given.grid], [name for name, _ in given.common]):
-            if len(names) != len(set(names)):
-                parser.error("every parameter is set once: --set seed=0,1,2")
-        notebook = sweeps.find(given.notebook)
-        planned = sweeps.plan(
-            notebook,
-            {name: values.split(",") for name, values in given.grid},
-            dict(given.common),
-            sweeps.read_list(given.runs) if given.runs else ({},),
-            here=not ray,
-        )
-        done = sweeps.sweep(notebook, planned, given.out, on)
-        print(done)
-        return FOUND if done.failed else OK
-
-    return run
 
 
 COMMANDS = (train, audit, predict, export, serve, download, sweep)

@@ -168,7 +168,7 @@ def live(recipe: Recipe, interval: float, folder: Path, workers: int, slow: bool
             raise Lost("the folder is still locked by the process that was killed")
         with tiny.network():
             model = tiny.build(recipe)
-        training.fit(model, tiny.image_set(train=24, val=8, cue=15), run, "cpu", workers)
+        training.fit(model, tiny.image_set(train=24, val=8, cue=15), run, device="cpu", workers=workers)
         say(f"result {digest(model, folder)}")
     except SystemExit as left:  # as asked
         code = left.code

@@ -110,7 +110,7 @@ def train(own, folder: Path, recipe=tiny.TINY, images=(32, 16), prepare=None, dt
     with pytest.MonkeyPatch.context() as patch:
         if prepare is not None:
             prepare(patch, own)
-        history = training.fit(model, tiny.image_set(*images), run, "cpu", team=own, **options)
+        history = training.fit(model, tiny.image_set(*images), run, device="cpu", team=own, **options)
     return {"model": dict(model.state_dict()), "history": history.drop(columns=tiny.TIMES).to_dict("list")}
 
 

@@ -136,7 +136,7 @@ def open_run(folder, recipe=TINY):
 def train(folder, recipe=TINY, images=None, **options):
     model = build(recipe)
     history = training.fit(
-        model, images if images is not None else image_set(), open_run(folder, recipe), "cpu", **options
+        model, images if images is not None else image_set(), open_run(folder, recipe), device="cpu", **options
     )
     return model, history
 

@@ -177,7 +177,7 @@ def pipeline(folder: Path) -> None:
                 tiny.build(tiny.TINY),
                 tiny.image_set(),
                 tiny.open_run(folder / "again", tiny.TINY),
-                "cpu",
+                device="cpu",
                 workers=2,
                 **({"max_hours": None} if epochs > 1 else {}),
             )

@@ -1,6 +1,6 @@
 """Data sets and ImageNet weights from where their makers publish them, fetched only when asked for by name.
 
-Images are downloaded here only; weights also by `models.build`, for a recipe that names them.
+Images are downloaded here only; weights also by `building.build`, for a recipe that names them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def dataset(
     """The folder of a whole data set: what is missing is fetched, unpacked and read once.
 
     agree: gets the licence and the citation and returns whether they are accepted; nothing is fetched before.
-    folder: by default <kind> in `files.remade`, where `datasets.load` finds it. origin: "official" or "kaggle".
+    folder: by default <kind> in `files.remade`, where `readers.load` finds it. origin: "official" or "kaggle".
     remove: deletes an archive once it is unpacked. changed: see `fetch.fetch`.
     Errors: licence_not_accepted, folder_exists, extra_missing (kagglehub), those of `fetch.fetch`, `archives.extract`
     and of the reader.

@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 def write(folder: Path, report: Mapping, pictures: Mapping[str, bytes]) -> Path:
     """Writes the three files into `folder` and returns the page.
 
-    report: as `images.check` makes it. pictures: small JPEGs by path; a file without one is listed all the same.
+    report: as `checking.check` makes it. pictures: small JPEGs by path; a file without one is listed all the same.
     """
     folder = Path(folder)
     files.write_json(folder / "data_report.json", report)

@@ -49,7 +49,7 @@ class ImageSet:
                 "no_split",
                 split,
                 "is asked for, but these images are not split yet",
-                "Call with_split(table) with the table of manifest.split first",
+                "Call with_split(table) with the table of splitting.split first",
             )
         known = sorted(set(self.table["split"]))
         if split not in known:

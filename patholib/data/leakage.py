@@ -279,7 +279,7 @@ def public_sets(
     """How many test images of the public sets are not new, split 70/15/15 by label alone and by patient or lesion.
 
     From names and tables alone, so no image is needed. breakhis_names: a CSV whose column image lists BreakHis names,
-    or the folder of the set; isic_tables: the folder of the two official CSVs. None: where `datasets.find` finds the
+    or the folder of the set; isic_tables: the folder of the two official CSVs. None: where `readers.find` finds the
     set. One that is not at hand has a row that says so.
     """
     rows = []

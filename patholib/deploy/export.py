@@ -83,7 +83,7 @@ def save_model(
     return files.write_json(folder / exportformat.MANIFEST, manifest)
 
 
-def write(run_dir: Path, images: ImageSet | None = None, onnx: bool = False) -> list[Path]:
+def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False) -> list[Path]:
     """Exports the best epoch of a finished training: model.safetensors, model.json and published.pt; returns them.
 
     Everything is read from the run folder; temperature and threshold from its decision.json, None where there is none.
@@ -183,7 +183,7 @@ def _smallest_side(run_dir: Path) -> int | None:
     return min(min(map(int, size.split("x"))) for size in sizes)
 
 
-def copy(run_dir: Path, folder: Path, onnx: bool = False) -> list[Path]:
+def copy(run_dir: Path, folder: Path, *, onnx: bool = False) -> list[Path]:
     """Puts a run's export into a folder of its own, with its cards if it has them, and loads it from there.
 
     The run is exported first where it is not yet. onnx: with `model.onnx`, made where it is missing. Returns what is

@@ -75,12 +75,12 @@ class Predictor:
 
     path: the folder of an export or of a finished run, or one of its two files. engine: "onnx", "torch", or "auto" for
     the first that is there. threads: of the processor, None for one a core; with PyTorch they are those of the whole
-    process. sha256: see `export.load_model`. `manifest` says what the model is, `engine` what computes, `sha256` which
+    process. sha256: see `loading.classifier`. `manifest` says what the model is, `engine` what computes, `sha256` which
     weights, `demo` whether they have seen nothing but generated images.
-    Errors: as `export.load_model`; no_engine, onnx_damaged.
+    Errors: as `loading.classifier`; no_engine, onnx_damaged.
     """
 
-    def __init__(self, path: Path, engine: str = "auto", threads: int | None = None, sha256: str | None = None):
+    def __init__(self, path: Path, engine: str = "auto", *, threads: int | None = None, sha256: str | None = None):
         if engine not in ENGINES:
             raise PathoError("bad_parameter", "engine", f"is {engine!r}", nearest(engine, ENGINES))
         self.model, self.manifest = loading.classifier(path, sha256)
@@ -100,10 +100,12 @@ class Predictor:
                 "no_engine",
                 "engine",
                 "is onnx, but " + ("the export has no model.onnx" if installed else "onnxruntime is not installed"),
-                'Call export.to_onnx(folder), or engine="torch"' if installed else 'pip install "patholib[onnx]"',
+                'Call onnx_export.to_onnx(folder), or engine="torch"' if installed else 'pip install "patholib[onnx]"',
             )
-        self.engine = "onnx" if graph and installed and engine != "torch" else "torch"
-        self._logits = _onnx(graph, threads) if self.engine == "onnx" else _torch(self.model, threads)
+        if graph and installed and engine != "torch":
+            self.engine, self._logits = "onnx", _onnx(graph, threads)
+        else:
+            self.engine, self._logits = "torch", _torch(self.model, threads)
 
     def __call__(self, source, *, tta: bool = False) -> Answer:
         """The answer for one file, bytes or an open file. Errors: as `decoding.read`."""
@@ -155,11 +157,12 @@ class Predictor:
     def look(self, source, name: str | None = None) -> Picture:
         """A file, bytes or an open file as the square that `answer` takes, with what was odd about it.
 
-        name: how an error calls it. Errors: as `images.read`.
+        name: how an error calls it. Errors: as `decoding.read`.
         """
         image = decoding.read(source, name)
         square = decoding.to_square(image, self.recipe.cache_size, self.recipe.fit)
-        return Picture(square, self.oddities(image.size, image.warnings))
+        notes = image.warnings  # type: ignore[attr-defined]  # of `decoding.read`
+        return Picture(square, self.oddities(image.size, notes))
 
     def oddities(self, size: tuple[int, int], notes: Iterable[decoding.Note]) -> tuple[str, ...]:
         """What `look` says of a picture of this size (width, height) and these notes, where it was read elsewhere."""

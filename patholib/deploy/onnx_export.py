@@ -13,6 +13,7 @@ import torch
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.deploy import loading
+from patholib.model.networks import Classifier
 
 ONNX, ONNX_FACTS, ONNX_INPUT = "model.onnx", "model.onnx.json", "images"
 ALIKE = 1e-4  # how far a probability of ONNX Runtime may be from PyTorch's
@@ -25,8 +26,6 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
     on `views` (N, 3, size, size), say of some test images; the difference stands in `model.onnx.json`.
     Needs the extra `onnx`. Errors: as `load_model`; not_installed, onnx_differs.
     """
-    from patholib.model import folding
-
     try:
         import onnxruntime
         import onnxscript  # noqa: F401, torch.onnx.export is made with it
@@ -39,18 +38,7 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
     size = manifest["image_size"]
     seen = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     seen = seen if views is None else torch.cat([seen, views.float().contiguous()])
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress that is of no use here
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            folding.folded(model),
-            (seen[:2],),
-            dynamo=True,
-            input_names=[ONNX_INPUT],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    content = program.model_proto.SerializeToString()
+    content = _graph(model, seen[:2])
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     theirs = torch.from_numpy(session.run(None, {ONNX_INPUT: seen.numpy()})[0])
     with torch.inference_mode():
@@ -78,6 +66,25 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
     return folder / ONNX
 
 
+def _graph(model: Classifier, two: torch.Tensor) -> bytes:
+    """The network in ONNX, for any number of views like those two."""
+    from patholib.model import folding
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress that is of no use here
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            folding.folded(model),
+            (two,),
+            dynamo=True,
+            input_names=[ONNX_INPUT],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None  # None comes with dynamo=False alone
+    return program.model_proto.SerializeToString()
+
+
 def onnx_file(path: Path, manifest: dict) -> bytes | None:
     """The bytes of an exported model's `model.onnx`, None where there is none. Errors: onnx_damaged, missing_file."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -90,6 +97,6 @@ def onnx_file(path: Path, manifest: dict) -> bytes | None:
             "onnx_damaged",
             str(folder / ONNX),
             f"is not the file that {ONNX_FACTS} describes, or belongs to other weights",
-            "Delete both and write them again with export.to_onnx",
+            "Delete both and write them again with onnx_export.to_onnx",
         )
     return content

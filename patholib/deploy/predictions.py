@@ -13,10 +13,9 @@ import hashlib
 import io
 import json
 import os
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +23,14 @@ import numpy as np
 from PIL import Image
 
 from patholib.base import cluster, cpu, files, locks
-from patholib.base.errors import PathoError, shown
+from patholib.base.errors import PathoError
 from patholib.base.progress import bar
-from patholib.data import caching, decoding
+from patholib.data import decoding
 from patholib.data.readers.folders import IMAGES, walk
+from patholib.deploy import journals
 from patholib.deploy.inference import Picture, Predictor
 from patholib.judge import gradcam
 
-FORMAT = 1  # of the journal
-SAFE = 5.0  # seconds of work that a power cut may cost; a kill costs one picture
 AHEAD = 4  # pictures that wait decoded, for each decoding thread
 LEFT = {
     "ignored": "of litter or hidden",
@@ -74,13 +72,14 @@ def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     Folders are walked to their ends, by name; a file that is named itself is taken whatever it is called. Errors:
     missing_file, io_error, no_images.
     """
-    found, left = {}, Counter()
+    found: dict[str, str] = {}
+    left: Counter[str] = Counter()
     for place in map(str, places):
         if not Path(place).exists():
             raise PathoError("missing_file", place, "does not exist", "Name pictures or folders that hold some")
         inside, passed = walk(Path(place)) if Path(place).is_dir() else ([""], {})
         for name in inside:
-            path = files.joined(place, name) if name else place
+            path = files.joined(Path(place), name) if name else place
             found.setdefault(os.path.normpath(path), path)
         left.update({kind: len(names) for kind, names in passed.items()})
     if not found:
@@ -97,6 +96,7 @@ def write(
     predictor: Predictor,
     places: Sequence[str],
     out: Path,
+    *,
     tta: bool = False,
     heatmaps: Path | None = None,
     workers: int | None = None,
@@ -121,8 +121,8 @@ def write(
         for path in (out, bad):
             if path.exists() and not journal.exists():
                 raise PathoError("output_exists", str(path), "is there already", "Name another file, or move it away")
-        done = _taken_up(journal, _settings(predictor, tta, heatmaps))
-        todo = [path for path in listed if path not in done or _facts(path) != done[path].facts]
+        done = journals.taken_up(journal, _settings(predictor, tta, heatmaps))
+        todo = [path for path in listed if path not in done or journals.facts_of(path) != done[path].facts]
         entries = (
             _here(predictor, todo, tta, heatmaps, cpu.threads(workers))
             if on is None
@@ -135,8 +135,8 @@ def write(
 
 def _refuse_outputs_among(places: Sequence[str], heatmaps: Path | None) -> None:
     """Heatmaps in a folder of pictures would be pictures the next time."""
-    for place in places if heatmaps else ():
-        if Path(place).is_dir() and Path(heatmaps).resolve().is_relative_to(Path(place).resolve()):
+    for place in places:
+        if heatmaps and Path(place).is_dir() and Path(heatmaps).resolve().is_relative_to(Path(place).resolve()):
             raise PathoError(
                 "output_in_data",
                 str(heatmaps),
@@ -172,7 +172,7 @@ def _alone(out: Path) -> Iterator[None]:
 def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:
     """The first line of a journal: what all its answers have in common."""
     return {
-        "format": FORMAT,
+        "format": journals.FORMAT,
         "model": predictor.sha256,
         "engine": predictor.engine,
         "tta": tta,
@@ -181,94 +181,23 @@ def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:
     }
 
 
-@dataclass(frozen=True)
-class _Done:
-    """Where in the journal a picture stands, and the file as it then was."""
-
-    place: int  # bytes
-    facts: list[int]
-    passing: bool  # a problem of the moment
-
-
-def _facts(path: str) -> list[int]:
-    """Size and time of change of a file, by which it is known again; of one that is not there [0, 0]."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - text, where there are many
-    except OSError:
-        return [0, 0]
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _taken_up(journal: Path, settings: dict) -> dict[str, _Done]:
-    """The pictures that a journal has, which is cut behind its last whole line, or begun. Errors: other_model."""
-    done, end = {}, 0
-    try:
-        with journal.open("ab+") as stream:
-            stream.seek(0)
-            for line in stream:
-                entry = _entry(line)
-                if entry is None:
-                    break
-                if end == 0:
-                    _refuse_others(journal, entry, settings)
-                else:
-                    path, facts, _, problem = entry
-                    done[path] = _Done(end, facts, problem is not None and problem[0] in caching.TEMPORARY)
-                end += len(line)
-            stream.truncate(end)
-            if end == 0:
-                stream.write(_line(settings))
-    except OSError as error:
-        raise files.unwritable(journal, error) from error
-    return {path: entry for path, entry in done.items() if not entry.passing}
-
-
-def _entry(line: bytes):
-    """A line of the journal, None where it is torn."""
-    try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-
-
-def _line(value) -> bytes:
-    return json.dumps(value).encode() + b"\n"  # ASCII: names that are no text survive
-
-
-def _refuse_others(journal: Path, found, settings: dict) -> None:
-    """One table holds the answers of one model, computed in one way."""
-    known = found if isinstance(found, dict) else {}
-    differ = [
-        f"{name} {shown(known.get(name))} instead of {value}"
-        for name, value in settings.items()
-        if known.get(name) != value
-    ]
-    if differ:
-        raise PathoError(
-            "other_model",
-            str(journal),
-            f"was begun with {', '.join(differ)}",
-            "Go on as it was begun, name another file, or delete it to begin anew",
-        )
-
-
 def _compute(
-    entries: Iterator[list], todo: int, journal: Path, done: dict[str, _Done], total: int, progress: bool
+    entries: Generator[list], todo: int, journal: Path, done: dict[str, journals.Done], total: int, progress: bool
 ) -> None:
     """Adds the entries to the journal as they come."""
     shown_bar = bar(total=total, initial=total - todo, unit="image", desc="predicting", shown=progress)
-    with contextlib.closing(entries), shown_bar, _appending(journal) as add:
+    with contextlib.closing(entries), shown_bar, journals.appending(journal) as add:
         for entry in entries:
             path, facts = entry[:2]
-            done[path] = _Done(add(entry), facts, False)
+            done[path] = journals.Done(add(entry), facts, False)
             shown_bar.update()
 
 
-def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int) -> Iterator[list]:
+def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int) -> Generator[list]:
     """An entry for each path, in order, decoded ahead of the model."""
 
     def look(path: str) -> tuple[list[int], Picture | PathoError]:
-        facts = _facts(path)
+        facts = journals.facts_of(path)
         try:
             return facts, predictor.look(path)
         except PathoError as error:
@@ -288,7 +217,7 @@ def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | Non
 
 def _on_ray(
     on: Ray, predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int | None
-) -> Iterator[list]:
+) -> Generator[list]:
     """The same from the workers of a cluster, in whatever order."""
     cpu.threads(workers)  # refuses what is no number of workers
     if not todo:
@@ -317,11 +246,11 @@ def _worker(
         if not Path(place).exists():
             raise _not_shared(place)
     os.chdir(cwd)  # what the paths count from
-    predictor = Predictor(model, engine, threads=1, sha256=sha256)  # one picture is too small for several threads
+    predictor = Predictor(Path(model), engine, threads=1, sha256=sha256)  # one picture is too small for several threads
 
     def answer(item: bytes) -> bytes:
-        (entry,) = _here(predictor, [json.loads(item)], tta, heatmaps and Path(heatmaps), 1)
-        return _line(entry)
+        (entry,) = _here(predictor, [json.loads(item)], tta, Path(heatmaps) if heatmaps else None, 1)
+        return journals.as_line(entry)
 
     return answer
 
@@ -333,28 +262,6 @@ def _not_shared(place: str) -> PathoError:
         "is not there on every machine of the cluster",
         "All have to see the same folders under the same names, as on a network drive: pictures, model and outputs",
     )
-
-
-@contextlib.contextmanager
-def _appending(journal: Path) -> Iterator[Callable[[list], int]]:
-    """Gives a function that adds an entry and returns its place; flushed to the system at once, to disk by and by."""
-    try:
-        with journal.open("ab") as stream:
-            since = time.monotonic()
-
-            def add(entry: list) -> int:
-                nonlocal since
-                place = stream.tell()
-                stream.write(_line(entry))
-                stream.flush()
-                if time.monotonic() - since > SAFE:
-                    os.fsync(stream.fileno())
-                    since = time.monotonic()
-                return place
-
-            yield add
-    except OSError as error:
-        raise files.unwritable(journal, error) from error
 
 
 def _row(predictor: Predictor, path: str, seen: Picture, tta: bool, heatmaps: Path | None) -> list:
@@ -383,7 +290,13 @@ def _heat(predictor: Predictor, pixels: np.ndarray, decision: int) -> bytes:
 
 
 def _finish(
-    predictor: Predictor, listed: list[str], journal: Path, done: dict[str, _Done], out: Path, bad: Path, heated: bool
+    predictor: Predictor,
+    listed: list[str],
+    journal: Path,
+    done: dict[str, journals.Done],
+    out: Path,
+    bad: Path,
+    heated: bool,
 ) -> tuple[int, int]:
     """The journal as tables in the order of `listed`, which replace it; how many were answered and how many not."""
     head = ["path", *(f"p_{name}" for name in predictor.classes), "decision", "alert", "warnings", "model"]

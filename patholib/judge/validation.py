@@ -36,7 +36,7 @@ NOT_ASKED = (
 
 
 def estimates(predictions: Mapping[tuple[str, str], pd.DataFrame], recipe: Recipe, number: str = "auc") -> pd.DataFrame:
-    """One number of several tables of predictions, {(kind, name): table}, as `figures.forest` draws it.
+    """One number of several tables of predictions, {(kind, name): table}, as `performance.forest` draws it.
 
     Columns kind, name, value, low, high, images, patients. What an interval draws as one is the patient, case or
     lesion, also where the split took every image for a group of its own.
@@ -94,7 +94,7 @@ class CrossValidated:
 
     @property
     def folds(self) -> pd.DataFrame:
-        """The monitored number of every fold with its interval, then of all: as `figures.forest` draws it."""
+        """The monitored number of every fold with its interval, then of all: as `performance.forest` draws it."""
         name, rows = self.facts["monitor"], []
         for run in self.facts["runs"]:
             title = f"fold {run['fold']}" + f", repeat {run['repeat']}" * (self.facts["repeats"] > 1)
@@ -193,7 +193,7 @@ def _over_folds(rows: list[dict]) -> dict[str, dict]:
 
 
 def decided(table: pd.DataFrame, recipe: Recipe, threshold: float | rules.Shares) -> pd.DataFrame:
-    """Calibrated predictions with what each image is called by its run (`evaluation.deciding`)."""
+    """Calibrated predictions with what each image is called by its run (`decisions.deciding`)."""
     decision = resampled.decide(table, recipe.classes, recipe.positive, threshold)
     return table.assign(threshold=None if isinstance(threshold, Mapping) else threshold, decision=decision)
 

@@ -57,7 +57,7 @@ class State(traitlets.HasTraits):
     patient = traitlets.Unicode(explored.ALL, help='only images of this patient; "": all')
     order = traitlets.Unicode(explored.ORDERS[0], help="order of the list")
     note = traitlets.Unicode(help="a note on the image")
-    options = traitlets.List(help="(text, path) of the images that pass the filters")
+    options: traitlets.List = traitlets.List(help="(text, path) of the images that pass the filters")
     seen = traitlets.Any(help="a Look, None before the first image")
     png = traitlets.Bytes(help="the picture on the screen")
     error = traitlets.Unicode(help="the last error, in one line")
@@ -72,7 +72,7 @@ class State(traitlets.HasTraits):
         order: str = explored.ORDERS[0],
     ):
         super().__init__()
-        self.run, self.predictor = Path(run), inference.Predictor(run)
+        self.run, self.predictor = Path(run), inference.Predictor(Path(run))
         self.classes = self.predictor.classes
         self.demo = self.predictor.manifest["demo"]
         self.positive = self.predictor.recipe.positive

@@ -70,6 +70,7 @@ class Process:
 
     def stop(self) -> None:
         """Asks it to save and stop, and waits for that."""
+        assert self._process.stdin is not None  # a pipe
         self._process.stdin.close()
         self._process.wait()
 

@@ -79,9 +79,10 @@ def lacking() -> tuple[list[str], list[str]]:
         return [], []
     missing, old = [], []
     for line in needed:
-        name, least = re.match(r"([\w.-]+)(?:.*?>=([\d.]+))?", line.partition(";")[0]).groups()
-        if "extra ==" in line:
+        match = re.match(r"([\w.-]+)(?:.*?>=([\d.]+))?", line.partition(";")[0])
+        if match is None or "extra ==" in line:
             continue
+        name, least = match.groups()
         if importlib.util.find_spec(MODULES.get(name, name.replace("-", "_"))) is None:
             missing.append(name)
         elif least and (version := _version(name)) and _numbers(version) < _numbers(least):
@@ -97,7 +98,9 @@ def _version(name: str) -> str | None:
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.match(r"[\d.]*\d", version)[0].split(".")]
+    match = re.match(r"[\d.]*\d", version)
+    assert match is not None, version  # a version begins with a number
+    return [int(number) for number in match[0].split(".")]
 
 
 # --- what an earlier session left ---

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from patholib.base import cluster, cpu, files, locks
 from patholib.base.errors import PathoError, nearest
@@ -65,7 +66,9 @@ class Swept:
         ]
         lines += [f"Failed: {name}: {reason}" for name, reason in self.failed.items()]
         lines += ["The same call tries those again, from where they stopped"] * bool(self.failed)
-        return "\n".join([*lines, *filter(None, [self.remark, self.compared and f"Compared: {self.compared}"])])
+        lines += [self.remark] if self.remark else []
+        lines += [f"Compared: {self.compared}"] if self.compared else []
+        return "\n".join(lines)
 
 
 def find(name: str) -> Path:
@@ -181,7 +184,7 @@ def taken_up(out: Path, path: Path, planned: Mapping[str, dict]) -> dict:
     code = files.digest(
         ["".join(cell["source"]) for cell in files.read_json(path)["cells"] if cell["cell_type"] == "code"]
     )
-    state = {"format": FORMAT, "notebook": path.name, "code_sha256": code, "runs": {}}
+    state: dict[str, Any] = {"format": FORMAT, "notebook": path.name, "code_sha256": code, "runs": {}}
     if (out / STATE).exists():
         known = files.read_json(out / STATE)
         if (known.get("format"), known.get("code_sha256")) != (FORMAT, code):
@@ -241,7 +244,8 @@ def _readable(seconds: float) -> str:
 def _here(jobs: list[Job], on: Here) -> Iterator[tuple[Job, dict]]:
     """Each job with its outcome, as they end."""
     cpus = on.cpus if on.cpus is not None or on.at_once == 1 else max(1, cpu.cores() // on.at_once)
-    waiting, running = [replace(job, cpus=cpus) for job in reversed(jobs)], {}
+    waiting = [replace(job, cpus=cpus) for job in reversed(jobs)]
+    running: dict[str, tuple[Job, headless.Process]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < on.at_once:
@@ -264,7 +268,7 @@ def _on_ray(jobs: list[Job], on: Ray) -> Iterator[tuple[Job, dict]]:
     with cluster.joined(on.address) as ray:
         jobs = [replace(job, cpus=on.cpus) for job in jobs]
         for number, outcome in cluster.each(ray, _task, jobs, on.cpus, on.gpus):
-            yield jobs[number], headless.failed(str(outcome)) if isinstance(outcome, PathoError) else outcome
+            yield jobs[number], outcome if isinstance(outcome, dict) else headless.failed(str(outcome))
 
 
 def _task(job: Job) -> dict:

@@ -137,7 +137,7 @@ def _limits(run: Record) -> list[str]:
         if row["sensitivity"]["value"] is not None
     }
     if known:
-        worst = min(known, key=known.get)
+        worst = min(known, key=lambda name: known[name])
         found.append(f"Weakest class: {worst}, sensitivity {known[worst]:.3f}.")
     rows = [row for row in test.get("subgroups") or [] if row.get("accuracy") is not None and not row.get("few")]
     if len(rows) > 1:

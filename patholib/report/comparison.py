@@ -42,7 +42,7 @@ class Finished:
         return decisions.deciding(self.record.decision, self.record.recipe.classes)
 
     @property
-    def task(self) -> tuple:
+    def task(self) -> tuple[tuple[str, ...], str | None]:
         """Classes and positive class, which two runs in one plot must share."""
         return self.record.recipe.classes, self.record.recipe.positive
 
@@ -120,7 +120,8 @@ class Comparison:
         rows = []
         for first, run in self._pairs():
             found = metrics.paired(
-                *(one.test.drop(columns=["path", "sha256"]) for one in (run, first)),
+                run.test.drop(columns=["path", "sha256"]),
+                first.test.drop(columns=["path", "sha256"]),
                 *run.task,
                 threshold=(run.threshold, first.threshold),
             )

@@ -31,17 +31,18 @@ LISTED = {
 
 def composition(run: Record) -> Markup:
     """Images, and ids of every level, by class and split."""
-    tables = [_by_split(run, "images", run.split.assign(images=run.split["path"]), "images")]
+    split = _split(run)
+    tables = [_by_split(run, "images", split.assign(images=split["path"]), "images")]
     tables += [
-        _by_split(run, f"{level.replace('_', ' ')}s", run.split[run.split[level] != ""], level)
-        for level in _levels(run.split)
+        _by_split(run, f"{level.replace('_', ' ')}s", split[split[level] != ""], level) for level in _levels(split)
     ]
     return Markup("\n".join(tables))
 
 
 def sizes(run: Record) -> Markup:
     """Images, and in brackets what the split keeps together, by class and split, in one table."""
-    parts = _parts(run.split)
+    split = _split(run)
+    parts = _parts(split)
 
     def cells(rows: pd.DataFrame) -> list[str]:
         some = [rows[rows["split"] == part] for part in parts]
@@ -49,11 +50,13 @@ def sizes(run: Record) -> Markup:
 
     return table(
         (f"images ({run.units})", *parts, "all"),
-        [
-            *((name, *cells(run.split[run.split["label"] == name])) for name in run.recipe.classes),
-            ("all", *cells(run.split)),
-        ],
+        [*((name, *cells(split[split["label"] == name])) for name in run.recipe.classes), ("all", *cells(split))],
     )
+
+
+def _split(run: Record) -> pd.DataFrame:
+    assert run.split is not None  # the templates ask only where there is one
+    return run.split
 
 
 def _parts(split: pd.DataFrame) -> list[str]:
@@ -84,16 +87,17 @@ def _by_split(run: Record, title: str, rows: pd.DataFrame, ids: str) -> Markup:
 def distribution(run: Record) -> Markup:
     """How the images spread over the columns that results are reported by, else over those with few values."""
     apart = {row["column"] for row in (run.metrics.get("test") or {}).get("subgroups") or []}
+    split = _split(run)
     values = {
-        name: run.split[name].nunique()
-        for name in run.split
+        name: split[name].nunique()
+        for name in split
         if name not in ("path", "label", "group", "split", "sha256") and not IDS.fullmatch(name)
     }
     chosen = apart & set(values) or {name for name, number in values.items() if number <= VALUES}
     spread = [name for name, number in values.items() if name in chosen and number > 1]
-    tables = [_spread(run.split, name) for name in spread]
+    tables: list[str] = [_spread(split, name) for name in spread]
     other = [
-        f"{text(name)} ({number:,} values)" if number > 1 else f"{text(name)} (always {text(run.split[name].iloc[0])})"
+        f"{text(name)} ({number:,} values)" if number > 1 else f"{text(name)} (always {text(split[name].iloc[0])})"
         for name, number in values.items()
         if name not in spread
     ]
@@ -183,13 +187,14 @@ def split_changed(run: Record) -> bool:
 
 def shared(run: Record) -> tuple[Markup, bool]:
     """A table of the images whose ids or bytes are in another split too, and whether there are any."""
-    keys = {level.replace("_", " "): run.split[level] for level in _levels(run.split)}
+    split = _split(run)
+    keys = {level.replace("_", " "): split[level] for level in _levels(split)}
     if run.has("images.csv"):
         known = pd.read_csv(run.folder / "images.csv", dtype=str, keep_default_na=False)
         digests = dict(zip(known["path"], known["sha256"], strict=True))
-        keys["identical file"] = run.split["path"].map(digests).fillna("")
-    ways = [way for way in WAYS if set(way) <= set(run.split["split"])]
-    found = {name: [int(leaked(ids, run.split["split"], *way).sum()) for way in ways] for name, ids in keys.items()}
+        keys["identical file"] = split["path"].map(digests).fillna("")
+    ways = [way for way in WAYS if set(way) <= set(split["split"])]
+    found = {name: [int(leaked(ids, split["split"], *way).sum()) for way in ways] for name, ids in keys.items()}
     rows = [(name, *map(count, numbers)) for name, numbers in found.items()]
     made = table(("shared", *(f"{new} images also in {seen}" for seen, new in ways)), rows)
     return made, any(map(any, found.values()))

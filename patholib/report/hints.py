@@ -141,7 +141,7 @@ def _judging(metrics: Mapping, recipe: Recipe) -> list[str]:
 
 
 def _optimistic(metrics: Mapping, recipe: Recipe) -> str:
-    val, test, name = metrics.get("val"), metrics["test"], recipe.monitor
+    val, test, name = metrics.get("val") or {}, metrics["test"], recipe.monitor
     there, here = _value(val, name), _value(test, name)
     if there is None or here is None or there - here <= 0.05:
         return ""
@@ -182,7 +182,7 @@ def _sensitivity(test: Mapping, recipe: Recipe) -> list[str]:
     if len(per_class) == 2 and recipe.positive in per_class:
         missed = values.get(recipe.positive, 1) < 0.9
         return [_of_the_positive(test, recipe, values[recipe.positive])] if missed else []
-    weak = sorted((name for name in values if values[name] < 0.5), key=values.get)
+    weak = sorted((name for name in values if values[name] < 0.5), key=lambda name: values[name])
     if not weak:
         return []
     listed = ", ".join(f"{name} {values[name]:.2f} (of {per_class[name]['support']} images)" for name in weak)

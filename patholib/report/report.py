@@ -77,7 +77,7 @@ def _results(run: Record) -> dict:
         "alert": test.get("alert"),
         "abstention": test.get("abstention"),
         "patients": patients,
-        "unit": UNITS.get(patients.get("column"), "groups")[:-1],
+        "unit": UNITS.get(patients.get("column", ""), "groups")[:-1],
         "two_labels": (patients.get("two_labels") or {}).get("patients", 0),
         "rate": readable(patients.get("recognition_rate")),
         "one_patient": patients.get("one_patient"),

@@ -54,7 +54,7 @@ def reasons(run: Record, keys=tuple(COLUMNS)) -> Markup:
     """Why numbers of `results` are undefined, have no interval or leave classes out."""
     found = [run.metrics[key]["metrics"] for key in keys if key in run.metrics]
     names = ordered((name for one in found for name in one), len(run.recipe.classes) == 2)
-    lines = [_why(found, names)]
+    lines: list[str] = [_why(found, names)]
     lines += [f"- {SETS[key]}: {text(note)}.\n" for key in keys for note in run.metrics.get(key, {}).get("notes", [])]
     return Markup("".join(lines))
 

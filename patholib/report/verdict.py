@@ -59,7 +59,7 @@ def _headline(run: Record) -> tuple[str, str]:
         return "Not compared with colour statistics", f": {words(name)} {text(_with_interval(ours))}"
     said = f"{found.outcome.capitalize()} than colour statistics"
     numbers = f": {words(name)} {ours['value']:.3f} against {found.theirs['value']:.3f}"
-    return said, numbers + f", a difference of {_with_interval(found.difference, '+')}" * bool(found.difference)
+    return said, f"{numbers}, a difference of {_with_interval(found.difference, '+')}" if found.difference else numbers
 
 
 def _with_interval(number: Mapping, sign: str = "") -> str:
@@ -91,7 +91,7 @@ def _rarer(run: Record) -> Markup | str:
     groups = _groups(run)
     if not groups:
         return ""
-    rarest = min(groups, key=groups.get)
+    rarest = min(groups, key=lambda name: groups[name])
     said = (
         f"The {'rarer' if len(groups) == 2 else 'rarest'} class, {text(rarest)}, has "
         f"{run.so_many(groups[rarest])} in the test set"

@@ -12,7 +12,7 @@ It owns the run folder, recipe, images and model, so no step can be given those 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,35 +28,17 @@ from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import Manifest
 from patholib.deploy import export, exportformat, loading
-from patholib.judge import decisions, gradcam, judging, predicting, rivals, trust
+from patholib.judge import decisions, judging, predicting, rivals, trust
 from patholib.lab import notebook, sessions
 from patholib.model import building, profiles, recipes
 from patholib.model.networks import Classifier
 from patholib.model.recipes import Augmentation, Recipe
 from patholib.options import OF_RECIPE, Options
-from patholib.report import galleries, report
-from patholib.study import crossvalidation
+from patholib.report import report
+from patholib.study import crossvalidation, explaining
 from patholib.study.pictures import Figures
-from patholib.train import checkpoints, devices, originals, runs, training
+from patholib.train import checkpoints, devices, originals, resumable, runs, training
 from patholib.train.runs import Run
-
-
-@dataclass(frozen=True)
-class Explained:
-    """Heatmaps with the outcome of the trust checks, which is shown before them."""
-
-    trust: trust.Trust
-    sheet: Any  # Figure: images that were judged rightly, wrongly and with doubt
-    classes: Any  # Figure: images of each class, from the best recognised to the worst
-
-    def __repr__(self) -> str:
-        return repr(self.trust)
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        for part in (self.trust, self.trust.table, self.sheet):
-            display(part)
 
 
 class Study:
@@ -67,7 +49,7 @@ class Study:
     split: a table with the columns path, label, group, split; None: split by group, as the recipe says.
     options: checked Options to begin with. name: of the run folder. quiet: do not print what was found.
     remember: note the run in outputs/latest.json. team: the processes that this one trains with.
-    given: every other field of Options. Errors: those of `Options`, `datasets.load`, `images.check`, `runs.split`.
+    given: every other field of Options. Errors: those of `Options`, `readers.load`, `checking.check`, `runs.split`.
     """
 
     def __init__(
@@ -204,11 +186,11 @@ class Study:
                 self.recipe,
                 self.checked,
                 self.split,
-                Path(options.output) if options.output else None,
-                options.resume,
-                self._name,
-                options.allow_leakage,
-                sessions.take_up,
+                output=Path(options.output) if options.output else None,
+                resume=options.resume,
+                name=self._name,
+                allow_leakage=options.allow_leakage,
+                bring=sessions.take_up,
             )
             return {"folder": str(run.dir), "fingerprint": run.fingerprint, "leaks": run.leaks}
 
@@ -218,7 +200,7 @@ class Study:
                 Path(facts["folder"]),
                 self.recipe,
                 self.source.demo,
-                runs.fingerprint(self.recipe, self.checked, self.split),
+                resumable.fingerprint(self.recipe, self.checked, self.split),
                 leaks=facts["leaks"],
                 writes=False,
             )
@@ -303,7 +285,14 @@ class Study:
             training.check_processes(max(options.processes, self._team.count), options.device, self.recipe)
             count = options.processes if self._team.count == 1 else 1
             history = training.fit(
-                self.model, self.images, run, options.device, options.workers, hours, count, self._team
+                self.model,
+                self.images,
+                run,
+                device=options.device,
+                workers=options.workers,
+                max_hours=hours,
+                processes=count,
+                team=self._team,
             )
         except BaseException:
             self.close()
@@ -315,9 +304,9 @@ class Study:
         return history
 
     def lock(self, sensitivity: float | None = None, cost_ratio: float | None = None) -> decisions.Locked:
-        """Chooses temperature and threshold on the validation images; returns what `evaluation.lock` does.
+        """Chooses temperature and threshold on the validation images; returns what `decisions.lock` does.
 
-        sensitivity: None takes target_sensitivity of the options. Errors: those of `evaluation.lock`.
+        sensitivity: None takes target_sensitivity of the options. Errors: those of `decisions.lock`.
         """
         if not self.opened:
             target = self.options.target_sensitivity if sensitivity is None else sensitivity
@@ -350,28 +339,16 @@ class Study:
         table = predicting.predict(self.model, others.images, self.recipe)
         return table.assign(group=table[others.manifest.group_by])
 
-    def explain(self, each: int = 4) -> Explained:
+    def explain(self, each: int = 4) -> explaining.Explained:
         """Asks whether heatmaps of this model can be believed, then writes galleries that carry the answer.
 
         each: pictures in a section of the gallery. Errors: those of `trust.examine`, `gradcam.gallery`.
         """
-        pictures, judged, recipe = self.images.part("test"), self.judged, self.recipe
-        masks = trust.planted(self.source, pictures, recipe.fit)
-        believed = trust.examine(self.model, pictures, judged.test, self.run, masks, recipe.positive, judged.threshold)
-        verdict = believed.verdict.partition(". ")[0].partition(": ")[0].rstrip(".")
-        note = " - ".join(filter(None, [self.note, verdict]))
-        sheets = []
-        for name, by, count in (
-            ("gallery", "outcome", each),
-            ("classes", "label", each if len(recipe.classes) < 5 else each // 2),
-        ):
-            found = gradcam.gallery(self.model, pictures, judged.test, recipe.positive, judged.threshold, count, by)
-            sheets.append(galleries.write(found, self.dir / "heatmaps", name, note=note))
-        return Explained(believed, *sheets)
+        return explaining.explain(self, each)
 
     def export(self, onnx: bool = False) -> list[Path]:
         """Writes the model for others: model.safetensors, model.json, published.pt; returns them."""
-        return export.write(self.dir, None if self.opened else self.images, onnx)
+        return export.write(self.dir, None if self.opened else self.images, onnx=onnx)
 
     def report(self) -> Path:
         """Writes what is missing (heatmaps, export, figures) and every page, and finishes the run; returns report.html.
@@ -396,7 +373,7 @@ class Study:
             self.run.close()
 
     def cross_validate(self) -> crossvalidation.CrossValidated:
-        """Trains and judges the recipe on every fold that the options ask for; see `study_folds.cross_validate`."""
+        """Trains and judges the recipe on every fold that the options ask for; see `crossvalidation.cross_validate`."""
         return crossvalidation.cross_validate(self)
 
     def _kept(self) -> Classifier:

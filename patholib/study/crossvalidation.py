@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
@@ -15,10 +15,12 @@ from patholib.lab import sessions
 from patholib.model import recipes, schedules
 from patholib.options import Options
 from patholib.report.figures import performance, style
-from patholib.train import checkpoints, runs
+from patholib.train import checkpoints, resumable, runs
+
+if TYPE_CHECKING:  # it imports this module
+    from patholib.study import Study
 
 LOCK = "cross_validation.lock"
-Study = Any  # `study.Study`, which imports this module
 
 
 def cross_validate(study: Study) -> CrossValidated:
@@ -55,7 +57,7 @@ def cross_validate(study: Study) -> CrossValidated:
         for number, split in enumerate(tables):
             repeat, fold = divmod(number, options.folds)
             print(f"Cross-validation: fold {fold + 1} of {options.folds}, repeat {repeat + 1} of {options.repeats}")
-            found = runs.finished_like(folder, runs.fingerprint(study.recipe, study.checked, split))
+            found = runs.finished_like(folder, resumable.fingerprint(study.recipe, study.checked, split))
             left = None if hours is None else max(deadline - time.monotonic(), 0) / 3600
             done.append(
                 (
@@ -81,7 +83,7 @@ def folder_of(study: Study) -> Path:
     mark = files.digest(
         [
             recipes.without_folders(recipe).to_json(),
-            runs.images_sha256(checked),
+            resumable.images_sha256(checked),
             checked.manifest.table["path"].tolist(),
             options.folds,
             options.repeats,
@@ -121,7 +123,7 @@ def _written(study: Study, folder: Path, done: list[tuple[int, int, runs.Run]]) 
         folds=options.folds,
         repeats=options.repeats,
         images=len(checked.images),
-        images_sha256=runs.images_sha256(checked),
+        images_sha256=resumable.images_sha256(checked),
     )
     name = study.recipe.monitor
     word = {"auc": "AUC"}.get(name, name.replace("_", " "))

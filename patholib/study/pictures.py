@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from patholib.judge import decisions, predicting, trust
 from patholib.model import architectures, augment, profiles, schedules
 from patholib.report.figures import heatmaps, learning, overview, performance, probabilities, sheets, style
 from patholib.report.figures.style import Figure
+
+if TYPE_CHECKING:  # it imports this module
+    from patholib.study import Study
 
 
 class Figures:
@@ -17,7 +20,7 @@ class Figures:
     the step that a figure shows has not been taken.
     """
 
-    def __init__(self, study: Any):  # a `study.Study`, which imports this module
+    def __init__(self, study: Study):
         self._study = study
 
     def classes(self) -> Figure:
@@ -177,5 +180,5 @@ class Figures:
             if name not in known:
                 draw()
 
-    def _saved(self, name: str, figure: Any) -> Figure:
+    def _saved(self, name: str, figure: Figure) -> Figure:
         return style.save(figure, self._study.dir / "figures" / f"{name}.png")

@@ -64,7 +64,14 @@ def remove_leftovers(folder: Path) -> None:
 def list_of(folder: Path, kind: str) -> list[Path]:
     """The checkpoints of a kind, the newest first; names order them by step, not by the clock."""
     found = [p for p in Path(folder).glob(f"{kind}-*.pt") if NAME.fullmatch(p.name)]
-    return sorted(found, key=lambda p: (NAME.fullmatch(p.name)["step"], p.lstat().st_mtime_ns), reverse=True)
+    return sorted(found, key=lambda p: (_step(p), p.lstat().st_mtime_ns), reverse=True)
+
+
+def _step(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    match = NAME.fullmatch(path.name)
+    assert match is not None, path  # as `list_of` has found it
+    return int(match["step"])
 
 
 def load(folder: Path, kind: str, step: int | None = None, holds: Collection[str] = ()) -> dict | None:
@@ -73,7 +80,7 @@ def load(folder: Path, kind: str, step: int | None = None, holds: Collection[str
     holds: the keys it must have. What is damaged, or no such checkpoint, is renamed to `.bad`, with a warning, and
     the one before it is taken. Errors: checkpoint_damaged where files exist but none is whole.
     """
-    found = [p for p in list_of(folder, kind) if step is None or int(NAME.fullmatch(p.name)["step"]) == step]
+    found = [p for p in list_of(folder, kind) if step is None or _step(p) == step]
     reasons = []
     for path in found:
         try:

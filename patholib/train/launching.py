@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from patholib.base import files
 from patholib.base.errors import PathoError
@@ -35,47 +37,28 @@ def launch(count: int, program: Sequence[str], show: Callable[[str], None], thre
     end of their standard error where they failed. Raises SystemExit(143) after a SIGTERM and KeyboardInterrupt after a
     SIGINT.
     """
-    command = [
-        *LAUNCHER,
-        "--nnodes",
-        "1",
-        "--nproc_per_node",
-        str(count),
-        "--local_addr",
-        "127.0.0.1",
-        "--rdzv_backend",
-        "c10d",
-        "--rdzv_endpoint",
-        "127.0.0.1:0",
-        *program,
-    ]  # 0: a free port
-    # No bars: each state of one would be a line. Its own session: Ctrl-C comes from here, once.
-    # They import the same patholib, also where the notebook has put it on its path by hand.
-    home = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
-    env = (
-        os.environ
-        | {
-            "TQDM_DISABLE": "1",
-            "PYTHONUNBUFFERED": "1",
-            LIFELINE: "1",
-            "PYTHONPATH": home,
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        }
-        | _loopback()
-    )
+    options = {
+        "--nnodes": "1",
+        "--nproc_per_node": str(count),
+        "--local_addr": "127.0.0.1",
+        "--rdzv_backend": "c10d",
+        "--rdzv_endpoint": "127.0.0.1:0",  # 0: a free port
+    }
+    command = [*LAUNCHER, *itertools.chain(*options.items()), *program]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command,
-            env=env,
+            env=_environment(threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C comes from here, once
         )
         with process, _passed_on(process) as asked:
+            assert process.stdout is not None  # a pipe
             for line in process.stdout:
                 show(line.rstrip("\n"))
         errors.seek(0)
@@ -85,6 +68,22 @@ def launch(count: int, program: Sequence[str], show: Callable[[str], None], thre
     if asked:
         raise KeyboardInterrupt("training is saved. Run the same cell or command again to go on")
     return (said or "no reason was given") if process.returncode else ""
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The variables of the processes, which import the same patholib, also where a notebook has put it on its path."""
+    home = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
+    return (
+        os.environ
+        | {
+            "TQDM_DISABLE": "1",  # no bars: each state of one would be a line
+            "PYTHONUNBUFFERED": "1",
+            LIFELINE: "1",
+            "PYTHONPATH": home,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        }
+        | _loopback()
+    )
 
 
 def _loopback() -> dict[str, str]:
@@ -111,6 +110,7 @@ def _passed_on(process: subprocess.Popen) -> Iterator[list[int]]:
     try:
         yield asked
     finally:
+        assert process.stdin is not None  # a pipe
         process.stdin.close()
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -135,27 +135,32 @@ def hold_lifeline() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     if os.environ.get(LIFELINE) == "1":
-        sys.stdout = _Unheard(sys.stdout.detach(), encoding="utf-8", errors="replace", write_through=True)
+        plain = cast(io.TextIOWrapper, sys.stdout)  # as Python opens it
+        sys.stdout = _Unheard(plain.detach(), encoding="utf-8", errors="replace", write_through=True)
         threading.Thread(target=watch, daemon=True).start()
 
 
-def leave(team: Team, error: BaseException, folder: Path | None) -> int:
+def leave(team: Team, error: PathoError | KeyboardInterrupt | SystemExit, folder: Path | None) -> int:
     """Says why this process leaves, in `folder` for whoever has started it; returns the exit code.
 
     Where all were asked to stop, the first alone says so: torchrun would end it before it has done so, if another
     process gave an exit code of failure earlier.
     """
-    agreed = isinstance(error, (SystemExit, KeyboardInterrupt)) or getattr(error, "code", "") == "time_is_up"
+    code = error.code if isinstance(error, PathoError) else ""
+    agreed = isinstance(error, (SystemExit, KeyboardInterrupt)) or code == "time_is_up"
     if agreed and not team.first:
         return 0
     if isinstance(error, PathoError):
         if folder is not None:
             files.write_json(folder / f"refused-{team.rank}.json", list(error.args))
-    if not isinstance(error, SystemExit) and (team.first or error.code != "process_lost"):
+    if not isinstance(error, SystemExit) and (team.first or code != "process_lost"):
         print(error, file=sys.stderr, flush=True)
     if not team.first:
         threading.Event().wait(1)  # the first may have the same to say
-    return error.code if isinstance(error, SystemExit) else STOPPED if isinstance(error, KeyboardInterrupt) else REFUSED
+    if isinstance(error, SystemExit):
+        assert isinstance(error.code, int)  # the exit code of a signal
+        return error.code
+    return STOPPED if isinstance(error, KeyboardInterrupt) else REFUSED
 
 
 def refusal(folder: Path, said: str) -> PathoError:

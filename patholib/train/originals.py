@@ -21,7 +21,7 @@ from patholib.model import recipes
 def source_of(run_dir: Path, data: str | Path = "auto") -> Manifest:
     """The manifest of the images a run was made of.
 
-    data: as for `datasets.load`. Errors: data_root where "auto" cannot find them, and what the readers raise.
+    data: as for `readers.load`. Errors: data_root where "auto" cannot find them, and what the readers raise.
     """
     facts = files.read_json(Path(run_dir) / "run.json")
     kind, auto = facts["data"]["source"], str(data) == "auto"
@@ -40,7 +40,7 @@ def source_of(run_dir: Path, data: str | Path = "auto") -> Manifest:
 def checked_again(run_dir: Path, data: str | Path = "auto") -> Checked:
     """These images checked and cached as in the run; files that cannot be used any more are left out.
 
-    Errors: changed_file, and those of `source_of` and `images.check`.
+    Errors: changed_file, and those of `source_of` and `checking.check`.
     """
     run_dir = Path(run_dir)
     recipe = recipes.from_json(files.read_json(run_dir / "run.json")["recipe"])

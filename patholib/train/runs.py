@@ -16,13 +16,11 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError, nearest
 from patholib.data import csvfiles, leakage, manifest, splitting
 from patholib.data.checking import Checked
-from patholib.model import profiles, recipes
+from patholib.model import recipes
 from patholib.model.recipes import Recipe
-from patholib.train import origin
+from patholib.train import origin, resumable
 
 TRAINING = "training.lock"  # held by the first of several processes that train, beside run.lock of their starter
-# A change of these does not make another run; of the epochs only upwards.
-RESUMABLE = ("epochs", "patience", "precision", "fast", "micro_batches", "on_nonfinite")
 
 # (output, whether its run.json fits, whether a finished run will do) -> the folder it was copied to, if there is one.
 Bring = Callable[[Path, Callable[[dict], bool], bool], Path | None]
@@ -79,7 +77,8 @@ class Run:
 def start(
     recipe: Recipe,
     checked: Checked,
-    split,
+    split: pd.DataFrame,
+    *,
     output: Path | None = None,
     resume: str = "auto",
     name: str | None = None,
@@ -111,10 +110,10 @@ def start(
             for name in ("path", "label", "group", "split")
             if name not in split.columns
         ],
-        "Give the table of manifest.split, or one with these columns; group is the patient",
+        "Give the table of splitting.split, or one with these columns; group is the patient",
     )
     leaks = _leaks(recipe, checked, split, allow_leakage)
-    mark = fingerprint(recipe, checked, split)
+    mark = resumable.fingerprint(recipe, checked, split)
     run = None
     if resume != "never":
         run = _resumed(recipe, checked, split, output, mark, resume == "must", bring)
@@ -160,9 +159,9 @@ def _resumed(
         if facts["recipe"].get("name") == recipe.name and (must or facts.get("status") != "finished")
     ]
     earlier.sort(key=lambda run: run[1].get("status") == "finished")  # what is unfinished comes first
-    same = [folder for folder, facts in earlier if _fits(facts, recipe, mark)]
+    same = [folder for folder, facts in earlier if resumable.fits(facts, recipe, mark)]
     if not same and bring is not None:
-        brought = bring(output, lambda facts: _fits(facts, recipe, mark), must)
+        brought = bring(output, lambda facts: resumable.fits(facts, recipe, mark), must)
         same = [] if brought is None else [brought]
     for folder in same:
         lock = _lock(folder)
@@ -177,7 +176,7 @@ def _resumed(
         print(f"{same[0].name} {held}; a new run is started")
     elif earlier:
         folder, facts = earlier[0]
-        changed = "; ".join(changes(folder, facts, recipe, checked, split))
+        changed = "; ".join(resumable.changes(folder, facts, recipe, checked, split))
         if must:
             raise PathoError(
                 "resume_changed",
@@ -194,72 +193,6 @@ def _resumed(
             'Pass resume="auto" to start one',
         )
     return None
-
-
-def _fits(facts: dict, recipe: Recipe, mark: str) -> bool:
-    """Whether this recipe, whose fingerprint with data and split is `mark`, may resume the run of these facts."""
-    return facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs
-
-
-def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) -> list[str]:
-    """Why the run in `folder` cannot be resumed: recipe fields, images and splits that differ."""
-    try:
-        before = recipes.from_json(facts["recipe"])
-    except (PathoError, TypeError) as error:
-        return [f"its recipe is of another version of patholib ({error})"]
-    lacking = _lacking(facts["recipe"], recipe)
-    fields = recipes.diff(before, recipes.without_folders(recipe))
-    found = [
-        f"{field} {profiles.readable(old)} -> {profiles.readable(new)}"
-        for field, (old, new) in fields.items()
-        if field not in lacking and (field not in RESUMABLE or (field == "epochs" and new < old))
-    ]
-    if lacking:
-        code = facts.get("code") or {}
-        by = f"patholib {code.get('version')} (commit {str(code.get('commit'))[:7]})"
-        found.insert(
-            0, f"its run.json lacks {', '.join(lacking)} of the recipe: only {by}, which wrote it, can resume it"
-        )
-    return found + _changed_images(folder, checked, split) or ["a difference that its files do not show"]
-
-
-def _changed_images(folder: Path, checked: Checked, split) -> list[str]:
-    """The images that were added, removed, changed or moved to another part of the split
-    since the run in `folder` was started."""
-    old = _by_path(csvfiles.read_csv(folder / "images.csv", ("path", "sha256")), "sha256")
-    new = _by_path(checked.facts, "sha256")
-    was = _by_path(csvfiles.read_csv(folder / "split.csv", ("path", "split")), "split")
-    now = _by_path(split, "split")
-    kinds = {
-        "added": new.keys() - old.keys(),
-        "removed": old.keys() - new.keys(),
-        "changed": {path for path in old.keys() & new.keys() if old[path] != new[path]},
-        "in another part of the split": {path for path in was.keys() & now.keys() if was[path] != now[path]},
-    }
-    return [f"{len(paths):,} images {kind} (such as {min(paths)})" for kind, paths in kinds.items() if paths]
-
-
-def _by_path(table: pd.DataFrame, column: str) -> dict[str, str]:
-    return dict(zip(table["path"], table[column], strict=True))
-
-
-def _lacking(stored: dict, recipe: Recipe) -> list[str]:
-    """The fields that a stored recipe lacks, nested ones as `augmentation.noise`: they came with a later version."""
-    now, views = recipe.to_json(), stored.get("augmentation", {})
-    return [name for name in now if name not in stored] + [
-        f"augmentation.{name}" for name in now["augmentation"] if name not in views and "augmentation" in stored
-    ]
-
-
-def fingerprint(recipe: Recipe, checked: Checked, split) -> str:
-    """A digest of all that decides what is learnt: recipe, image bytes, split."""
-    decisive = {k: v for k, v in recipes.without_folders(recipe).to_json().items() if k not in RESUMABLE}
-    return files.digest([decisive, images_sha256(checked), split[["path", "split"]].to_numpy().tolist()])
-
-
-def images_sha256(checked: Checked) -> str:
-    """One digest of the bytes of all checked images."""
-    return files.digest(checked.facts[["path", "sha256"]].to_numpy().tolist())
 
 
 def open_run(folder: Path) -> Run:
@@ -338,7 +271,7 @@ def _new(recipe: Recipe, checked: Checked, split, output: Path, mark: str, name:
                 "groups": int(split["group"].nunique()),
                 "group_by": recipe.group_by,
                 "classes": list(recipe.classes),
-                "images_sha256": images_sha256(checked),
+                "images_sha256": resumable.images_sha256(checked),
                 "found": checked.manifest.found,
             },
             "split": {
@@ -402,7 +335,7 @@ def _lock(folder: Path) -> locks.Lock | None:
 
 
 def fold_splits(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) -> list[pd.DataFrame]:
-    """The splits that `validation.cross_validate` will train on, refused here if they cannot be; none for folds=0."""
+    """The splits that `cross_validate` will train on, refused here if they cannot be; none for folds=0."""
     if folds == 0:
         return []
     return splitting.folds(checked.manifest, folds, repeats, recipe.seed, recipe.group_by, recipe.fractions[1])
@@ -413,7 +346,7 @@ def split(recipe: Recipe, checked: Checked, folds: int = 0, repeats: int = 1, fo
 
     The runs of all folds together test every image once per repeat. Folds that cannot be made are refused here, before
     anything is trained.
-    Errors: bad_parameter, split_infeasible and others of `manifest.split` and `manifest.folds`.
+    Errors: bad_parameter, split_infeasible and others of `splitting.split` and `splitting.folds`.
     """
     if fold is not None:
         splitting.check_fold(fold, folds, repeats)

@@ -31,6 +31,7 @@ def fit(
     model: Classifier,
     images: ImageSet,
     run: Run,
+    *,
     device: str = "auto",
     workers: int = 2,
     max_hours: float | None = None,
@@ -95,7 +96,7 @@ def check_processes(count: int, device: str, recipe: Recipe) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m patholib.train.training FOLDER`: trains what `jobs.train` has handed over in FOLDER; the exit code.
+    """`python -m patholib.train.training FOLDER`: trains what `handover.train` put in FOLDER; returns the exit code.
 
     torchrun starts it in as many processes as share each batch. 0: trained; 2: refused; 130, 143: asked to stop, saved.
     """
@@ -106,11 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path, team = Path(given[0]), myself()
     launching.hold_lifeline()
     try:
-        given = handover.HandedOver.read(path)
-        with joined(devices.choose_device(given.facts["device"]).type == "cuda") as team:
-            work = given.opened(team)
+        handed = handover.HandedOver.read(path)
+        with joined(devices.choose_device(handed.facts["device"]).type == "cuda") as team:
+            work = handed.opened(team)
             check_processes(team.count, work.device, work.run.recipe)
-            fit(work.model, work.images, work.run, work.device, work.workers, work.max_hours, team=team)
+            fit(
+                work.model,
+                work.images,
+                work.run,
+                device=work.device,
+                workers=work.workers,
+                max_hours=work.max_hours,
+                team=team,
+            )
             work.run.close()
     except (PathoError, KeyboardInterrupt, SystemExit) as error:
         return launching.leave(team, error, path if path.is_dir() else None)

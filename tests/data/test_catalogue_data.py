@@ -29,7 +29,7 @@ from patholib.data import batching, checking, decoding, imagesets, splitting
 from patholib.data.readers import breakhis, isic2019, read, table
 from patholib.data.readers.folders import walk
 from patholib.model import building, profiles
-from patholib.train import runs, training
+from patholib.train import resumable, runs, training
 
 posix = pytest.mark.skipif(os.name != "posix", reason="this system has no such files or names")
 
@@ -803,7 +803,7 @@ def test_D38_a_file_changed_after_the_check_makes_another_run(tmp_path, catalogu
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))  # some file systems count whole seconds
     after = checked(source)
     assert not after.report["cache"]["reused"]
-    assert runs.images_sha256(after) != runs.images_sha256(before)
+    assert resumable.images_sha256(after) != resumable.images_sha256(before)
     catalogue(
         "D38",
         "file changed after the check",
@@ -1010,7 +1010,7 @@ def test_a_training_on_real_bad_files_stops_with_all_of_them_or_goes_on_without(
     made = checked(source, size=recipe.cache_size, on_bad="skip")
     split = splitting.split(made.manifest, recipe.fractions, recipe.seed, recipe.group_by)
     run = runs.start(recipe, made, split, output=tmp_path / "runs")
-    history = training.fit(building.build(recipe), made.images.with_split(split), run, "cpu", workers=1)
+    history = training.fit(building.build(recipe), made.images.with_split(split), run, device="cpu", workers=1)
     assert len(history) == 1 and np.isfinite(history["train_loss"].iloc[0])
     left = pd.read_csv(run.dir / "excluded.csv", keep_default_na=False).set_index("path")
     assert set(bad) <= set(left.index) and left["reason"].str.len().min() > 0

@@ -349,14 +349,14 @@ def test_training_with_a_turned_and_rescaled_copy_in_another_part_is_refused(tmp
     checked = checking.check(table.read(folder / "mine.csv"), 74, cache_dir=tmp_path / "cache", progress=False)
     split = checked.manifest.table.assign(split=["train"] * 8 + ["val"] * 2 + ["test"] * 3)
     with pytest.raises(PathoError) as caught:
-        runs.start(recipe, checked, split, tmp_path / "out")
+        runs.start(recipe, checked, split, output=tmp_path / "out")
     error = caught.value
     assert error.reason == "1 of 3 test images nearly equal an image of train (twin.jpg = 00.png)"
     catalogue(
         "D25", "training on a split in whose test part lies a turned, rescaled JPEG copy of a training image", error
     )
     together = split.assign(split=split["split"].where(split["path"] != "00.png", "test"))
-    assert runs.start(recipe, checked, together, tmp_path / "out").leaks == {}
+    assert runs.start(recipe, checked, together, output=tmp_path / "out").leaks == {}
 
 
 # --- real names and pictures ------------------------------------------------------------------------------------------

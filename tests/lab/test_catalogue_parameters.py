@@ -452,7 +452,7 @@ def start(root: Path, output: Path, **options):
     pictures = ImageSet(np.zeros((3, 37, 37, 3), np.uint8), source.table.assign(row=range(3)), source.classes)
     split = source.table.assign(split=["train", "val", "test"])
     checked = SimpleNamespace(manifest=source, facts=facts, images=pictures)
-    return runs.start(BREAKHIS, checked, split, output, **options)
+    return runs.start(BREAKHIS, checked, split, output=output, **options)
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,11 @@ def kaggle(tmp_path, monkeypatch):
 def trained(prepared, output=None, hours=None, recipe=RECIPE, **options):
     """The run of a session: finished, or stopped after so many hours, and the error that stopped it."""
     checked, split = prepared
-    run, error = runs.start(recipe, checked, split, output, bring=sessions.take_up, **options), None
+    run, error = runs.start(recipe, checked, split, output=output, bring=sessions.take_up, **options), None
     try:
-        training.fit(building.build(recipe), checked.images.with_split(split), run, "cpu", 1, hours)
+        training.fit(
+            building.build(recipe), checked.images.with_split(split), run, device="cpu", workers=1, max_hours=hours
+        )
     except PathoError as stopped:
         error = stopped
     run.close()

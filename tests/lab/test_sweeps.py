@@ -58,7 +58,7 @@ split = runs.split(recipe, checked, settings.folds, settings.repeats, settings.f
 run = runs.start(recipe, checked, split, resume=settings.resume)
 notebook.remember_run(run.dir)
 tiles, model = checked.images.with_split(split), building.build(recipe)
-training.fit(model, tiles, run, "cpu", workers=1)""",
+training.fit(model, tiles, run, device="cpu", workers=1)""",
     """decisions.lock(model, tiles, run.dir)
 judging.judge(model, tiles, run.dir)
 run.finish()""",

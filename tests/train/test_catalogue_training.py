@@ -149,7 +149,7 @@ def test_T02_a_nan_weight_is_found_in_the_first_batch(tmp_path, catalogue):
     model = build(TINY)
     with torch.no_grad():
         model.head[1].weight[0, 0] = torch.nan
-    error = refusal(training.fit, model, image_set(), open_run(tmp_path), "cpu")
+    error = refusal(training.fit, model, image_set(), open_run(tmp_path), device="cpu")
     assert error.code == "nonfinite_loss" and error.subject == "epoch 1, step 1"
     catalogue("T02", "a weight is NaN before training", error)
 
@@ -400,7 +400,7 @@ def test_T12_changed_images_or_another_split_are_refused_by_name(own_data, tmp_p
 def test_T12_a_checkpoint_of_another_run_is_refused(tmp_path, catalogue):
     train(tmp_path)
     run = replace(open_run(tmp_path), fingerprint="other")
-    error = refusal(training.fit, build(TINY), image_set(), run, "cpu")
+    error = refusal(training.fit, build(TINY), image_set(), run, device="cpu")
     assert error.code == "resume_changed"
     catalogue("T12", "a checkpoint of another recipe, data set or split in the run folder", error)
 
@@ -449,13 +449,13 @@ def test_T15_a_finished_run_is_opened_and_trains_nothing(own_data, tmp_path, mon
     checked, split = prepare(own_data)
     first = runs.start(OWN, checked, split, output=tmp_path)
     model, own = build(OWN), checked.images.with_split(split)
-    history = training.fit(model, own, first, "cpu")
+    history = training.fit(model, own, first, device="cpu")
     first.finish()
     monkeypatch.setattr(optimising, "step", lambda *_: pytest.fail("trained again"))
     again = runs.start(OWN, checked, split, output=tmp_path, resume="must")
     assert again.dir == first.dir
     other = build(OWN)
-    pd.testing.assert_frame_equal(training.fit(other, own, again, "cpu"), history)
+    pd.testing.assert_frame_equal(training.fit(other, own, again, device="cpu"), history)
     assert same_bits(model, other)
     catalogue("T15", "a finished run, resume=must", "nothing is trained; the same weights and history")
 

@@ -490,7 +490,7 @@ def notebook(folder, recipe=TINY, **options):
     assert run.lock is not None
     model = tiny.build(recipe)
     try:
-        return model, training.fit(model, tiny.image_set(), run, "cpu", processes=2, **options), run
+        return model, training.fit(model, tiny.image_set(), run, device="cpu", processes=2, **options), run
     finally:
         run.close()
 
@@ -655,7 +655,7 @@ def test_where_the_notebook_is_killed_its_processes_save_and_leave(tmp_path):
         "handover.PROGRAM = [several.__file__]\nrecipe = replace(tiny.TINY, epochs=2000)\n"
         "with tiny.network():\n    run = tiny.open_run(Path(sys.argv[1], 'run'), recipe)\n"
         "    run.lock = runs._lock(run.dir)\n"
-        "    training.fit(tiny.build(recipe), tiny.image_set(), run, 'cpu', processes=2)\n"
+        "    training.fit(tiny.build(recipe), tiny.image_set(), run, device='cpu', processes=2)\n"
     )
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     notebook = subprocess.Popen(

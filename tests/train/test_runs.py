@@ -16,7 +16,7 @@ from patholib.base.errors import PathoError
 from patholib.data import splitting
 from patholib.model import recipes
 from patholib.model.recipes import BREAKHIS, Stage
-from patholib.train import origin, runs
+from patholib.train import origin, resumable, runs
 
 RECIPE = replace(recipes.for_demo(BREAKHIS), arch="resnet18", image_size=32, group_by="group")
 KEYS = {
@@ -74,7 +74,7 @@ def test_a_new_folder_says_what_made_it(prepared, tmp_path):
     assert set(facts) == KEYS and facts["status"] == "started" and facts["name"] == run.dir.name
     assert recipes.from_json(facts["recipe"]) == RECIPE and facts["seed"] == 0 and facts["demo"] is False
     assert facts["data"]["images"] == 16 and facts["data"]["groups"] == 8 and facts["data"]["root_name"] == "pictures"
-    assert facts["data"]["images_sha256"] == runs.images_sha256(prepared[0])
+    assert facts["data"]["images_sha256"] == resumable.images_sha256(prepared[0])
     assert {split: sum(counts.values()) for split, counts in facts["split"]["counts"].items()} == prepared[1][
         "split"
     ].value_counts().to_dict()
@@ -107,12 +107,12 @@ def test_no_file_of_a_new_run_holds_a_path_of_the_machine(prepared, data, tmp_pa
     ],
 )
 def test_what_decides_the_learning_changes_the_fingerprint(prepared, change):
-    assert runs.fingerprint(replace(RECIPE, **change), *prepared) != runs.fingerprint(RECIPE, *prepared)
+    assert resumable.fingerprint(replace(RECIPE, **change), *prepared) != resumable.fingerprint(RECIPE, *prepared)
 
 
 @pytest.mark.parametrize("change", [{"epochs": 99}, {"patience": 3}, {"precision": "fp32"}, {"fast": True}])
 def test_what_only_prolongs_or_hastens_the_learning_does_not(prepared, change):
-    assert runs.fingerprint(replace(RECIPE, **change), *prepared) == runs.fingerprint(RECIPE, *prepared)
+    assert resumable.fingerprint(replace(RECIPE, **change), *prepared) == resumable.fingerprint(RECIPE, *prepared)
 
 
 def test_one_changed_byte_and_one_moved_image_change_the_fingerprint(prepared):
@@ -122,9 +122,9 @@ def test_one_changed_byte_and_one_moved_image_change_the_fingerprint(prepared):
     moved = split.copy()
     moved.loc[0, "split"] = "val" if moved.loc[0, "split"] != "val" else "test"
     marks = {
-        runs.fingerprint(RECIPE, checked, split),
-        runs.fingerprint(RECIPE, replace(checked, facts=facts), split),
-        runs.fingerprint(RECIPE, checked, moved),
+        resumable.fingerprint(RECIPE, checked, split),
+        resumable.fingerprint(RECIPE, replace(checked, facts=facts), split),
+        resumable.fingerprint(RECIPE, checked, moved),
     }
     assert len(marks) == 3
 

@@ -26,7 +26,7 @@ def read(path: Path, positive: str | None = None, missing: str = "error") -> Man
     Image paths count from the folder of the CSV and do not leave it, unless they are absolute; \\ is read as /.
     Also accepted, and said in `found`: file or image for path; patient, case or lesion for group. A column `split`
     is kept as `given_split` but never used. A row without a group is a group of its own. A column `sha256` is held
-    against the files by `images.check`.
+    against the files by `checking.check`.
     positive: the class whose sensitivity is reported. No class is singled out unless it is named: what counts as
     a finding cannot be read off a label. missing: "error", or "skip" to leave out rows without a file.
     Raises PathoError: `missing_file`, `csv_format`, `bad_label`, `path_outside_root`, `rows_without_files`,

@@ -18,13 +18,16 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-Message = dict
-App = Callable[[dict, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+Message = MutableMapping[str, Any]  # as in Starlette
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LINGER = 2.0  # seconds for which the rest of a refused upload is read and dropped, so that its sender sees the answer
 OWN_ID = re.compile(rb"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # request ids accepted from a client
@@ -77,7 +80,7 @@ class Guard:
         self,
         app: App,
         limits: Limits,
-        cost: Callable[[dict], int],
+        cost: Callable[[Message], int],
         routes: Sequence[str] = (),
         token: str | None = None,
         public: Sequence[str] = (),
@@ -90,7 +93,7 @@ class Guard:
         self.held = 0  # bytes
         self._pace = 0.05  # seconds that a unit took lately
 
-    async def __call__(self, scope: dict, receive, send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -206,13 +209,13 @@ class Guard:
 
     async def _answer(self, call: _Call, body: bytes) -> None:
         """Runs the app on a complete body; stops it when its client goes away or it takes too long."""
-        gone = asyncio.create_task(call.receive())  # the body is read, so nothing else can come
-        parts = [{"type": "http.request", "body": body, "more_body": False}]
+        gone = asyncio.ensure_future(call.receive())  # the body is read, so nothing else can come
+        parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Message:
             return parts.pop() if parts else await asyncio.shield(gone)
 
-        work = asyncio.create_task(self.app(call.scope, receive, call.send))
+        work = asyncio.ensure_future(self.app(call.scope, receive, call.send))
         try:
             done, _ = await asyncio.wait(
                 {work, gone}, timeout=self.limits.answer_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -252,9 +255,9 @@ class Guard:
 class _Call:
     """One request and the state of its answer."""
 
-    scope: dict
-    receive: Callable[[], Awaitable[Message]]
-    raw_send: Callable[[Message], Awaitable[None]]
+    scope: Message
+    receive: Receive
+    raw_send: Send
     status: int | None = None  # None until the answer begins
     complete: bool = False
     unread: bool = True

@@ -3,7 +3,7 @@
     decode = Decoder(256)
     picture = decode(content)
 
-The process gets bytes and returns a square of pixels, by the same `images.read` and `images.to_square` as everywhere.
+The process gets bytes and returns a square of pixels, by `decoding.read` and `decoding.to_square` as everywhere.
 It may not write files, its memory is limited, and a spare one takes over at once when it dies. Its messages quote no
 byte of a picture, which may be private.
 """
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Picture(NamedTuple):
 class Decoder:
     """Bytes to the square of pixels that a model takes.
 
-    size, fit: of the square, as in `images.to_square`; max_pixels: as in `images.read`; seconds: for one picture.
+    size, fit: of the square, as in `decoding.to_square`; max_pixels: as in `decoding.read`; seconds: for one picture.
     """
 
     def __init__(self, size: int, fit: str = "crop", max_pixels: int = decoding.MAX_PIXELS, seconds: float = SECONDS):
@@ -55,7 +55,7 @@ class Decoder:
         self._process, self._spare, self._ready = self._start(), self._start(), False
 
     def __call__(self, content: bytes) -> Picture:
-        """The decoded picture. Errors: as `images.read`; too_much_memory, decoder_stopped."""
+        """The decoded picture. Errors: as `decoding.read`; too_much_memory, decoder_stopped."""
         with self._lock:
             try:
                 head, payload = self._exchange(content)
@@ -84,13 +84,14 @@ class Decoder:
         return self._process.pid, self._spare.pid
 
     def _exchange(self, content: bytes) -> tuple[dict, bytes]:
+        questions, answers = _pipes(self._process)
         if not self._ready:
             with _killed_after(START, self._process):
-                self._ready = _receive(self._process.stdout) == READY
+                self._ready = _receive(answers) == READY
         with _killed_after(self.seconds, self._process):
-            _send(self._process.stdin, content)
-            head = json.loads(_receive(self._process.stdout))
-            return head, _receive(self._process.stdout) if "shape" in head else b""
+            _send(questions, content)
+            head = json.loads(_receive(answers))
+            return head, _receive(answers) if "shape" in head else b""
 
     def _replace(self) -> None:
         self.died += 1
@@ -125,18 +126,23 @@ def _killed_after(seconds: float, process: subprocess.Popen) -> Iterator[None]:
 def _end(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()
-    for stream in (process.stdin, process.stdout):
+    for stream in _pipes(process):
         with contextlib.suppress(OSError):  # what was still to be written to a dead process
             stream.close()
 
 
-def _send(stream: BinaryIO, content: bytes) -> None:
+def _pipes(process: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdin is not None and process.stdout is not None  # as `_start` has asked for
+    return process.stdin, process.stdout
+
+
+def _send(stream: IO[bytes], content: bytes) -> None:
     stream.write(LENGTH.pack(len(content)))
     stream.write(content)
     stream.flush()
 
 
-def _receive(stream: BinaryIO) -> bytes:
+def _receive(stream: IO[bytes]) -> bytes:
     """One message; raises ConnectionResetError where the other side has ended."""
     length = stream.read(LENGTH.size)
     if len(length) == LENGTH.size:
@@ -172,6 +178,7 @@ def decoded(content: bytes, size: int, fit: str, max_pixels: int) -> tuple[dict,
     try:
         image = decoding.read(content, max_pixels=max_pixels)
         pixels = decoding.to_square(image, size, fit)
+        notes = image.warnings  # type: ignore[attr-defined]  # of `decoding.read`
     except PathoError as error:
         return {
             "error": {"code": error.code, "subject": "image", "reason": discreet(error.reason), "remedy": error.remedy}
@@ -185,7 +192,7 @@ def decoded(content: bytes, size: int, fit: str, max_pixels: int) -> tuple[dict,
                 "remedy": "Cut it into tiles or export it smaller",
             }
         }, b""
-    return {"shape": pixels.shape, "size": image.size, "notes": image.warnings}, np.ascontiguousarray(pixels).tobytes()
+    return {"shape": pixels.shape, "size": image.size, "notes": notes}, np.ascontiguousarray(pixels).tobytes()
 
 
 def discreet(reason: str) -> str:

@@ -95,7 +95,7 @@ def run(given: argparse.Namespace) -> int:
             "not_installed", error.name or "fastapi", "is needed to serve a model", 'pip install "patholib[serve]"'
         ) from error
     try:
-        predictor = Predictor(given.model, given.engine, given.threads, given.sha256)
+        predictor = Predictor(given.model, given.engine, threads=given.threads, sha256=given.sha256)
         predictor.answer(webservice.noise(predictor))
     except PathoError as error:
         print(error, file=sys.stderr)
@@ -241,6 +241,7 @@ def running(model: Path, *options: str, token: str | None = None) -> Iterator[Cl
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, encoding="utf-8"
         )
+        assert process.stdout is not None  # a pipe
         try:
             with _killed_after(process, SECONDS):
                 found = READY.match(process.stdout.readline())

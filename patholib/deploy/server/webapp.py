@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.middleware.cors import CORSMiddleware
 
 from patholib.deploy.inference import Predictor
-from patholib.deploy.server.guard import Guard
+from patholib.deploy.server.guard import App, Guard, Message
 from patholib.deploy.server.webroutes import answers, routes
 from patholib.deploy.server.webservice import Service, Settings
 
@@ -24,7 +24,7 @@ ROUTES = (*OPEN, *COSTS, "/model", "/metrics", "/openapi.json", "/docs")
 BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds, of the histogram
 
 
-def cost(scope: dict) -> int:
+def cost(scope: Message) -> int:
     """The units of work of a request, 0 for what is answered at once."""
     if scope["method"] != "POST" or scope["path"] not in COSTS:
         return 0
@@ -52,7 +52,7 @@ class Guarded:
             """What was answered and how quickly."""
             return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-        self.app = (
+        self.app: App = (
             self.guard
             if not settings.origins
             else CORSMiddleware(

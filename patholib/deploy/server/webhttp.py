@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
@@ -20,7 +21,8 @@ CONNECTIONS = 512
 class Protocol(H11Protocol):
     """uvicorn's HTTP/1.1 with time limits: by itself it waits for ever for a head, and for a client to read on."""
 
-    _watch = _stuck = None
+    _watch: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -54,11 +56,13 @@ class Protocol(H11Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stuck is not None:
-            self._stuck = self._stuck.cancel()
+            self._stuck.cancel()
+            self._stuck = None
 
     def _wait(self, seconds: float | None) -> None:
         if self._watch is not None:
-            self._watch = self._watch.cancel()
+            self._watch.cancel()
+            self._watch = None
         if seconds is not None:
             self._watch = self.loop.call_later(seconds, self.transport.close)
 
@@ -82,7 +86,8 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=round(limits.upload_seconds + limits.answer_seconds),
             )
         )
-        self.app, self._end = app, None
+        self.app = app
+        self._end: float | None = None  # when it stops, whatever is still to be answered
 
     def handle_exit(self, sig: int, frame) -> None:
         if self.app.service.draining:

@@ -143,7 +143,7 @@ def noise(predictor: Predictor) -> np.ndarray:
 def overlay(picture: np.ndarray, heat: np.ndarray, opacity: float = 0.45) -> np.ndarray:
     """A picture (H, W, 3) uint8 under the colours of its heatmap (H, W) in [0, 1]; unchanged where that is empty.
 
-    As `figures.overlay`, without matplotlib, which wants a folder it may write to.
+    As `heatmaps.overlay`, without matplotlib, which wants a folder it may write to.
     """
     if not heat.any():
         return picture

@@ -328,7 +328,7 @@ def panels(picture, heat, target: str, opacity: float = 0.45, cmap: str = "jet",
     left = 3 * (side + gap)
     ramp = matplotlib.colormaps[cmap](np.linspace(1, 0, side))[:, None, :3] * 255  # (side, 1, 3)
     sheet.paste(Image.fromarray(ramp.repeat(bar, axis=1).astype(np.uint8)), (left, head))
-    for part in (0, 0.25, 0.5, 0.75, 1):
-        at = head + (1 - part) * (side - 20) + 10  # the outer numbers stay within the bar's height
-        draw.text((left + bar + 8, at), f"{part * raw.max():.2g}", style.INK, font, anchor="lm")
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        at = head + (1 - share) * (side - 20) + 10  # the outer numbers stay within the bar's height
+        draw.text((left + bar + 8, at), f"{share * raw.max():.2g}", style.INK, font, anchor="lm")
     return style.encoded(sheet)

@@ -58,9 +58,9 @@ def curves(
     table = style.frame(history)
     figure = style.open(9.5, 3.5, title, note)
     left, right = figure.subplots(1, 2)
-    kept = kept_epoch(table, monitor, kept)
-    draw_losses(left, table, kept)
-    draw_scores(right, table, kept, monitor)
+    marked = kept_epoch(table, monitor, kept)
+    draw_losses(left, table, marked)
+    draw_scores(right, table, marked, monitor)
     return figure
 
 

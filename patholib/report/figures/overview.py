@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -30,13 +32,15 @@ def training_metrics(
     counted in the matrix; without them the page has no ROC curve.
     """
     table, matrix = style.frame(history), style.square(matrix)
-    kept = learning.kept_epoch(table, monitor, kept)
+    marked = learning.kept_epoch(table, monitor, kept)
     grow = min(0.34 * max(len(matrix) - 4, 0), 3)
     figure = style.open(15, 8.2 + grow, title, note)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3.4, 4.4 + grow))
+    upper, lower = cast(
+        np.ndarray, figure.subfigures(2, 1, height_ratios=(3.4, 4.4 + grow))
+    )  # the stubs know one alone
     losses, scores, middle = upper.subplots(1, 3)
-    learning.draw_losses(losses, table, kept)
-    learning.draw_scores(scores, table, kept, monitor)
+    learning.draw_losses(losses, table, marked)
+    learning.draw_scores(scores, table, marked, monitor)
     learning.draw_rate(middle, table)
     if table["frozen"].min() < table["frozen"].max():
         _add_frozen(middle, table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ NUMBERED = 20  # most classes whose confusion matrix has numbers in its cells
 LEAST = 5.5  # points of the smallest class names beside it
 CURVES, WORST = 10, 5  # most curves that all have a name; of more, how many have one
 DOTS = 60  # most patients that have a dot each
-CHANCE = {"color": style.FAINT, "linewidth": 1, "linestyle": (0, (3, 2))}
+CHANCE: dict[str, Any] = {"color": style.FAINT, "linewidth": 1, "linestyle": (0, (3, 2))}
 
 
 @style.styled

@@ -25,7 +25,8 @@ def reliability(
     figure = style.open(9, 4.9, title, note)
     panels = figure.subplots(2, 2, sharex=True, height_ratios=(3.6, 1))
     for column, (when, colour) in zip(panels.T, (("before", style.ORANGE), ("after", style.BLUE)), strict=True):
-        bins, axes, counts = pd.DataFrame(found[when]["bins"]), *column
+        axes, counts = column
+        bins = pd.DataFrame(found[when]["bins"])
         axes.plot([0, 1], [0, 1], **performance.CHANCE)
         axes.vlines(bins["confidence"], bins["confidence"], bins["accuracy"], color=colour, alpha=0.35, linewidth=3)
         axes.scatter(

@@ -6,12 +6,14 @@ import functools
 import io
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageFont
 
@@ -26,6 +28,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 SPLITS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 SCREEN_DPI, FILE_DPI = 100, 160
+FAMILY = "DejaVu Sans"
 TALLEST = 40  # inches; what would be taller is squeezed, since memory grows with the area
 PANEL = 420  # fewest pixels on a side of a picture that `panels` draws: about twice what a page shows
 
@@ -33,7 +36,7 @@ STYLE = {
     "figure.dpi": SCREEN_DPI,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
-    "font.family": "DejaVu Sans",
+    "font.family": FAMILY,
     "font.size": 9.5,
     "text.color": INK,
     "text.parse_math": False,  # a class may be called "$x_1$"
@@ -101,11 +104,13 @@ def open(width: float, height: float, title: str, note: str) -> Figure:
     height = min(height, TALLEST) + strip
     figure = plt.figure(figsize=(width, height), layout="constrained", FigureClass=Styled)
     plt.close(figure)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.06, h_pad=0.06)
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)  # as `layout` says
+    engine.set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.06, h_pad=0.06)
     top = 1 - 0.05 / height
-    for text, step, look in [(t, 0.19, {"size": 8.5, "color": WARNING, "weight": "bold"}) for t in notes] + [
-        (t, 0.20, {"size": 11, "weight": "bold"}) for t in lines
-    ]:
+    above: dict[str, Any] = {"size": 8.5, "color": WARNING, "weight": "bold"}
+    headed: dict[str, Any] = {"size": 11, "weight": "bold"}
+    for text, step, look in [(t, 0.19, above) for t in notes] + [(t, 0.20, headed) for t in lines]:
         figure.text(0.08 / width, top, text, va="top", ha="left", **look)
         top -= step / height
     return figure
@@ -231,7 +236,7 @@ def mark_threshold(axes, threshold: float | None) -> None:
 @functools.cache
 def font(size: int):
     """The typeface of the figures, for Pillow."""
-    return ImageFont.truetype(matplotlib.font_manager.findfont(STYLE["font.family"]), size)
+    return ImageFont.truetype(matplotlib.font_manager.findfont(FAMILY), size)
 
 
 def encoded(sheet: Image.Image) -> bytes:
