@@ -34,9 +34,11 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.places import MOUNTS
 from patholib.data import checking, manifest, readers, splitting
+from patholib.data.readers import sources
 from patholib.data.readers.sources import SOURCES
+from patholib.judge import metric_table
 from patholib.lab import notebook
-from patholib.model import augment, recipes
+from patholib.model import architectures, augment, recipes
 from patholib.report import markdown
 from patholib.report.figures import sheets
 
@@ -308,7 +310,9 @@ def of_options() -> str:
 # What is written between marks, by page and name of the marks.
 TABLES = {
     "README.md": {"quality": rivals},
-    "docs/recipes.md": {"recipes": table},
+    "docs/recipes.md": {"recipes": table, "networks": architectures.as_markdown},
+    "docs/promises.md": {"metrics": metric_table.markdown},
+    "data/README.md": {"sources": sources.as_markdown},
     "docs/parameters.md": {"parameters": of_options},
 }
 

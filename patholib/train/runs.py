@@ -16,6 +16,7 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError, nearest
 from patholib.data import csvfiles, leakage, manifest, splitting
 from patholib.data.checking import Checked
+from patholib.data.readers.sources import TABLE
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
 from patholib.train import origin, resumable
@@ -100,7 +101,7 @@ def start(
         raise PathoError("bad_parameter", "resume", f"is {resume!r}", "Use auto, must or never")
     output = output_folder(output)
     root = Path(checked.manifest.root).resolve()
-    if output == root or root in output.parents:
+    if checked.manifest.source != TABLE and (output == root or root in output.parents):  # a table walks no folder
         raise PathoError(
             "output_in_data", str(output), "lies inside the data folder", "Choose an output folder outside"
         )

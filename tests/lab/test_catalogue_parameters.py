@@ -445,10 +445,10 @@ def test_a_split_that_cannot_be_is_refused(catalogue, entry, code, arguments):
 # --- P12, P19: run folders --------------------------------------------------------------------------------------------
 
 
-def start(root: Path, output: Path, **options):
+def start(root: Path, output: Path, kind: str = "breakhis", **options):
     """Opens a run of three images in `root`."""
     facts = pd.DataFrame({"path": list("abc"), "bytes": 1, "sha256": ["0" * 64] * 3})
-    source = replace(make(list("aba"), list("123")), root=root)
+    source = replace(make(list("aba"), list("123")), root=root, source=kind)
     pictures = ImageSet(np.zeros((3, 37, 37, 3), np.uint8), source.table.assign(row=range(3)), source.classes)
     split = source.table.assign(split=["train", "val", "test"])
     checked = SimpleNamespace(manifest=source, facts=facts, images=pictures)
