@@ -230,21 +230,7 @@ def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
     """
     path = Path(path)
     table = csvfiles.read_csv(path, ("path", "label", "group", "split")).reset_index(drop=True)
-    beside = path.with_name(path.name + ".sha256")
-    if not beside.is_file():
-        raise PathoError(
-            "split_changed",
-            path.name,
-            f"has no {beside.name} beside it, so a change would go unseen",
-            "Restore that file, or split again",
-        )
-    if beside.read_text(encoding="utf-8").split()[:1] != [sha256(path)]:
-        raise PathoError(
-            "split_changed",
-            path.name,
-            f"is not the file whose digest is in {beside.name}",
-            "Restore the file, or split again",
-        )
+    _refuse_another_digest(path)
     odd = table[~table["split"].isin(SPLITS)]
     csvfiles.stop_on(
         [
@@ -264,21 +250,43 @@ def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
         "Split again: no group may be in two splits",
     )
     if manifest is not None:
-        known = dict(zip(manifest.table["path"], manifest.table["label"], strict=True))
-        csvfiles.stop_on(
-            [
-                (
-                    "split_changed",
-                    name,
-                    f"is labelled {label!r} in the split, "
-                    + (f"but {known[name]!r} in the data" if name in known else "but is not among the data"),
-                )
-                for name, label in zip(table["path"], table["label"], strict=True)
-                if known.get(name) != label
-            ],
-            "Split again, or use the data the split was made of",
-        )
+        _refuse_other_labels(table, manifest)
     return table
+
+
+def _refuse_another_digest(path: Path) -> None:
+    beside = path.with_name(path.name + ".sha256")
+    if not beside.is_file():
+        raise PathoError(
+            "split_changed",
+            path.name,
+            f"has no {beside.name} beside it, so a change would go unseen",
+            "Restore that file, or split again",
+        )
+    if beside.read_text(encoding="utf-8").split()[:1] != [sha256(path)]:
+        raise PathoError(
+            "split_changed",
+            path.name,
+            f"is not the file whose digest is in {beside.name}",
+            "Restore the file, or split again",
+        )
+
+
+def _refuse_other_labels(table: pd.DataFrame, manifest: Manifest) -> None:
+    known = dict(zip(manifest.table["path"], manifest.table["label"], strict=True))
+    csvfiles.stop_on(
+        [
+            (
+                "split_changed",
+                name,
+                f"is labelled {label!r} in the split, "
+                + (f"but {known[name]!r} in the data" if name in known else "but is not among the data"),
+            )
+            for name, label in zip(table["path"], table["label"], strict=True)
+            if known.get(name) != label
+        ],
+        "Split again, or use the data the split was made of",
+    )
 
 
 def leaked(ids: pd.Series, split: pd.Series, seen_in: str = "train", found_in: str = "test") -> pd.Series:

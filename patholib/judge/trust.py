@@ -167,8 +167,7 @@ def _spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def checks(facts: Mapping) -> dict[str, dict]:
     """Every check by name: what is measured, the number, the limit, whether it passed, and the reason if it did not."""
-    drawn, over, steady = facts["randomisation"], facts["perturbation"], facts["stability"]
-    alone = float(np.mean([part["rank_correlation"] for part in drawn["alone"]]))
+    steady = facts["stability"]
     blank = facts["blank"] / facts["images"]
     evidence = _most(
         "share of blank maps",
@@ -180,32 +179,8 @@ def checks(facts: Mapping) -> dict[str, dict]:
         return {"evidence": evidence}  # blank maps have no other property to check
     found = {
         "evidence": evidence,
-        "cascade": _most(
-            "similarity after randomising all weights",
-            drawn["cascade"][-1]["rank_correlation"],
-            CHANGED,
-            "The maps stay similar when all weights are randomised (rank correlation {number:.3f}, at "
-            f"most {CHANGED} is allowed): they show the image, not what was learnt",
-        ),
-        "alone": _most(
-            "similarity after randomising one part",
-            alone,
-            CHANGED,
-            "The maps stay similar when one part of the network is randomised (mean rank correlation "
-            f"{{number:.3f}}, at most {CHANGED} is allowed): they do not depend on all that was learnt",
-        ),
-        "over_random": _above(
-            "gain over random maps",
-            over["over_random"]["gain"],
-            "Deleting and inserting the pixels that the maps mark changes the probability no more "
-            "than random regions do",
-        ),
-        "over_blob": _above(
-            "gain over a blob in the centre",
-            over["over_blob"]["gain"],
-            "Deleting and inserting the pixels that the maps mark changes the probability no more than "
-            "the centre of the image does",
-        ),
+        **_about_weights(facts["randomisation"]),
+        **_about_pixels(facts["perturbation"]),
         "shift": _least(
             "similarity after a shift of one or two pixels",
             steady["shift"],
@@ -223,6 +198,45 @@ def checks(facts: Mapping) -> dict[str, dict]:
                 f"The maps put no more of their heat on the masks than {words} would",
             )
     return found
+
+
+def _about_weights(drawn: dict) -> dict[str, dict]:
+    """The checks with randomised weights."""
+    alone = float(np.mean([part["rank_correlation"] for part in drawn["alone"]]))
+    return {
+        "cascade": _most(
+            "similarity after randomising all weights",
+            drawn["cascade"][-1]["rank_correlation"],
+            CHANGED,
+            "The maps stay similar when all weights are randomised (rank correlation {number:.3f}, at "
+            f"most {CHANGED} is allowed): they show the image, not what was learnt",
+        ),
+        "alone": _most(
+            "similarity after randomising one part",
+            alone,
+            CHANGED,
+            "The maps stay similar when one part of the network is randomised (mean rank correlation "
+            f"{{number:.3f}}, at most {CHANGED} is allowed): they do not depend on all that was learnt",
+        ),
+    }
+
+
+def _about_pixels(over: dict) -> dict[str, dict]:
+    """The checks by deletion and insertion."""
+    return {
+        "over_random": _above(
+            "gain over random maps",
+            over["over_random"]["gain"],
+            "Deleting and inserting the pixels that the maps mark changes the probability no more "
+            "than random regions do",
+        ),
+        "over_blob": _above(
+            "gain over a blob in the centre",
+            over["over_blob"]["gain"],
+            "Deleting and inserting the pixels that the maps mark changes the probability no more than "
+            "the centre of the image does",
+        ),
+    }
 
 
 def _most(asked: str, value: float, bound: float, reason: str) -> dict:
