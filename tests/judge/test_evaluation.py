@@ -152,7 +152,7 @@ def test_the_caller_may_differentiate_after_predicting(images):
 def test_a_temperature_can_be_fitted_on_the_logits(images):
     temperature = torch.ones((), requires_grad=True)
     nn.functional.cross_entropy(
-        predicting.logits(Lopsided(), images, RECIPE) * temperature, torch.as_tensor(images.labels)
+        predicting.logits(Lopsided(), images, RECIPE) * temperature, torch.tensor(images.labels)
     ).backward()
     assert temperature.grad is not None
 

@@ -783,9 +783,8 @@ def test_P25_three_groups_per_class_that_cannot_be_shared_out_are_refused(catalo
 
 
 def test_P26_one_patient_with_all_images_of_a_class_is_refused_with_the_table(catalogue):
-    error = refused(
-        "split_infeasible", splitting.split, make(["rare"] * 9 + ["b"] * 9, ["one"] * 9 + list("123456789"))
-    )
+    data = make(["rare"] * 9 + ["b"] * 9, ["one"] * 9 + list("123456789"))
+    error = refused("split_infeasible", splitting.split, data)
     for line in ("rare: 1 groups, 9 images", "b: 9 groups, 9 images"):
         assert line in error.reason
     catalogue("P26", "one patient with all positive images", error)
@@ -798,9 +797,8 @@ def test_P28_fewer_patients_of_a_class_than_folds_are_refused_with_the_table(cat
 
 
 def test_P28_one_patient_with_all_positive_images_has_no_folds(catalogue):
-    error = refused(
-        "split_infeasible", splitting.folds, make(["rare"] * 9 + ["b"] * 9, ["one"] * 9 + list("123456789"))
-    )
+    data = make(["rare"] * 9 + ["b"] * 9, ["one"] * 9 + list("123456789"))
+    error = refused("split_infeasible", splitting.folds, data)
     assert "rare: 1 groups, 9 images" in error.reason
     catalogue("P28", "5 folds, and one patient with all positive images", error)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
-import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -115,7 +113,7 @@ def trainings(quality, monkeypatch):
 
     monkeypatch.setattr(quality.subprocess, "run", run)
     monkeypatch.setattr(quality.harness, "rivals_python", lambda: Path("python"))
-    monkeypatch.setattr(quality.runs, "code", lambda: {"version": "1", "commit": "abc"})
+    monkeypatch.setattr(quality.origin, "code", lambda: {"version": "1", "commit": "abc"})
     return done
 
 
@@ -127,9 +125,7 @@ def test_in_miniature_it_trains_and_judges_and_writes_nothing():
     command = [sys.executable, ROOT / "benchmarks" / "quality.py", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for row in ("| ours |", "| ours with averaged views |", "| colour regression |"):
-        assert len(re.findall(re.escape(row), done.stdout)) >= 2, done.stdout
-    assert "Demo images: nothing here is a result" in done.stdout and state() == before
+    assert done.stdout.count("| ours |") >= 2 and state() == before, done.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -185,18 +181,16 @@ def test_what_failed_is_said_to_be_missing_and_the_rest_is_compared(quality, opt
     options.contenders, trainings.skill = ("ours", "timm", "fastai"), {"ours": 0.6, "fastai": None}
     assert quality.measure(options) == 1
     text = options.results.read_text(encoding="utf-8")
-    assert "Missing: 18 of 24 trainings" in text and "fastai, fold 1, 2, 3;" in text and "ours, fold" not in text
-    assert "| timm | 3 |" in text and "failed with exit code 1" in capsys.readouterr().out
-    assert str(options.data) not in text
+    missing = next(line for line in text.splitlines() if "Missing" in line)
+    assert "18 of 24" in missing and "fastai" in missing and "timm" not in missing
+    assert "fastai" in capsys.readouterr().out
+    assert "| timm | 3 |" in text and str(options.data) not in text
 
 
-@pytest.mark.parametrize(("ours", "rival", "verdict"), [(0.9, 0.1, "met"), (0.1, 0.9, "**missed**")])
-def test_ours_may_not_be_below_a_rival(quality, options, trainings, ours, rival, verdict):
+@pytest.mark.parametrize(("ours", "rival"), [(0.9, 0.1), (0.1, 0.9)])
+def test_ours_may_not_be_below_a_rival(quality, options, trainings, ours, rival):
     options.contenders, trainings.skill = ("ours", "timm"), {"ours": ours, "timm": rival}
     assert quality.measure(options) == int(ours < rival)
-    lines = options.results.read_text(encoding="utf-8").splitlines()
-    mark = next(line for line in lines if line.startswith("| ours minus timm: AUC"))
-    assert mark.endswith(f"| {verdict} |")
     assert (options.results.parent / "quality-idc.png").stat().st_size < 200_000
 
 
@@ -240,27 +234,6 @@ def test_sensitivity_at_a_specificity_is_that_of_the_best_threshold(quality):
     assert np.isnan(quality.sensitivity_at(labels[:4], scores[:4]))
 
 
-@pytest.mark.parametrize("kind", ["isic2019", "breakhis"])
-def test_every_ablation_is_a_recipe_with_something_changed(quality, kind):
-    reference = replace(recipes.from_scratch(recipes.get(kind)), image_size=64)
-    differ = {}
-    for name, one in quality.ablations(kind, 64, True, False).items():
-        changes = dict(one.overrides)
-        augmentation = reference.to_json()["augmentation"] | changes.pop("augmentation", {})
-        changed = recipes.from_json(
-            json.loads(json.dumps(reference.to_json() | changes | {"augmentation": augmentation}))
-        )
-        differ[name] = recipes.diff(reference, changed) or one.of or one.options or one.split != "group"
-    same = {name for name, found in differ.items() if not found}
-    skin = kind == "isic2019"
-    assert same == {  # what it does anyway: left out when it is planned
-        "cross-entropy",
-        "squares by: crop",
-        *(("imbalance: left alone", "the best epoch") if skin else ("imbalance: class weights", "the last epoch")),
-    }
-    assert {f"without {what}" for what in ("colours beside the network", "warm-up", "averaged weights")} < differ.keys()
-
-
 @pytest.mark.parametrize(("kind", "own"), [("isic2019", "shades of grey"), ("breakhis", "stain jitter")])
 def test_what_the_library_lacks_is_an_option_that_the_script_knows(quality, scripts, kind, own):
     options = {name: one.options for name, one in quality.ablations(kind, 64, True, False).items() if one.options}
@@ -295,15 +268,6 @@ def test_an_ablation_takes_one_fold_and_the_leaky_split_all(quality, options, tr
     ]
     text = options.results.read_text(encoding="utf-8")
     assert "quality ablations idc: begin" in text and "| split by image: patients leak |" in text
-    assert text.index("| stain jitter |") < text.index("| imbalance: sampler |")  # by subject
-    assert "tried here: stain jitter: each stain" in text and "image-size warm-up: " not in text
-
-
-def test_smaller_images_are_no_split_by_image(quality, options, trainings):
-    options.what, options.contenders = "ablations", ("ours", "image-size warm-up")
-    quality.measure(options)
-    text = options.results.read_text(encoding="utf-8")
-    assert "tried here: image-size warm-up: " in text and "what leaks" not in text
 
 
 def test_a_part_of_the_leaky_folds_is_not_compared_because_it_tests_other_images(quality, options, trainings):

