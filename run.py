@@ -243,7 +243,7 @@ class Transcript:
 # What `run.py train --help` shows: the parameters of the notebook, with defaults and meanings.
 PARAMETERS = """
 import sys
-from patholib import notebook
+from patholib.lab import notebook
 print("usage: python3 run.py train [NOTEBOOK] [-p NAME VALUE] ...", "", sep="\\n")
 print(notebook.Settings(notebook.declared(sys.argv[1])))
 """

@@ -58,7 +58,7 @@ if not importlib.util.find_spec("patholib"):  # on Kaggle and Colab it is instal
     wheels = [w for m in mounts for deep in range(5) for w in pathlib.Path(m).glob("*/" * deep + "patholib-*.whl")]
     source = ["--no-index", *{{f"--find-links={{w.parent}}" for w in wheels}}, "patholib"] if wheels else {otherwise}
     if not source: raise ModuleNotFoundError("{advice}")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *source], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *source], check=True)
 from patholib.lab import sessions
 sessions.ready()"""
 ADVICE = (

@@ -793,7 +793,7 @@ def test_S21_without_the_token_nothing_is_read(serve, catalogue):
 def test_S22_what_is_not_safe_does_not_start(folder, options, code, capsys, monkeypatch, catalogue):
     monkeypatch.delenv(serving.TOKEN, raising=False)
     if code == "port_taken":
-        monkeypatch.setattr("patholib.deploy.inference.Predictor", lambda *_: live.predictor(folder))
+        monkeypatch.setattr("patholib.deploy.inference.Predictor", lambda *_, **__: live.predictor(folder))
     assert cli.main(["serve", str(folder), *options]) == serving.main([str(folder), *options]) == 2
     assert capsys.readouterr().err.startswith(f"[{code}] ")
     if code == "unsafe_address":
@@ -917,7 +917,7 @@ def test_S26_a_model_that_gives_no_numbers(serve, capsys, folder, monkeypatch, c
             found = post(server.port, path=path)
             assert (found.status, found.json["code"]) == (500, "model_output") and b"NaN" not in found.body
         assert ask(server.port, "GET", "/readyz").status == 503 and ask(server.port, "GET", "/livez").status == 200
-    monkeypatch.setattr("patholib.deploy.inference.Predictor", lambda *_: server.predictor)
+    monkeypatch.setattr("patholib.deploy.inference.Predictor", lambda *_, **__: server.predictor)
     assert serving.main([str(folder), "--port", "0"]) == serving.BAD_MODEL
     assert capsys.readouterr().err.startswith("[model_output]")
     catalogue(

@@ -82,7 +82,7 @@ def test_five_lines_end_with_a_whole_report(finished):
 
 def test_what_judge_returns_is_readable(finished):
     text = repr(finished.judged)
-    assert "auc" in text and "colour baseline" in text and len(text.splitlines()) < 40
+    assert "AUC" in text and "colour baseline" in text and len(text.splitlines()) < 40
     assert "threshold" in repr(finished.locked)
 
 

@@ -504,6 +504,7 @@ def test_T16_a_drive_without_locks_notices_a_dead_process(tmp_path, monkeypatch,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert other.stdout.readline().strip() == "True"
     without_locks(monkeypatch)
