@@ -25,7 +25,13 @@ from patholib.data import archives
 from patholib.data.readers.folders import folders_below
 
 PREFIX = "patholib-"  # begins the name of a zip, by which it is found again
+# The modules of packages that are not called as their package is.
 MODULES = {
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "markdown-it-py": "markdown_it",
+}
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "scikit-learn": "sklearn",

@@ -235,7 +235,7 @@ def test_single_steps_are_chosen_by_name_and_an_unknown_one_is_told(run, tmp_pat
     assert list(run.chosen(known, ["lowest", "tests"])) == ["tests", "lowest"]
     with pytest.raises(SystemExit, match=r"tets.*ruff, .*tests"):
         run.chosen(known, ["tets"])
-    with pytest.raises(SystemExit, match="ruff, .*tests"):
+    with pytest.raises(SystemExit, match=r"ruff, .*tests"):
         run.chosen(known, [])
 
 
