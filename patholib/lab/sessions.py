@@ -26,17 +26,7 @@ from patholib.data.readers.folders import folders_below
 
 PREFIX = "patholib-"  # begins the name of a zip, by which it is found again
 # The modules of packages that are not called as their package is.
-MODULES = {
-    "opencv-python-headless": "cv2",
-    "pillow": "PIL",
-    "scikit-learn": "sklearn",
-    "markdown-it-py": "markdown_it",
-}
-    "opencv-python-headless": "cv2",
-    "pillow": "PIL",
-    "scikit-learn": "sklearn",
-    "markdown-it-py": "markdown_it",
-}  # what is not called as it is
+MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sklearn", "markdown-it-py": "markdown_it"}
 STEP = re.compile(r"checkpoints/last-(\d{9})-[0-9a-f]{16}\.pt")
 DENSE = {".pt", ".safetensors", ".onnx", ".png", ".jpg"}  # what does not shrink
 TOP = 2  # levels of folders that are searched of a Drive
