@@ -213,6 +213,7 @@ def follow(command, shown, **options):
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+        process.stdout.close()
     return 128 - code if code < 0 else code
 
 
@@ -472,7 +473,7 @@ def lowest(arguments):
             "tests": (
                 "tests",
                 pytest_step,
-                [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
+                [python, "-m", "pytest", *BESIDE, "-W", "default", "-m", "not slow and not alone", "tests"],
                 ONE_THREAD,
             ),
         }

@@ -23,6 +23,7 @@ WEIGHTS = "https://download.pytorch.org/models/"  # where torchvision publishes 
 class Architecture:
     """One network: how it is built, where it is cut into blocks, and what its pretrained weights expect."""
 
+    words: str  # what people call it
     constructor: str  # "module:function", called with weights=None
     weights: str  # address of its ImageNet weights; the file name ends in the first digits of its SHA-256
     blocks: Mapping[str, tuple[str, ...]]  # from the image on: a block's name, and its modules to run in turn
@@ -59,6 +60,7 @@ def _resnet(*counts: int) -> dict[str, tuple[str, ...]]:
 
 NETWORKS = {
     "resnet50": Architecture(  # V2: the same network after a longer training, 80.9 % instead of 76.1 % on ImageNet
+        words="ResNet50",
         constructor="torchvision.models:resnet50",
         weights=f"{WEIGHTS}resnet50-11ad3fa6.pth",
         blocks=_resnet(3, 4, 6, 3),
@@ -67,6 +69,7 @@ NETWORKS = {
         last_norm="bn3",
     ),
     "resnet18": Architecture(
+        words="ResNet18",
         constructor="torchvision.models:resnet18",
         weights=f"{WEIGHTS}resnet18-f37072fd.pth",
         blocks=_resnet(2, 2, 2, 2),
@@ -75,6 +78,7 @@ NETWORKS = {
         last_norm="bn2",
     ),
     "resnet34": Architecture(
+        words="ResNet34",
         constructor="torchvision.models:resnet34",
         weights=f"{WEIGHTS}resnet34-b627a593.pth",
         blocks=_resnet(3, 4, 6, 3),
@@ -83,6 +87,7 @@ NETWORKS = {
         last_norm="bn2",
     ),
     "mobilenet_v3_large": Architecture(
+        words="MobileNetV3-Large",
         constructor="torchvision.models:mobilenet_v3_large",
         weights=f"{WEIGHTS}mobilenet_v3_large-5c1a4163.pth",
         blocks=_numbered("features", 17),
@@ -90,6 +95,7 @@ NETWORKS = {
         channels=960,
     ),
     "efficientnet_b0": Architecture(
+        words="EfficientNet-B0",
         constructor="torchvision.models:efficientnet_b0",
         weights=f"{WEIGHTS}efficientnet_b0_rwightman-7f5810bc.pth",
         blocks=_numbered("features", 9),

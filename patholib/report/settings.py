@@ -35,9 +35,7 @@ NAMES = {
     "balance": "class balance",
 }
 VALUES = {
-    "resnet50": "ResNet50",
-    "resnet18": "ResNet18",
-    "efficientnet_b0": "EfficientNet-B0",
+    **{name: network.words for name, network in architectures.NETWORKS.items()},
     "adam": "Adam",
     "adamw": "AdamW",
     "sgdr": "cosine with warm restarts",
