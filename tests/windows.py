@@ -158,6 +158,7 @@ def pipeline(folder: Path) -> None:
     from patholib.train import runs, training
 
     style.FILE_DPI = 40
+    os.environ["PATHOLIB_CACHE"] = str(folder / "cache")
     with tiny.network():
         done = test_pipeline.finish(folder, "table")
         report.write(done.run.dir)  # again, over what is there
@@ -165,11 +166,7 @@ def pipeline(folder: Path) -> None:
         table = folder / "data" / "mine.csv"
         table.write_text(table.read_text(encoding="utf-8").replace("/", "\\"), encoding="utf-8")
         checked = checking.check(
-            readers.load("table", table),
-            done.run.recipe.cache_size,
-            done.run.recipe.fit,
-            cache_dir=folder / "cache",
-            progress=False,
+            readers.load("table", table), done.run.recipe.cache_size, done.run.recipe.fit, progress=False
         )
         assert checked.report["cache"]["reused"], "a backslash made another path of it"
         for epochs in (1, 3):  # saved, gone on with, and the older checkpoints removed

@@ -254,7 +254,7 @@ def test_papermill_stops_at_a_misspelt_parameter_and_passes_the_right_one(projec
     run = ("papermill", "train.ipynb", "out.ipynb", "-k", "python3", "--log-output")
     wrong = call(folder, *run, "-p", "epoch", "35", "-p", "mixed", "true")
     assert wrong.returncode == 1
-    line = [line for line in wrong.stderr.splitlines() if line.startswith("PathoError")]
+    line = [line for line in wrong.stderr.splitlines() if line.startswith("ParameterError")]
     assert len(line) == 1 and "did you mean 'epochs'?" in line[0] and "mixed='true' is not True or False" in line[0]
     logged = json.loads((project / "outputs" / "run.jsonl").read_text())
     assert logged["code"] == "unknown_parameter" and "Traceback" in logged["traceback"]

@@ -413,7 +413,7 @@ def test_the_script_times_both_sides_and_trains_on_what_is_tried(quality, script
     class Ended(Exception):
         """Raised instead of the training itself."""
 
-    def train(recipe, checked, split, output, name, **_):
+    def train(recipe, checked, name):
         draw = [checked.images.pixels[:4], recipe.image_size, recipe.augmentation, recipe.seed]
         views = [augment.training_views(*draw, epoch, rows, rows) for epoch in range(recipe.epochs)]
         assert not torch.equal(views[-1], untouched(*draw, recipe.epochs - 1, rows, rows))  # other stains
@@ -429,10 +429,14 @@ def test_the_script_times_both_sides_and_trains_on_what_is_tried(quality, script
         assert (checked.images.pixels == ours.in_grey_light(plain.images, 6).pixels).all()
         if name == "run":
             raise Ended
-        files.write_json(output / name / "history.json", [{"seconds": taken[views[0].shape[-1]]}])
-        return SimpleNamespace(run=SimpleNamespace(dir=output / name, close=lambda: None))
+        return pd.DataFrame({"seconds": [taken[views[0].shape[-1]]]})
 
-    monkeypatch.setattr(ours.validation, "train", train)
+    def of(recipe, checked, split, job, output, name):
+        study = SimpleNamespace(close=lambda: None)
+        study.train = lambda: setattr(study, "history", train(recipe, checked, name))
+        return study
+
+    monkeypatch.setattr(ours, "of", of)
     monkeypatch.setattr(ours.torch, "set_num_threads", lambda number: None)
     with pytest.raises(Ended):
         ours.main(scripts["job"].read(str(task.folder / "job.json")))
