@@ -42,7 +42,7 @@ def hold_truths(counts, number):
 
 
 def test_T06_T07_no_moment_of_a_sigkill_loses_anything(tmp_path, catalogue):
-    hold_truths(kill(tmp_path, 40, seed=0), 40)
+    hold_truths(kill(tmp_path, 50, seed=0), 50)
     catalogue("T06", "SIGKILL at any moment, again and again", "resumes from the last checkpoint, the same bits")
     catalogue(
         "T07",
