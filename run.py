@@ -151,7 +151,16 @@ def install(venv, python, base, what, oldest):
     if call([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]):
         sys.exit(f"{python} is not the interpreter of a virtual environment; delete {venv} and call again")
     pip = [python, "-m", "pip", "--require-virtualenv", "install", "--quiet", "--disable-pip-version-check"]
-    uv = [python, "-m", "uv", "pip", "install", "--python", python, *["--resolution", "lowest-direct"] * oldest]
+    uv = [
+        python,
+        "-m",
+        "uv",
+        "pip",
+        "install",
+        "--python",
+        python,
+        *(["--resolution", "lowest-direct"] if oldest else []),
+    ]
     with_uv = not call([*pip, "uv"]) and not call([*uv, "-e", what])
     if not with_uv and (oldest or call([*pip, "-e", what])):  # uv is quicker, but knows nothing of pip's configuration
         sys.exit(
@@ -687,7 +696,7 @@ def wheel(_):
             "--no-deps",
             "-w",
             folder,
-            *["--no-build-isolation"] * (not isolated),
+            *(["--no-build-isolation"] if not isolated else []),
             ROOT,
         ]
         date = os.environ.get("SOURCE_DATE_EPOCH", "1577836800")  # 2020: when it was built is no part of what it is

@@ -30,7 +30,7 @@ OF_RECIPE = ("arch", "image_size", "epochs", "batch_size", "micro_batches", "lr"
 
 def _of(group: str, default, help: str, *choices: str, none: str = "") -> Any:
     """A field of Options; none: what None means, where it may be None."""
-    text = help + f", one of: {', '.join(choices)}" * bool(choices) + f" (None: {none})" * bool(none)
+    text = help + (f", one of: {', '.join(choices)}" if choices else "") + (f" (None: {none})" if none else "")
     return field(default=default, metadata={"group": group, "help": text, "optional": bool(none)})
 
 

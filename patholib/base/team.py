@@ -213,6 +213,6 @@ def check_gpus(count: int, on_gpu: bool) -> None:
         raise PathoError(
             "bad_parameter",
             "processes",
-            f"are {count}, but this machine has {there} GPU{'s' * (there != 1)}, and each needs one of its own",
+            f"are {count}, but this machine has {there} GPU{'s' if there != 1 else ''}, and each needs one of its own",
             f'Use processes={there}, or device="cpu"',
         )

@@ -49,7 +49,7 @@ class Audit:
         """The outcome in one line."""
         counted = f"{shown(self.name)}: " + ", ".join(f"{name} {n:,}" for name, n in self.counts.items())
         if self.ok:
-            return f"No leak found{' in what could be checked' * bool(self.unchecked)} ({counted})"
+            return f"No leak found{' in what could be checked' if self.unchecked else ''} ({counted})"
         worst = max(self.leaks(), key=lambda row: (-WAYS.index((row["seen in"], row["found in"])), row["share"]))
         return f"LEAKS: {worst['share']:.1%} of the {worst['found in']} images {says(worst)} ({counted})"
 
@@ -95,7 +95,9 @@ class Audit:
         return files.write_text(Path(folder) / "audit.html", leakpage.page(self, NEAR))
 
     def __repr__(self) -> str:
-        return "\n".join([DEMO_NOTE] * self.demo + [self.verdict, self.levels().to_string(index=False), *self.notes()])
+        return "\n".join(
+            ([DEMO_NOTE] if self.demo else []) + [self.verdict, self.levels().to_string(index=False), *self.notes()]
+        )
 
     def _repr_html_(self) -> str:
         return leakpage.short(self)

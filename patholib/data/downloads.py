@@ -104,7 +104,9 @@ def terms(kind: str, folder: Path, origin: str = "official") -> str:
             for file in source.files
         ]
     passing = places.host() == "Kaggle" and folder.is_relative_to(files.remade())
-    return "\n".join([*lines, f"To {folder}" + ", which ends with this session: attached data stay" * passing])
+    return "\n".join(
+        [*lines, f"To {folder}" + (", which ends with this session: attached data stay" if passing else "")]
+    )
 
 
 def _found(kind: str, place: str | Path = "auto") -> Path | None:

@@ -189,7 +189,7 @@ def audit_checked(checked: checking.Checked, split: pd.DataFrame, progress: bool
         for _ in bar(done, progress, total=len(stored), desc="Comparing images", unit="img", leave=False):
             continue
     flat = int((~known[[i for i, _ in stored]].any(axis=(1, 2))).sum())
-    unchecked += [f"pictures: {flat:,} of {len(rows):,} {WRONG['flat']} (flat)"] * bool(flat)
+    unchecked += [f"pictures: {flat:,} of {len(rows):,} {WRONG['flat']} (flat)"] if flat else []
     parts = pd.factorize(rows["split"])[0]
     near = signatures.similar(known, wanted=lambda i, j: parts[i] != parts[j])
     seen = _Seen(pd.Series("", rows.index), pd.Series("", rows.index), known, [])
@@ -267,7 +267,7 @@ def _shares(listed: pd.DataFrame, keys: dict, links: pd.DataFrame | None, way: t
                 "of": int(among.sum()),
                 "share": float(mask[among].mean()),
                 **{f"{name} share": classes.get(name, np.nan) for name in sorted(set(listed["label"]) - {""})},
-                "examples": "; ".join(map(shown, some[:3])) + f" and {len(some) - 3:,} more" * (len(some) > 3),
+                "examples": "; ".join(map(shown, some[:3])) + (f" and {len(some) - 3:,} more" if len(some) > 3 else ""),
             }
         )
     return pd.DataFrame(found)
@@ -346,7 +346,7 @@ def refuse(found: Audit, otherwise: str = "") -> None:
                 for row in found.leaks()
             ),
             "Split again by patient, case or lesion, and keep one of each pair of equal pictures"
-            + f". {otherwise}" * bool(otherwise),
+            + (f". {otherwise}" if otherwise else ""),
         )
 
 

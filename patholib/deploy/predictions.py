@@ -60,10 +60,10 @@ class Table:
 
     def __str__(self) -> str:
         text = f"{self.answered:,} pictures answered: {self.path}"
-        text += f"; {self.before:,} of all were done before" * bool(self.before)
+        text += f"; {self.before:,} of all were done before" if self.before else ""
         left = ", ".join(f"{count:,} {LEFT[name]}" for name, count in self.left.items() if count)
-        text += f". Passed over: {left}" * bool(left)
-        return text + f". {self.bad:,} could not be used: {self.bad_path}" * bool(self.bad)
+        text += f". Passed over: {left}" if left else ""
+        return text + (f". {self.bad:,} could not be used: {self.bad_path}" if self.bad else "")
 
 
 def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
@@ -309,7 +309,7 @@ def _finish(
                 yield path, row, problem
 
     def answers() -> Iterator[list]:
-        yield head + ["heatmap"] * heated
+        yield head + (["heatmap"] if heated else [])
         for path, row, _ in entries():
             if row is not None:
                 probs, decision, alert, text, heat = row

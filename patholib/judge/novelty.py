@@ -40,7 +40,7 @@ NAMES = (
     "variety of green against blue",
     "variety of red against blue",
     "brightness of the centre against the border",
-    *(f"sharpness over {step} pixel{'s' * (step > 1)}" for step in STEPS),
+    *(f"sharpness over {step} pixel{'s' if step > 1 else ''}" for step in STEPS),
 )
 
 

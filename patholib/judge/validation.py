@@ -97,7 +97,7 @@ class CrossValidated:
         """The monitored number of every fold with its interval, then of all: as `performance.forest` draws it."""
         name, rows = self.facts["monitor"], []
         for run in self.facts["runs"]:
-            title = f"fold {run['fold']}" + f", repeat {run['repeat']}" * (self.facts["repeats"] > 1)
+            title = f"fold {run['fold']}" + (f", repeat {run['repeat']}" if self.facts["repeats"] > 1 else "")
             found = run["metrics"][name]
             rows.append(
                 {
@@ -126,7 +126,7 @@ class CrossValidated:
             return f"<p>{html.escape(self.said)}</p>"
         picture = pages.data_url(Path(self.folder or "", PICTURE).read_bytes(), "png")
         return (
-            f"<p><b>{html.escape(self.note)}</b></p>" * bool(self.note)
+            (f"<p><b>{html.escape(self.note)}</b></p>" if self.note else "")
             + self.table.to_html(float_format="{:.3f}".format)
             + f"<p>{html.escape(NOTE)}</p>"
             + f'<img alt="The folds" style="max-width:100%" src="{picture}">'

@@ -58,7 +58,7 @@ class Settings:
         self.changed = {p.name: values[p.name] for p in parameters if values[p.name] != p.default}
         self._rows = [
             (
-                p.name + " *" * (p.name in self.changed),
+                p.name + (" *" if p.name in self.changed else ""),
                 repr(values[p.name]),
                 repr(p.default),
                 p.help + notes.get(p.name, ""),
@@ -350,7 +350,7 @@ def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
         left = str(other)
     done = _run_dir in runs.finished(_run_dir.parent)  # then it was the cross-validation that had no more time
     what = f"The cross-validation beside {_run_dir.name}" if done else _run_dir.name
-    also = ' and resume="must", so that the finished run is not trained anew' * done
+    also = ' and resume="must", so that the finished run is not trained anew' if done else ""
     ended = _Ended([f"The time is up: {what} is saved, and not finished.", left, NEXT.format(also)])
     shell.showtraceback((type(ended), ended, trace))
 

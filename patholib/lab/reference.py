@@ -80,7 +80,9 @@ class Guard:
                 f"is {value:.6g}, but the reference is {reference:.6g} and the tolerance {tol:g}",
                 "If the change is meant, record it with python3 run.py notebooks",
             )
-        print(f"{number} {value:.6g} (reference {reference:.6g}, tolerance {tol:g})" + ": differs" * (not near))
+        print(
+            f"{number} {value:.6g} (reference {reference:.6g}, tolerance {tol:g})" + (": differs" if not near else "")
+        )
 
 
 def check_against_best(source: Manifest, predictions, tol: float = 0.05) -> None:

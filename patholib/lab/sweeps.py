@@ -62,10 +62,10 @@ class Swept:
     def __str__(self) -> str:
         lines = [
             f"{len(self.finished)} of {len(self.finished) + len(self.failed)} runs are finished in {self.folder}"
-            + f", {self.before} of them before" * bool(self.before)
+            + (f", {self.before} of them before" if self.before else "")
         ]
         lines += [f"Failed: {name}: {reason}" for name, reason in self.failed.items()]
-        lines += ["The same call tries those again, from where they stopped"] * bool(self.failed)
+        lines += ["The same call tries those again, from where they stopped"] if self.failed else []
         lines += [self.remark] if self.remark else []
         lines += [f"Compared: {self.compared}"] if self.compared else []
         return "\n".join(lines)

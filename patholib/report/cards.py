@@ -117,7 +117,7 @@ def _changed(run: Record) -> Markup | None:
     if run.recipe.name not in recipes.RECIPES:
         return None
     fields = recipes.diff(recipes.get(run.recipe.name), run.recipe)
-    return Markup(", ".join(f"`{field}`" for field in fields) + "." * bool(fields))
+    return Markup(", ".join(f"`{field}`" for field in fields) + ("." if fields else ""))
 
 
 def _other_predictions(run: Record) -> bool:

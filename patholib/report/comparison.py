@@ -127,7 +127,7 @@ class Comparison:
             )
             rows += [
                 {
-                    "number": words(number) + " (lower is better)" * lower_is_better(number),
+                    "number": words(number) + (" (lower is better)" if lower_is_better(number) else ""),
                     "run": f"{run.name} - {first.name}",
                     **_ends(found[number]),
                     "difference": metrics.readable(found[number], sign="+"),

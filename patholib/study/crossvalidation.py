@@ -91,7 +91,7 @@ def folder_of(study: Study) -> Path:
         ]
     )
     return runs.output_folder(options.output) / (
-        f"{recipe.name}{'-demo' * checked.manifest.demo}-cv-{options.folds}x{options.repeats}-{mark[:12]}"
+        f"{recipe.name}{'-demo' if checked.manifest.demo else ''}-cv-{options.folds}x{options.repeats}-{mark[:12]}"
     )
 
 
