@@ -196,6 +196,15 @@ def full_run(folder, recipe=RECIPE, **changes):
     return folder
 
 
+# What a page of text and tables may hold; neither a script nor a form.
+TAGS = set(
+    """
+    html head meta title style body main div h1 h2 h3 p strong code table thead tbody tr th td ul li
+    blockquote a
+    """.split()
+)
+
+
 class Elements(HTMLParser):
     """The tags, addresses and text of a page."""
 
