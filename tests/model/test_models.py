@@ -10,6 +10,7 @@ from origin import Answer, origin
 from torch import nn
 from torch.nn import functional
 from torchvision import models as zoo
+from torchvision.ops import StochasticDepth
 
 from patholib.base import files
 from patholib.base.errors import PathoError
@@ -55,6 +56,9 @@ def images():
 def _step(model, images):
     """One training step; what each tensor of the state was before it."""
     before = copy.deepcopy(model.state_dict())
+    for module in model.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0  # else a block is now and then left out for every image, and then rightly stays as it is
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     functional.cross_entropy(model.train()(images), torch.arange(len(images)) % 2).backward()
     optimizer.step()
