@@ -15,9 +15,10 @@
                                                 write benchmarks/RESULTS.md; --quick: tiny, writes nothing
   python3 run.py wheel                          build dist/: the library, the notebooks, and what to attach where,
                                                 for Kaggle and other places without a network
-  python3 run.py setup                          only make the environment
+  python3 run.py setup [--cpu | --gpu]          only make the environment; the flags choose PyTorch's build
 
-The first call installs everything into .venv beside this file (6 GB); a changed pyproject.toml installs again.
+The first call installs everything into .venv beside this file; a changed pyproject.toml installs again. With an NVIDIA
+driver these are 6 GB, without one about 1 GB: PyTorch's CPU build is then asked for, from PyTorch's own index.
 PATHOLIB_PYTHON names an interpreter that has everything already (conda, for instance); then no .venv is made.
 PATHOLIB_KEEP names a folder that gets the executed notebooks and pages of the runs that are tested.
 Relative paths among the parameters of a notebook count from the folder of this file.
@@ -109,18 +110,19 @@ def lowest_environment():
     return installed(LOWEST, base, LOWEST_EXTRAS, oldest=True)
 
 
-def installed(venv, base, extras, oldest=False):
+def installed(venv, base, extras, oldest=False, build=None):
     """The interpreter of an environment of ours, made where it is not there; one process at a time makes it.
 
     base: the interpreter to make it from. oldest: of every requirement the oldest version, which only uv can find.
+    build: "cpu" or "gpu" installs that build of PyTorch, also in place of another; None keeps what is there.
     """
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     # The folder counts too: a copied .venv would run the code of the place it was copied from.
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
-    if state(venv, python) != wanted:
+    if build or state(venv, python) != wanted:
         with alone(venv):
-            if state(venv, python) != wanted:  # else another process has just installed it
-                install(venv, python, base, f"{ROOT}[{extras}]", oldest)
+            if build or state(venv, python) != wanted:  # else another process has just installed it
+                install(venv, python, base, f"{ROOT}[{extras}]", oldest, build)
                 (venv / "patholib.stamp").write_text(wanted)
     return str(python)
 
@@ -137,9 +139,14 @@ def state(venv, python):
     return stamp.read_text() if whole and stamp.exists() else "installing"
 
 
-def install(venv, python, base, what, oldest):
+def has_nvidia():
+    """Whether this machine has an NVIDIA driver; where it is Linux, the ordinary PyTorch is built for one."""
+    return shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").exists()
+
+
+def install(venv, python, base, what, oldest, build=None):
     """Makes the environment, or brings an old one up to date."""
-    print(f"Installing into {venv}; the first time it fetches several GB.", flush=True)
+    print(f"Installing into {venv}; the first time it fetches up to 6 GB.", flush=True)
     stamp, anew = venv / "patholib.stamp", state(venv, python) == "installing"
     venv.mkdir(exist_ok=True)
     stamp.write_text("installing")  # an interrupted installation starts over
@@ -151,17 +158,15 @@ def install(venv, python, base, what, oldest):
     if call([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]):
         sys.exit(f"{python} is not the interpreter of a virtual environment; delete {venv} and call again")
     pip = [python, "-m", "pip", "--require-virtualenv", "install", "--quiet", "--disable-pip-version-check"]
-    uv = [
-        python,
-        "-m",
-        "uv",
-        "pip",
-        "install",
-        "--python",
-        python,
-        *(["--resolution", "lowest-direct"] if oldest else []),
-    ]
-    with_uv = not call([*pip, "uv"]) and not call([*uv, "-e", what])
+    uv = [python, "-m", "uv", "pip", "install", "--python", python]
+    uv += ["--resolution", "lowest-direct"] if oldest else []
+    uv += ["--reinstall-package", "torch", "--reinstall-package", "torchvision"] if build else []
+    with_uv, done = not call([*pip, "uv"]), False
+    if with_uv and not oldest and build != "gpu" and (build or (sys.platform == "linux" and not has_nvidia())):
+        done = not call([*uv, "--torch-backend", "cpu", "-e", what], stderr=subprocess.DEVNULL)
+        if not done:
+            print("PyTorch's CPU build cannot be had here; taking the ordinary one, which is larger.", flush=True)
+    with_uv = done or (with_uv and not call([*uv, "-e", what]))
     if not with_uv and (oldest or call([*pip, "-e", what])):  # uv is quicker, but knows nothing of pip's configuration
         sys.exit(
             "The installation failed: see above. Without a network, set PATHOLIB_PYTHON to an interpreter that "
@@ -735,8 +740,18 @@ def wheel(_):
     return 0
 
 
-def setup(_):
-    print(f"The environment is ready: {environment()}")
+def setup(arguments):
+    """Makes the environment; --cpu or --gpu replaces the build of PyTorch that is in it."""
+    builds = {(): None, ("--cpu",): "cpu", ("--gpu",): "gpu"}
+    if tuple(arguments) not in builds:
+        print("python3 run.py setup takes --cpu, --gpu or nothing", file=sys.stderr)
+        return 2
+    build = builds[tuple(arguments)]
+    if build and os.environ.get("PATHOLIB_PYTHON"):
+        print("PATHOLIB_PYTHON names an interpreter that run.py does not install into", file=sys.stderr)
+        return 2
+    python = installed(VENV, sys.executable, EXTRAS, build=build) if build else environment()
+    print(f"The environment is ready: {python}")
     return 0
 
 

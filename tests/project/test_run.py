@@ -109,6 +109,36 @@ def test_pip_takes_over_where_uv_fails(run):
     assert "-m pip" in run.commands[-1] and "--require-virtualenv" in run.commands[-1] and " -e " in run.commands[-1]
 
 
+CPU_BUILD = "--torch-backend cpu"
+
+
+@pytest.mark.parametrize("driver", [False, True])
+def test_without_an_nvidia_driver_the_cpu_build_of_pytorch_is_asked_for(run, monkeypatch, driver):
+    monkeypatch.setattr(run.sys, "platform", "linux")
+    monkeypatch.setattr(run, "has_nvidia", lambda: driver)
+    assert installed(run)
+    assert (CPU_BUILD in run.commands[-1]) != driver
+
+
+def test_where_the_cpu_build_cannot_be_reached_the_ordinary_one_is_installed(run, monkeypatch, capsys):
+    monkeypatch.setattr(run.sys, "platform", "linux")
+    monkeypatch.setattr(run, "has_nvidia", lambda: False)
+    run.fails = lambda line: CPU_BUILD in line
+    assert installed(run)
+    assert "-m uv" in run.commands[-1] and CPU_BUILD not in run.commands[-1]
+    assert capsys.readouterr().out.count("CPU build cannot be had here") == 1
+
+
+def test_setup_replaces_the_build_of_pytorch_when_told_to(run, monkeypatch):
+    monkeypatch.setattr(run, "has_nvidia", lambda: True)
+    assert run.setup([]) == 0 and not installed(run)
+    for flag, cpu in (("--cpu", True), ("--gpu", False)):
+        assert run.setup([flag]) == 0
+        assert "--reinstall-package torch" in run.commands[-1] and (CPU_BUILD in run.commands[-1]) == cpu
+        assert not installed(run)  # the next call keeps what was chosen
+    assert run.setup(["--tpu"]) == 2
+
+
 SOMEWHERE = """
 import importlib.util, sys, time
 from pathlib import Path
