@@ -472,3 +472,12 @@ def test_the_benchmarks_run_one_after_another_and_a_missed_mark_is_the_exit_code
     assert "speed_input" in run.commands[-1] and "missed a mark" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="gpu, quality, input, training"):
         run.main(["bench", "real"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_C41_a_notebook_is_converted_to_a_python_script(path):
+    from nbconvert import ScriptExporter
+
+    code, resources = ScriptExporter().from_filename(str(path))
+    assert resources["output_extension"] == ".py"
+    compile(code.replace("get_ipython()", "None"), path.name, "exec")
