@@ -83,9 +83,10 @@ def _densenet() -> dict[str, tuple[str, ...]]:
 
 def _swin() -> dict[str, tuple[str, ...]]:
     """The blocks of a Swin Transformer, which works with channels last, between maps with channels first."""
-    middle = {f"features[{i}]": ("unpermute", f"features.{i}", "permute") for i in range(1, 7)}
-    last = {"features[7]": ("unpermute", "features.7", "norm", "permute")}
-    return {"features[0]": ("features.0", "permute")} | middle | last
+    blocks: dict[str, tuple[str, ...]] = {"features[0]": ("features.0", "permute")}
+    for i in range(1, 7):
+        blocks[f"features[{i}]"] = ("unpermute", f"features.{i}", "permute")
+    return blocks | {"features[7]": ("unpermute", "features.7", "norm", "permute")}
 
 
 NETWORKS = {
