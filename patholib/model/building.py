@@ -16,10 +16,10 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
     What has no given weights (the head; with weights="none" everything) is drawn from `generator_seed`, by default
     recipe.seed, and the global generators stay as they were. recipe.weights: "none"; the path of a torchvision state
     dict (.pth or .safetensors; its head is passed over), held against `<path>.sha256` where that exists; or "imagenet":
-    torchvision's file, looked for in PATHOLIB_WEIGHTS (the file or its folder), in what is attached (`places`), in
-    `data/weights` of the project and torch.hub's folder, then downloaded, which is said first. Its SHA-256 must begin
-    as its name says.
-    Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch.
+    the published file, looked for in PATHOLIB_WEIGHTS (the file or its folder), in what is attached (`places`), in
+    `data/weights` of the project, torch.hub's folder and the package that holds it, then downloaded, which is said
+    first. Its SHA-256 must begin as its name says.
+    Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch, bad_network.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # The CPU generator alone: torch.manual_seed would seed the GPUs too, which fork_rng does not restore here.
