@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torchvision import models
-from torchvision.ops import Permute, SqueezeExcitation
+from torchvision.ops import Conv2dNormActivation, Permute, SqueezeExcitation
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,9 +46,10 @@ def efficientnet_lite0(weights: None = None) -> nn.Module:
                 setattr(parent, name, nn.Identity())
             elif isinstance(child, nn.SiLU):
                 setattr(parent, name, nn.ReLU6(inplace=True))
-            elif isinstance(child, nn.Conv2d) and child.stride == (2, 2):
-                child.padding = (0, 0)
-                parent.insert(0, SamePadding(child.kernel_size[0]))
+    for layers in list(net.modules()):
+        if isinstance(layers, Conv2dNormActivation) and layers[0].stride == (2, 2):
+            layers[0].padding = (0, 0)
+            layers.insert(0, SamePadding(layers[0].kernel_size[0]))
     return net
 
 
