@@ -82,8 +82,13 @@ def test_the_notebooks_answer_is_this_answer_to_the_last_bit(tmp_path, tta, temp
     assert [list(answer.probs.values()) for answer in predictor.answers(own.pictures, tta)] == found.tolist()
 
 
+LARGE = {"efficientnet_v2_s", "densenet121", "convnext_tiny", "swin_t"}  # half a minute each to write as ONNX
+
+
 @pytest.mark.parametrize("engine", ["torch", pytest.param("onnx", marks=onnx)])
-@pytest.mark.parametrize("arch", architectures.NETWORKS)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in LARGE else ()) for arch in architectures.NETWORKS]
+)
 def test_an_answer_depends_on_no_other_picture_in_the_batch(tmp_path, engine, arch):
     recipe = replace(TINY, arch=arch)
     export.save_model(tmp_path, trained(recipe).state_dict(), recipe, temperature=1.3)
