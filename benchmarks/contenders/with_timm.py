@@ -61,6 +61,15 @@ def main(job: Job) -> None:
     )
 
 
+def pretrained_lite0(path, classes: int) -> torch.nn.Module:
+    """timm's EfficientNet-Lite0 with the ImageNet weights of ours, in `path`: the same tensors in the same order."""
+    net = timm.create_model("tf_efficientnet_lite0")
+    state = torch.load(path, weights_only=True)
+    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    net.reset_classifier(classes)
+    return net
+
+
 def train(job: Job, epochs: int) -> dict:
     """The averaged model of the best epoch, the curve, the seconds of training."""
     random_seed(job.seed)
