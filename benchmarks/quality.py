@@ -495,7 +495,7 @@ class Outcome:
     table: pd.DataFrame  # predictions of its test images, as they come
     called: pd.DataFrame  # the same with all probability on the class that the contender calls
     even: pd.DataFrame  # the same with the training's class shares divided out
-    tempered: pd.DataFrame  # the same with the temperature that suits the validation images
+    tempered: pd.DataFrame  # the same with the temperature and biases that suit the validation images
 
 
 def outcome(task: Task, table: str) -> Outcome:
@@ -507,12 +507,10 @@ def outcome(task: Task, table: str) -> Outcome:
     called = np.eye(len(classes))[rules.predicted(probs, classes, None, facts.get("shares") or 0.5)]
     even = rules.prior_corrected(probs, classes, dict(zip(classes, facts["prior"], strict=True)))
     try:
-        temperature = calibration.fit(places(val, classes), of(val, classes))
-    except PathoError:  # too few validation images, or all of them right: as for ours
-        temperature = 1.0
-    tables = [
-        predicting.with_probs(test, classes, p) for p in (probs, called, even, calibration.apply(probs, temperature))
-    ]
+        fitted = calibration.fit(places(val, classes), of(val, classes), val["group"])
+    except PathoError:  # validation images of one class: as for ours
+        fitted = calibration.Calibration()
+    tables = [predicting.with_probs(test, classes, p) for p in (probs, called, even, calibration.apply(probs, fitted))]
     return Outcome(facts, pd.read_csv(task.folder / "curve.csv"), *tables)
 
 
@@ -574,7 +572,7 @@ NUMBERS = {
     "even": "balanced accuracy, shares divided out",
     "sensitivity": f"sensitivity at {SPECIFICITY:g} specificity",
     "ece": "ECE",
-    "tempered": "ECE, temperature",
+    "tempered": "ECE, calibrated",
 }
 JUDGED = ("auc", "balanced_accuracy", "even")  # in which ours must not be below a rival
 LESS_IS_BETTER = ("ece", "tempered")
@@ -772,8 +770,8 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         )
         + '. "Shares divided out" divides, for everybody, by the class shares that a training behaved as if it had '
         "seen, so that nobody is worse for having left the imbalance alone. ECE is "
-        "of the probabilities as they come (ours with the temperature that it locks), then of everybody's after a "
-        "temperature from the validation images",
+        "of the probabilities as they come (ours with the calibration that it locks), then of everybody's after a "
+        "calibration on the validation images",
         f"- Time: {options.seconds:g} s of training each, with {options.threads} threads and as many loaders"
         + f", held to {' or '.join(map(str, held))} of the machine's cores" * bool(held)
         + ". It "

@@ -45,7 +45,6 @@ RIVALS = {
     "baseline": "the colour baseline, a regression that sees no shapes",
     "probe": "the linear probe, a regression on the random features the training began with",
 }
-CALIBRATION = ("temperature", "ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
 KEPT = {
     "report.html": "the report",
     "model_card.html": "the model card",
@@ -423,16 +422,17 @@ def alert(found: dict) -> list[str]:
 
 
 def calibration(found: dict) -> list[str]:
-    """The errors of the probabilities before and after the temperature that the validation images chose."""
+    """The errors of the probabilities before and after the calibration that fits the validation images."""
     lines = ["### Calibration", ""]
     if not found.get("calibration"):
         return [*lines, *lacking("calibration")]
+    names = ("temperature", *metric_table.of_calibration(len(found["test"]["classes"])))
     rows = [
-        [SETS[name], when, *(f"{both[when][what]:.3f}" for what in CALIBRATION)]
+        [SETS[name], when, *("absent" if both[when].get(what) is None else f"{both[when][what]:.3f}" for what in names)]
         for name, both in found["calibration"].items()
         for when in ("before", "after")
     ]
-    return [*lines, *markdown(["", "", *map(words, CALIBRATION)], rows)]
+    return [*lines, *markdown(["", "", *map(words, names)], rows)]
 
 
 def believed(run_dir: Path) -> list[str]:

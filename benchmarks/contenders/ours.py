@@ -24,7 +24,7 @@ from patholib.base import files
 from patholib.data import checking, readers
 from patholib.data.imagesets import ImageSet
 from patholib.judge import decisions
-from patholib.model import augment, losses, recipes
+from patholib.model import augment, recipes
 from patholib.model.recipes import Recipe, Stage
 from patholib.study import Study
 
@@ -108,8 +108,8 @@ def main(job: Job) -> None:
         seconds=float(seconds[-1]),
         planned=sum(spent(recipe, cost, tried)) + checked_in,
         precision=facts["precision"],
-        prior=losses.effective_prior(recipe, counts).tolist(),
-        shares=losses.shares(recipe, counts),
+        prior=(counts / counts.sum()).tolist(),  # the locked probabilities are corrected to it
+        shares=decisions.locked(folder).get("shares"),
     )
     for name in ("runs", "trial", "cache", "check"):  # weights and pictures: of these only numbers are kept
         shutil.rmtree(out / name, ignore_errors=True)

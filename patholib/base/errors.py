@@ -63,14 +63,14 @@ CODES: dict[type[PathoError], str] = {
         listed_twice missing_column missing_file multi_frame name_collision name_pattern no_estimates no_images no_masks
         no_predictions no_split no_truth none_left not_a_picture not_an_image not_paired nothing_to_check one_class
         other_images rows_without_files shape_mismatch single_class split_changed split_infeasible split_leakage
-        split_mismatch too_few too_many_bad too_many_bytes too_many_pixels too_small unknown_class unknown_column
+        split_mismatch too_many_bad too_many_bytes too_many_pixels too_small unknown_class unknown_column
         unknown_extension unknown_group unknown_layout unknown_split unknown_value unreadable unsafe_archive
-        unsupported_format unsupported_mode always_right""",
+        unsupported_format unsupported_mode""",
     ParameterError: """
-        bad_classes bad_counts bad_demo_setting bad_fractions bad_freeze bad_heat bad_network bad_notebook bad_novelty
-        bad_parameter bad_recipe bad_runs bad_scores bad_seed bad_temperature bad_threshold missing_run no_parameters
-        output_in_data parameters_cell undefined_metric unknown_arch unknown_block unknown_fault unknown_field
-        unknown_method unknown_notebook unknown_parameter unknown_recipe unknown_run unknown_source""",
+        bad_calibration bad_classes bad_counts bad_demo_setting bad_fractions bad_freeze bad_heat bad_network
+        bad_notebook bad_novelty bad_parameter bad_recipe bad_runs bad_scores bad_seed bad_threshold missing_run
+        no_parameters output_in_data parameters_cell undefined_metric unknown_arch unknown_block unknown_fault
+        unknown_field unknown_method unknown_notebook unknown_parameter unknown_recipe unknown_run unknown_source""",
     TrainingError: """
         bad_decision bad_run cluster_failed empty_history no_reference nonfinite_loss not_judged not_locked
         nothing_to_resume nothing_trained number_changed other_sweep process_lost resume_changed short_of_best test_seen

@@ -13,7 +13,10 @@ from patholib.model import recipes
 from patholib.model.architectures import NETWORKS
 from patholib.model.recipes import Recipe
 
-FORMAT = 3  # 2: the weights hold a digest of the manifest; 3: decision, origin, novelty
+# 2: the weights hold a digest of the manifest; 3: decision, origin, novelty; 4: a decision may hold a prior correction,
+# biases and a decision for averaged views, which a reader of format 3 would leave out without a word
+FORMAT = 4
+READABLE = (3, FORMAT)
 NOTICE = "For research use only. Not a medical device: not for diagnosis or for decisions about any patient."
 DEMO_NOTICE = "Trained on generated demo images: it knows nothing about tissue or skin."
 WEIGHTS, MANIFEST, PUBLISHED = "model.safetensors", "model.json", "published.pt"
@@ -70,11 +73,11 @@ def of_recipe(recipe: Recipe) -> dict:
 def check_manifest(manifest, path: Path) -> None:
     """Stops at a manifest that was changed, that belongs to another format, or that asks for the impossible."""
     found = manifest.get("format") if isinstance(manifest, dict) else None
-    if type(found) is not int or found != FORMAT:  # by type too: True == 1
+    if type(found) is not int or found not in READABLE:  # by type too: True == 1
         raise PathoError(
             "model_format",
             str(path),
-            f"has format {short(found)}, this version reads {FORMAT}",
+            f"has format {short(found)}, this version reads {' and '.join(map(str, READABLE))}",
             "Use the version of patholib that wrote it, or export once more",
         )
     rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
@@ -150,20 +153,46 @@ def _wrong_values(manifest: dict) -> list[str]:
 
 
 def _wrong_decision(manifest: dict) -> list[str]:
-    """How temperature and threshold were chosen, other than what they are; shares that are none."""
+    """How temperature and threshold were chosen, other than what they are; shares or a calibration that are none."""
     decision = manifest["decision"]
-    shares = (decision or {}).get("shares", dict.fromkeys(manifest["classes"], 1))
-    sound = (
-        isinstance(shares, dict)
-        and shares.keys() == set(manifest["classes"])
-        and all(type(share) in (float, int) and 0 < share < math.inf for share in shares.values())
-    )
-    found = [] if sound else [f"the decision's shares {short(shares)} are no number above 0 for each class"]
-    return found + [
+    if decision is None:
+        return []
+    found = [
         f"{name}={short(manifest[name])} instead of its decision's {short(decision.get(name))}"
         for name in ("temperature", "threshold", "positive")
-        if decision is not None and files.digest(decision.get(name)) != files.digest(manifest[name])
+        if files.digest(decision.get(name)) != files.digest(manifest[name])
     ]
+    averaged = decision.get("averaged", decision)
+    if not isinstance(averaged, dict):
+        return [*found, f"the decision for averaged views {short(averaged)} is not {WORDS[dict]}"]
+    for one in (decision,) if averaged is decision else (decision, averaged):
+        found += [
+            f"the decision's {name} {short(values)} are no number{above} for each class"
+            for name, least, above in (
+                ("shares", 0, " above 0"),
+                ("correction", 0, " above 0"),
+                ("bias", -math.inf, ""),
+            )
+            if not _of_each_class(values := one.get(name), manifest["classes"], least)
+        ]
+    if averaged is not decision:
+        temperature, threshold = averaged.get("temperature"), averaged.get("threshold")
+        if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+            found.append(f"temperature={short(temperature)} of averaged views is not above 0")
+        if threshold is not None and (type(threshold) not in (int, float) or not 0 <= threshold <= 1):
+            found.append(f"threshold={short(threshold)} of averaged views is outside 0 to 1")
+        if "threshold" not in averaged:
+            found.append("threshold of averaged views is missing")
+    return found
+
+
+def _of_each_class(values, classes: list, least: float) -> bool:
+    """Whether these are a finite number above `least` for each class; None is right too."""
+    return values is None or (
+        isinstance(values, dict)
+        and values.keys() == set(classes)
+        and all(type(value) in (float, int) and least < value < math.inf for value in values.values())
+    )
 
 
 def _wrong_novelty(manifest: dict) -> list[str]:

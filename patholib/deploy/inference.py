@@ -24,6 +24,7 @@ from patholib.base.errors import PathoError, nearest
 from patholib.data import decoding
 from patholib.deploy import loading, onnx_export
 from patholib.judge import calibration, decisions, gradcam, novelty, predicting, rules, trust
+from patholib.judge.calibration import Calibration
 from patholib.model import augment, folding, networks, recipes
 
 ENGINES = ("auto", "onnx", "torch")
@@ -87,9 +88,9 @@ class Predictor:
         self.recipe = recipes.from_json(self.manifest["recipe"])
         self.classes, self.positive = tuple(self.manifest["classes"]), self.manifest["positive"]
         self.temperature, self.threshold = self.manifest["temperature"], self.manifest["threshold"]
-        self.deciding = decisions.deciding(
-            (self.manifest["decision"] or {}) | {"threshold": self.threshold}, self.classes
-        )  # what `rules.predicted` takes
+        decision = self.manifest["decision"] or {"temperature": self.temperature, "threshold": self.threshold}
+        self._decisions = {averaged: decisions.for_views(decision, averaged) for averaged in (False, True)}
+        self.deciding = decisions.deciding(decision, self.classes)  # of one view, what `rules.predicted` takes
         self.sha256, self.demo = self.manifest["weights"]["sha256"], self.manifest["demo"]
         self.familiar = self.manifest["novelty"] and novelty.from_json(self.manifest["novelty"])
         self.folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -141,12 +142,12 @@ class Predictor:
     def probabilities(self, pixels: np.ndarray, tta: bool = False) -> np.ndarray:
         """Pictures (N, S, S, 3) uint8, as `read` gives them, to calibrated probabilities (N, C), float64, sums 1.
 
-        tta: averaged over the recipe's views, before calibration. The same for every picture: of seeded random views,
-        as published, every picture gets those of a set's first image.
+        tta: averaged over the recipe's views, before the calibration of averaged views. The same for every picture: of
+        seeded random views, as published, every picture gets those of a set's first image.
         """
         each = [self._raw(picture, tta) for picture in pixels]
         raw = np.concatenate(each) if each else np.empty((0, len(self.classes)))
-        return calibration.apply(raw, 1.0 if self.temperature is None else self.temperature)
+        return calibration.apply(raw, Calibration.of(self._decisions[tta], self.classes))
 
     def _raw(self, picture: np.ndarray, tta: bool) -> np.ndarray:
         """The model's own probabilities of one picture (S, S, 3), (1, C)."""
@@ -187,16 +188,18 @@ class Predictor:
         self, pixels: np.ndarray, tta: bool = False, warnings: Sequence[Sequence[str]] | None = None
     ) -> list[Answer]:
         """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
-        probs = self.probabilities(pixels, tta)
-        predicted = rules.predicted(probs, self.classes, self.positive, self.deciding)
-        alerts = len(self.classes) > 2 and self.positive is not None and self.threshold is not None
+        probs, decision = self.probabilities(pixels, tta), self._decisions[tta]
+        predicted = rules.predicted(probs, self.classes, self.positive, decisions.deciding(decision, self.classes))
+        threshold = decision["threshold"]
+        alerts = len(self.classes) > 2 and self.positive is not None and threshold is not None
+        older = [f"plain_lock: {decisions.PLAIN_LOCK}"] if tta and decision is self._decisions[False] else []
         answers = []
         warnings = warnings or [()] * len(pixels)
         for picture, row, k, known in zip(pixels, probs.tolist(), predicted, warnings, strict=True):
             named = dict(zip(self.classes, row, strict=True))
-            alert = named[self.positive] >= self.threshold if alerts else None
-            why = (*known, *self._unfamiliar(picture))
-            answers.append(Answer(named, self.classes[k], self.threshold, alert, why, tta))
+            alert = named[self.positive] >= threshold if alerts else None
+            why = (*known, *self._unfamiliar(picture), *older)
+            answers.append(Answer(named, self.classes[k], threshold, alert, why, tta))
         return answers
 
     def _unfamiliar(self, picture: np.ndarray) -> list[str]:

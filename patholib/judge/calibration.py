@@ -1,106 +1,198 @@
-"""Calibration: temperature scaling, reliability diagrams and the expected calibration error.
+"""Calibration: prior correction, bias-corrected temperature scaling, reliability diagrams and calibration errors.
 
 A network is overconfident if it is right for 80 of 100 images to which it gives 95 %. Dividing its logits by one
-number, fitted on the validation images, corrects most of that and keeps the order of the classes (Guo et al. 2017).
+number, fitted on the validation images, corrects most of that (Guo et al. 2017). It cannot correct a prior: training
+with class weights, a sampler or adjusted logits gives the probabilities of another mix of classes, which is divided out
+before (Saerens et al. 2002). What is left is one bias per class (Alexandari et al. 2020).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
-from patholib.base.errors import PathoError, nearest
+from patholib.base.errors import PathoError
 
 BINS = 15  # as in Guo et al. 2017
-FEWEST_IMAGES = 20  # with fewer a temperature fits noise
-COLDEST, HOTTEST = 0.05, 20.0  # the range in which the temperature is sought
+# Normal priors around no change, whose likelihood counts groups and not images, as images of a patient are alike. In
+# simulations (`tests/judge/coverage/test_calibration_priors.py`) free biases cost more log loss than they gained below
+# about 50 groups, and a free temperature below about 30; with these two neither does, and with 70 groups and more they
+# fit as closely as free ones.
+BIAS_SD, LOG_TEMPERATURE_SD = 0.5, 1.0
+PRECISION = 1e-12  # of the fit, in its parameters
 
 
-def apply(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log(probs) / temperature), (N, C) float64: less confident above 1, more below 1, unchanged at 1.
+@dataclass(frozen=True)
+class Calibration:
+    """What turns a network's probabilities into calibrated ones (`apply`); the default changes nothing.
 
-    The same as the softmax of logits over the temperature: logits and log probabilities differ by a constant in each
-    row. The order of the classes of an image stays. Errors: bad_temperature.
+    Errors: bad_calibration.
     """
-    if not (np.isfinite(temperature) and temperature > 0):
-        raise PathoError("bad_temperature", f"temperature={temperature}", "is no number above 0", "Fit it again")
+
+    temperature: float = 1.0
+    bias: tuple[float, ...] = ()  # (C,), added to the log probabilities after the temperature; (): zeros
+    correction: tuple[float, ...] = ()  # (C,) prior the network learnt over the images' own, divided out; (): ones
+
+    def __post_init__(self):
+        wrong = [f"temperature={self.temperature}"] if not 0 < self.temperature < np.inf else []
+        wrong += [f"bias={self.bias}"] if not np.isfinite(self.bias).all() else []
+        ratios = np.asarray(self.correction, dtype=float)
+        wrong += [f"correction={self.correction}"] if not ((ratios > 0) & (ratios < np.inf)).all() else []
+        if wrong:
+            raise PathoError("bad_calibration", ", ".join(wrong), "is outside its range", "Lock the decision again")
+
+    @classmethod
+    def of(cls, decision: Mapping | None, classes: Sequence[str]) -> Calibration:
+        """The calibration in decision.json; what it does not say changes nothing. Errors: bad_calibration."""
+        found = decision or {}
+        values = {name: found.get(name) or {} for name in ("bias", "correction")}
+        for name, by_class in values.items():
+            if by_class and by_class.keys() != set(classes):
+                raise PathoError("bad_calibration", name, f"is not of the classes {', '.join(classes)}", "Lock again")
+        temperature = found.get("temperature")
+        return cls(
+            1.0 if temperature is None else temperature,
+            **{name: tuple(by_class[c] for c in classes if by_class) for name, by_class in values.items()},
+        )
+
+    def to_json(self, classes: Sequence[str]) -> dict:
+        """`of` gives it back; without the parts that change nothing."""
+        found = {"temperature": self.temperature}
+        for name in ("bias", "correction"):
+            if getattr(self, name):
+                found[name] = dict(zip(classes, getattr(self, name), strict=True))
+        return found
+
+
+def readable(decision: Mapping) -> dict[str, str]:
+    """The calibration in decision.json for people, by name."""
+    found = {"temperature": f"{decision.get('temperature') or 1:.4g}"}
+    for name, words in (("correction", "prior correction, divided by"), ("bias", "bias")):
+        if decision.get(name):
+            found[words] = ", ".join(f"{c} {value:.3g}" for c, value in decision[name].items())
+    return found
+
+
+def apply(probs: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """softmax(log(probs / correction) / temperature + bias), (N, C) float64.
+
+    The same as from logits: they differ from log probabilities by a constant in each row. The temperature keeps the
+    order of the classes of an image; prior correction and biases shift each class alike in all images, so that of two
+    classes the order of the images stays.
+    """
     probs = np.ascontiguousarray(probs, dtype=np.float64)  # a table's columns would be summed in another order
-    if temperature == 1:
+    if calibration == Calibration():
         return probs
-    scaled = (_logs(probs) - _logs(probs.max(axis=1, keepdims=True))) / temperature  # the largest is 0
+    logs = _corrected(probs, calibration.correction)
+    scaled = (logs - logs.max(axis=1, keepdims=True)) / calibration.temperature  # the largest is 0
+    if calibration.bias:
+        scaled += calibration.bias
+        scaled -= scaled.max(axis=1, keepdims=True)
     shares = np.exp(scaled)
     return shares / shares.sum(axis=1, keepdims=True)
 
 
-def fit(labels: np.ndarray, probs: np.ndarray) -> float:
-    """The temperature with the highest likelihood of the labels, between 0.05 and 20.
+def fit(
+    labels: np.ndarray, probs: np.ndarray, groups: Sequence | None = None, correction: Sequence[float] = ()
+) -> Calibration:
+    """The most probable temperature and biases after a prior correction, see BIAS_SD.
 
-    labels: (N,) class indices; probs: (N, C). The mean negative log-likelihood is convex in 1 / temperature, so its
-    slope has one zero, which is found by bisection. Errors: too_few, single_class; always_right: where no image is
-    predicted wrongly the best temperature would be 0.
+    labels: (N,) class indices; probs: (N, C); groups: (N,), whose images are alike; None: each image its own.
+    correction: see `Calibration`. Newton's method on the logarithm of the inverse temperature and the biases, which sum
+    to 0. Errors: single_class, bad_scores, bad_calibration.
     """
     labels, probs = _checked(labels, probs)
-    if len(labels) < FEWEST_IMAGES:
-        raise PathoError(
-            "too_few",
-            "temperature",
-            f"cannot be fitted on {len(labels)} images (at least {FEWEST_IMAGES})",
-            "Give the validation part more images (fractions)",
-        )
+    n, n_classes = probs.shape
     if len(np.unique(labels)) < 2:
-        raise PathoError("single_class", "temperature", "cannot be fitted on images of one class", "Split again")
-    logs = np.maximum(_logs(probs), np.log(np.finfo(float).tiny))  # a certain mistake must not cost infinity
+        raise PathoError("single_class", "calibration", "cannot be fitted on images of one class", "Split again")
+    start = Calibration(correction=tuple(correction))
+    logs = _corrected(np.maximum(probs, np.finfo(float).tiny), start.correction)  # a certain mistake must not cost inf
     logs -= logs.max(axis=1, keepdims=True)
-    own = logs[np.arange(len(labels)), labels]
-    if not own.any():
-        raise PathoError(
-            "always_right",
-            "temperature",
-            "cannot be fitted where every image is predicted rightly",
-            "Give the validation part more images (fractions)",
-        )
+    each = (len(set(groups)) if groups is not None else n) / n  # the weight of an image
+    truth, held = np.eye(n_classes)[labels], 1 / np.array([LOG_TEMPERATURE_SD, *[BIAS_SD] * n_classes]) ** 2
 
-    def slope(inverse: float) -> float:
-        shares = np.exp(inverse * logs)
-        return float(((shares * logs).sum(axis=1) / shares.sum(axis=1) - own).mean())
+    def loss(found: np.ndarray) -> tuple[float, np.ndarray]:
+        scaled = np.exp(found[0]) * logs + found[1:]
+        scaled -= scaled.max(axis=1, keepdims=True)
+        total = np.exp(scaled).sum(axis=1, keepdims=True)
+        own = (scaled * truth).sum(axis=1) - np.log(total[:, 0])
+        return -each * own.sum() + (held * found**2).sum() / 2, np.exp(scaled) / total
 
-    low, high = -np.log(HOTTEST), -np.log(COLDEST)  # of log(1 / temperature); the slope rises from low to high
-    for _ in range(60):  # 6.0 / 2^60 is below what a float64 can tell apart
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(np.exp(middle)) < 0 else (low, middle)
-    return float(np.exp(-(low + high) / 2))
+    found = np.zeros(1 + n_classes)  # log(1 / temperature), biases
+    lowest, shares = loss(found)
+    for _ in range(100):
+        step = _newton_step(found, logs, truth, shares, each, held)
+        for _ in range(40):  # halved until the loss falls
+            lower, moved = loss(found - step)
+            if lower <= lowest:
+                break
+            step = step / 2
+        else:
+            break
+        found, lowest, shares = found - step, lower, moved
+        if np.abs(step).max() < PRECISION:
+            break
+    bias = found[1:] - found[1:].mean()
+    return Calibration(float(np.exp(-found[0])), tuple(bias.tolist()), start.correction)
 
 
-def reliability(
-    labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int | None = None
-) -> pd.DataFrame:
+def _newton_step(found, logs, truth, shares, each, held) -> np.ndarray:
+    """Gradient over curvature of the loss in `fit`, (1 + C,); the curvature is that of Gauss and Newton, above 0."""
+    scale = np.exp(found[0])
+    slopes = np.concatenate([[((shares - truth) * logs).sum() * scale], (shares - truth).sum(axis=0)])
+    mean = (shares * logs).sum(axis=1, keepdims=True)
+    away = shares * (logs - mean)  # (N, C)
+    curvature = np.zeros((len(found), len(found)))
+    curvature[0, 0] = (away * logs).sum() * scale**2
+    curvature[0, 1:] = curvature[1:, 0] = away.sum(axis=0) * scale
+    curvature[1:, 1:] = np.diag(shares.sum(axis=0)) - shares.T @ shares
+    step = np.linalg.solve(each * curvature + np.diag(held), each * slopes + held * found)
+    return step / max(1.0, abs(step[0]))  # a longer one could overflow
+
+
+def _corrected(probs: np.ndarray, correction: Sequence[float]) -> np.ndarray:
+    """log(probs / correction), (N, C)."""
+    with np.errstate(divide="ignore"):  # log(0) is -inf on purpose: what is impossible stays impossible
+        logs = np.log(probs)
+    return logs - np.log(correction) if len(correction) else logs
+
+
+def reliability(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, of: int | None = None) -> pd.DataFrame:
     """One row per bin that is not empty: mean `confidence`, `accuracy` (the share that is true) and `n` images.
 
     labels: (N,) class indices; probs: (N, C). of: index of the class whose probability counts; None: the predicted
-    class of each image. by: "mass" for bins of as many images each, equal values together (Nixon et al. 2019), "width"
-    for bins of equal width (Naeini et al. 2015). Errors: bad_parameter.
+    class of each image. Bins hold as many images each, equal values together (Nixon et al. 2019).
     """
     labels, probs = _checked(labels, probs)
     confidence, true = confident(labels, probs, of)
-    place = binned(confidence, bins, by)
+    place = _binned(confidence, bins)
     n = np.bincount(place, minlength=bins)
     kept = n > 0
     sums = (np.bincount(place, values, minlength=bins)[kept] for values in (confidence, true))
     return pd.DataFrame(dict(zip(("confidence", "accuracy"), (s / n[kept] for s in sums), strict=True), n=n[kept]))
 
 
-def ece(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int | None = None) -> float:
+def ece(labels: np.ndarray, probs: np.ndarray, bins: int = BINS, of: int | None = None) -> float:
     """The expected calibration error: the mean distance of confidence and accuracy over the bins of `reliability`.
 
     Compare it with `ece_by_chance`, as few images have an error even if they are perfectly calibrated.
     """
-    table = reliability(labels, probs, bins, by, of)
+    table = reliability(labels, probs, bins, of)
     return float((table["n"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["n"].sum())
 
 
-def ece_by_chance(
-    probs: np.ndarray, bins: int = BINS, by: str = "mass", of: int | None = None, draws: int = 100, seed: int = 0
-) -> float:
+def classwise_ece(labels: np.ndarray, probs: np.ndarray, bins: int = BINS) -> float:
+    """The mean over the classes of the calibration error of each one's probability (Kull et al. 2019, section 2).
+
+    It sees a wrong prior, which the error of the largest probability (`ece`) does not.
+    """
+    return float(np.mean([ece(labels, probs, bins, of=k) for k in range(probs.shape[1])]))
+
+
+def ece_by_chance(probs: np.ndarray, bins: int = BINS, of: int | None = None, draws: int = 100, seed: int = 0) -> float:
     """The mean calibration error that these probabilities have if the labels are drawn from them.
 
     A distance is never negative, so few images give an error even then. As images of a patient are correlated, the true
@@ -108,10 +200,52 @@ def ece_by_chance(
     """
     probs = np.asarray(probs, dtype=np.float64)
     confidence, _ = confident(np.zeros(len(probs), int), probs, of)
-    place = binned(confidence, bins, by)
+    place = _binned(confidence, bins)
     drawn = np.random.default_rng(seed).random((draws, len(probs))) < confidence  # (D, N)
     away = (drawn - confidence) @ np.eye(bins)[place]  # (D, bins)
     return float(np.abs(away).sum(axis=1).mean() / len(probs))
+
+
+def intercept(labels: np.ndarray, probs: np.ndarray, of: int) -> float:
+    """Calibration in the large of class `of` against the rest: what its log odds lack, 0 if calibrated.
+
+    a of logit P(true) = a + logit p (Cox 1958; Van Calster et al. 2019). Above 0 the class is more frequent than its
+    probabilities say. NaN where no or every image is of it.
+    """
+    true, odds = _against_rest(labels, probs, of)
+    return _logistic(np.ones((len(true), 1)), true, odds)[0] if true.any() and not true.all() else np.nan
+
+
+def slope(labels: np.ndarray, probs: np.ndarray, of: int) -> float:
+    """Calibration slope of class `of` against the rest: b of logit P(true) = a + b logit p, 1 if calibrated (Cox 1958).
+
+    Below 1 the probabilities are too extreme, above 1 too moderate. NaN where no or every image is of the class, or
+    where one probability separates the class from the rest: the slope is then infinite.
+    """
+    true, odds = _against_rest(labels, probs, of)
+    if not true.any() or true.all() or odds[true].min() >= odds[~true].max() or odds[true].max() <= odds[~true].min():
+        return np.nan
+    return _logistic(np.column_stack([np.ones(len(true)), odds]), true, np.zeros(len(true)))[1]
+
+
+def _against_rest(labels: np.ndarray, probs: np.ndarray, of: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each image is of the class, and its log odds, (N,) each."""
+    labels, probs = _checked(labels, probs)
+    p = np.clip(probs[:, of], np.finfo(float).eps, 1 - np.finfo(float).eps)
+    return labels == of, np.log(p / (1 - p))
+
+
+def _logistic(columns: np.ndarray, true: np.ndarray, offset: np.ndarray) -> list[float]:
+    """The weights of a logistic regression of `true` (N,) on columns (N, K) beside an offset, by Newton's method."""
+    found = np.zeros(columns.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-(columns @ found + offset)))
+        slopes, curvature = columns.T @ (true - p), (columns * (p * (1 - p))[:, None]).T @ columns
+        step = np.linalg.solve(curvature + 1e-12 * np.eye(len(found)), slopes)
+        found = found + step / max(1.0, np.abs(step).max())
+        if np.abs(step).max() < PRECISION:
+            break
+    return found.tolist()
 
 
 def confident(labels: np.ndarray, probs: np.ndarray, of: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -120,19 +254,10 @@ def confident(labels: np.ndarray, probs: np.ndarray, of: int | None) -> tuple[np
     return probs[np.arange(len(probs)), predicted], labels == predicted
 
 
-def binned(confidence: np.ndarray, bins: int, by: str) -> np.ndarray:
-    """(N,) the bin of each value, from 0: by rank ("mass") or by value ("width"). Errors: bad_parameter."""
-    if by not in ("mass", "width"):
-        raise PathoError("bad_parameter", "by", f"is {by!r}", nearest(by, ("mass", "width")))
-    if by == "width":  # (lower, upper], as scikit-learn's calibration_curve
-        return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+def _binned(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """(N,) the bin of each value, from 0, by rank; as scikit-learn's `calibration_curve(strategy="quantile")`."""
     rank = np.searchsorted(np.sort(confidence), confidence)  # a value that is a quantile belongs below it, as there
     return np.maximum((rank * bins - 1) // max(len(confidence) - 1, 1), 0)
-
-
-def _logs(probs: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):  # log(0) is -inf on purpose: what is impossible stays impossible
-        return np.log(probs)
 
 
 def _checked(labels, probs) -> tuple[np.ndarray, np.ndarray]:

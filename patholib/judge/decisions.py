@@ -1,4 +1,4 @@
-"""The locked decision: temperature and threshold chosen on the validation images, before the test images are seen."""
+"""The locked decision: calibration and threshold chosen on the validation images, before the test images are seen."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pandas as pd
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.judge import calibration, metric_table, metrics, predicting, ranking, rules
+from patholib.judge.calibration import Calibration
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
 
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
 
     from patholib.data.imagesets import ImageSet
 
-DECISION, FORMAT = "decision.json", 1
+DECISION, FORMAT = "decision.json", 2  # 2: prior correction, biases, averaged views
+READABLE = (1, FORMAT)
 TARGET = 0.95  # sensitivity for which the threshold is chosen by default
 RIVALS = ("baseline", "probe")  # judged beside the network by the same rules: colour statistics and a linear probe
+PLAIN_LOCK = (
+    "averaged views are judged by the calibration and the threshold of single views: this older run has no others"
+)
 ALIKE = 1e-3  # how much the probabilities of one model may differ between two machines
 
 
@@ -76,7 +81,7 @@ class Locked:
     def table(self) -> Shown:
         """The decision in words, one row for each part of it."""
         found = self.decision
-        rows = {"temperature": f"{found['temperature']:.3f}", "rule": found["rule"]}
+        rows = {**calibration.readable(found), "rule": found["rule"]}
         if found.get("shares"):
             rows["predicted"] = rules.RULES["even"]
         if found["threshold"] is not None:
@@ -87,6 +92,11 @@ class Locked:
             }
         if found["notes"]:
             rows["note"] = "; ".join(found["notes"])
+        averaged = found.get("averaged")
+        if averaged:
+            rows |= {f"{name}, averaged views": value for name, value in calibration.readable(averaged).items()}
+            if averaged["threshold"] is not None:
+                rows["threshold, averaged views"] = f"p_{averaged['positive']} >= {averaged['threshold']:.4g}"
         return Shown(pd.DataFrame({"locked": rows}))
 
     @property
@@ -97,12 +107,12 @@ class Locked:
     @property
     def probs(self) -> np.ndarray:
         """(N, C) probabilities of the validation images, calibrated."""
-        return calibration.apply(predicting.probs_of(self.val, self.recipe.classes), self.decision["temperature"])
+        return predicting.probs_of(tempered(self.val, self.recipe.classes, self.decision), self.recipe.classes)
 
     @property
     def calibration(self) -> dict:
         """`calibration_of` the validation images, "before" and "after"."""
-        return calibration_of(self.val, self.recipe.classes, self.recipe.positive, self.decision["temperature"])
+        return calibration_of(self.val, self.recipe.classes, self.recipe.positive, self.decision)
 
 
 def lock(
@@ -112,18 +122,36 @@ def lock(
     target_sensitivity: float = TARGET,
     cost_ratio: float | None = None,
 ) -> Locked:
-    """Fits the temperature and chooses the threshold on the validation images alone, and writes decision.json.
+    """Fits the calibration and chooses the threshold on the validation images alone, and writes decision.json.
 
-    The recipe is that of run.json. target_sensitivity, cost_ratio: see `choose`. With `decide="even"` the shares of the
-    training images are locked too (`losses.shares`). Once test images were judged, nothing of it can be changed: the
-    same decision again changes no file, another one is refused. Errors: test_seen; those of `predict` and `choose`.
+    The recipe is that of run.json. target_sensitivity, cost_ratio: see `choose`. What the training did to the prior is
+    divided out first (`losses.prior_correction`); with `decide="even"` the shares of the training images are locked
+    too. A recipe of several views gets a second decision, "averaged", from the mean over the views of the same images:
+    averaging makes probabilities less extreme, so that the calibration and the threshold of one view do not fit it.
+    Once test images were judged, nothing of it can be changed: the same decision again changes no file, another one is
+    refused. Errors: test_seen; those of `predict` and `choose`.
     """
     from patholib.model import losses
 
-    run_dir, recipe = Path(run_dir), recipe_of(run_dir)
-    val = predicting.predict(model, images.part("val"), recipe)
-    shares = losses.shares(recipe, np.bincount(images.part("train").labels, minlength=len(recipe.classes)))
-    chosen = choose(val, recipe.classes, recipe.positive, target_sensitivity, cost_ratio, recipe.seed, shares)
+    run_dir, recipe, part = Path(run_dir), recipe_of(run_dir), images.part("val")
+    views = predicting.probabilities_of(predicting.forward(model, part, recipe, recipe.tta_views > 1))  # (views, N, C)
+    val = predicting.as_predictions(part, views[0])
+    counts = np.bincount(images.part("train").labels, minlength=len(recipe.classes))
+    even = losses.shares(recipe, counts) is not None
+
+    def chosen_on(table: pd.DataFrame) -> dict:
+        return choose(
+            table,
+            recipe.classes,
+            recipe.positive,
+            target_sensitivity,
+            cost_ratio,
+            recipe.seed,
+            dict(zip(recipe.classes, (counts / counts.sum()).tolist(), strict=True)) if even else None,
+            losses.prior_correction(recipe, counts),
+        )
+
+    chosen = chosen_on(val)
     before = _as_before(run_dir, val, chosen, recipe)
     if before is not None:
         return before
@@ -135,11 +163,15 @@ def lock(
             "it had then (or it had none): what is chosen now would be chosen knowing the result",
             'Start a new run (resume="never"), or use the decision as it is',
         )
-    path = predicting.write_predictions(val, run_dir / "predictions_val.csv")
+    written = {"val": predicting.write_predictions(val, run_dir / "predictions_val.csv")}
+    if len(views) > 1:
+        mean = predicting.as_predictions(part, views.mean(axis=0))
+        written["val_tta"] = predicting.write_predictions(mean, run_dir / "predictions_val_tta.csv")
+        chosen["averaged"] = chosen_on(mean)
     decision = {
         "format": FORMAT,
         **chosen,
-        "predictions_val_sha256": files.sha256(path),
+        **{f"predictions_{name}_sha256": files.sha256(path) for name, path in written.items()},
         "locked": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
     files.write_json(run_dir / DECISION, decision)
@@ -154,36 +186,69 @@ def choose(
     cost_ratio: float | None = None,
     seed: int = 0,
     shares: rules.Shares | None = None,
+    correction: Sequence[float] = (),
 ) -> dict:
-    """Temperature and threshold from predictions of validation images, with the rule in words and notes.
+    """Calibration and threshold from predictions of validation images, with the rule in words and notes.
 
-    The threshold is the largest with which the validation sensitivity for `positive` reaches the target; with a
-    `cost_ratio` instead that of the lowest cost, where a missed positive costs as much as that many false alarms. It
-    decides between two classes. Of more classes it is an alert for `positive`, and the largest probability decides, or
-    the largest over its share where `shares` are given. Without a positive class there is no threshold. A temperature
-    that cannot be fitted is 1, and `notes` say why. Errors: bad_parameter.
+    shares: of all images, by class; of more than two classes the largest probability over its share decides then, else
+    the largest probability. correction: see `Calibration`. The rest: see `fitted` and `_threshold`.
+    Errors: bad_parameter.
     """
     check_target(target_sensitivity, cost_ratio)
-    labels, probs = predicting.true_labels(val, classes), predicting.probs_of(val, classes)
-    temperature, notes = _temperature(labels, probs)
+    calibrating, notes = fitted(val, classes, correction)
     target = {"sensitivity": float(target_sensitivity)} if cost_ratio is None else {"cost_ratio": float(cost_ratio)}
     found = {
-        "temperature": temperature,
+        **calibrating.to_json(classes),
         "positive": positive,
         "threshold": None,
         "rule": rules.RULES["even" if shares else "likeliest"],
         **({"shares": dict(shares)} if shares else {}),
-        "target": target,
+        "target": target if positive is not None else {},
         "validation": {},
         "notes": notes,
     }
     if positive is None:
-        return found | {"target": {}}
-    probs = calibration.apply(probs, temperature)
-    true, scores = labels == list(classes).index(positive), probs[:, list(classes).index(positive)]
+        return found
+    chosen = _threshold(tempered(val, classes, found), classes, positive, target_sensitivity, cost_ratio, seed)
+    return found | chosen | {"notes": notes + chosen["notes"]}
+
+
+def fitted(
+    val: pd.DataFrame, classes: Sequence[str], correction: Sequence[float] = ()
+) -> tuple[Calibration, list[str]]:
+    """The calibration that fits the validation images after the prior correction, and notes.
+
+    Where none can be fitted the prior is corrected alone, and the note says why.
+    """
+    correction = () if np.allclose(correction, 1) else tuple(map(float, correction))  # also where there is none
+    try:
+        labels, probs = predicting.true_labels(val, classes), predicting.probs_of(val, classes)
+        return calibration.fit(labels, probs, val["group"], correction), []
+    except PathoError as error:
+        if error.code != "single_class":
+            raise
+        return Calibration(correction=correction), [f"the temperature stays 1: it {error.reason}"]
+
+
+def _threshold(
+    val: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str,
+    target_sensitivity: float,
+    cost_ratio: float | None,
+    seed: int,
+) -> dict:
+    """The threshold from calibrated predictions of validation images, with the rule, their numbers at it and notes.
+
+    It is the largest with which the validation sensitivity for `positive` reaches the target; with a `cost_ratio`
+    instead that of the lowest cost, where a missed positive costs as much as that many false alarms. It decides between
+    two classes; of more classes it is an alert for `positive`.
+    """
+    notes: list[str] = []
+    true, scores = (val["label"] == positive).to_numpy(), val[f"p_{positive}"].to_numpy(dtype=float)
     if not true.any():
         notes.append(f"no validation image is {positive}: the threshold stays 0.5")
-        return found | {"threshold": 0.5, "rule": "0.5, the default"}
+        return {"threshold": 0.5, "rule": "0.5, the default", "notes": notes}
     if cost_ratio is not None:
         threshold = ranking.cheapest_threshold(true, scores, cost_ratio)
         rule = f"lowest cost on validation, a missed {positive} counting {cost_ratio:g} false alarms"
@@ -196,18 +261,9 @@ def choose(
                 f"only {groups} groups ({true.sum()} images) of {positive} in validation: fewer than {needed} "
                 f"cannot show a sensitivity of {target_sensitivity:g}"
             )
-    numbers = metrics.alert(predicting.with_probs(val, classes, probs), classes, positive, threshold, seed=seed)
-    return found | {"threshold": threshold, "rule": rule, "validation": {name: numbers[name] for name in metrics.ALERT}}
-
-
-def _temperature(labels: np.ndarray, probs: np.ndarray) -> tuple[float, list[str]]:
-    """The temperature that fits, or 1 with a note that says why none does."""
-    try:
-        return calibration.fit(labels, probs), []
-    except PathoError as error:
-        if error.code not in ("too_few", "single_class", "always_right"):
-            raise
-        return 1.0, [f"the temperature stays 1: it {error.reason}"]
+    numbers = metrics.alert(val, classes, positive, threshold, seed=seed)
+    reached = {name: numbers[name] for name in metrics.ALERT}
+    return {"threshold": threshold, "rule": rule, "validation": reached, "notes": notes}
 
 
 def check_target(target_sensitivity: float, cost_ratio: float | None = None) -> None:
@@ -245,7 +301,7 @@ def locked(run_dir: Path) -> dict:
     Errors: not_locked, val_changed, bad_decision, bad_json.
     """
     run_dir = Path(run_dir)
-    path, predictions = run_dir / DECISION, run_dir / "predictions_val.csv"
+    path = run_dir / DECISION
     if not path.exists():
         raise PathoError(
             "not_locked",
@@ -255,59 +311,66 @@ def locked(run_dir: Path) -> dict:
             "Call decisions.lock first",
         )
     decision = files.read_json(path)
-    if not isinstance(decision, dict) or decision.get("format") != FORMAT:
-        raise PathoError("bad_decision", str(path), f"is no decision of format {FORMAT}", "Restore it from a copy")
-    if not predictions.exists() or files.sha256(predictions) != decision.get("predictions_val_sha256"):
+    if not isinstance(decision, dict) or decision.get("format") not in READABLE:
         raise PathoError(
-            "val_changed",
-            str(predictions),
-            "is not the file that the decision was made on",
-            "Restore it from a copy, or start a new run",
+            "bad_decision",
+            str(path),
+            f"is no decision of a format that this version reads ({', '.join(map(str, READABLE))})",
+            "Restore it from a copy, or use the version of patholib that wrote it",
         )
+    for name in ("val", "val_tta") if "averaged" in decision else ("val",):
+        predictions = run_dir / f"predictions_{name}.csv"
+        if not predictions.exists() or files.sha256(predictions) != decision.get(f"predictions_{name}_sha256"):
+            raise PathoError(
+                "val_changed",
+                str(predictions),
+                "is not the file that the decision was made on",
+                "Restore it from a copy, or start a new run",
+            )
     return decision
 
 
 def calibrated(run_dir: Path, name: str) -> pd.DataFrame:
     """predictions_<name>.csv ("val", "test", "test_tta", "baseline", "probe") with calibrated probabilities.
 
-    The temperature is that of decision.json, 1 where a run has none. Predictions of RIVALS are stored with their own
-    temperature applied already. Errors: as `read_predictions`.
+    The calibration is that of decision.json, none where a run has no decision. Predictions of RIVALS are stored
+    calibrated. Errors: as `read_predictions`.
     """
     run_dir = Path(run_dir)
     classes = recipe_of(run_dir).classes
     table = predicting.read_predictions(run_dir / f"predictions_{name}.csv", classes)
     if name in RIVALS or not (run_dir / DECISION).exists():
         return table
-    return tempered(table, classes, locked(run_dir)["temperature"])
+    return tempered(table, classes, for_views(locked(run_dir), name.endswith("_tta")))
 
 
-def tempered(table: pd.DataFrame, classes: Sequence[str], temperature: float) -> pd.DataFrame:
-    """A table of predictions with its probabilities divided by a temperature, see `calibration.apply`."""
-    return predicting.with_probs(table, classes, calibration.apply(predicting.probs_of(table, classes), temperature))
+def for_views(decision: Mapping, averaged: bool) -> Mapping:
+    """The decision for one view of each image, or that for averaged views; the same where a run has only one."""
+    return decision.get("averaged", decision) if averaged else decision
 
 
-def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | None, temperature: float) -> dict:
-    """The calibration {"before", "after"} the temperature: errors, log loss, Brier score and the bins of the diagram.
+def tempered(table: pd.DataFrame, classes: Sequence[str], decision: Mapping | None) -> pd.DataFrame:
+    """A table of predictions with probabilities calibrated as the decision says, see `calibration.apply`."""
+    probs = calibration.apply(predicting.probs_of(table, classes), Calibration.of(decision, classes))
+    return predicting.with_probs(table, classes, probs)
 
-    Of the probability of `positive` where there are two classes, else of the largest probability. `ece_chance` is the
-    error that perfectly calibrated probabilities have by chance. Names: `metric_table.CALIBRATION`.
+
+def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | None, decision: Mapping) -> dict:
+    """The calibration {"before", "after"} that of the decision: `metric_table.CALIBRATION` and the bins of the diagram.
+
+    The diagram is of the probability of `positive` where there are two classes, else of the largest probability.
     """
     of = list(classes).index(positive) if positive is not None and len(classes) == 2 else None
+    against_rest = list(classes).index(positive) if positive is not None else None
     labels, found = predicting.true_labels(raw, classes), {}
-    for when, t in (("before", 1.0), ("after", temperature)):
-        probs = calibration.apply(predicting.probs_of(raw, classes), t)
-        numbers = metrics.summary(predicting.with_probs(raw, classes, probs), classes, positive, resamples=0)["metrics"]
+    for when, calibrating in (("before", Calibration()), ("after", Calibration.of(decision, classes))):
+        probs = calibration.apply(predicting.probs_of(raw, classes), calibrating)
+        values = {one.name: one.formula(labels, probs, of, against_rest) for one in metric_table.CALIBRATION}
         found[when] = {
-            "temperature": t,
-            "ece_mass": calibration.ece(labels, probs, by="mass", of=of),
-            "ece_width": calibration.ece(labels, probs, by="width", of=of),
-            "ece_chance": calibration.ece_by_chance(probs, of=of),
-            **{metric.name: numbers[metric.name]["value"] for metric in metric_table.of_kind("image")},
+            **calibrating.to_json(classes),
+            **{name: float(value) if np.isfinite(value) else None for name, value in values.items()},
             "bins": calibration.reliability(labels, probs, of=of).to_dict("records"),
-            "counts": np.bincount(
-                calibration.binned(calibration.confident(labels, probs, of)[0], calibration.BINS, "width"),
-                minlength=calibration.BINS,
-            ).tolist(),
+            "counts": np.histogram(calibration.confident(labels, probs, of)[0], calibration.BINS, (0, 1))[0].tolist(),
         }
     return found
 

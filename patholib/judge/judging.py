@@ -128,9 +128,10 @@ class Judged:
 
     @property
     def calibration(self) -> pd.DataFrame:
-        """Calibration errors, Brier score and log loss before and after the temperature, for each set."""
+        """`metric_table.CALIBRATION` before and after calibration, for each set."""
+        shown = ("temperature", *metric_table.of_calibration(len(self.recipe.classes)))
         rows = {
-            (name, when): {key: value for key, value in numbers.items() if key not in ("bins", "counts")}
+            (name, when): {key: numbers.get(key) for key in shown}
             for name, both in self.metrics["calibration"].items()
             for when, numbers in both.items()
         }
@@ -184,9 +185,9 @@ def judge(
     """Applies the model and the locked decision to the test images; writes predictions_*.csv and metrics.json.
 
     The recipe is that of run.json. Test images are predicted plainly and, if it has more than one view, with test-time
-    augmentation. All numbers are of calibrated probabilities, at the locked threshold, with intervals over groups drawn
-    with one seed.
-    baseline, probed: predictions of `colour_baseline` and of `probe`, each of which gets temperature and threshold from
+    augmentation, whose mean has a calibration and a threshold of its own. All numbers are of calibrated probabilities,
+    at the locked threshold, with intervals over groups drawn with one seed.
+    baseline, probed: predictions of `colour_baseline` and of `probe`, each of which gets calibration and threshold from
     its own validation rows; `gain_over` is the model minus them, in the same draws of groups. subgroups: columns to
     report apart, of the test images, as are the patients.
     Errors: those of `locked`.
@@ -201,8 +202,9 @@ def judge(
     raw["test"] = predicting.as_predictions(test, views[0])
     if recipe.tta_views > 1:
         raw["test_tta"] = predicting.as_predictions(test, views.mean(axis=0))
-    tables = {name: decisions.tempered(table, classes, decision["temperature"]) for name, table in raw.items()}
-    thresholds = dict.fromkeys(tables, decisions.deciding(decision, classes))
+    decided = {name: decisions.for_views(decision, name == "test_tta") for name in raw}
+    tables = {name: decisions.tempered(table, classes, decided[name]) for name, table in raw.items()}
+    thresholds = {name: decisions.deciding(decided[name], classes) for name in raw}
     for name, rival in zip(decisions.RIVALS, (baseline, probed), strict=True):
         if rival is not None:
             tables[name], thresholds[name] = _of_its_own(rival, recipe, decision)
@@ -215,12 +217,19 @@ def judge(
     }
     found["test"] |= _details(tables["test"], recipe, decision, subgroups)
     found["calibration"] = {
-        name: decisions.calibration_of(table, classes, positive, decision["temperature"]) for name, table in raw.items()
+        name: decisions.calibration_of(table, classes, positive, decided[name]) for name, table in raw.items()
     }
     if "test_tta" in tables:
         found["tta_gain"] = metrics.paired(
-            tables["test_tta"], tables["test"], classes, positive, thresholds["test"], seed=recipe.seed
+            tables["test_tta"],
+            tables["test"],
+            classes,
+            positive,
+            (thresholds["test_tta"], thresholds["test"]),
+            seed=recipe.seed,
         )
+        if "averaged" not in decision:
+            found["test_tta"]["notes"].append(decisions.PLAIN_LOCK)
     found["gain_over"] = {
         name: metrics.paired(
             tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name]), seed=recipe.seed
@@ -237,7 +246,7 @@ def judge(
 def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float | rules.Shares]:
     """The test rows of a rival, calibrated, and its threshold: by the same rule, from its own validation rows.
 
-    Rivals have learnt with balanced class weights: of more than two classes the largest probability decides.
+    Rivals learn from the images as they are: their prior is not corrected.
     """
     parts = {name: rival[rival["split"] == name].reset_index(drop=True) for name in ("val", "test")}
     target = decision["target"]
@@ -248,9 +257,9 @@ def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd
         target.get("sensitivity", decisions.TARGET),
         target.get("cost_ratio"),
         recipe.seed,
+        decision.get("shares"),
     )
-    calibrated = decisions.tempered(parts["test"], recipe.classes, own["temperature"])
-    return calibrated, decisions.deciding(own, recipe.classes)
+    return decisions.tempered(parts["test"], recipe.classes, own), decisions.deciding(own, recipe.classes)
 
 
 def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequence[str]) -> dict:

@@ -281,14 +281,70 @@ METRICS = (  # in the order in which people read them
     ),
 )
 
-# Numbers beside the metrics: the calibration before and after the temperature, without intervals.
-CALIBRATION = {
-    "ece_mass": "calibration error, bins of equal mass",
-    "ece_width": "calibration error, bins of equal width",
-    "ece_chance": "calibration error by chance",
-    **{metric.name: metric.words for metric in METRICS if metric.kind == "image"},
-}
-WORDS = CALIBRATION | {metric.name: metric.words for metric in METRICS}
+
+@dataclass(frozen=True)
+class OfCalibration:
+    """One number beside the metrics, given before and after calibration, without an interval.
+
+    formula: labels (N,), probabilities (N, C), index of the class whose probabilities the diagram shows (None: those of
+    the predicted classes), index of the positive class or None -> float, NaN where it is undefined.
+    """
+
+    name: str
+    words: str
+    meaning: str
+    formula: Callable
+
+
+CALIBRATION = (
+    OfCalibration(
+        "ece_mass",
+        "calibration error",
+        "as `ece`, which the diagram shows",
+        lambda labels, probs, of, positive: calibration.ece(labels, probs, of=of),
+    ),
+    OfCalibration(
+        "ece_chance",
+        "calibration error by chance",
+        "what it would be on average if the labels were drawn from the probabilities",
+        lambda labels, probs, of, positive: calibration.ece_by_chance(probs, of=of),
+    ),
+    OfCalibration(
+        "classwise_ece",
+        "class-wise calibration error",
+        "mean over the classes of the calibration error of each one's probability",
+        lambda labels, probs, of, positive: calibration.classwise_ece(labels, probs),
+    ),
+    OfCalibration(
+        "intercept",
+        "calibration intercept",
+        "what the log odds of the positive class lack on average; 0 if calibrated, above 0 if they are too low",
+        lambda labels, probs, of, positive: (
+            np.nan if positive is None else calibration.intercept(labels, probs, positive)
+        ),
+    ),
+    OfCalibration(
+        "slope",
+        "calibration slope",
+        "factor of the log odds of the positive class; 1 if calibrated, below 1 if they are too extreme",
+        lambda labels, probs, of, positive: np.nan if positive is None else calibration.slope(labels, probs, positive),
+    ),
+    *(
+        OfCalibration(
+            m.name, m.words, m.meaning, lambda labels, probs, of, positive, m=m: m.formula(labels, probs).mean()
+        )
+        for m in METRICS
+        if m.kind == "image"
+    ),
+)
+
+
+def of_calibration(classes: int) -> tuple[str, ...]:
+    """The names of CALIBRATION that a table shows; of two classes the class-wise error repeats that of the diagram."""
+    return tuple(one.name for one in CALIBRATION if classes > 2 or one.name != "classwise_ece")
+
+
+WORDS = {one.name: one.words for one in CALIBRATION} | {metric.name: metric.words for metric in METRICS}
 LOWER_IS_BETTER = tuple(metric.name for metric in METRICS if metric.better == "lower")
 
 
@@ -310,7 +366,7 @@ def ordered(names: Iterable[str], two_classes: bool = False) -> list[str]:
 
 def lower_is_better(name: str) -> bool:
     """Whether a lower value is better; of an unknown number a higher one is assumed to be."""
-    return name in LOWER_IS_BETTER or name in CALIBRATION
+    return name in LOWER_IS_BETTER
 
 
 def of_kind(*kinds: str) -> tuple[Metric, ...]:
@@ -355,6 +411,11 @@ def markdown() -> str:
     """The table of metrics for the documentation, as Markdown."""
     rows = [
         (f"`{m.name}`", m.words, m.meaning, m.better, _shown_in(m), m.undefined or "always defined") for m in METRICS
+    ]
+    rows += [
+        (f"`{one.name}`", one.words, one.meaning, "", "before and after calibration", "")
+        for one in CALIBRATION
+        if one.name not in {m.name for m in METRICS}
     ]
     head = ("in metrics.json", "name", "what it is", "better", "given for", "undefined where")
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)) + "\n"

@@ -37,7 +37,7 @@ def constant_baseline(images: ImageSet) -> pd.DataFrame:
 def colour_baseline(images: ImageSet) -> pd.DataFrame:
     """Predictions from colour alone, for the val and test rows: a logistic regression on `colours`.
 
-    Fitted on the train rows of a set with `split`, with balanced class weights. A network that is not better has not
+    Fitted on the train rows of a set with `split`, without class weights. A network that is not better has not
     learnt shapes. A class without train rows gets probability 0. Errors: no_split, single_class.
     """
     _refuse_unsplit(images)
@@ -88,7 +88,7 @@ def _linear(features: np.ndarray, images: ImageSet) -> pd.DataFrame:
         raise PathoError(
             "single_class", "training split", "needs two classes, and some images elsewhere", "Split again"
         )
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     model.fit(features[learn], images.labels[learn])
     probs = np.zeros((judge.sum(), len(images.classes)))
     probs[:, known] = model.predict_proba(features[judge])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -63,13 +64,25 @@ def effective_prior(recipe, counts) -> pd.Series:
 def shares(recipe, counts) -> dict[str, float] | None:
     """What each class's probability is divided by before the largest decides (`rules.predicted`); None: by nothing.
 
-    With `decide="even"` these are the shares that the training behaves as if it had seen, which makes the called class
-    the likeliest one if all were equally common. Between two classes a threshold decides.
+    Of the probabilities as the network gives them, as between epochs. With `decide="even"` these are the shares that
+    the training behaves as if it had seen, which makes the predicted class the likeliest one if all were equally
+    common. Where a threshold decides, between two classes of which one is positive, they are not needed.
     counts: training images of each class. Errors: empty_class.
     """
-    if recipe.decide != "even" or len(recipe.classes) == 2:
+    if recipe.decide != "even" or (len(recipe.classes) == 2 and recipe.positive is not None):
         return None
     return effective_prior(recipe, counts).to_dict()
+
+
+def prior_correction(recipe, counts) -> np.ndarray:
+    """What the training did to the prior, (C,): the effective one over that of the training images.
+
+    Probabilities divided by it, and scaled to sum 1, are those of a network that had learnt from the images as they are
+    (Saerens et al. 2002, equation 2.4). counts: training images of each class. Errors: empty_class.
+    """
+    if recipe.balance == "none":  # also where a class has no image
+        return np.ones(len(recipe.classes))
+    return effective_prior(recipe, counts).to_numpy() / log_prior(counts).double().exp().numpy()
 
 
 class Loss(nn.Module):

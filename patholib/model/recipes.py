@@ -131,7 +131,9 @@ class Recipe:
     on_nonfinite: str = "stop"  # a NaN loss: "stop", or "rollback": go back and halve the rate, up to three times
 
     # Judging
-    decide: str = "likeliest"  # more than two classes: the likeliest, or "even": prior-corrected to equal classes
+    decide: str = (
+        "even"  # more than two classes: as if all were equally common, or "likeliest" among images as they are
+    )
     tta: str = "dihedral"  # fixed flips and quarter turns, or seeded light augmentation as published
     tta_views: int = 5
 
@@ -332,15 +334,7 @@ _SCRATCH_BASE = {
 }
 SCRATCH: dict[str, dict[str, Any]] = {
     "breakhis": {**_SCRATCH_BASE, "colour": 32, "ema": 0.98, "keep": "last"},
-    "isic2019": {
-        **_SCRATCH_BASE,
-        "colour": 128,
-        "lr": 2e-3,
-        "ema": 0.998,
-        "loss": "cross_entropy",
-        "balance": "none",
-        "decide": "even",
-    },
+    "isic2019": {**_SCRATCH_BASE, "colour": 128, "lr": 2e-3, "ema": 0.998, "loss": "cross_entropy", "balance": "none"},
 }
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from markupsafe import Markup
 
+from patholib.judge import calibration as calibrating
 from patholib.judge import gains
 from patholib.judge.groupwise import of_subgroup
 from patholib.judge.intervals import FEWEST_GROUPS
-from patholib.judge.metric_table import ordered, words
+from patholib.judge.metric_table import of_calibration, ordered, words
 from patholib.judge.metrics import ALERT, readable
 from patholib.judge.rules import RULES
 from patholib.report import markdown
@@ -24,7 +25,6 @@ COLUMNS = {
     "probe": "linear probe",
     "val": "this model, validation images",
 }
-CALIBRATION = ("ece_mass", "ece_width", "ece_chance", "brier", "log_loss")
 OF_A_CLASS = ("sensitivity", "specificity", "precision", "f1", "auc")
 OF_A_SUBGROUP = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity")
 NO_REASON = ("ece",)  # has no interval by its nature, which the text says once
@@ -122,13 +122,16 @@ def subgroups(run: Record) -> Markup | None:
 
 
 def calibration(run: Record) -> Markup | None:
-    """Errors before and after the temperature; None where they were not measured."""
+    """The numbers of `metric_table.CALIBRATION` before and after it; None where they were not measured."""
     found = run.metrics.get("calibration") or {}
     sides = [(key, when) for key in SETS if key in found for when in ("before", "after") if when in found[key]]
     if not sides:
         return None
     rows = [("temperature", *(_plain(found[key][when].get("temperature")) for key, when in sides))]
-    rows += [(words(name), *(_plain(found[key][when].get(name), ".3f") for key, when in sides)) for name in CALIBRATION]
+    rows += [
+        (words(name), *(_plain(found[key][when].get(name), ".3f") for key, when in sides))
+        for name in of_calibration(len(run.recipe.classes))
+    ]
     return table(("", *(f"{SETS[key]}, {when}" for key, when in sides)), rows)
 
 
@@ -207,7 +210,7 @@ def locked(run: Record) -> dict[str, str]:
     two = len(run.recipe.classes) == 2
     facts = {
         "rule": found.get("rule") or RULES["likeliest"],
-        "temperature": _plain(found.get("temperature"), ".4g"),
+        **calibrating.readable(found),
         "positive class": found.get("positive") or "none",
     }
     if found.get("threshold") is not None:
@@ -219,4 +222,9 @@ def locked(run: Record) -> dict[str, str]:
         f"{words(name)} on validation images": readable(number)
         for name, number in (found.get("validation") or {}).items()
     }
+    averaged = found.get("averaged") or {}
+    if averaged:
+        facts |= {f"{name}, averaged views": value for name, value in calibrating.readable(averaged).items()}
+    if averaged.get("threshold") is not None:
+        facts["threshold, averaged views"] = f"{averaged['threshold']:.4g}"
     return facts | {"locked": found.get("locked", "not recorded")}

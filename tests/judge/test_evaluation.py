@@ -423,7 +423,7 @@ def test_judging_writes_every_table_and_all_numbers_of_it(judged):
         "metrics.json",
         "decision.json",
         "run.json",
-        *(f"predictions_{name}.csv" for name in ("val", "test", "test_tta", "baseline")),
+        *(f"predictions_{name}.csv" for name in ("val", "val_tta", "test", "test_tta", "baseline")),
     }
     stored = files.read_json(folder / "metrics.json")
     assert stored == json.loads(json.dumps(found.metrics)) and set(stored) == {
@@ -452,7 +452,8 @@ def test_the_files_hold_what_the_model_said_and_calibration_is_one_function_of_i
     plain = predicting.predict(Lopsided(), images.part("test"), RECIPE, progress=False)
     np.testing.assert_allclose(raw["p_malignant"], plain["p_malignant"], atol=1e-6)
     columns = ["p_benign", "p_malignant"]
-    warm = calibration.apply(raw[columns].to_numpy(), files.read_json(folder / "decision.json")["temperature"])
+    decision = files.read_json(folder / "decision.json")
+    warm = calibration.apply(raw[columns].to_numpy(), calibration.Calibration.of(decision, CLASSES))
     np.testing.assert_array_equal(found.probs, warm)
     np.testing.assert_array_equal(decisions.calibrated(folder, "test")[columns], warm)
     assert (raw[columns].to_numpy() != warm).any()
@@ -581,7 +582,7 @@ def eight_classes(n=400, seed=0):
 def test_of_more_classes_the_threshold_is_an_alert_and_the_largest_probability_decides():
     table = eight_classes()
     found = decisions.choose(table, EIGHT, "MEL")
-    warm = decisions.tempered(table, EIGHT, found["temperature"])
+    warm = decisions.tempered(table, EIGHT, found)
     reached = warm.loc[warm["label"] == "MEL", "p_MEL"] >= found["threshold"]
     assert reached.mean() >= 0.95 and found["threshold"] < 0.5 and found["temperature"] > 1.2
     alert = metrics.alert(warm, EIGHT, "MEL", found["threshold"], resamples=50)
@@ -666,9 +667,7 @@ def test_the_baseline_gets_its_threshold_from_its_own_validation_images(judged):
     assert found.metrics["baseline"]["threshold"] == own["threshold"] != found.threshold
     kept = predicting.read_predictions(folder / "predictions_baseline.csv", CLASSES)
     test = baseline[baseline["split"] == "test"].reset_index(drop=True)
-    np.testing.assert_array_equal(
-        kept["p_malignant"], decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"]
-    )
+    np.testing.assert_array_equal(kept["p_malignant"], decisions.tempered(test, CLASSES, own)["p_malignant"])
 
 
 def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backbone, tmp_path):
@@ -680,9 +679,7 @@ def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backb
     assert again.metrics["probe"]["threshold"] == own["threshold"] != again.threshold
     test = probed[probed["split"] == "test"].reset_index(drop=True)
     kept = decisions.calibrated(tmp_path, "probe")  # its own temperature is in the file already
-    np.testing.assert_array_equal(
-        kept["p_malignant"], decisions.tempered(test, CLASSES, own["temperature"])["p_malignant"]
-    )
+    np.testing.assert_array_equal(kept["p_malignant"], decisions.tempered(test, CLASSES, own)["p_malignant"])
     assert list(kept["path"]) == list(decisions.calibrated(tmp_path, "test")["path"])
     assert again.table.loc["AUC", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
     gains = again.metrics["gain_over"]

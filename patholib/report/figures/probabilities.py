@@ -17,7 +17,7 @@ from patholib.report.figures import performance, style
 def reliability(
     found: Mapping, title: str = "Calibration: observed share against predicted probability", note: str = ""
 ) -> Figure:
-    """Reliability diagrams before and after temperature scaling, and how many images have which probability.
+    """Reliability diagrams before and after calibration, and how many images have which probability.
 
     found: of `decisions.calibration_of`. On the dotted line probabilities are right. The dots stand for bins of as many
     images each, unless equal values had to stay together: larger dots for more.
