@@ -64,7 +64,7 @@ def numbers() -> dict:
         "alert that is never raised": metrics.alert(three, THREE, "MEL", 1.0, resamples=20),
         "subgroups": by_site.astype(object).where(by_site.notna(), None).to_dict("records"),
         "patients": groupwise.patient_summary(cases, BINARY, "malignant", "case", 0.4, resamples=100),
-        "calibration": decisions.calibration_of(three, THREE, "MEL", 1.3),
+        "calibration": decisions.calibration_of(three, THREE, "MEL", {"temperature": 1.3}),
         "choice": decisions.choose(two, BINARY, "malignant", 0.9),
         "classification report": metrics.classification_report(two, BINARY, "malignant", 0.4).to_dict("index"),
     }

@@ -31,6 +31,7 @@ WORDS = {
     dict: "an object",
     type(None): "null",
 }
+OF_EACH_CLASS = (("shares", 0, " above 0"), ("correction", 0, " above 0"), ("bias", -math.inf, ""))  # of a decision
 FIELDS = {  # of the manifest, and what each may be
     "arch": (str,),
     "classes": (list,),
@@ -167,13 +168,9 @@ def _wrong_decision(manifest: dict) -> list[str]:
         return [*found, f"the decision for averaged views {short(averaged)} is not {WORDS[dict]}"]
     for one in (decision,) if averaged is decision else (decision, averaged):
         found += [
-            f"the decision's {name} {short(values)} are no number{above} for each class"
-            for name, least, above in (
-                ("shares", 0, " above 0"),
-                ("correction", 0, " above 0"),
-                ("bias", -math.inf, ""),
-            )
-            if not _of_each_class(values := one.get(name), manifest["classes"], least)
+            f"the decision's {name} {short(one[name])} are no number{above} for each class"
+            for name, least, above in OF_EACH_CLASS
+            if name in one and not _of_each_class(one[name], manifest["classes"], least)
         ]
     if averaged is not decision:
         temperature, threshold = averaged.get("temperature"), averaged.get("threshold")
@@ -187,8 +184,8 @@ def _wrong_decision(manifest: dict) -> list[str]:
 
 
 def _of_each_class(values, classes: list, least: float) -> bool:
-    """Whether these are a finite number above `least` for each class; None is right too."""
-    return values is None or (
+    """Whether these are a finite number above `least` for each class."""
+    return (
         isinstance(values, dict)
         and values.keys() == set(classes)
         and all(type(value) in (float, int) and least < value < math.inf for value in values.values())

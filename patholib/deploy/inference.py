@@ -192,7 +192,10 @@ class Predictor:
         predicted = rules.predicted(probs, self.classes, self.positive, decisions.deciding(decision, self.classes))
         threshold = decision["threshold"]
         alerts = len(self.classes) > 2 and self.positive is not None and threshold is not None
-        older = [f"plain_lock: {decisions.PLAIN_LOCK}"] if tta and decision is self._decisions[False] else []
+        unlocked = (
+            tta and self.manifest["decision"] and self.recipe.tta_views > 1 and decision is self._decisions[False]
+        )
+        older = [f"plain_lock: {decisions.PLAIN_LOCK}"] if unlocked else []
         answers = []
         warnings = warnings or [()] * len(pixels)
         for picture, row, k, known in zip(pixels, probs.tolist(), predicted, warnings, strict=True):

@@ -419,7 +419,7 @@ def test_M12_class_names(folder, kind, name, catalogue):
     catalogue("M12", f"class names with {kind}", refusal(folder, "bad_manifest"))
 
 
-@pytest.mark.parametrize("found", [1, 2, 4, 3.0, "3", True, None, [3], {}, 10**300], ids=reprlib.repr)
+@pytest.mark.parametrize("found", [1, 2, 5, 3.0, "3", True, None, [3], {}, 10**300], ids=reprlib.repr)
 def test_M13_another_format(folder, found, catalogue):
     forge(folder, manifest_of(folder) | {"format": found})
     catalogue("M13", "a manifest of an older, a newer or no format", refusal(folder, "model_format"))
@@ -545,13 +545,43 @@ def test_M15_a_decision_that_is_not_the_one_applied(folder, changed, catalogue):
         {},
     ],
 )
-def test_M15_shares_that_nothing_can_be_divided_by(folder, shares, catalogue):
+@pytest.mark.parametrize("name", ["shares", "correction"])
+@pytest.mark.parametrize("averaged", [False, True])
+def test_M15_shares_that_nothing_can_be_divided_by(folder, shares, name, averaged, catalogue):
     decision = {"temperature": 1.5, "threshold": 0.4, "positive": "malignant"}
-    sound = decision | {"shares": {"benign": 0.3, "malignant": 0.7}}
     manifest = manifest_of(folder) | {"temperature": 1.5, "threshold": 0.4}
-    forge(folder, manifest | {"decision": sound})
+
+    def forged(values):
+        one = decision | {name: values}
+        forge(folder, manifest | {"decision": decision | {"averaged": one} if averaged else one})
+
+    forged({"benign": 0.3, "malignant": 0.7})
     loading.load_model(folder)
-    forge(folder, manifest | {"decision": decision | {"shares": shares}})
+    forged(shares)
+    catalogue("M15", "a decision other than the temperature and threshold", refusal(folder, "bad_manifest"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bias": {"benign": 0.1}},
+        {"bias": {"benign": float("nan"), "malignant": 0.1}},
+        {"bias": [0.1, -0.1]},
+        {"averaged": 0.5},
+        {"averaged": {"temperature": 1.5}},
+        {"averaged": {"temperature": 0, "threshold": 0.4}},
+        {"averaged": {"temperature": "1.5", "threshold": 0.4}},
+        {"averaged": {"temperature": 1.5, "threshold": 1.4}},
+        {"averaged": {"temperature": 1.5, "threshold": True}},
+    ],
+)
+def test_M15_a_calibration_that_cannot_be(folder, changed, catalogue):
+    decision = {"temperature": 1.5, "threshold": 0.4, "positive": "malignant"}
+    averaged = decision | {"bias": {"benign": -0.1, "malignant": 0.1}}
+    manifest = manifest_of(folder) | {"temperature": 1.5, "threshold": 0.4}
+    forge(folder, manifest | {"decision": averaged | {"averaged": averaged}})
+    loading.load_model(folder)
+    forge(folder, manifest | {"decision": decision | changed})
     catalogue("M15", "a decision other than the temperature and threshold", refusal(folder, "bad_manifest"))
 
 

@@ -77,7 +77,7 @@ def test_the_notebooks_answer_is_this_answer_to_the_last_bit(tmp_path, tta, temp
     raw = table[[f"p_{c}" for c in classes]].to_numpy()
     predictor = inference.Predictor(tmp_path, "torch")
     found = predictor.probabilities(own.pictures, tta)
-    assert (found == calibration.apply(raw, temperature)).all()
+    assert (found == calibration.apply(raw, calibration.Calibration(temperature))).all()
     assert (found == raw).all() == (temperature == 1)
     assert [list(answer.probs.values()) for answer in predictor.answers(own.pictures, tta)] == found.tolist()
 
@@ -177,6 +177,28 @@ def test_the_threshold_is_compared_with_the_calibrated_probability(tmp_path):
     predictor = predictor_of(tmp_path, probs=[0.8, 0.2], temperature=2.0, threshold=0.3)
     answer = predictor.answer(PICTURE)
     assert answer.probs["malignant"] == pytest.approx(1 / 3, abs=1e-6) and answer.decision == "malignant"
+
+
+def test_prior_correction_and_biases_of_the_decision_are_applied(tmp_path):
+    decision = {"temperature": 2.0, "threshold": 0.5, "positive": "malignant"}
+    decision |= {"correction": {"benign": 2.0, "malignant": 0.5}, "bias": {"benign": -0.1, "malignant": 0.1}}
+    answer = predictor_of(tmp_path, probs=[0.8, 0.2], decision=decision).answer(PICTURE)
+    odds = np.log(0.2 / 0.5 / (0.8 / 2.0)) / 2 + 0.2  # by hand
+    assert answer.probs["malignant"] == pytest.approx(1 / (1 + np.exp(-odds)), abs=1e-6)
+
+
+def test_averaged_views_are_answered_by_their_own_lock_or_a_warning_says_that_there_is_none(tmp_path):
+    decision = {"temperature": 1.0, "threshold": 0.5, "positive": "malignant"}
+    averaged = {"temperature": 0.5, "threshold": 0.01, "positive": "malignant"}
+    predictor = predictor_of(tmp_path / "new", probs=[0.8, 0.2], decision=decision | {"averaged": averaged})
+    one, many = (predictor.answer(PICTURE, tta) for tta in (False, True))
+    assert (one.decision, one.threshold, many.decision, many.threshold) == ("benign", 0.5, "malignant", 0.01)
+    assert many.probs["malignant"] == pytest.approx(0.2**2 / (0.2**2 + 0.8**2), abs=1e-6)
+    assert one.warnings == many.warnings
+    older = predictor_of(tmp_path / "old", probs=[0.8, 0.2], decision=decision)
+    assert older.answer(PICTURE, True).probs == older.answer(PICTURE).probs
+    said = set(older.answer(PICTURE, True).warnings) - set(older.answer(PICTURE).warnings)
+    assert len(said) == 1 and said.pop().startswith("plain_lock: ")
 
 
 def test_an_answer_is_plain_json(tmp_path):

@@ -443,7 +443,8 @@ def test_judging_writes_every_table_and_all_numbers_of_it(judged):
         assert list(table["path"]) == list(images.part(part).table["path"])
         numbers = metrics.summary(table, CLASSES, "malignant", stored[name]["threshold"], seed=RECIPE.seed)
         assert {key: stored[name][key] for key in numbers} == json.loads(json.dumps(numbers))
-        assert (stored[name]["threshold"] == stored["decision"]["threshold"]) is (name != "baseline")
+        assert (stored[name]["threshold"] == stored["decision"]["threshold"]) is (name in ("val", "test"))
+    assert stored["test_tta"]["threshold"] == stored["decision"]["averaged"]["threshold"]
 
 
 def test_the_files_hold_what_the_model_said_and_calibration_is_one_function_of_it(judged):
@@ -634,15 +635,59 @@ def test_without_a_class_to_watch_there_is_a_temperature_and_no_threshold():
     assert found["temperature"] > 1.2 and found["target"] == {} and found["validation"] == {}
 
 
-@pytest.mark.parametrize(
-    ("n", "labels", "words"),
-    [(12, None, "cannot be fitted on 12 images"), (60, "benign", "no validation image is malignant")],
-)
-def test_what_validation_images_cannot_tell_is_noted_and_left_alone(n, labels, words):
-    table = some_predictions(n)
-    found = decisions.choose(table.assign(label=labels or table["label"]), CLASSES, "malignant")
-    assert found["temperature"] == 1 and any(words in note for note in found["notes"])
-    assert 0 <= found["threshold"] <= 1
+def test_what_validation_images_cannot_tell_is_noted_and_left_alone():
+    found = decisions.choose(some_predictions().assign(label="benign"), CLASSES, "malignant", correction=(2.0, 0.5))
+    assert found["temperature"] == 1 and "bias" not in found  # the prior is known without them
+    assert found["correction"] == {"benign": 2.0, "malignant": 0.5} and found["threshold"] == 0.5
+    words = "cannot be fitted on images of one class", "no validation image is malignant"
+    assert all(text in note for text, note in zip(words, found["notes"], strict=True))
+
+
+def test_averaged_views_have_a_lock_of_their_own_fitted_on_averaged_validation_views(judged):
+    folder, images, _ = judged
+    decision, raw = files.read_json(folder / "decision.json"), predicting.read_predictions
+    recipe = decisions.recipe_of(folder)
+    mean = predicting.predict(Lopsided(), images.part("val"), recipe, tta=True, progress=False)
+    val, ratios = raw(folder / "predictions_val_tta.csv", CLASSES), tuple(decision["correction"].values())
+    np.testing.assert_allclose(val["p_benign"], mean["p_benign"], atol=1e-6)
+    own = decisions.choose(val, CLASSES, "malignant", seed=recipe.seed, correction=ratios)
+    assert decision["averaged"] == json.loads(json.dumps(own))
+    assert decision["averaged"]["temperature"] != decision["temperature"]
+    test = raw(folder / "predictions_test_tta.csv", CLASSES)
+    pd.testing.assert_frame_equal(
+        decisions.calibrated(folder, "test_tta"), decisions.tempered(test, CLASSES, decision["averaged"])
+    )
+    stored = files.read_json(folder / "metrics.json")
+    assert stored["calibration"]["test_tta"]["after"]["temperature"] == decision["averaged"]["temperature"]
+
+
+def test_an_older_decision_without_averaged_views_goes_on_as_it_was_and_says_so(judged, tmp_path):
+    folder, images, _ = judged
+    for name in ("predictions_val.csv", "run.json"):
+        shutil.copy(folder / name, tmp_path)
+    decision = files.read_json(folder / "decision.json")
+    older = {
+        key: decision[key] for key in ("positive", "target", "validation", "rule", "notes", "predictions_val_sha256")
+    }
+    older |= {"format": 1, "temperature": 1.5, "threshold": 0.4}
+    files.write_json(tmp_path / "decision.json", older)
+    found = judging.judge(Lopsided(), images, tmp_path)
+    raw = predicting.read_predictions(tmp_path / "predictions_test_tta.csv", CLASSES)
+    warm = decisions.tempered(raw, CLASSES, {"temperature": 1.5})
+    pd.testing.assert_frame_equal(decisions.calibrated(tmp_path, "test_tta"), warm)
+    assert found.metrics["test_tta"]["threshold"] == 0.4
+    assert decisions.PLAIN_LOCK in found.metrics["test_tta"]["notes"] and not found.metrics["test"]["notes"]
+
+
+def test_what_the_training_did_to_the_prior_is_locked_and_divided_out(images, tmp_path):
+    for balance, divided in (("none", False), ("weights", True), ("sampler", True), ("logit_adjustment", True)):
+        recipe = replace(RECIPE, balance=balance, tta_views=1)
+        decision = decisions.lock(Lopsided(), images, in_run(tmp_path / balance, recipe)).decision
+        assert ("correction" in decision) is divided, balance
+        counts = images.part("train").table["label"].value_counts()
+        if divided:
+            own = {name: 0.5 / (counts[name] / counts.sum()) for name in CLASSES}
+            assert decision["correction"] == pytest.approx(own)
 
 
 @pytest.mark.parametrize(
@@ -703,7 +748,8 @@ def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
     assert stored["test"]["alert"] == metrics.alert(test, CLASSES, "malignant", at, seed=RECIPE.seed)
     assert stored["test"]["abstention"] == ranking.abstention(test, CLASSES, "malignant", at)
     assert stored["test"]["decision_curve"] == ranking.decision_curve(test, "malignant")
-    assert stored["tta_gain"] == metrics.paired(tta, test, CLASSES, "malignant", at, seed=RECIPE.seed)
+    both = stored["decision"]["averaged"]["threshold"], at
+    assert stored["tta_gain"] == metrics.paired(tta, test, CLASSES, "malignant", both, seed=RECIPE.seed)
     assert set(stored["calibration"]) == {"val", "test", "test_tta"}
     before, after = (stored["calibration"]["val"][when] for when in ("before", "after"))
     assert after["log_loss"] <= before["log_loss"] and before["temperature"] == 1

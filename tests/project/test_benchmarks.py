@@ -379,7 +379,7 @@ def whole(run_dir):
     }
     found["test"]["alert"] = metrics.alert(tables["test"], recipe.classes, "idc", 0.375, resamples=50)
     found["calibration"] = {
-        name: decisions.calibration_of(tables[name], recipe.classes, "idc", 0.5) for name in ("val", "test")
+        name: decisions.calibration_of(tables[name], recipe.classes, "idc", decision) for name in ("val", "test")
     }
     found["gain_over"] = {
         "baseline": metrics.paired(
