@@ -17,10 +17,10 @@ import pandas as pd
 from patholib.base.errors import PathoError
 
 BINS = 15  # as in Guo et al. 2017
-# Normal priors around no change, whose likelihood counts groups and not images, as images of a patient are alike. In
-# simulations (`tests/judge/coverage/test_calibration_priors.py`) free biases cost more log loss than they gained below
-# about 50 groups, and a free temperature below about 30; with these two neither does, and with 70 groups and more they
-# fit as closely as free ones.
+# Normal priors around no change; the likelihood counts groups and not images, as images of a patient are alike. In a
+# simulation (`tests/judge/coverage/test_calibration_priors.py`) of five networks that were wrong in different ways, the
+# mean excess of log loss was 0.025 with 3 + 7 validation patients, 0.021 with 5 + 11 and 0.002 with 90 + 200. Of a
+# temperature alone it was 0.037, 0.032 and 0.019, of a free temperature and free biases 0.044, 0.028 and 0.002.
 BIAS_SD, LOG_TEMPERATURE_SD = 0.5, 1.0
 PRECISION = 1e-12  # of the fit, in its parameters
 
