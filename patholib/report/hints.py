@@ -196,16 +196,11 @@ def _sensitivity(test: Mapping, recipe: Recipe) -> list[str]:
 def _of_the_positive(test: Mapping, recipe: Recipe, value: float) -> str:
     support = {name: row["support"] for name, row in test["per_class"].items()}
     n = support[recipe.positive]
-    why = "Class weights change this only indirectly."
-    if 2 * n > sum(support.values()) and recipe.balance != "none":
-        why = (
-            f"{recipe.positive} is the more frequent class, so balancing (`balance={recipe.balance!r}`) lowers its "
-            "sensitivity: try `balance='none'`."
-        )
     return (
         f"Sensitivity for {recipe.positive} is {value:.3f}: {round((1 - value) * n)} of {n} images were missed at "
-        f"threshold {test.get('threshold'):.4g}. {why} It is better to choose the threshold on the validation "
-        "images for the sensitivity you need (target_sensitivity), and to accept the specificity that results."
+        f"threshold {test.get('threshold'):.4g}. Class weights do not change this: they are divided out before the "
+        "threshold is chosen. Choose it for the sensitivity you need (target_sensitivity), and accept the specificity "
+        "that results."
     )
 
 

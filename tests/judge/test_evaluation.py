@@ -609,9 +609,9 @@ def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images
     judged = judging.judge(model, images, tmp_path, rivals.colour_baseline(images))
     shares = locked.decision["shares"]
     assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == shares
-    likeliest = decisions.calibrated(tmp_path, "baseline")  # which learnt with all classes weighing the same
+    baseline = decisions.calibrated(tmp_path, "baseline")  # which learnt the same shares, and decides by them too
     assert judged.metrics["gain_over"]["baseline"] == metrics.paired(
-        judged.test, likeliest, classes, "MEL", (shares, 0.5), seed=recipe.seed
+        judged.test, baseline, classes, "MEL", shares, seed=recipe.seed
     )
     even = judged.probs / [locked.decision["shares"][name] for name in classes]
     right = (even.argmax(axis=1) == judged.labels).mean()

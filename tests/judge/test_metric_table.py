@@ -153,6 +153,7 @@ def test_tables_of_two_classes_leave_out_means_over_both():
 def test_the_table_for_the_documentation_has_a_row_for_every_metric():
     head, line, *rows = metric_table.markdown().splitlines()
     assert line.count("---") == head.count("|") - 1
-    assert len(rows) == len(metric_table.METRICS)
-    for metric, row in zip(metric_table.METRICS, rows, strict=True):
+    beside = {one.name for one in metric_table.CALIBRATION} - {m.name for m in metric_table.METRICS}
+    assert len(rows) == len(metric_table.METRICS) + len(beside)
+    for metric, row in zip(metric_table.METRICS, rows, strict=False):
         assert row.count("|") == head.count("|") and f"`{metric.name}`" in row and metric.meaning in row

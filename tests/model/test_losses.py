@@ -90,8 +90,10 @@ def test_what_a_sampler_draws_and_what_weights_weigh_is_the_effective_prior():
 )
 def test_what_decides_evenly_divides_by_the_shares_that_were_learnt(balance, adjustment, expected):
     recipe = replace(recipes.ISIC2019, classes=("a", "b", "c"), positive="a", balance=balance, adjustment=adjustment)
-    assert losses.shares(recipe, [20, 30, 50]) is None
+    assert losses.shares(replace(recipe, decide="likeliest"), [20, 30, 50]) is None
     even = replace(recipe, decide="even")
+    own = np.array([0.2, 0.3, 0.5])
+    np.testing.assert_allclose(losses.prior_correction(recipe, [20, 30, 50]), expected / own, atol=1e-6)
     assert losses.shares(even, [20, 30, 50]) == pytest.approx(dict(zip("abc", expected, strict=True)), abs=1e-6)
     assert losses.shares(replace(even, classes=("a", "b")), [20, 30]) is None  # a threshold decides
 
