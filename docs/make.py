@@ -77,7 +77,8 @@ REASONS = {
     "augmentation.border": "mirrored: black corners mean nothing in tissue",
     "augmentation.interpolation": "nearest-neighbour rotation breaks fine structure",
     "augmentation.noise_unit": "noise of a sensor is a share of the grey range, not of the normalised one",
-    "balance": "drawing evenly *and* weighting corrects the class prior twice",
+    "balance": "drawing evenly *and* weighting corrects the class prior twice; weights alone cost AUC, and "
+    "the threshold or the prior-corrected decision does what they were for",
     "stop": "inside a warm restart the rate is high and the score low: not the place to stop",
     "fast": "bit-exact by default; speed is a choice",
     "tta": "fixed flips and quarter turns give the same number every time",

@@ -198,7 +198,7 @@ def _of_the_positive(test: Mapping, recipe: Recipe, value: float) -> str:
     n = support[recipe.positive]
     return (
         f"Sensitivity for {recipe.positive} is {value:.3f}: {round((1 - value) * n)} of {n} images were missed at "
-        f"threshold {test.get('threshold'):.4g}. Class weights do not change this: they are divided out before the "
+        f"threshold {test.get('threshold'):.4g}. `balance` does not change this: it is divided out before the "
         "threshold is chosen. Choose it for the sensitivity you need (target_sensitivity), and accept the specificity "
         "that results."
     )

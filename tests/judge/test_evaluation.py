@@ -410,7 +410,7 @@ def judged(tmp_path_factory):
     site[last] = "islet"
     images = replace(images, table=images.table.assign(site=site))
     folder = tmp_path_factory.mktemp("judged")
-    recipe = replace(RECIPE, tta_views=3)
+    recipe = replace(RECIPE, tta_views=3, balance="weights")
     files.write_json(folder / "run.json", {"recipe": recipe.to_json()})
     decisions.lock(Lopsided(), images, folder)
     found = judging.judge(Lopsided(), images, folder, rivals.colour_baseline(images), ("site",))

@@ -54,14 +54,14 @@ def test_stages_scale_with_a_shorter_run_and_whole_epochs_do_not():
 
 def test_the_literal_form_differs_only_where_the_source_is_mistaken():
     breakhis = recipes.diff(BREAKHIS, recipes.as_published("breakhis"))
-    assert breakhis["balance"] == ("weights", "sampler_and_weights")
+    assert breakhis["balance"] == ("none", "sampler_and_weights")
     assert breakhis["stop"] == ("cycle_end", "any_epoch")
     assert breakhis["augmentation.warps"] == ("one", "each")
     assert {"group_by", "fit", "tta"} < set(breakhis)
     assert not {"epochs", "lr", "arch", "label_smoothing", "augmentation.rotation"} & set(breakhis)
     isic = recipes.diff(ISIC2019, recipes.as_published("isic2019"))
     assert isic["loss"] == ("focal", "focal_weighted_pt")
-    assert isic["batchnorm"] == ("frozen", "drift")
+    assert isic["batchnorm"] == ("frozen", "drift") and isic["balance"] == ("none", "weights")
     assert isic["monitor"] == ("balanced_accuracy", "accuracy")
     assert isic["augmentation.noise_unit"] == ("grey", "normalised")
 

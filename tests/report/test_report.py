@@ -455,12 +455,6 @@ def test_a_restart_of_the_rate_is_no_instability():
     assert not any("Unstable" in h for h in found)
 
 
-def test_balancing_is_not_advised_where_it_lowers_the_sensitivity():
-    frequent = hints.hints([], {"test": summary(sensitivity=0.7, support=(100, 200))}, RECIPE)
-    rare = hints.hints([], {"test": summary(sensitivity=0.7, support=(200, 100))}, RECIPE)
-    assert "`balance='none'`" in frequent[0] and "balance=" not in rare[0]
-
-
 @pytest.mark.parametrize("key", gains.RIVALS)
 @pytest.mark.parametrize(
     ("auc", "gain", "outcome"),
