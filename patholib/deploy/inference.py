@@ -190,7 +190,7 @@ class Predictor:
         """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
         probs, decision = self.probabilities(pixels, tta), self._decisions[tta]
         predicted = rules.predicted(probs, self.classes, self.positive, decisions.deciding(decision, self.classes))
-        threshold = decision["threshold"]
+        threshold = decision.get("threshold")
         alerts = len(self.classes) > 2 and self.positive is not None and threshold is not None
         unlocked = (
             tta and self.manifest["decision"] and self.recipe.tta_views > 1 and decision is self._decisions[False]

@@ -60,7 +60,7 @@ class Calibration:
 
     def to_json(self, classes: Sequence[str]) -> dict:
         """`of` gives it back; without the parts that change nothing."""
-        found = {"temperature": self.temperature}
+        found: dict = {"temperature": self.temperature}
         for name in ("bias", "correction"):
             if getattr(self, name):
                 found[name] = dict(zip(classes, getattr(self, name), strict=True))

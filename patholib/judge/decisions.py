@@ -164,7 +164,7 @@ def lock(
             'Start a new run (resume="never"), or use the decision as it is',
         )
     written = {"val": predicting.write_predictions(val, run_dir / "predictions_val.csv")}
-    if len(views) > 1:
+    if len(views) > 1:  # an older run without them is judged by the lock of single views
         mean = predicting.as_predictions(part, views.mean(axis=0))
         written["val_tta"] = predicting.write_predictions(mean, run_dir / "predictions_val_tta.csv")
         chosen["averaged"] = chosen_on(mean)

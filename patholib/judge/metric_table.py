@@ -409,7 +409,7 @@ def from_probabilities() -> tuple[str, ...]:
 
 def markdown() -> str:
     """The table of metrics for the documentation, as Markdown."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"`{m.name}`", m.words, m.meaning, m.better, _shown_in(m), m.undefined or "always defined") for m in METRICS
     ]
     rows += [

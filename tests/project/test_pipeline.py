@@ -39,6 +39,7 @@ FILES = {
     "history.csv",
     "history.json",
     "predictions_val.csv",
+    "predictions_val_tta.csv",
     "predictions_test.csv",
     "predictions_test_tta.csv",
     "predictions_baseline.csv",
@@ -271,12 +272,14 @@ def test_the_exported_models_answers_are_those_of_the_notebook_to_the_last_bit(d
         table = decisions.calibrated(done.run.dir, name)
         answers = predictor.answers(test.pictures, tta)
         assert [list(answer.probs.values()) for answer in answers] == table[columns].to_numpy().tolist()
-        called = resampled.decide(table, done.run.recipe.classes, done.run.recipe.positive, done.judged.threshold)
+        locked = decisions.for_views(decision, tta)
+        threshold = decisions.deciding(locked, done.run.recipe.classes)
+        called = resampled.decide(table, done.run.recipe.classes, done.run.recipe.positive, threshold)
         assert [answer.decision for answer in answers] == called.tolist()
     assert (predictor.temperature, predictor.threshold) == (decision["temperature"], decision["threshold"])
     alerts = [answer.alert for answer in answers]
     if len(columns) > 2:
-        assert alerts == (table[f"p_{decision['positive']}"] >= decision["threshold"]).tolist()
+        assert alerts == (table[f"p_{decision['positive']}"] >= locked["threshold"]).tolist()
     else:
         assert set(alerts) == {None}
 
