@@ -174,7 +174,7 @@ def _wrong_decision(manifest: dict) -> list[str]:
         ]
     if averaged is not decision:
         temperature, threshold = averaged.get("temperature"), averaged.get("threshold")
-        if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+        if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
             found.append(f"temperature={short(temperature)} of averaged views is not above 0")
         if threshold is not None and (type(threshold) not in (int, float) or not 0 <= threshold <= 1):
             found.append(f"threshold={short(threshold)} of averaged views is outside 0 to 1")

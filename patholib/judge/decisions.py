@@ -148,7 +148,7 @@ def lock(
             cost_ratio,
             recipe.seed,
             dict(zip(recipe.classes, (counts / counts.sum()).tolist(), strict=True)) if even else None,
-            losses.prior_correction(recipe, counts),
+            losses.prior_correction(recipe, counts).tolist(),
         )
 
     chosen = chosen_on(val)
