@@ -14,7 +14,7 @@ import pandas as pd
 
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.judge import calibration, metric_table, metrics, predicting, ranking, rules
+from patholib.judge import calibration, metric_table, predicting, rules, thresholds
 from patholib.judge.calibration import Calibration
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
@@ -84,19 +84,12 @@ class Locked:
         rows = {**calibration.readable(found), "rule": found["rule"]}
         if found.get("shares"):
             rows["predicted"] = rules.RULES["even"]
-        if found["threshold"] is not None:
-            rows["threshold"] = f"p_{found['positive']} >= {found['threshold']:.4g}"
-            rows |= {
-                f"validation {metric_table.words(name)}": metrics.readable(number)
-                for name, number in found["validation"].items()
-            }
+        rows |= thresholds.in_words(found, alert=len(self.recipe.classes) > 2)
         if found["notes"]:
             rows["note"] = "; ".join(found["notes"])
         averaged = found.get("averaged")
         if averaged:
             rows |= {f"{name}, averaged views": value for name, value in calibration.readable(averaged).items()}
-            if averaged["threshold"] is not None:
-                rows["threshold, averaged views"] = f"p_{averaged['positive']} >= {averaged['threshold']:.4g}"
         return Shown(pd.DataFrame({"locked": rows}))
 
     @property
@@ -191,10 +184,10 @@ def choose(
     """Calibration and threshold from predictions of validation images, with the rule in words and notes.
 
     shares: of all images, by class; of more than two classes the largest probability over its share decides then, else
-    the largest probability. correction: see `Calibration`. The rest: see `fitted` and `_threshold`.
-    Errors: bad_parameter.
+    the largest probability. correction: see `Calibration`. The rest: see `fitted` and `thresholds.decided`, whose
+    threshold decides between two classes and is an alert for `positive` of more. Errors: bad_parameter.
     """
-    check_target(target_sensitivity, cost_ratio)
+    thresholds.check_target(target_sensitivity, cost_ratio)
     calibrating, notes = fitted(val, classes, correction)
     target = {"sensitivity": float(target_sensitivity)} if cost_ratio is None else {"cost_ratio": float(cost_ratio)}
     found = {
@@ -209,7 +202,9 @@ def choose(
     }
     if positive is None:
         return found
-    chosen = _threshold(tempered(val, classes, found), classes, positive, target_sensitivity, cost_ratio, seed)
+    chosen = thresholds.decided(
+        tempered(val, classes, found), classes, positive, target_sensitivity, cost_ratio, seed, even=bool(shares)
+    )
     return found | chosen | {"notes": notes + chosen["notes"]}
 
 
@@ -228,60 +223,6 @@ def fitted(
         if error.code != "single_class":
             raise
         return Calibration(correction=correction), [f"the temperature stays 1: it {error.reason}"]
-
-
-def _threshold(
-    val: pd.DataFrame,
-    classes: Sequence[str],
-    positive: str,
-    target_sensitivity: float,
-    cost_ratio: float | None,
-    seed: int,
-) -> dict:
-    """The threshold from calibrated predictions of validation images, with the rule, their numbers at it and notes.
-
-    It is the largest with which the validation sensitivity for `positive` reaches the target; with a `cost_ratio`
-    instead that of the lowest cost, where a missed positive costs as much as that many false alarms. It decides between
-    two classes; of more classes it is an alert for `positive`.
-    """
-    notes: list[str] = []
-    true, scores = (val["label"] == positive).to_numpy(), val[f"p_{positive}"].to_numpy(dtype=float)
-    if not true.any():
-        notes.append(f"no validation image is {positive}: the threshold stays 0.5")
-        return {"threshold": 0.5, "rule": "0.5, the default", "notes": notes}
-    if cost_ratio is not None:
-        threshold = ranking.cheapest_threshold(true, scores, cost_ratio)
-        rule = f"lowest cost on validation, a missed {positive} counting {cost_ratio:g} false alarms"
-    else:
-        threshold = ranking.threshold_for(true, scores, target_sensitivity)
-        rule = f"sensitivity >= {target_sensitivity:g} on validation"
-        groups, needed = val.loc[true, "group"].nunique(), int(np.ceil(1 / (1 - target_sensitivity) - 1e-9))
-        if groups < needed:
-            notes.append(
-                f"only {groups} groups ({true.sum()} images) of {positive} in validation: fewer than {needed} "
-                f"cannot show a sensitivity of {target_sensitivity:g}"
-            )
-    numbers = metrics.alert(val, classes, positive, threshold, seed=seed)
-    reached = {name: numbers[name] for name in metrics.ALERT}
-    return {"threshold": threshold, "rule": rule, "validation": reached, "notes": notes}
-
-
-def check_target(target_sensitivity: float, cost_ratio: float | None = None) -> None:
-    """Refuses a target for which no threshold can be chosen. Errors: bad_parameter."""
-    if not 0 < target_sensitivity < 1:
-        raise PathoError(
-            "bad_parameter",
-            "target_sensitivity",
-            f"is {target_sensitivity}, not between 0 and 1",
-            "Give a share below 1, such as 0.95",
-        )
-    if cost_ratio is not None and not 0 < cost_ratio < np.inf:
-        raise PathoError(
-            "bad_parameter",
-            "cost_ratio",
-            f"is {cost_ratio}, no number above 0",
-            "Say how many false alarms one missed positive is worth",
-        )
 
 
 def recipe_of(run_dir: Path) -> Recipe:
@@ -387,6 +328,12 @@ def _as_before(run_dir: Path, val: pd.DataFrame, chosen: dict, recipe: Recipe) -
         and np.abs(predicting.probs_of(kept, recipe.classes) - predicting.probs_of(val, recipe.classes)).max() < ALIKE
     )
     return Locked(decision, kept, recipe) if same else None
+
+
+def deciding_patients(decision: Mapping | None, classes: Sequence[str]) -> float | rules.Shares:
+    """What decides the mean probability of a patient's images: the threshold of patients, or where none was locked (an
+    older run, or where no threshold decides) what decides an image."""
+    return deciding((decision or {}).get("patients") or decision, classes)
 
 
 def deciding(decision: Mapping | None, classes: Sequence[str]) -> float | rules.Shares:

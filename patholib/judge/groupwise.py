@@ -77,12 +77,14 @@ def by_patient(
     positive: str | None = None,
     column: str = "case",
     threshold: float | Shares = 0.5,
+    of_patients: float | Shares | None = None,
 ) -> pd.DataFrame:
     """One row per patient, sorted: images, true label, patient score, mean probabilities and their predicted class.
 
-    `score` is the share of the patient's images that are right (Spanhol et al. 2016: N_rec / N_P). Patients with two
-    labels (`with_two_labels`) have no true label and are left out. The table has `label`, `group` and the `p_` columns,
-    so it is itself a table of predictions, with patients for images.
+    threshold: of images; of_patients: of the mean probability (None: that of images, which fits it badly, as means are
+    less extreme). `score` is the share of the patient's images that are right (Spanhol et al. 2016: N_rec / N_P).
+    Patients with two labels (`with_two_labels`) have no true label and are left out. The table has `label`, `group` and
+    the `p_` columns, so it is itself a table of predictions, with patients for images.
     """
     columns = [f"p_{c}" for c in classes]
     right = resampled.decide(predictions, classes, positive, threshold) == predictions["label"].to_numpy()
@@ -99,7 +101,8 @@ def by_patient(
     patients["group"] = patients["group"].astype(str).where(patients.pop("groups") == 1, patients["patient"])
     patients["score"] = patients["right"] / patients["images"]
     patients[columns] = parts[columns].mean().to_numpy()
-    patients["decision"] = resampled.decide(patients, classes, positive, threshold) if len(patients) else ""
+    at = threshold if of_patients is None else of_patients
+    patients["decision"] = resampled.decide(patients, classes, positive, at) if len(patients) else ""
     return patients
 
 
@@ -109,16 +112,19 @@ def patient_summary(
     positive: str | None = None,
     column: str = "case",
     threshold: float | Shares = 0.5,
+    of_patients: float | Shares | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict:
     """`metrics.summary` with patients for images, decided by mean probability, and the patient recognition rate.
 
+    threshold: of images, for the rate; of_patients: of the mean probability, see `by_patient`.
     The rate is the mean of the patient scores (Spanhol et al. 2016): every patient counts once, however many images
     there are. Patients with two labels are counted and left out.
     """
     both = with_two_labels(predictions, column)
-    patients = by_patient(predictions, classes, positive, column, threshold)
+    at = threshold if of_patients is None else of_patients
+    patients = by_patient(predictions, classes, positive, column, threshold, at)
     found = {"column": column, "patients": len(patients), "two_labels": {"patients": len(both), "names": both}}
     if not len(patients):
         rate = intervals.Estimate(None, missing="every patient has two labels")
@@ -127,7 +133,7 @@ def patient_summary(
     return {
         **found,
         "recognition_rate": rate.to_json(),
-        "summary": metrics.summary(patients, classes, positive, threshold, resamples, seed),
+        "summary": metrics.summary(patients, classes, positive, at, resamples, seed),
         "one_patient": _without_one(predictions, patients, classes, positive, column, threshold),
     }
 

@@ -146,7 +146,12 @@ class Judged:
     def patients(self) -> pd.DataFrame:
         """One row per patient (case, lesion or group) of the test images."""
         return groupwise.by_patient(
-            self.test, self.recipe.classes, self.recipe.positive, predicting.patient_column(self.test), self.threshold
+            self.test,
+            self.recipe.classes,
+            self.recipe.positive,
+            predicting.patient_column(self.test),
+            self.threshold,
+            decisions.deciding_patients(self.metrics["decision"], self.recipe.classes),
         )
 
     @property
@@ -265,14 +270,15 @@ def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd
 def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequence[str]) -> dict:
     """The part of metrics.json for the test images alone: subgroups, patients, alert, abstention, decision curve."""
     classes, positive, threshold = recipe.classes, recipe.positive, decisions.deciding(decision, recipe.classes)
+    of_patients = decisions.deciding_patients(decision, classes)
     apart = groupwise.by_subgroup(test, classes, positive, subgroups, threshold, seed=recipe.seed)
     found = {
         "subgroups": apart.astype(object).where(apart.notna(), None).to_dict("records"),
         "patients": groupwise.patient_summary(
-            test, classes, positive, predicting.patient_column(test), threshold, seed=recipe.seed
+            test, classes, positive, predicting.patient_column(test), threshold, of_patients, seed=recipe.seed
         ),
         "levels": {
-            level: groupwise.patient_summary(test, classes, positive, level, threshold, seed=recipe.seed)
+            level: groupwise.patient_summary(test, classes, positive, level, threshold, of_patients, seed=recipe.seed)
             for level in LEVELS
             if level in test and level != predicting.patient_column(test)
         },

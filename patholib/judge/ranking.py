@@ -1,4 +1,4 @@
-"""Curves over all thresholds (ROC, precision-recall, net benefit, abstention), and the choice of a threshold."""
+"""Curves over all thresholds: ROC, precision-recall, net benefit, abstention."""
 
 from __future__ import annotations
 
@@ -15,28 +15,6 @@ if TYPE_CHECKING:
     from patholib.judge.rules import Shares
 
 POINTS = 50  # of a curve that is kept in metrics.json
-
-
-def threshold_for(labels: np.ndarray, scores: np.ndarray, sensitivity: float) -> float:
-    """The largest threshold with at least this sensitivity; predicted positive is what reaches it (score >= threshold).
-
-    labels (N,): True where positive. It is the score of a positive image. Errors: one_class, bad_scores.
-    """
-    true, _, thresholds = _above(labels, scores)
-    _need_positive(true, "threshold")
-    return float(thresholds[(true >= sensitivity * true[-1] - 1e-9).argmax()])
-
-
-def cheapest_threshold(labels: np.ndarray, scores: np.ndarray, cost_ratio: float) -> float:
-    """The threshold of the lowest cost; of several the lowest one, which misses fewer positives.
-
-    labels (N,): True where positive. cost_ratio: the cost of a missed positive in false alarms. Errors: one_class,
-    bad_scores.
-    """
-    true, false, thresholds = _above(labels, scores)
-    _need_positive(true, "threshold")
-    cost = cost_ratio * (true[-1] - true) + false
-    return float(thresholds[np.flatnonzero(cost <= cost.min() + 1e-9)[-1]])
 
 
 def decision_curve(predictions: pd.DataFrame, positive: str) -> dict:

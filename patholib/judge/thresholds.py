@@ -10,7 +10,7 @@ If a new group is exchangeable with the n, its expected loss is at most 1 - targ
 - It costs specificity, less with more groups: in the same simulation 0.76 -> 0.38 with 20 groups, 0.75 -> 0.69 with 60.
   The user asked for a sensitivity, and a missed positive is the dearer error.
 - n groups promise at most n / (n + 1): for 0.95 it takes 19, and with fewer only a threshold of 0 promises it. Then the
-  largest threshold with R <= 1 - target is taken, which promises n / (n + 1) of the target, by the same theorem. To find
+  largest threshold with R <= 1 - target is taken, which by the same theorem promises n / (n + 1) of the target. Finding
   every validation image would promise hardly more (8 groups: 0.889 for 0.844) and cost far more (specificity 0.44 for
   0.76).
 - Groups on which the best epoch was chosen are not quite exchangeable with new ones.
@@ -21,17 +21,18 @@ The simulation is tests/judge/coverage/test_threshold_promise.py: AUC 0.95, half
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from patholib.base.errors import PathoError
-from patholib.judge import intervals
+from patholib.judge import groupwise, intervals, metric_table, metrics, predicting
 from patholib.judge.intervals import Estimate
 
 RESAMPLES = 1000  # of the groups, for the interval of the threshold
+ALERT_OF_PATIENTS = ("sensitivity", "specificity")  # kept of the validation patients
 CLOSE = 1e-9  # rounding of sums of shares
 
 
@@ -53,6 +54,96 @@ class Chosen:
             "threshold_interval": self.interval.to_json(),
             **({"promise": self.promise} if self.promise else {}),
         }
+
+
+def decided(
+    val: pd.DataFrame,
+    classes: Sequence[str],
+    positive: str,
+    target: float,
+    cost_ratio: float | None = None,
+    seed: int = 0,
+    even: bool = False,
+) -> dict:
+    """The part of decision.json about thresholds, from calibrated validation predictions: of images and of patients.
+
+    `validation` has the metrics of the alert at the threshold. `patients` is the same for the mean probability of each
+    patient; where no threshold decides (more than two classes, or `even`) there is none. 0.5 without a positive image.
+    """
+    images = _of_table(val, classes, positive, target, cost_ratio, "image", seed)
+    if images is None:
+        note = f"no validation image is {positive}: the threshold stays 0.5"
+        return {"threshold": 0.5, "rule": "0.5, the default", "notes": [note]}
+    if even or len(classes) > 2:
+        return images
+    column = predicting.patient_column(val)
+    means = groupwise.by_patient(val, classes, positive, column, images["threshold"])
+    patients = _of_table(means, classes, positive, target, cost_ratio, "patient", seed)
+    if patients is None:
+        note = f"no validation patient is {positive} in all images: patients are decided at the threshold of images"
+        return images | {"notes": [*images["notes"], note]}
+    notes = [*images["notes"], *patients.pop("notes")]
+    return images | {"patients": {"column": column, "positive": positive, **patients}, "notes": notes}
+
+
+def _of_table(table, classes, positive, target, cost_ratio, unit, seed) -> dict | None:
+    """What is chosen from a table of images or of patients; None if none of them is positive."""
+    true = (table["label"] == positive).to_numpy()
+    if not true.any():
+        return None
+    found = choose(true, table[f"p_{positive}"], table["group"], positive, target, cost_ratio, unit, seed)
+    numbers = metrics.alert(table, classes, positive, found.threshold, seed=seed)
+    return {
+        **found.to_json(),
+        "validation": {name: numbers[name] for name in (metrics.ALERT if unit == "image" else ALERT_OF_PATIENTS)},
+        "notes": list(found.notes),
+    }
+
+
+def in_words(decision: Mapping, alert: bool = False) -> dict[str, str]:
+    """The thresholds in decision.json for people, by name; empty without one. Of older runs what they have.
+
+    alert: the threshold of images decides no class.
+    """
+    if decision.get("threshold") is None:
+        return {}
+    name, patients, averaged = "threshold of the alert" if alert else "threshold", *map(decision.get, ("patients", "averaged"))
+    found = _part_in_words(decision, name, "")
+    if averaged:  # of it the threshold alone: the promise is the same
+        name = f"{name}, averaged views"
+        found[name] = _part_in_words(averaged, name, "")[name]
+    return found | (_part_in_words(patients, "patient threshold", "patient ") if patients else {})
+
+
+def _part_in_words(part: Mapping, name: str, of: str) -> dict[str, str]:
+    found = {name: f"p_{part.get('positive')} >= {part['threshold']:.4g}"}
+    interval = Estimate.from_json(part.get("threshold_interval") or {})
+    if interval.low is not None:
+        found[name] += f" ({interval.low:.4g} to {interval.high:.4g} in 95 % of resamples of the groups"
+        found[name] += f"; {interval.note})" if interval.note else ")"
+    if part.get("promise"):
+        found[f"{of}promise"] = part["promise"]["words"]
+        found[f"validation {of}sensitivity, mean over groups"] = metrics.readable(part["promise"]["validation"])
+    numbers = part.get("validation") or {}
+    return found | {f"validation {of}{metric_table.words(key)}": metrics.readable(numbers[key]) for key in numbers}
+
+
+def check_target(target_sensitivity: float, cost_ratio: float | None = None) -> None:
+    """Refuses a target for which no threshold can be chosen. Errors: bad_parameter."""
+    if not 0 < target_sensitivity < 1:
+        raise PathoError(
+            "bad_parameter",
+            "target_sensitivity",
+            f"is {target_sensitivity}, not between 0 and 1",
+            "Give a share below 1, such as 0.95",
+        )
+    if cost_ratio is not None and not 0 < cost_ratio < np.inf:
+        raise PathoError(
+            "bad_parameter",
+            "cost_ratio",
+            f"is {cost_ratio}, no number above 0",
+            "Say how many false alarms one missed positive is worth",
+        )
 
 
 def choose(
@@ -82,6 +173,8 @@ def choose(
     found, interval = _with_interval(_sensitive(scores, codes, promise), np.ones(n, dtype=bool), seed)
     kept = promise >= target
     of_new = f"{positive} images of a new group" if unit == "image" else f"new {positive} patients"
+    if interval.low == found == scores.min():
+        interval = replace(interval, note="no resample can undercut the lowest score: the lower end is too high")
     facts = {
         "sensitivity": promise,
         "words": f"on average over such studies, at least {_floor(promise)} of the {of_new} are found",
@@ -159,10 +252,7 @@ def _cheapest(labels: np.ndarray, scores: np.ndarray, codes: np.ndarray, cost_ra
 
 
 def _with_interval(rule: Rule, has_positive: np.ndarray, seed: int) -> tuple[float, Estimate]:
-    """The threshold and where 95 % of resamples of the groups put it; drawn apart are those with a positive image.
-
-    At its lower end it is too short if the threshold is the lowest score, which no resample can undercut.
-    """
+    """The threshold and where 95 % of resamples of the groups put it; drawn apart are those with a positive image."""
     found = float(rule(np.ones((1, len(has_positive))))[0])
     drawn = [rule(counts) for counts in _draws(has_positive, seed)]
     return found, intervals.estimate(found, np.concatenate(drawn))

@@ -269,7 +269,7 @@ def _ask_the_library(name: str, value, values: dict) -> None:
     from patholib.base import cpu
     from patholib.base.team import check_count
     from patholib.data import splitting
-    from patholib.judge import decisions
+    from patholib.judge import thresholds
     from patholib.model import schedules
     from patholib.train import runs  # help needs none of them
 
@@ -284,7 +284,7 @@ def _ask_the_library(name: str, value, values: dict) -> None:
     elif name == "fold" and value is not None:
         splitting.check_fold(value, values.get("folds", 0), values.get("repeats", 1))
     elif name == "target_sensitivity":
-        decisions.check_target(value)
+        thresholds.check_target(value)
     elif name == "max_hours":
         schedules.deadline(value, 0)
     elif name == "device" and value != "cpu" and (value != "auto" or places.host()):

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from patholib.judge import calibration as calibrating
-from patholib.judge import gains
+from patholib.judge import gains, thresholds
 from patholib.judge.groupwise import of_subgroup
 from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import of_calibration, ordered, words
@@ -167,6 +167,20 @@ def patients(run: Record) -> Markup | None:
     return Markup(f"{table(('', 'value (95 % interval)'), rows)}\n{_why([inner['metrics']], names)}")
 
 
+def patient_rule(run: Record) -> Markup:
+    """What decides a patient's mean probability, in a sentence; empty where no threshold does."""
+    inner = (judged(run)[1].get("patients") or {}).get("summary") or {}
+    if inner.get("threshold") is None:
+        return Markup("")
+    chosen = (
+        "the threshold that was locked for patients"
+        if (run.decision or {}).get("patients")
+        else "the threshold of single images: this run locked none for patients, and the sensitivity of images is "
+        "not that of patients"
+    )
+    return Markup(f"Decision: {text(inner.get('decision', ''))}, {chosen}.")
+
+
 def levels(run: Record) -> Markup | None:
     """Patients, slides or lesions: how well each is recognised; None where one level alone is known."""
     found = judged(run)[1]
@@ -207,24 +221,16 @@ def locked(run: Record) -> dict[str, str]:
     found = run.decision
     if not found:
         return {}
-    two = len(run.recipe.classes) == 2
     facts = {
         "rule": found.get("rule") or RULES["likeliest"],
         **calibrating.readable(found),
         "positive class": found.get("positive") or "none",
     }
-    if found.get("threshold") is not None:
-        facts["threshold" if two else "threshold of the alert"] = f"{found['threshold']:.4g}"
+    facts |= thresholds.in_words(found, alert=len(run.recipe.classes) > 2)
     if found.get("shares"):
         facts["predicted class"] = f"{RULES['even']} in training"
         facts |= {f"share of {name}": f"{share:.4g}" for name, share in found["shares"].items()}
-    facts |= {
-        f"{words(name)} on validation images": readable(number)
-        for name, number in (found.get("validation") or {}).items()
-    }
     averaged = found.get("averaged") or {}
     if averaged:
         facts |= {f"{name}, averaged views": value for name, value in calibrating.readable(averaged).items()}
-    if averaged.get("threshold") is not None:
-        facts["threshold, averaged views"] = f"{averaged['threshold']:.4g}"
     return facts | {"locked": found.get("locked", "not recorded")}

@@ -14,7 +14,7 @@ from torch import nn
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data.imagesets import ImageSet
-from patholib.judge import calibration, decisions, judging, metrics, predicting, ranking, rivals
+from patholib.judge import calibration, decisions, judging, metrics, predicting, ranking, rivals, thresholds
 from patholib.model import augment, building, networks, recipes
 from patholib.model.recipes import BREAKHIS
 
@@ -473,20 +473,61 @@ def test_the_decision_comes_from_validation_images_alone(judged, tmp_path):
     assert {k: v for k, v in a.items() if k != "locked"} == {k: v for k, v in b.items() if k != "locked"}
 
 
-def test_the_threshold_is_the_largest_that_reaches_the_target(judged):
+def test_the_threshold_is_the_largest_that_promises_the_target_or_reaches_it_on_the_groups(judged):
     folder, _, _ = judged
     decision, val = files.read_json(folder / "decision.json"), decisions.calibrated(folder, "val")
-    assert decision["rule"] == "sensitivity >= 0.95 on validation" and decision["target"] == {"sensitivity": 0.95}
+    ill = val[val["label"] == "malignant"]
+    n = ill["group"].nunique()
 
-    def sensitivity(threshold):
-        return (val.loc[val["label"] == "malignant", "p_malignant"] >= threshold).mean()
+    def loss(threshold):
+        return (ill["p_malignant"] < threshold).groupby(ill["group"]).mean().mean()
 
-    assert sensitivity(decision["threshold"]) >= 0.95 > sensitivity(np.nextafter(decision["threshold"], 1))
-    assert decision["validation"]["sensitivity"]["value"] == sensitivity(decision["threshold"])
+    assert n >= 19 and decision["rule"] == "sensitivity >= 0.95 for new groups" and decision["notes"] == []
+    at, above = decision["threshold"], np.nextafter(decision["threshold"], 1)
+    assert (n * loss(at) + 1) / (n + 1) <= 0.05 + 1e-9 < (n * loss(above) + 1) / (n + 1)
+    assert decision["promise"]["sensitivity"] == 0.95 and decision["target"] == {"sensitivity": 0.95}
+    assert decision["promise"]["validation"]["value"] == pytest.approx(1 - loss(at))
+    assert decision["validation"]["sensitivity"]["value"] == (ill["p_malignant"] >= at).mean()
+    assert decision["threshold_interval"]["low"] <= at <= decision["threshold_interval"]["high"]
     assert decision["predictions_val_sha256"] == files.sha256(folder / "predictions_val.csv")
-    assert decision["notes"] == []
-    few = decisions.choose(val[val["group"] < "0060"], CLASSES, "malignant")["notes"]
-    assert len(few) == 1 and "fewer than 20 cannot show a sensitivity of 0.95" in few[0]
+
+
+def test_with_few_groups_less_is_promised_and_the_note_says_what(judged):
+    folder, _, _ = judged
+    val = decisions.calibrated(folder, "val")
+    few = decisions.choose(val[val["group"] < "0060"], CLASSES, "malignant")
+    n = few["promise"]["groups"]
+    assert n < 19 and few["promise"]["sensitivity"] == pytest.approx(0.95 * n / (n + 1))
+    assert few["rule"] == "sensitivity >= 0.95 on the validation groups"
+    assert f"images: {n}. So few cannot promise a sensitivity of 0.95" in few["notes"][0]
+
+
+def test_patients_get_a_threshold_of_their_own_on_their_mean_probability(tmp_path):
+    """The same rule, with a patient for an image. The test patients are decided by it, and an older run as it was."""
+    images = image_set(n=400, kind=ImageSet)
+    rank = images.table.groupby(["split", "label"]).cumcount()
+    case = images.table["split"] + images.table["label"] + (rank // 4).astype(str)  # patients of four images
+    images = replace(images, table=images.table.assign(case=case, group=case))
+    decision = decisions.lock(Lopsided(), images, in_run(tmp_path, RECIPE)).decision
+    found = judging.judge(Lopsided(), images, tmp_path)
+    own, val = decision["patients"], decisions.calibrated(tmp_path, "val")
+    assert own["column"] == "case" and own["threshold"] != decision["threshold"]
+    ill = val[val["label"] == "malignant"].groupby("case")["p_malignant"].mean()
+    chosen = thresholds.choose(np.ones(len(ill)), ill, ill.index, "malignant", 0.95, unit="patient", seed=RECIPE.seed)
+    assert own["threshold"] == pytest.approx(chosen.threshold) and own["promise"]["groups"] == len(ill)
+    assert own["validation"]["sensitivity"]["value"] == pytest.approx((ill >= chosen.threshold).mean())
+    summary = found.summary["patients"]["summary"]
+    assert summary["threshold"] == own["threshold"] and found.summary["threshold"] == decision["threshold"]
+    patients = found.patients
+    assert ((patients["decision"] == "malignant") == (patients["p_malignant"] >= own["threshold"])).all()
+    older = {key: value for key, value in found.metrics["decision"].items() if key != "patients"}
+    before = replace(found, metrics=found.metrics | {"decision": older}).patients
+    assert ((before["decision"] == "malignant") == (before["p_malignant"] >= decision["threshold"])).all()
+    assert (before["decision"] != patients["decision"]).any()
+    pd.testing.assert_series_equal(before["score"], patients["score"])  # of images, at their own threshold
+    rows = decisions.read_locked(tmp_path).table.table["locked"]
+    assert rows["patient threshold"].startswith(f"p_malignant >= {own['threshold']:.4g}")
+    assert rows["patient promise"] == own["promise"]["words"]
 
 
 def test_no_test_image_is_looked_at_before_the_decision_is_locked(judged, tmp_path):
@@ -511,7 +552,7 @@ def test_once_test_images_were_judged_the_decision_stays(judged, tmp_path):
     judging.judge(Lopsided(), images, tmp_path, rivals.colour_baseline(images), ("site",))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert again.decision == files.read_json(tmp_path / "decision.json")
-    assert again.table.table.loc["threshold", "locked"] == f"p_malignant >= {again.threshold:.4g}"
+    assert again.table.table.loc["threshold", "locked"].startswith(f"p_malignant >= {again.threshold:.4g} (")
     assert again.decision["rule"].replace(">", "&gt;") in again.table._repr_html_()
     other = Lopsided()
     with torch.no_grad():

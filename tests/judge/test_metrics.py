@@ -408,26 +408,6 @@ def test_only_predictions_of_the_same_images_are_compared():
 # ---- thresholds -----------------------------------------------------------------------------------------------------
 
 
-def test_a_threshold_is_the_largest_that_reaches_its_sensitivity_worked_by_hand():
-    labels, scores = np.array([1, 1, 1, 1, 0, 0]) == 1, np.array([0.9, 0.8, 0.4, 0.2, 0.5, 0.3])
-    assert ranking.threshold_for(labels, scores, 0.5) == 0.8  # of 0.8 to 0.5 all find two of four
-    assert ranking.threshold_for(labels, scores, 0.51) == 0.4
-    assert ranking.threshold_for(labels, scores, 0.75) == 0.4
-    assert ranking.threshold_for(labels, scores, 0.76) == 0.2
-    # One false alarm counts 1: at 0.8 two misses; at 0.4 one miss, one alarm; at 0.2 two alarms.
-    assert ranking.cheapest_threshold(labels, scores, 0.4) == 0.8
-    assert ranking.cheapest_threshold(labels, scores, 1) == 0.2  # as dear as 0.8 and 0.4, and misses none
-    assert ranking.cheapest_threshold(labels, scores, 10) == 0.2
-    for rule in (ranking.threshold_for, ranking.cheapest_threshold):
-        with pytest.raises(PathoError, match="one_class"):
-            rule(~labels[:4], scores[:4], 0.5)
-
-
-def test_with_equal_scores_all_of_them_are_called():
-    labels = np.array([1, 1, 0, 1]) == 1
-    assert ranking.threshold_for(labels, np.array([0.5, 0.5, 0.5, 0.9]), 0.4) == 0.5
-
-
 def test_the_working_points_are_those_of_the_curve():
     predictions = random_table(33, classes=BINARY, decimals=1)
     true, scores = (predictions["label"] == "malignant").to_numpy(), predictions["p_malignant"].to_numpy()

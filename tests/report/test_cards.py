@@ -143,7 +143,7 @@ def test_the_locked_decision_is_shown_and_a_changed_file_behind_it_shouted(folde
     text = written(folder)["model_card"]
     for part in (
         "| temperature | 1.37 |",
-        "| threshold | 0.31 |",
+        "| threshold | p\\_malignant >= 0.31 |",
         "sensitivity >= 0.95 on validation",
         "0.953 (0.933 to 0.973)",
         "0.712 (0.692 to 0.732)",
@@ -211,7 +211,7 @@ def test_of_more_than_two_classes_the_threshold_is_that_of_an_alert(tmp_path):
     change(tmp_path, "metrics.json", test=summary(classes=classes, support=(9, 9, 9)) | {"alert": alert})
     change(tmp_path, "decision.json", **DECISION)
     text = written(tmp_path)["model_card"]
-    assert "| threshold of the alert | 0.31 |" in text
+    assert "| threshold of the alert | p\\_malignant >= 0.31 |" in text
     assert "Alert for MEL" in text and "| sensitivity | 0.900 (0.880 to 0.920) |" in text and "20 % of the imag" in text
     assert "over the share" not in text
     change(tmp_path, "decision.json", **DECISION, shares={"MEL": 0.1, "NV": 0.7, "BCC": 0.2})

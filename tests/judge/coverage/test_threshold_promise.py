@@ -3,7 +3,7 @@
 A study has n validation groups with positive images. The score of an image is normal with variance 1, of which `alike`
 is its group's. Sensitivity for new groups, each counting once, is then known for every threshold.
 
-  python tests/judge/coverage/test_threshold_promise.py      the figures in the docstring of patholib/judge/thresholds.py
+  python tests/judge/coverage/test_threshold_promise.py      the figures in the docstring of judge/thresholds.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from patholib.judge import thresholds
 
-STUDIES, TARGET = 2000, 0.95
+STUDIES, TARGET = 2_000, 0.95
 NORMAL = NormalDist()
 APART = 2**0.5 * NORMAL.inv_cdf(0.95)  # of the means of positive and negative scores: AUC 0.95
 
