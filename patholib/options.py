@@ -69,7 +69,7 @@ class Options:
     precision: str | None = _of("computing", None, "number format", *fields.CHOICES["precision"], none=RECIPE)
     workers: int = _of("computing", 2, "threads that prepare images")
     processes: int = _of("computing", 1, "number of GPU processes that share each batch")
-    target_sensitivity: float = _of("judging", 0.95, "sensitivity that the threshold must reach on validation images")
+    target_sensitivity: float = _of("judging", 0.95, "sensitivity wanted for new patients")
     probe: bool = _of("judging", False, "also judge a linear probe of the network before training")
     folds: int = _of("judging", 0, "number of cross-validation folds (0: no cross-validation)")
     repeats: int = _of("judging", 1, "number of cross-validations, each with other folds")
