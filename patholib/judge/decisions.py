@@ -331,8 +331,10 @@ def _as_before(run_dir: Path, val: pd.DataFrame, chosen: dict, recipe: Recipe) -
 
 
 def deciding_patients(decision: Mapping | None, classes: Sequence[str]) -> float | rules.Shares:
-    """What decides the mean probability of a patient's images: the threshold of patients, or where none was locked (an
-    older run, or where no threshold decides) what decides an image."""
+    """What decides the mean probability of a patient's images, see `deciding`.
+
+    What decides an image where no threshold of patients was locked: in an older run, or if no threshold decides.
+    """
     return deciding((decision or {}).get("patients") or decision, classes)
 
 

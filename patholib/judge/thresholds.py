@@ -107,12 +107,13 @@ def in_words(decision: Mapping, alert: bool = False) -> dict[str, str]:
     """
     if decision.get("threshold") is None:
         return {}
-    name, patients, averaged = "threshold of the alert" if alert else "threshold", *map(decision.get, ("patients", "averaged"))
+    name = "threshold of the alert" if alert else "threshold"
     found = _part_in_words(decision, name, "")
-    if averaged:  # of it the threshold alone: the promise is the same
-        name = f"{name}, averaged views"
-        found[name] = _part_in_words(averaged, name, "")[name]
-    return found | (_part_in_words(patients, "patient threshold", "patient ") if patients else {})
+    if "averaged" in decision:  # of it the threshold alone: the promise is the same
+        found[f"{name}, averaged views"] = _part_in_words(decision["averaged"], name, "")[name]
+    if "patients" in decision:
+        found |= _part_in_words(decision["patients"], "patient threshold", "patient ")
+    return found
 
 
 def _part_in_words(part: Mapping, name: str, of: str) -> dict[str, str]:
