@@ -15,7 +15,7 @@ from runfolder import EVIL, PNG, RECIPE, TAGS, Elements, full_run, history, numb
 
 from patholib.base import files
 from patholib.base.errors import PathoError, shown
-from patholib.judge import gains, metric_table
+from patholib.judge import gains, metric_table, thresholds
 from patholib.judge.metrics import readable
 from patholib.model import recipes
 from patholib.report import hints, report, settings
@@ -283,6 +283,26 @@ def test_a_decision_and_a_trust_file_with_few_fields_still_give_a_report(tmp_pat
     files.write_json(tmp_path / "decision.json", {"temperature": 1, "threshold": None})
     files.write_json(tmp_path / "trust.json", {"verdict": "none"})
     written(tmp_path)
+
+
+def test_what_a_threshold_promises_is_told_and_by_which_one_patients_are_decided(tmp_path):
+    full_run(tmp_path)
+    decided = {"summary": summary() | {"threshold": 0.44, "decision": "p_malignant >= 0.44"}}
+    test = files.read_json(tmp_path / "metrics.json")["test"]
+    change(tmp_path, "metrics.json", test=test | {"patients": test["patients"] | decided})
+    text, _ = written(tmp_path)  # an older run, without a promise and a threshold of patients
+    assert "threshold of single images: this run locked none for patients" in text and "romise" not in text
+    scores = np.linspace(0.3, 0.9, 8)
+    chosen = thresholds.choose(np.ones(8), scores, np.arange(8), "malignant", 0.95, unit="patient").to_json()
+    promise = {key: chosen[key] for key in ("promise", "threshold_interval")}
+    change(tmp_path, "decision.json", patients={"positive": "malignant", **chosen}, **promise)
+    text, _ = written(tmp_path)
+    assert "p\\_malignant >= 0.44, the threshold that was locked for patients" in text
+    assert "| promise | on average over such studies, at least 0.844 of" in text
+    assert "one study can be below it" in text
+    ends = chosen["threshold_interval"]
+    row = f"| patient threshold | p\\_malignant >= 0.3 ({ends['low']:.4g} to {ends['high']:.4g} in 95 % of resamples"
+    assert row in text and "no resample can undercut the lowest score" in text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
