@@ -277,7 +277,7 @@ def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequ
         "patients": groupwise.patient_summary(
             test, classes, positive, predicting.patient_column(test), threshold, of_patients, seed=recipe.seed
         ),
-        "levels": {
+        "levels": {  # at the threshold of patients, as these have none of their own
             level: groupwise.patient_summary(test, classes, positive, level, threshold, of_patients, seed=recipe.seed)
             for level in LEVELS
             if level in test and level != predicting.patient_column(test)

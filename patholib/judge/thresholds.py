@@ -1,7 +1,7 @@
 """The choice of a threshold from validation groups: what it promises, and how far other groups would move it.
 
 A target sensitivity is meant for new patients. The quantile of the validation images misses it: with 8 positive groups
-the mean of 2,000 simulated studies is 0.93 for a target of 0.95, and 61 % of them are below it. So the default is
+the mean of 2,000 simulated studies is 0.93 for a target of 0.95, and 60 % of them are below it. So the default is
 conformal risk control (Angelopoulos et al. 2022): the loss of a group is the share of its positive images below the
 threshold, and where n groups have mean loss R, the largest threshold with (n R + 1) / (n + 1) <= 1 - target is taken.
 If a new group is exchangeable with the n, its expected loss is at most 1 - target, whatever the model.

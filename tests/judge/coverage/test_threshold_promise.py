@@ -68,14 +68,16 @@ def test_the_quantile_of_the_images_does_not_keep_its_target(n):
 def main() -> None:
     print(f"{STUDIES} studies, target {TARGET:g}, half of the variance between groups")
     for n in (8, 20, 60):
-        rules = {"quantile of the images": of_images, "chosen": promising(n), "all found": lambda s, _: s.min()}
+        rules = {
+            "quantile of the images": of_images,
+            f"chosen, {thresholds.promised(n, TARGET):.3f} promised": promising(n),
+            f"all found, {n / (n + 1):.3f} promised": lambda scores, _: scores.min(),
+        }
         for name, rule in rules.items():
             found = sensitivities(rule, n, alike=0.5)
-            alarms = np.mean([NORMAL.cdf(APART + NORMAL.inv_cdf(1 - x)) if x < 1 else 0 for x in found])
-            print(
-                f"{n:3} groups, {name:22} promised {thresholds.promised(n, TARGET):.3f}  mean {found.mean():.3f}  "
-                f"below the target {(found < TARGET).mean():.2f}  specificity {alarms:.3f}"
-            )
+            specificity = np.mean([NORMAL.cdf(APART + NORMAL.inv_cdf(1 - x)) if x < 1 else 0 for x in found])
+            said = f"mean {found.mean():.3f}  below the target {(found < TARGET).mean():.2f}"
+            print(f"{n:3} groups, {name:26} {said}  specificity {specificity:.3f}")
 
 
 if __name__ == "__main__":
