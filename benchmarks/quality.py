@@ -110,17 +110,12 @@ CONTENDERS = {
         outside=True,
     ),
     COLOURS[0]: Contender(
-        "logistic regression on 828 statistics of colour (in `contenders/colour_statistics.py`), "
-        "classes weighing the same",
+        "logistic regression on 828 statistics of colour (in `contenders/colour_statistics.py`)",
         "colour_statistics.py",
         {"model": "logistic"},
     ),
-    COLOURS[1]: Contender(
-        "gradient boosting on the same, classes weighing the same", "colour_statistics.py", {"model": "boosting"}
-    ),
-    COLOURS[2]: Contender(
-        "extremely randomised trees on the same, classes weighing the same", "colour_statistics.py", {"model": "trees"}
-    ),
+    COLOURS[1]: Contender("gradient boosting on the same", "colour_statistics.py", {"model": "boosting"}),
+    COLOURS[2]: Contender("extremely randomised trees on the same", "colour_statistics.py", {"model": "trees"}),
 }
 
 
@@ -763,12 +758,8 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         f"{options.seeds}. "
         + ("The predictions of all folds are pooled; intervals" if options.what == "contenders" else "Intervals")
         + f" draw {group}s",
-        "- Balanced accuracy is of the class that is called, the likeliest one"
-        + (
-            "; ours calls by the rule that its recipe locks, the largest probability over the class's share of the "
-            "training images" * any(one.get("shares") is not None for one in every)
-        )
-        + '. "Shares divided out" divides, for everybody, by the class shares that a training behaved as if it had '
+        f"- Balanced accuracy is of the class that is called, the likeliest one{_by_shares(found)}. "
+        '"Shares divided out" divides, for everybody, by the class shares that a training behaved as if it had '
         "seen, so that nobody is worse for having left the imbalance alone. ECE is "
         "of the probabilities as they come (ours with the calibration that it locks), then of everybody's after a "
         "calibration on the validation images",
@@ -781,6 +772,14 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         f"- Trained with commit {', '.join(commits)} on {'; '.join([*processors, ', '.join(versions)]).rstrip('; ')}"
         + f"; load of the machine before a training at most {max(loads):.1f}" * bool(loads),
     ]
+
+
+def _by_shares(found: dict) -> str:
+    """Whose called class is another one than the likeliest, a phrase."""
+    those = [name for name, some in found.items() if any(one.facts.get("shares") for one in some.values())]
+    if not those:
+        return ""
+    return f"; of {', '.join(those)} that with the largest probability over its share of the training images"
 
 
 def missing(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:

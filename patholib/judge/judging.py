@@ -251,7 +251,7 @@ def judge(
 def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float | rules.Shares]:
     """The test rows of a rival, calibrated, and its threshold: by the same rule, from its own validation rows.
 
-    Rivals learn from the images as they are: their prior is not corrected.
+    A rival has learnt the shares of the training images. Where the network divides by them, it does too.
     """
     parts = {name: rival[rival["split"] == name].reset_index(drop=True) for name in ("val", "test")}
     target = decision["target"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from patholib.model.networks import Classifier
 
 PERCENTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of a regression, from strongly to weakly held back
 
 
 def constant_baseline(images: ImageSet) -> pd.DataFrame:
@@ -37,37 +37,24 @@ def constant_baseline(images: ImageSet) -> pd.DataFrame:
 def colour_baseline(images: ImageSet) -> pd.DataFrame:
     """Predictions from colour alone, for the val and test rows: a logistic regression on `colours`.
 
-    Fitted on the train rows of a set with `split`, without class weights. A network that is not better has not
-    learnt shapes. A class without train rows gets probability 0. Errors: no_split, single_class.
+    Fitted on the train rows of a set with `split`, without class weights: they would cost it AUC and log loss, and what
+    is subtracted from a network must be as good as it can be. Its penalty is chosen on the val rows, by the log loss. A
+    network that is not better has not learnt shapes. A class without train rows gets probability 0.
+    Errors: no_split, single_class.
     """
     _refuse_unsplit(images)
     features = np.stack([colours(images.pixels[row]) for row in images.table["row"]])  # (N, F)
     return _linear(features, images)
 
 
-def probe(
-    model: Classifier,
-    images: ImageSet,
-    splits: Sequence[pd.DataFrame] | None = None,
-    device: str | torch.device | None = None,
-) -> pd.DataFrame:
+def probe(model: Classifier, images: ImageSet, device: str | torch.device | None = None) -> pd.DataFrame:
     """A linear probe: as `colour_baseline`, on the mean of each map of the network's last block.
 
     Before the training it shows what the weights at the start are worth, and so what the training adds.
-    splits: tables of `splitting.folds`, of one repeat; each image is then predicted once, by a regression fitted on
-    other groups, and the table holds all images, fold by fold. That is only fair if the network was not trained on any
-    of them, as a pretrained one. None: the split of the set.
     device: where to compute; None leaves the model where it is. Errors: no_split, single_class.
     """
-    sets = [images] if splits is None else [images.with_split(table) for table in splits]
-    for one in sets:
-        _refuse_unsplit(one)
-    features = predicting.pooled(model if device is None else model.to(device), images)  # (N, K)
-    place = {path: i for i, path in enumerate(images.table["path"])}
-    parts = [_linear(features[[place[path] for path in one.table["path"]]], one) for one in sets]
-    return (
-        parts[0] if splits is None else pd.concat([part[part["split"] == "test"] for part in parts], ignore_index=True)
-    )
+    _refuse_unsplit(images)
+    return _linear(predicting.pooled(model if device is None else model.to(device), images), images)
 
 
 def _refuse_unsplit(images: ImageSet) -> None:
@@ -76,23 +63,32 @@ def _refuse_unsplit(images: ImageSet) -> None:
 
 
 def _linear(features: np.ndarray, images: ImageSet) -> pd.DataFrame:
-    """Predictions for the val and test rows, by a logistic regression fitted on the train rows of features (N, F)."""
+    """Predictions for the val and test rows, by a logistic regression fitted on the train rows of features (N, F).
+
+    Of the fits with each of STRENGTHS the one with the lowest log loss on the val rows predicts.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     learn = (images.table["split"] == "train").to_numpy()
     judge = images.table["split"].isin(["val", "test"]).to_numpy()
-    known = np.unique(images.labels[learn])
-    if len(known) < 2 or not judge.any():
+    known, val = np.unique(images.labels[learn]), (images.table["split"] == "val").to_numpy()[judge]
+    if len(known) < 2 or not val.any():
         raise PathoError(
-            "single_class", "training split", "needs two classes, and some images elsewhere", "Split again"
+            "single_class", "training split", "needs two classes, and validation images beside it", "Split again"
         )
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    model.fit(features[learn], images.labels[learn])
-    probs = np.zeros((judge.sum(), len(images.classes)))
-    probs[:, known] = model.predict_proba(features[judge])
-    return predicting.as_predictions(replace(images, table=images.table[judge]), probs)
+    least, best = np.inf, np.empty(0)
+    for strength in STRENGTHS:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        model.fit(features[learn], images.labels[learn])
+        probs = np.zeros((judge.sum(), len(images.classes)))
+        probs[:, known] = model.predict_proba(features[judge])
+        of_true = probs[val, images.labels[judge][val]]
+        loss = -np.log(np.maximum(of_true, np.finfo(float).tiny)).mean()
+        if loss < least:
+            least, best = loss, probs
+    return predicting.as_predictions(replace(images, table=images.table[judge]), best)
 
 
 def colours(pixels: np.ndarray) -> np.ndarray:

@@ -9,6 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn import metrics as sklearn_metrics
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from patholib.base import files
@@ -322,15 +326,39 @@ def test_the_colour_baseline_is_at_chance_on_shuffled_labels():
     assert found["metrics"]["auc"]["low"] < 0.5 < found["metrics"]["auc"]["high"]
 
 
-def test_the_colour_baseline_is_fitted_on_train_rows_only():
+def test_the_colour_baseline_learns_nothing_from_test_labels():
     images = image_set(n=100)
     swapped = images.table.assign(
         label=images.table["label"].where(
-            images.table["split"] == "train", images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))
+            images.table["split"] != "test", images.table["label"].map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))
         )
     )
     a, b = (rivals.colour_baseline(replace(images, table=t)) for t in (images.table, swapped))
     np.testing.assert_array_equal(a["p_malignant"], b["p_malignant"])
+
+
+def test_the_penalty_of_the_colour_baseline_is_the_best_on_validation_images():
+    images = image_set(n=200, size=8)
+    noise = np.random.default_rng(0).normal(size=(200, 40))
+    weak = noise + 0.4 * images.labels[:, None] * (np.arange(40) < 5)
+    found = rivals._linear(weak, images)
+    train, val = ((images.table["split"] == part).to_numpy() for part in ("train", "val"))
+    by_strength = {}
+    for strength in rivals.STRENGTHS:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        probs = model.fit(weak[train], images.labels[train]).predict_proba(weak[val])
+        by_strength[strength] = sklearn_metrics.log_loss(images.labels[val], probs)
+    kept = found[found["split"] == "val"]
+    least = sklearn_metrics.log_loss(kept["label"] == "malignant", kept["p_malignant"])
+    assert least == pytest.approx(min(by_strength.values()))
+    assert min(by_strength, key=by_strength.get) not in (1e-4, 1.0)  # and there was something to choose
+
+
+def test_a_baseline_of_images_that_say_nothing_gives_the_share_of_the_class():
+    images = image_set(n=1000, size=8)
+    labels = np.where(np.random.default_rng(1).random(1000) < 0.1, "benign", "malignant")
+    found = rivals.colour_baseline(replace(images, table=images.table.assign(label=labels)))
+    assert found["p_malignant"].mean() == pytest.approx(0.9, abs=0.03)
 
 
 def test_a_class_without_train_rows_gets_no_probability():
@@ -363,26 +391,12 @@ def test_pooled_features_are_what_the_head_is_given(backbone):
     np.testing.assert_allclose(predicting.pooled(backbone, images, batch_size=2), seen[0].numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_cross_validated_probe_judges_every_image_once_by_other_groups(backbone):
-    images = image_set(n=60, kind=ImageSet)
-    groups, tables = images.table["group"], []
-    for fold in range(3):
-        held = groups.isin(sorted(set(groups))[fold::3])
-        tables.append(images.table.assign(split=np.where(held, "test", "train")))
-    found = rivals.probe(backbone, images, tables)
-    assert sorted(found["path"]) == sorted(images.table["path"])
-    assert (found["split"] == "test").all()
-    # Labels that are only wrong where an image is judged change none of its probabilities.
-    changed = tables[0].assign(label=tables[0]["label"].where(tables[0]["split"] == "train", CLASSES[0]))
-    again = rivals.probe(backbone, images, [changed])
-    np.testing.assert_array_equal(again["p_malignant"], found["p_malignant"][: len(again)])
-
-
 def test_a_baseline_that_cannot_be_fitted_is_refused():
     images = image_set(n=40)
     for table, code in (
         (images.table.drop(columns="split"), "no_split"),
         (images.table.assign(split="train"), "single_class"),
+        (images.table.assign(split=images.table["split"].replace("val", "test")), "single_class"),
         (images.table.assign(label="benign"), "single_class"),
     ):
         with pytest.raises(PathoError) as refusal:
@@ -637,7 +651,7 @@ def test_of_more_classes_the_threshold_is_an_alert_and_the_largest_probability_d
 def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images):
     """The classes of the images are named MEL, NV, BCC; with three of them no threshold divides."""
     classes = ("BCC", "MEL", "NV")
-    names = np.array(classes)[np.arange(len(images)) % 3]
+    names = np.array(classes)[np.resize([0, 1, 2, 2], len(images))]
     images = replace(images, table=images.table.assign(label=names), classes=classes)
     recipe = replace(RECIPE, classes=classes, positive="MEL", balance="none", decide="even", tta_views=1)
     model = Lopsided()
