@@ -107,7 +107,7 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 1e-5
     schedule: str = "sgdr"
-    t_0: int = 5  # sgdr: epochs of the first cycle; 0: one cycle over the whole run
+    t_0: float = 5  # sgdr: epochs of the first cycle; 0: one cycle over the whole run
     t_mult: int = 2  # sgdr: each cycle is this many times longer (Loshchilov & Hutter 2017, section 3)
     eta_min: float = 1e-6  # sgdr: lowest rate; plateau: floor
     plateau_factor: float = 0.5
@@ -156,6 +156,8 @@ class Recipe:
             wrong.append(f"fractions={self.fractions} must be three shares above 0 that sum to 1")
         if self.batch_size == 1:
             wrong.append("batch_size=1 gives BatchNorm one value per channel")
+        if 0 < self.t_0 < 1:
+            wrong.append(f"t_0={self.t_0} is a part of an epoch; give 0, or a number from 1 on")
         if 0 < self.lr < self.eta_min:
             wrong.append(f"lr={self.lr} is below eta_min={self.eta_min}")
         if not all(0 <= p < 1 for p in self.head_dropout):

@@ -6,33 +6,57 @@ one (None or NaN) is never an improvement.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 
 from patholib.base.errors import PathoError
 
 
-def sgdr(epoch: int, t_0: int, t_mult: int, lr: float, eta_min: float) -> float:
+def sgdr(epoch: int, t_0: float, t_mult: int, lr: float, eta_min: float) -> float:
     """The rate of cosine annealing with warm restarts (Loshchilov & Hutter 2017, equation 5), stepped by epochs.
 
-    t_0: epochs of the first cycle, 1 or more; each later one is t_mult times longer. Errors: bad_parameter.
+    t_0: epochs of the first cycle, 1 or more; each later one is t_mult times longer, and each begins with the nearest
+    whole epoch. Errors: bad_parameter.
     """
-    if t_0 < 1 or t_mult < 1:
-        raise PathoError("bad_parameter", "t_0, t_mult", f"are {t_0} and {t_mult}", "Give whole numbers from 1 on")
-    start, length = 0, t_0
-    while epoch >= start + length:
-        start, length = start + length, length * t_mult
-    return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * (epoch - start) / length)) / 2
+    start, end = next(cycle for cycle in _cycles(t_0, t_mult) if epoch < cycle[1])
+    return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * (epoch - start) / (end - start))) / 2
 
 
-def cycle_ends(epochs: int, t_0: int, t_mult: int) -> list[int]:
+def cycle_ends(epochs: int, t_0: float, t_mult: int) -> list[int]:
     """The last epoch of every whole cycle in a run of `epochs`; t_0=0 is one cycle over all of it."""
-    ends, length = [], t_0 or epochs
-    end = length
-    while end <= epochs:
-        ends.append(end - 1)
-        length *= t_mult
-        end += length
-    return ends
+    whole = itertools.takewhile(lambda cycle: cycle[1] <= epochs, _cycles(t_0 or epochs, t_mult))
+    return [end - 1 for _, end in whole]
+
+
+def whole_cycles(epochs: int, t_0: float, t_mult: int) -> float:
+    """The t_0 nearest to the given one, as a ratio, with which the last cycle ends with the last of `epochs`."""
+    sums = itertools.accumulate(t_mult**k for k in range(epochs))  # of k cycles in units of the first
+    fitting = [epochs / total for total in itertools.takewhile(lambda total: total <= epochs, sums)]
+    return min(fitting, key=lambda length: abs(math.log(length / t_0)))
+
+
+def cut_off(recipe) -> str:
+    """A warning where the run ends in the middle of a cycle, at a high rate; "" where it does not."""
+    if recipe.schedule != "sgdr" or recipe.epochs - 1 in cycle_ends(recipe.epochs, recipe.t_0, recipe.t_mult):
+        return ""
+    last = sgdr(recipe.epochs - 1, recipe.t_0, recipe.t_mult, recipe.lr, recipe.eta_min)
+    return (
+        f"With epochs={recipe.epochs}, t_0={recipe.t_0:g} and t_mult={recipe.t_mult} the run ends in the middle of a "
+        f"cycle, at a learning rate of {last:.2g}, which is {last / recipe.lr:.0%} of the highest"
+    )
+
+
+def _cycles(t_0: float, t_mult: int) -> Iterator[tuple[int, int]]:
+    """The first epoch of every cycle and of the one after it, without end. Errors: bad_parameter."""
+    if t_0 < 1 or t_mult < 1:
+        raise PathoError("bad_parameter", "t_0, t_mult", f"are {t_0} and {t_mult}", "Give numbers from 1 on")
+    start, total, length = 0, 0.0, t_0
+    while True:
+        total, length = total + length, length * t_mult
+        end = round(total)
+        yield start, end
+        start = end
 
 
 def plateau(scores, lr: float, factor: float, patience: int, eta_min: float) -> float:

@@ -27,6 +27,8 @@ def run(state: State) -> None:
     steps, saving, ended = state.feed.steps, Saving(state), state.progress.reason
     if not ended:
         say(f"training on {state.device} in {state.precision}: {state.arithmetic[1]}{_processes(state)}")
+        if schedules.cut_off(state.recipe):
+            say(schedules.cut_off(state.recipe))
     with bar(total=state.recipe.epochs * steps, initial=state.steps_done, unit="step", desc="training") as meter:
         while not state.progress.reason:
             try:

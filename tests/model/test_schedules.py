@@ -50,6 +50,34 @@ def test_a_cycle_without_length_is_refused():
         schedules.sgdr(3, 0, 2, 1e-3, 1e-6)
 
 
+@given(st.integers(1, 400), st.floats(1, 60), st.integers(1, 3))
+def test_whole_cycles_end_with_the_run_and_are_as_near_as_can_be(epochs, t_0, t_mult):
+    fitted = schedules.whole_cycles(epochs, t_0, t_mult)
+    ends = schedules.cycle_ends(epochs, fitted, t_mult)
+    assert ends[-1] == epochs - 1
+    recipe = replace(BREAKHIS, epochs=epochs, t_0=fitted, t_mult=t_mult)
+    rates = [schedules.rate(recipe, epoch) for epoch in range(epochs)]
+    assert [k for k in range(epochs) if rates[k] == BREAKHIS.lr] == [0] + [end + 1 for end in ends[:-1]]
+    assert not any(schedules.rate(recipe, k + 1) > rates[k] for k in range(epochs - 1) if k not in ends)
+    possible = [epochs / sum(t_mult**k for k in range(count)) for count in range(1, epochs + 1)]
+    ratios = [max(length / t_0, t_0 / length) for length in possible if length >= 1]
+    assert max(fitted / t_0, t_0 / fitted) == pytest.approx(min(ratios))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ends"), [(1, [0]), (3, [2]), (12, [3, 11]), (20, [6, 19]), (35, [4, 14, 34]), (50, [6, 20, 49])]
+)
+def test_the_cycles_of_breakhis_are_fitted_to_a_run(epochs, ends):
+    assert schedules.cycle_ends(epochs, schedules.whole_cycles(epochs, 5, 2), 2) == ends
+
+
+def test_a_run_that_ends_in_the_middle_of_a_cycle_says_so():
+    assert schedules.cut_off(BREAKHIS) == schedules.cut_off(ISIC) == schedules.cut_off(replace(BREAKHIS, t_0=0)) == ""
+    said = schedules.cut_off(replace(BREAKHIS, epochs=20))  # epoch 5 of 20, counted from 1
+    assert schedules.rate(replace(BREAKHIS, epochs=20), 19) == pytest.approx(9.05e-4, rel=1e-3)
+    assert "epochs=20" in said and "0.0009" in said and "90%" in said
+
+
 @settings(max_examples=50, deadline=None)
 @example([0.5] * 4, 0, 0.5, 1.005e-6)  # so near the floor that torch does not step
 @given(
