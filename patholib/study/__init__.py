@@ -118,6 +118,8 @@ class Study:
             if split is None
             else split
         )
+        if not isinstance(recipe, Recipe):
+            self.recipe = profiles.for_split(self.recipe, self.split)
         self.images = self.checked.images.with_split(self.split)
 
     def _adapted(self, recipe: Recipe, given: dict) -> Recipe:

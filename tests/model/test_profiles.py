@@ -4,14 +4,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tiny import pictures
 
+from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import demo, readers
 from patholib.data.readers import table
-from patholib.model import profiles, recipes
-from patholib.model.recipes import BREAKHIS
+from patholib.model import profiles, recipes, schedules
+from patholib.model.recipes import BREAKHIS, ISIC2019
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +105,38 @@ def test_real_images_are_cut_down_only_where_that_is_asked(sources):
     assert profiles.recipe_for("breakhis", real, small=True) == profiles.recipe_for("breakhis", demo_images)
     assert profiles.recipe_for("breakhis", real, small=True, arch="resnet18").arch == "resnet18"
     assert profiles.recipe_for("breakhis", real, weights="none").image_size == 224
+
+
+def test_another_number_of_epochs_keeps_its_cycles_whole_but_not_as_published(sources):
+    def made(**given):
+        return profiles.recipe_for("breakhis", sources["real"], **given)
+
+    assert recipes.diff(made(), made(epochs=20)).keys() == {"epochs", "t_0"}
+    assert schedules.cut_off(made(epochs=20)) == schedules.cut_off(made(epochs=50)) == ""
+    assert made(epochs=35).t_0 == made(epochs=20, published=True).t_0 == made(epochs=20, t_0=5).t_0 == 5
+    assert files.digest(made(epochs=35).to_json()) == files.digest(made().to_json())  # and 5 stays a whole number
+    assert schedules.cut_off(made(epochs=20, published=True))
+
+
+def validation(benign, malignant, images=3):
+    """The validation part of a split with so many groups of each class."""
+    rows = [("benign", f"b{k}") for k in range(benign)] + [("malignant", f"m{k}") for k in range(malignant)]
+    table = pd.DataFrame(rows * images, columns=["label", "group"]).assign(split="val")
+    return pd.concat([table, table.assign(split="train", group=table["group"] + "t")])
+
+
+def test_few_validation_groups_of_the_rarer_class_pick_no_epoch(capsys):
+    changed = profiles.for_split(BREAKHIS, validation(9, 40))
+    assert recipes.diff(BREAKHIS, changed) == {"keep": ("best", "last"), "patience": (8, 0)}
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "9 validation groups of benign" in said
+    assert profiles.for_split(BREAKHIS, validation(0, 40)).keep == "last"
+    capsys.readouterr()
+    for same, split in (
+        (BREAKHIS, validation(10, 40)),
+        (recipes.as_published("breakhis"), validation(2, 8)),
+        (recipes.from_scratch(BREAKHIS), validation(2, 8)),  # has the last already
+        (ISIC2019, validation(2, 8)),  # a mean over eight classes
+    ):
+        assert profiles.for_split(same, split) == same
+    assert not capsys.readouterr().out

@@ -199,3 +199,11 @@ def test_importing_patholib_is_quick_and_unknown_names_are_told():
     assert patholib.Study is Study and set(patholib.__all__) <= set(dir(patholib))
     with pytest.raises(AttributeError, match="public are"):
         patholib.Studdy  # noqa: B018
+
+
+def test_a_recipe_by_name_is_fitted_to_images_and_epochs_and_one_of_your_own_is_not(table, tmp_path, capsys):
+    study = Study(table, positive="malignant", epochs=20, workers=1, output=str(tmp_path), quiet=True)
+    assert (study.recipe.keep, study.recipe.patience) == ("last", 0) and study.recipe.t_0 == pytest.approx(20 / 3)
+    assert "The last epoch is kept" in capsys.readouterr().out
+    own = Study(study.checked, recipe=recipes.BREAKHIS, split=study.split, output=str(tmp_path), quiet=True)
+    assert (own.recipe.keep, own.recipe.t_0) == ("best", 5) and not capsys.readouterr().out
