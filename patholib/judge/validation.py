@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from patholib.base import files, pages
-from patholib.judge import decisions, metrics, predicting, resampled, rules
+from patholib.judge import decisions, metric_table, metrics, predicting, resampled, rules
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
 
@@ -23,11 +23,13 @@ FORMAT = 1
 RESULT, PREDICTIONS, PICTURE = "cross_validation.json", "oof_predictions.csv", "cross_validation.png"
 OF_PROBABILITIES = ("auc", "log_loss", "brier", "ece")  # all other numbers are of decisions
 NOTE = (
-    "The folds learn from mostly the same images, so their results are not independent: the spread over folds is "
-    "no standard error of their mean, and no unbiased estimate of one exists (Bengio & Grandvalet 2004). The "
-    "interval of the pooled predictions resamples whole groups. A pooled AUC also ranks images of one fold's model "
-    "against those of another's: where it is far below the mean of the folds, their probabilities are on different "
-    "scales."
+    "Temperature and decision of every fold were chosen on the test predictions of the other folds, so no image was "
+    "looked at to decide it. The interval of the pooled predictions resamples whole groups. It belongs to the recipe, "
+    "on average over trainings like these, and not to one network. The folds share most of their training images: "
+    "their spread is no standard error of the mean, for which no unbiased estimate exists (Bengio & Grandvalet 2004), "
+    "and the interval may be too narrow (Bates, Hastie & Tibshirani 2023). A difference of two recipes holds for one "
+    "training of each per fold: other seeds give another one. A pooled AUC also ranks images of one network against "
+    "those of another: where it is far below the mean of the folds, their probabilities are on different scales."
 )
 NOT_ASKED = (
     "Not asked for. With folds=5 the recipe is trained on five splits, each testing on other groups, which "
@@ -69,6 +71,18 @@ class CrossValidated:
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)  # out of fold: a row per image and repeat
     said: str = NOT_ASKED  # why it is empty, where it is
 
+    def headline(self, units: str = "groups") -> tuple[str, str]:
+        """The pooled number, and how many groups of the rarest class it rests on; units: what groups are called."""
+        pooled, name, folds = self.facts["pooled"], self.facts["monitor"], self.facts["folds"]
+        groups = {c: row["groups"] for c, row in pooled["per_class"].items()}
+        rarest = min(groups, key=lambda c: groups[c])
+        return (
+            f"{metric_table.words(name)} {metrics.readable(pooled['metrics'][name])}, pooled over {folds} folds: "
+            f"{self.facts['images']:,} images of {pooled['groups']:,} {units}, each predicted by a network that has "
+            f"not seen its {units.removesuffix('s')}.",
+            f"The {'rarer' if len(groups) == 2 else 'rarest'} class, {rarest}, has {groups[rarest]:,} {units}.",
+        )
+
     @property
     def note(self) -> str:
         """What stands above its table and figure."""
@@ -81,12 +95,12 @@ class CrossValidated:
             return pd.DataFrame()
         spread, pooled = self.facts["over_folds"], self.facts["pooled"]["metrics"]
         rows = {
-            name.replace("_", " "): {
+            metric_table.words(name): {
+                "pooled (95 % interval)": metrics.readable(pooled[name]),
                 "mean of folds": found["mean"],
                 "standard deviation": found["sd"],
                 "lowest": found["lowest"],
                 "highest": found["highest"],
-                "pooled (95 % interval)": metrics.readable(pooled[name]),
             }
             for name, found in spread.items()
         }
@@ -119,14 +133,16 @@ class CrossValidated:
     def __repr__(self) -> str:
         if not self.facts:
             return self.said
-        return "\n".join(filter(None, [self.note, self.table.to_string(float_format="{:.3f}".format), NOTE]))
+        return "\n".join(
+            filter(None, [self.note, *self.headline(), self.table.to_string(float_format="{:.3f}".format), NOTE])
+        )
 
     def _repr_html_(self) -> str:
         if not self.facts:
             return f"<p>{html.escape(self.said)}</p>"
         picture = pages.data_url(Path(self.folder or "", PICTURE).read_bytes(), "png")
         return (
-            (f"<p><b>{html.escape(self.note)}</b></p>" if self.note else "")
+            "".join(f"<p><b>{html.escape(line)}</b></p>" for line in (self.note, *self.headline()) if line)
             + self.table.to_html(float_format="{:.3f}".format)
             + f"<p>{html.escape(NOTE)}</p>"
             + f'<img alt="The folds" style="max-width:100%" src="{picture}">'
@@ -136,27 +152,30 @@ class CrossValidated:
 def pooled(folder: Path, runs: list[tuple[int, int, Path]], **facts) -> CrossValidated:
     """Pools finished folds and writes oof_predictions.csv into `folder`; the facts are for cross_validation.json.
 
-    runs: (repeat, fold, run folder), both from 1. facts: of all folds together, to be kept with the result.
+    runs: (repeat, fold, run folder), both from 1. facts: of all folds together, to be kept with the result. Its
+    "decision" is chosen on all folds together: what to use for the networks of the folds on other images.
     """
-    tables, rows, recipe = [], [], decisions.recipe_of(runs[0][2])
-    for repeat, fold, run_dir in runs:
-        split, found = files.read_json(run_dir / "run.json")["split"], files.read_json(run_dir / "metrics.json")["test"]
-        table = decisions.calibrated(run_dir, "test").assign(repeat=repeat, fold=fold)
-        decision = decisions.locked(run_dir)
-        tables.append(decided(table, recipe, decisions.deciding(decision, recipe.classes)))
-        rows.append(
-            {
-                "repeat": repeat,
-                "fold": fold,
-                "run": run_dir.name,
-                "split_sha256": split["sha256"],
-                "images": found["images"],
-                "groups": found["groups"],
-                "threshold": found["threshold"],
-                "temperature": decision["temperature"],
-                "metrics": found["metrics"],
-            }
-        )
+    recipe, rows, tables = decisions.recipe_of(runs[0][2]), [], []
+    for number in sorted({repeat for repeat, _, _ in runs}):
+        those = [(fold, run_dir) for repeat, fold, run_dir in runs if repeat == number]
+        judged = decided_by_others([run_dir for _, run_dir in those])
+        for (fold, run_dir), (table, decision) in zip(those, judged, strict=True):
+            threshold = decisions.deciding(decision, recipe.classes)
+            found = metrics.summary(table, recipe.classes, recipe.positive, threshold, seed=recipe.seed)
+            tables.append(table.assign(repeat=number, fold=fold))
+            rows.append(
+                {
+                    "repeat": number,
+                    "fold": fold,
+                    "run": run_dir.name,
+                    "split_sha256": files.read_json(run_dir / "run.json")["split"]["sha256"],
+                    "images": found["images"],
+                    "groups": found["groups"],
+                    "threshold": found["threshold"],
+                    "temperature": decision["temperature"],
+                    "metrics": found["metrics"],
+                }
+            )
     predictions = pd.concat(tables, ignore_index=True)
     files.write_table(folder / PREDICTIONS, predictions)
     found = {
@@ -170,6 +189,7 @@ def pooled(folder: Path, runs: list[tuple[int, int, Path]], **facts) -> CrossVal
         "runs": rows,
         "over_folds": _over_folds(rows),
         "pooled": pooled_summary(predictions, recipe),
+        "decision": _chosen([_raw(run_dir, recipe) for _, _, run_dir in runs], recipe, decisions.locked(runs[0][2])),
         "remark": NOTE,
         "predictions_sha256": files.sha256(folder / PREDICTIONS),
     }
@@ -192,8 +212,43 @@ def _over_folds(rows: list[dict]) -> dict[str, dict]:
     return found
 
 
+def decided_by_others(folders: Sequence[Path]) -> list[tuple[pd.DataFrame, dict]]:
+    """Of each of two or more folds: its test predictions, calibrated and decided, and the decision.
+
+    The test predictions of the other folds choose temperature and threshold, by the rule of `decisions.choose`. They
+    are many more than the validation images of one fold, and none of them shares a group with the images that are
+    judged. To calibrate on predictions out of fold is cross-conformal prediction (Vovk 2015) and CV+ (Barber et al.
+    2021); those of the same fold are left out because a threshold must not know the labels on which it is judged.
+    """
+    recipe = decisions.recipe_of(folders[0])
+    tables, found = [_raw(folder, recipe) for folder in folders], []
+    for folder, table in zip(folders, tables, strict=True):
+        decision = _chosen([other for other in tables if other is not table], recipe, decisions.locked(folder))
+        calibrated = decisions.tempered(table, recipe.classes, decision["temperature"])
+        found.append((decided(calibrated, recipe, decisions.deciding(decision, recipe.classes)), decision))
+    return found
+
+
+def _raw(folder: Path, recipe: Recipe) -> pd.DataFrame:
+    """The test predictions of a run as its network gives them."""
+    return predicting.read_predictions(Path(folder) / "predictions_test.csv", recipe.classes)
+
+
+def _chosen(tables: list[pd.DataFrame], recipe: Recipe, own: Mapping) -> dict:
+    """The decision from these predictions, for the target and the shares of a run's own."""
+    return decisions.choose(
+        pd.concat(tables, ignore_index=True),
+        recipe.classes,
+        recipe.positive,
+        own["target"].get("sensitivity", decisions.TARGET),
+        own["target"].get("cost_ratio"),
+        recipe.seed,
+        own.get("shares"),
+    )
+
+
 def decided(table: pd.DataFrame, recipe: Recipe, threshold: float | rules.Shares) -> pd.DataFrame:
-    """Calibrated predictions with what each image is called by its run (`decisions.deciding`)."""
+    """Calibrated predictions with what each image is called (`decisions.deciding`)."""
     decision = resampled.decide(table, recipe.classes, recipe.positive, threshold)
     return table.assign(threshold=None if isinstance(threshold, Mapping) else threshold, decision=decision)
 
@@ -216,5 +271,5 @@ def pooled_summary(table: pd.DataFrame, recipe: Recipe) -> dict:
         "metrics": {**decided["metrics"], **ranked},
         "per_class": per_class,
         "threshold": None,
-        "decision": f"p_{positive} >= the threshold of the fold" if two else rules.RULES[recipe.decide],
+        "decision": f"p_{positive} >= the threshold from the other folds" if two else rules.RULES[recipe.decide],
     }

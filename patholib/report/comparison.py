@@ -164,14 +164,16 @@ class Comparison:
         """Results over all test images of runs that are folds of one cross-validation, one column for each of these.
 
         Folds are runs of one recipe on the same images, of which no two share a test image; the first row says whether
-        every image was tested. Intervals resample whole groups. Empty where no two runs are such folds.
+        every image was tested. Temperature and threshold come from the other folds. Intervals resample whole groups.
+        Empty where no two runs are such folds.
         """
         columns = {}
         for folds in self._folds():
             recipe = folds[0].record.recipe
-            table = pd.concat([validation.decided(run.test, recipe, run.threshold) for run in folds], ignore_index=True)
+            judged = validation.decided_by_others([run.record.folder for run in folds])
+            table = pd.concat([table for table, _ in judged], ignore_index=True)
             known = len(csvfiles.read_csv(folds[0].record.folder / "images.csv", ("path", "sha256")))
-            found = validation.pooled_summary(table.drop(columns=["sha256"]), recipe)["metrics"]
+            found = validation.pooled_summary(table, recipe)["metrics"]
             columns[" + ".join(run.name for run in folds)] = {
                 "images tested": f"{len(table):,} of {known:,}",
                 "groups": f"{table['group'].nunique():,}",

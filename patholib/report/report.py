@@ -1,7 +1,7 @@
 """The report of a run, written from the files in its folder and from nothing else.
 
 What a file does not say, the report does not say; what is missing is named. `write` gives report.md and report.html,
-and has the cards written.
+and has the cards written; `write_folds` gives the two of a cross-validation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from patholib.base import files
+from patholib.judge import validation
 from patholib.judge.metrics import readable
+from patholib.judge.validation import CrossValidated
 from patholib.model import profiles
 from patholib.report import cards, dataparts, markdown, sections, settings, verdict
 from patholib.report.hints import hints
@@ -36,6 +38,7 @@ FIGURES = {
     "trust": "Checks of the heatmaps",
     "abstention": "Errors if the least certain images are left out",
 }
+FOLD = ("repeat", "fold", "run", "images", "groups", "temperature", "threshold")  # of cross_validation.json
 CHECKED = ("counts", "per_class", "sizes", "modes", "kinds", "size", "fit")  # of data_report.json
 
 
@@ -68,6 +71,32 @@ def write(run_dir: Path) -> Path:
     page = files.write_text(run.folder / "report.html", markdown.page(f"Report: {run.name}", text, run.folder))
     cards.write(run_dir)  # last: the checklist names what is there
     return page
+
+
+def write_folds(found: CrossValidated) -> Path:
+    """Writes report.md and report.html of a cross-validation into its folder, and returns report.html."""
+    folder, facts = Path(found.folder or ""), found.facts
+    run = Record(folder / facts["runs"][0]["run"])  # all have the same recipe and images
+    run.metrics = {"test": facts["pooled"]}
+    text = markdown.render(
+        "folds.md",
+        run=run,
+        notice=NOTICE,
+        found=found,
+        sections=sections,
+        headline=found.headline(run.units),
+        head=("", *found.table.columns),
+        rows=[(name, *map(_short, row)) for name, *row in found.table.itertuples()],
+        folds=[[_short(row[name]) for name in FOLD] for row in facts["runs"]],
+        fold_head=[name.replace("_", " ") for name in FOLD],
+        picture=markdown.picture(folder, folder / validation.PICTURE, "The folds"),
+    )
+    files.write_text(folder / "report.md", text)
+    return files.write_text(folder / "report.html", markdown.page(f"Cross-validation: {folder.name}", text, folder))
+
+
+def _short(value) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else markdown.spoken(value)
 
 
 def _results(run: Record) -> dict:

@@ -14,6 +14,7 @@ from patholib.judge.validation import CrossValidated
 from patholib.lab import sessions
 from patholib.model import recipes, schedules
 from patholib.options import Options
+from patholib.report import report
 from patholib.report.figures import performance, style
 from patholib.train import checkpoints, resumable, runs
 
@@ -26,10 +27,11 @@ LOCK = "cross_validation.lock"
 def cross_validate(study: Study) -> CrossValidated:
     """Trains and judges the recipe of the study once per fold and repeat, and pools the test predictions.
 
-    The folder is named after recipe, images and folds, and holds a run folder for each training. Called again after an
-    interruption, it repeats no finished fold and resumes the unfinished one. Every fold chooses its best epoch,
-    temperature and threshold on its own validation images; a finished one keeps its best weights alone. Without folds
-    nothing is trained, and neither where the study itself is one `fold`. max_hours is for all folds together.
+    The folder is named after recipe, images and folds, and holds a run folder for each training and report.html. Called
+    again after an interruption, it repeats no finished fold and resumes the unfinished one. Every fold chooses its
+    epoch on its own validation images, and is judged as `validation.decided_by_others` says; a finished one keeps its
+    best weights alone. Without folds nothing is trained, and neither where the study itself is one `fold`. max_hours is
+    for all folds together.
     Errors: split_infeasible, bad_parameter, run_locked, time_is_up and others of `Study.train`.
     """
     options = study.options
@@ -136,5 +138,6 @@ def _written(study: Study, folder: Path, done: list[tuple[int, int, runs.Run]]) 
         note=found.note,
     )
     style.save(figure, folder / validation.PICTURE)
+    report.write_folds(found)
     files.write_json(folder / validation.RESULT, found.facts)  # last: where it stands, all is there
     return found

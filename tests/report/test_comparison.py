@@ -12,7 +12,7 @@ import tiny
 
 from patholib.base import files, places
 from patholib.base.errors import PathoError
-from patholib.judge import decisions, metrics
+from patholib.judge import decisions, metrics, validation
 from patholib.model import recipes
 from patholib.report import comparison
 from patholib.study import Study
@@ -250,13 +250,13 @@ def folds(output, parts=3, **options):
     return ",".join(found)
 
 
-def test_folds_are_called_after_their_folders_and_pooled_to_what_one_table_gives(tmp_path):
+def test_folds_are_called_after_their_folders_and_pooled_as_in_a_cross_validation(tmp_path):
     found = comparison.read(folds(tmp_path), tmp_path)
     assert [run.name for run in found.runs] == ["fold-0", "fold-1", "fold-2"]
     (column,) = found.pooled
     assert column == "fold-0 + fold-1 + fold-2" and found.pooled[column]["images tested"] == "60 of 60"
-    whole = write_run(tmp_path / "whole")
-    expected = metrics.summary(decisions.calibrated(whole, "test"), RECIPE.classes, RECIPE.positive, seed=RECIPE.seed)
+    judged = validation.decided_by_others([tmp_path / f"fold-{k}" / "run" for k in range(3)])
+    expected = validation.pooled_summary(pd.concat([table for table, _ in judged], ignore_index=True), RECIPE)
     assert found.pooled[column]["AUC"] == metrics.readable(expected["metrics"]["auc"])
     assert found.pooled[column]["sensitivity"] == metrics.readable(expected["metrics"]["sensitivity"])
 

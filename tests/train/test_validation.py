@@ -15,7 +15,7 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.data import checking, splitting
 from patholib.data.readers import table
-from patholib.judge import metric_table, metrics, validation
+from patholib.judge import decisions, metric_table, metrics, validation
 from patholib.model.recipes import BREAKHIS
 from patholib.study import Study, crossvalidation
 from patholib.train import optimising, runs, saving, training
@@ -90,7 +90,7 @@ def test_every_image_is_tested_once_a_repeat_by_a_model_that_never_saw_its_patie
 def test_what_is_written_is_what_is_returned_and_the_means_are_those_of_the_folds(whole):
     assert files.read_json(whole.folder / validation.RESULT) == whole.facts
     assert whole.facts["predictions_sha256"] == files.sha256(whole.folder / validation.PREDICTIONS)
-    assert {"cross_validation.json", "oof_predictions.csv", "cross_validation.png"} < {
+    assert {"cross_validation.json", "oof_predictions.csv", "cross_validation.png", "report.md", "report.html"} < {
         path.name for path in whole.folder.iterdir()
     }
     values = [
@@ -106,6 +106,17 @@ def test_what_is_written_is_what_is_returned_and_the_means_are_those_of_the_fold
         and "Bengio" in whole._repr_html_()
         and "data:image/png" in whole._repr_html_()
     )
+
+
+def test_the_report_begins_with_the_pooled_number_and_the_patients_of_the_rarer_class(whole):
+    text = (whole.folder / "report.md").read_text()
+    first, rarer = whole.headline()
+    pooled = metrics.readable(whole.facts["pooled"]["metrics"]["auc"])
+    assert pooled in first and "15 groups" in first and rarer == "The rarer class, malignant, has 7 groups."
+    assert text.index("# Cross-validation") < text.index(pooled) < text.index("has 7 groups") < text.index("## ")
+    assert "Bates" in text and repr(whole).startswith(first)
+    page = (whole.folder / "report.html").read_text()
+    assert "data:image/png" in page and "<script" not in page
 
 
 def test_a_group_is_drawn_with_the_images_of_all_repeats(whole):
@@ -245,6 +256,42 @@ def test_every_fold_decides_by_its_own_threshold_and_ranks_stay():
     assert {name: pooled["metrics"][name] for name in metric_table.from_probabilities()} == {
         name: plain[name] for name in metric_table.from_probabilities()
     }
+
+
+def written(folder: Path, n: int, seed: int, flipped=()) -> Path:
+    """A judged run of one fold: predictions that are overconfident, and the decision of its own validation images."""
+    rng = np.random.default_rng(seed)
+    p = rng.uniform(0.02, 0.98, n)
+    labels = np.where(rng.uniform(size=n) < 1 / (1 + (1 / p - 1) ** 0.5), "malignant", "benign")
+    labels[list(flipped)] = "benign"
+    table = pd.DataFrame(
+        {
+            "path": [f"{seed}-{k}" for k in range(n)],
+            "label": labels,
+            "group": [f"{seed}-{k // 3}" for k in range(n)],
+            "p_benign": 1 - p,
+            "p_malignant": p,
+        }
+    )
+    files.write_table(folder / "predictions_test.csv", table)
+    mark = files.sha256(files.write_table(folder / "predictions_val.csv", table[:30]))
+    own = {"format": decisions.FORMAT, "target": {"sensitivity": 0.9}, "threshold": 0.99}
+    files.write_json(folder / "decision.json", own | {"predictions_val_sha256": mark})
+    files.write_json(folder / "run.json", {"recipe": RECIPE.to_json()})
+    return folder
+
+
+def test_a_fold_is_decided_by_the_others_and_not_by_its_own_labels(tmp_path):
+    folders = [written(tmp_path / f"{k}", 600, k) for k in range(4)]
+    found = validation.decided_by_others(folders)
+    assert all(decision["temperature"] == pytest.approx(2, abs=0.4) for _, decision in found)
+    table = pd.concat([table for table, _ in found])
+    ill = table["label"] == "malignant"
+    assert ((table["decision"] == "malignant") & ill).sum() / ill.sum() == pytest.approx(0.9, abs=0.03)
+    written(folders[0], 600, 0, flipped=range(300))  # other labels of the first fold
+    again = validation.decided_by_others(folders)
+    pd.testing.assert_frame_equal(again[0][0].drop(columns="label"), found[0][0].drop(columns="label"))
+    assert again[1][1]["threshold"] != found[1][1]["threshold"]
 
 
 def test_every_fold_decides_by_its_own_shares():
