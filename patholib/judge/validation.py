@@ -16,6 +16,7 @@ import pandas as pd
 
 from patholib.base import files, pages
 from patholib.judge import decisions, metric_table, metrics, predicting, resampled, rules
+from patholib.judge.calibration import Calibration
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
 
@@ -23,7 +24,7 @@ FORMAT = 1
 RESULT, PREDICTIONS, PICTURE = "cross_validation.json", "oof_predictions.csv", "cross_validation.png"
 OF_PROBABILITIES = ("auc", "log_loss", "brier", "ece")  # all other numbers are of decisions
 NOTE = (
-    "Temperature and decision of every fold were chosen on the test predictions of the other folds, so no image was "
+    "Calibration and decision of every fold were chosen on the test predictions of the other folds, so no image was "
     "looked at to decide it. The interval of the pooled predictions resamples whole groups. It belongs to the recipe, "
     "on average over trainings like these, and not to one network. The folds share most of their training images: "
     "their spread is no standard error of the mean, for which no unbiased estimate exists (Bengio & Grandvalet 2004), "
@@ -215,7 +216,7 @@ def _over_folds(rows: list[dict]) -> dict[str, dict]:
 def decided_by_others(folders: Sequence[Path]) -> list[tuple[pd.DataFrame, dict]]:
     """Of each of two or more folds: its test predictions, calibrated and decided, and the decision.
 
-    The test predictions of the other folds choose temperature and threshold, by the rule of `decisions.choose`. They
+    The test predictions of the other folds choose calibration and threshold, by the rule of `decisions.choose`. They
     are many more than the validation images of one fold, and none of them shares a group with the images that are
     judged. To calibrate on predictions out of fold is cross-conformal prediction (Vovk 2015) and CV+ (Barber et al.
     2021); those of the same fold are left out because a threshold must not know the labels on which it is judged.
@@ -224,7 +225,7 @@ def decided_by_others(folders: Sequence[Path]) -> list[tuple[pd.DataFrame, dict]
     tables, found = [_raw(folder, recipe) for folder in folders], []
     for folder, table in zip(folders, tables, strict=True):
         decision = _chosen([other for other in tables if other is not table], recipe, decisions.locked(folder))
-        calibrated = decisions.tempered(table, recipe.classes, decision["temperature"])
+        calibrated = decisions.tempered(table, recipe.classes, decision)
         found.append((decided(calibrated, recipe, decisions.deciding(decision, recipe.classes)), decision))
     return found
 
@@ -235,7 +236,7 @@ def _raw(folder: Path, recipe: Recipe) -> pd.DataFrame:
 
 
 def _chosen(tables: list[pd.DataFrame], recipe: Recipe, own: Mapping) -> dict:
-    """The decision from these predictions, for the target and the shares of a run's own."""
+    """The decision from these predictions, for the target, the shares and the prior correction of a run's own."""
     return decisions.choose(
         pd.concat(tables, ignore_index=True),
         recipe.classes,
@@ -244,6 +245,7 @@ def _chosen(tables: list[pd.DataFrame], recipe: Recipe, own: Mapping) -> dict:
         own["target"].get("cost_ratio"),
         recipe.seed,
         own.get("shares"),
+        Calibration.of(own, recipe.classes).correction,
     )
 
 
