@@ -7,7 +7,8 @@ Values are raw evidence: they compare places of one image, but neither classes, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from patholib.model import augment, describing
 from patholib.model.networks import Classifier, evaluating
 
 CELLS = 6  # fewest cells on a side of a map that is shown as a place
-BATCH = 8  # images at once in a gallery: larger ones leave the processor's cache
+BATCH = 8  # images at once: larger batches leave the processor's cache
 OURS = ("section", "decision", "p", "loss")  # columns that a gallery adds to the predictions
 STEPS = 8  # of the occluding square on its way along a side of the image
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,6 +50,13 @@ def heat(
     if method not in METHODS:
         raise PathoError("unknown_method", str(method), "is no method for heatmaps", nearest(method, METHODS))
     return METHODS[method](model, images, classes, block)
+
+
+def in_batches(ask: Callable[..., Heat], model: Classifier, images: torch.Tensor, classes) -> Heat:
+    """The heatmaps that `ask`, such as `heat`, gives of the images (N, 3, H, W) for the classes (N,)."""
+    parts = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
+    found = [ask(model, images[part].to(model.mean.device), classes[part]) for part in parts]
+    return Heat(*(torch.cat([getattr(one, f.name) for one in found]) for f in fields(Heat)))
 
 
 def gradcam(model: Classifier, images: torch.Tensor, classes=None, block: str | None = None) -> Heat:
@@ -341,11 +349,8 @@ def gallery(
     pictures = images.pixels[images.table["row"].to_numpy()[once.index]]
     views = augment.plain_views(pictures, model.image_size)  # (N, 3, H, W)
     targets = [model.classes.index(name) for name in once["decision"]]
-    parts = [slice(start, start + BATCH) for start in range(0, len(views), BATCH)]
-    ask = averaged if average else heat
-    maps = torch.cat(
-        [ask(model, views[part].to(model.mean.device), targets[part], block, method).maps for part in parts]
-    )
+    ask = partial(averaged if average else heat, block=block, method=method)
+    maps = in_batches(ask, model, views, targets).maps
     seen = views.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
     place = once.index.get_indexer(chosen.index)
     two = positive is not None and len(model.classes) == 2

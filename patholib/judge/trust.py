@@ -1,4 +1,4 @@
-"""The checks that heatmaps have to pass before they are shown, and their verdict."""
+"""The checks of heatmaps, each against its null, and their verdict: supported, not shown or refuted."""
 
 from __future__ import annotations
 
@@ -10,20 +10,46 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import decoding, demo, imagesets, manifest
 from patholib.data.readers.folders import demo_folder
-from patholib.judge import gradcam, heatchecks, intervals, metrics, resampled, rules
+from patholib.judge import gradcam, heatchecks, intervals, resampled, rules
 from patholib.judge.heatchecks import Asked
 from patholib.model.networks import Classifier
 
 FILE = "trust.json"  # in the run folder
-CHANGED = 0.5  # highest mean rank correlation with the maps of a network whose weights are randomised
-STEADY = 0.7  # lowest mean rank correlation with the maps of a slightly changed image
-BLANK = 0.25  # highest share of blank maps
-LOCATED = 64  # maps compared with masks, which costs one heatmap each
+SUPPORTED, NOT_SHOWN, REFUTED = "supported", "not shown", "refuted"
+FIRST, MOST = 32, 128  # images of the first look, and of the second if that left a check undecided
+FEW = 12  # images of the checks against networks of shuffled weights, which explain them too
+FEWEST = 6  # groups; of 5, all on one side are no surprise yet (2 in 2^5 is more than 5 %)
+NONE = 1e-9  # differences of this size are rounding
+# Check: what is measured, and the claim. The null of each is in `heatchecks`.
+CLAIMS = {
+    "specific": (
+        "gain by deletion and insertion, over maps of other groups",
+        "the pixels that a map marks matter more in its image than those that maps of other groups mark",
+    ),
+    "faithful": (
+        f"gain by deletion and insertion, over {heatchecks.NETWORKS} networks with shuffled weights",
+        f"the maps explain this network better than the maps of {heatchecks.NETWORKS} networks with shuffled weights "
+        "explain those",
+    ),
+    "stable": (
+        "likeness after a small change of the image, over maps of other groups",
+        "after a shift or JPEG compression a map is more like itself than like maps of other groups",
+    ),
+    "sensitive": (
+        "likeness after a small change of the image, over shuffled weights",
+        "shuffling all weights changes a map more than a shift or JPEG compression does",
+    ),
+    "located": (
+        "share of the heat on the mask, over maps of other groups",
+        "a map has more of its heat on the mask of its image than maps of other groups have",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -33,13 +59,18 @@ class Trust:
     facts: dict
 
     @property
+    def state(self) -> str:
+        """ "supported" if every check is, "refuted" if one is, else "not shown"."""
+        return state(self.facts)
+
+    @property
     def trusted(self) -> bool:
-        """Whether no check failed."""
-        return not self.reasons
+        """Whether every check is supported."""
+        return self.state == SUPPORTED
 
     @property
     def reasons(self) -> list[str]:
-        """One sentence with its number for every check that failed."""
+        """One sentence with its numbers for every check that is not supported."""
         return self.facts["reasons"]
 
     @property
@@ -49,20 +80,39 @@ class Trust:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per check: what is measured, its value, the limit, whether it passed."""
-        rows = [
-            {
-                "check": check["asked"],
-                "value": check["found"],
-                "limit": check["demanded"],
-                "result": "passed" if check["passed"] else "FAILED",
-            }
-            for check in self.facts["checks"].values()
-        ]
-        return pd.DataFrame(rows)
+        """One row per check: what is measured, its value, what is required, the outcome."""
+        return pd.DataFrame(rows(self.facts), columns=["check", "value", "required", "result"])
 
     def __repr__(self) -> str:
         return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
+
+
+def state(facts: Mapping) -> str:
+    """The state of the verdict or of one check; a failed check of a version with fixed limits has shown nothing."""
+    if "state" in facts:
+        return facts["state"]
+    return NOT_SHOWN if facts.get("reasons") or not facts.get("passed", True) else SUPPORTED
+
+
+def rows(facts: Mapping) -> list[tuple[str, str, str, str]]:
+    """Of every check: what is measured, its value, what is required, and its state."""
+    checks = (facts.get("checks") or {}).values()
+    return [(check["asked"], check["found"], check["demanded"], state(check)) for check in checks]
+
+
+def summary(facts: Mapping | None) -> str:
+    """The verdict in a few words, for titles."""
+    if facts is None:
+        return "Heatmaps not checked"
+    undecided, total = len(facts.get("reasons") or []), len(facts.get("checks") or {})
+    of = f" ({undecided} of {total} checks did not hold)" if undecided and total else ""
+    return f"Heatmaps {state(facts)}{of}"
+
+
+def known(folder: Path) -> dict | None:
+    """trust.json of a run or export, None where there is none. Errors: bad_json."""
+    path = Path(folder) / FILE
+    return files.read_json(path) if path.exists() else None
 
 
 def examine(
@@ -73,51 +123,44 @@ def examine(
     masks: Mapping[str, np.ndarray] | None = None,
     positive: str | None = None,
     threshold: float | rules.Shares | None = None,
-    count: int = 16,
+    count: int = MOST,
     block: str | None = None,
     method: str = "gradcam",
     average: bool = False,
     seed: int = 0,
 ) -> Trust:
-    """Checks the heatmaps of up to `count` images for their predicted class, and writes <run>/trust.json.
+    """Checks the heatmaps of at most `count` images for their predicted class, and writes <run>/trust.json.
 
-    Of two classes with a positive one only images predicted positive are taken: the evidence for the other class is
-    that something is absent, which has no place; the verdict says so. pictures and predictions: the same images in the
-    same order. masks: by path, where the evidence is known to lie, bool (S, S) in the frame of the pixels, as `squares`
-    and `planted` give them; they are compared with up to 64 maps. run: an open run, or None to write nothing. block:
-    None takes `gradcam.default_block`. average: check the maps of `gradcam.averaged`, which takes several times as
-    long. Errors: as `gradcam.heat`, bad_order, no_masks.
+    Each check is the mean difference between the maps and their null over groups, each counted once. It is supported
+    if its 95 % interval (Student's) lies above 0, refuted if below. 32 images come first, and all `count` if that
+    decides not every check; the two looks share the 5 %. Of two classes with a positive one only images predicted
+    positive are taken: the evidence for the other class is that something is absent, which has no place.
+
+    pictures and predictions: the same images in the same order. masks: by path, where the evidence is known to lie,
+    bool (S, S) in the frame of the pixels, as `squares` and `planted` give them. run: an open run, or None to write
+    nothing. block: None takes `gradcam.default_block`. average: check the maps of `gradcam.averaged`, which takes
+    several times as long. Errors: as `gradcam.heat`, bad_order, no_masks.
     """
     table, of = _candidates(model, pictures, predictions, masks, positive, threshold)
+    table = _spread(table, count)
     facts: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "method": gradcam.method_title(method, average),
         "block": block or gradcam.default_block(model),
         "of": of,
         "seed": seed,
-        "images": 0,
-        "groups": 0,
-        "limits": {"changed": CHANGED, "steady": STEADY, "blank": BLANK},
+        "images": len(table),
+        "groups": table["group"].nunique(),
+        "blank": 0,
+        "masks": masks is not None,
         "checks": {},
-        "reasons": [f"No image is predicted as {of}, so there is no map to check"],
     }
-    if len(table):
+    if facts["groups"] >= FEWEST:
         ask = partial(gradcam.averaged if average else gradcam.heat, block=facts["block"], method=method)
-        asked = Asked.of(model, pictures, _spread(table, count), ask, seed)
-        facts |= {
-            "images": len(asked.views),
-            "groups": len(set(asked.groups)),
-            "blank": int(asked.heat.blank.sum()),
-            "randomisation": heatchecks.randomisation(asked),
-            "perturbation": heatchecks.perturbation(asked),
-            "stability": heatchecks.stability(asked),
-        }
-        if masks is not None:
-            facts["localisation"] = heatchecks.localisation(
-                Asked.of(model, pictures, _spread(table, LOCATED), ask, seed), masks
-            )
-        facts["checks"] = checks(facts)
-        facts["reasons"] = [check["reason"] for check in facts["checks"].values() if not check["passed"]]
+        facts |= _checked(model, pictures, table, ask, seed, masks)
+    facts["reasons"] = [check["reason"] for check in facts["checks"].values() if check["reason"]]
+    states = {check["state"] for check in facts["checks"].values()}
+    facts["state"] = REFUTED if REFUTED in states else SUPPORTED if states == {SUPPORTED} else NOT_SHOWN
     facts["verdict"] = _verdict(facts)
     if run is not None:
         files.write_json(Path(run.dir) / FILE, facts)
@@ -165,131 +208,90 @@ def _spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
     return table.assign(place=place).sort_values(["place", "path"], kind="stable").head(count)
 
 
-def checks(facts: Mapping) -> dict[str, dict]:
-    """Every check by name: what is measured, the number, the limit, whether it passed, and the reason if it did not."""
-    steady = facts["stability"]
-    blank = facts["blank"] / facts["images"]
-    evidence = _most(
-        "share of blank maps",
-        blank,
-        BLANK,
-        "{number:.0%} of the maps are blank: they hold no evidence for the predicted class",
-    )
-    if blank == 1:
-        return {"evidence": evidence}  # blank maps have no other property to check
-    found = {
-        "evidence": evidence,
-        **_about_weights(facts["randomisation"]),
-        **_about_pixels(facts["perturbation"]),
-        "shift": _least(
-            "similarity after a shift of one or two pixels",
-            steady["shift"],
-            "The maps change when the image moves by one or two pixels",
-        ),
-        "jpeg": _least(
-            "similarity after JPEG compression", steady["jpeg"], "The maps change when the image is stored as JPEG"
-        ),
-    }
-    if facts.get("localisation", {}).get("images"):
-        for name, words in heatchecks.BASELINES.items():
-            found[f"over_{name}_on_masks"] = _above(
-                f"energy on the masks over {words}",
-                facts["localisation"][f"over_{name}"]["energy"],
-                f"The maps put no more of their heat on the masks than {words} would",
-            )
-    return found
-
-
-def _about_weights(drawn: dict) -> dict[str, dict]:
-    """The checks with randomised weights."""
-    alone = float(np.mean([part["rank_correlation"] for part in drawn["alone"]]))
+def _checked(model, pictures, table, ask, seed, masks) -> dict:
+    """How many images were looked at, how many maps are blank, and every check."""
+    looks = [FIRST, len(table)] if len(table) >= 2 * FIRST else [len(table)]
+    for count in looks:
+        asked, level = Asked.of(model, pictures, table.head(count), ask, seed), 1 - 0.05 / len(looks)
+        found = {"specific": heatchecks.specific(asked), "stable": heatchecks.stable(asked)}
+        if masks is not None:
+            found["located"] = heatchecks.located(asked, masks)
+        checks = {name: _check(name, *pair, asked.groups, level) for name, pair in found.items()}
+        if all(check["state"] != NOT_SHOWN for check in checks.values()):
+            break
+    few = asked.first(FEW)
+    checks |= {name: _check(name, *pair, few.groups) for name, pair in heatchecks.learnt(few).items()}
     return {
-        "cascade": _most(
-            "similarity after randomising all weights",
-            drawn["cascade"][-1]["rank_correlation"],
-            CHANGED,
-            "The maps stay similar when all weights are randomised (rank correlation {number:.3f}, at "
-            f"most {CHANGED} is allowed): they show the image, not what was learnt",
-        ),
-        "alone": _most(
-            "similarity after randomising one part",
-            alone,
-            CHANGED,
-            "The maps stay similar when one part of the network is randomised (mean rank correlation "
-            f"{{number:.3f}}, at most {CHANGED} is allowed): they do not depend on all that was learnt",
-        ),
+        "images": len(asked.paths),
+        "groups": len(set(asked.groups)),
+        "blank": int(asked.heat.blank.sum()),
+        "checks": {name: checks[name] for name in CLAIMS if name in checks},
     }
 
 
-def _about_pixels(over: dict) -> dict[str, dict]:
-    """The checks by deletion and insertion."""
-    return {
-        "over_random": _above(
-            "gain over random maps",
-            over["over_random"]["gain"],
-            "Deleting and inserting the pixels that the maps mark changes the probability no more "
-            "than random regions do",
-        ),
-        "over_blob": _above(
-            "gain over a blob in the centre",
-            over["over_blob"]["gain"],
-            "Deleting and inserting the pixels that the maps mark changes the probability no more than "
-            "the centre of the image does",
-        ),
-    }
-
-
-def _most(asked: str, value: float, bound: float, reason: str) -> dict:
+def _check(name: str, own: np.ndarray, null: np.ndarray, groups: np.ndarray, level: float = intervals.LEVEL) -> dict:
+    """One check from the values of the maps and of their null (N,): the number, the state, and the reason for it."""
+    number, (asked, claim) = over_groups(own - null, groups, level), CLAIMS[name]
+    use = ~np.isnan(own - null)
+    state = decided(number)
+    found = number.text(sign="+")
+    if use.any():
+        found = f"{own[use].mean():.3f} against {null[use].mean():.3f}: {found}"
     return {
         "asked": asked,
-        "number": {"value": value, "low": None, "high": None},
-        "found": f"{value:.3f}",
-        "demanded": f"at most {bound:g}",
-        "passed": bool(value <= bound),
-        "reason": reason.format(number=value),
+        "number": number.to_json(),
+        "images": int(use.sum()),
+        "level": level,
+        "found": found,
+        "demanded": "difference above 0",
+        "state": state,
+        "reason": "" if state == SUPPORTED else f"{state.capitalize()}: {claim} ({found})",
     }
 
 
-def _least(asked: str, number: dict, reason: str) -> dict:
-    return {
-        "asked": asked,
-        "number": number,
-        "found": metrics.readable(number),
-        "demanded": f"at least {STEADY:g}",
-        "passed": bool(number["value"] >= STEADY),
-        "reason": f"{reason} (rank correlation {number['value']:.3f}, at least {STEADY:g} is needed)",
-    }
+def over_groups(differences: np.ndarray, groups: np.ndarray, level: float = intervals.LEVEL) -> intervals.Estimate:
+    """The mean over groups (N,), each counted once, with Student's interval; NaN among the differences (N,) is left out.
+
+    It has no interval with fewer than 6 groups.
+    """
+    means = pd.Series(differences).groupby(np.asarray(groups)).mean().dropna()
+    if len(means) < FEWEST:
+        value = float(means.mean()) if len(means) else None
+        return intervals.Estimate(value, missing=f"{len(means)} groups are too few, {FEWEST} are needed")
+    half = float(stdtrit(len(means) - 1, (1 + level) / 2) * means.std() / np.sqrt(len(means)))
+    return intervals.Estimate(float(means.mean()), float(means.mean() - half), float(means.mean() + half))
 
 
-def _above(asked: str, number: dict, reason: str) -> dict:
-    """Passed if the whole interval lies above 0, or the value where all images agree and so there is no interval."""
-    low = number["value"] if number["low"] is None else number["low"]
-    return {
-        "asked": asked,
-        "number": number,
-        "found": metrics.readable(number),
-        "demanded": "interval above 0",
-        "passed": bool(low > 0),
-        "reason": f"{reason} (difference {metrics.readable(number)})",
-    }
+def decided(number: intervals.Estimate) -> str:
+    """The state of a check whose difference has this interval."""
+    if number.low is None or number.high is None:
+        return NOT_SHOWN
+    return SUPPORTED if number.low > NONE else REFUTED if number.high < -NONE else NOT_SHOWN
 
 
 def _verdict(facts: Mapping) -> str:
     """A few sentences for a person."""
-    failed, total = len(facts["reasons"]), len(facts["checks"])
-    if not total:
-        return f"There are no heatmaps to trust: no image is predicted as {facts['of']}."
     predicted = f" predicted as {facts['of']}" if facts["of"] else ""
-    of = f"{facts['images']} images{predicted} of {facts['groups']} groups ({facts['method']} after {facts['block']})"
+    on = f"{facts['images']} images{predicted} of {facts['groups']} groups"
+    if not facts["images"]:
+        return f"Heatmaps not shown to be right: no image is predicted as {facts['of']}."
+    if not facts["checks"]:
+        return f"Heatmaps not shown to be right: there are {on}, and the checks need {FEWEST} groups."
+    states, total = [check["state"] for check in facts["checks"].values()], len(facts["checks"])
+    on += f" ({facts['method']} after {facts['block']})"
     sentences = [
-        f"Do NOT trust these heatmaps: {failed} of {total} checks failed on {of}."
-        if failed
-        else f"These heatmaps passed all {total} checks on {of}. The checks do not show that the evidence is "
-        "medically sound."
+        {
+            SUPPORTED: f"Heatmaps supported: all {total} checks hold on {on}. This does not show that the evidence is "
+            "medically sound.",
+            NOT_SHOWN: f"Heatmaps not shown to be right: {states.count(NOT_SHOWN)} of {total} checks cannot tell the "
+            f"maps from their null on {on}. Do not use them to explain a prediction.",
+            REFUTED: f"Heatmaps refuted: {states.count(REFUTED)} of {total} checks found the maps worse than their "
+            f"null on {on}. Do not use them to explain a prediction.",
+        }[facts["state"]]
     ]
-    if facts["groups"] < intervals.FEWEST_GROUPS:
-        sentences.append("So few groups prove little either way.")
-    if "localisation" not in facts:
+    if facts["blank"]:
+        sentences.append(f"{facts['blank']} of the {facts['images']} maps are blank.")
+    if not facts["masks"]:
         sentences.append("Without masks it was not checked whether the heat lies on the right place.")
     if predicted:
         sentences.append("Maps of the other images were not checked: that something is absent has no place.")
