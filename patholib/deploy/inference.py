@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from patholib.base import cpu, files
+from patholib.base import cpu
 from patholib.base.errors import PathoError, nearest
 from patholib.data import decoding
 from patholib.deploy import loading, onnx_export
@@ -66,7 +66,7 @@ class Explanation:
     predicted: str
     map: np.ndarray  # (H, W) float in [0, 1], divided by its largest value; all 0 where nothing speaks for the class
     overlay: np.ndarray  # (H, W, 3) uint8, the picture as the model saw it, with the map on top
-    verdict: str  # of the checks of the run's heatmaps; "not checked" where there is none
+    verdict: str  # of the checks of the run's heatmaps, or that there were none
 
 
 class Predictor:
@@ -123,9 +123,16 @@ class Predictor:
         maps = gradcam.normalise(gradcam.upsample(heat.maps, self.recipe.image_size)).numpy()
         view = augment.plain_views(pixels, self.recipe.image_size)[0].permute(1, 2, 0)  # (H, W, 3)
         picture = view.mul(255).round().to(torch.uint8).numpy()
-        checks = self.folder / trust.FILE
-        verdict = files.read_json(checks)["verdict"] if checks.exists() else "not checked"
-        return Explanation(predicted, maps[0], heatmaps.overlay(picture, maps[0]), verdict)
+        return Explanation(predicted, maps[0], heatmaps.overlay(picture, maps[0]), self.heat_verdict(predicted))
+
+    @functools.cached_property
+    def checks(self) -> dict | None:
+        """trust.json of the run, None where its heatmaps were not checked. Errors: bad_json."""
+        return trust.known(self.folder)
+
+    def heat_verdict(self, decision: str) -> str:
+        """What the checks of the run say of the heatmap of a picture with this decision."""
+        return trust.about(self.checks, decision, decision, gradcam.default_block(self.model))
 
     def logits(self, views: torch.Tensor) -> np.ndarray:
         """Views (N, 3, size, size) in [0, 1] to logits (N, C) float32, each computed alone. Errors: model_output."""

@@ -22,9 +22,11 @@ from patholib.model.networks import Classifier
 
 FILE = "trust.json"  # in the run folder
 SUPPORTED, NOT_SHOWN, REFUTED = "supported", "not shown", "refuted"
+PASSED = {True: "passed", False: "failed"}  # of a check in version 0.1
 FIRST, MOST = 32, 128  # images of the first look, and of the second if that left a check undecided
 FEW = 12  # images of the checks against networks of shuffled weights, which explain them too
 FEWEST = 6  # groups; of 5, all on one side are no surprise yet (2 in 2^5 is more than 5 %)
+NOT_CHECKED = "Heatmaps not checked. Do not use them to explain a prediction."
 NONE = 1e-9  # differences of this size are rounding
 # Check: what is measured, and the claim. The null of each is in `heatchecks`.
 CLAIMS = {
@@ -88,25 +90,41 @@ class Trust:
 
 
 def state(facts: Mapping) -> str:
-    """The state of the verdict or of one check; a failed check of a version with fixed limits has shown nothing."""
-    if "state" in facts:
-        return facts["state"]
-    return NOT_SHOWN if facts.get("reasons") or not facts.get("passed", True) else SUPPORTED
+    """The state of the verdict; version 0.1 had fixed limits instead: with a failed check it has shown nothing."""
+    return facts.get("state") or (NOT_SHOWN if facts.get("reasons") else SUPPORTED)
 
 
-def rows(facts: Mapping) -> list[tuple[str, str, str, str]]:
+def rows(facts: Mapping | None) -> list[tuple[str, str, str, str]]:
     """Of every check: what is measured, its value, what is required, and its state."""
-    checks = (facts.get("checks") or {}).values()
-    return [(check["asked"], check["found"], check["demanded"], state(check)) for check in checks]
+    checks = ((facts or {}).get("checks") or {}).values()
+    return [(c["asked"], c["found"], c["demanded"], c.get("state") or PASSED[c["passed"]]) for c in checks]
 
 
 def summary(facts: Mapping | None) -> str:
-    """The verdict in a few words, for titles."""
+    """The verdict in a few words, for titles; facts None: there are none."""
     if facts is None:
         return "Heatmaps not checked"
-    undecided, total = len(facts.get("reasons") or []), len(facts.get("checks") or {})
-    of = f" ({undecided} of {total} checks did not hold)" if undecided and total else ""
-    return f"Heatmaps {state(facts)}{of}"
+    results = [row[-1] for row in rows(facts)]
+    held = len([result for result in results if result in (SUPPORTED, PASSED[True])])
+    return f"Heatmaps {state(facts)}" + (f": {held} of {len(results)} checks hold" if results else "")
+
+
+def covering(facts: Mapping | None, block: str, method: str) -> Mapping | None:
+    """The facts if the checks were made with such heatmaps, else None; method as of `gradcam.method_title`."""
+    return facts if facts and (facts.get("block", block), facts.get("method", method)) == (block, method) else None
+
+
+def about(facts: Mapping | None, predicted: str, target: str, block: str, method: str = "gradcam") -> str:
+    """What the checks say of a heatmap for `target` of an image of this predicted class."""
+    if facts is None:
+        return NOT_CHECKED
+    of = facts.get("of") or predicted
+    if not facts.get("checks") or (covering(facts, block, method) and (predicted, target) == (of, of)):
+        return facts["verdict"]
+    return (
+        f"Not checked for this heatmap. The checks were made with {facts['method']} after {facts['block']}, for images "
+        f"predicted as {facts.get('of') or 'the class shown'}: {facts['verdict']}"
+    )
 
 
 def known(folder: Path) -> dict | None:
@@ -250,9 +268,9 @@ def _check(name: str, own: np.ndarray, null: np.ndarray, groups: np.ndarray, lev
 
 
 def over_groups(differences: np.ndarray, groups: np.ndarray, level: float = intervals.LEVEL) -> intervals.Estimate:
-    """The mean over groups (N,), each counted once, with Student's interval; NaN among the differences (N,) is left out.
+    """The mean of differences (N,) over groups (N,), each counted once, with Student's interval.
 
-    It has no interval with fewer than 6 groups.
+    Images with NaN are left out. With fewer than 6 groups there is no interval.
     """
     means = pd.Series(differences).groupby(np.asarray(groups)).mean().dropna()
     if len(means) < FEWEST:

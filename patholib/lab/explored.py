@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -12,7 +12,6 @@ from patholib.base.errors import PathoError
 from patholib.data import csvfiles
 from patholib.deploy import exportformat
 from patholib.judge import predicting, rules
-from patholib.report.figures import style
 from patholib.train import runs
 
 ALL = ""  # a filter that lets everything pass: no class, patient or outcome can have this name
@@ -110,17 +109,3 @@ def notes(run: Path) -> list[dict]:
         return []
     table = csvfiles.read_csv(path, ("image", "note")).rename(columns=BEFORE)
     return table.reindex(columns=list(COLUMNS), fill_value="").to_dict("records")
-
-
-def verdict(facts: Mapping | None, predicted: str, target: str, block: str, method: str) -> str:
-    """What the heatmap checks of the run say about this heatmap; facts: of trust.json, None where there is none."""
-    if facts is None:
-        return "Not checked: this model has no trust.json, so it is not known whether its heatmaps can be trusted."
-    of = facts.get("of")
-    covered = (facts["method"], facts["block"], predicted, of or predicted) == (method, block, target, target)
-    if covered or not facts["checks"]:
-        return facts["verdict"]
-    return (
-        f"Not checked for this heatmap. The checks were made with {style.method_name(facts['method'])} after "
-        f"{facts['block']}, for images predicted as {of or 'the class shown'}: {facts['verdict']}"
-    )

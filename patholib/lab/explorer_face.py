@@ -135,6 +135,7 @@ class Face:
                 self._html("error"),
                 self._html("headline"),
                 self._html("verdict"),
+                self._button("check", "check such heatmaps", self.explorer.check),
                 picture,
                 widgets.HBox([probs, notes], layout=_layout(flex_flow="row wrap")),
             ],

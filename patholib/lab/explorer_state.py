@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -80,11 +80,12 @@ class State(traitlets.HasTraits):
             images = originals.images_of(self.run, data, split)
         elif images is not None and "split" in images.table:
             images = images.part(split)
+        self._images = images
         self.table, self._pixels = self._known(images, split)
         self._warnings: dict[str, tuple[str, ...]] = {}  # by path, of one's own pictures
         self._heats: dict[tuple[str, str, str, str], torch.Tensor] = {}  # (1, h, w) as computed
         self._history = {row["image"]: row for row in explored.notes(self.run)}
-        self._checks = trust.read(self.run).facts if (self.run / trust.FILE).exists() else None
+        self._checks = self.predictor.checks
         self.computed = 0  # number of heatmaps; none is computed twice
         self.block = gradcam.default_block(self.predictor.model)
         self.order = order
@@ -232,6 +233,28 @@ class State(traitlets.HasTraits):
             look.verdict,
         )
 
+    def check(self) -> None:
+        """Checks the heatmaps of all images with this block and method, for this session; `Study.explain` keeps it.
+
+        Errors: no_images, and those of `trust.examine`.
+        """
+        if self._images is None:
+            raise PathoError("no_images", "explorer", "has no images of the run to check", "Open it with its images")
+        self.message = "Checking the heatmaps ..."
+        images = replace(self._images, table=self._images.table[self._images.table["path"].isin(self.table.index)])
+        predictions = images.table.drop(columns="row").join(self.table.filter(like="p_"), on="path")
+        self._checks = trust.examine(
+            self.predictor.model,
+            images,
+            predictions,
+            positive=self.positive,
+            threshold=self.predictor.deciding,
+            block=self.block,
+            method=self.method,
+        ).facts
+        self.message = ""
+        self._look()
+
     def heat(self, path: str, target: str, block: str, method: str) -> torch.Tensor:
         """The raw map (1, h, w) of an image, computed once."""
         key = (path, target, block, method)
@@ -308,7 +331,7 @@ class State(traitlets.HasTraits):
             self.block,
             self.method,
             f"{explored.short(self.image)}: {said}",
-            explored.verdict(self._checks, row["predicted"], target, self.block, self.method),
+            trust.about(self._checks, row["predicted"], target, self.block, self.method),
         )
 
     def _look(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from patholib.base import files, pages
 from patholib.base.errors import shown
+from patholib.judge import trust
 from patholib.judge.gradcam import Gallery
 from patholib.report.figures import heatmaps, style
 
@@ -23,31 +24,33 @@ def write(
     name: str = "gallery",
     note: str = "",
     one_scale: bool = False,
-    trust: Mapping | None = None,
+    facts: Mapping | None = None,
 ):
     """Writes name.png, name.html, name.csv and a folder `name` with each picture, heat and overlay; returns the sheet.
 
-    one_scale: red is the highest value of the whole gallery; else of each map. trust: as in trust.json, of which the
-    page shows the verdict first.
+    one_scale: red is the highest value of the whole gallery; else of each map. facts: of trust.json; sheet and page
+    begin with the verdict, or say that such maps were not checked.
     """
     folder = Path(folder)
     files.write_table(folder / f"{name}.csv", found.table)
-    files.write_text(folder / f"{name}.html", page(found, note, one_scale, trust))
+    files.write_text(folder / f"{name}.html", page(found, note, one_scale, facts))
     for i, row in enumerate(found.table.itertuples(), 1):
         single = f"{i:02}-{_slug(row.section)}-{_slug(Path(row.path).stem)}.png"
         files.write_bytes(folder / name / single, _encoded(_triple(found, i - 1, one_scale), ".png"))
-    return style.save(heatmaps.heat_sheet(found, one_scale, note=note), folder / f"{name}.png")
+    return style.save(heatmaps.heat_sheet(found, one_scale, note=note, facts=facts), folder / f"{name}.png")
 
 
-def page(found: Gallery, note: str = "", one_scale: bool = False, trust: Mapping | None = None) -> str:
+def page(found: Gallery, note: str = "", one_scale: bool = False, facts: Mapping | None = None) -> str:
     """The gallery as one HTML file with its pictures inside."""
     sections = [(title, [_picture(found, row, one_scale) for row in rows]) for title, rows in found.sections.items()]
+    facts = trust.covering(facts, found.block, found.method)
     most = f"{found.heat.max():.3g}, one scale for all maps" if one_scale else "the maximum of each map"
     return pages.render(
         "gallery.html",
         title="Heatmaps",
         note=note,
-        trust=trust,
+        verdict=facts["verdict"] if facts else trust.NOT_CHECKED,
+        doubt=not facts or trust.state(facts) != trust.SUPPORTED,
         block=found.block,
         most=most,
         name=found.method.replace("gradcam", "Grad-CAM"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from patholib.base import files
-from patholib.judge import validation
+from patholib.judge import trust, validation
 from patholib.judge.metrics import readable
 from patholib.judge.validation import CrossValidated
 from patholib.model import profiles
@@ -116,7 +116,6 @@ def _results(run: Record) -> dict:
 def _pictures(run: Record) -> dict:
     """Figures by name, the heatmaps to show, how many more there are, and the checks of the heatmaps."""
     limit = 1 if run.heatmaps and run.heatmaps[0].stem == "gallery" else HEATMAPS_SHOWN  # the gallery has them all
-    checks = (run.trust or {}).get("checks") or {}
     return {
         "figures": [
             (FIGURES.get(path.stem, path.stem.replace("_", " ").capitalize()), markdown.picture(run.folder, path))
@@ -125,8 +124,8 @@ def _pictures(run: Record) -> dict:
         "heatmaps": [markdown.picture(run.folder, path) for path in run.heatmaps[:limit]],
         "more": max(len(run.heatmaps) - limit, 0),
         "checks": [
-            (check["asked"], check["found"], check["demanded"], Markup("passed" if check["passed"] else "**failed**"))
-            for check in checks.values()
+            (*row, Markup(result if result in (trust.SUPPORTED, trust.PASSED[True]) else f"**{result}**"))
+            for *row, result in trust.rows(run.trust)
         ],
     }
 

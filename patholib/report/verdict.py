@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from patholib.base import files, pages
 from patholib.data import manifest
-from patholib.judge import gains, gradcam
+from patholib.judge import gains, gradcam, trust
 from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
@@ -100,24 +100,25 @@ def _rarer(run: Record) -> Markup | str:
     return Markup(f"{said}{few}.")
 
 
-def _heatmaps(trust: Mapping | None) -> tuple[Markup, bool]:
-    """May the heatmaps be believed, in a line; and whether they passed."""
-    if trust is None:
+def _heatmaps(facts: Mapping | None) -> tuple[Markup, bool]:
+    """May the heatmaps be believed, in a line; and whether all checks support it."""
+    if facts is None:
         return Markup("**Heatmaps: not checked.** Do not use them to explain a prediction."), False
-    checks, failed = trust.get("checks") or {}, len(trust.get("reasons") or [])
-    if not checks:
-        return Markup(f"**Heatmaps:** {text(trust.get('verdict', 'no verdict'))}"), not failed
-    called = f" predicted {text(trust['of'])}" if trust.get("of") else ""
-    on = f"on {trust['images']} images{called}" if "images" in trust else "on the images that were examined"
-    if failed:
-        return Markup(
-            f"**Heatmaps: not reliable.** {failed} of {len(checks)} checks failed {on}. Do not use them to "
-            "explain a prediction."
-        ), False
-    return Markup(
-        f"**Heatmaps: passed all {len(checks)} checks** {on}. This does not show that the model's reasons "
-        "are medically sound."
-    ), True
+    state, checks = trust.state(facts), (facts.get("checks") or {}).values()
+    if "state" not in facts or not checks:  # of version 0.1, or without images to check
+        return Markup(f"**Heatmaps:** {text(facts.get('verdict', 'no verdict'))}"), state == trust.SUPPORTED
+    counts = f"{sum(check['state'] == state for check in checks)} of {len(checks)}"
+    called = f" predicted {text(facts['of'])}" if facts.get("of") else ""
+    said = {
+        trust.SUPPORTED: f"supported.** All {len(checks)} checks hold on {{}}. This does not show that the model's "
+        "reasons are medically sound.",
+        trust.NOT_SHOWN: f"not shown to be right.** {counts} checks cannot tell them from maps that explain nothing, "
+        "on {}. Do not use them to explain a prediction.",
+        trust.REFUTED: f"refuted.** {counts} checks found them worse than maps that explain nothing, on {{}}. Do not "
+        "use them to explain a prediction.",
+    }[state]
+    on = f"{facts['images']} images{called} of {facts['groups']} groups"
+    return Markup(f"**Heatmaps: {said.format(on)}"), state == trust.SUPPORTED
 
 
 # ------------------------------------------------------------------------------------------------------- the pictures

@@ -36,13 +36,11 @@ def explain(study: Study, each: int) -> Explained:
     pictures, judged, recipe = study.images.part("test"), study.judged, study.recipe
     masks = trust.planted(study.source, pictures, recipe.fit)
     believed = trust.examine(study.model, pictures, judged.test, study.run, masks, recipe.positive, judged.threshold)
-    verdict = believed.verdict.partition(". ")[0].partition(": ")[0].rstrip(".")
-    note = " - ".join(filter(None, [study.note, verdict]))
     sheets = []
     for name, by, count in (
         ("gallery", "outcome", each),
         ("classes", "label", each if len(recipe.classes) < 5 else each // 2),
     ):
         found = gradcam.gallery(study.model, pictures, judged.test, recipe.positive, judged.threshold, count, by)
-        sheets.append(galleries.write(found, study.dir / "heatmaps", name, note=note))
+        sheets.append(galleries.write(found, study.dir / "heatmaps", name, note=study.note, facts=believed.facts))
     return Explained(believed, *sheets)

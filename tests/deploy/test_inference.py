@@ -17,7 +17,7 @@ import patholib
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.deploy import export, inference, onnx_export
-from patholib.judge import calibration, novelty, predicting, resampled
+from patholib.judge import calibration, gradcam, novelty, predicting, resampled, trust
 from patholib.model import architectures, augment, building, folding
 
 onnx = pytest.mark.skipif(
@@ -323,4 +323,10 @@ def test_one_call_answers_for_one_file_and_another_explains_it(exported, tmp_pat
     size = TINY.image_size
     assert why.predicted == answer.decision and why.map.shape == (size, size) and why.overlay.shape == (size, size, 3)
     assert 0 <= why.map.min() and why.map.max() <= 1 and why.overlay.dtype == np.uint8
-    assert why.verdict == "not checked"  # an export has no checks of its heatmaps beside it
+    assert why.verdict == trust.NOT_CHECKED  # an export has no checks of its heatmaps beside it
+    checked = {"verdict": "Refuted", "checks": {"a": {}}, "block": gradcam.default_block(predictor.model)}
+    files.write_json(folder / trust.FILE, checked | {"method": "gradcam", "of": None})
+    try:
+        assert patholib.Predictor(folder).explain(path).verdict == "Refuted"
+    finally:
+        (folder / trust.FILE).unlink()

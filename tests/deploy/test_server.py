@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import fuzz_server
 import live
@@ -29,6 +30,7 @@ from patholib.deploy.inference import Predictor
 from patholib.deploy.server import sandbox, serving, webapp, webhttp, webroutes, webservice
 from patholib.deploy.server.guard import Guard, JsonLines, Limits
 from patholib.deploy.server.sandbox import Decoder
+from patholib.judge import trust
 from patholib.model import building
 from patholib.report.figures import heatmaps
 
@@ -145,6 +147,7 @@ def test_a_heatmap_is_the_picture_under_the_colours_of_the_library(server):
     shown = np.asarray(Image.open(io.BytesIO(found.body)))
     assert shown.shape == (32, 32, 3)
     heat = post(server.port, path="/predict?explain=true").json["heatmap"]
+    assert heat["verdict"] == unquote(found.headers["x-verdict"]) == trust.NOT_CHECKED
     assert heat["of"] == found.headers["x-class"] and heat["png"].startswith("data:image/png;base64,")
     rng = np.random.default_rng(0)
     seen, share = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), rng.random((16, 16))

@@ -1,6 +1,7 @@
 """The explorer shows what the model says, computes nothing twice, and swallows no error; no browser is needed."""
 
 import contextlib
+import html
 import io
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -360,7 +361,7 @@ def test_a_class_called_all_is_filtered_like_any_other(tmp_path):
 
 
 def test_the_verdict_stands_beside_every_heatmap_and_says_what_was_not_checked(looked):
-    assert "Not checked" in looked.seen.verdict
+    assert looked.seen.verdict == trust.NOT_CHECKED
     of = looked.seen.target
     checked = {
         "verdict": "All 8 checks passed",
@@ -386,6 +387,18 @@ def test_the_verdict_stands_beside_every_heatmap_and_says_what_was_not_checked(l
         assert run.seen.verdict.startswith("Not checked for this heatmap"), trait
         run.method, run.block, run.target = "gradcam", before, ""
     assert run.seen.verdict == "All 8 checks passed"
+
+
+def test_heatmaps_that_were_not_checked_can_be_checked_there(exported):
+    run = Explorer(exported, image_set(train=0, val=16), split="val")
+    run._repr_mimebundle_()
+    run._face.parts["check"].click()
+    assert not run.error and run.seen.verdict.startswith("Heatmaps not shown"), run.seen.verdict
+    assert run.seen.verdict in html.unescape(run._face.parts["verdict"].value)
+    assert not (exported / trust.FILE).exists()
+    alone = Explorer(exported, data="none")
+    alone.attempt(alone.check)
+    assert "no_images" in alone.error
 
 
 # --- widgets ---

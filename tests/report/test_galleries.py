@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from patholib.judge import gradcam
+from patholib.judge import gradcam, trust
 from patholib.judge.gradcam import Gallery
 from patholib.report import galleries
 from patholib.report.figures import heatmaps
@@ -89,6 +89,17 @@ def test_a_caption_gives_the_probability_that_was_compared_with_the_threshold():
 
 
 def test_the_verdict_stands_on_the_page_before_the_heatmaps(found):
-    facts = {"verdict": "Not <reliable>", "reasons": ["one"]}
-    text = galleries.page(found, trust=facts).partition("<main>")[2]
-    assert text.index("Not &lt;reliable&gt;") < text.index("<figure>")
+    facts = {"verdict": "Not <reliable>", "state": "refuted", "block": found.block, "method": found.method}
+    text = galleries.page(found, facts=facts).partition("<main>")[2]
+    assert text.index("Not &lt;reliable&gt;") < text.index("<figure>") and 'class="verdict doubt"' in text
+    sheet = heatmaps.heat_sheet(found, note="Demo images", facts=facts)
+    assert any("Demo images - Heatmaps refuted" in text.get_text() for text in sheet.texts)
+    assert 'class="verdict"' in galleries.page(found, facts=facts | {"state": "supported"})
+
+
+def test_a_gallery_without_checks_of_such_maps_says_so_before_them(found):
+    for facts in (None, {"verdict": "Fine", "state": "supported", "block": "another", "method": found.method}):
+        text = galleries.page(found, facts=facts).partition("<main>")[2]
+        assert text.index(trust.NOT_CHECKED) < text.index("<figure>") and "Fine" not in text
+        sheet = heatmaps.heat_sheet(found, facts=facts)
+        assert any("Heatmaps not checked" in text.get_text() for text in sheet.texts)

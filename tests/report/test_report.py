@@ -198,23 +198,37 @@ def test_heatmaps_are_on_the_first_screen_only_with_their_verdict_and_only_those
     full_run(with_gallery(tmp_path))
     text = first_screen(written(tmp_path)[0])
     assert "not checked" in text and "heatmaps/gallery/" not in text
-    check = {"asked": "gain over <random> maps", "found": "0.010 (-0.020 to 0.040)", "demanded": "interval above 0"}
+    check = {"asked": "gain over <other> maps", "found": "0.010 (-0.020 to 0.040)", "demanded": "difference above 0"}
     trust = {
-        "verdict": "Do NOT trust these heatmaps",
+        "verdict": "In words",
+        "state": "not shown",
         "of": "malignant",
         "images": 8,
+        "groups": 7,
         "reasons": ["It is by chance"],
-        "checks": {"over_random": check | {"passed": False}, "jpeg": check | {"passed": True}},
+        "checks": {"specific": check | {"state": "not shown"}, "stable": check | {"state": "supported"}},
     }
     files.write_json(tmp_path / "trust.json", trust)
     whole, page = written(tmp_path)
     text = first_screen(whole)
-    assert text.index("1 of 2 checks failed") < text.index("heatmaps/gallery/01") < text.index("heatmaps/gallery/02")
+    assert text.index("not shown to be right.** 1 of 2 checks") < text.index("heatmaps/gallery/01")
+    assert text.index("heatmaps/gallery/01") < text.index("heatmaps/gallery/02")
     assert "true: benign, predicted: malignant (0.42, threshold 0.50)" in text and "gallery/03" not in text
-    assert whole.index("**Do NOT trust these heatmaps**") < whole.index("](heatmaps/a.png)")
-    assert "- It is by chance." in whole and "**failed**" in whole and "<random>" not in page
-    files.write_json(tmp_path / "trust.json", trust | {"reasons": []})
-    assert "passed all 2 checks" in first_screen(written(tmp_path)[0])
+    assert whole.index("**In words**") < whole.index("](heatmaps/a.png)")
+    assert "- It is by chance." in whole and "**not shown**" in whole and "<other>" not in page
+    files.write_json(tmp_path / "trust.json", trust | {"state": "supported"})
+    assert "supported.** All 2 checks hold on 8 images predicted malignant" in first_screen(written(tmp_path)[0])
+    refuted = trust | {"state": "refuted", "checks": {"specific": check | {"state": "refuted"}}}
+    files.write_json(tmp_path / "trust.json", refuted)
+    assert "refuted.** 1 of 1 checks" in first_screen(written(tmp_path)[0])
+
+
+def test_a_run_of_version_0_1_shows_the_verdict_it_had(tmp_path):
+    check = {"asked": "a", "found": "b", "demanded": "c", "passed": False}
+    old = {"verdict": "Do NOT trust these heatmaps: 1 of 1", "reasons": ["r"], "checks": {"jpeg": check}, "images": 8}
+    files.write_json(full_run(with_gallery(tmp_path)) / "trust.json", old)
+    whole, _ = written(tmp_path)
+    assert "Do NOT trust these heatmaps: 1 of 1" in first_screen(whole) and "**failed**" in whole
 
 
 @pytest.mark.parametrize("stem", CARDS)

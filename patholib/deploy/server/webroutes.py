@@ -46,6 +46,7 @@ class Heatmap(BaseModel):
     png: str = Field(description="the picture under its heat, as a data URL")
     of: str = Field(description="the class that the heat argues for")
     blank: bool = Field(description="nothing argues for it: the picture is shown as it is")
+    verdict: str = Field(description="whether the checks of the run support such heatmaps")
 
 
 class Reply(BaseModel):
@@ -159,7 +160,11 @@ def _add_pictures(api: FastAPI, service: Service, body: int) -> None:
         openapi_extra=form(),
         response_class=Response,
         responses=answers(
-            {"content": {"image/png": {}}, "description": "The picture under its heat; X-Class names the class"}
+            {
+                "content": {"image/png": {}},
+                "description": "The picture under its heat; X-Class names the class, "
+                "X-Verdict says whether the checks of the run support such heatmaps",
+            }
         ),
     )
     async def explain(request: Request):
@@ -167,9 +172,9 @@ def _add_pictures(api: FastAPI, service: Service, body: int) -> None:
         _stop_on_unknown(request)
         (content,) = await uploads(request, 1, body)
         png, of, blank = await service.heatmap(content)
-        return Response(
-            png, media_type="image/png", headers={"X-Class": quote(of, safe=""), "X-Blank": str(blank).lower()}
-        )
+        verdict = quote(service.predictor.heat_verdict(of), safe=" ")
+        headers = {"X-Class": quote(of, safe=""), "X-Blank": str(blank).lower(), "X-Verdict": verdict}
+        return Response(png, media_type="image/png", headers=headers)
 
 
 def _add_batch(api: FastAPI, service: Service, body: int) -> None:

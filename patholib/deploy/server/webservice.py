@@ -120,7 +120,8 @@ class Service:
         }
         if explain:
             png, of, blank = self._heatmap(picture, said.decision)
-            reply["heatmap"] = {"png": pages.data_url(png, "png"), "of": of, "blank": blank}
+            verdict = self.predictor.heat_verdict(of)
+            reply["heatmap"] = {"png": pages.data_url(png, "png"), "of": of, "blank": blank, "verdict": verdict}
         return reply
 
     def _heatmap(self, picture: Picture, of: str | None) -> tuple[bytes, str, bool]:

@@ -12,17 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from patholib.base.errors import PathoError
+from patholib.judge.trust import NOT_SHOWN, REFUTED, SUPPORTED, covering, summary
 from patholib.report.figures import style
 
 LINES = 20  # most lines of pictures on one sheet
 BARS = 8  # most classes whose probabilities stand beside an explored image
-RANDOMISED = (("cascade", "this part and all above", "o", "-"), ("alone", "this part alone", "s", style.DASHES[1]))
-CURVES = {
-    "map": ("heatmap", style.BLUE, "-"),
-    "random": ("random regions", style.FAINT, style.DASHES[1]),
-    "blob": ("spot in the centre", style.GREEN, style.DASHES[2]),
-}
-LOCATED = {"map": ("heatmap", style.BLUE), "blob": ("spot in the centre", style.GREEN), "edges": ("edges", style.FAINT)}
+STATES = {SUPPORTED: style.GREEN, NOT_SHOWN: style.FAINT, REFUTED: style.WARNING}
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.45, cmap: str = "jet") -> np.ndarray:
@@ -51,12 +46,19 @@ def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.45, cmap: st
 
 @style.styled
 def heat_sheet(
-    found, one_scale: bool = False, columns: int = 4, opacity: float = 0.45, title: str = "", note: str = ""
+    found,
+    one_scale: bool = False,
+    columns: int = 4,
+    opacity: float = 0.45,
+    title: str = "",
+    note: str = "",
+    facts: Mapping | None = None,
 ) -> Figure:
     """The sections of a `gradcam.gallery`: each picture beside its overlay, with its name, classes and probability.
 
     one_scale: red is the highest value of the whole sheet, so that faint maps look faint; else of each map. A map that
     is zero everywhere says "blank map". Sections beyond 20 lines of pictures are left out, and the title says so.
+    facts: of trust.json; the verdict, or that there was no check, stands at the top.
     """
     if not len(found.table):
         raise PathoError("shape_mismatch", "gallery", "holds no picture", "Choose images first")
@@ -69,6 +71,7 @@ def heat_sheet(
         title += f" (the first {len(places)} of {len(lines)} sections)"
     wide, high, head = 2.7, 1.35 + 0.48, 0.34  # inches of a tile with its caption, and of a heading
     top = head * len(places) + high * sum(lines[name] for name, _ in places)
+    note = " - ".join(filter(None, [note, summary(covering(facts, found.block, found.method))]))
     figure = style.open(max(wide * columns, 5.4) + 1.1, top, title, note)
     figure.set_layout_engine("none")  # hundreds of axes would take it seconds; here every place is known
     width, height = figure.get_size_inches()
@@ -121,105 +124,30 @@ def _heat_bar(figure, peak: float | None, space) -> None:
 
 @style.styled
 def trust(facts: Mapping, title: str = "", note: str = "") -> Figure:
-    """What `trust.examine` found: randomised weights, deletion and insertion, and masks where there are any."""
-    failed, total = len(facts["reasons"]), len(facts["checks"])
-    if not total:
+    """What `trust.examine` found: how far every check is from its null, with the interval, on a scale of its own.
+
+    Checks of version 0.1, which had limits and no nulls, are not drawn; the title is their verdict.
+    """
+    checks = facts["checks"] if "state" in facts else {}
+    if not checks:
         return style.open(8, 0.1, title or facts["verdict"], note)
-    result = f"do not trust them, {failed} of {total} checks failed" if failed else f"all {total} checks passed"
-    title = title or f"Heatmaps: {result} ({style.method_name(facts['method'])} after {facts['block']})"
-    figure = style.open(10.5, 5.6, title, note)
-    (drawn, place), (deletion, insertion) = figure.subplots(2, 2)
-    _draw_randomisation(drawn, facts)
-    _draw_perturbation(deletion, facts, "deletion", "pixels removed (%), hottest first")
-    _draw_perturbation(insertion, facts, "insertion", "pixels shown (%), hottest first")
-    _draw_localisation(place, facts)
+    title = title or f"{summary(facts)} ({style.method_name(facts['method'])} after {facts['block']})"
+    figure = style.open(8, 0.85 * len(checks) + 0.2, title, note)
+    for axes, check in zip(figure.subplots(len(checks), 1, squeeze=False)[:, 0], checks.values(), strict=True):
+        _draw_check(axes, check)
+    axes.set_xlabel("heatmaps minus null; the interval is over groups")
     return figure
 
 
-def _draw_randomisation(axes, facts) -> None:
-    parts = facts["randomisation"]
-    for (name, label, marker, dash), colour in zip(RANDOMISED, (style.BLUE, style.ORANGE), strict=True):
-        values = [part["rank_correlation"] for part in parts[name]]
-        axes.plot(range(len(values)), values, marker=marker, linestyle=dash, color=colour, label=label)
-    axes.axhspan(facts["limits"]["changed"], 1.02, color=style.WARNING, alpha=0.08, linewidth=0)
-    axes.text(
-        0.99,
-        0.98,
-        "fails: still too similar",
-        va="top",
-        ha="right",
-        fontsize=8,
-        color=style.WARNING,
-        transform=axes.transAxes,
-    )
-    lowest = min(part["rank_correlation"] for part in parts["cascade"] + parts["alone"])
-    axes.set(
-        ylim=(-1.02 if lowest < -0.2 else -0.3, 1.02),
-        ylabel="rank correlation",
-        title="Similarity of the maps after randomising weights",
-    )
-    axes.set_xticks(
-        range(len(parts["cascade"])), [style.wrapped(part["part"], 13) for part in parts["cascade"]], fontsize=7
-    )
-    axes.legend(loc="best", fontsize=7.5)
-
-
-def _draw_perturbation(axes, facts, what: str, label: str) -> None:
-    found = facts["perturbation"]
-    for name, (words, colour, dash) in CURVES.items():
-        axes.plot(
-            100 * np.array(found["shares"]),
-            found["curves"][name][what],
-            color=colour,
-            linestyle=dash,
-            label=f"{words}: area {found['areas'][name][what]['value']:.3f}",
-        )
-    axes.set(
-        xlabel=label,
-        ylabel="predicted probability",
-        xlim=(0, 100),
-        ylim=(0, 1.02),
-        title=f"{what.capitalize()}: " + ("lower is better" if what == "deletion" else "higher is better"),
-    )
-    axes.legend(loc="best", fontsize=7.5)
-
-
-def _draw_localisation(axes, facts) -> None:
-    found = facts.get("localisation") or {}
-    axes.set_title("Heat on the masks")
-    if not found.get("images"):
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "not checked: there are no masks", ha="center", color=style.FAINT, transform=axes.transAxes)
-        return
-    kinds, top = ("energy", "iou", "pointing"), found["mask_share"]
-    for i, (name, (words, colour)) in enumerate(LOCATED.items()):
-        numbers = [found[name][kind] for kind in kinds]
-        values = np.array([number["value"] for number in numbers])
-        ends = np.array([[n["value"] if n[end] is None else n[end] for n in numbers] for end in ("low", "high")])
-        at = np.arange(len(kinds)) + 0.26 * (i - 1)
-        axes.bar(
-            at,
-            values,
-            width=0.24,
-            color=colour,
-            label=words,
-            yerr=np.abs(ends - values),
-            ecolor=style.INK,
-            error_kw={"linewidth": 1},
-        )
-        top = max(top, ends.max(), values.max())
-    axes.axhline(
-        found["mask_share"],
-        color=style.WARNING,
-        linewidth=1,
-        linestyle=style.DASHES[1],
-        label="share of the image that is mask",
-    )
-    axes.set(ylim=(0, 1.45 * top), ylabel="value (0 to 1)")
-    axes.set_xticks(
-        range(3), ["share of heat\non the mask", "IoU of mask\nand equal area", "hottest pixel\non the mask"]
-    )
-    axes.legend(loc="upper center", ncols=2, fontsize=7.5)
+def _draw_check(axes, check: Mapping) -> None:
+    number, colour = check["number"], STATES[check["state"]]
+    ends = [number[end] for end in ("low", "value", "high") if number[end] is not None]
+    axes.plot(ends, [0] * len(ends), color=colour, linewidth=2.5)
+    if number["value"] is not None:
+        axes.plot(number["value"], 0, "o", color=colour)
+    axes.axvline(0, color=style.INK, linewidth=1)
+    axes.set(xlim=(min([*ends, 0]) - 0.02, max([*ends, 0]) + 0.02), yticks=[])
+    axes.set_title(f"{check['asked']}: {check['state']}", loc="left", fontsize=8.5, color=colour)
 
 
 # --------------------------------------------------------------------------------------- one image, for the explorer
@@ -237,7 +165,7 @@ def explored(
     title: str = "",
     note: str = "",
     method: str = "gradcam",
-    verdict: str = "",
+    verdict: str = "not checked",
 ) -> Figure:
     """One image as the explorer shows it: original, heatmap for `target`, overlay, and bars of the probabilities.
 
@@ -248,7 +176,7 @@ def explored(
     picture, raw, side = style.picture(picture), np.asarray(heat, float), 2.9
     bars = () if probs is None else (0.12, 0.95)  # a gap, for the numbers of the colour bar, and the bars
     width = side * (3.2 + sum(bars)) + 0.9
-    said = style.wrapped(f"Heatmap checks: {verdict}" if verdict else "", int(15 * width), 4)
+    said = style.wrapped(f"Heatmap checks: {verdict}", int(15 * width), 4)
     figure = style.open(width, side + 0.3 + 0.16 * (said.count("\n") + 1), title, note)
     figure.supxlabel(said, x=0.08 / width, ha="left", fontsize=8.5)
     cells = figure.subplots(1, 4 + len(bars), width_ratios=(1, 1, 1, 0.05, *bars))
