@@ -173,6 +173,7 @@ def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     def run(given: argparse.Namespace) -> int:
         from patholib.deploy import predictions
         from patholib.deploy.inference import Predictor
+        from patholib.judge import trust
 
         where, _, engine = given.engine.partition(":")
         on = predictions.Ray(given.model, given.address) if where == "ray" else None
@@ -183,6 +184,8 @@ def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
             f"{predictor.manifest['run'] or 'model'} by {predictor.engine}. {predictor.manifest['notice']}",
             file=sys.stderr,
         )
+        if given.heatmaps:
+            print(trust.summary(predictor.checks), file=sys.stderr)
         written = predictions.write(
             predictor, given.pictures, given.out, tta=given.tta, heatmaps=given.heatmaps, workers=given.workers, on=on
         )

@@ -14,7 +14,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError, shown
 from patholib.data.readers import sources
 from patholib.deploy import exportformat, loading, onnx_export, published
-from patholib.judge import decisions, novelty
+from patholib.judge import decisions, novelty, trust
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
 from patholib.train import checkpoints
@@ -22,7 +22,8 @@ from patholib.train import checkpoints
 if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
 
-CARDS = ("model_card.md", "model_card.html", "data_card.md", "data_card.html")  # copied with a model where they are
+# Copied with a model where they are: the cards, and the verdict on its heatmaps.
+CARDS = ("model_card.md", "model_card.html", "data_card.md", "data_card.html", trust.FILE)
 
 
 def save_model(

@@ -1,4 +1,5 @@
 import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -403,6 +404,25 @@ def test_shuffled_weights_are_the_same_numbers_in_other_places_and_the_outputs_s
     assert not any(module.training for module in other.modules())
     with torch.no_grad():
         assert other(views).std(dim=0).min() > 1e-3  # the images still make a difference
+
+
+def test_on_real_lesions_the_maps_of_a_network_of_darkness_lie_on_their_outline_and_not_on_that_of_another():
+    """Lesions are darker than the skin around them, and the logit of this network grows with every dark cell."""
+    folder = os.environ.get("PATHOLIB_REAL_DATA")
+    if not folder:
+        pytest.skip("PATHOLIB_REAL_DATA is unset: no real lesions")
+    outlines = sorted((Path(folder) / "isic_masks").glob("*_segmentation.png"))[:40]
+    names = [path.name.removesuffix("_segmentation.png") for path in outlines]
+    pixels = np.stack([decoding.to_square(decoding.read(outlines[0].parent / f"{n}.jpg"), SIDE, "crop") for n in names])
+    masks = trust.squares(dict(zip(names, outlines, strict=True)), SIDE)
+    table = pd.DataFrame({"path": names, "label": "red", "group": names, "row": np.arange(len(names))})
+    dark = Red().eval()
+    with torch.no_grad():
+        dark.conv.weight[0], dark.conv.bias[0] = -1 / (3 * CELL**2), 0.6
+    right = examined((ImageSet(pixels, table, CLASSES), masks), dark)
+    assert states(right)["located"] == states(right)["stable"] == states(right)["sensitive"] == "supported", right
+    others = dict(zip(names, [*list(masks.values())[1:], masks[names[0]]], strict=True))
+    assert states(examined((ImageSet(pixels, table, CLASSES), others), dark))["located"] != "supported"
 
 
 # --- masks and pictures -----------------------------------------------------------------------------------------------
