@@ -272,11 +272,13 @@ def over_groups(differences: np.ndarray, groups: np.ndarray, level: float = inte
 
     Images with NaN are left out. With fewer than 6 groups there is no interval.
     """
-    means = pd.Series(differences).groupby(np.asarray(groups)).mean().dropna()
+    use = ~np.isnan(differences)
+    codes, _ = pd.factorize(np.asarray(groups, dtype=object)[use])
+    means = np.bincount(codes, differences[use]) / np.bincount(codes)
     if len(means) < FEWEST:
         value = float(means.mean()) if len(means) else None
         return intervals.Estimate(value, missing=f"{len(means)} groups are too few, {FEWEST} are needed")
-    half = float(stdtrit(len(means) - 1, (1 + level) / 2) * means.std() / np.sqrt(len(means)))
+    half = float(stdtrit(len(means) - 1, (1 + level) / 2) * means.std(ddof=1) / np.sqrt(len(means)))
     return intervals.Estimate(float(means.mean()), float(means.mean() - half), float(means.mean() + half))
 
 
