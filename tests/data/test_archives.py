@@ -1,6 +1,5 @@
 """An archive becomes a folder that is whole, or nothing at all; each attack on that is a row of the catalogue (D39)."""
 
-import bz2
 import errno
 import gzip
 import io
@@ -47,6 +46,11 @@ def member(name, content=b"x", kind=tarfile.REGTYPE, **fields):
 
 
 def tarred(*members, form=tarfile.PAX_FORMAT) -> bytes:
+    """A tar, packed with gzip."""
+    return gzip.compress(plain_tar(*members, form=form), 6, mtime=0)
+
+
+def plain_tar(*members, form=tarfile.PAX_FORMAT) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
         for info, content in members:
@@ -69,11 +73,8 @@ def zipped(*members, method=zipfile.ZIP_DEFLATED) -> bytes:
 
 def formats(contents: dict[str, bytes]) -> dict[str, bytes]:
     """The same files in every format."""
-    tar = tarred(*(member(name, content) for name, content in contents.items()))
     return {
-        "tar": tar,
-        "tar.gz": gzip.compress(tar, 6, mtime=0),
-        "tar.bz2": bz2.compress(tar),
+        "tar.gz": tarred(*(member(name, content) for name, content in contents.items())),
         "zip": zipped(*contents.items()),
         "zip, stored": zipped(*contents.items(), method=zipfile.ZIP_STORED),
     }
@@ -92,11 +93,11 @@ def put(folder: Path, content: bytes) -> Path:
     return folder / "download"
 
 
-def refusal(content: bytes, folder: Path, code: str = "", **limits) -> PathoError:
+def refusal(content: bytes, folder: Path, code: str = "") -> PathoError:
     """What `extract` says to such an archive, after a look that it has left nothing anywhere."""
     archive = put(folder, content)
     with pytest.raises(PathoError) as stopped:
-        archives.extract(archive, folder / "out", **limits)
+        archives.extract(archive, folder / "out")
     assert stopped.value.code in ((code,) if code else ("bad_archive", "unsafe_archive")), stopped.value
     assert str(stopped.value).isprintable()
     assert list(folder.iterdir()) == [archive]
@@ -152,14 +153,6 @@ def test_a_zip_may_have_its_sizes_behind_the_bytes_and_room_for_large_ones(tmp_p
     content = stream.content if streamed else stream.getvalue()
     assert content[6] & 8 == 8 * streamed
     assert unpacked(archives.extract(put(tmp_path, content), tmp_path / "out")) == HONEST
-
-
-def test_a_zip_of_more_members_than_16_bits_count_is_counted_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", len(HONEST) - 1)
-    whole = zipped(*HONEST.items())
-    end = whole.index(b"PK\x05\x06")
-    many = patched(whole, end + 8, "<HH", 0xFFFF, 0xFFFF)
-    assert unpacked(archives.extract(put(tmp_path, many), tmp_path / "out")) == HONEST
 
 
 def test_a_finished_folder_stays_as_it_is(tmp_path, capsys):
@@ -272,11 +265,11 @@ def with_pax(**records) -> bytes:
 
 def negative_size() -> bytes:
     """A header whose size, in the binary form, leads a reader back to where it came from."""
-    content = bytearray(tarred(member("evil.png", b"x" * 600)))
+    content = bytearray(plain_tar(member("evil.png", b"x" * 600)))
     content[124:136] = b"\xff" * 10 + struct.pack(">h", -1024)
     content[148:156] = b" " * 8
     content[148:156] = b"%06o\0 " % sum(content[:512])
-    return bytes(content)
+    return gzip.compress(bytes(content))
 
 
 TARS = {
@@ -297,7 +290,6 @@ TARS = {
     "a name put over another one by a pax header": with_pax(path="../evil.png"),
     "a size put over another one by a pax header": with_pax(size=str(2**40)),
     "a size below zero": negative_size(),
-    "a header of megabytes": gzip.compress(with_pax(comment="x" * 10_000_000)),
     "headers without end": tarred(*[member("././@LongLink", b"x\0", tarfile.GNUTYPE_LONGNAME)] * 3000),
     "a name that is not UTF-8": tarred(member("pr\udce4parat.png"), form=tarfile.GNU_FORMAT),
     "a file without a name": tarred(member("")),
@@ -328,13 +320,6 @@ def both(content: bytes, local: int, listed: int, form: str, value: int) -> byte
     return patched(patched(content, local, form, value), central(content) + listed, form, value)
 
 
-def overlapping() -> bytes:
-    """A zip whose first member holds the second, header and all, as in the dense kind of bomb."""
-    inner = zipped(("b.png", b"x" * 1000), method=zipfile.ZIP_STORED)
-    whole = zipped(("a.png", inner[: central(inner)]), ("b.png", b"x" * 1000), method=zipfile.ZIP_STORED)
-    return patched(whole, central(whole, 1) + 42, "<I", 30 + len("a.png"))
-
-
 ONE = zipped(("a.png", b"x" * 1000))
 LIES = "a list that does not say what its members say: "
 ZIPS = {
@@ -343,16 +328,9 @@ ZIPS = {
     "a pipe": zipped(("evil", b"", {"external_attr": (stat.S_IFIFO | 0o666) << 16})),
     "a folder that has content": zipped(("evil_", b"x")).replace(b"evil_", b"evil/"),
     "a name with a NUL": zipped(("a_b.png", b"x")).replace(b"a_b", b"a\0b"),
-    "two members in the same bytes": overlapping(),
-    "a stored member of two sizes": both(zipped(("a.png", b"x" * 9), method=zipfile.ZIP_STORED), 22, 24, "<I", 10**8),
     f"{LIES}a smaller size": patched(ONE, central(ONE) + 24, "<I", 10),
-    f"{LIES}a larger size": patched(ONE, 22, "<I", 10),
-    f"{LIES}another packed size": patched(ONE, 18, "<I", 5),
     f"{LIES}another checksum": patched(ONE, central(ONE) + 16, "<I", 7),
     f"{LIES}another name": ONE.replace(b"a.png", b"b.png", 1),
-    f"{LIES}another way of packing": patched(ONE, 8, "<H", 0),
-    f"{LIES}encrypted in one place only": patched(ONE, 6, "<H", 1),
-    "a size that is larger than the content": both(ONE, 22, 24, "<I", 2000),
 }
 
 
@@ -366,16 +344,13 @@ def test_D39_a_zip(tmp_path, kind, catalogue):
     ("kind", "content"),
     [
         ("a zip with a password", both(ONE, 6, 8, "<H", 1)),
-        ("a zip packed with something else than deflate", zipped(("a.png", b"x"), method=zipfile.ZIP_BZIP2)),
         ("a zip whose content does not have its checksum", both(ONE, 14, 16, "<I", 7)),
         (
             "a zip that unpacks to more than both of its sizes say",
             both(zipped(("a.png", bytes(10**7))), 22, 24, "<I", 10),
         ),
-        ("a zip whose list is shorter than it says", patched(ONE, len(ONE) - 12, "<H", 2)),
-        ("a zip with bytes behind its end", ONE + b"\n"),
         ("a zip without files", zipped()),
-        ("a tar without files", gzip.compress(tarred(), mtime=0)),
+        ("a tar without files", tarred()),
         ("an empty file", b""),
         ("text", b"path,label\n" * 100),
         ("a web page", b"<!DOCTYPE html><title>Sign in</title>"),
@@ -387,11 +362,13 @@ def test_D39_what_is_no_archive_to_be_read(tmp_path, kind, content, catalogue):
     catalogue("D39", f"{kind}, as an archive", refusal(content, tmp_path, "bad_archive"))
 
 
-def test_D39_a_bomb(tmp_path, catalogue):
+def test_D39_a_bomb(tmp_path, monkeypatch, catalogue):
     zeros = bytes(20_000_000)
-    for content in (zipped(("zeros.bin", zeros)), gzip.compress(tarred(member("zeros.bin", zeros)))):
-        seen = refusal(content, tmp_path, "unsafe_archive", max_bytes=10**7)
-        assert unpacked(archives.extract(put(tmp_path, content), tmp_path / "out", max_bytes=len(zeros)))
+    for content in (zipped(("zeros.bin", zeros)), tarred(member("zeros.bin", zeros))):
+        monkeypatch.setattr(archives, "FLOOR", 10**7)
+        seen = refusal(content, tmp_path, "unsafe_archive")
+        monkeypatch.setattr(archives, "FLOOR", len(zeros))
+        assert unpacked(archives.extract(put(tmp_path, content), tmp_path / "out"))
         shutil.rmtree(tmp_path / "out")
     catalogue("D39", "an archive of more bytes than are allowed", seen)
     endless = tarfile.TarInfo("zeros.bin")
@@ -399,8 +376,10 @@ def test_D39_a_bomb(tmp_path, catalogue):
     seen = refusal(gzip.compress(endless.tobuf()), tmp_path, "unsafe_archive")  # refused before it is read on
     catalogue("D39", "a small archive that announces gigabytes", seen)
     for content in formats({"a/1": b"", "b/2": b"", "c/3": b""}).values():
-        seen = refusal(content, tmp_path, "unsafe_archive", max_files=5)
-        archives.extract(put(tmp_path, content), tmp_path / "out", max_files=6)
+        monkeypatch.setattr(archives, "MOST", 3)
+        seen = refusal(content, tmp_path, "unsafe_archive")
+        monkeypatch.setattr(archives, "MOST", 6)
+        archives.extract(put(tmp_path, content), tmp_path / "out")
         shutil.rmtree(tmp_path / "out")
     catalogue("D39", "an archive of more files and folders than are allowed", seen)
 
@@ -408,7 +387,7 @@ def test_D39_a_bomb(tmp_path, catalogue):
 @pytest.mark.parametrize("form", formats({}))
 def test_D39_cut_off_at_any_place(tmp_path, form, catalogue):
     content = formats(HONEST)[form]
-    end = len(content.rstrip(b"\0")) // 512 * 512 + 1023 if form == "tar" else len(content) - 1
+    end = len(content) - 1
     for place in (*np.linspace(1, end, 40).astype(int).tolist(), end - 1):
         seen = refusal(content[:place], tmp_path, "bad_archive")
     catalogue("D39", f"an archive cut off at any place ({form})", seen)
@@ -416,7 +395,6 @@ def test_D39_cut_off_at_any_place(tmp_path, form, catalogue):
 
 @pytest.mark.parametrize("form", formats({}))
 def test_D39_a_flipped_bit_is_refused_or_harmless(tmp_path, form, catalogue):
-    """A plain tar has no checksum of its contents: there only names, sizes and kinds are held."""
     small = HONEST | {"set/benign/a 1.png": bytes(range(256)) * 4}
     content, rng, refused = formats(small)[form], np.random.default_rng(0), 0
     for place in rng.integers(0, len(content), 150):
@@ -424,30 +402,14 @@ def test_D39_a_flipped_bit_is_refused_or_harmless(tmp_path, form, catalogue):
         archive = put(tmp_path, content[:place] + flipped + content[place + 1 :])
         try:
             found = unpacked(archives.extract(archive, tmp_path / "out"))
-            assert found == small or (form == "tar" and found.keys() == small.keys())
+            assert found == small
             shutil.rmtree(tmp_path / "out")
         except PathoError as error:
             assert error.code in ("bad_archive", "unsafe_archive"), error
             refused += 1
         assert list(tmp_path.iterdir()) == [archive]
     assert refused > 20
-    catalogue(
-        "D39",
-        f"an archive with one bit flipped ({form})",
-        "refused, or every file is there" + " as it was" * (form != "tar"),
-    )
-
-
-def test_D39_data_after_the_end(tmp_path, catalogue):
-    whole, hidden = tarred(member("a.png")), tarred(member("b.png"))
-    seen = refusal(whole + hidden, tmp_path, "bad_archive")
-    catalogue("D39", "a tar with another one behind its end", seen)
-    seen = refusal(gzip.compress(whole + bytes(archives.PADDING)), tmp_path, "bad_archive")
-    catalogue("D39", "a tar with zeros without end behind it", seen)
-    refusal(gzip.compress(whole) + b"rubbish", tmp_path, "bad_archive")
-    header = bytearray(tarred(member("a.png"), member("b.png")))
-    header[1024 + 150] ^= 1  # the header of the second: readers that forgive stop there, as if it were the end
-    catalogue("D39", "a tar with a damaged header in the middle", refusal(bytes(header), tmp_path, "bad_archive"))
+    catalogue("D39", f"an archive with one bit flipped ({form})", "refused, or every file is there as it was")
 
 
 def test_D39_missing_or_unreadable(tmp_path, monkeypatch, catalogue):
@@ -472,18 +434,18 @@ def test_D39_missing_or_unreadable(tmp_path, monkeypatch, catalogue):
 
 
 def test_D39_no_space(tmp_path, monkeypatch, catalogue):
-    """Known before the first byte; and, where the disk fills meanwhile, everything is taken away again."""
+    """Known before a byte; and, where the disk fills meanwhile, everything is taken away again."""
     content = zipped(*HONEST.items())
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 0, 700_000))
         catalogue("D39", "an archive that unpacks to more than is free", refusal(content, tmp_path, "no_space"))
     copied = archives._copied
 
-    def full(source, path, size):
+    def full(source, path):
         with files.writable(path):
             if path.name == "a 1.png":
                 raise OSError(errno.ENOSPC, "No space left on device")
-        return copied(source, path, size)
+        return copied(source, path)
 
     monkeypatch.setattr(archives, "_copied", full)
     refusal(content, tmp_path, "no_space")
@@ -513,13 +475,13 @@ def killed(archive: Path, folder: Path, place: str) -> None:
 
         copied = archives._copied
 
-        def dying(source, path, size):
+        def dying(source, path):
             if place == "before the first file" or (place == "between two files" and path.name.endswith("2).png")):
                 die()
-            if place == "in the middle of a file" and size > 1000:
+            if place == "in the middle of a file" and path.name == "a 1.png":
                 path.write_bytes(source.read(1000))
                 die()
-            return copied(source, path, size)
+            return copied(source, path)
 
         archives._copied = dying
         if place == "before the marker":
@@ -554,7 +516,7 @@ def test_D39_a_kill_leaves_nothing_that_looks_whole_and_the_next_call_starts_ove
 
 
 def test_D39_an_interruption_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(source, path, _size):
+    def interrupted(source, path):
         path.write_bytes(source.read(5))
         raise KeyboardInterrupt
 
