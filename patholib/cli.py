@@ -262,11 +262,6 @@ def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         "--accept-licence", action="store_true", help="accept the licence, which is printed first, without being asked"
     )
     parser.add_argument("--remove-archive", action="store_true", help="delete an archive once it is unpacked")
-    parser.add_argument(
-        "--changed",
-        action="store_true",
-        help="take a file of another size or SHA-256 than was known, as of a new edition",
-    )
 
     def agree(given: argparse.Namespace, terms: str) -> bool:
         print(terms, flush=True)
@@ -281,7 +276,7 @@ def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         from patholib.model import downloading
 
         downloading.fetch_by_name(
-            given.what, lambda terms: agree(given, terms), given.to, given.origin, given.remove_archive, given.changed
+            given.what, lambda terms: agree(given, terms), given.to, given.origin, given.remove_archive
         )
         return OK
 

@@ -5,17 +5,14 @@ Images are downloaded here only; weights also by `building.build`, for a recipe 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from patholib.base import files, locks, places
+from patholib.base import files, places
 from patholib.base.errors import PathoError, shown
 from patholib.data import archives, fetch, readers
 from patholib.data.readers.sources import SOURCES, Source, SourceFile
-
-KAGGLE = "kaggle"  # the folder of what came from there
 
 
 def dataset(
@@ -24,13 +21,12 @@ def dataset(
     folder: str | Path | None = None,
     origin: str = "official",
     remove: bool = False,
-    changed: bool = False,
 ) -> Path:
     """The folder of a whole data set: what is missing is fetched, unpacked and read once.
 
     agree: gets the licence and the citation and returns whether they are accepted; nothing is fetched before.
     folder: by default <kind> in `files.remade`, where `readers.load` finds it. origin: "official" or "kaggle".
-    remove: deletes an archive once it is unpacked. changed: see `fetch.fetch`.
+    remove: deletes an archive once it is unpacked.
     Errors: licence_not_accepted, folder_exists, extra_missing (kagglehub), those of `fetch.fetch`, `archives.extract`
     and of the reader.
     """
@@ -38,7 +34,7 @@ def dataset(
     usual = _found(kind) if folder is None else None
     folder = Path(folder or files.remade() / kind).expanduser().absolute()
     missing = [file for file in source.files if not _there(file, folder)]
-    place = usual or _found(kind, folder / KAGGLE) or _found(kind, folder)
+    place = usual or _found(kind, folder)
     if place and (place != folder or not missing or source.files[-1] in missing):  # and so not half fetched by this
         print(f"{source.title}: is there already" + ("; --to FOLDER fetches it a second time" if usual else ""))
         return _read(source, place)
@@ -52,19 +48,16 @@ def dataset(
             "is not fetched before its licence is accepted",
             "Read it above, and call again with --accept-licence",
         )
-    if origin == KAGGLE:
-        return _read(source, _from_kaggle(kind, folder))
-    _fetch_and_unpack(missing, folder, remove, changed)
+    if origin == "kaggle":
+        return _read(source, _from_kaggle(kind))
+    _fetch_and_unpack(missing, folder, remove)
     return _read(source, folder)
 
 
-def _fetch_and_unpack(missing: list[SourceFile], folder: Path, remove: bool, changed: bool) -> None:
+def _fetch_and_unpack(missing: list[SourceFile], folder: Path, remove: bool) -> None:
     for file in missing:
         path = fetch.fetch(
-            fetch.Remote(file.url, file.name, file.size, file.sha256),
-            folder,
-            changed=changed,
-            room=file.about if file.folder else 0,
+            fetch.Remote(file.url, file.name, file.size, file.sha256), folder, room=file.about if file.folder else 0
         )
         if file.folder:
             _unpack(path, folder / file.folder)
@@ -76,13 +69,14 @@ def _fetch_and_unpack(missing: list[SourceFile], folder: Path, remove: bool, cha
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpacks; a damaged archive, as a power cut may leave one, is set aside, and its SHA-256 is not that to come."""
+    """Unpacks; a damaged archive, as a power cut may leave one, is set aside."""
     try:
         archives.extract(archive, folder)
     except PathoError as error:
         if error.code != "bad_archive":
             raise
-        reason = f"{error.reason}; it is kept as {fetch.withdraw(archive)} and not used"
+        bad = archive.replace(archive.with_name(f"{archive.name}.bad"))
+        reason = f"{error.reason}; it is kept as {bad.name} and not used"
         raise PathoError(error.code, archive.name, reason, "Call again to have it fetched anew") from error
 
 
@@ -95,12 +89,11 @@ def terms(kind: str, folder: Path, origin: str = "official") -> str:
         *[f"Cite: {text}" for text in source.cite],
         f"Its makers' page: {source.page}",
     ]
-    if origin == KAGGLE:
+    if origin == "kaggle":
         lines.append(f"From a copy that somebody made: https://www.kaggle.com/datasets/{source.kaggle}")
     else:
         lines += [
-            f"From {file.url}, about {file.about / 1e6:,.0f} MB"
-            + ("" if file.sha256 else ", no checksum published: the SHA-256 of the first copy is noted beside it")
+            f"From {file.url}, about {file.about / 1e6:,.0f} MB" + ("" if file.sha256 else ", no checksum published")
             for file in source.files
         ]
     passing = places.host() == "Kaggle" and folder.is_relative_to(files.remade())
@@ -153,8 +146,8 @@ def _read(source: Source, folder: Path) -> Path:
     return folder
 
 
-def _from_kaggle(kind: str, folder: Path) -> Path:
-    """The folder of a copy on Kaggle: that of a Kaggle notebook as it is, else brought from the cache of kagglehub."""
+def _from_kaggle(kind: str) -> Path:
+    """The folder of a copy on Kaggle: attached in a Kaggle notebook, else in the cache of kagglehub."""
     handle = SOURCES[kind].kaggle
     try:
         import kagglehub
@@ -176,24 +169,4 @@ def _from_kaggle(kind: str, folder: Path) -> Path:
         ) from error
     found = readers.find(kind, where).path
     assert found is not None, "a folder that is named is found, or refused"
-    if any(found.is_relative_to(mount) for mount in places.mounts()):
-        return found
-    target = folder / KAGGLE
-    with locks.alone(target, "download_locked", "fetched"):
-        part = target.with_name(f".{target.name}.part")
-        try:
-            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-            shutil.copytree(found, part, copy_function=_linked)
-            files.into_place(part, target)
-        except OSError as error:  # shutil's own are of this kind
-            shutil.rmtree(part, ignore_errors=True)
-            raise files.unwritable(target, error) from error
-    return target
-
-
-def _linked(source: str, target: str) -> None:
-    """A hard link where the disk allows it, else a copy; either is only ever read."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    return found

@@ -23,11 +23,10 @@ def fetch_by_name(
     folder: str | Path | None = None,
     origin: str = "official",
     remove: bool = False,
-    changed: bool = False,
 ) -> list[Path]:
     """Fetches "breakhis", "isic2019", "weights" or "weights-<network>": see `downloads.dataset` and `fetch_weights`."""
     if what in sources.downloadable():
-        return [downloads.dataset(what, agree, folder, origin, remove, changed)]
+        return [downloads.dataset(what, agree, folder, origin, remove)]
     if what not in WEIGHTS:
         known = (*sources.downloadable(), *WEIGHTS)
         raise PathoError("unknown_source", what, "cannot be fetched", nearest(what, known))
