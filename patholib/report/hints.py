@@ -1,32 +1,25 @@
-"""What the history and the results of a run suggest to change: an observation, a likely cause, a recipe field."""
+"""What the history of a run suggests to change: an observation, a likely cause, a recipe field."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from patholib.judge.gains import RIVALS, not_beaten
 from patholib.judge.metric_table import words
 from patholib.model.recipes import Recipe
 
 
-def hints(history, metrics: Mapping, recipe: Recipe) -> list[str]:
+def hints(history, recipe: Recipe) -> list[str]:
     """Sentences on what to look at; fields of the recipe are in backticks. A hint is no proof.
 
-    history: DataFrame or list of dicts, one row per epoch; metrics: as in metrics.json.
+    history: DataFrame or list of dicts, one row per epoch.
     """
     table = pd.DataFrame(history)
-    found = []
-    if len(table):
-        table = table.apply(pd.to_numeric, errors="coerce")
-        found += _learning(table, recipe)
-    return found + _judging(metrics, recipe)
-
-
-def _learning(table: pd.DataFrame, recipe: Recipe) -> list[str]:
+    if not len(table):
+        return []
+    table = table.apply(pd.to_numeric, errors="coerce")
     monitor = f"val_{recipe.monitor}"
     broken = table["epoch"][~np.isfinite(table[["train_loss", "val_loss"]]).all(axis=1)].astype(int)
     if len(broken):
@@ -119,90 +112,3 @@ def _unstable(table: pd.DataFrame, recipe: Recipe) -> str:
         f"without a restart of the learning rate. Gradients may explode: set `clip_norm` (now {recipe.clip_norm}), "
         f"lower `lr` (now {recipe.lr:g}) or raise `batch_size` (now {recipe.batch_size})."
     )
-
-
-def _judging(metrics: Mapping, recipe: Recipe) -> list[str]:
-    found = []
-    if (test := metrics.get("test")) is not None:
-        found += [*_sensitivity(test, recipe), _optimistic(metrics, recipe)]
-        found += [
-            f"{said} Check the labels, use pretrained `weights`, train longer (`epochs`), or test on more groups "
-            "(`fractions`)."
-            for key in RIVALS
-            if (said := not_beaten(metrics, key, recipe.monitor))
-        ]
-        found += [_views(metrics, recipe), _wide(test, recipe)]
-    if recipe.group_by == "image":
-        found.append(
-            "The split is by image: images of one patient are in training and in test, and every number is "
-            "too high by an unknown amount. Set `group_by` to the patient, case or lesion."
-        )
-    return [hint for hint in found if hint]
-
-
-def _optimistic(metrics: Mapping, recipe: Recipe) -> str:
-    val, test, name = metrics.get("val") or {}, metrics["test"], recipe.monitor
-    there, here = _value(val, name), _value(test, name)
-    if there is None or here is None or there - here <= 0.05:
-        return ""
-    return (
-        f"The validation {words(name)} ({there:.3f}) is {there - here:.3f} above the test one ({here:.3f}). The "
-        "best epoch was chosen on the validation images, so their numbers are optimistic, and few groups "
-        f"({val.get('groups', '?')} in validation, {test.get('groups', '?')} in test) differ by chance. Quote the "
-        "test number; more groups (`fractions`) would steady both."
-    )
-
-
-def _views(metrics: Mapping, recipe: Recipe) -> str:
-    many, one = _value(metrics.get("test_tta"), recipe.monitor), _value(metrics["test"], recipe.monitor)
-    if many is None or one is None or many - one >= 0.002:
-        return ""
-    return (
-        f"Averaging {recipe.tta_views} views changed the test {words(recipe.monitor)} by {many - one:+.3f} and "
-        f"takes {recipe.tta_views} times as long. Lower `tta_views`, or judge without it."
-    )
-
-
-def _wide(test: Mapping, recipe: Recipe) -> str:
-    number = test["metrics"].get(recipe.monitor, {})
-    if number.get("low") is None or number["high"] - number["low"] <= 0.2:
-        return ""
-    return (
-        f"The interval of the test {words(recipe.monitor)} is {number['high'] - number['low']:.2f} wide "
-        f"({number['low']:.3f} to {number['high']:.3f}) with {test.get('groups', '?')} groups: too wide to compare "
-        "models. Only more patients help; `fractions` moves some to the test set."
-    )
-
-
-def _sensitivity(test: Mapping, recipe: Recipe) -> list[str]:
-    per_class = test.get("per_class", {})
-    values = {
-        name: row["sensitivity"]["value"] for name, row in per_class.items() if row["sensitivity"]["value"] is not None
-    }
-    if len(per_class) == 2 and recipe.positive in per_class:
-        missed = values.get(recipe.positive, 1) < 0.9
-        return [_of_the_positive(test, recipe, values[recipe.positive])] if missed else []
-    weak = sorted((name for name in values if values[name] < 0.5), key=lambda name: values[name])
-    if not weak:
-        return []
-    listed = ", ".join(f"{name} {values[name]:.2f} (of {per_class[name]['support']} images)" for name in weak)
-    return [
-        f"Low recall: less than half of the images of these classes are found: {listed}. Rare classes need more "
-        f"weight (`balance`, now {recipe.balance!r}; `focal_gamma`) or more images. The confusion matrix shows "
-        "what they are mistaken for."
-    ]
-
-
-def _of_the_positive(test: Mapping, recipe: Recipe, value: float) -> str:
-    support = {name: row["support"] for name, row in test["per_class"].items()}
-    n = support[recipe.positive]
-    return (
-        f"Sensitivity for {recipe.positive} is {value:.3f}: {round((1 - value) * n)} of {n} images were missed at "
-        f"threshold {test.get('threshold'):.4g}. `balance` does not change this: it is divided out before the "
-        "threshold is chosen. Choose it for the sensitivity you need (target_sensitivity), and accept the specificity "
-        "that results."
-    )
-
-
-def _value(summary: Mapping | None, name: str) -> float | None:
-    return None if summary is None else summary.get("metrics", {}).get(name, {}).get("value")

@@ -142,7 +142,7 @@ def _training(run: Record) -> dict:
         "changed": settings.changed(run.recipe),
         "minutes": f"{table['seconds'].sum() / 60:.1f} minutes" if "seconds" in table else "an unknown time",
         "best": None if table.empty else int(table["epoch"][settings.best_row(run)]),
-        "hints": [markdown.marked(hint) for hint in hints(table, run.metrics, run.recipe)],
+        "hints": [markdown.marked(hint) for hint in hints(table, run.recipe)],
     }
 
 
