@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -65,13 +65,8 @@ def as_least_able(path: str) -> str:
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Writes `content` so that `path` holds either the old or the new bytes, whenever the power goes."""
-    return write_parts(path, [content])
-
-
-def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
-    """The same for a file that need not fit into memory, given in parts."""
     with written(path) as stream:
-        stream.writelines(parts)
+        stream.write(content)
     return Path(path)
 
 

@@ -118,12 +118,9 @@ class Predictor:
         from patholib.report.figures import heatmaps  # with it comes matplotlib, which the server does without
 
         seen = self.look(source)
-        predicted, pixels = self.answer(seen.pixels).decision, seen.pixels[None]
-        heat = self.heat(pixels, [self.classes.index(predicted)])
-        maps = gradcam.normalise(gradcam.upsample(heat.maps, self.recipe.image_size)).numpy()
-        view = augment.plain_views(pixels, self.recipe.image_size)[0].permute(1, 2, 0)  # (H, W, 3)
-        picture = view.mul(255).round().to(torch.uint8).numpy()
-        return Explanation(predicted, maps[0], heatmaps.overlay(picture, maps[0]), self.heat_verdict(predicted))
+        predicted = self.answer(seen.pixels).decision
+        picture, heat = self.heatmap(seen.pixels, predicted)
+        return Explanation(predicted, heat, heatmaps.overlay(picture, heat), self.heat_verdict(predicted))
 
     @functools.cached_property
     def checks(self) -> dict | None:
@@ -227,6 +224,17 @@ class Predictor:
         """
         views = augment.plain_views(pixels, self.recipe.image_size)
         return gradcam.heat(self.model, views, classes, block or self._block, method)
+
+    def heatmap(self, pixels: np.ndarray, of: str) -> tuple[np.ndarray, np.ndarray]:
+        """What the model sees of a picture (S, S, 3), and its Grad-CAM for a class: (H, W, 3) uint8, (H, W) in [0, 1].
+
+        All 0 where nothing argues for the class.
+        """
+        size = self.recipe.image_size
+        maps = self.heat(pixels[None], [self.classes.index(of)]).maps
+        view = augment.plain_views(pixels[None], size)[0].permute(1, 2, 0)  # (H, W, 3)
+        heat = gradcam.normalise(gradcam.upsample(maps, size))[0]
+        return view.mul(255).round().to(torch.uint8).numpy(), heat.numpy()
 
     @functools.cached_property
     def _block(self) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from patholib.base import files
@@ -16,15 +15,6 @@ from patholib.data import caching
 
 FORMAT = 1
 SAFE = 5.0  # seconds of work that a power cut may cost; a kill costs one picture
-
-
-@dataclass(frozen=True)
-class Done:
-    """Where in the journal a picture stands, and the file as it then was."""
-
-    place: int  # bytes
-    facts: list[int]
-    passing: bool  # a problem of the moment
 
 
 def facts_of(path: str) -> list[int]:
@@ -36,36 +26,29 @@ def facts_of(path: str) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def taken_up(journal: Path, settings: dict) -> dict[str, Done]:
-    """The pictures that a journal has, which is cut behind its last whole line, or begun. Errors: other_model."""
-    done, end = {}, 0
-    try:
-        with journal.open("ab+") as stream:
-            stream.seek(0)
-            for line in stream:
-                entry = _entry(line)
-                if entry is None:
-                    break
-                if end == 0:
-                    _refuse_others(journal, entry, settings)
-                else:
-                    path, facts, _, problem = entry
-                    done[path] = Done(end, facts, problem is not None and problem[0] in caching.TEMPORARY)
-                end += len(line)
-            stream.truncate(end)
-            if end == 0:
-                stream.write(as_line(settings))
-    except OSError as error:
-        raise files.unwritable(journal, error) from error
-    return {path: entry for path, entry in done.items() if not entry.passing}
-
-
-def _entry(line: bytes):
-    """A line of the journal, None where it is torn."""
-    try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
+def taken_up(journal: Path, settings: dict) -> dict[str, list]:
+    """The entries of a journal by path, which is cut behind its last whole line, or begun. Errors: other_model."""
+    done: dict[str, list] = {}
+    with files.writable(journal), journal.open("ab+") as stream:
+        stream.seek(0)
+        end, first = 0, None
+        for line in stream:
+            try:
+                entry = json.loads(line)
+            except ValueError:  # torn
+                break
+            if not line.endswith(b"\n"):
+                break
+            if first is None:
+                first = entry
+                _refuse_others(journal, entry, settings)
+            else:
+                done[entry[0]] = entry
+            end += len(line)
+        stream.truncate(end)
+        if first is None:
+            stream.write(as_line(settings))
+    return {path: entry for path, entry in done.items() if not (entry[3] and entry[3][0] in caching.TEMPORARY)}
 
 
 def as_line(value) -> bytes:
@@ -90,22 +73,17 @@ def _refuse_others(journal: Path, found, settings: dict) -> None:
 
 
 @contextlib.contextmanager
-def appending(journal: Path) -> Iterator[Callable[[list], int]]:
-    """Gives a function that adds an entry and returns its place; flushed to the system at once, to disk by and by."""
-    try:
-        with journal.open("ab") as stream:
-            since = time.monotonic()
+def appending(journal: Path) -> Iterator[Callable[[list], None]]:
+    """Gives a function that adds an entry; flushed to the system at once, to disk by and by."""
+    with files.writable(journal), journal.open("ab") as stream:
+        since = time.monotonic()
 
-            def add(entry: list) -> int:
-                nonlocal since
-                place = stream.tell()
-                stream.write(as_line(entry))
-                stream.flush()
-                if time.monotonic() - since > SAFE:
-                    os.fsync(stream.fileno())
-                    since = time.monotonic()
-                return place
+        def add(entry: list) -> None:
+            nonlocal since
+            stream.write(as_line(entry))
+            stream.flush()
+            if time.monotonic() - since > SAFE:
+                os.fsync(stream.fileno())
+                since = time.monotonic()
 
-            yield add
-    except OSError as error:
-        raise files.unwritable(journal, error) from error
+        yield add

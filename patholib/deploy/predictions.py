@@ -15,7 +15,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from patholib.data import decoding
 from patholib.data.readers.folders import IMAGES, walk
 from patholib.deploy import journals
 from patholib.deploy.inference import Picture, Predictor
-from patholib.judge import gradcam
 
 AHEAD = 4  # pictures that wait decoded, for each decoding thread
 LEFT = {
@@ -117,20 +116,25 @@ def write(
     _refuse_outputs_among(places, heatmaps)
     bad = out.with_name(f"{out.stem}_bad{out.suffix}")
     journal = out.with_name(out.name + ".part")
-    with _alone(out):
+    with locks.alone(out, "output_locked", "written"):
         for path in (out, bad):
             if path.exists() and not journal.exists():
                 raise PathoError("output_exists", str(path), "is there already", "Name another file, or move it away")
         done = journals.taken_up(journal, _settings(predictor, tta, heatmaps))
-        todo = [path for path in listed if path not in done or journals.facts_of(path) != done[path].facts]
+        todo = [path for path in listed if path not in done or journals.facts_of(path) != done[path][1]]
+        before = len(listed) - len(todo)
         entries = (
             _here(predictor, todo, tta, heatmaps, cpu.threads(workers))
             if on is None
             else _on_ray(on, predictor, todo, tta, heatmaps, workers)
         )
-        _compute(entries, len(todo), journal, done, len(listed), progress)
+        meter = bar(entries, progress, total=len(listed), initial=before, unit="image", desc="predicting")
+        with contextlib.closing(entries), journals.appending(journal) as add:
+            for entry in meter:
+                add(entry)
+                done[entry[0]] = entry
         counts = _finish(predictor, listed, journal, done, out, bad, heatmaps is not None)
-    return Table(out, bad, *counts, len(listed) - len(todo), left)
+    return Table(out, bad, *counts, before, left)
 
 
 def _refuse_outputs_among(places: Sequence[str], heatmaps: Path | None) -> None:
@@ -145,30 +149,6 @@ def _refuse_outputs_among(places: Sequence[str], heatmaps: Path | None) -> None:
             )
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keeps a second process from writing the same table."""
-    path = out.with_name(f".{out.name}.lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = locks.take(path)
-    except OSError as error:
-        raise files.unwritable(out, error) from error
-    if lock is None:
-        raise PathoError(
-            "output_locked",
-            str(out),
-            f"is being written by {locks.holder(path)}",
-            "Wait until it ends, or name another file",
-        )
-    try:
-        yield
-    finally:
-        lock.close()
-        with contextlib.suppress(OSError):  # Windows: another process has just opened it to see whether it is held
-            path.unlink(missing_ok=True)
-
-
 def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:
     """The first line of a journal: what all its answers have in common."""
     return {
@@ -179,18 +159,6 @@ def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:
         "heatmaps": heatmaps is not None,
         "pixels": decoding.PIXEL_VERSION,
     }
-
-
-def _compute(
-    entries: Generator[list], todo: int, journal: Path, done: dict[str, journals.Done], total: int, progress: bool
-) -> None:
-    """Adds the entries to the journal as they come."""
-    shown_bar = bar(total=total, initial=total - todo, unit="image", desc="predicting", shown=progress)
-    with contextlib.closing(entries), shown_bar, journals.appending(journal) as add:
-        for entry in entries:
-            path, facts = entry[:2]
-            done[path] = journals.Done(add(entry), facts, False)
-            shown_bar.update()
 
 
 def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int) -> Generator[list]:
@@ -270,72 +238,46 @@ def _row(predictor: Predictor, path: str, seen: Picture, tta: bool, heatmaps: Pa
     name = None
     if heatmaps is not None:
         name = f"{Path(path).stem[:80]}-{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}.png"
-        heat = _heat(predictor, seen.pixels, predictor.classes.index(answer.decision))
+        heat = _heat(predictor, seen.pixels, answer.decision)
         files.write_bytes(Path(heatmaps) / name, heat)  # before the line that says it is there
     return [list(answer.probs.values()), answer.decision, answer.alert, "; ".join(answer.warnings), name]
 
 
-def _heat(predictor: Predictor, pixels: np.ndarray, decision: int) -> bytes:
+def _heat(predictor: Predictor, pixels: np.ndarray, decision: str) -> bytes:
     """PNG of what the model saw under the heat of its decision; plain where nothing argues for it."""
-    from patholib.model import augment
     from patholib.report.figures import heatmaps
 
-    size = predictor.recipe.image_size
-    maps = predictor.heat(pixels[None], [decision]).maps
-    heat = gradcam.normalise(gradcam.upsample(maps, size))[0].numpy()
-    view = augment.plain_views(pixels[None], size)[0].permute(1, 2, 0).mul(255).round().byte().numpy()
     stream = io.BytesIO()
-    Image.fromarray(heatmaps.overlay(view, heat)).save(stream, "PNG")
+    Image.fromarray(heatmaps.overlay(*predictor.heatmap(pixels, decision))).save(stream, "PNG")
     return stream.getvalue()
 
 
 def _finish(
-    predictor: Predictor,
-    listed: list[str],
-    journal: Path,
-    done: dict[str, journals.Done],
-    out: Path,
-    bad: Path,
-    heated: bool,
+    predictor: Predictor, listed: list[str], journal: Path, done: dict[str, list], out: Path, bad: Path, heated: bool
 ) -> tuple[int, int]:
-    """The journal as tables in the order of `listed`, which replace it; how many were answered and how many not."""
-    head = ["path", *(f"p_{name}" for name in predictor.classes), "decision", "alert", "warnings", "model"]
-
-    def entries() -> Iterator[tuple[str, list | None, list | None]]:
-        with journal.open("rb") as stream:
-            for path in listed:
-                stream.seek(done[path].place)
-                _, _, row, problem = json.loads(stream.readline())
-                yield path, row, problem
-
-    def answers() -> Iterator[list]:
-        yield head + (["heatmap"] if heated else [])
-        for path, row, _ in entries():
-            if row is not None:
-                probs, decision, alert, text, heat = row
-                known = "" if alert is None else str(alert).lower()
-                yield [path, *map(repr, probs), decision, known, text, predictor.sha256, *([heat] if heated else [])]
-
-    def problems() -> Iterator[list]:
-        yield ["path", "code", "reason", "remedy"]
-        for path, _, problem in entries():
-            if problem is not None:
-                yield [path, *problem]
-
-    unusable = sum(problem is not None for *_, problem in entries())
-    if unusable:
-        files.write_parts(bad, _csv(problems()))
-    files.write_parts(out, _csv(answers()))
+    """The entries as tables in the order of `listed`, which replace the journal; how many were answered and not."""
+    answers = [["path", *(f"p_{c}" for c in predictor.classes), "decision", "alert", "warnings", "model"]]
+    answers[0] += ["heatmap"] if heated else []
+    problems = [["path", "code", "reason", "remedy"]]
+    for path in listed:
+        _, _, row, problem = done[path]
+        if problem is not None:
+            problems.append([path, *problem])
+        else:
+            probs, decision, alert, text, heat = row
+            known = "" if alert is None else str(alert).lower()
+            answers.append(
+                [path, *map(repr, probs), decision, known, text, predictor.sha256, *([heat] if heated else [])]
+            )
+    if len(problems) > 1:
+        files.write_bytes(bad, _csv(problems))
+    files.write_bytes(out, _csv(answers))
     journal.unlink()
-    return len(listed) - unusable, unusable
+    return len(answers) - 1, len(problems) - 1
 
 
-def _csv(rows: Iterable[list]) -> Iterator[bytes]:
-    """CSV in UTF-8, a line at a time; what is no text in a file's name is shown as its code."""
+def _csv(rows: list[list]) -> bytes:
+    """CSV in UTF-8; what is no text in a file's name is shown as its code."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    for row in rows:
-        writer.writerow(row)
-        yield stream.getvalue().encode("utf-8", "backslashreplace")
-        stream.seek(0)
-        stream.truncate()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue().encode("utf-8", "backslashreplace")

@@ -19,6 +19,7 @@ from PIL import Image
 from tiny import TINY
 
 from patholib import cli
+from patholib.base import locks
 from patholib.base.errors import PathoError
 from patholib.data import decoding
 from patholib.deploy import export, predictions
@@ -194,7 +195,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(predictor, pi
     refusal("no_images", predictor, [tmp_path / "empty"], out)
     refusal("output_in_data", predictor, [pictures], out, heatmaps=pictures / "heat")
     assert not out.parent.exists()
-    with predictions._alone(out):
+    with locks.alone(out, "output_locked", "written"):
         refusal("output_locked", predictor, [pictures], out)
     (out.parent / "p_bad.csv").write_text("mine")
     refusal("output_exists", predictor, [pictures], out)
