@@ -125,7 +125,7 @@ def running(name: str, model: Path) -> Iterator[int]:
     command = {
         PUBLISHED: [Path(__file__).with_name("literal_server.py"), model, port],
         LITSERVE: [Path(__file__).with_name("litserver.py"), model, port],
-        OURS: ["-m", "patholib.deploy.server.serving", model, "--port", port, "--units", "64"],
+        OURS: ["-m", "patholib", "serve", model, "--port", port, "--units", "64"],
     }[name]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(

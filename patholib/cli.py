@@ -16,9 +16,17 @@ from patholib.base.errors import PathoError
 
 OK, FOUND, UNREADABLE = 0, 1, 2  # exit codes; argparse uses 2 for wrong arguments as well
 STOPPED = 130  # as a shell says of a command that was interrupted
+ADDRESS = "the cluster to join, auto for the one of this machine (default: one is made of this machine, and stopped)"
+Run = Callable[[argparse.Namespace], int]
 
 
-def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _add(parser: argparse.ArgumentParser, name: str, help: str, metavar: str | tuple[str, ...] = "", **more) -> None:
+    """Adds an argument; an option without a metavar is a switch."""
+    more |= {"metavar": metavar} if metavar else {"action": "store_true"}
+    parser.add_argument(name, help=help, **more)
+
+
+def train(parser: argparse.ArgumentParser) -> Run:
     """Train a network on a folder or table of images, judge it and write the report.
 
     Exit code: 0 the report is written, 2 refused, 130 or 143 stopped, saved. The same command resumes an interrupted
@@ -26,23 +34,13 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     """
     from patholib import options
 
-    parser.add_argument(
-        "preset",
-        nargs="?",
-        metavar="RECIPE",
-        default="breakhis",
-        help="breakhis (default), isic2019, quickstart for a small network on demo images, or a file "
-        'of parameters, RUN.json: {"recipe": "isic2019", "epochs": 35}',
+    text = (
+        "breakhis (default), isic2019, quickstart for a small network on demo images, or a file of parameters, "
+        'RUN.json: {"recipe": "isic2019", "epochs": 35}'
     )
-    parser.add_argument(
-        "-p",
-        dest="words",
-        nargs=2,
-        metavar=("NAME", "VALUE"),
-        action="append",
-        default=[],
-        help="set a parameter, see below: -p data my.csv -p epochs 35",
-    )
+    _add(parser, "preset", text, "RECIPE", nargs="?", default="breakhis")
+    text = "set a parameter, see below: -p data my.csv -p epochs 35"
+    _add(parser, "-p", text, ("NAME", "VALUE"), dest="words", nargs=2, action="append", default=[])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n".join([inspect.cleandoc(parser.epilog or ""), "", "parameters:", *options.lines()])
 
@@ -51,12 +49,10 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
         from patholib.study import Study
         from patholib.train import devices, launching
 
-        team = myself()
+        team, named = myself(), given.preset.endswith(".json")
         try:
-            named = given.preset.endswith(".json")
-            chosen = options.Options.read(
-                "breakhis" if named else given.preset, given.preset if named else None, dict(given.words)
-            )
+            preset, file = ("breakhis", given.preset) if named else (given.preset, None)
+            chosen = options.Options.read(preset, file, dict(given.words))
             with joined(devices.choose_device(chosen.device).type == "cuda") as team:
                 study = Study(options=chosen, team=team)
                 study.train()
@@ -71,40 +67,29 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     return run
 
 
-def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def audit(parser: argparse.ArgumentParser) -> Run:
     """Say whether images of the test set stand in training too: patients, files, pictures.
 
     Exit code: 0 nothing found, 1 leaks, 2 the split cannot be read.
     """
-    parser.add_argument(
-        "split",
-        nargs="?",
-        metavar="SPLIT",
-        help="CSV with the columns path, label, split and ids; or "
-        "a folder that holds train, test and perhaps val, with a folder for every class in each",
+    text = (
+        "CSV with the columns path, label, split and ids; or a folder that holds train, test and perhaps val, with a "
+        "folder for every class in each"
     )
+    _add(parser, "split", text, "SPLIT", nargs="?")
     for name in ("train", "val", "test"):
-        parser.add_argument(f"--{name}", metavar="FOLDER", help=f"the {name} images, instead of SPLIT")
-    parser.add_argument("--root", metavar="FOLDER", help="where the paths in the CSV count from (default: its folder)")
-    parser.add_argument(
-        "--columns",
-        metavar="OURS=THEIRS",
-        nargs="+",
-        default=[],
-        type=_pair,
-        help="how a foreign CSV calls path, label and split: --columns path=file_name split=fold",
+        _add(parser, f"--{name}", f"the {name} images, instead of SPLIT", "FOLDER")
+    _add(parser, "--root", "where the paths in the CSV count from (default: its folder)", "FOLDER")
+    text = "how a foreign CSV calls path, label and split: --columns path=file_name split=fold"
+    _add(parser, "--columns", text, "OURS=THEIRS", nargs="+", default=[], type=_pair)
+    text = (
+        "further columns that hold the id of something that must not be in two splits (patient, case, lesion, slide, "
+        "group are known)"
     )
-    parser.add_argument(
-        "--ids",
-        metavar="COLUMN",
-        nargs="+",
-        default=[],
-        help="further columns that hold the id of "
-        "something that must not be in two splits (patient, case, lesion, slide, group are known)",
-    )
-    parser.add_argument("--metadata", metavar="CSV", help="a table of ids by image name, as ISIC's official one")
-    parser.add_argument("--no-pixels", action="store_true", help="compare ids only, open no image")
-    parser.add_argument("--out", metavar="FOLDER", help="write audit.json and audit.html there")
+    _add(parser, "--ids", text, "COLUMN", nargs="+", default=[])
+    _add(parser, "--metadata", "a table of ids by image name, as ISIC's official one", "CSV")
+    _add(parser, "--no-pixels", "compare ids only, open no image")
+    _add(parser, "--out", "write audit.json and audit.html there", "FOLDER")
 
     def run(given: argparse.Namespace) -> int:
         from patholib.data import leakage
@@ -112,14 +97,8 @@ def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
         folders = {name: getattr(given, name) for name in ("train", "val", "test") if getattr(given, name)}
         if bool(given.split) == bool(folders):
             parser.error("name either SPLIT or the folders --train, --val, --test")
-        found = leakage.audit(
-            given.split or folders,
-            given.root,
-            dict(given.columns),
-            given.ids,
-            given.metadata,
-            pixels=not given.no_pixels,
-        )
+        columns, pixels = dict(given.columns), not given.no_pixels
+        found = leakage.audit(given.split or folders, given.root, columns, given.ids, given.metadata, pixels=pixels)
         print(found)
         if given.out:
             print(f"Written: {found.write(given.out)}")
@@ -128,86 +107,63 @@ def audit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     return run
 
 
-def predict(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def predict(parser: argparse.ArgumentParser) -> Run:
     """Let an exported model look at pictures, and write its answers as a table.
 
     Exit code: 0 all pictures were answered, 1 some could not be used (listed in <out>_bad.csv), 2 refused. An
     interrupted call goes on where it stopped when it is given again. For research use only.
     """
-    parser.add_argument("model", metavar="MODEL", help="the folder of an export or of a finished run")
-    parser.add_argument("pictures", metavar="PICTURES", nargs="+", help="files, and folders that are walked to the end")
-    parser.add_argument(
-        "--out",
-        metavar="CSV",
-        required=True,
-        help="the table to write: path, the probability of each class, decision, alert, warnings, the model's SHA-256",
+    _add(parser, "model", "the folder of an export or of a finished run", "MODEL")
+    _add(parser, "pictures", "files, and folders that are walked to the end", "PICTURES", nargs="+")
+    text = "the table to write: path, the probability of each class, decision, alert, warnings, the model's SHA-256"
+    _add(parser, "--out", text, "CSV", required=True)
+    _add(parser, "--tta", "average over several views of each picture")
+    text = (
+        "what computes: auto, onnx or torch (default: auto); or ray, ray:onnx, ray:torch for the same on a Ray "
+        "cluster (extra cluster)"
     )
-    parser.add_argument("--tta", action="store_true", help="average over several views of each picture")
-    parser.add_argument(
-        "--engine",
-        default="auto",
-        metavar="ENGINE",
-        help="what computes: auto, onnx or torch "
-        "(default: auto); or ray, ray:onnx, ray:torch for the same on a Ray cluster (extra cluster)",
+    _add(parser, "--engine", text, "ENGINE", default="auto")
+    _add(parser, "--address", f"with ray: {ADDRESS}", "HOST:PORT")
+    _add(parser, "--heatmaps", "write a picture of what argues for each decision there", "FOLDER")
+    text = (
+        "threads that decode (default: one a core); with ray, processes that decode and compute (default: one for "
+        "each CPU of the cluster)"
     )
-    parser.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="with ray: the cluster to join, auto for the one of "
-        "this machine (default: one is made of this machine, and stopped in the end)",
-    )
-    parser.add_argument("--heatmaps", metavar="FOLDER", help="write a picture of what argues for each decision there")
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=int,
-        help="threads that decode (default: one a core); with ray, "
-        "processes that decode and compute (default: one for each CPU of the cluster)",
-    )
-    parser.add_argument(
-        "--sha256",
-        metavar="DIGEST",
-        help="of the model's weights, if you know it from elsewhere: another model is refused",
-    )
-
-    def run(given: argparse.Namespace) -> int:
-        from patholib.deploy import predictions
-        from patholib.deploy.inference import Predictor
-        from patholib.judge import trust
-
-        where, _, engine = given.engine.partition(":")
-        on = predictions.Ray(given.model, given.address) if where == "ray" else None
-        if given.address and not on:
-            parser.error("--address is for --engine ray")
-        predictor = Predictor(given.model, (engine or "auto") if on else given.engine, sha256=given.sha256)
-        print(
-            f"{predictor.manifest['run'] or 'model'} by {predictor.engine}. {predictor.manifest['notice']}",
-            file=sys.stderr,
-        )
-        if given.heatmaps:
-            print(trust.summary(predictor.checks), file=sys.stderr)
-        written = predictions.write(
-            predictor, given.pictures, given.out, tta=given.tta, heatmaps=given.heatmaps, workers=given.workers, on=on
-        )
-        print(written)
-        return FOUND if written.bad else OK
-
-    return run
+    _add(parser, "--workers", text, "N", type=int)
+    text = "of the model's weights, if you know it from elsewhere: another model is refused"
+    _add(parser, "--sha256", text, "DIGEST")
+    return lambda given: _predicted(parser, given)
 
 
-def export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    from patholib.deploy import predictions
+    from patholib.deploy.inference import Predictor
+    from patholib.judge import trust
+
+    where, _, engine = given.engine.partition(":")
+    on = predictions.Ray(given.model, given.address) if where == "ray" else None
+    if given.address and not on:
+        parser.error("--address is for --engine ray")
+    predictor = Predictor(given.model, (engine or "auto") if on else given.engine, sha256=given.sha256)
+    name, notice = predictor.manifest["run"] or "model", predictor.manifest["notice"]
+    print(f"{name} by {predictor.engine}. {notice}", file=sys.stderr)
+    if given.heatmaps:
+        print(trust.summary(predictor.checks), file=sys.stderr)
+    options = {"tta": given.tta, "heatmaps": given.heatmaps, "workers": given.workers, "on": on}
+    written = predictions.write(predictor, given.pictures, given.out, **options)
+    print(written)
+    return FOUND if written.bad else OK
+
+
+def export(parser: argparse.ArgumentParser) -> Run:
     """Put the model of a finished run into a folder of its own, and load it from there to see that it works.
 
     Exit code: 0 it works, 2 refused.
     """
-    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("--out", metavar="FOLDER", help="a folder that is empty or not there yet (default: RUN/export)")
-    parser.add_argument(
-        "--onnx",
-        action="store_true",
-        help="with model.onnx, twice as quick on a processor; kept only "
-        "if it gives the same probabilities (extra onnx)",
-    )
+    _add(parser, "folder", "the folder of a finished run", "RUN")
+    _add(parser, "--out", "a folder that is empty or not there yet (default: RUN/export)", "FOLDER")
+    text = "with model.onnx, twice as quick on a processor; kept only if it gives the same probabilities (extra onnx)"
+    _add(parser, "--onnx", text)
 
     def run(given: argparse.Namespace) -> int:
         from pathlib import Path
@@ -221,47 +177,53 @@ def export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
     return run
 
 
-def serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def serve(parser: argparse.ArgumentParser) -> Run:
     """Answer over HTTP what an exported model says of a picture; with a page to drop one on.
 
     Exit code: 0 stopped by SIGTERM or Ctrl-C, 2 refused, 78 the model cannot be used. For research use only.
     """
     from patholib.deploy.server import serving
 
-    serving.arguments(parser)
+    _add(parser, "model", "an exported model or a finished run folder", "MODEL")
+    for name, default, metavar, text in (
+        ("host", "127.0.0.1", "HOST", "address to listen on (default: this machine alone)"),
+        ("port", 8000, "PORT", "0 takes a free one"),
+        ("max-mib", 10.0, "N", "largest upload"),
+        ("max-megapixels", 24.0, "N", "largest picture"),
+        ("units", 16, "N", "plain predictions admitted at once, waiting or computed; others are told to come again"),
+        ("upload-seconds", 20.0, "S", "for an upload to arrive"),
+        ("decode-seconds", 10.0, "S", "for a picture to be decoded"),
+        ("drain", 1.0, "S", "between SIGTERM, when /readyz says no, and the port's closing"),
+    ):
+        _add(parser, f"--{name}", f"{text} (default: {default})", metavar, default=default, type=type(default))
+    text = f"what callers have to send; rather set {serving.TOKEN}, which other users of this machine do not see"
+    _add(parser, "--token", text, "TEXT")
+    _add(parser, "--insecure", "listen to other machines without a token")
+    text = "another site whose pages may ask (https://example.org); may be repeated"
+    _add(parser, "--origin", text, "URL", action="append", default=[])
+    _add(parser, "--engine", "what computes", "ENGINE", choices=("auto", "onnx", "torch"), default="auto")
+    _add(parser, "--threads", "of the processor (default: one a core)", "N", type=int)
+    _add(parser, "--sha256", "of the weights, as you know it from elsewhere", "DIGEST")
     return serving.run
 
 
-def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def download(parser: argparse.ArgumentParser) -> Run:
     """Fetch a public data set, or ImageNet weights to carry to a machine without a network.
 
     Exit code: 0 all is there, 2 refused, or not finished. An interrupted call goes on where it stopped when it is given
     again, at the byte; what is there already is not fetched.
     """
-    parser.add_argument(
-        "what",
-        metavar="WHAT",
-        help="breakhis, isic2019, weights (of both recipes), or those of one "
-        "network: weights-resnet50, weights-efficientnet_b0",
+    text = "breakhis, isic2019, weights (of both recipes), or those of one network: weights-resnet50"
+    _add(parser, "what", text, "WHAT")
+    text = (
+        "where to put it (default: data/WHAT of the project, where it is found without being named; weights: "
+        "data/weights; on Kaggle temp instead of data)"
     )
-    parser.add_argument(
-        "--to",
-        metavar="FOLDER",
-        help="where to put it (default: data/WHAT of the project, where "
-        "it is found without being named; weights: data/weights; on Kaggle temp instead of data)",
-    )
-    parser.add_argument(
-        "--from",
-        metavar="ORIGIN",
-        dest="origin",
-        default="official",
-        choices=("official", "kaggle"),
-        help="official, or kaggle: a copy there, with the package kagglehub (default: official)",
-    )
-    parser.add_argument(
-        "--accept-licence", action="store_true", help="accept the licence, which is printed first, without being asked"
-    )
-    parser.add_argument("--remove-archive", action="store_true", help="delete an archive once it is unpacked")
+    _add(parser, "--to", text, "FOLDER")
+    text = "official, or kaggle: a copy there, with the package kagglehub (default: official)"
+    _add(parser, "--from", text, "ORIGIN", dest="origin", default="official", choices=("official", "kaggle"))
+    _add(parser, "--accept-licence", "accept the licence, which is printed first, without being asked")
+    _add(parser, "--remove-archive", "delete an archive once it is unpacked")
 
     def agree(given: argparse.Namespace, terms: str) -> bool:
         print(terms, flush=True)
@@ -273,112 +235,70 @@ def download(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
             return False
 
     def run(given: argparse.Namespace) -> int:
-        from patholib.model import downloading
+        from patholib.model.downloading import fetch_by_name
 
-        downloading.fetch_by_name(
-            given.what, lambda terms: agree(given, terms), given.to, given.origin, given.remove_archive
-        )
+        fetch_by_name(given.what, lambda terms: agree(given, terms), given.to, given.origin, given.remove_archive)
         return OK
 
     return run
 
 
-def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def sweep(parser: argparse.ArgumentParser) -> Run:
     """Run a notebook once for every combination of parameters, and compare the runs.
 
     Exit code: 0 all runs are finished, 1 some failed (listed in the end), 2 refused. An interrupted call goes on where
     it stopped when it is given again.
     """
-    _sweep_arguments(parser)
-
-    def run(given: argparse.Namespace) -> int:
-        from patholib.lab import sweeps
-
-        ray = given.engine == "ray"
-        if not ray and (given.gpus_per_run or given.address):
-            parser.error("--gpus-per-run and --address are for --engine ray; a local run has the whole machine")
-        if ray and given.at_once != 1:
-            parser.error("--at-once is for --engine local; ray starts what fits into the cluster")
-        on = (
-            sweeps.Ray(1 if given.cpus_per_run is None else given.cpus_per_run, given.gpus_per_run, given.address)
-            if ray
-            else sweeps.Here(given.at_once, given.cpus_per_run)
-        )
-        for names in ([name for name, _ in given.grid], [name for name, _ in given.common]):
-            if len(names) != len(set(names)):
-                parser.error("every parameter is set once: --set seed=0,1,2")
-        notebook = sweeps.find(given.notebook)
-        planned = sweeps.plan(
-            notebook,
-            {name: values.split(",") for name, values in given.grid},
-            dict(given.common),
-            sweeps.read_list(given.runs) if given.runs else ({},),
-            here=not ray,
-        )
-        done = sweeps.sweep(notebook, planned, given.out, on)
-        print(done)
-        return FOUND if done.failed else OK
-
-    return run
-
-
-def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("notebook", metavar="NOTEBOOK", help="breakhis, isic2019 or the path of a notebook")
-    parser.add_argument(
-        "--set",
-        dest="grid",
-        metavar="NAME=VALUE,VALUE",
-        action="append",
-        default=[],
-        type=_pair,
-        help="a parameter and its values; several: every combination",
-    )
-    parser.add_argument(
+    _add(parser, "notebook", "breakhis, isic2019 or the path of a notebook", "NOTEBOOK")
+    several = {"action": "append", "default": []}
+    text = "a parameter and its values; several: every combination"
+    _add(parser, "--set", text, "NAME=VALUE,VALUE", dest="grid", type=_pair, **several)
+    _add(
+        parser,
         "-p",
+        "a parameter of all runs, as papermill takes it",
+        ("NAME", "VALUE"),
         dest="common",
-        metavar=("NAME", "VALUE"),
         nargs=2,
-        action="append",
-        default=[],
-        help="a parameter of all runs, as papermill takes it",
+        **several,
     )
-    parser.add_argument(
-        "--runs",
-        metavar="JSON",
-        help='a list of runs, [{"seed": 0, "lr": 0.001}, ...]; with --set, each in every combination',
+    text = 'a list of runs, [{"seed": 0, "lr": 0.001}, ...]; with --set, each in every combination'
+    _add(parser, "--runs", text, "JSON")
+    text = "gets a folder for every run, sweep.json and compare/compare.ipynb"
+    _add(parser, "--out", text, "FOLDER", required=True)
+    text = "local: this machine (default); ray: a Ray cluster (extra cluster)"
+    _add(parser, "--engine", text, "ENGINE", default="local", choices=("local", "ray"))
+    _add(parser, "--at-once", "local: so many runs beside each other", "N", type=_count, default=1)
+    text = "threads of each run, which ray also reserves (default: local, all cores shared out; ray, 1)"
+    _add(parser, "--cpus-per-run", text, "C", type=_amount)
+    _add(parser, "--gpus-per-run", "ray: GPUs of each run, or a part of one (default: 0)", "G", type=_amount, default=0)
+    _add(parser, "--address", f"ray: {ADDRESS}", "HOST:PORT")
+    return lambda given: _swept(parser, given)
+
+
+def _swept(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    from patholib.lab import sweeps
+
+    ray = given.engine == "ray"
+    if not ray and (given.gpus_per_run or given.address):
+        parser.error("--gpus-per-run and --address are for --engine ray; a local run has the whole machine")
+    if ray and given.at_once != 1:
+        parser.error("--at-once is for --engine local; ray starts what fits into the cluster")
+    cpus = given.cpus_per_run
+    on = (
+        sweeps.Ray(1 if cpus is None else cpus, given.gpus_per_run, given.address)
+        if ray
+        else sweeps.Here(given.at_once, cpus)
     )
-    parser.add_argument(
-        "--out",
-        metavar="FOLDER",
-        required=True,
-        help="gets a folder for every run, sweep.json and compare/compare.ipynb",
-    )
-    parser.add_argument(
-        "--engine",
-        default="local",
-        choices=("local", "ray"),
-        help="local: this machine (default); ray: a Ray cluster (extra cluster)",
-    )
-    parser.add_argument("--at-once", metavar="N", type=_count, default=1, help="local: so many runs beside each other")
-    parser.add_argument(
-        "--cpus-per-run",
-        metavar="C",
-        type=_amount,
-        help="threads of each run, which ray also reserves (default: local, all cores shared out; ray, 1)",
-    )
-    parser.add_argument(
-        "--gpus-per-run",
-        metavar="G",
-        type=_amount,
-        default=0,
-        help="ray: GPUs of each run, or a part of one (default: 0)",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="ray: the cluster to join, auto for the one of this "
-        "machine (default: one is made of this machine, and stopped in the end)",
-    )
+    for names in ([name for name, _ in given.grid], [name for name, _ in given.common]):
+        if len(names) != len(set(names)):
+            parser.error("every parameter is set once: --set seed=0,1,2")
+    notebook, listed = sweeps.find(given.notebook), sweeps.read_list(given.runs) if given.runs else ({},)
+    grid = {name: values.split(",") for name, values in given.grid}
+    planned = sweeps.plan(notebook, grid, dict(given.common), listed, here=not ray)
+    done = sweeps.sweep(notebook, planned, given.out, on)
+    print(done)
+    return FOUND if done.failed else OK
 
 
 COMMANDS = (train, audit, predict, export, serve, download, sweep)

@@ -116,7 +116,9 @@ def exchange(port: int, connection: socket.socket, request: bytes):
 def mixed(port: int, number: int) -> None:
     """So many requests of every kind, one after another."""
     rng, connection = np.random.default_rng(0), connect(port)
-    requests = [head("GET", path) for path in ("/livez", "/health", "/model", "/metrics", "/", "/docs", "/nowhere")]
+    requests = [
+        head("GET", path) for path in ("/livez", "/health", "/model", "/metrics", "/", "/openapi.json", "/nowhere")
+    ]
     sound = [form(content) for content in SEEDS]
     for i in range(number):
         body, path = (upload(rng), "/predict") if i % 3 else (sound[i % len(sound)], PATHS[i // 3 % len(PATHS)])

@@ -13,8 +13,8 @@ import time
 
 import tiny
 
+from patholib import cli
 from patholib.deploy import inference
-from patholib.deploy.server import serving
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
 TOUCHING = {
@@ -57,4 +57,4 @@ if __name__ == "__main__":
     if seconds := float(os.environ.get("TEST_SECONDS", 0)):
         inference.Predictor.probabilities = slowly(inference.Predictor.probabilities, seconds)
     with tiny.network():
-        sys.exit(serving.main())
+        sys.exit(cli.main(["serve", *sys.argv[1:]]))

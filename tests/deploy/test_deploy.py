@@ -16,6 +16,7 @@ import live
 import pytest
 import yaml
 
+from patholib import cli
 from patholib.deploy.server import serving
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def test_it_is_started_as_nobody_with_arguments_that_the_server_knows():
     program, command, *rest = json.loads(last["ENTRYPOINT"]) + json.loads(last["CMD"])
     assert (program, command) == ("patholib", "serve")
     parser = argparse.ArgumentParser()
-    serving.arguments(parser)
+    cli.serve(parser)
     given = parser.parse_args(rest)
     assert str(given.model) == "/model" and str(given.port) == last["EXPOSE"] and given.token is None
     assert not given.insecure and "8000/readyz" in last["HEALTHCHECK"]

@@ -333,7 +333,7 @@ def test_a_client_that_reads_nothing_is_cut_off(serve, monkeypatch):
     monkeypatch.setattr(webhttp, "STUCK_SECONDS", 0.3)
     with serve() as server, connect(server.port) as connection:
         connection.setblocking(False)
-        asked = head("GET", "/docs") * 20
+        asked = head("GET", "/openapi.json") * 20
         start = time.monotonic()
         with pytest.raises(ConnectionError):
             while time.monotonic() - start < 20:
@@ -754,7 +754,7 @@ def test_S20_through_the_server(server, decoder):
 
 
 def test_S21_without_the_token_nothing_is_read(serve, catalogue):
-    with serve(token="s3cret-token", docs=False) as server:
+    with serve(token="s3cret-token", openapi=False) as server:
         for given in (
             {},
             {"Authorization": "Bearer wrong"},
@@ -797,7 +797,7 @@ def test_S22_what_is_not_safe_does_not_start(folder, options, code, capsys, monk
     monkeypatch.delenv(serving.TOKEN, raising=False)
     if code == "port_taken":
         monkeypatch.setattr("patholib.deploy.inference.Predictor", lambda *_, **__: live.predictor(folder))
-    assert cli.main(["serve", str(folder), *options]) == serving.main([str(folder), *options]) == 2
+    assert cli.main(["serve", str(folder), *options]) == 2
     assert capsys.readouterr().err.startswith(f"[{code}] ")
     if code == "unsafe_address":
         catalogue(
@@ -921,7 +921,7 @@ def test_S26_a_model_that_gives_no_numbers(serve, capsys, folder, monkeypatch, c
             assert (found.status, found.json["code"]) == (500, "model_output") and b"NaN" not in found.body
         assert ask(server.port, "GET", "/readyz").status == 503 and ask(server.port, "GET", "/livez").status == 200
     monkeypatch.setattr("patholib.deploy.inference.Predictor", lambda *_, **__: server.predictor)
-    assert serving.main([str(folder), "--port", "0"]) == serving.BAD_MODEL
+    assert cli.main(["serve", str(folder), "--port", "0"]) == serving.BAD_MODEL
     assert capsys.readouterr().err.startswith("[model_output]")
     catalogue(
         "S26",
@@ -933,7 +933,7 @@ def test_S26_a_model_that_gives_no_numbers(serve, capsys, folder, monkeypatch, c
 def test_a_model_that_cannot_be_used_ends_the_process_before_it_listens(tmp_path, folder, capsys):
     (tmp_path / "model.pt").write_bytes(b"\x80\x04.")
     for given in ([str(tmp_path / "nowhere")], [str(tmp_path / "model.pt")], [str(folder), "--sha256", "0" * 64]):
-        assert serving.main([*given, "--port", "0"]) == serving.BAD_MODEL == 78
+        assert cli.main(["serve", *given, "--port", "0"]) == serving.BAD_MODEL == 78
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and err.startswith("[")
 
@@ -1035,17 +1035,12 @@ def test_S27_an_error_is_logged_without_its_text(server, monkeypatch, caplog):
     assert "test_server.py" in str(line["at"]) and SECRET not in str(line) + found.body.decode()
 
 
-def test_S30_the_documentation_is_off_with_a_token(server, serve, catalogue):
-    page = ask(server.port, "GET", "/docs").body.decode()
+def test_S30_the_description_of_the_routes_is_off_with_a_token(server, serve, catalogue):
     schema = ask(server.port, "GET", "/openapi.json").json
-    assert "curl -X POST localhost:8000/predict -F file=@sample.png" in page and "http" not in page.replace(
-        "http-equiv", ""
-    )
-    assert set(schema["paths"]) == set(webapp.ROUTES) - {"/", "/docs", "/openapi.json"}
-    with serve(token="s3cret-token", docs=False) as closed:
-        for path in ("/docs", "/openapi.json"):
-            assert ask(closed.port, "GET", path, Authorization="Bearer s3cret-token").status == 404
-    catalogue("S30", "/docs and /openapi.json", "off with a token, unless --docs is given; nothing from other sites")
+    assert set(schema["paths"]) == set(webapp.ROUTES) - {"/", "/openapi.json"}
+    with serve(token="s3cret-token", openapi=False) as closed:
+        assert ask(closed.port, "GET", "/openapi.json", Authorization="Bearer s3cret-token").status == 404
+    catalogue("S30", "/openapi.json", "off with a token")
 
 
 def test_S31_heatmaps_count_for_several(serve, slow, pool, catalogue):

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,49 +34,6 @@ TOKEN = "PATHOLIB_TOKEN"  # the environment variable
 BAD_MODEL = 78  # exit code: EX_CONFIG of sysexits.h, which service managers know as "do not start again"
 READY = re.compile(r"Serving .* at (http://\S+)")
 SECONDS = 300.0  # a server may take to start, on a machine that is busy
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what `patholib serve` can be told."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="an exported model or a finished run folder")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument(
-        "--token",
-        metavar="TEXT",
-        help=f"what callers have to send; rather set {TOKEN}, which other users of this machine do not see",
-    )
-    parser.add_argument("--insecure", action="store_true", help="listen to other machines without a token")
-    parser.add_argument(
-        "--origin",
-        metavar="URL",
-        action="append",
-        default=[],
-        help="another site whose pages may ask (https://example.org); may be repeated",
-    )
-    parser.add_argument("--no-docs", action="store_true", help="no /docs and /openapi.json (so it is with a token)")
-    parser.add_argument("--docs", action="store_true", help="/docs and /openapi.json also with a token")
-    parser.add_argument("--engine", choices=("auto", "onnx", "torch"), default="auto", help="what computes")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the processor (default: one a core)")
-    parser.add_argument("--sha256", metavar="DIGEST", help="of the weights, as you know it from elsewhere")
-    parser.add_argument("--max-mib", type=float, default=10, metavar="N", help="largest upload")
-    parser.add_argument("--max-megapixels", type=float, default=24, metavar="N", help="largest picture")
-    parser.add_argument(
-        "--units",
-        type=int,
-        default=16,
-        metavar="N",
-        help="plain predictions admitted at once, waiting or computed; what comes beyond is told to come again",
-    )
-    parser.add_argument("--upload-seconds", type=float, default=20, metavar="S", help="for an upload to arrive")
-    parser.add_argument("--decode-seconds", type=float, default=10, metavar="S", help="for a picture to be decoded")
-    parser.add_argument(
-        "--drain",
-        type=float,
-        default=1,
-        metavar="S",
-        help="between SIGTERM, when /readyz says no, and the port's closing",
-    )
 
 
 def run(given: argparse.Namespace) -> int:
@@ -95,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
             "not_installed", error.name or "fastapi", "is needed to serve a model", 'pip install "patholib[serve]"'
         ) from error
     try:
-        predictor = Predictor(given.model, given.engine, threads=given.threads, sha256=given.sha256)
+        predictor = Predictor(Path(given.model), given.engine, threads=given.threads, sha256=given.sha256)
         predictor.answer(webservice.noise(predictor))
     except PathoError as error:
         print(error, file=sys.stderr)
@@ -107,14 +64,14 @@ def run(given: argparse.Namespace) -> int:
         origins=tuple(given.origin),
         drain=given.drain,
         limits=limits,
-        docs=(token is None or given.docs) and not given.no_docs,
+        openapi=token is None,
         max_pixels=int(given.max_megapixels * 1e6),
         decode_seconds=given.decode_seconds,
     )
     with listening(given.host, given.port) as listener:
         host, port = listener.getsockname()[:2]
         _log_as_json()
-        name = predictor.manifest["run"] or given.model.name
+        name = predictor.manifest["run"] or Path(given.model).name
         print(f"Serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         webhttp.Server(webapp.Guarded(predictor, settings)).run(sockets=[listener])
     return 0
@@ -234,7 +191,7 @@ def running(model: Path, *options: str, token: str | None = None) -> Iterator[Cl
 
     options: as of `patholib serve`. Errors: not_started, with what the server said.
     """
-    command = [sys.executable, "-m", "patholib.deploy.server.serving", str(model), "--port", "0", *options]
+    command = [sys.executable, "-m", "patholib", "serve", str(model), "--port", "0", *options]
     environment = {name: value for name, value in os.environ.items() if name != TOKEN}
     environment |= {"PYTHONIOENCODING": "utf-8", **({TOKEN: token} if token else {})}  # names in any letters
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
@@ -266,20 +223,3 @@ def _killed_after(process: subprocess.Popen, seconds: float) -> Iterator[None]:
         yield
     finally:
         watch.cancel()
-
-
-def main(given: Sequence[str] | None = None) -> int:
-    """`python -m patholib.deploy.server.serving MODEL` is `patholib serve MODEL`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m patholib.deploy.server.serving", description="Serve a model over HTTP."
-    )
-    arguments(parser)
-    try:
-        return run(parser.parse_args(given))
-    except PathoError as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import json
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -19,7 +17,6 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
 from patholib import __version__
-from patholib.base import pages
 from patholib.base.errors import PathoError
 from patholib.deploy.server.guard import Refusal
 from patholib.deploy.server.webservice import Service, Settings
@@ -131,14 +128,14 @@ def routes(service: Service, settings: Settings) -> FastAPI:
         lifespan=service.lifespan,
         docs_url=None,
         redoc_url=None,
-        openapi_url="/openapi.json" if settings.docs else None,
+        openapi_url="/openapi.json" if settings.openapi else None,
         redirect_slashes=False,
         description=service.predictor.manifest["notice"],
     )
     _add_pictures(api, service, settings.limits.body)
     _add_batch(api, service, settings.limits.body)
     _add_state(api, service, settings)
-    _add_pages(api, settings.docs)
+    _add_page(api)
     _add_refusals(api)
     return api
 
@@ -241,21 +238,10 @@ def _add_state(api: FastAPI, service: Service, settings: Settings) -> None:
         return JSONResponse(service.predictor.manifest | {"engine": service.predictor.engine, "limits": limits})
 
 
-def _add_pages(api: FastAPI, docs: bool) -> None:
+def _add_page(api: FastAPI) -> None:
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page():
         return HTMLResponse(PAGE.read_bytes(), headers={"Content-Security-Policy": policy(PAGE.read_text("utf-8"))})
-
-    if docs:
-
-        @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-        async def described_routes():
-            return HTMLResponse(
-                pages.frame("PathoVision: the service", described(api.openapi())),
-                headers={
-                    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-                },
-            )
 
 
 def _add_refusals(api: FastAPI) -> None:
@@ -290,7 +276,7 @@ def _add_refusals(api: FastAPI) -> None:
         content = {
             "code": "not_found" if error.status_code == 404 else "bad_request",
             "reason": f"is answered with {error.status_code} {error.detail}"[:80],
-            "remedy": "See /docs",
+            "remedy": "See docs/serving.md",
         }
         return JSONResponse(content, error.status_code, headers=error.headers)
 
@@ -341,7 +327,7 @@ def _stop_on_unknown(request: Request, *known: str) -> None:
 
 
 def _bad_query(reason: str) -> PathoError:
-    return PathoError("bad_parameter", "query", reason, "See /docs")
+    return PathoError("bad_parameter", "query", reason, "See docs/serving.md")
 
 
 def policy(page: str) -> str:
@@ -355,31 +341,3 @@ def policy(page: str) -> str:
         f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; img-src data: blob:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def described(schema: dict) -> str:
-    """The routes of an OpenAPI schema as HTML, with an example of each; Swagger's own page comes from another site."""
-    parts = [
-        f"<h1>{html.escape(schema['info']['title'])}</h1><blockquote><p>"
-        f"{html.escape(schema['info']['description'])}</p></blockquote><p>As OpenAPI: <a href='openapi.json'>"
-        "openapi.json</a>. A server with a token wants the header <code>Authorization: Bearer TOKEN</code>.</p>"
-    ]
-    for path, methods in schema["paths"].items():
-        for method, route in methods.items():
-            upload = f" -F {FIELD}=@sample.png" if "requestBody" in route else ""
-            query = [
-                f"<li><code>{html.escape(p['name'])}</code>: true or false</li>" for p in route.get("parameters", ())
-            ]
-            codes = [
-                f"<tr><td>{code}</td><td>{html.escape(answer['description'])}</td></tr>"
-                for code, answer in route["responses"].items()
-            ]
-            content = route["responses"]["200"].get("content", {})
-            example = content.get("application/json", {}).get("example")
-            shown = f"<pre>{html.escape(json.dumps(example, indent=1))}</pre>" if example else ""
-            parts.append(
-                f"<h2>{method.upper()} {path}</h2><p>{html.escape(route.get('description', ''))}</p>"
-                f"<p><code>curl -X {method.upper()} localhost:8000{path}{upload}</code></p>"
-                f"<ul>{''.join(query)}</ul>{shown}<div class='scroll'><table>{''.join(codes)}</table></div>"
-            )
-    return "\n".join(parts)

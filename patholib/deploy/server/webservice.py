@@ -21,8 +21,6 @@ from patholib.data import decoding
 from patholib.deploy.inference import Predictor
 from patholib.deploy.server.guard import Limits
 from patholib.deploy.server.sandbox import Decoder, Picture
-from patholib.judge import gradcam
-from patholib.model import augment
 
 JET = (
     ((0.35, 0.66, 0.89, 1), (0, 1, 1, 0.5)),
@@ -37,7 +35,7 @@ class Settings:
 
     token: str | None = None
     origins: tuple[str, ...] = ()  # of other sites whose pages may ask
-    docs: bool = True
+    openapi: bool = True  # whether the routes are described at /openapi.json
     max_pixels: int = decoding.MAX_PIXELS
     decode_seconds: float = 10.0
     drain: float = 1.0  # seconds of "not ready" before the port closes
@@ -125,14 +123,11 @@ class Service:
         return reply
 
     def _heatmap(self, picture: Picture, of: str | None) -> tuple[bytes, str, bool]:
-        pixels, size = picture.pixels[None], self.predictor.recipe.image_size
         of = of or self.predictor.answer(picture.pixels).decision
-        heat = self.predictor.heat(pixels, [self.predictor.classes.index(of)])
-        share = gradcam.upsample(gradcam.normalise(heat.maps), size)[0].numpy()
-        seen = augment.plain_views(pixels, size)[0].permute(1, 2, 0).mul(255).round().numpy().astype(np.uint8)
+        seen, heat = self.predictor.heatmap(picture.pixels, of)
         stream = io.BytesIO()
-        Image.fromarray(overlay(seen, share)).save(stream, "png")
-        return stream.getvalue(), of, bool(heat.blank[0])
+        Image.fromarray(overlay(seen, heat)).save(stream, "png")
+        return stream.getvalue(), of, not heat.any()
 
 
 def noise(predictor: Predictor) -> np.ndarray:
