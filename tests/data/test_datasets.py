@@ -299,7 +299,7 @@ def test_both_forms_of_kaggles_mount_are_searched(project, tmp_path, mount, kind
 def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_said(
     project, tmp_path, kind, monkeypatch, small_demo, capsys
 ):
-    """Sixty thousand folders, each asked for over the network in truth; one is called like the data set, and is not."""
+    """Sixty thousand folders, each asked for over the network in truth; one is called like the data set."""
     drive, listed = tmp_path / "drive" / "MyDrive", []
     (drive / "breakhis-and-isic").mkdir(parents=True)
     on_disk = folders._entries
@@ -317,29 +317,6 @@ def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_sai
     assert found.demo and len(listed) < 3 * readers.MOST
     assert found.tried[-1] == f"{drive} (its 500 nearest folders alone: name any other with the parameter data)"
     assert readers.load(kind).demo and found.tried[-1] in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("kind", ["breakhis", "isic2019"])
-@pytest.mark.parametrize(
-    ("mount", "place", "there"),
-    [
-        ("MyDrive", "zoo/BreakHis_ISIC/archive", True),
-        ("MyDrive", "zoo/mine/archive", False),
-        ("content", "zoo/mine/archive", True),
-        ("MyDrive", "outputs/BreakHis_ISIC", False),
-    ],
-)
-def test_in_a_drive_what_is_called_like_the_data_set_is_looked_at_first(
-    project, tmp_path, kind, mount, place, there, monkeypatch
-):
-    monkeypatch.setattr(readers, "MOST", 30)
-    for number in range(36):  # of a project and others
-        (tmp_path / mount / f"folder {number % 9}" / f"{number}" / "deep").mkdir(parents=True)
-        (tmp_path / mount / "breakhis and isic" / f"{number % 4}" / "deep" / f"{number}").mkdir(parents=True)
-    put(tmp_path / mount / place / "BreaKHis_v1/histology_slides/breast", BENIGN, MALIGNANT)
-    isic(tmp_path / mount / place)
-    found = readers.find(kind, mounts=(tmp_path / mount,))
-    assert found.demo is not there and (found.demo or found.path.is_relative_to(tmp_path / mount / place.split("/")[0]))
 
 
 def test_nothing_found_says_demo_and_every_place_tried(project, tmp_path):

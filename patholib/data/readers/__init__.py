@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from patholib.base.errors import PathoError, nearest
 from patholib.data import demo
 from patholib.data.manifest import Manifest
 from patholib.data.readers import breakhis, isic2019, sources, table
-from patholib.data.readers.folders import folders_below, is_demo, named_first, not_there
+from patholib.data.readers.folders import folders_below, is_demo, not_there
 from patholib.data.readers.reader import Reader
 
 # Tried in this order where a folder is named: first those whose files cannot be mistaken.
@@ -68,20 +67,14 @@ def _search(reader: Reader, mounts: tuple[str | Path, ...]) -> Location:
     for place in dict.fromkeys(usual):
         tried.append(str(place))
         on_drive, looked = place.name == "MyDrive", 0
-        for folder in _searched(reader, place, on_drive):
+        below = folders_below(place, skip=("drive", "outputs") if on_drive else ("drive",))  # MyDrive is its own mount
+        for folder in itertools.islice(below, MOST if on_drive else None):
             looked += 1
             if reader.is_named_so(folder) and reader.reads(folder, MOST if on_drive else None) and not is_demo(folder):
                 return Location(folder, False, tuple(tried))
         if on_drive and looked == MOST:
             tried[-1] += f" (its {MOST} nearest folders alone: name any other with the parameter data)"
     return Location(None, True, tuple(tried))
-
-
-def _searched(reader: Reader, place: Path, on_drive: bool) -> Iterator[Path]:
-    """The folders of a usual place, nearest first; of a Drive MOST, those named like the data set first."""
-    if on_drive:  # runs have many folders
-        return itertools.islice(named_first(place, reader.like or reader.name, skip=("outputs",)), MOST)
-    return folders_below(place, skip=("drive",))  # MyDrive is a mount of its own, with its own depth
 
 
 def _holder(folder: Path) -> Reader | None:

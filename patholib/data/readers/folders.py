@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -63,22 +62,6 @@ def folders_below(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
     for _ in range(DEPTH + 1):
         yield from level
         level = [below for folder in level for below in subfolders(folder) if below.name not in skip]
-
-
-def named_first(root: Path, like: str, skip: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The same, but folders whose path below `root` contains `like` (small letters) come as if two levels nearer.
-
-    A folder is listed only when the next one is asked for.
-    """
-    waiting = [(0, Path(root))] if Path(root).is_dir() else []
-    while waiting:
-        _, folder = heapq.heappop(waiting)
-        yield folder
-        deep = len(folder.relative_to(root).parts) + 1
-        for below in subfolders(folder) if deep <= DEPTH else ():
-            if below.name not in skip:
-                nearer = 2 if like in below.relative_to(root).as_posix().lower() else 0
-                heapq.heappush(waiting, (deep - nearer, below))
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -219,4 +219,4 @@ def _refuse_missing(without: list[str], unlisted: list[str]) -> None:
         )
 
 
-READER = Reader(name="isic2019", what=_WHAT, holds=holds, read=read, index=TRUTH, like="isic")
+READER = Reader(name="isic2019", what=_WHAT, holds=holds, read=read, index=TRUTH)

@@ -27,7 +27,6 @@ class Reader:
     read: Callable[..., Manifest]  # read(folder, missing="error" or "skip"); raises PathoError
     index: str = ""  # a file in that folder that may be named in its place
     reads_below: bool = False  # `read` takes a folder above the one that `holds`, too
-    like: str = ""  # part of its folders' names, in small letters: those are looked at first on a Drive
     folder_name: str = ""  # in a search only folders with such a name count (a regular expression, ignoring case)
 
     def reads(self, folder: Path, most: int | None = None) -> bool:
