@@ -54,10 +54,6 @@ class Figures:
             "curves", learning.curves(s.history, schedules.kept(s.recipe, s.history), s.recipe.monitor, note=s.note)
         )
 
-    def learning_rate(self) -> Figure:
-        """The learning rate of every epoch."""
-        return self._saved("learning_rate", learning.learning_rate(self._study.history, note=self._study.note))
-
     def unfreezing(self) -> Figure:
         """How many blocks were frozen in every epoch."""
         s = self._study
@@ -157,7 +153,6 @@ class Figures:
             "classes": self.classes,
             "augmented": self.augmented,
             "curves": self.curves,
-            "learning_rate": self.learning_rate,
             "unfreezing": self.unfreezing,
             "threshold": self.threshold,
             "confusion": self.confusion,

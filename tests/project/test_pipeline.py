@@ -70,7 +70,6 @@ FIGURES = {
     "classes",
     "augmented",
     "curves",
-    "learning_rate",
     "unfreezing",
     "threshold",
     "confusion",

@@ -97,7 +97,6 @@ def every_figure(classes, note=""):
     yield sheets.augmented(pictures(2), [pictures(2), np.ones((2, 3, 24, 24)) / 2], classes[:2], note=note)
     yield learning.schedule(history()[["epoch", "lr", "frozen"]], blocks=17, note=note)
     yield learning.curves(history(), note=note)
-    yield learning.learning_rate(history().to_dict("records"), note=note)
     yield learning.unfreezing(history(), blocks=17, note=note)
     yield performance.confusion(matrix, classes, note=note)
     yield performance.roc_pr(labels, probs, classes, classes[-1] if len(classes) == 2 else None, note=note)
@@ -121,7 +120,7 @@ def every_figure(classes, note=""):
     yield probabilities.abstention(
         {"coverage": [0.5, 1], "risk": [0, 0.1], "aurc": 0.03, "aurc_random": 0.1}, note=note
     )
-    yield performance.patients(patients, threshold=0.5, note=note)
+    yield performance.patients(patients, note=note)
     yield heatmaps.heat_sheet(gallery(classes), note=note)
     yield heatmaps.explored(
         pictures(1)[0],
@@ -384,7 +383,7 @@ def test_floats_with_channels_first_and_bytes_with_channels_last_give_the_same_p
 def test_a_saved_figure_has_the_same_bytes_each_time(tmp_path):
     first, second = tmp_path / "a.png", tmp_path / "b" / "c.png"
     for path in (first, second):
-        figure = learning.learning_rate(history())
+        figure = learning.unfreezing(history())
         assert style.save(figure, path) is figure  # so that a notebook's cell can end with it
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().startswith(b"\x89PNG")

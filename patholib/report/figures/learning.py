@@ -25,20 +25,10 @@ def schedule(
 
 
 @style.styled
-def learning_rate(history, title: str = "Learning rate", note: str = "") -> Figure:
-    """The learning rate of each epoch on a logarithmic axis."""
-    figure = style.open(7, 2.8, title, note)
-    draw_rate(figure.subplots(), style.frame(history))
-    return figure
-
-
-@style.styled
-def unfreezing(
-    history, blocks: int | None = None, title: str = "Frozen blocks and trainable weights", note: str = ""
-) -> Figure:
+def unfreezing(history, blocks: int | None = None, note: str = "") -> Figure:
     """Frozen blocks and the share of trainable weights, as steps over the epochs."""
     table = style.frame(history)
-    figure = style.open(8, 2.9, title, note)
+    figure = style.open(8, 2.9, "Frozen blocks and trainable weights", note)
     left, right = figure.subplots(1, 2)
     _draw_frozen(left, table, blocks)
     right.step(*style.stairs(table["epoch"], 100 * table["trainable_share"]), where="post", color=style.GREEN)
@@ -48,15 +38,13 @@ def unfreezing(
 
 
 @style.styled
-def curves(
-    history, kept: int | None = None, monitor: str = "auc", title: str = "Training and validation", note: str = ""
-) -> Figure:
+def curves(history, kept: int | None = None, monitor: str = "auc", note: str = "") -> Figure:
     """Loss and metrics by epoch; the epoch whose weights are kept is marked.
 
     kept: its number, from 1 (`schedules.kept`); otherwise the first epoch with the highest validation `monitor`.
     """
     table = style.frame(history)
-    figure = style.open(9.5, 3.5, title, note)
+    figure = style.open(9.5, 3.5, "Training and validation", note)
     left, right = figure.subplots(1, 2)
     marked = kept_epoch(table, monitor, kept)
     draw_losses(left, table, marked)

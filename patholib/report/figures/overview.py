@@ -23,7 +23,6 @@ def training_metrics(
     positive: str | None = None,
     kept: int | None = None,
     monitor: str = "auc",
-    title: str = "Training and results",
     note: str = "",
 ) -> Figure:
     """A run on one page: losses, metrics, learning rate, frozen blocks; results, confusion matrix, ROC curves.
@@ -34,7 +33,7 @@ def training_metrics(
     table, matrix = style.frame(history), style.square(matrix)
     marked = learning.kept_epoch(table, monitor, kept)
     grow = min(0.34 * max(len(matrix) - 4, 0), 3)
-    figure = style.open(15, 8.2 + grow, title, note)
+    figure = style.open(15, 8.2 + grow, "Training and results", note)
     upper, lower = cast(
         np.ndarray, figure.subfigures(2, 1, height_ratios=(3.4, 4.4 + grow))
     )  # the stubs know one alone

@@ -22,7 +22,7 @@ CHANCE: dict[str, Any] = {"color": style.FAINT, "linewidth": 1, "linestyle": (0,
 
 
 @style.styled
-def confusion(matrix, classes: Sequence[str], title: str = "Confusion matrix", note: str = "") -> Figure:
+def confusion(matrix, classes: Sequence[str], note: str = "") -> Figure:
     """Counts of true (rows) against predicted (columns) classes, coloured by the share of the true class.
 
     Of more than 20 classes the cells have no numbers, and the figure stops growing at 12 inches.
@@ -30,7 +30,7 @@ def confusion(matrix, classes: Sequence[str], title: str = "Confusion matrix", n
     matrix = style.square(matrix)
     number = len(matrix)
     side = min(max(0.1 * number, 8), 12) if number > NUMBERED else number * (0.78 if number <= 8 else 0.6)
-    figure = style.open(max(side + 2.9, 4.6), max(side + 1.4, 3), title, note)
+    figure = style.open(max(side + 2.9, 4.6), max(side + 1.4, 3), "Confusion matrix", note)
     draw_confusion(figure.subplots(), matrix, classes, side)
     return figure
 
@@ -66,13 +66,7 @@ def draw_confusion(axes, matrix, classes, side: float) -> None:
         xticklabels=False,
         yticklabels=False,
         annot_kws={"fontsize": 8.5 if cell > 0.55 else 6.5},
-        cbar_kws={
-            "label": "share of the true class",
-            "shrink": 0.8,
-            "fraction": 0.046,
-            "pad": 0.03,
-            "ticks": [0, 0.25, 0.5, 0.75, 1],
-        },
+        cbar_kws={"label": "share of the true class", "shrink": 0.8, "fraction": 0.046, "pad": 0.03},
     )
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -123,13 +117,7 @@ class Ranked(NamedTuple):
 
 @style.styled
 def roc_pr(
-    labels,
-    probs,
-    classes: Sequence[str],
-    positive: str | None = None,
-    threshold: float | None = None,
-    title: str = "ROC and precision-recall curves",
-    note: str = "",
+    labels, probs, classes: Sequence[str], positive: str | None = None, threshold: float | None = None, note: str = ""
 ) -> Figure:
     """ROC and precision-recall curves: of `positive` alone or, of more than two classes, of each against the rest.
 
@@ -137,7 +125,7 @@ def roc_pr(
     """
     threshold = threshold if len(classes) == 2 else None
     ranked = ranked_classes(labels, probs, classes, positive)
-    figure = style.open(9.2 if len(ranked) < 3 else 11.5, 4.3, title, note)
+    figure = style.open(9.2 if len(ranked) < 3 else 11.5, 4.3, "ROC and precision-recall curves", note)
     left, right = figure.subplots(1, 2)
     draw_roc(left, ranked, threshold)
     _draw_pr(right, ranked, threshold)
@@ -263,12 +251,8 @@ def forest(
             fontsize=8,
             transform=axes.get_xaxis_transform(),
         )
-    known = [
-        v for v in (*table[["value", "low", "high"]].to_numpy(float).ravel(), reference or np.nan) if np.isfinite(v)
-    ]
-    low, high = min(known, default=0), max(known, default=1)
-    margin = max(0.06 * (high - low), 0.01)
-    axes.set(xlim=(low - margin, high + margin), xlabel=xlabel)
+    axes.margins(x=0.06)
+    axes.set_xlabel(xlabel)
     style.rows(axes, [style.plain(name, 46) for name in table["name"]])
     if "kind" in table:
         for i, kind in enumerate(kinds):
@@ -316,24 +300,17 @@ def draw_intervals(axes, numbers) -> None:
 
 @style.styled
 def patients(
-    table: pd.DataFrame,
-    score: str = "score",
-    score_label: str = "share of images predicted correctly",
-    threshold: float | None = None,
-    classes: Sequence[str] | None = None,
-    group_name: str = "patient",
-    title: str = "",
-    note: str = "",
+    table: pd.DataFrame, classes: Sequence[str] | None = None, group_name: str = "patient", note: str = ""
 ) -> Figure:
     """Scores of the patients in [0, 1] by class, worst first, larger dots for more images; over 60 are counted instead.
 
-    table: as of `groupwise.by_patient`: columns label, `score`, patient (else group), and images if known.
+    table: as of `groupwise.by_patient`: columns label, score, patient (else group), and images if known.
     classes: their order, which also decides the colours. group_name: what a dot is ("lesion").
     """
     who = "patient" if "patient" in table else "group"
     every = list(classes) if classes is not None else sorted(set(table["label"]))
     table = table.sort_values(
-        ["label", score, who],
+        ["label", "score", who],
         kind="stable",
         ignore_index=True,
         key=lambda column: column.map(every.index) if column.name == "label" else column,
@@ -342,24 +319,24 @@ def patients(
     colours = {name: i % 8 for i, name in enumerate(every)}
     many = len(table) > DOTS
     if many:
-        title = title or f"Results of {len(table):,} {group_name}s"
+        title = f"Results of {len(table):,} {group_name}s"
         figure = style.open(8, 0.8 + (0.62 if len(present) <= NUMBERED else 0.25) * len(present), title, note)
         axes = figure.subplots()
-        _draw_counts(axes, table, score, present, colours)
+        _draw_counts(axes, table, present, colours)
     else:
-        title = title or f"Results by {group_name}"
+        title = f"Results by {group_name}"
         figure = style.open(7, 0.9 + 0.185 * len(table) + 0.15 * len(present), title, note)
         axes = figure.subplots()
-        _draw_dots(axes, table.assign(who=table[who]), score, {name: colours[name] for name in present}, group_name)
+        _draw_dots(axes, table.assign(who=table[who]), {name: colours[name] for name in present}, group_name)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2)
-    style.mark_threshold(axes, threshold)
-    axes.set_xlabel(f"{score_label} (number of {group_name}s below each dot)" if many else score_label)
+    label = "share of images predicted correctly"
+    axes.set_xlabel(f"{label} (number of {group_name}s below each dot)" if many else label)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     return figure
 
 
-def _draw_dots(axes, table, score: str, colours: Mapping[str, int], group_name: str) -> None:
+def _draw_dots(axes, table, colours: Mapping[str, int], group_name: str) -> None:
     """A line per patient, column `who`."""
     classes = list(colours)
     places = np.arange(len(table)) + 1.2 * table["label"].map(classes.index).to_numpy(float)
@@ -367,9 +344,9 @@ def _draw_dots(axes, table, score: str, colours: Mapping[str, int], group_name: 
     sizes = 18 + 70 * images / max(images.max(initial=1), 1)
     for name, i in colours.items():
         here = (table["label"] == name).to_numpy()
-        axes.hlines(places[here], 0, table[score][here], color="#dfe4e8", linewidth=1, zorder=1)
+        axes.hlines(places[here], 0, table["score"][here], color="#dfe4e8", linewidth=1, zorder=1)
         axes.scatter(
-            table[score][here],
+            table["score"][here],
             places[here],
             s=sizes[here],
             color=style.COLOURS[i],
@@ -384,11 +361,11 @@ def _draw_dots(axes, table, score: str, colours: Mapping[str, int], group_name: 
     axes.tick_params(axis="y", labelsize=7.5)
 
 
-def _draw_counts(axes, table, score: str, classes: Sequence[str], colours: Mapping[str, int]) -> None:
+def _draw_counts(axes, table, classes: Sequence[str], colours: Mapping[str, int]) -> None:
     """A row per class; for each score, in steps of 0.05, a disc with the share of the class as area, and the count."""
     roomy = len(classes) <= NUMBERED
     for row, name in enumerate(classes):
-        scores, counts = np.unique((table.loc[table["label"] == name, score] * 20).round() / 20, return_counts=True)
+        scores, counts = np.unique((table.loc[table["label"] == name, "score"] * 20).round() / 20, return_counts=True)
         axes.scatter(
             scores,
             np.full(len(scores), row),

@@ -38,11 +38,7 @@ def _named_below(figure, handles: Mapping[str, plt.Line2D], columns: int = 2, wi
 
 @style.styled
 def histories(
-    runs: Mapping[str, pd.DataFrame],
-    monitor: str = "auc",
-    title: str = "Training of each run",
-    note: str = "",
-    kept: Mapping[str, int | None] | None = None,
+    runs: Mapping[str, pd.DataFrame], monitor: str = "auc", note: str = "", kept: Mapping[str, int | None] | None = None
 ) -> Figure:
     """Validation loss and the validation `monitor` of several runs by epoch; a dot marks the epoch that was kept.
 
@@ -50,7 +46,7 @@ def histories(
     """
     _some_runs(runs, "histories")
     tables = {name: style.frame(history) for name, history in runs.items()}
-    figure = style.open(9.5, 3.4 + 0.22 * math.ceil(len(runs) / 2), title, note)
+    figure = style.open(9.5, 3.4 + 0.22 * math.ceil(len(runs) / 2), "Training of each run", note)
     left, right = figure.subplots(1, 2)
     lines = {}
     for i, (name, table) in enumerate(tables.items()):
@@ -73,11 +69,7 @@ def histories(
 
 @style.styled
 def roc_overlay(
-    runs: Mapping[str, tuple],
-    classes: Sequence[str],
-    positive: str | None = None,
-    title: str = "ROC curves of each run",
-    note: str = "",
+    runs: Mapping[str, tuple], classes: Sequence[str], positive: str | None = None, note: str = ""
 ) -> Figure:
     """The ROC curves of several runs in one plot: of `positive` alone, or one plot for each class against the rest.
 
@@ -87,6 +79,7 @@ def roc_overlay(
     ranked = {name: performance.by_class(labels, probs, classes, positive) for name, (labels, probs) in runs.items()}
     first = next(iter(ranked.values()))
     largest = sorted(range(len(first)), key=lambda k: -first[k][1].sum())[:MOST]
+    title = "ROC curves of each run"
     if len(first) > MOST:
         title = f"{title}: the {MOST} classes with most images, of {len(first)}"
     drawn = sorted(largest)
@@ -121,19 +114,14 @@ def _draw_roc_of_runs(axes, curves: Mapping[str, tuple], title: str, named: bool
 
 
 @style.styled
-def reliability_overlay(
-    runs: Mapping[str, pd.DataFrame],
-    of: str = "the predicted class",
-    title: str = "Calibration of each run",
-    note: str = "",
-) -> Figure:
+def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the predicted class", note: str = "") -> Figure:
     """The observed share of images with about the same probability, for each run; on the diagonal they agree.
 
     runs: {name: table of `calibration.reliability`}, columns confidence, accuracy, n. of: the class of the
     probabilities.
     """
     _some_runs(runs, "reliability")
-    figure = style.open(5.6, 4.6 + 0.22 * math.ceil(len(runs) / 2), title, note)
+    figure = style.open(5.6, 4.6 + 0.22 * math.ceil(len(runs) / 2), "Calibration of each run", note)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], **performance.CHANCE)
     lines = {}

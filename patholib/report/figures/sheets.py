@@ -40,11 +40,7 @@ def contact_sheet(images, captions: Sequence[str], columns: int = 6, title: str 
 
 @style.styled
 def class_counts(
-    table: pd.DataFrame,
-    classes: Sequence[str] | None = None,
-    group_name: str = "group",
-    title: str = "",
-    note: str = "",
+    table: pd.DataFrame, classes: Sequence[str] | None = None, group_name: str = "group", note: str = ""
 ) -> Figure:
     """Images and groups of each class in each split, from a split table (columns label, split, group).
 
@@ -57,7 +53,7 @@ def class_counts(
         counts[group_name] = table.groupby(["label", "split"])["group"].nunique()
     lanes = 1 if len(classes) > STACKED else len(splits)
     places = np.arange(len(classes)) * (lanes + (1.0 if lanes > 1 else 0.3))
-    title = title or " and ".join(f"{what}s" for what in counts).capitalize() + " of each class"
+    title = " and ".join(f"{what}s" for what in counts).capitalize() + " of each class"
     figure = style.open(4.6 * len(counts) + 0.8, 0.75 + 0.17 * (places[-1] + lanes + 1), title, note)
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, (what, count) in zip(panels, counts.items(), strict=True):
