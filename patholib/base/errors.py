@@ -69,7 +69,7 @@ CODES: dict[type[PathoError], str] = {
     ParameterError: """
         bad_calibration bad_classes bad_counts bad_demo_setting bad_fractions bad_freeze bad_heat bad_network
         bad_notebook bad_novelty bad_parameter bad_recipe bad_runs bad_scores bad_seed bad_threshold missing_run
-        no_parameters output_in_data parameters_cell undefined_metric unknown_arch unknown_block unknown_fault
+        no_parameters output_in_data parameters_cell undefined_metric unknown_arch unknown_block
         unknown_field unknown_method unknown_notebook unknown_parameter unknown_recipe unknown_run unknown_source""",
     TrainingError: """
         bad_decision bad_run cluster_failed empty_history no_reference nonfinite_loss not_judged not_locked

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from patholib.base.files import into_place, read_json, write_json, write_table
 from patholib.data.demo import plans
 from patholib.data.demo.plans import MASKS
 
-VERSION = 3  # of the pictures: raise it whenever the same settings give other files
+VERSION = 4  # of the pictures: raise it whenever the same settings give other files
 MARKER, TRUTH = "DEMO.json", "truth.csv"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
-FAULTS = ("truncated", "duplicate", "conflict", "leak")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "breakhis": {"groups": 80, "images_per_group": 6, "size": (350, 230)},
     "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225)},
@@ -40,8 +38,6 @@ def write(
     seed: int = 0,
     best_auc: float = 0.97,
     patient_effect: float = 0.5,
-    magnifications: Iterable[int] = (40,),
-    faults: Iterable[str] = (),
 ) -> Path:
     """Writes demo images into `folder`, or keeps the complete set of the same settings already there; returns `folder`.
 
@@ -49,11 +45,10 @@ def write(
     images_per_group: exact per BreakHis case; the mean per ISIC lesion, which has one fewer, as many or one more.
     size: (width, height) in pixels. best_auc: what no classifier can exceed in expectation, in (0.5, 1).
     patient_effect: strength of what patients differ in (stain; skin and light), 0 none, 1 as real laboratories do.
-    magnifications: BreakHis only, dealt out in turn to the images of a case. faults: any of FAULTS.
-    Raises PathoError: `bad_demo_setting`, `unknown_layout`, `unknown_fault`, `folder_not_demo`.
+    Raises PathoError: `bad_demo_setting`, `unknown_layout`, `folder_not_demo`.
     """
     folder = Path(folder)
-    settings = _settings(layout, groups, images_per_group, size, seed, best_auc, patient_effect, magnifications, faults)
+    settings = _settings(layout, groups, images_per_group, size, seed, best_auc, patient_effect)
     if _complete(folder, settings):
         return folder
     _refuse_other_files(folder)
@@ -88,47 +83,25 @@ def truth(folder: Path) -> pd.DataFrame:
 # --- settings, completeness -------------------------------------------------------------------------------------------
 
 
-def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_effect, magnifications, faults) -> dict:
+def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_effect) -> dict:
     """All settings as JSON values, checked."""
     if layout not in DEFAULTS:
         raise PathoError("unknown_layout", str(layout), "is not a demo layout", nearest(layout, DEFAULTS))
-    default = DEFAULTS[layout]
-    faults, magnifications = sorted(faults), sorted(magnifications)
-    for fault in faults:
-        if fault not in FAULTS:
-            raise PathoError("unknown_fault", str(fault), "is not a fault that can be planted", nearest(fault, FAULTS))
-    settings = {
-        "layout": layout,
-        "groups": default["groups"] if groups is None else groups,
-        "images_per_group": default["images_per_group"] if images_per_group is None else images_per_group,
-        "size": list(default["size"] if size is None else size),
-        "seed": seed,
-        "best_auc": best_auc,
-        "patient_effect": patient_effect,
-        "magnifications": magnifications,
-        "faults": faults,
-    }
-    for name, good, range_ in (
-        ("groups", settings["groups"] >= 8, "at least 8, one per subtype or class"),
-        ("images_per_group", settings["images_per_group"] >= 1, "at least 1"),
-        (
-            "size",
-            len(settings["size"]) == 2 and settings["size"][0] >= settings["size"][1] >= 64,
-            "(width, height), width >= height >= 64",
-        ),
+    given = {"groups": groups, "images_per_group": images_per_group, "size": size}
+    chosen = DEFAULTS[layout] | {name: value for name, value in given.items() if value is not None}
+    chosen |= {"size": list(chosen["size"]), "seed": seed, "best_auc": best_auc, "patient_effect": patient_effect}
+    width, height = chosen["size"]
+    for name, good, allowed in (
+        ("groups", chosen["groups"] >= 8, "at least 8, one per subtype or class"),
+        ("images_per_group", chosen["images_per_group"] >= 1, "at least 1"),
+        ("size", width >= height >= 64, "(width, height), width >= height >= 64"),
         ("seed", seed >= 0, "0 or more"),
         ("best_auc", 0.5 < best_auc < 1, "between 0.5 and 1, both excluded"),
         ("patient_effect", 0 <= patient_effect <= 2, "from 0 to 2"),
-        (
-            "magnifications",
-            bool(magnifications) and set(magnifications) <= plans.MAGNIFICATIONS.keys(),
-            "40, 100, 200, 400",
-        ),
-        ("magnifications", layout == "breakhis" or magnifications == [40], "left out for isic2019"),
     ):
         if not good:
-            raise PathoError("bad_demo_setting", name, f"is {settings[name]!r}", f"Allowed: {range_}")
-    return settings
+            raise PathoError("bad_demo_setting", name, f"is {chosen[name]!r}", f"Allowed: {allowed}")
+    return {"layout": layout} | chosen
 
 
 def _listed(folder: Path) -> set[str]:
@@ -167,7 +140,7 @@ def _refuse_other_files(folder: Path) -> None:
 def _fill(folder: Path, settings: dict) -> None:
     """Writes everything, the marker last."""
     plan = _PLANS[settings["layout"]](settings)
-    table, classes = pd.DataFrame(plan.rows), list(plan.prior)
+    table = pd.DataFrame(plan.rows)
     for part in {Path(path).parent for path in [*table["path"], MASKS + "/x"]}:
         (folder / part).mkdir(parents=True, exist_ok=True)
 
@@ -178,11 +151,8 @@ def _fill(folder: Path, settings: dict) -> None:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # OpenCV leaves the interpreter lock while it draws
         list(pool.map(draw, plan.rows))
-    copies = _plant_copies(folder, table, classes, settings)
-    table = pd.concat([table, pd.DataFrame(copies["rows"])], ignore_index=True)
     best = {f"best_p_{name}": p for name, p in plan.posteriors(table["latent"]).items()}
     table = table.join(pd.DataFrame(best, index=table.index)).sort_values("path")
-    faults = copies["faults"] + plans.planned_leaks(table)
     tables = plan.tables(table)
     for name, content in tables.items():
         write_table(folder / name, content)
@@ -196,11 +166,9 @@ def _fill(folder: Path, settings: dict) -> None:
             "version": VERSION,
             "settings": settings,
             "best_auc": settings["best_auc"],  # in expectation
-            "best_auc_of_these_images": _auc_of_best(table, classes),
             "prior": plan.prior,
             "images": len(table),
             "groups": int(table["group"].nunique()),
-            "faults": faults,
             "tables": sorted(tables),
             "bytes": sum((folder / path).stat().st_size for path in table["path"]),
         },
@@ -212,47 +180,3 @@ def _encode(path: Path, image: np.ndarray) -> None:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 4]
     image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     path.write_bytes(cv2.imencode(path.suffix, image, quality)[1].tobytes())
-
-
-def _auc_of_best(table: pd.DataFrame, classes: list[str]) -> float:
-    """Macro one-versus-rest AUC of the posteriors on exactly these images, from mean ranks (ties count one half)."""
-    areas = []
-    for name in classes:
-        here, ranks = table["label"] == name, table[f"best_p_{name}"].rank()
-        positives, negatives = int(here.sum()), int((~here).sum())
-        areas.append((ranks[here].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-    return float(np.mean(areas))
-
-
-def _plant_copies(folder: Path, table: pd.DataFrame, classes: list[str], settings: dict) -> dict[str, list]:
-    """Plants the faults that are made of finished files: {"faults": what was done, "rows": the added images}."""
-    single = table[table.groupby("group")["label"].transform("nunique") == 1].sort_values("path")
-    first, second = (single[single["label"] == name] for name in classes[:2])
-    done: list[dict] = []
-    rows: list[dict] = []
-    if "truncated" in settings["faults"]:
-        path = folder / first["path"].iloc[-1]
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        done.append({"kind": "truncated", "paths": [first["path"].iloc[-1]]})
-    for kind, others in (("duplicate", first), ("conflict", second)):
-        if kind not in settings["faults"]:
-            continue
-        source = first.iloc[len(rows)]  # not the same image for both kinds
-        target = others[others["group"] != source["group"]].iloc[0]
-        copy = _as_new_image(target.to_dict(), len(table) + len(rows)) | {"latent": source["latent"]}
-        for name in ("path", "mask"):
-            shutil.copyfile(folder / source[name], folder / copy[name])
-        rows.append(copy)
-        done.append({"kind": kind, "paths": [source["path"], copy["path"]]})
-    return {"faults": done, "rows": rows}
-
-
-def _as_new_image(row: dict, number: int) -> dict:
-    """A row for one more image of the same patient or lesion, under a name not in use."""
-    row = dict(row)
-    if "image" in row:
-        plans.name_isic(row, number)
-    else:
-        row["path"] = f"{row['path'][:-7]}{900 + number % 100}.png"
-        row["mask"] = f"{plans.MASKS}/{Path(row['path']).stem}_mask.png"
-    return row

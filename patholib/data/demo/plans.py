@@ -24,7 +24,6 @@ SUBTYPES = {
     "PT": ("benign", "phyllodes_tumor", 3),
     "PC": ("malignant", "papillary_carcinoma", 6),
 }
-MAGNIFICATIONS = {40: 1.0, 100: 1.4, 200: 1.9, 400: 2.6}  # size of a nucleus: far below the true ratio, so a nest fits
 # Images per class in the real ISIC 2019 training set, in the order of its columns.
 LESIONS = {"MEL": 4522, "NV": 12875, "BCC": 3323, "AK": 867, "BKL": 2624, "DF": 239, "VASC": 253, "SCC": 628}
 SITES = ("anterior torso", "head/neck", "lower extremity", "upper extremity", "posterior torso", "palms/soles")
@@ -71,8 +70,6 @@ def plan_breakhis(settings: dict) -> Plan:
     numbers = drawing.generator(seed, drawing.CASE).choice(np.arange(1000, 30000), settings["groups"], replace=False)
     cases = [f"14-{number}" for number in numbers]
     suffixes = [("", "AB", "CD", "C")[i % 4] for i in range(len(cases))]
-    if "leak" in settings["faults"]:  # the first malignant case is the first benign one's patient
-        cases[1], suffixes[1] = cases[0], "EF"
     rows = [
         row
         for index, case in enumerate(zip(codes, cases, suffixes, strict=True))
@@ -82,7 +79,7 @@ def plan_breakhis(settings: dict) -> Plan:
 
     def paint(row: dict) -> tuple[np.ndarray, np.ndarray]:
         rng = drawing.generator(seed, drawing.TISSUE, *row["key"])
-        dye, mask = tissue_images.tissue(rng, settings["size"], row["latent"], MAGNIFICATIONS[row["magnification"]])
+        dye, mask = tissue_images.tissue(rng, settings["size"], row["latent"])
         return drawing.develop(dye, *drawing.stain(seed, row["group"], settings["patient_effect"])), mask
 
     def posteriors(latent: pd.Series) -> dict[str, np.ndarray]:
@@ -101,18 +98,16 @@ def _rows_of_case(settings: dict, index: int, code: str, case: str, suffix: str)
     numbered: Counter = Counter()
     for image, latent in enumerate(z):
         slide = case + ("CD" if suffix == "AB" and image >= len(z) / 2 else suffix)
-        magnification = settings["magnifications"][image % len(settings["magnifications"])]
-        numbered[slide, magnification] += 1
+        numbered[slide] += 1
         tree = f"BreaKHis_v1/histology_slides/breast/{label}/SOB/{subtype}/SOB_{label[0].upper()}_{code}_{slide}"
-        stem = f"SOB_{label[0].upper()}_{code}-{slide}-{magnification}-{numbered[slide, magnification]:03d}"
+        stem = f"SOB_{label[0].upper()}_{code}-{slide}-40-{numbered[slide]:03d}"
         rows.append(
             {
-                "path": f"{tree}/{magnification}X/{stem}.png",
+                "path": f"{tree}/40X/{stem}.png",
                 "mask": f"{MASKS}/{stem}_mask.png",
                 "label": label,
                 "group": case,
                 "latent": float(latent),
-                "magnification": magnification,
                 "key": (index, image),
             }
         )
@@ -159,8 +154,6 @@ def _rows_of_lesions(settings: dict, labels: list[str], cues: list[str], rng: np
         seen[label] += 1
         count = mean if mean == 1 else mean + seen[label] % 3 - 1
         lesion = "" if count == 1 and index % 2 else f"DEMO_{index:07d}"
-        if "leak" in settings["faults"] and index == labels.index("BCC"):
-            lesion = next(row["lesion"] for row in rows if row["label"] == "NV" and row["lesion"])
         person = {
             "age": "" if rng.random() < 0.02 else str(5 * int(np.clip(rng.normal(11, 3.5), 1, 17))),
             "site": "" if rng.random() < 0.1 else str(rng.choice(SITES)),
@@ -195,15 +188,3 @@ def name_isic(row: dict, number: int) -> None:
     row["path"] = f"ISIC_2019_Training_Input/{row['image']}.jpg"
     row["mask"] = f"{MASKS}/{row['image']}_mask.png"
     row["group"] = row["lesion"] or row["image"]
-
-
-# --- planted faults ---------------------------------------------------------------------------------------------------
-
-
-def planned_leaks(table: pd.DataFrame) -> list[dict]:
-    """Every patient or lesion that stands under two classes (planned before drawing)."""
-    mixed = table.groupby("group")["label"].nunique()
-    return [
-        {"kind": "leak", "group": group, "paths": sorted(table.loc[table["group"] == group, "path"])}
-        for group in mixed.index[mixed > 1]
-    ]

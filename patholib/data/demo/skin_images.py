@@ -10,14 +10,14 @@ from patholib.data.demo import drawing
 # Class: two ends of the lesion's colour (RGB, 0 to 1), irregular outline, width of the border, structures in order.
 # The colours overlap on purpose: the structures are what tells the classes apart.
 CUES = {
-    "MEL": ((0.52, 0.33, 0.25), (0.30, 0.19, 0.16), 0.20, 0.16, ("network", "blotches", "veil")),
-    "NV": ((0.66, 0.43, 0.31), (0.42, 0.26, 0.19), 0.05, 0.30, ("network", "globules")),
-    "BCC": ((0.82, 0.58, 0.53), (0.66, 0.45, 0.40), 0.12, 0.35, ("nests", "vessels")),
+    "MEL": ((0.52, 0.33, 0.25), (0.30, 0.19, 0.16), 0.20, 0.16, ("network", "blotches")),
+    "NV": ((0.66, 0.43, 0.31), (0.42, 0.26, 0.19), 0.05, 0.30, ("network",)),
+    "BCC": ((0.82, 0.58, 0.53), (0.66, 0.45, 0.40), 0.12, 0.35, ("nests",)),
     "AK": ((0.82, 0.54, 0.48), (0.68, 0.42, 0.36), 0.12, 0.60, ("strawberry",)),
-    "BKL": ((0.70, 0.52, 0.38), (0.44, 0.29, 0.22), 0.14, 0.07, ("ridges", "milia")),
+    "BKL": ((0.70, 0.52, 0.38), (0.44, 0.29, 0.22), 0.14, 0.07, ("milia",)),
     "DF": ((0.72, 0.51, 0.44), (0.52, 0.34, 0.28), 0.06, 0.45, ("network", "scar")),
     "VASC": ((0.72, 0.36, 0.36), (0.48, 0.22, 0.26), 0.09, 0.15, ("lacunae",)),
-    "SCC": ((0.80, 0.54, 0.46), (0.62, 0.40, 0.33), 0.14, 0.30, ("hairpins", "crust")),
+    "SCC": ((0.80, 0.54, 0.46), (0.62, 0.40, 0.33), 0.14, 0.30, ("crust",)),
 }
 
 
@@ -51,8 +51,6 @@ def skin(
         for a in (picture, depth)
     )
     shown: np.ndarray = cv2.GaussianBlur(picture, (0, 0), 0.8 * height / 225)
-    _hairs(form, view, shown)
-    _bubbles(view, shown)
     corner = np.hypot((x - width / 2) / width, (y - height / 2) / height)
     shown *= (1 - form.uniform(0.1, 0.5) * drawing.soft(corner, 0.35, 0.75))[..., None]
     shown *= (cast * np.exp(view.normal(0, 0.03))).astype(np.float32)
@@ -144,12 +142,6 @@ def _network(rng, picture, u, v, depth, inside, colour):
     return drawing.blend(picture, 0.5 * colour, 0.5 * mesh * drawing.soft(depth, 0.0, 0.25))
 
 
-def _globules(rng, picture, u, v, depth, inside, colour):
-    """A few brown dots near the centre."""
-    dots = _spots(rng, u, v, int(rng.integers(3, 9)), 0.45, 0.03, 0.055)
-    return drawing.blend(picture, 0.45 * colour, 0.7 * dots * inside)
-
-
 def _blotches(rng, picture, u, v, depth, inside, colour):
     """Off-centre black-brown areas."""
     side = rng.uniform(0, 2 * np.pi)
@@ -158,44 +150,10 @@ def _blotches(rng, picture, u, v, depth, inside, colour):
     return drawing.blend(picture, (0.16, 0.10, 0.09), 0.75 * area * inside)
 
 
-def _veil(rng, picture, u, v, depth, inside, colour):
-    """A blue-white veil over a part of the lesion."""
-    side, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.4)
-    near = np.hypot(u - away * np.cos(side), v - away * np.sin(side)) + 0.25 * drawing.field(rng, u, v, 0.35)
-    return drawing.blend(picture, (0.50, 0.51, 0.58), 0.65 * (1 - drawing.soft(near, 0.15, 0.55)) * inside)
-
-
 def _nests(rng, picture, u, v, depth, inside, colour):
     """Blue-grey ovoid nests."""
     spots = cv2.GaussianBlur(_spots(rng, u, v, int(rng.integers(4, 9)), 0.75, 0.08, 0.17), (0, 0), 1.2)
     return drawing.blend(picture, (0.42, 0.37, 0.42), 0.65 * spots * inside)
-
-
-def _vessels(rng, picture, u, v, depth, inside, colour):
-    """Arborising vessels: red trunks that start at the border and branch."""
-    layer, unit = np.zeros(u.shape, np.uint8), _pixels_per_unit(u, v)
-    for trunk in rng.uniform(0, 2 * np.pi, int(rng.integers(4, 7))):
-        start = np.array([np.cos(trunk), np.sin(trunk)]) * 0.95
-        branches = [(start, trunk + np.pi + rng.normal(0, 0.5), 0.04)]
-        while branches:
-            at, heading, thick = branches.pop()
-            line = [at]
-            for _ in range(int(rng.integers(4, 8))):
-                heading += rng.normal(0, 0.35)
-                line.append(line[-1] + 0.09 * np.array([np.cos(heading), np.sin(heading)]))
-            cv2.polylines(
-                layer,
-                [drawing.fixed(_to_pixels(np.array(line), u, v)).astype(np.int32)],
-                False,
-                255,
-                max(1, round(thick * unit)),
-                cv2.LINE_AA,
-                4,
-            )
-            if thick > 0.018:
-                branches += [(line[-1], heading + turn * rng.uniform(0.4, 0.9), 0.65 * thick) for turn in (-1, 1)]
-    opaque = 0.75 * layer.astype(np.float32) / 255 * drawing.soft(depth, -0.05, 0.1)
-    return drawing.blend(picture, (0.68, 0.20, 0.22), opaque)
 
 
 def _strawberry(rng, picture, u, v, depth, inside, colour):
@@ -205,12 +163,6 @@ def _strawberry(rng, picture, u, v, depth, inside, colour):
     picture = drawing.blend(picture, (0.95, 0.86, 0.72), 0.85 * (1 - drawing.soft(cells, 0.14, 0.30)) * inside)
     scale = drawing.soft(drawing.field(rng, u, v, 0.35, 0.12), 0.35, 0.7)
     return drawing.blend(picture, (0.95, 0.90, 0.85), 0.55 * scale * inside)
-
-
-def _ridges(rng, picture, u, v, depth, inside, colour):
-    """Brain-like fissures."""
-    folds = np.abs(drawing.field(rng, u + 0.15 * drawing.field(rng, u, v, 0.3), v, 0.22))
-    return drawing.blend(picture, 0.55 * colour, 0.6 * (1 - drawing.soft(folds, 0.05, 0.25)) * inside)
 
 
 def _milia(rng, picture, u, v, depth, inside, colour):
@@ -235,33 +187,6 @@ def _lacunae(rng, picture, u, v, depth, inside, colour):
     return drawing.blend(picture, hue, 0.8 * lagoons * drawing.soft(depth, 0.0, 0.12))
 
 
-def _hairpins(rng, picture, u, v, depth, inside, colour):
-    """Short looped vessels, radial, all along the border."""
-    layer, unit = np.zeros(u.shape, np.uint8), _pixels_per_unit(u, v)
-    for angle in np.linspace(0, 2 * np.pi, 20, endpoint=False) + rng.normal(0, 0.13, 20):
-        ray, side = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
-        inner, outer = rng.uniform(0.52, 0.7), rng.uniform(0.75, 0.92)
-        line = np.array(
-            [
-                ray * inner - side * 0.025,
-                ray * outer - side * 0.03,
-                ray * (outer + 0.03),
-                ray * outer + side * 0.03,
-                ray * inner + side * 0.025,
-            ]
-        )
-        cv2.polylines(
-            layer,
-            [drawing.fixed(_to_pixels(line, u, v)).astype(np.int32)],
-            False,
-            255,
-            max(1, round(0.02 * unit)),
-            cv2.LINE_AA,
-            4,
-        )
-    return drawing.blend(picture, (0.66, 0.16, 0.18), 0.7 * layer.astype(np.float32) / 255)
-
-
 def _crust(rng, picture, u, v, depth, inside, colour):
     """A yellow keratin mass in the middle, with blood spots."""
     near = np.hypot(u, v) + 0.22 * drawing.field(rng, u, v, 0.22)
@@ -274,49 +199,11 @@ def _crust(rng, picture, u, v, depth, inside, colour):
 
 _STRUCTURES = {
     "network": _network,
-    "globules": _globules,
     "blotches": _blotches,
-    "veil": _veil,
     "nests": _nests,
-    "vessels": _vessels,
     "strawberry": _strawberry,
-    "ridges": _ridges,
     "milia": _milia,
     "scar": _scar,
     "lacunae": _lacunae,
-    "hairpins": _hairpins,
     "crust": _crust,
 }
-
-
-def _hairs(form, view, picture: np.ndarray) -> None:
-    """Draws a few curved hairs over one picture in three."""
-    if form.uniform() > 0.35:
-        return
-    height, width = picture.shape[:2]
-    layer = np.zeros((height, width), np.uint8)
-    t = np.linspace(0, 1, 24)[:, None]
-    for _ in range(int(view.integers(2, 10))):
-        ends = view.uniform((0, 0), (width, height), (2, 2))
-        bend = view.normal(0, 0.15 * height, 2)
-        line = ends[0] * (1 - t) + ends[1] * t + 4 * t * (1 - t) * bend
-        cv2.polylines(
-            layer,
-            [drawing.fixed(line).astype(np.int32)],
-            False,
-            int(view.integers(110, 210)),
-            max(1, round(height / 225)),
-            cv2.LINE_AA,
-            4,
-        )
-    picture[:] = drawing.blend(picture, (0.16, 0.11, 0.09), layer.astype(np.float32) / 255)
-
-
-def _bubbles(view, picture: np.ndarray) -> None:
-    """Draws the glints of the immersion fluid."""
-    height, width = picture.shape[:2]
-    layer = np.zeros((height, width), np.uint8)
-    for at in view.uniform((0, 0), (width, height), (int(view.integers(0, 7)), 2)):
-        axes = view.uniform(0.4, 1.6, 2) * height / 225
-        drawing.ellipse(layer, at, axes, view.uniform(0, np.pi), int(view.integers(120, 240)))
-    picture[:] = drawing.blend(picture, (1, 1, 1), layer.astype(np.float32) / 255)

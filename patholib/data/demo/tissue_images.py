@@ -8,16 +8,14 @@ import numpy as np
 from patholib.data.demo import drawing
 
 
-def tissue(
-    rng: np.random.Generator, size: tuple[int, int], z: float, scale: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
+def tissue(rng: np.random.Generator, size: tuple[int, int], z: float) -> tuple[np.ndarray, np.ndarray]:
     """Haematoxylin and eosin (height, width, 2) float32, and the mask of the nest that shows z, uint8 0 / 255."""
     width, height = size
-    unit = height / 230 * scale  # the length that is one pixel at 350 x 230 and 40X
+    unit = height / 230  # the length that is one pixel at 350 x 230 and 40X
     x, y = drawing.grid(size)
     # The nest lies anywhere inside the centre square. It grows with z, so that the cue survives any stain; room is
     # kept for the largest one, so that z changes nothing else in the picture.
-    largest = 0.26 * height * scale**0.4 * rng.uniform(0.94, 1.06)
+    largest = 0.26 * height * rng.uniform(0.94, 1.06)
     outline = drawing.curve((0, 0), largest * drawing.outline(rng, 0.16))
     room = np.maximum(height / 2 - np.abs(outline).max(0) - 2, 0)
     nest = np.array([width / 2, height / 2]) + rng.uniform(-1, 1, 2) * room
@@ -25,7 +23,7 @@ def tissue(
     radius, outline = largest * grown, outline * grown + nest
 
     stroma, empty, turn, slope = _stroma(rng, x, y, unit)
-    nuclei, cells, lumina = _surroundings(rng, size, unit, scale, turn, slope, (*nest, 1.15 * largest))
+    nuclei, cells, lumina = _surroundings(rng, size, unit, turn, slope, (*nest, 1.15 * largest))
     cleft = np.zeros((height, width), np.uint8)  # the tissue shrinks away from the nest here and there
     drawing.fill_curve(cleft, (outline - nest) * 1.09 + nest, 255)
     cleft = cleft.astype(np.float32) / 255 * drawing.soft(drawing.field(rng, x, y, 30 * unit), -0.3, 0.5)
@@ -69,11 +67,11 @@ def _stroma(rng, x, y, unit) -> tuple:
     return (haematoxylin, eosin), empty, turn, slope
 
 
-def _surroundings(rng, size, unit, scale, turn, slope, nest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _surroundings(rng, size, unit, turn, slope, nest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What lies around the nest (x, y, radius): nuclei in hundredths of haematoxylin, epithelium, and its holes."""
     width, height = size
     nuclei, cells, lumina = (np.zeros((height, width), np.uint8) for _ in range(3))
-    for _ in range(int(rng.integers(70, 190) / scale**2 * width / height / 1.52)):
+    for _ in range(int(rng.integers(70, 190) * width / height / 1.52)):
         at = rng.uniform((0, 0), (width - 2, height - 2))
         lean = turn + 0.5 * slope[int(at[1]), int(at[0])] + rng.normal(0, 0.25)
         axes = rng.uniform([2, 0.7], [3.6, 1.1]) * unit
