@@ -47,52 +47,20 @@ def in_order(work: Callable, items: Iterable, workers: int, ahead: int, named: C
     todo: SimpleQueue[tuple[Any, Future] | None] = SimpleQueue()
     waiting: deque[tuple[Any, Future]] = deque()
     patience = PATIENCE
-
-    def serve() -> None:
-        while (task := todo.get()) is not None:
-            item, future = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work(item))
-                except BaseException as error:  # whatever it is, it is raised where the result is awaited
-                    future.set_exception(error)
-            del task, item, future  # a result that was taken is not kept alive while this thread waits
-
-    def take():
-        nonlocal patience
-        if not wait([waiting[0][1]], patience).done:
-            stuck, patience = [named(item) for item, future in waiting if future.running()], 0
-            raise PathoError(
-                "loader_timeout",
-                "; ".join(stuck),
-                f"gave no result for {PATIENCE:g} seconds",
-                "Check the disk or network drive that holds the images and their cache, or copy both to "
-                "a local one; then run the same again",
-            )
-        item, future = waiting.popleft()
-        try:
-            return future.result()
-        except Exception as error:
-            if not (isinstance(error, MemoryError) or "allocate" in str(error)):  # as torch and OpenCV put it
-                raise
-            raise PathoError(
-                "out_of_memory",
-                named(item),
-                "did not fit into the memory that is left",
-                "Use fewer workers or a smaller batch_size, or close other programs",
-            ) from error
-
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(workers)]  # daemons: a hung one ends with us
-    for thread in threads:
+    threads = [threading.Thread(target=_serve, args=(work, todo), daemon=True) for _ in range(workers)]
+    for thread in threads:  # daemons: a hung one ends with us
         thread.start()
     try:
         for item in items:
             waiting.append((item, Future()))
             todo.put(waiting[-1])
             if len(waiting) > ahead:
-                yield take()
+                yield _first(waiting, named)
         while waiting:
-            yield take()
+            yield _first(waiting, named)
+    except PathoError as error:
+        patience = 0 if error.code == "loader_timeout" else patience
+        raise
     finally:
         for _, future in waiting:
             future.cancel()
@@ -100,3 +68,39 @@ def in_order(work: Callable, items: Iterable, workers: int, ahead: int, named: C
             todo.put(None)
         for thread in threads:
             thread.join(patience)
+
+
+def _serve(work: Callable, todo: SimpleQueue) -> None:
+    """What each thread does until it gets None."""
+    while (task := todo.get()) is not None:
+        item, future = task
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work(item))
+            except BaseException as error:  # whatever it is, it is raised where the result is awaited
+                future.set_exception(error)
+        del task, item, future  # a result that was taken is not kept alive while this thread waits
+
+
+def _first(waiting: deque[tuple[Any, Future]], named: Callable) -> Any:
+    """The result that is due. Errors: loader_timeout, out_of_memory."""
+    if not wait([waiting[0][1]], PATIENCE).done:
+        raise PathoError(
+            "loader_timeout",
+            "; ".join(named(item) for item, future in waiting if future.running()),
+            f"gave no result for {PATIENCE:g} seconds",
+            "Check the disk or network drive that holds the images and their cache, or copy both to a local one; then "
+            "run the same again",
+        )
+    item, future = waiting.popleft()
+    try:
+        return future.result()
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or "allocate" in str(error)):  # as torch and OpenCV put it
+            raise
+        raise PathoError(
+            "out_of_memory",
+            named(item),
+            "did not fit into the memory that is left",
+            "Use fewer workers or a smaller batch_size, or close other programs",
+        ) from error

@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,28 +49,20 @@ def check(
 ) -> Checked:
     """Decodes every file of the manifest once: verified, hashed, resized into a memory-mapped cache for training.
 
-    All problems are collected first, and written into `report_dir` whatever they are: data_report.json, excluded.csv
-    and data_report.html, which shows them (see `datareport`). None: the folder data-check/<source> in PATHOLIB_OUTPUTS
-    or in outputs/ of the project.
+    All problems are collected and written into `report_dir` (None: data-check/<source> in the folder of outputs).
     on_bad "error": any problem raises `bad_images`, with the report as `.report`. "skip": bad files leave the set and
-    are listed in `report["excluded"]`; `too_many_bad` is raised if a class would lose more than 1 % of its files (one
-    file is always allowed, unless it is the class's last).
-    Equal pictures under one label: the first path stays, the others are listed as `duplicate` whatever on_bad says.
-    Equal pictures under different labels are a `label_conflict`: a problem, and none of them stays; these do not
-    count towards the 1 %, because they are a property of the data set and no sign of damage.
-    `blank` pictures are a warning, and a problem where they are more than 1 % of a class.
-    Where the manifest has a column sha256, a file of another digest is a `changed_file`.
-
-    The cache depends on the paths, sizes and times of the files, on `size` and on `fit`; where one exists nothing is
-    decoded. The data folder is only read. Raises also: no_images, no_space, output_unwritable, loader_timeout,
-    out_of_memory.
+    are listed in `report["excluded"]`; `too_many_bad` is raised if a class would lose more than 1 % of its files.
+    Equal pictures under one label: the first path stays, the others are listed as `duplicate`. Under several labels
+    they are a `label_conflict`, and none stays; these do not count towards the 1 %, as they are no sign of damage.
+    `blank` pictures are a warning, and a problem where they are more than 1 % of a class. The cache depends on the
+    paths, sizes and times of the files, on `size` and `fit`; where one exists nothing is decoded.
+    Raises also: no_images, no_space, output_unwritable, loader_timeout, out_of_memory.
     """
     start = time.perf_counter()
     _check_settings(manifest, size, fit, on_bad)
-    say = print if progress else (lambda text: None)
+    say, root = print if progress else (lambda text: None), Path(manifest.root)
     workers = cpu.threads(workers, say)
-    root, paths = Path(manifest.root), manifest.table["path"].tolist()
-    facts = [_first_facts(root, path) for path in paths]
+    facts = [_first_facts(root, path) for path in manifest.table["path"].tolist()]
     cache = caching.cache_file(facts, size, fit, cache_dir)
     known = caching.known_facts(cache, facts, size)
     with warnings.catch_warnings():  # Pillow's warnings about damaged files, each of which has its line in the report
@@ -77,29 +70,27 @@ def check(
         facts = known or caching.build(cache, root, facts, size, fit, workers, progress, say)
     pixels = np.load(cache, mmap_mode="r").view(np.ndarray)  # (M, S, S, 3); still mapped, and read-only
 
-    report, keep = _judge(manifest, facts)
-    seconds = time.perf_counter() - start
-    report = {
-        "source": manifest.source,
-        "folder": root.resolve().name,
-        "demo": manifest.demo,
-        "on_bad": on_bad,
-        "size": size,
-        "fit": fit,
-    } | report
+    judged, keep = _judge(manifest, facts)
+    report = {"source": manifest.source, "folder": root.resolve().name, "demo": manifest.demo}
+    report |= {"on_bad": on_bad, "size": size, "fit": fit} | judged
     report["cache"] = {"file": cache.name, "bytes": cache.stat().st_size, "reused": known is not None}
-    report["seconds"] = round(seconds, 3)
+    report["seconds"] = round(time.perf_counter() - start, 3)
     folder = Path(report_dir or _usual_folder(manifest))
-    see = f"see {caching.short(folder / 'data_report.html')}"
-    stop = _stop(report, on_bad, see)
-    report["stopped"] = stop and stop.code
     pictures = imagesets.pictures(findings.worth_a_picture(report), facts, pixels, root)
+    _finish(report, folder, pictures, say)
+    return _checked(manifest, facts, keep, pixels, report, pictures)
+
+
+def _finish(report: dict, folder: Path, pictures: dict[str, bytes], say: Callable) -> None:
+    """Writes the report, says how it ended, and stops where it has to. Errors: bad_images, too_many_bad."""
+    see = f"see {caching.short(folder / 'data_report.html')}"
+    stop = _stop(report, report["on_bad"], see)
+    report["stopped"] = stop and stop.code
     findings.write(folder, report, pictures)
-    say(_closing_line(report, seconds, see))
+    say(_closing_line(report, see))
     if stop is not None:
         stop.report = report
         raise stop
-    return _checked(manifest, facts, keep, pixels, report, pictures)
 
 
 def _check_settings(manifest, size: int, fit: str, on_bad: str) -> None:
@@ -273,8 +264,8 @@ def _not_as_listed(table: pd.DataFrame, facts: list[dict]) -> dict[int, dict]:
     }
 
 
-def _closing_line(report: dict, seconds: float, see: str) -> str:
-    counts, cache = report["counts"], report["cache"]
+def _closing_line(report: dict, see: str) -> str:
+    counts, cache, seconds = report["counts"], report["cache"], report["seconds"] or 1e-3
     done = "Re-used" if cache["reused"] else "Wrote"
     text = f"{counts['kept']:,} of {counts['files']:,} images are sound and distinct"
     out = ", ".join(f"{number:,} {code}" for code, number in counts["by_code"].items())

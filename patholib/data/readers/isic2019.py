@@ -45,17 +45,14 @@ def read(root: Path, missing: str = "error") -> Manifest:
     if not holds(root):
         raise not_there(_WHAT, holds, root)
     rows = list_rows(root)
-    images, left = walk(root / INPUT if (root / INPUT).is_dir() else root)
-    prefix = f"{INPUT}/" if (root / INPUT).is_dir() else ""
-    paths = _by_name([prefix + image for image in images if image.lower().endswith(".jpg")])
+    paths, left = _files(root)
     rows["path"] = [paths.get(image, "") for image in rows["image"]]
     without = rows.loc[rows["path"] == "", "image"].tolist()
     unlisted = sorted(paths.keys() - set(rows["image"]))
     if missing == "error":
         _refuse_missing(without, unlisted)
-    conflicts = in_several(rows, "lesion", "label")
     stop_on(
-        [("label_conflict", f"lesion {lesion}", "is of two classes") for lesion in conflicts],
+        [("label_conflict", f"lesion {lesion}", "is of two classes") for lesion in in_several(rows, "lesion", "label")],
         f"Correct the class in {TRUTH} or the lesion_id in {METADATA}: one lesion has one diagnosis",
     )
     table = rows[rows["path"] != ""].copy()
@@ -70,9 +67,8 @@ def read(root: Path, missing: str = "error") -> Manifest:
         "files_without_row": first(unlisted),
         **{name: first(names) for name, names in left.items() if names},
     }
-    columns = ["path", "label", "lesion", "site", "age", "sex", "age_band", "collection"]
     return Manifest(
-        table=table[columns],
+        table=table[["path", "label", "lesion", "site", "age", "sex", "age_band", "collection"]],
         root=root,
         classes=classes,
         positive="MEL" if "MEL" in classes else None,
@@ -83,6 +79,13 @@ def read(root: Path, missing: str = "error") -> Manifest:
         demo=demo_folder(root) is not None,
         found=counted,
     )
+
+
+def _files(root: Path) -> tuple[dict[str, str], dict]:
+    """The path of each image by its name, and what else lies there."""
+    prefix = f"{INPUT}/" if (root / INPUT).is_dir() else ""
+    images, left = walk(root / prefix)
+    return _by_name([prefix + image for image in images if image.lower().endswith(".jpg")]), left
 
 
 def _counts(table: pd.DataFrame) -> dict:

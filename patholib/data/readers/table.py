@@ -44,26 +44,10 @@ def read(path: Path, positive: str | None = None, missing: str = "error") -> Man
     table, without = _present(path.name, table, root, missing)
     no_group = table["group"] == ""
     table["group"] = table["group"].mask(no_group, table["path"])
-    classes = tuple(sorted(set(table["label"])))
-    if len(classes) < 2:
-        raise PathoError(
-            "single_class",
-            path.name,
-            f"holds {len(classes)} class, and a classifier needs two",
-            "Add images of another class",
-        )
-    if positive is not None and positive not in classes:
-        raise PathoError("unknown_class", f"positive={positive!r}", "is not a label", nearest(positive, classes))
+    classes = _classes(path.name, table["label"], positive)
     order = ["path", "label", "group"]
     further = [name for name in table.columns if name not in order]
-    counted = {
-        "images": len(table),
-        "groups": table["group"].nunique(),
-        "columns": renamed,
-        "rows_without_file": first(without),
-        "rows_without_group": int(no_group.sum()),
-        **_counts(table),
-    }
+    counted = {"columns": renamed, "rows_without_file": first(without), "rows_without_group": int(no_group.sum())}
     low, high = SUBGROUP_VALUES
     subgroups = tuple(n for n in further if n != "given_split" and low <= table[n].nunique() <= high)
     return Manifest(
@@ -76,7 +60,7 @@ def read(path: Path, positive: str | None = None, missing: str = "error") -> Man
         subgroups=subgroups,
         source=TABLE,
         demo=demo_folder(root) is not None,
-        found=counted,
+        found=_counts(table) | counted,
     )
 
 
@@ -94,9 +78,25 @@ def _present(name: str, table: pd.DataFrame, root: Path, missing: str) -> tuple[
     return table[there], without
 
 
+def _classes(name: str, labels: pd.Series, positive: str | None) -> tuple[str, ...]:
+    """The classes in alphabetical order. Errors: single_class, unknown_class."""
+    classes = tuple(sorted(set(labels)))
+    if len(classes) < 2:
+        raise PathoError(
+            "single_class",
+            name,
+            f"holds {len(classes)} class, and a classifier needs two",
+            "Add images of another class",
+        )
+    if positive is not None and positive not in classes:
+        raise PathoError("unknown_class", f"positive={positive!r}", "is not a label", nearest(positive, classes))
+    return classes
+
+
 def _counts(table: pd.DataFrame) -> dict:
-    """What is worth knowing about groups, and about a split that the table brings along."""
-    counted = {"groups_in_two_classes": first(in_several(table, "group", "label"))}
+    """What is worth knowing about images and groups, and about a split that the table brings along."""
+    counted: dict = {"images": len(table), "groups": table["group"].nunique()}
+    counted["groups_in_two_classes"] = first(in_several(table, "group", "label"))
     if "given_split" in table:
         images = table["given_split"].value_counts().sort_index()
         counted["given_split"] = {
