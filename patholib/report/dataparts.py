@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import pandas as pd
@@ -12,17 +11,11 @@ from patholib.base import files
 from patholib.data.foreign import IDS
 from patholib.data.leakage import WAYS
 from patholib.data.splitting import SPLITS, leaked
-from patholib.report import markdown
 from patholib.report.markdown import count, short, table, text
 from patholib.report.records import Record
 
 NAMED = 5  # files that are named of those left out for one reason; excluded.csv names all
 VALUES = 12  # a column with more values than this is no subgroup
-FOUND = {
-    "duplicates": "the same picture twice",
-    "label_conflicts": "the same picture with two labels",
-    "groups_sharing_pixels": "the same picture in two groups",
-}
 LISTED = {
     "rows_without_file": "table rows have no file and were left out",
     "files_without_row": "files are in no table row and were left out",
@@ -143,40 +136,10 @@ def left_out(run: Record) -> Markup:
     )
 
 
-def remarks(run: Record) -> Markup:
-    """How many duplicates, conflicts and warnings the data check found."""
-    report = run.data_report or {}
-    rows = [
-        (words, count(len(report[key])) if report.get(key) is not None else "not recorded")
-        for key, words in FOUND.items()
-    ]
-    codes = Counter(entry.get("code", "?") for entry in report.get("warnings") or [])
-    rows += [(f"warning: {code}", count(number)) for code, number in codes.most_common()]
-    return table(("data check", "cases"), rows)
-
-
 def unlisted(run: Record) -> list[str]:
     """Sentences on table rows without a file and files without a row."""
     found = {name: ((run.data.get("found") or {}).get(name) or {}).get("count", 0) for name in LISTED}
     return [f"{number:,} {LISTED[name]}." for name, number in found.items() if number]
-
-
-def formats(run: Record) -> Markup:
-    """Sizes, colour modes and file types of the images that were kept, and what they were brought to."""
-    report = run.data_report or {}
-    facts = {
-        name: _most(report[key])
-        for name, key in (("sizes", "sizes"), ("colour modes", "modes"), ("file types", "kinds"))
-        if report.get(key)
-    }
-    facts["cached as"] = f"{report.get('size', '?')} pixels a side ({report.get('fit', '?')})"
-    return markdown.facts(facts)
-
-
-def _most(counts: Mapping) -> str:
-    first = sorted(counts.items(), key=lambda pair: -pair[1])[:6]
-    more = f" and {len(counts) - 6:,} more" if len(counts) > 6 else ""
-    return ", ".join(f"{value} ({n:,})" for value, n in first) + more
 
 
 def split_changed(run: Record) -> bool:

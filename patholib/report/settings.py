@@ -13,27 +13,6 @@ from patholib.model.recipes import Augmentation, Recipe, Stage
 from patholib.report.markdown import short, spoken, table
 from patholib.report.records import Record
 
-NAMES = {
-    "arch": "network",
-    "lr": "learning rate",
-    "eta_min": "lowest learning rate",
-    "stages": "frozen blocks",
-    "t_0": "epochs of the first cycle",
-    "t_mult": "growth of the cycles",
-    "fit": "fit to a square",
-    "group_by": "kept together by the split",
-    "fractions": "train, validation, test",
-    "keep": "epoch kept",
-    "monitor": "metric that picks the epoch",
-    "colour": "width of the colour network",
-    "ema": "weight averaging",
-    "tta": "test-time views",
-    "tta_views": "number of test-time views",
-    "decide": "decision",
-    "clip_norm": "gradient clipping",
-    "warm_up": "warm-up epochs",
-    "balance": "class balance",
-}
 VALUES = {
     **{name: network.words for name, network in architectures.NETWORKS.items()},
     "adam": "Adam",
@@ -95,12 +74,6 @@ def in_words(recipe: Recipe, field: str, value) -> str:
     return spoken(value)
 
 
-def name_of(field: str) -> str:
-    """What people call a field of a recipe."""
-    last = field.rpartition(".")[2]
-    return NAMES.get(field) or last.replace("_", " ")
-
-
 def every(recipe: Recipe) -> Markup:
     """All fields of a recipe as a table."""
     rows = []
@@ -111,8 +84,8 @@ def every(recipe: Recipe) -> Markup:
             if isinstance(value, Augmentation)
             else {field.name: value}
         )
-        rows += [(name_of(key), Markup(f"`{key}`"), short(in_words(recipe, key, one))) for key, one in inner.items()]
-    return table(("setting", "field", "value"), rows)
+        rows += [(Markup(f"`{key}`"), short(in_words(recipe, key, one))) for key, one in inner.items()]
+    return table(("field", "value"), rows)
 
 
 def changed(recipe: Recipe) -> Markup | None:
@@ -121,15 +94,10 @@ def changed(recipe: Recipe) -> Markup | None:
         return None
     shipped = recipes.get(recipe.name)
     rows = [
-        (
-            name_of(field),
-            Markup(f"`{field}`"),
-            short(in_words(shipped, field, a), 120),
-            short(in_words(recipe, field, b), 120),
-        )
+        (Markup(f"`{field}`"), short(in_words(shipped, field, a), 120), short(in_words(recipe, field, b), 120))
         for field, (a, b) in recipes.diff(shipped, recipe).items()
     ]
-    return table(("setting", "field", "shipped", "this run"), rows) if rows else Markup("")
+    return table(("field", "shipped", "this run"), rows) if rows else Markup("")
 
 
 def kept(recipe: Recipe) -> str:

@@ -233,8 +233,6 @@ def test_what_was_left_out_is_counted_by_reason(folder):
     for stem in ("model_card", "data_card"):
         assert "8 files were left out" in texts[stem] and "| blank | 1 | is of one grey | b.png |" in texts[stem]
         assert "| corrupt | 7 | ends early | a/0.png, a/1.png, a/2.png, a/3.png, a/4.png … |" in texts[stem]
-    assert "| the same picture with two labels | 2 |" in texts["data_card"]
-    assert "| the same picture twice | 0 |" in texts["data_card"]
     (folder / "data_report.json").unlink()
     files.write_table(folder / "excluded.csv", pd.DataFrame(excluded))
     texts = written(folder)
