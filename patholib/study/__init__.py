@@ -37,7 +37,7 @@ from patholib.options import OF_RECIPE, Options
 from patholib.report import report
 from patholib.study import crossvalidation, explaining
 from patholib.study.pictures import Figures
-from patholib.train import checkpoints, devices, originals, resumable, runs, training
+from patholib.train import checkpoints, devices, originals, runs, training
 from patholib.train.runs import Run
 
 
@@ -80,47 +80,37 @@ class Study:
     def _prepare(self, data, recipe, split, given: dict) -> None:
         """Reads, checks and splits; of several processes each does so, the first of a machine before the others."""
         options = self.options
-        self.source = (
-            data.manifest
-            if isinstance(data, Checked)
-            else data
-            if isinstance(data, Manifest)
-            else readers.load(options.recipe, options.data, missing=options.missing, positive=options.positive)
-        )
-        self.recipe = (
-            self._adapted(recipe, given)
-            if isinstance(recipe, Recipe)
-            else profiles.recipe_for(
-                options.recipe,
-                self.source,
-                published=options.published,
-                weights=options.weights,
-                small=options.small,
-                **options.of_recipe,
-            )
-        )
-        with tempfile.TemporaryDirectory(prefix="patholib-") as spare:  # the report of the first process is enough
-            self.checked = (
-                data
-                if isinstance(data, Checked)
-                else checking.check(
-                    self.source,
-                    self.recipe.cache_size,
-                    self.recipe.fit,
-                    on_bad=options.on_bad,
-                    workers=options.workers,
-                    progress=self._team.first,
-                    report_dir=None if self._team.first else Path(spare),
-                )
-            )
-        self.split = (
-            runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold)
-            if split is None
-            else split
-        )
+        if isinstance(data, Checked):
+            self.source = data.manifest
+        elif isinstance(data, Manifest):
+            self.source = data
+        else:
+            self.source = readers.load(options.recipe, options.data, missing=options.missing, positive=options.positive)
+        if isinstance(recipe, Recipe):
+            self.recipe = self._adapted(recipe, given)
+        else:
+            form = {name: getattr(options, name) for name in ("published", "weights", "small")}
+            self.recipe = profiles.recipe_for(options.recipe, self.source, **form, **options.of_recipe)
+        self.checked = data if isinstance(data, Checked) else self._check()
+        self.split = split
+        if split is None:
+            self.split = runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold)
         if not isinstance(recipe, Recipe):
             self.recipe = profiles.for_split(self.recipe, self.split)
         self.images = self.checked.images.with_split(self.split)
+
+    def _check(self) -> Checked:
+        """Checks and caches the images; of several processes the report of the first is enough."""
+        with tempfile.TemporaryDirectory(prefix="patholib-") as spare:
+            return checking.check(
+                self.source,
+                self.recipe.cache_size,
+                self.recipe.fit,
+                on_bad=self.options.on_bad,
+                workers=self.options.workers,
+                progress=self._team.first,
+                report_dir=None if self._team.first else Path(spare),
+            )
 
     def _adapted(self, recipe: Recipe, given: dict) -> Recipe:
         """A recipe of one's own, for the classes and groups of these images."""
@@ -180,39 +170,18 @@ class Study:
     @cached_property
     def run(self) -> Run:
         """The run folder, which is started, or taken up, when it is first needed. Errors: those of `runs.start`."""
-        run, options = None, self.options
-
-        def started() -> dict:
-            nonlocal run
-            run = runs.start(
-                self.recipe,
-                self.checked,
-                self.split,
-                output=Path(options.output) if options.output else None,
-                resume=options.resume,
-                name=self._name,
-                allow_leakage=options.allow_leakage,
-                bring=sessions.take_up,
-            )
-            return {"folder": str(run.dir), "fingerprint": run.fingerprint, "leaks": run.leaks}
-
-        facts = self._team.shared(started)
-        if run is None:
-            run = Run(
-                Path(facts["folder"]),
-                self.recipe,
-                self.source.demo,
-                resumable.fingerprint(self.recipe, self.checked, self.split),
-                leaks=facts["leaks"],
-                writes=False,
-            )
-        if run.fingerprint != facts["fingerprint"]:
-            raise PathoError(
-                "data_differ",
-                f"process {self._team.rank}",
-                "sees other images, or another recipe, than the first one",
-                "Give all machines the same files and the same version of patholib",
-            )
+        options = self.options
+        run = runs.start_together(
+            self._team,
+            self.recipe,
+            self.checked,
+            self.split,
+            output=Path(options.output) if options.output else None,
+            resume=options.resume,
+            name=self._name,
+            allow_leakage=options.allow_leakage,
+            bring=sessions.take_up,
+        )
         if self._remember and self._team.first:
             notebook.remember_run(run.dir)
         return run

@@ -14,6 +14,7 @@ import pandas as pd
 
 from patholib.base import files, locks
 from patholib.base.errors import PathoError, nearest
+from patholib.base.team import Team
 from patholib.data import csvfiles, leakage, manifest, splitting
 from patholib.data.checking import Checked
 from patholib.data.readers.sources import TABLE
@@ -122,6 +123,32 @@ def start(
     run.leaks = leaks
     run.update(leaks=leaks)
     return run
+
+
+def start_together(team: Team, recipe: Recipe, checked: Checked, split: pd.DataFrame, **how) -> Run:
+    """`start` in the first process of a team; all others get the same folder, and write nothing into it.
+
+    Errors: also data_differ, where a process sees other images or another recipe.
+    """
+    own: Run | None = None
+
+    def started() -> dict:
+        nonlocal own
+        own = start(recipe, checked, split, **how)
+        return {"folder": str(own.dir), "fingerprint": own.fingerprint, "leaks": own.leaks}
+
+    facts = team.shared(started)
+    if own is not None:
+        return own
+    mark = resumable.fingerprint(recipe, checked, split)
+    if mark != facts["fingerprint"]:
+        raise PathoError(
+            "data_differ",
+            f"process {team.rank}",
+            "sees other images, or another recipe, than the first one",
+            "Give all machines the same files and the same version of patholib",
+        )
+    return Run(Path(facts["folder"]), recipe, checked.manifest.demo, mark, leaks=facts["leaks"], writes=False)
 
 
 def _leaks(recipe: Recipe, checked: Checked, split, allowed: bool) -> dict:
