@@ -165,19 +165,6 @@ def test_a_covered_corner_moves_the_maps_of_that_corner_most(trained):
         assert row < height / 2 and column >= width / 2, name
 
 
-def test_packed_weights_compute_the_same_bits_or_are_not_used(arch, images, monkeypatch):
-    model = building.build(replace(recipes.from_scratch(recipes.BREAKHIS), arch=arch, image_size=64)).eval()
-    images = images.contiguous(memory_format=torch.channels_last)
-    packed = folding.for_prediction(model)
-    monkeypatch.setattr(folding.Packed, "possible", lambda network: False)
-    plain = folding.for_prediction(model)
-    assert not any(isinstance(layer, folding.Packed) for layer in plain.modules())
-    with torch.inference_mode():
-        for image in images.split(1):
-            assert torch.equal(packed(image), plain(image))
-            assert torch.allclose(plain(image), model(image), atol=1e-5)
-
-
 def test_an_export_is_rebuilt_with_the_same_answers(arch, trained, images, tmp_path):
     export.save_model(tmp_path, trained.state_dict(), replace(RECIPE, arch=arch))
     again, manifest = loading.classifier(tmp_path)
