@@ -490,7 +490,7 @@ def test_every_run_stands_in_the_legend_also_one_whose_name_begins_with_an_under
 
 def test_a_difference_is_drawn_with_its_sign_and_zero_stands_in_the_middle():
     figure = several.differences(differences(["b - a"]))
-    assert {"+0.020", "-0.100 (no interval)", "undefined"} <= set(texts(figure))
+    assert {"+0.020 (-0.010 to +0.050)", "-0.100 (no interval)", "undefined"} <= set(texts(figure))
     low, high = figure.axes[0].get_xlim()
     assert low == -high
 

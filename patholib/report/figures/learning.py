@@ -92,22 +92,6 @@ def _draw_frozen(axes, table, blocks: int | None) -> None:
     style.by_epoch(axes, edges)
 
 
-def _mark_kept(axes, kept: tuple[int, str] | None) -> None:
-    if kept is not None:
-        epoch, words = kept
-        axes.axvline(epoch, color=style.FAINT, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-        axes.text(
-            epoch,
-            1.01,
-            words,
-            transform=axes.get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-            color=style.INK,
-        )
-
-
 def _draw_lines(axes, table, lines, kept) -> None:
     """lines: (column, label, colour, dash); a column that is absent or empty is not drawn."""
     marker = "o" if len(table) < 3 else None
@@ -115,7 +99,8 @@ def _draw_lines(axes, table, lines, kept) -> None:
         if column in table and table[column].notna().any():
             values = table[column].replace([np.inf, -np.inf], np.nan)
             axes.plot(table["epoch"], values, label=label, color=colour, linestyle=dash, marker=marker)
-    _mark_kept(axes, kept)
+    if kept is not None:
+        style.mark(axes, *kept, style.FAINT)
     style.by_epoch(axes, table["epoch"])
 
 

@@ -239,18 +239,9 @@ def forest(
     figure = style.open(8.5, 0.95 + 0.36 * len(table), title, note)
     axes = figure.subplots()
     for i, row in enumerate(table.to_dict("records")):
-        _draw_estimate(axes, row, i, kinds.index(row.get("kind", "")) % 8)
+        draw_estimate(axes, row, i, kinds.index(row.get("kind", "")))
     if reference is not None:
-        axes.axvline(reference, color=style.INK, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-        axes.text(
-            reference,
-            1.01,
-            f"{reference_label} {reference:.3f}".strip(),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-            transform=axes.get_xaxis_transform(),
-        )
+        style.mark(axes, reference, f"{reference_label} {reference:.3f}".strip())
     axes.margins(x=0.06)
     axes.set_xlabel(xlabel)
     style.rows(axes, [style.plain(name, 46) for name in table["name"]])
@@ -261,41 +252,32 @@ def forest(
     return figure
 
 
-def _draw_estimate(axes, row: Mapping, place: int, kind: int) -> None:
-    """A dot, a bar and the numbers as text."""
-    value, low, high = (None if pd.isna(row[key]) else float(row[key]) for key in ("value", "low", "high"))
-    if low is not None and high is not None:
-        axes.plot([low, high], [place, place], color=style.COLOURS[kind], linewidth=3, alpha=0.4, solid_capstyle="butt")
-    if value is None:
-        text = "undefined"
-    else:
-        axes.plot(value, place, style.MARKERS[kind], color=style.COLOURS[kind], markersize=6)
-        text = f"{value:.3f} (no interval)" if low is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+def draw_estimate(axes, row: Mapping, place: float, kind: int, sign: str = "", told: bool = True):
+    """A dot, a bar and the value as text, with its interval where that is to be told; returns the dot."""
+    value, low, high = (math.nan if pd.isna(row[key]) else float(row[key]) for key in ("value", "low", "high"))
+    colour, known = style.COLOURS[kind % 8], math.isfinite(low) and math.isfinite(high)
+    if known:
+        axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="butt")
+    (dot,) = axes.plot(value, place, style.MARKERS[kind % 8], color=colour, markersize=6)
+    text = "undefined" if math.isnan(value) else f"{value:{sign}.3f}"
+    if told and not math.isnan(value):
+        text += f" ({low:{sign}.3f} to {high:{sign}.3f})" if known else " (no interval)"
     axes.annotate(text, (1.02, place), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
+    return dot
 
 
-def headline(summary) -> list[tuple[str, float | None, float | None, float | None]]:
-    """(words, value, low, high) of the metrics of which higher is better."""
+def headline(summary) -> list[tuple[str, Mapping]]:
+    """(words, estimate) of the metrics of which higher is better."""
     names = (k for k in metric_table.order(len(summary.get("classes", ()))) if k not in metric_table.LOWER_IS_BETTER)
-    return [(metric_table.words(k), v["value"], v["low"], v["high"]) for k in names if (v := summary["metrics"].get(k))]
+    return [(metric_table.words(name), summary["metrics"][name]) for name in names if summary["metrics"].get(name)]
 
 
 def draw_intervals(axes, numbers) -> None:
     """The numbers of `headline`, each a dot with its interval."""
-    for i, (_, value, low, high) in enumerate(numbers):
-        if low is not None and high is not None:
-            axes.plot([low, high], [i, i], color=style.BLUE, linewidth=3, alpha=0.35, solid_capstyle="round")
-        if value is not None:
-            axes.plot(value, i, "o", color=style.BLUE, markersize=6)
-        axes.annotate(
-            "undefined" if value is None else f"{value:.3f}",
-            (1.02, i),
-            va="center",
-            fontsize=8.5,
-            xycoords=axes.get_yaxis_transform(),
-        )
+    for i, (_, found) in enumerate(numbers):
+        draw_estimate(axes, found, i, 0, told=False)
     axes.set(xlim=(-0.01, 1.02), xlabel="value and 95 % interval")
-    style.rows(axes, [style.plain(name, 30) for name, *_ in numbers])
+    style.rows(axes, [style.plain(name, 30) for name, _ in numbers])
 
 
 @style.styled

@@ -153,7 +153,7 @@ def differences(table: pd.DataFrame, title: str = "Differences with 95 % interva
         rows = table[table["number"] == number]
         ticks.append((place + (len(rows) - 1) / 2, number))
         for _, row in rows.iterrows():
-            dots[row["run"]] = _draw_difference(axes, row, place, runs.index(row["run"]))
+            dots[row["run"]] = performance.draw_estimate(axes, row, place, runs.index(row["run"]), "+")
             place += 1
         place += 0.7
     axes.set(ylim=(place - 1, -0.8), xlabel="difference and 95 % interval")
@@ -164,18 +164,3 @@ def differences(table: pd.DataFrame, title: str = "Differences with 95 % interva
     axes.grid(False, axis="y")
     _named_below(figure, dots, 1 if max(len(str(run)) for run in runs) > 40 else 2, 90)
     return figure
-
-
-def _draw_difference(axes, row, place: float, i: int) -> plt.Line2D:
-    """One row of it; returns the dot."""
-    colour = style.COLOURS[i % 8]
-    value, low, high = (math.nan if row[name] is None else float(row[name]) for name in ("value", "low", "high"))
-    if math.isfinite(low) and math.isfinite(high):
-        axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="round")
-    (dot,) = axes.plot(value, place, style.MARKERS[i % 8], color=colour, markersize=6)
-    if math.isnan(value):
-        text = "undefined"
-    else:
-        text = f"{value:+.3f} (no interval)" if math.isnan(low) else f"{value:+.3f}"
-    axes.annotate(text, (1.02, place), va="center", fontsize=8.5, xycoords=axes.get_yaxis_transform())
-    return dot

@@ -219,18 +219,15 @@ def square(matrix) -> np.ndarray:
     return matrix
 
 
+def mark(axes, at: float, text: str, colour: str = INK) -> None:
+    """A dashed vertical line with a text above it."""
+    axes.axvline(at, color=colour, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+    axes.text(at, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+
+
 def mark_threshold(axes, threshold: float | None) -> None:
     if threshold is not None:
-        axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (3, 2)))
-        axes.text(
-            threshold,
-            1.01,
-            f"threshold {threshold:.3g}",
-            transform=axes.get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-        )
+        mark(axes, threshold, f"threshold {threshold:.3g}")
 
 
 @functools.cache
