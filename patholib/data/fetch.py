@@ -21,7 +21,7 @@ from pathlib import Path
 from patholib import __version__
 from patholib.base import files, locks
 from patholib.base.errors import PathoError, shown
-from patholib.base.progress import Meter, say_at_once
+from patholib.base.progress import bar, say_at_once
 
 TRIES = 8  # in a row that may bring nothing new
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before the next try: doubled each time, up to the second
@@ -196,7 +196,8 @@ def _try_once(remote: Remote, part: _Part, room: int) -> str:
             raise no_space(part.path.parent, wanted, free)
         with files.writable(part.path):
             stream = part.path.open("ab", buffering=0)
-        with stream, contextlib.closing(Meter(remote.name, part.have, part.total)) as meter:
+        looks = {"unit": "B", "unit_scale": True, "desc": remote.name, "leave": False}
+        with stream, bar(total=part.total, initial=part.have, **looks) as meter:
             while chunk := memoryview(response.read1(CHUNK)):
                 meter.update(len(chunk))
                 with files.writable(part.path):

@@ -10,7 +10,7 @@ import sys
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from patholib.base.progress import SECONDS, bar, watched
+from patholib.base.progress import LINES, bar, watched
 
 BARS = """
 from patholib.base.progress import bar, watched
@@ -60,4 +60,4 @@ def test_a_bar_is_seen_and_counts(monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     with bar(total=4, desc="four") as meter:
         meter.update(4)
-    assert "four" in capsys.readouterr().err and meter.n == 4 and meter.mininterval == SECONDS
+    assert "four" in capsys.readouterr().err and meter.n == 4 and meter.mininterval == LINES
