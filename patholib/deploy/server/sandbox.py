@@ -18,7 +18,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy as np
 from patholib.base.errors import PathoError
 from patholib.data import decoding
 from patholib.data.decoding import Note
+from patholib.deploy.server.serving import killed_after
 
 SECONDS = 10.0  # for one picture; a legal one of 24 megapixels takes one or two
 START = 60.0  # seconds for a process to start, which is not counted against a picture
@@ -86,9 +86,9 @@ class Decoder:
     def _exchange(self, content: bytes) -> tuple[dict, bytes]:
         questions, answers = _pipes(self._process)
         if not self._ready:
-            with _killed_after(START, self._process):
+            with killed_after(START, self._process):
                 self._ready = _receive(answers) == READY
-        with _killed_after(self.seconds, self._process):
+        with killed_after(self.seconds, self._process):
             _send(questions, content)
             head = json.loads(_receive(answers))
             return head, _receive(answers) if "shape" in head else b""
@@ -110,17 +110,6 @@ class Decoder:
             start_new_session=True,  # Ctrl-C is for the server alone
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )  # as Windows says it
-
-
-@contextlib.contextmanager
-def _killed_after(seconds: float, process: subprocess.Popen) -> Iterator[None]:
-    watch = threading.Timer(seconds, process.kill)
-    watch.daemon = True
-    watch.start()
-    try:
-        yield
-    finally:
-        watch.cancel()
 
 
 def _end(process: subprocess.Popen) -> None:

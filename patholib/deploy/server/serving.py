@@ -200,7 +200,7 @@ def running(model: Path, *options: str, token: str | None = None) -> Iterator[Cl
         )
         assert process.stdout is not None  # a pipe
         try:
-            with _killed_after(process, SECONDS):
+            with killed_after(SECONDS, process):
                 found = READY.match(process.stdout.readline())
             if not found:
                 process.wait()
@@ -210,14 +210,16 @@ def running(model: Path, *options: str, token: str | None = None) -> Iterator[Cl
             yield Client(found[1], token)
         finally:
             process.terminate()
-            with _killed_after(process, SECONDS):
+            with killed_after(SECONDS, process):
                 process.wait()
             process.stdout.close()
 
 
 @contextlib.contextmanager
-def _killed_after(process: subprocess.Popen, seconds: float) -> Iterator[None]:
+def killed_after(seconds: float, process: subprocess.Popen) -> Iterator[None]:
+    """Kills the process where the block takes longer."""
     watch = threading.Timer(seconds, process.kill)
+    watch.daemon = True
     watch.start()
     try:
         yield
