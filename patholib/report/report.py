@@ -39,7 +39,6 @@ FIGURES = {
     "abstention": "Errors if the least certain images are left out",
 }
 FOLD = ("repeat", "fold", "run", "images", "groups", "temperature", "threshold")  # of cross_validation.json
-CHECKED = ("counts", "per_class", "sizes", "modes", "kinds", "size", "fit")  # of data_report.json
 
 
 def write(run_dir: Path) -> Path:
@@ -147,7 +146,7 @@ def _training(run: Record) -> dict:
 
 
 def _origin(run: Record) -> dict[str, Mapping]:
-    """The facts that fold away: versions, hashes, and what the reader of the data and the data check found."""
+    """The facts that fold away: versions and hashes."""
     record, missing = run.run, "not recorded"
     origin = {
         "run": run.name,
@@ -163,7 +162,4 @@ def _origin(run: Record) -> dict[str, Mapping]:
         "initial weights": (record.get("weights") or {}).get("sha256") or "none",
         "validation predictions": (run.decision or {}).get("predictions_val_sha256", missing),
     }
-    report = run.data_report or {}
-    found = {key: value for key, value in run.data.items() if key != "images_sha256"}
-    found |= {f"data check: {name}": report[name] for name in CHECKED if name in report}
-    return {"origin": origin, "hashes": hashes, "found": found}
+    return {"origin": origin, "hashes": hashes}
