@@ -186,7 +186,7 @@ def serve(parser: argparse.ArgumentParser) -> Run:
 
     _add(parser, "model", "an exported model or a finished run folder", "MODEL")
     for name, default, metavar, text in (
-        ("host", "127.0.0.1", "HOST", "address to listen on (default: this machine alone)"),
+        ("host", "127.0.0.1", "HOST", "address to listen on; any but that of this machine alone needs a token"),
         ("port", 8000, "PORT", "0 takes a free one"),
         ("max-mib", 10.0, "N", "largest upload"),
         ("max-megapixels", 24.0, "N", "largest picture"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gzip
 import os
 import re
@@ -74,8 +75,8 @@ def extract(archive: Path, folder: Path) -> Path:
             with files.writable(folder):
                 part.mkdir()
             output = _Output(part, archive.name, allowed)
-            looks = {"unit": " files", "desc": f"Unpacking {archive.name}", "leave": False, "shown": watched()}
-            for member in bar(_members(stream), **looks):
+            title = f"Unpacking {archive.name}"
+            for member in bar(_members(stream), watched(), unit=" files", desc=title, leave=False):
                 output.add(member)
             if not output.files:
                 raise PathoError("bad_archive", archive.name, "holds no files", AGAIN)
@@ -141,7 +142,7 @@ def _members(stream: BinaryIO) -> Iterator[_Member]:
             for info in archive.infolist():
                 name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
                 plain = kind in (0, stat.S_IFREG, stat.S_IFDIR) and not (info.is_dir() and info.file_size)
-                yield _Member(name, info.file_size, name.endswith("/"), plain, lambda info=info: archive.open(info))
+                yield _Member(name, info.file_size, name.endswith("/"), plain, functools.partial(archive.open, info))
         return
     with gzip.GzipFile(fileobj=stream) as unzipped:
         with tarfile.open(fileobj=unzipped, mode="r:") as tar:
@@ -149,9 +150,9 @@ def _members(stream: BinaryIO) -> Iterator[_Member]:
                 regular = found.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not found.issparse() and found.size >= 0
                 size = 0 if found.isdir() else found.size
                 yield _Member(
-                    found.name, size, found.isdir(), found.isdir() or regular, lambda one=found: tar.extractfile(one)
+                    found.name, size, found.isdir(), found.isdir() or regular, functools.partial(tar.extractfile, found)
                 )
-                tar.members.clear()  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
         while unzipped.read(PIECE):  # its checksum stands at the end
             continue
 

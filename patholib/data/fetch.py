@@ -196,8 +196,8 @@ def _try_once(remote: Remote, part: _Part, room: int) -> str:
             raise no_space(part.path.parent, wanted, free)
         with files.writable(part.path):
             stream = part.path.open("ab", buffering=0)
-        looks = {"unit": "B", "unit_scale": True, "desc": remote.name, "leave": False}
-        with stream, bar(total=part.total, initial=part.have, **looks) as meter:
+        meter = bar(total=part.total, initial=part.have, unit="B", unit_scale=True, desc=remote.name, leave=False)
+        with stream, meter:
             while chunk := memoryview(response.read1(CHUNK)):
                 meter.update(len(chunk))
                 with files.writable(part.path):

@@ -333,7 +333,7 @@ def test_a_client_that_reads_nothing_is_cut_off(serve, monkeypatch):
     monkeypatch.setattr(webhttp, "STUCK_SECONDS", 0.3)
     with serve() as server, connect(server.port) as connection:
         connection.setblocking(False)
-        asked = head("GET", "/openapi.json") * 20
+        asked = head("GET", "/docs") * 20
         start = time.monotonic()
         with pytest.raises(ConnectionError):
             while time.monotonic() - start < 20:
@@ -754,7 +754,7 @@ def test_S20_through_the_server(server, decoder):
 
 
 def test_S21_without_the_token_nothing_is_read(serve, catalogue):
-    with serve(token="s3cret-token", openapi=False) as server:
+    with serve(token="s3cret-token", docs=False) as server:
         for given in (
             {},
             {"Authorization": "Bearer wrong"},
@@ -1035,12 +1035,16 @@ def test_S27_an_error_is_logged_without_its_text(server, monkeypatch, caplog):
     assert "test_server.py" in str(line["at"]) and SECRET not in str(line) + found.body.decode()
 
 
-def test_S30_the_description_of_the_routes_is_off_with_a_token(server, serve, catalogue):
+def test_S30_the_documentation_is_off_with_a_token(server, serve, catalogue):
+    page = ask(server.port, "GET", "/docs").body.decode()
     schema = ask(server.port, "GET", "/openapi.json").json
-    assert set(schema["paths"]) == set(webapp.ROUTES) - {"/", "/openapi.json"}
-    with serve(token="s3cret-token", openapi=False) as closed:
-        assert ask(closed.port, "GET", "/openapi.json", Authorization="Bearer s3cret-token").status == 404
-    catalogue("S30", "/openapi.json", "off with a token")
+    assert "curl -X POST localhost:8000/predict -F file=@sample.png" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert set(schema["paths"]) == set(webapp.ROUTES) - {"/", "/docs", "/openapi.json"}
+    with serve(token="s3cret-token", docs=False) as closed:
+        for path in ("/docs", "/openapi.json"):
+            assert ask(closed.port, "GET", path, Authorization="Bearer s3cret-token").status == 404
+    catalogue("S30", "/docs and /openapi.json", "off with a token; nothing from other sites")
 
 
 def test_S31_heatmaps_count_for_several(serve, slow, pool, catalogue):

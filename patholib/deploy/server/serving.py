@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> int:
         origins=tuple(given.origin),
         drain=given.drain,
         limits=limits,
-        openapi=token is None,
+        docs=token is None,
         max_pixels=int(given.max_megapixels * 1e6),
         decode_seconds=given.decode_seconds,
     )

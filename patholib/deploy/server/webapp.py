@@ -20,7 +20,7 @@ from patholib.deploy.server.webservice import Service, Settings
 COSTS = {"/predict": 1, "/predict/batch": 8, "/explain": 4}  # units of work, see `Limits.units`
 MORE = {b"tta": 4, b"explain": 3}  # units that a query adds
 OPEN = ("/", "/livez", "/readyz", "/health")  # without a token: a probe has none, and the page asks for it
-ROUTES = (*OPEN, *COSTS, "/model", "/metrics", "/openapi.json")
+ROUTES = (*OPEN, *COSTS, "/model", "/metrics", "/openapi.json", "/docs")
 BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds, of the histogram
 
 

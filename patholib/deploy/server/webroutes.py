@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
 from patholib import __version__
+from patholib.base import pages
 from patholib.base.errors import PathoError
 from patholib.deploy.server.guard import Refusal
 from patholib.deploy.server.webservice import Service, Settings
@@ -128,14 +129,14 @@ def routes(service: Service, settings: Settings) -> FastAPI:
         lifespan=service.lifespan,
         docs_url=None,
         redoc_url=None,
-        openapi_url="/openapi.json" if settings.openapi else None,
+        openapi_url="/openapi.json" if settings.docs else None,
         redirect_slashes=False,
         description=service.predictor.manifest["notice"],
     )
     _add_pictures(api, service, settings.limits.body)
     _add_batch(api, service, settings.limits.body)
     _add_state(api, service, settings)
-    _add_page(api)
+    _add_pages(api, settings.docs)
     _add_refusals(api)
     return api
 
@@ -238,10 +239,18 @@ def _add_state(api: FastAPI, service: Service, settings: Settings) -> None:
         return JSONResponse(service.predictor.manifest | {"engine": service.predictor.engine, "limits": limits})
 
 
-def _add_page(api: FastAPI) -> None:
+def _add_pages(api: FastAPI, docs: bool) -> None:
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page():
         return HTMLResponse(PAGE.read_bytes(), headers={"Content-Security-Policy": policy(PAGE.read_text("utf-8"))})
+
+    if docs:  # Swagger's own page comes from another site
+
+        @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+        async def routes_page():
+            content = pages.render("routes.html", title="PathoVision: the service", schema=api.openapi())
+            security = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+            return HTMLResponse(content, headers={"Content-Security-Policy": security})
 
 
 def _add_refusals(api: FastAPI) -> None:
@@ -276,7 +285,7 @@ def _add_refusals(api: FastAPI) -> None:
         content = {
             "code": "not_found" if error.status_code == 404 else "bad_request",
             "reason": f"is answered with {error.status_code} {error.detail}"[:80],
-            "remedy": "See docs/serving.md",
+            "remedy": "See /docs",
         }
         return JSONResponse(content, error.status_code, headers=error.headers)
 
@@ -327,7 +336,7 @@ def _stop_on_unknown(request: Request, *known: str) -> None:
 
 
 def _bad_query(reason: str) -> PathoError:
-    return PathoError("bad_parameter", "query", reason, "See docs/serving.md")
+    return PathoError("bad_parameter", "query", reason, "See /docs")
 
 
 def policy(page: str) -> str:

@@ -35,7 +35,7 @@ class Settings:
 
     token: str | None = None
     origins: tuple[str, ...] = ()  # of other sites whose pages may ask
-    openapi: bool = True  # whether the routes are described at /openapi.json
+    docs: bool = True  # whether the routes are described at /docs and /openapi.json
     max_pixels: int = decoding.MAX_PIXELS
     decode_seconds: float = 10.0
     drain: float = 1.0  # seconds of "not ready" before the port closes
