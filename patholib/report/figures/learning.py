@@ -100,7 +100,8 @@ def _draw_lines(axes, table, lines, kept) -> None:
             values = table[column].replace([np.inf, -np.inf], np.nan)
             axes.plot(table["epoch"], values, label=label, color=colour, linestyle=dash, marker=marker)
     if kept is not None:
-        style.mark(axes, *kept, style.FAINT)
+        epoch, words = kept
+        style.mark(axes, epoch, words, style.FAINT)
     style.by_epoch(axes, table["epoch"])
 
 
