@@ -1,38 +1,107 @@
-"""Groups shared out to the parts of a split: every class in every part, and the shares near to those wanted."""
+"""Groups drawn at random for the parts of a split: every class in every part, and the shares within a tolerance."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections import Counter
 
 import numpy as np
 
-UNIT = 1 << 24  # one whole class in the integers `_improve` counts with: no rounding, so every machine agrees
-SWAPS_UP_TO = 1000  # groups; above that single groups are so small that moving them one by one is exact enough
+DRAWS = 64  # for the groups of one class; if none is within the tolerance, the nearest is taken
+ATTEMPTS = 10  # whole draws before a class that chance leaves out of a part is put there
+FINEST = 0.005  # of the images of a class: no share has to be nearer
 
 
-def assign(counts: np.ndarray, fractions, order: list[int]) -> np.ndarray | None:
-    """The part (0, 1, ...) of every group, one per fraction, from its images per class (G, C).
+def assign(counts: np.ndarray, fractions, groups: np.ndarray, key: str) -> np.ndarray | None:
+    """The part (0, 1, ...) of every group, one per fraction, from its images per class (G, C); a function of the key.
 
     None if there is no way to have every class in every part.
 
-    Chance first, balance second: the groups are drawn class by class in the seeded order, so that large and small
-    ones are as likely to be tested; then the moves and swaps are made that bring the shares to the fractions.
+    Rerandomisation: what is random stays random, only draws that are out of balance are drawn again (Morgan & Rubin
+    2012, Ann. Statist. 40, 1263). Choosing the best of all splits instead would give nearly the same one for each key.
+    - Each part gets its fraction of the groups of a class, rounded up or down by chance, and at least one group.
+    - Of the images of a class, a part has its fraction give or take the largest group of the class (or 0.5 %), but at
+      least half of the fraction and at most twice it. A narrower tolerance would keep large groups out of small parts;
+      at this one they are tested nearly as often as others, unless they alone are more than twice the fraction.
+    - If no draw is within the tolerance, the nearest of 64 is taken.
     """
-    seats = _seats(counts > 0, order, len(fractions))
+    counts = np.asarray(counts)
+    if ((counts > 0).sum(axis=0) < len(fractions)).any():
+        return None
+    for attempt in range(ATTEMPTS):
+        keys = _keys(groups, f"{key}/{attempt}")
+        place = _drawn(counts, np.asarray(fractions), keys)
+        if _complete(counts, place, len(fractions)):
+            return place
+    seats = _seats(counts > 0, np.argsort(keys[0], kind="stable").tolist(), len(fractions))
     if seats is None:
         return None
-    place = np.empty(len(counts), np.int64)
-    main = (counts / counts.sum(axis=0)).argmax(axis=1)  # the class of which a group holds the largest share
-    ordered = np.array(order)
-    for c in range(counts.shape[1]):
-        mine = ordered[main[ordered] == c]
-        size = counts[mine].sum(axis=1)
-        middle = (size.cumsum() - size / 2) / max(size.sum(), 1)
-        place[mine] = np.searchsorted(np.cumsum(fractions)[:-1], middle)
     place[list(seats)] = list(seats.values())
-    _improve(counts, fractions, place)
     return place
+
+
+def _keys(groups: np.ndarray, key: str) -> np.ndarray:
+    """Random integers (DRAWS, G): each row orders the groups for one draw.
+
+    A hash, not a generator: the same for every version of numpy, and new groups do not stir up the old ones.
+    """
+    digests = (hashlib.shake_128(f"{key}:{group}".encode()).digest(8 * DRAWS) for group in groups)
+    return np.frombuffer(b"".join(digests), "<u8").reshape(len(groups), DRAWS).T.copy()
+
+
+def _drawn(counts: np.ndarray, fractions: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """One draw, class after class; a group counts as of the class of which it holds the largest share."""
+    place = np.empty(len(counts), np.int64)
+    total = counts.sum(axis=0)
+    step = np.maximum(counts.max(axis=0), FINEST * total)
+    main = (counts / total).argmax(axis=1)
+    held, due = np.zeros((2, len(fractions), len(total)))  # images of every class in every part: drawn so far, wanted
+    for c in range(len(total)):
+        mine = np.flatnonzero(main == c)
+        wanted = _possible(fractions, len(mine))
+        most = wanted[:, None] * total
+        above, below = np.minimum(step, most), np.minimum(step, most / 2)
+        due = due + wanted[:, None] * counts[mine].sum(axis=0)
+        best = np.inf
+        for row in keys[:, mine]:
+            part = _dealt(row, wanted)
+            found = held + [counts[mine[part == s]].sum(axis=0) for s in range(len(wanted))]
+            off = np.maximum((found - due) / above, (due - found) / below).max()  # in tolerances
+            if off < best:
+                best, place[mine], now = off, part, found
+            if off <= 1:
+                break
+        held = now
+    return place
+
+
+def _possible(fractions: np.ndarray, groups: int) -> np.ndarray:
+    """The fractions, raised where they are less than one of so many groups."""
+    if groups < len(fractions):
+        return fractions
+    raised = np.maximum(fractions, 1 / groups)
+    return raised / raised.sum()
+
+
+def _dealt(row: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The part of every group, from a random integer of each: its fraction of the groups to every part.
+
+    Systematic rounding: each part has its fraction of their number rounded up or down, on average exactly.
+    """
+    start = int(np.bitwise_xor.reduce(row) >> np.uint64(11)) / 2**53  # from 0 to 1
+    ends = np.floor(np.cumsum(wanted)[:-1] * len(row) + start).astype(np.int64)
+    sizes = np.diff([0, *ends, len(row)])
+    while len(row) >= len(sizes) and sizes.min() == 0:
+        sizes[sizes.argmin()] += 1
+        sizes[sizes.argmax()] -= 1
+    part = np.empty(len(row), np.int64)
+    part[np.argsort(row, kind="stable")] = np.repeat(np.arange(len(sizes)), sizes)
+    return part
+
+
+def _complete(counts: np.ndarray, place: np.ndarray, parts: int) -> bool:
+    return all(counts[place == s].any(axis=0).all() for s in range(parts))
 
 
 def _seats(has: np.ndarray, order: list[int], parts: int) -> dict[int, int] | None:
@@ -75,43 +144,3 @@ def _seats(has: np.ndarray, order: list[int], parts: int) -> dict[int, int] | No
         return None
     unused = {k: iter(kinds[kind]) for k, kind in enumerate(names)}
     return seats | {next(unused[k]): s for k, s in chosen}
-
-
-def _improve(counts: np.ndarray, fractions, place: np.ndarray) -> None:
-    """Moves and swaps groups, best first, while the squared error of the shares falls; `place` (G,) is changed.
-
-    Error of a part: its share minus the fraction, of the images of every class, of all images and, at half
-    the weight, of the groups of every class (two patients say less than five, however many images they have).
-    A group that is the last of a class in its part stays. Sums of integers, so that no machine rounds differently.
-    """
-    has = counts > 0
-    whole = np.column_stack([counts, counts.sum(axis=1), has])
-    unit = np.repeat([UNIT, UNIT // 2], [len(counts.T) + 1, len(counts.T)])
-    size = whole * unit // whole.sum(axis=0)  # (G, 2 C + 1) shares in units
-    target = np.rint(np.outer(fractions, size.sum(axis=0))).astype(np.int64)  # (P, 2 C + 1)
-    square = (size * size).sum(axis=1)
-    rows = np.arange(len(place))
-    pairs = len(place) <= SWAPS_UP_TO
-    distance = square[:, None] + square - 2 * (size @ size.T) if pairs else None
-    while True:
-        error = np.stack([size[place == s].sum(axis=0) for s in range(len(fractions))]) - target
-        held = np.stack([has[place == s].sum(axis=0) for s in range(len(fractions))])  # groups of a class in each part
-        last = has & (held[place] == 1)
-        pull = size @ error.T  # (G, P)
-        pull -= pull[rows, place][:, None]
-        change = np.where(last.any(axis=1)[:, None], 0, square[:, None] + pull)  # half the change of the squared error
-        change[rows, place] = 0
-        g, s = np.unravel_index(change.argmin(), change.shape)
-        if change[g, s] < 0:
-            place[g] = s
-            continue
-        if not pairs:
-            return
-        across = pull[:, place]  # (G, G): group g goes where group h is
-        change = distance + across + across.T
-        bare = (last.astype(np.int64) @ ~has.T) > 0  # h lacks a class of which g is the last
-        change[bare | bare.T] = 0
-        g, h = np.unravel_index(change.argmin(), change.shape)
-        if change[g, h] >= 0:
-            return
-        place[g], place[h] = place[h], place[g]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -31,7 +30,8 @@ def split(
 ) -> pd.DataFrame:
     """The manifest's table with `group` and `split`: no group in two splits, every class in every split.
 
-    fractions: of the images, in the order of SPLITS; every class is brought as near to them as whole groups allow.
+    fractions: of the images, in the order of SPLITS. Groups are drawn at random; every class is within a tolerance of
+    its fractions, in images and in groups: see `assigning.assign`.
     group_by: an id column, or "image": every image its own group, stratified by label alone, as leaky splits are made
     (a column `group` of the manifest is then kept as `given_group`).
     The same seed gives the same split on every machine and for any order of rows.
@@ -40,7 +40,7 @@ def split(
     group_by = manifest.group_by if group_by is None else group_by
     _check_arguments(manifest, fractions, seed, group_by)
     groups, member, counts = _grouped(manifest, group_by)
-    place = assigning.assign(counts, fractions, _shuffled(groups, f"{seed}"))
+    place = assigning.assign(counts, fractions, groups, f"{seed}")
     if place is None:
         _refuse_infeasible(manifest, counts, group_by, "every class must be in train, val and test", 3)
     return _parted(manifest, group_by, np.array(SPLITS, object)[place[member]])
@@ -70,23 +70,37 @@ def folds(
     groups, member, counts = _grouped(manifest, group_by)
     share, tables = val / (1 - 1 / folds), []
     for repeat in range(repeats):
-        fold_of = assigning.assign(counts, [1 / folds] * folds, _shuffled(groups, f"{seed}/{repeat}"))
-        for fold in range(folds):
-            place = (
-                None
-                if fold_of is None
-                else _held_out(counts, fold_of == fold, share, _shuffled(groups, f"{seed}/{repeat}/{fold}"))
+        places = _tested_once(counts, groups, folds, share, f"{seed}/{repeat}")
+        if places is None:
+            _refuse_infeasible(
+                manifest,
+                counts,
+                group_by,
+                f"in each of {folds} folds every class must be in train, val and test",
+                max(folds, 4 if folds == 2 else 3),
             )
-            if place is None:
-                _refuse_infeasible(
-                    manifest,
-                    counts,
-                    group_by,
-                    f"in each of {folds} folds every class must be in train, val and test",
-                    max(folds, 4 if folds == 2 else 3),
-                )
-            tables.append(_parted(manifest, group_by, np.array(SPLITS, object)[place[member]]))
+        tables += [_parted(manifest, group_by, np.array(SPLITS, object)[place[member]]) for place in places]
     return tables
+
+
+def _tested_once(counts: np.ndarray, groups: np.ndarray, folds: int, share: float, key: str) -> list[np.ndarray] | None:
+    """For each fold the split (0, 1, 2) of every group, `share` of the others validating; None if none is found."""
+    for attempt in range(assigning.ATTEMPTS):
+        fold_of = assigning.assign(counts, [1 / folds] * folds, groups, f"{key}/{attempt}")
+        if fold_of is None:
+            return None
+        places = []
+        for fold in range(folds):
+            rest = np.flatnonzero(fold_of != fold)
+            inside = assigning.assign(counts[rest], (1 - share, share), groups[rest], f"{key}/{attempt}/{fold}")
+            if inside is None:
+                break
+            place = np.full(len(groups), SPLITS.index("test"))
+            place[rest] = inside
+            places.append(place)
+        else:
+            return places
+    return None
 
 
 def check_folds(folds: int = 2, repeats: int = 1) -> None:
@@ -115,20 +129,6 @@ def check_fold(fold: int, folds: int, repeats: int = 1) -> None:
         )
 
 
-def _held_out(counts: np.ndarray, test: np.ndarray, share: float, order: list[int]) -> np.ndarray | None:
-    """The split (0, 1, 2) of every group where `test` (G,) bool is tested and `share` of the rest validates."""
-    rest = np.flatnonzero(~test)
-    if not (counts[rest] > 0).any(axis=0).all():
-        return None
-    at = {g: i for i, g in enumerate(rest.tolist())}
-    inside = assigning.assign(counts[rest], (1 - share, share), [at[g] for g in order if g in at])
-    if inside is None:
-        return None
-    place = np.full(len(counts), SPLITS.index("test"))
-    place[rest] = inside
-    return place
-
-
 def set_apart(
     manifest: Manifest, share: float, seed: int = 0, group_by: str | None = None
 ) -> tuple[Manifest, Manifest]:
@@ -139,7 +139,7 @@ def set_apart(
     group_by = manifest.group_by if group_by is None else group_by
     _check_arguments(manifest, ((1 - share) / 2, (1 - share) / 2, share), seed, group_by)
     groups, member, counts = _grouped(manifest, group_by)
-    place = assigning.assign(counts, (1 - share, share), _shuffled(groups, f"{seed}/apart"))
+    place = assigning.assign(counts, (1 - share, share), groups, f"{seed}/apart")
     if place is None:
         _refuse_infeasible(manifest, counts, group_by, "every class must be in both parts", 2)
     first, second = (
@@ -161,14 +161,6 @@ def _grouped(manifest: Manifest, group_by: str) -> tuple[np.ndarray, np.ndarray,
     counts = np.zeros((len(groups), len(manifest.classes)), np.int64)
     np.add.at(counts, (member, labels), 1)
     return groups, member, counts
-
-
-def _shuffled(groups: np.ndarray, key: str) -> list[int]:
-    """The groups in a random order, a function of the key alone.
-
-    A hash, not a generator: its order holds for every version of numpy, and new groups do not stir up the old ones.
-    """
-    return sorted(range(len(groups)), key=lambda g: hashlib.sha256(f"{key}:{groups[g]}".encode()).digest())
 
 
 def _parted(manifest: Manifest, group_by: str, split: np.ndarray) -> pd.DataFrame:
