@@ -32,7 +32,7 @@ def assign(counts: np.ndarray, fractions, groups: np.ndarray, key: str) -> np.nd
     for attempt in range(ATTEMPTS):
         keys = _keys(groups, f"{key}/{attempt}")
         place = _drawn(counts, np.asarray(fractions), keys)
-        if _complete(counts, place, len(fractions)):
+        if all(counts[place == s].any(axis=0).all() for s in range(len(fractions))):
             return place
     seats = _seats(counts > 0, np.argsort(keys[0], kind="stable").tolist(), len(fractions))
     if seats is None:
@@ -59,7 +59,8 @@ def _drawn(counts: np.ndarray, fractions: np.ndarray, keys: np.ndarray) -> np.nd
     held, due = np.zeros((2, len(fractions), len(total)))  # images of every class in every part: drawn so far, wanted
     for c in range(len(total)):
         mine = np.flatnonzero(main == c)
-        wanted = _possible(fractions, len(mine))
+        wanted = np.maximum(fractions, 1 / np.count_nonzero(counts[:, c]))  # at least one group each
+        wanted = wanted / wanted.sum()
         most = wanted[:, None] * total
         above, below = np.minimum(step, most), np.minimum(step, most / 2)
         due = due + wanted[:, None] * counts[mine].sum(axis=0)
@@ -76,14 +77,6 @@ def _drawn(counts: np.ndarray, fractions: np.ndarray, keys: np.ndarray) -> np.nd
     return place
 
 
-def _possible(fractions: np.ndarray, groups: int) -> np.ndarray:
-    """The fractions, raised where they are less than one of so many groups."""
-    if groups < len(fractions):
-        return fractions
-    raised = np.maximum(fractions, 1 / groups)
-    return raised / raised.sum()
-
-
 def _dealt(row: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The part of every group, from a random integer of each: its fraction of the groups to every part.
 
@@ -92,16 +85,9 @@ def _dealt(row: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     start = int(np.bitwise_xor.reduce(row) >> np.uint64(11)) / 2**53  # from 0 to 1
     ends = np.floor(np.cumsum(wanted)[:-1] * len(row) + start).astype(np.int64)
     sizes = np.diff([0, *ends, len(row)])
-    while len(row) >= len(sizes) and sizes.min() == 0:
-        sizes[sizes.argmin()] += 1
-        sizes[sizes.argmax()] -= 1
     part = np.empty(len(row), np.int64)
     part[np.argsort(row, kind="stable")] = np.repeat(np.arange(len(sizes)), sizes)
     return part
-
-
-def _complete(counts: np.ndarray, place: np.ndarray, parts: int) -> bool:
-    return all(counts[place == s].any(axis=0).all() for s in range(parts))
 
 
 def _seats(has: np.ndarray, order: list[int], parts: int) -> dict[int, int] | None:
@@ -116,8 +102,6 @@ def _seats(has: np.ndarray, order: list[int], parts: int) -> dict[int, int] | No
     seats: dict[int, int] = {}
     scarce = set()
     for c in range(has.shape[1]):
-        if has[:, c].sum() < parts:
-            return None
         alone = kinds.get((c,), [])
         seats |= dict(zip(alone[:parts], range(parts), strict=True)) if len(alone) >= parts else {}
         scarce |= {c} if len(alone) < parts else set()
