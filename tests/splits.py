@@ -1,7 +1,7 @@
 """How often each group of the smallest class is validated and tested, over many seeds.
 
-  python tests/splits.py                        with the group sizes of BreakHis at 40X
-  python tests/splits.py my_images.csv          with your own images, which are not opened
+python tests/splits.py                        with the group sizes of BreakHis at 40X
+python tests/splits.py my_images.csv          with your own images, which are not opened
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,17 +12,22 @@ import pandas as pd
 from markupsafe import Markup
 
 from patholib.base import files, pages
+from patholib.base.errors import shown
 from patholib.data import manifest
 from patholib.judge import gains, gradcam, trust
 from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
+from patholib.model import recipes
 from patholib.report import markdown
 from patholib.report.markdown import count, text
 from patholib.report.records import Record
 
 CHART = Path("figures") / "results.svg"
 NAMED = 4  # classes that are counted one by one in the verdict
+ENOUGH_GROUPS = 30  # of the rarer class in the test set; with fewer, cross-validation is advised
+FOLDS, REPEATS = 5, 3  # what is advised
+PARAMETERS = {"arch", "image_size", "epochs", "batch_size", "micro_batches", "lr", "seed", "precision", "positive"}
 EXAMPLES = 3  # heatmaps on the first screen
 SECTIONS = ("true positive", "false positive", "false negative", "true negative", "right", "wrong")
 WIDTH, LEFT, SCALE = 504, 128, 214  # of the chart: all of it, up to the value 0, and from there to 1
@@ -30,7 +37,7 @@ class Verdict(NamedTuple):
     """The first lines of a report, Markdown."""
 
     headline: Markup  # better than colour statistics or not, by how much, on how many patients of each class
-    rarer: str  # how many patients of the rarer class that rests on; "" without test numbers
+    rarer: str  # how many patients of the rarer class that rests on, what to do if few; "" without test numbers
     heatmaps: Markup
     doubt: bool  # whether one of them is bad news
 
@@ -88,6 +95,7 @@ def _tested_on(run: Record) -> str:
 
 
 def _rarer(run: Record) -> Markup | str:
+    """How many patients of the rarer class the result rests on, and what to do where they are few."""
     groups = _groups(run)
     if not groups:
         return ""
@@ -97,7 +105,44 @@ def _rarer(run: Record) -> Markup | str:
         f"{run.so_many(groups[rarest])} in the test set"
     )
     few = f": with fewer than {FEWEST_GROUPS}, the intervals are too narrow" if groups[rarest] < FEWEST_GROUPS else ""
-    return Markup(f"{said}{few}.")
+    return Markup(f"{said}{few}.{_all_tested(run) if groups[rarest] < ENOUGH_GROUPS else ''}")
+
+
+def _all_tested(run: Record) -> str:
+    """Advice to cross-validate, with the command; "" where a class has fewer groups than three folds need."""
+    if run.split is None:
+        return ""
+    folds = min(FOLDS, int(run.split.groupby("label")["group"].nunique().min()))
+    if folds < 3:
+        return ""
+    said = f" Repeated cross-validation tests all {run.units} and shows how much the result depends on the split"
+    command = _command(run, folds)
+    return f"{said}: `{command}`" + ("" if run.demo else " (DATA: the images of this run)") if command else f"{said}."
+
+
+def _command(run: Record, folds: int) -> str:
+    """What trains this recipe in folds; "" for a recipe that no parameters of `patholib train` give."""
+    recipe = run.recipe
+    if recipe.name not in recipes.RECIPES:
+        return ""
+    base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
+    given = {"data": "demo" if run.demo else "DATA"} | ({"published": "true"} if recipe.published else {})
+    if run.demo and recipe.weights == "none":
+        ways = [({}, recipes.for_demo(base))]
+    elif recipe.weights == "none":
+        ways = [({"weights": "none"}, recipes.from_scratch(base)), ({"small": "true"}, recipes.for_demo(base))]
+    else:
+        ways = [({"weights": recipe.weights}, replace(base, weights=recipe.weights))]
+    more, base = min(ways, key=lambda way: len(recipes.diff(way[1], recipe)))
+    changed = {
+        name: pair[1] for name, pair in recipes.diff(base, recipe).items() if name not in ("classes", "group_by")
+    }
+    if run.data.get("source") in recipes.RECIPES and recipe.positive:  # otherwise it has to be named
+        changed.pop("positive", None)
+    given |= more | changed | {"folds": folds, "repeats": REPEATS}
+    if not set(changed) <= PARAMETERS or "`" in f"{given}":
+        return ""
+    return f"patholib train {recipe.name}" + "".join(f" -p {k} {shlex.quote(shown(v))}" for k, v in given.items())
 
 
 def _heatmaps(facts: Mapping | None) -> tuple[Markup, bool]:

@@ -11,13 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import splits
 from runfolder import EVIL, PNG, RECIPE, TAGS, Elements, full_run, history, number, record, summary
 
 from patholib.base import files
 from patholib.base.errors import PathoError, shown
+from patholib.data import splitting
 from patholib.judge import gains, metric_table, thresholds
 from patholib.judge.metrics import readable
-from patholib.model import recipes
+from patholib.model import profiles, recipes
+from patholib.options import Options
 from patholib.report import hints, report, settings
 
 CARDS = ("report", "model_card", "data_card", "checklist")
@@ -142,6 +145,56 @@ def test_random_weights_are_told_in_report_and_card_with_every_field_that_differ
 
 
 # --- the first screen -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "demo"),
+    [
+        pytest.param({}, False, id="shipped"),
+        pytest.param({"epochs": "3", "seed": "7"}, False, id="overrides"),
+        pytest.param({"weights": "none"}, False, id="random-weights"),
+        pytest.param({"weights": "none", "small": "true"}, False, id="small"),
+        pytest.param({"published": "true"}, False, id="published"),
+        pytest.param({"arch": "resnet18", "lr": "0.01"}, True, id="demo"),
+    ],
+)
+def test_few_patients_are_told_with_the_command_that_tests_all_of_them(tmp_path, words, demo):
+    source = splits.like_breakhis()
+    source = replace(source, demo=demo)
+    given = Options.read("breakhis", words={"data": "demo", **words})
+
+    def recipe_of(options):
+        return profiles.recipe_for(
+            options.recipe,
+            source,
+            published=options.published,
+            weights=options.weights,
+            small=options.small,
+            **options.of_recipe,
+        )
+
+    full_run(tmp_path, recipe_of(given))
+    change(tmp_path, "run.json", demo=demo)
+    splitting.write_split(splitting.split(source), tmp_path / "split.csv")
+    text, _ = written(tmp_path)
+    assert "has 9 patients in the test set" in text
+    (command,) = re.findall(r"`patholib train ([^`]+)`", text)
+    preset, *flags = command.split()
+    said = dict(zip(flags[1::3], flags[2::3], strict=True))
+    assert said.pop("data") == ("demo" if demo else "DATA")
+    options = Options.read(preset, words=said)
+    assert (options.folds, options.repeats) == (5, 3)
+    assert recipe_of(options) == recipe_of(given)
+
+
+def test_enough_patients_need_no_advice(tmp_path):
+    full_run(tmp_path)
+    test = summary()
+    for row in test["per_class"].values():
+        row["groups"] = 30
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    change(tmp_path, "metrics.json", test=metrics["test"] | {"per_class": test["per_class"]})
+    assert "patholib train" not in written(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
