@@ -173,3 +173,14 @@ def kept_apart(run: Record) -> Markup:
     if number:
         return Markup(f"**{run.units.capitalize()} in more than one split: {number}. Do not trust the test numbers.**")
     return Markup(f"No {text(run.recipe.group_by)} is in more than one split.")
+
+
+def cases(run: Record) -> str:
+    """What is taken for a patient in BreakHis, with both counts; "" for other data."""
+    found = run.data.get("found") or {}
+    if not {"slides", "cases"} <= set(found):
+        return ""
+    return (
+        f"{count(found['slides'])} slide ids, {count(found['cases'])} cases. A case is the slide id without the letters "
+        "at its end. That it is one patient is an assumption: BreakHis does not document these letters."
+    )

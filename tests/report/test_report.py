@@ -177,7 +177,7 @@ def test_few_patients_are_told_with_the_command_that_tests_all_of_them(tmp_path,
     change(tmp_path, "run.json", demo=demo)
     splitting.write_split(splitting.split(source), tmp_path / "split.csv")
     text, _ = written(tmp_path)
-    assert "has 9 patients in the test set" in text
+    assert re.search("has 9 (patients|images) in the test set", text)
     (command,) = re.findall(r"`patholib train ([^`]+)`", text)
     preset, *flags = command.split()
     said = dict(zip(flags[1::3], flags[2::3], strict=True))
@@ -528,3 +528,11 @@ def test_a_rival_is_beaten_where_the_interval_of_the_difference_is_above_zero(ke
     assert gains.against(found, key, "auc").outcome == outcome
     assert bool(gains.not_beaten(found, key, "auc")) == (outcome != gains.BETTER)
     assert gains.against(found, key, "unknown") is None
+
+
+def test_what_breakhis_calls_a_case_is_told_as_an_assumption_with_both_counts(tmp_path):
+    full_run(tmp_path)
+    change(tmp_path, "run.json", data={"source": "breakhis", "found": {"slides": 81, "cases": 70}})
+    text, _ = written(tmp_path)
+    assert "81 slide ids, 70 cases" in text and "is an assumption" in text
+    assert "81 slide ids, 70 cases" in (tmp_path / "data_card.md").read_text()

@@ -1,6 +1,11 @@
 """BreakHis: breast histology, benign or malignant, whose file names hold class, patient and magnification.
 
 Spanhol et al. 2016, "A Dataset for Breast Cancer Histopathological Image Classification", section II.
+
+That the letters behind a number (14-22549AB) tell slides of one patient apart is an assumption: the authors document
+the slide id, not its letters. Of the 81 slide ids at 40X 70 numbers remain; the paper counts 82 patients.
+Grouping by `case`, the number, is the cautious choice: if the assumption is wrong, patients are kept together without
+need; if it is right, grouping by `slide` would let a patient into two parts.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ class Facts(NamedTuple):
     label: str  # "benign" or "malignant"
     subtype: str
     slide: str  # "14-22549AB"
-    case: str  # "14-22549": the letters name slides of one case (patient)
+    case: str  # "14-22549": the slide without its letters, taken for a patient; see the module
     magnification: str  # "40", "100", "200" or "400"
     sequence: str  # running number within slide and magnification
 
