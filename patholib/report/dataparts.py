@@ -181,6 +181,6 @@ def cases(run: Record) -> str:
     if not {"slides", "cases"} <= set(found):
         return ""
     return (
-        f"{count(found['slides'])} slide ids, {count(found['cases'])} cases. A case is the slide id without the letters "
-        "at its end. That it is one patient is an assumption: BreakHis does not document these letters."
+        f"{count(found['slides'])} slide ids, {count(found['cases'])} cases. A case is the slide id without its last "
+        "letters. That it is one patient is an assumption: BreakHis does not document these letters."
     )
