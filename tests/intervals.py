@@ -1,106 +1,107 @@
-"""How often a 95 % interval holds the truth, over many sets of patients whose truth is known.
+"""How often a 95 % interval holds the truth, over many test sets whose truth is known.
 
-  python tests/intervals.py                       the table for both kinds of interval and three sizes: six minutes
-  python tests/intervals.py --simulations 200     quicker, and less sure
+  python tests/intervals.py                       writes the tables into docs/promises.md: ten minutes
+  python tests/intervals.py --simulations 200     prints them: quicker, and less sure
 
-Each set has patients of either class by the throw of a coin, each with 1 to 9 images. The score of an image is +-0.8
-for its class, plus what its patient adds, plus a little of its own, so that its images are alike. The truth of every
-number follows from the normal distribution, or is measured on two million images. Beside each share stands the error
-that so many simulations leave in it, two binomial standard errors.
+A test set has so many groups (patients) of either class, each with 1 to 9 images. The score of an image is +-`skill`
+for its class, plus what its group adds, plus a little of its own, so that images of a group are alike. The truth of
+most numbers follows from the normal distribution; of the others it is measured on two million images.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+import origin
+
+from patholib.base import files
 from patholib.judge import metrics
 
-CLASSES, BIAS, SPREAD, WITHIN = ("benign", "malignant"), 0.8, 1.0, 0.3
-NAMES = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "log_loss", "brier")
+CLASSES = ("benign", "malignant")
+GROUPS = ((3, 8), (4, 9), (5, 25), (10, 10), (16, 54), (40, 40))
+NUMBERS = ("auc", "sensitivity", "specificity", "balanced_accuracy", "accuracy")
+OTHERS = ("precision", "f1", "log_loss", "brier")
+LEAST, MOST = 0.92, 0.99  # what the coverage of a nominal 95 % has to be
 
 
-def patients(seed: int, number: int) -> pd.DataFrame:
-    """Predictions of so many patients."""
-    rng = np.random.default_rng(seed)
-    group = np.repeat(np.arange(number), rng.integers(1, 10, number))
-    label = rng.integers(0, 2, number)[group]
-    logit = BIAS * (2 * label - 1) + rng.normal(0, SPREAD, number)[group] + rng.normal(0, WITHIN, len(group))
-    p = 1 / (1 + np.exp(-logit))
-    return pd.DataFrame(
-        {
-            "path": np.arange(len(group)).astype(str),
-            "group": group.astype(str),
-            "label": np.array(CLASSES)[label],
-            "p_benign": 1 - p,
-            "p_malignant": p,
+@dataclass(frozen=True)
+class World:
+    """Where test sets come from: deviations of the score between groups and between images of one."""
+
+    skill: float = 0.8
+    between: float = 0.7
+    within: float = 0.7
+
+    @property
+    def alike(self) -> float:
+        """The correlation of two images of a group."""
+        return self.between**2 / (self.between**2 + self.within**2)
+
+    def draw(self, seed: int, groups: tuple[int, int], other: float | None = None) -> list[pd.DataFrame]:
+        """Predictions of so many groups of either class; with `other` also of a second model on the same images.
+
+        other: the skill of the second model; half of what makes an image or a group hard is common to both.
+        """
+        rng = np.random.default_rng(seed)
+        number, label = sum(groups), np.repeat((0, 1), groups)
+        group = np.repeat(np.arange(number), rng.integers(1, 10, number))
+
+        def noise() -> np.ndarray:
+            return rng.normal(0, self.between, number)[group] + rng.normal(0, self.within, len(group))
+
+        common, sign = noise(), 2 * label[group] - 1
+        if other is None:
+            return [table(label[group], self.skill * sign + common, group)]
+        return [table(label[group], skill * sign + (common + noise()) / math.sqrt(2), group) for skill in (self.skill, other)]
+
+    @functools.cached_property
+    def truth(self) -> dict[str, float]:
+        """The value of every number over all such images, both classes being as frequent."""
+        deviation = math.hypot(self.between, self.within)
+        right = NormalDist().cdf(self.skill / deviation)  # of either class, so that also the precision is this
+        miss = 1 / (1 + np.exp(np.random.default_rng(0).normal(self.skill, deviation, 2_000_000)))  # 1 - p of the label
+        return {
+            "auc": NormalDist().cdf(math.sqrt(2) * self.skill / deviation),
+            "log_loss": float(-np.log1p(-miss).mean()),
+            "brier": float((miss**2).mean()),
+            **dict.fromkeys(("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1"), right),
         }
-    )
 
 
-def truth() -> dict[str, float]:
-    """The value of every number over all such patients."""
-    deviation = math.hypot(SPREAD, WITHIN)
-    right = NormalDist().cdf(BIAS / deviation)  # of either class, so that also the precision is this
-    logit = np.random.default_rng(0).normal(BIAS, deviation, 2_000_000)
-    miss = 1 / (1 + np.exp(logit))  # 1 - p of the label
-    return {
-        "auc": NormalDist().cdf(math.sqrt(2) * BIAS / deviation),
-        "log_loss": float(-np.log1p(-miss).mean()),
-        "brier": float((miss**2).mean()),
-        **dict.fromkeys(("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision"), right),
-    }
+def table(labels: np.ndarray, logits: np.ndarray, group: np.ndarray) -> pd.DataFrame:
+    p = 1 / (1 + np.exp(-logits))
+    columns = {"group": group.astype(str), "label": np.array(CLASSES)[labels], "p_benign": 1 - p, "p_malignant": p}
+    return pd.DataFrame({"path": np.arange(len(group)).astype(str), **columns})
 
 
-def coverage(
-    number: int,
-    simulations: int,
-    interval: str = "percentile",
-    rows: bool = False,
-    resamples: int = 1000,
-    names: tuple[str, ...] = NAMES,
-) -> dict[str, float]:
-    """The share of intervals that hold the truth, by name; an interval that is not given counts as not holding it.
+def coverage(world: World, groups: tuple[int, int], simulations: int, names: Iterable[str] = NUMBERS, rows: bool = False) -> pd.DataFrame:
+    """By number: the shares of intervals that hold the truth, of truths below and above, and of sets without interval.
 
-    number: of patients. rows: draw the images one by one instead of the patients.
+    rows: takes every image for a group of its own, which is wrong.
     """
-    known, held = truth(), dict.fromkeys(names, 0)
+    counted = {name: Counter() for name in names}
     for seed in range(simulations):
-        table = patients(seed, number)
-        found = metrics.summary(
-            table.assign(group=table["path"]) if rows else table,
-            CLASSES,
-            "malignant",
-            resamples=resamples,
-            seed=seed,
-            interval=interval,
-        )["metrics"]
+        (drawn,) = world.draw(seed, groups)
+        found = metrics.summary(drawn.assign(group=drawn["path"]) if rows else drawn, CLASSES, "malignant")["metrics"]
         for name in names:
-            low, high = found[name]["low"], found[name]["high"]
-            held[name] += low is not None and low <= known[name] <= high
-    return {name: count / simulations for name, count in held.items()}
+            counted[name][where(found[name], world.truth[name])] += 1
+    return pd.DataFrame(counted, index=["held", "below", "above", "none"]).fillna(0).T / simulations
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=1000)
-    simulations = parser.parse_args().simulations
-    columns = {}
-    for number in (20, 40, 120):
-        for title, options in (("percentile", {}), ("bca", {"interval": "bca"}), ("of rows", {"rows": True})):
-            columns[f"{title}, {number}"] = coverage(number, simulations, **options)
-    error = 200 * math.sqrt(0.95 * 0.05 / simulations)
-    print(f"{simulations} simulations, 95 % nominal, +- {error:.1f} points; intervals that hold the truth, in %:")
-    print((100 * pd.DataFrame(columns)).round(1).T.to_string())
-
-
-if __name__ == "__main__":
-    main()
+def where(number: dict, truth: float) -> str:
+    if number["low"] is None:
+        return "none"
+    return "below" if truth < number["low"] else "above" if truth > number["high"] else "held"

@@ -13,7 +13,7 @@ from patholib.judge import intervals, metric_table, metrics, resampled, rules
 if TYPE_CHECKING:
     from patholib.judge.rules import Shares
 
-ONE_BY_ONE = 500  # patients up to which each is left out once; of more, one hardly changes a number
+ONE_BY_ONE = 500  # patients up to which the range without one is given; of more, one hardly changes a number
 
 
 def of_subgroup(row: Mapping, name: str) -> dict:
@@ -27,25 +27,24 @@ def by_subgroup(
     positive: str | None,
     columns: Iterable[str],
     threshold: float | Shares = 0.5,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """The headline metrics of every subgroup: one row per value of each column, with `column`, `value` and `note`.
 
-    `few` marks the rows with fewer than 10 groups. An undefined number is NaN, and `note` says why.
+    `few` marks the rows in which a class that occurs has fewer than 10 groups. An undefined number is NaN, and `note`
+    says why.
     """
     names = metric_table.headline(rules.uses_threshold(classes, positive, threshold))
     rows = []
     for column in columns:
         resampled.need(predictions, [column])
         for value, part in predictions.groupby(column, sort=True):
-            found = metrics.summary(part, classes, positive, threshold, resamples, seed)
+            found = metrics.summary(part, classes, positive, threshold)
             row = {
                 "column": column,
                 "value": str(value) or "(not stated)",
                 "images": found["images"],
                 "groups": found["groups"],
-                "few": found["groups"] < intervals.FEWEST_GROUPS,
+                "few": bool(found["notes"]),
             }
             notes = []
             for name in names:
@@ -113,8 +112,6 @@ def patient_summary(
     column: str = "case",
     threshold: float | Shares = 0.5,
     of_patients: float | Shares | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> dict:
     """`metrics.summary` with patients for images, decided by mean probability, and the patient recognition rate.
 
@@ -129,11 +126,11 @@ def patient_summary(
     if not len(patients):
         rate = intervals.Estimate(None, missing="every patient has two labels")
         return {**found, "recognition_rate": rate.to_json(), "summary": None}
-    rate = intervals.mean_of(patients["score"], patients["group"], resamples, seed)
+    rate = intervals.mean_of(patients["score"], patients["group"], "share")
     return {
         **found,
         "recognition_rate": rate.to_json(),
-        "summary": metrics.summary(patients, classes, positive, at, resamples, seed),
+        "summary": metrics.summary(patients, classes, positive, at),
         "one_patient": _without_one(predictions, patients, classes, positive, column, threshold),
     }
 
@@ -150,8 +147,8 @@ def _without_one(predictions, patients, classes, positive, column, threshold) ->
     ranges = {"recognition_rate": (scores.sum() - scores) / (len(scores) - 1)}
     of_patients = predictions.assign(group=patient_of_each(predictions, column))
     counted = resampled.tally(of_patients, classes, positive, threshold)
-    overall, _ = resampled.values(counted, 1 - np.eye(counted.groups))
-    ranges |= {name: overall[name] for name in metric_table.headline(by_threshold=False)}
+    overall, _ = resampled.values(counted)
+    ranges |= {name: overall[name][1:] for name in metric_table.headline(by_threshold=False)}
     return found | {
         name: {"low": float(np.nanmin(values)), "high": float(np.nanmax(values))}
         for name, values in ranges.items()

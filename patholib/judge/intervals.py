@@ -1,23 +1,25 @@
-"""Confidence intervals from resampling whole groups."""
+"""Confidence intervals that treat the images of a group as one: a jackknife over groups, with Student's distribution.
+
+The error is what leaving out each group tells (delete-one jackknife of clusters; Wolter 2007, 4.5). The degrees of
+freedom are those of groups of every class concerned, so that few groups of one class count as few. Shares from 0 to 1
+have their interval on the logit scale. How often these intervals hold the truth stands in docs/promises.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-
-from patholib.base.errors import PathoError, nearest
+from scipy import special
 
 LEVEL = 0.95  # of every interval
-FEWEST_GROUPS = 10  # with fewer, a bootstrap over groups gives intervals that are too narrow, and that is said
-LOST = 0.05  # share of resamples that may lack a class before an interval is given up: e^-3, three groups of a class
-CHUNK = 100  # resamples worked on at once; larger ones leave the processor's cache and are slower
-BLOCKS = 200  # groups are left out in at most so many blocks, for the acceleration of BCa
+FEWEST_GROUPS = 10  # of a class; with fewer an interval is rough, and that is said
+SAME = "the same without any one group, which says nothing about its spread"
 
-INTERVALS = ("percentile", "bca")
+Scale = Literal["share", "positive", "difference"]  # from 0 to 1; from 0 up; any number
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,6 @@ class Estimate:
     value: float | None
     low: float | None = None
     high: float | None = None
-    method: str = ""  # of the interval: "bca" or "percentile"; not part of the JSON
     missing: str = ""  # why there is no value or no interval
     note: str = ""  # what else a reader has to know
 
@@ -44,7 +45,7 @@ class Estimate:
 
     @classmethod
     def from_json(cls, number: Mapping) -> Estimate:
-        """What `to_json` gave, without the method."""
+        """What `to_json` gave."""
         return cls(
             number.get("value"),
             number.get("low"),
@@ -65,80 +66,72 @@ class Estimate:
         return self.text()
 
 
-def draws(groups: int, resamples: int, seed: int) -> Iterable[np.ndarray]:
-    """How often each group is drawn: chunks (up to 100, G) of as many draws with replacement as there are groups."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, CHUNK):
-        rows = min(CHUNK, resamples - start)
-        drawn = rng.integers(0, groups, (rows, groups)) + groups * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(float)
-
-
-def left_out(groups: int, interval: str) -> np.ndarray:
-    """Counts (J, G) for `resampled.values`, in each row without one group or one of 200 blocks; J = 0 without BCa."""
-    if interval not in INTERVALS:
-        raise PathoError("bad_parameter", "interval", f"is {interval!r}", nearest(interval, INTERVALS))
-    blocks = min(groups, BLOCKS) if interval == "bca" and groups > 1 else 0
-    return 1.0 - (np.arange(groups) % max(blocks, 1) == np.arange(blocks)[:, None])
-
-
 def estimate(
-    value: float, drawn: np.ndarray, undefined: str = "", left: Sequence[float] | np.ndarray = (), groups: int = 0
+    value: float, left: np.ndarray, strata: np.ndarray, scale: Scale, undefined: str = "", worth: int | None = None
 ) -> Estimate:
-    """A value with its interval from resamples, or with the reason why there is none.
+    """A value with its interval, or with the reason why there is none.
 
-    value: NaN where it is undefined, for the reason `undefined`. drawn: (R,) its values in the resamples. left: its
-    values with each group left out; where there are some the interval is BCa, else it is of percentiles. groups: how
-    many the number rests on.
+    value: NaN where it is undefined, for the reason `undefined`. left (G,): its values with each group left out.
+    strata (S, G): which groups it rests on, such as those with benign and those with malignant images; a group may be
+    in several. worth: as how many groups it counts near 0 and 1; None: the smallest stratum.
+
+    Shares: the hull of two intervals on the logit scale, around the value and around the value with half a group right
+    and half a group wrong added (the empirical logit, Anscombe 1956), as errors of less than one group are not known
+    from one sample. If all are right or all wrong, a one-sided bound over groups (Hanley & Lippman-Hand 1983).
     """
     if np.isnan(value):
         return Estimate(None, missing=undefined)
-    value, known = float(value), drawn[~np.isnan(drawn)]
-    lost = len(drawn) - len(known)
-    if not len(drawn):
-        return Estimate(value, missing="no resamples were asked for")
-    if lost > LOST * len(drawn):
-        return Estimate(value, missing=f"undefined in {lost} of {len(drawn)} resamples: too few groups")
-    if np.ptp(known) < 1e-12:  # all right, all wrong or one group: a width of zero would read as certainty
-        return Estimate(value, missing="every resample gives the same value, which says nothing about its spread")
-    shares = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if len(left):
-        below = ((known < value).mean() + (known <= value).mean()) / 2
-        if not 0 < below < 1:
-            return Estimate(value, missing="every resample lies on the same side of the value")
-        shares = _bca_shares(below, np.asarray(left), groups)
-    low, high = np.quantile(known, shares)
-    return Estimate(value, float(low), float(high), method="bca" if len(left) else "percentile")
+    value, groups = float(value), strata.sum(axis=1)
+    if groups.min() < 2:
+        return Estimate(value, missing="only one group of a class, which says nothing about the spread")
+    if np.isnan(left).any():
+        return Estimate(value, missing="undefined without one of the groups: too few groups")
+    worth = int(groups.min()) if worth is None else worth
+    weights = (strata * (1 - 1 / groups)[:, None]).max(axis=0)
+    error = float(np.sqrt((weights * (left - value) ** 2).sum()))
+    if error < 1e-12:
+        wrong = scale != "share" or min(value, 1 - value) > 1e-12
+        return Estimate(value, missing=SAME) if wrong else _bound(value, worth)
+    half = student(groups) * error
+    if scale == "difference":
+        return Estimate(value, value - half, value + half)
+    if scale == "positive":
+        return Estimate(value, float(value * np.exp(-half / value)), float(value * np.exp(half / value)))
+    at = np.array([value, (worth * value + 0.5) / (worth + 1)])
+    middle, half_logit = special.logit(at), half / (at * (1 - at))
+    return Estimate(
+        value, float(special.expit((middle - half_logit).min())), float(special.expit((middle + half_logit).max()))
+    )
+
+
+def student(groups: np.ndarray) -> float:
+    """The quantile of Student's distribution for a number that rests on so many groups in each stratum, (S,).
+
+    Degrees of freedom by Satterthwaite (1946) for strata whose groups scatter alike, so that their errors are as
+    1 / groups: 7 of a stratum of 8; 3.6 of 3 and 8; 18 of 10 and 10.
+    """
+    errors = 1 / groups
+    freedom = errors.sum() ** 2 / (errors**2 / (groups - 1)).sum()
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+
+
+def _bound(value: float, groups: int) -> Estimate:
+    """Where so many groups are all right or all wrong: the share that would give this once in twenty times."""
+    end = (1 - LEVEL) ** (1 / groups)
+    low, high = (end, 1.0) if value > 0.5 else (0.0, 1 - end)
+    return Estimate(value, low, high, note=f"one-sided bound over {groups} groups, which agree")
 
 
 def mean_of(
-    values: Sequence[float] | np.ndarray, groups: Sequence[str] | np.ndarray, resamples: int = 1000, seed: int = 0
+    values: Sequence[float] | np.ndarray, groups: Sequence[str] | np.ndarray, scale: Scale = "difference"
 ) -> Estimate:
     """The mean of one number per image (N,), with its interval over groups (N,).
 
     Of paired differences of images: whether one thing is larger than another.
     """
-    codes, names = pd.factorize(np.asarray(groups, dtype=object), sort=True)  # sorted: row order changes no draw
+    codes, names = pd.factorize(np.asarray(groups, dtype=object), sort=True)
     sums = np.stack([np.bincount(codes, np.asarray(values, dtype=float)), np.bincount(codes)], axis=1)  # (G, 2)
-    parts = [counts @ sums for counts in draws(len(names), resamples, seed)]
-    drawn = np.concatenate([part[:, 0] / part[:, 1] for part in parts]) if parts else np.empty(0)
     rest = sums.sum(axis=0) - sums
-    left = rest[:, 0] / rest[:, 1] if len(sums) > 1 else ()
-    return estimate(float(np.mean(values)), drawn, "no images", left, len(names))
-
-
-def _bca_shares(below: float, left: np.ndarray, groups: int) -> np.ndarray:
-    """Which quantiles of the resamples end a BCa interval (Efron 1987): moved by bias and by acceleration.
-
-    below: the share of the resamples below the value; left: the values with each group left out. Few groups scatter
-    too little in their resamples: the ends lie where Student's distribution has them (Hesterberg 2015).
-    """
-    normal, left = NormalDist(), left[~np.isnan(left)]
-    away = left.mean() - left if len(left) else left
-    spread = (away**2).sum()
-    acceleration = (away**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-    bias, z, freedom = normal.inv_cdf(below), normal.inv_cdf((1 + LEVEL) / 2), max(groups - 1, 1)
-    # Student's quantile by Cornish and Fisher: within 1 % from 6 groups on.
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    ends = bias + np.array([-1, 1]) * t * np.sqrt((freedom + 1) / freedom)
-    return np.array([normal.cdf(end) for end in bias + ends / (1 - acceleration * ends)])
+    with np.errstate(invalid="ignore"):  # without the only group nothing is left
+        left = rest[:, 0] / rest[:, 1]
+    return estimate(float(np.mean(values)), left, np.ones((1, len(names)), bool), scale, "no images")

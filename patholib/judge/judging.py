@@ -191,7 +191,7 @@ def judge(
 
     The recipe is that of run.json. Test images are predicted plainly and, if it has more than one view, with test-time
     augmentation, whose mean has a calibration and a threshold of its own. All numbers are of calibrated probabilities,
-    at the locked threshold, with intervals over groups drawn with one seed.
+    at the locked threshold, with intervals over groups.
     baseline, probed: predictions of `colour_baseline` and of `probe`, each of which gets calibration and threshold from
     its own validation rows; `gain_over` is the model minus them, in the same draws of groups. subgroups: columns to
     report apart, of the test images, as are the patients.
@@ -217,7 +217,7 @@ def judge(
         if name != "val":
             predicting.write_predictions(table, run_dir / f"predictions_{name}.csv")
     found = {
-        name: metrics.summary(table, classes, positive, thresholds[name], seed=recipe.seed)
+        name: metrics.summary(table, classes, positive, thresholds[name])
         for name, table in tables.items()
     }
     found["test"] |= _details(tables["test"], recipe, decision, subgroups)
@@ -231,13 +231,12 @@ def judge(
             classes,
             positive,
             (thresholds["test_tta"], thresholds["test"]),
-            seed=recipe.seed,
         )
         if "averaged" not in decision:
             found["test_tta"]["notes"].append(decisions.PLAIN_LOCK)
     found["gain_over"] = {
         name: metrics.paired(
-            tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name]), seed=recipe.seed
+            tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name])
         )
         for name in decisions.RIVALS
         if name in tables
@@ -271,20 +270,20 @@ def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequ
     """The part of metrics.json for the test images alone: subgroups, patients, alert, abstention, decision curve."""
     classes, positive, threshold = recipe.classes, recipe.positive, decisions.deciding(decision, recipe.classes)
     of_patients = decisions.deciding_patients(decision, classes)
-    apart = groupwise.by_subgroup(test, classes, positive, subgroups, threshold, seed=recipe.seed)
+    apart = groupwise.by_subgroup(test, classes, positive, subgroups, threshold)
     found = {
         "subgroups": apart.astype(object).where(apart.notna(), None).to_dict("records"),
         "patients": groupwise.patient_summary(
-            test, classes, positive, predicting.patient_column(test), threshold, of_patients, seed=recipe.seed
+            test, classes, positive, predicting.patient_column(test), threshold, of_patients
         ),
         "levels": {  # at the threshold of patients, as these have none of their own
-            level: groupwise.patient_summary(test, classes, positive, level, threshold, of_patients, seed=recipe.seed)
+            level: groupwise.patient_summary(test, classes, positive, level, threshold, of_patients)
             for level in LEVELS
             if level in test and level != predicting.patient_column(test)
         },
         "abstention": ranking.abstention(test, classes, positive, threshold),
     }
     if positive is not None and decision["threshold"] is not None:
-        found["alert"] = metrics.alert(test, classes, positive, decision["threshold"], seed=recipe.seed)
+        found["alert"] = metrics.alert(test, classes, positive, decision["threshold"])
         found["decision_curve"] = ranking.decision_curve(test, positive)
     return found

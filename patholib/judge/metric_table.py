@@ -20,11 +20,11 @@ ONE_CLASS = "only one class among the labels"
 
 @dataclass(frozen=True)
 class Counts:
-    """What a formula may use: images counted in each of R resamples, for C classes."""
+    """What a formula may use: images counted in R tables (all groups, then without each), for C classes."""
 
     confusion: np.ndarray  # (R, C, C) images by true and predicted class
     aucs: np.ndarray  # (R, C) AUC of each class against the rest
-    occurs: np.ndarray  # (C,) bool: whether the class has images before resampling
+    occurs: np.ndarray  # (C,) bool: whether the class has images in the first table
 
     @cached_property
     def right(self) -> np.ndarray:
@@ -56,7 +56,7 @@ class Metric:
     "mean": Counts -> (R, C), of which the mean over the classes that occur is the metric;
     "class": Counts -> (R, C), one number of each class against the rest;
     "image": labels (N,), probabilities (N, C) -> (N,), of which the mean over all images is the metric;
-    "once": labels (N,), probabilities (N, C), index of the positive class or None -> float, never resampled.
+    "once": labels (N,), probabilities (N, C), index of the positive class or None -> float, without interval.
     """
 
     name: str  # the key in metrics.json
@@ -68,7 +68,8 @@ class Metric:
     undefined: str = ""  # the reason where there is no value; empty: there always is one
     no_interval: str = ""  # the reason why there is no interval, of kind "once"
     places: tuple[str, ...] = ("classes", "positive")  # of kind "class": where it is shown, see PLACES
-    rests_on: Literal["all", "class", "rest"] = "all"  # of kind "class": whose groups tell how wide an interval is
+    rests_on: tuple[str, ...] = ("class", "rest")  # of kinds "class" and "mean": whose groups give its interval
+    among: Literal["", "predicted", "passed"] = ""  # only images predicted (or not) as the class count
     from_probabilities: bool = False  # whether it is of the probabilities, not of the predicted classes
     headline: bool = False  # whether it is one of the few numbers of every subgroup
     same_as: str = ""  # the metric that always has the same value: this one is in metrics.json but in no table
@@ -137,6 +138,7 @@ METRICS = (  # in the order in which people read them
         kind="mean",
         formula=_sensitivity,
         undefined=ONE_CLASS,
+        rests_on=("class",),
         headline=True,
     ),
     Metric(
@@ -167,7 +169,7 @@ METRICS = (  # in the order in which people read them
         kind="class",
         formula=_sensitivity,
         undefined="no image is of this class",
-        rests_on="class",
+        rests_on=("class",),
         headline=True,
         places=("classes", "positive", "alert", "report"),
     ),
@@ -178,7 +180,7 @@ METRICS = (  # in the order in which people read them
         kind="class",
         formula=_specificity,
         undefined="every image is of this class",
-        rests_on="rest",
+        rests_on=("rest",),
         headline=True,
         places=("classes", "positive", "alert"),
     ),
@@ -189,6 +191,7 @@ METRICS = (  # in the order in which people read them
         kind="class",
         formula=_precision,
         undefined="no image is predicted as this class",
+        among="predicted",
         places=("classes", "positive", "report"),
     ),
     Metric(
@@ -215,6 +218,7 @@ METRICS = (  # in the order in which people read them
         kind="mean",
         formula=_sensitivity,
         undefined=ONE_CLASS,
+        rests_on=("class",),
         same_as="balanced_accuracy",
     ),
     Metric(
@@ -224,6 +228,7 @@ METRICS = (  # in the order in which people read them
         kind="mean",
         formula=_specificity,
         undefined=ONE_CLASS,
+        rests_on=("rest",),
     ),
     Metric(
         name="macro_f1",
@@ -259,7 +264,7 @@ METRICS = (  # in the order in which people read them
         better="lower",
         from_probabilities=True,
         formula=lambda labels, probs, positive: calibration.ece(labels, probs, of=positive),
-        no_interval="a mean of distances is never negative, and resampling adds to it",
+        no_interval="a mean of distances is never negative: chance alone makes it larger than the truth",
     ),
     Metric(
         name="ppv",
@@ -268,6 +273,7 @@ METRICS = (  # in the order in which people read them
         kind="class",
         formula=_precision,
         undefined="no image raises the alert",
+        among="predicted",
         places=("alert",),
     ),
     Metric(
@@ -277,6 +283,7 @@ METRICS = (  # in the order in which people read them
         kind="class",
         formula=_negative_predictive_value,
         undefined="every image raises the alert",
+        among="passed",
         places=("alert",),
     ),
 )

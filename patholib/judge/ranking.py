@@ -109,12 +109,8 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
     of_class = dict(enumerate(scores.T if scores.ndim == 2 else np.stack([-scores, scores])))
     if len(of_class) == 2:
         of_class = {1: of_class[1]}  # class 0 against the rest is the same number
-    once, places = np.ones((1, len(labels))), np.arange(len(labels))
-    aucs = [
-        resampled.weighted_auc(once, resampled.order_scores(labels == k, column, places))[0]
-        for k, column in of_class.items()
-        if (labels == k).any()
-    ]
+    one_group = np.zeros(len(labels), int)
+    aucs = [resampled.aucs(labels == k, column, one_group)[0] for k, column in of_class.items() if (labels == k).any()]
     return float(np.mean(aucs)) if len(np.unique(labels)) > 1 else None
 
 

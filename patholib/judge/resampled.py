@@ -1,10 +1,11 @@
-"""A table of predictions counted by group, and the values of all metrics in many resamples at once."""
+"""A table of predictions counted by group, and the values of all metrics without each group at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,18 +17,9 @@ if TYPE_CHECKING:
     from patholib.judge.rules import Shares
 
 
-class Ordered(NamedTuple):
-    """The scores of one class in the order that its AUC needs, for P images of the class and M others."""
-
-    negatives: np.ndarray  # (M,) group of each other image, by rising score
-    positives: np.ndarray  # (P,) group of each image of the class
-    below: np.ndarray  # (P,) how many others score lower
-    upto: np.ndarray  # (P,) how many others score lower or the same
-
-
 @dataclass(frozen=True)
 class Tally:
-    """A table of N predictions, checked and counted by group: all that a resample needs."""
+    """A table of N predictions, checked and counted by group: all that the metrics and their intervals need."""
 
     classes: tuple[str, ...]
     by_threshold: bool  # whether a threshold decides between two classes
@@ -35,12 +27,31 @@ class Tally:
     labels: np.ndarray  # (N,) index of the true class
     probs: np.ndarray  # (N, C)
     predicted: np.ndarray  # (N,) index of the predicted class
-    confusion: np.ndarray  # (C, C) images by true and predicted class
-    groups: int  # G
-    groups_of_class: np.ndarray  # (C,) groups that have an image of each class
-    groups_of_rest: np.ndarray  # (C,) groups that have an image of another class
-    sums: np.ndarray  # (G, C * C + I) by group: images by true and predicted class, sums of the I scores of images
-    ordered: list[Ordered]  # of each class; of two classes one alone, as both have the same AUC
+    group: np.ndarray  # (N,) index of the group
+    confusion: np.ndarray  # (G, C, C) images by group, true and predicted class
+    scores: np.ndarray  # (G, I) sums of the I scores of images, by group
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return len(self.confusion)
+
+    @property
+    def support(self) -> np.ndarray:
+        """(C,) images of each class."""
+        return self.confusion.sum(axis=(0, 2))
+
+    @cached_property
+    def groups_with(self) -> dict[str, np.ndarray]:
+        """(C, G) whether a group has an image of each class, of the rest, predicted as the class, or not ("passed")."""
+        images = self.confusion.sum(axis=(1, 2))
+        of_class, predicted = self.confusion.sum(axis=2).T, self.confusion.sum(axis=1).T
+        return {
+            "class": of_class > 0,
+            "rest": images > of_class,
+            "predicted": predicted > 0,
+            "passed": images > predicted,
+        }
 
 
 def decide(
@@ -61,26 +72,24 @@ def tally(predictions: pd.DataFrame, classes: Sequence[str], positive: str | Non
     k = classes.index(positive) if positive is not None else None
     by_threshold = rules.uses_threshold(classes, positive, threshold)
     predicted = rules.predicted(probs, classes, positive, threshold)
-    groups, names = pd.factorize(predictions["group"].astype(str), sort=True)  # sorted: row order changes no draw
-    n_classes = len(classes)
-    confusion = np.zeros((len(names), n_classes**2))
-    np.add.at(confusion, (groups, labels * n_classes + predicted), 1)
-    scores = [np.bincount(groups, m.formula(labels, probs)) for m in metric_table.of_kind("image")]
-    ranked = [k if by_threshold else 1] if n_classes == 2 else range(n_classes)
-    return Tally(
-        classes=classes,
-        by_threshold=by_threshold,
-        positive=k,
-        labels=labels,
-        probs=probs,
-        predicted=predicted,
-        confusion=confusion.sum(axis=0).astype(int).reshape(n_classes, n_classes),
-        groups=len(names),
-        groups_of_class=np.array([len(np.unique(groups[labels == c])) for c in range(n_classes)]),
-        groups_of_rest=np.array([len(np.unique(groups[labels != c])) for c in range(n_classes)]),
-        sums=np.column_stack([confusion, *scores]),
-        ordered=[order_scores(labels == c, probs[:, c], groups) for c in ranked],
-    )
+    group = pd.factorize(predictions["group"].astype(str), sort=True)[0]  # sorted: row order changes no number
+    return count(classes, k, by_threshold, labels, probs, predicted, group)
+
+
+def count(
+    classes: tuple[str, ...],
+    positive: int | None,
+    by_threshold: bool,
+    labels: np.ndarray,
+    probs: np.ndarray,
+    predicted: np.ndarray,
+    group: np.ndarray,
+) -> Tally:
+    """The tally of arrays that need no check, as they stand in it."""
+    confusion = np.zeros((int(group.max()) + 1, len(classes), len(classes)), int)
+    np.add.at(confusion, (group, labels, predicted), 1)
+    scores = [np.bincount(group, m.formula(labels, probs)) for m in metric_table.of_kind("image")]
+    return Tally(classes, by_threshold, positive, labels, probs, predicted, group, confusion, np.stack(scores, axis=1))
 
 
 def _checked(
@@ -118,20 +127,14 @@ def need(table: pd.DataFrame, columns: list[str]) -> None:
             )
 
 
-def values(counted: Tally, counts: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Every metric if group g is drawn counts[r, g] times, counts (R, G): of a summary (R,) and of the classes (R, C).
+def values(counted: Tally) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Every metric of all images and then without each group: of a summary (1 + G,) and of the classes (1 + G, C).
 
     NaN where a metric is undefined. Metrics of kind "once" are left out: see `once`.
     """
-    n_classes = len(counted.classes)
-    sums = counts @ counted.sums  # (R, C * C + I)
-    aucs = [weighted_auc(counts, ordered) for ordered in counted.ordered]
-    n = metric_table.Counts(
-        confusion=sums[:, : n_classes**2].reshape(-1, n_classes, n_classes),
-        aucs=np.stack(aucs * 2 if n_classes == 2 else aucs, axis=1),
-        occurs=counted.confusion.sum(axis=1) > 0,
-    )
-    scores = dict(zip((m.name for m in metric_table.of_kind("image")), sums.T[n_classes**2 :], strict=True))
+    confusion, scores = (_with_and_without(of_groups) for of_groups in (counted.confusion, counted.scores))
+    n = metric_table.Counts(confusion=confusion, aucs=_aucs_of_classes(counted), occurs=counted.support > 0)
+    sums = dict(zip((m.name for m in metric_table.of_kind("image")), scores.T, strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 is NaN on purpose: undefined
         of_classes = {m.name: m.formula(n) for m in metric_table.of_kind("class")}
         overall = {}
@@ -143,38 +146,64 @@ def values(counted: Tally, counts: np.ndarray) -> tuple[dict[str, np.ndarray], d
             elif m.kind == "class":
                 overall[m.name] = of_classes[m.name][:, counted.positive]
             elif m.kind == "image":
-                overall[m.name] = scores[m.name] / n.images
+                overall[m.name] = sums[m.name] / n.images
     return overall, of_classes
 
 
 def once(counted: Tally) -> dict[str, float]:
-    """The metrics that are not resampled: where a threshold decides those of the positive class."""
+    """The metrics without an interval: where a threshold decides those of the positive class."""
     positive = counted.positive if counted.by_threshold else None
     return {m.name: m.formula(counted.labels, counted.probs, positive) for m in metric_table.of_kind("once")}
 
 
+def aucs(positive: np.ndarray, scores: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """(1 + G,) the AUC of all images and then without each group, ties counting half; NaN where one kind is missing.
+
+    positive (N,): bool, of the class; group (N,): index of the group. A group loses the pairs that its images of the
+    class win, and those that its other images lose, less the pairs within it, which are in both (the structural
+    components of DeLong et al. 1988, summed by group as by Obuchowski 1997).
+    """
+    groups, kind = int(group.max()) + 1, positive.astype(int)
+    below = _ranks(scores, 0 * kind) - _ranks(scores, kind)  # (N,) images of the other kind that score lower
+    within = _ranks(scores, group) - _ranks(scores, 2 * group + kind)  # (N,) those of the same group
+    p, n = (np.bincount(group[of], minlength=groups) for of in (positive, ~positive))
+
+    def by_group(of: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.bincount(group[of], weights[of], minlength=groups)
+
+    won = by_group(positive, below)
+    gone = won + by_group(~positive, p.sum() - below) - by_group(positive, within)
+    with np.errstate(invalid="ignore"):
+        return (won.sum() - np.append(0, gone)) / ((p.sum() - np.append(0, p)) * (n.sum() - np.append(0, n)))
+
+
+def _ranks(scores: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """(N,) the rank of each score in its stratum, from 1; equal ones have their mean rank."""
+    order = np.lexsort((scores, strata))
+    score, stratum = scores[order], strata[order]
+    new = np.append(True, (score[1:] != score[:-1]) | (stratum[1:] != stratum[:-1]))
+    start = np.flatnonzero(new)
+    size = np.diff(np.append(start, len(order)))
+    ranks = np.empty(len(order))
+    ranks[order] = np.repeat(start - np.searchsorted(stratum, stratum[start]) + (size + 1) / 2, size)
+    return ranks
+
+
+def _aucs_of_classes(counted: Tally) -> np.ndarray:
+    """(1 + G, C) the AUC of each class against the rest; of two classes both have the same."""
+    two, k = len(counted.classes) == 2, counted.positive if counted.by_threshold else 1
+    ranked = [k, k] if two else range(len(counted.classes))
+    found = {c: aucs(counted.labels == c, counted.probs[:, c], counted.group) for c in set(ranked)}
+    return np.stack([found[c] for c in ranked], axis=1)
+
+
+def _with_and_without(of_groups: np.ndarray) -> np.ndarray:
+    """(1 + G, ...) the sum over all groups (G, ...), and the sums over all but each."""
+    whole = of_groups.sum(axis=0, keepdims=True)
+    return np.concatenate([whole, whole - of_groups])
+
+
 def _mean_of_classes(values_of_classes: np.ndarray, n: metric_table.Counts) -> np.ndarray:
-    """The mean (R,) over the classes that occur; NaN where a resample lost one of them, or where only one occurs."""
+    """The mean (R,) over the classes that occur; NaN without all images of one of them, or where only one occurs."""
     known = np.where(n.support > 0, values_of_classes, np.nan)[:, n.occurs]  # of fewer it would be another quantity
     return known.mean(axis=1) if n.occurs.sum() > 1 else np.full(len(known), np.nan)
-
-
-def order_scores(positive: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> Ordered:
-    """The order that `weighted_auc` needs. positive (N,): bool, of the class; groups (N,): index of the group."""
-    order = np.argsort(scores[~positive], kind="stable")
-    negatives = scores[~positive][order]
-    below, upto = (np.searchsorted(negatives, scores[positive], side) for side in ("left", "right"))
-    return Ordered(groups[~positive][order], groups[positive], below, upto)
-
-
-def weighted_auc(counts: np.ndarray, ordered: Ordered) -> np.ndarray:
-    """(R,) AUC if group g is drawn counts[r, g] times: the Mann-Whitney statistic over sorted, weighted counts."""
-    counts = counts.astype(np.float32)  # half the memory to walk through; whole numbers, exact up to 16 million images
-    beaten = np.zeros((len(counts), len(ordered.negatives) + 1), np.float32)
-    np.cumsum(counts.take(ordered.negatives, axis=1), axis=1, out=beaten[:, 1:])
-    weights = counts.take(ordered.positives, axis=1)
-    twice = beaten.take(ordered.below, axis=1)  # a tie counts half
-    twice += beaten.take(ordered.upto, axis=1)
-    won = np.einsum("rp,rp->r", weights, twice, dtype=np.float64) / 2
-    with np.errstate(invalid="ignore"):
-        return won / (weights.sum(axis=1, dtype=np.float64) * beaten[:, -1])

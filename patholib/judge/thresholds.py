@@ -92,7 +92,7 @@ def _of_table(table, classes, positive, target, cost_ratio, unit, seed) -> dict 
     if not true.any():
         return None
     found = choose(true, table[f"p_{positive}"], table["group"], positive, target, cost_ratio, unit, seed)
-    numbers = metrics.alert(table, classes, positive, found.threshold, seed=seed)
+    numbers = metrics.alert(table, classes, positive, found.threshold)
     return {
         **found.to_json(),
         "validation": {name: numbers[name] for name in (metrics.ALERT if unit == "image" else ALERT_OF_PATIENTS)},
@@ -181,7 +181,7 @@ def choose(
         "words": f"on average over such studies, at least {_floor(promise)} of the {of_new} are found",
         "groups": n,
         "at_most": n / (n + 1),
-        "validation": _over_groups(scores >= found, codes, seed).to_json(),
+        "validation": _over_groups(scores >= found, codes).to_json(),
     }
     needed = math.ceil(target / (1 - target) - CLOSE)
     note = (
@@ -255,25 +255,28 @@ def _cheapest(labels: np.ndarray, scores: np.ndarray, codes: np.ndarray, cost_ra
 def _with_interval(rule: Rule, has_positive: np.ndarray, seed: int) -> tuple[float, Estimate]:
     """The threshold and where 95 % of resamples of the groups put it; drawn apart are those with a positive image."""
     found = float(rule(np.ones((1, len(has_positive))))[0])
-    drawn = [rule(counts) for counts in _draws(has_positive, seed)]
-    return found, intervals.estimate(found, np.concatenate(drawn))
+    drawn = np.concatenate([rule(part) for part in np.array_split(_draws(has_positive, seed), 10)])  # 10: memory
+    if np.ptp(drawn) < CLOSE:
+        return found, Estimate(found, missing="every resample of the groups gives the same threshold")
+    low, high = np.quantile(drawn, ((1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2))
+    return found, Estimate(found, float(low), float(high))
 
 
-def _draws(has_positive: np.ndarray, seed: int):
-    parts = [np.flatnonzero(has_positive == side) for side in (True, False)]
-    parts = [part for part in parts if len(part)]
-    drawn = (intervals.draws(len(part), RESAMPLES, seed + i) for i, part in enumerate(parts))
-    for chunks in zip(*drawn, strict=True):
-        counts = np.zeros((len(chunks[0]), len(has_positive)))
-        for part, chunk in zip(parts, chunks, strict=True):
-            counts[:, part] = chunk
-        yield counts
+def _draws(has_positive: np.ndarray, seed: int) -> np.ndarray:
+    """(R, G) how often each group is drawn with replacement: those with a positive image and the others apart."""
+    counts = np.zeros((RESAMPLES, len(has_positive)))
+    for i, side in enumerate((True, False)):
+        part = np.flatnonzero(has_positive == side)
+        if len(part):
+            drawn = np.random.default_rng(seed + i).choice(part, (RESAMPLES, len(part)))
+            np.add.at(counts, (np.arange(RESAMPLES)[:, None], drawn), 1)
+    return counts
 
 
-def _over_groups(found: np.ndarray, codes: np.ndarray, seed: int) -> Estimate:
+def _over_groups(found: np.ndarray, codes: np.ndarray) -> Estimate:
     """The mean over groups of the share of the positive images that are found."""
     shares = np.bincount(codes, found) / np.bincount(codes)
-    return intervals.mean_of(shares, np.arange(len(shares)), seed=seed)
+    return intervals.mean_of(shares, np.arange(len(shares)), "share")
 
 
 def _floor(share: float) -> str:

@@ -47,7 +47,7 @@ def estimates(predictions: Mapping[tuple[str, str], pd.DataFrame], recipe: Recip
     rows = []
     for (kind, name), table in predictions.items():
         table = table.assign(group=table[predicting.patient_column(table)])
-        found = metrics.summary(table, recipe.classes, recipe.positive, seed=recipe.seed)["metrics"][number]
+        found = metrics.summary(table, recipe.classes, recipe.positive)["metrics"][number]
         rows.append(
             {
                 "kind": kind,
@@ -262,9 +262,9 @@ def pooled_summary(table: pd.DataFrame, recipe: Recipe) -> dict:
     probabilities.
     """
     classes, positive = recipe.classes, recipe.positive
-    found = metrics.summary(table, classes, positive, seed=recipe.seed)
+    found = metrics.summary(table, classes, positive)
     certain = table.assign(**{f"p_{name}": (table["decision"] == name).astype(float) for name in classes})
-    decided = metrics.summary(certain, classes, positive, seed=recipe.seed)
+    decided = metrics.summary(certain, classes, positive)
     ranked = {name: found["metrics"][name] for name in OF_PROBABILITIES}
     per_class = {name: {**row, "auc": found["per_class"][name]["auc"]} for name, row in decided["per_class"].items()}
     two = positive is not None and len(classes) == 2

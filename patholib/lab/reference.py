@@ -95,7 +95,7 @@ def check_against_best(source: Manifest, predictions, tol: float = 0.05) -> None
         print("real images: the best possible AUC is not known")
         return
     ours, best = (
-        metrics.summary(table, source.classes, source.positive, resamples=0)["metrics"]["auc"]["value"]
+        metrics.summary(table, source.classes, source.positive)["metrics"]["auc"]["value"]
         for table in (predictions, ceilings.best_possible(source, predictions))
     )
     print(f"test AUC {ours:.3f}, best possible on these images {best:.3f}")

@@ -133,7 +133,7 @@ def _scores(state: State, logits: torch.Tensor) -> dict[str, float]:
     total, weight = state.loss.total(logits.to(state.device), torch.tensor(state.val.labels, device=state.device))
     table = predicting.as_predictions(state.val, torch.softmax(logits.double(), 1).numpy())
     shares = losses.shares(state.recipe, state.counts)  # None for two classes
-    numbers = metrics.summary(table, state.recipe.classes, state.recipe.positive, shares or 0.5, resamples=0)["metrics"]
+    numbers = metrics.summary(table, state.recipe.classes, state.recipe.positive, shares or 0.5)["metrics"]
     return {"val_loss": float(total / weight)} | {f"val_{name}": numbers[name]["value"] for name in MONITORED}
 
 
