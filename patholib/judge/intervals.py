@@ -67,13 +67,20 @@ class Estimate:
 
 
 def estimate(
-    value: float, left: np.ndarray, strata: np.ndarray, scale: Scale, undefined: str = "", worth: int | None = None
+    value: float,
+    left: np.ndarray,
+    strata: np.ndarray,
+    scale: Scale,
+    undefined: str = "",
+    of: int = 1,
+    among: int | None = None,
 ) -> Estimate:
     """A value with its interval, or with the reason why there is none.
 
     value: NaN where it is undefined, for the reason `undefined`. left (G,): its values with each group left out.
     strata (S, G): which groups it rests on, such as those with benign and those with malignant images; a group may be
-    in several. worth: as how many groups it counts near 0 and 1; None: the smallest stratum.
+    in several. of: how many independent shares it is the mean of. among: how many groups can be right or wrong at all;
+    None: all.
 
     Shares: the hull of two intervals on the logit scale, around the value and around the value with half a group right
     and half a group wrong added (the empirical logit, Anscombe 1956), as errors of less than one group are not known
@@ -81,22 +88,23 @@ def estimate(
     """
     if np.isnan(value):
         return Estimate(None, missing=undefined)
-    value, groups = float(value), strata.sum(axis=1)
+    value, groups, counted = float(value), strata.sum(axis=1), len(left)
     if groups.min() < 2:
         return Estimate(value, missing="only one group of a class, which says nothing about the spread")
     if np.isnan(left).any():
         return Estimate(value, missing="undefined without one of the groups: too few groups")
-    worth = int(groups.min()) if worth is None else worth
     weights = (strata * (1 - 1 / groups)[:, None]).max(axis=0)
     error = float(np.sqrt((weights * (left - value) ** 2).sum()))
     if error < 1e-12:
-        wrong = scale != "share" or min(value, 1 - value) > 1e-12
-        return Estimate(value, missing=SAME) if wrong else _bound(value, worth)
+        if scale != "share" or min(value, 1 - value) > 1e-12:
+            return Estimate(value, missing=SAME)
+        return _bound(value, of * min(int(groups.min()), among or counted))
     half = student(groups) * error
     if scale == "difference":
         return Estimate(value, value - half, value + half)
     if scale == "positive":
         return Estimate(value, float(value * np.exp(-half / value)), float(value * np.exp(half / value)))
+    worth = of * len(groups) / (1 / groups).sum()  # as many groups would be as sure
     at = np.array([value, (worth * value + 0.5) / (worth + 1)])
     middle, half_logit = special.logit(at), half / (at * (1 - at))
     return Estimate(

@@ -50,7 +50,7 @@ class Numbers:
         values = self.of_summary[metric.name]
         scale: Scale = "positive" if metric.kind == "image" else "share"
         strata = _strata(self.counted, metric)
-        found = intervals.estimate(values[0], values[1:], strata, scale, metric.undefined, _worth(metric, strata))
+        found = intervals.estimate(values[0], values[1:], strata, scale, metric.undefined, _independent(metric, strata))
         absent = [name for name, n in zip(self.counted.classes, self.counted.support, strict=True) if n == 0]
         if metric.kind == "mean" and absent and found.value is not None:
             return replace(found, note=f"mean over the classes that occur; absent: {', '.join(absent)}")
@@ -59,10 +59,8 @@ class Numbers:
     def of_class(self, metric: Metric, k: int) -> Estimate:
         """A metric of the class with index k."""
         values, strata = self.of_classes[metric.name][:, k], _strata(self.counted, metric, k)
-        worth = int(strata.sum(axis=1).min())
-        if metric.among:
-            worth = min(worth, int(self.counted.groups_with[metric.among][k].sum()))
-        return intervals.estimate(values[0], values[1:], strata, "share", metric.undefined, worth)
+        among = int(self.counted.groups_with[metric.among][k].sum()) if metric.among else None
+        return intervals.estimate(values[0], values[1:], strata, "share", metric.undefined, among=among)
 
 
 def _strata(counted: Tally, metric: Metric, k: int | None = None) -> np.ndarray:
@@ -74,13 +72,12 @@ def _strata(counted: Tally, metric: Metric, k: int | None = None) -> np.ndarray:
     return np.stack([counted.groups_with[whose][k] for whose in metric.rests_on])
 
 
-def _worth(metric: Metric, strata: np.ndarray) -> int:
-    """As how many groups a mean over classes counts: if all are right, the product of C shares is bounded, not one.
-
-    Where a number of one class rests on the other classes too, as the AUC does, one of them follows from the others.
-    """
-    independent = len(strata) - (metric.kind == "mean" and len(metric.rests_on) > 1)
-    return max(independent, 1) * int(strata.sum(axis=1).min())
+def _independent(metric: Metric, strata: np.ndarray) -> int:
+    """How many numbers of classes, of which a metric is the mean, can be right by chance without the others."""
+    if metric.kind != "mean":
+        return 1
+    tied = len(metric.rests_on) > 1  # such as AUCs: of two classes both have the same
+    return max(len(strata) - tied, 1)
 
 
 def summary(
@@ -189,12 +186,13 @@ def paired(
         Numbers.of(resampled.tally(table, classes, positive, t)) for table, t in zip((a, b), thresholds, strict=True)
     )
     return {
-        metric.name: _difference(metric, ours, theirs).to_json()
+        metric.name: difference(metric, ours, theirs).to_json()
         for metric in metric_table.of_summary(ours.counted.by_threshold and theirs.counted.by_threshold)
     }
 
 
-def _difference(metric: Metric, ours: Numbers, theirs: Numbers) -> Estimate:
+def difference(metric: Metric, ours: Numbers, theirs: Numbers) -> Estimate:
+    """A metric of one model minus that of another on the same images."""
     name = metric.name
     if metric.kind == "once":
         return Estimate(float(ours.once[name] - theirs.once[name]), missing=metric.no_interval)
