@@ -576,59 +576,56 @@ LESS_IS_BETTER = ("ece", "tempered")
 def numbers(one: Pooled, ready: Ready, other: Pooled | None = None, resamples: int = RESAMPLES) -> dict[str, dict]:
     """Every number of NUMBERS with its interval over groups; with another, that of `one` minus that of `other`.
 
-    The first three are those of `metrics`, with its BCa intervals. The others are drawn here: groups with replacement,
-    interval 2 v - q97.5 to 2 v - q2.5, which undoes that few images make an ECE too large, again in every resample.
+    The first three are those of `metrics`. The interval of the sensitivity is drawn here: groups with replacement,
+    interval 2 v - q97.5 to 2 v - q2.5. An ECE has none: chance alone makes it larger than the truth.
     """
     classes, positive = ready.source.classes, ready.source.positive
     if other is None:
         found, called, even = (
-            metrics.summary(table, classes, positive, resamples=resamples)["metrics"]
-            for table in (one.plain, one.called, one.even)
+            metrics.summary(table, classes, positive)["metrics"] for table in (one.plain, one.called, one.even)
         )
     else:
         pairs = (one.plain, other.plain), (one.called, other.called), (one.even, other.even)
-        found, called, even = (metrics.paired(*pair, classes, positive, resamples=resamples) for pair in pairs)
-    values, draws = drawn(one, classes, positive, resamples)
-    if other is not None:
-        others = drawn(other, classes, positive, resamples)
-        values, draws = values - others[0], draws - others[1]
-    low, high = 2 * values - np.nanquantile(draws, (0.975, 0.025), axis=0)
-    own = {
-        name: {"value": float(v), "low": float(a), "high": float(b)}
-        for name, v, a, b in zip(("sensitivity", "ece", "tempered"), values, low, high, strict=True)
-    }
-    if other is None:
-        own = {
-            name: number | {"low": max(number["low"], 0.0), "high": min(number["high"], 1.0)}
-            for name, number in own.items()
-        }
+        found, called, even = (metrics.paired(*pair, classes, positive) for pair in pairs)
     return {
         "auc": found["auc"],
         "balanced_accuracy": called["balanced_accuracy"],
         "even": even["balanced_accuracy"],
-        **own,
+        "sensitivity": sensitivity(one, ready, other, resamples),
+        **{name: {"value": value, "low": None, "high": None} for name, value in errors(one, ready, other).items()},
     }
 
 
-def drawn(one: Pooled, classes, positive: str, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sensitivity and both ECE of all images (3,), and of each resample of whole groups (R, 3)."""
-    labels, k = places(one.plain, classes), list(classes).index(positive)
-    plain, tempered = of(one.plain, classes), of(one.tempered, classes)
-    binary = k if len(classes) == 2 else None
+def errors(one: Pooled, ready: Ready, other: Pooled | None = None) -> dict[str, float]:
+    """The ECE as it comes and with the temperature, or what it is more than that of another."""
+    classes = list(ready.source.classes)
+    binary = classes.index(ready.source.positive) if len(classes) == 2 else None
+    found = {
+        name: calibration.ece(places(table, classes), of(table, classes), of=binary)
+        for name, table in (("ece", one.plain), ("tempered", one.tempered))
+    }
+    less = errors(other, ready) if other is not None else dict.fromkeys(found, 0.0)
+    return {name: float(value - less[name]) for name, value in found.items()}
 
-    def values(rows) -> list[float]:
-        return [
-            sensitivity_at(labels[rows] == k, plain[rows, k]),
-            *(calibration.ece(labels[rows], probs[rows], of=binary) for probs in (plain, tempered)),
-        ]
+
+def sensitivity(one: Pooled, ready: Ready, other: Pooled | None, resamples: int) -> dict[str, float]:
+    """The sensitivity at SPECIFICITY, or what it is more than that of another, in the same draws of groups."""
+    classes, k = ready.source.classes, list(ready.source.classes).index(ready.source.positive)
+    labels = places(one.plain, classes) == k
+    scores = [of(part.plain, classes)[:, k] for part in (one, other) if part is not None]
+
+    def at(rows: np.ndarray) -> float:
+        ours, *theirs = (sensitivity_at(labels[rows], score[rows]) for score in scores)
+        return ours - sum(theirs)
 
     group, rng = pd.factorize(one.plain["group"], sort=True)[0], np.random.default_rng(0)
-    every = np.arange(len(labels))
-    times = (
-        np.bincount(rng.integers(group.max() + 1, size=group.max() + 1), minlength=group.max() + 1)[group]
-        for _ in range(resamples)
-    )
-    return np.array(values(every)), np.array([values(np.repeat(every, count)) for count in times])
+    groups, every = group.max() + 1, np.arange(len(labels))
+    times = (np.bincount(rng.integers(groups, size=groups), minlength=groups)[group] for _ in range(resamples))
+    value, draws = at(every), [at(np.repeat(every, count)) for count in times]
+    low, high = 2 * value - np.nanquantile(draws, (0.975, 0.025))
+    if other is None:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def sensitivity_at(labels: np.ndarray, scores: np.ndarray, specificity: float = SPECIFICITY) -> float:
@@ -804,25 +801,30 @@ def missing(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]
 
 def result_table(found: dict, values: dict) -> list[str]:
     """The numbers of every contender, with how much was trained for them."""
-    rows = [
-        [name, len(found[name]), *(metrics.readable(values[name][number]) for number in NUMBERS)] for name in values
-    ]
+    rows = [[name, len(found[name]), *(cell(values[name], number) for number in NUMBERS)] for name in values]
     return markdown(["value (95 % interval over groups)", "trainings", *NUMBERS.values()], rows)
 
 
 def gain_table(head: str, gains: dict, **beside: dict) -> list[str]:
     """The differences, a row each, and further columns by their names."""
     rows = [
-        [name, *(signed(gain[number]) for number in NUMBERS), *(column[name] for column in beside.values())]
+        [name, *(signed(gain, number) for number in NUMBERS), *(column[name] for column in beside.values())]
         for name, gain in gains.items()
     ]
     return markdown([head, *NUMBERS.values(), *beside], rows)
 
 
-def signed(number: dict) -> str:
+def cell(values: dict, number: str, sign: str = "") -> str:
+    """A number with its interval; an ECE alone, as it has none."""
+    if number in LESS_IS_BETTER:
+        return f"{values[number]['value']:{sign}.3f}"
+    return metrics.readable(values[number], sign=sign)
+
+
+def signed(gain: dict, number: str) -> str:
     """A difference, in bold where its interval leaves out zero."""
-    text, low = metrics.readable(number, sign="+"), number["low"]
-    return f"**{text}**" if low is not None and (low > 0 or number["high"] < 0) else text
+    text, low, high = cell(gain, number, sign="+"), gain[number]["low"], gain[number]["high"]
+    return f"**{text}**" if low is not None and (low > 0 or high < 0) else text
 
 
 def details(found: dict) -> list[str]:
@@ -880,8 +882,7 @@ def write_ablations(ready: Ready, options: argparse.Namespace) -> int:
         *[f"Not in the library, but tried here: {'; '.join(tried)}."] * bool(tried),
         "",
         *markdown(
-            ["", *NUMBERS.values(), "epochs"],
-            [[OURS, *(metrics.readable(reference[number]) for number in NUMBERS), epochs[OURS]]],
+            ["", *NUMBERS.values(), "epochs"], [[OURS, *(cell(reference, number) for number in NUMBERS), epochs[OURS]]]
         ),
         "",
         "With one change, minus the recipe without it. Of an ECE less is better.",

@@ -204,7 +204,12 @@ def test_the_same_predictions_differ_by_nothing_and_better_ones_by_more(quality,
     gain = quality.differences(found, ready, options)["fastai"]
     assert gain["auc"]["low"] > 0 and gain["sensitivity"]["value"] > 0
     every = quality.numbers(quality.pooled(found["ours"]), ready, resamples=50)
-    assert set(every) == set(quality.NUMBERS) and all(one["low"] <= one["high"] for one in every.values())
+    assert set(every) == set(quality.NUMBERS)
+    without = {name for name, number in every.items() if number["low"] is None}
+    assert without == {"ece", "tempered"} and all(
+        every[name]["low"] <= every[name]["high"] for name in set(every) - without
+    )
+    assert quality.cell(every, "ece") == f"{every['ece']['value']:.3f}"  # chance alone makes it larger than the truth
 
 
 def test_balanced_accuracy_is_of_what_a_contender_calls(quality, options, trainings):

@@ -106,7 +106,7 @@ def test_predictions_heatmaps_and_intervals_are_timed_where_all_sides_agree(
     judge = benchmark("speed_judge")
     monkeypatch.setattr(judge, "NETWORKS", {"EfficientNet-B0": TINY, "ResNet50": TINY})
     monkeypatch.setattr(judge.onnx_export, "to_onnx", lambda _: None)  # test_inference makes one
-    scale = replace(judge.QUICK, side=32, gallery=(3, 3), rows=200, loop=20, resamples=20)
+    scale = replace(judge.QUICK, side=32, gallery=(3, 3), rows=300, loop=20)
     tables, seconds = judge.measured(scale)
     assert {mark.bound for mark, _ in judge.marks(tables, seconds)} >= {1.9, 1.35, 2.0, 3.5, 30.0}
     assert all(f"### {title}" in judge.report(tables, seconds) for title in tables)
