@@ -105,6 +105,14 @@ def wanted(names: Iterable[str], by_threshold: bool = True) -> list[metric_table
     return [metric for metric in metric_table.of_summary(by_threshold) if metric.name in names]
 
 
+def table(labels: np.ndarray, scores: np.ndarray, group: np.ndarray) -> pd.DataFrame:
+    """The same as a table of predictions."""
+    p = 1 / (1 + np.exp(-scores))
+    return pd.DataFrame(
+        {"group": group.astype(str), "label": np.array(CLASSES)[labels], "p_benign": 1 - p, "p_malignant": p}
+    )
+
+
 def shares(found: Callable[[int], Found], truth: Mapping[str, float], simulations: int) -> pd.DataFrame:
     """By number (rows): how often an interval held its truth, of those that were given, and how often none was given.
 

@@ -49,21 +49,21 @@ def numbers() -> dict:
     never = two.assign(p_benign=0.9, p_malignant=0.1)
     shares = {"MEL": 0.2, "NV": 0.5, "BCC": 0.3}
     cases = two.assign(label=[BINARY[int(name[1:]) % 2] for name in two["case"]])
-    by_site = groupwise.by_subgroup(two, BINARY, "malignant", ["site"], 0.4, resamples=100)
+    by_site = groupwise.by_subgroup(two, BINARY, "malignant", ["site"], 0.4)
     return {
-        "two classes": metrics.summary(two, BINARY, "malignant", 0.4, resamples=200, seed=3),
-        "no positive class": metrics.summary(two, BINARY, resamples=100, interval="percentile"),
-        "three classes": metrics.summary(three, THREE, "MEL", resamples=200, seed=3),
-        "shares": metrics.summary(three, THREE, "MEL", shares, resamples=0),
-        "absent class": metrics.summary(without, THREE, resamples=100),
-        "one class": metrics.summary(one, BINARY, "malignant", resamples=50),
-        "never predicted": metrics.summary(never, BINARY, "malignant", resamples=50),
-        "paired": metrics.paired(two, other, BINARY, "malignant", (0.4, 0.5), resamples=200),
-        "paired, three classes": metrics.paired(three, three, THREE, "MEL", (shares, 0.5), resamples=100),
-        "alert": metrics.alert(three, THREE, "MEL", 0.4, resamples=200),
-        "alert that is never raised": metrics.alert(three, THREE, "MEL", 1.0, resamples=20),
+        "two classes": metrics.summary(two, BINARY, "malignant", 0.4),
+        "no positive class": metrics.summary(two, BINARY),
+        "three classes": metrics.summary(three, THREE, "MEL"),
+        "shares": metrics.summary(three, THREE, "MEL", shares),
+        "absent class": metrics.summary(without, THREE),
+        "one class": metrics.summary(one, BINARY, "malignant"),
+        "never predicted": metrics.summary(never, BINARY, "malignant"),
+        "paired": metrics.paired(two, other, BINARY, "malignant", (0.4, 0.5)),
+        "paired, three classes": metrics.paired(three, three, THREE, "MEL", (shares, 0.5)),
+        "alert": metrics.alert(three, THREE, "MEL", 0.4),
+        "alert that is never raised": metrics.alert(three, THREE, "MEL", 1.0),
         "subgroups": by_site.astype(object).where(by_site.notna(), None).to_dict("records"),
-        "patients": groupwise.patient_summary(cases, BINARY, "malignant", "case", 0.4, resamples=100),
+        "patients": groupwise.patient_summary(cases, BINARY, "malignant", "case", 0.4),
         "calibration": decisions.calibration_of(three, THREE, "MEL", {"temperature": 1.3}),
         "choice": decisions.choose(two, BINARY, "malignant", 0.9),
         "classification report": metrics.classification_report(two, BINARY, "malignant", 0.4).to_dict("index"),

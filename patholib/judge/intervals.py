@@ -90,7 +90,7 @@ def estimate(
         return Estimate(None, missing=undefined)
     value, groups, counted = float(value), strata.sum(axis=1), len(left)
     if groups.min() < 2:
-        return Estimate(value, missing="only one group of a class, which says nothing about the spread")
+        return Estimate(value, missing="too few groups: fewer than two of a class say nothing about the spread")
     if np.isnan(left).any():
         return Estimate(value, missing="undefined without one of the groups: too few groups")
     weights = (strata * (1 - 1 / groups)[:, None]).max(axis=0)
@@ -127,7 +127,7 @@ def _bound(value: float, groups: int) -> Estimate:
     """Where so many groups are all right or all wrong: the share that would give this once in twenty times."""
     end = (1 - LEVEL) ** (1 / groups)
     low, high = (end, 1.0) if value > 0.5 else (0.0, 1 - end)
-    return Estimate(value, low, high, note=f"one-sided bound over {groups} groups, which agree")
+    return Estimate(value, low, high, note="all groups agree: a one-sided bound")
 
 
 def mean_of(

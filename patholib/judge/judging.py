@@ -108,7 +108,7 @@ class Judged:
         ]
         grey = tuple(row["few"] for row in rows)
         if any(grey):
-            below.insert(0, f"grey: fewer than {intervals.FEWEST_GROUPS} groups, whose intervals are too narrow")
+            below.insert(0, f"grey: fewer than {intervals.FEWEST_GROUPS} groups of a class, so the intervals are rough")
         table = self.subgroups.drop(columns="note", errors="ignore")
         return Shown(table.rename(columns=metric_table.words), grey, tuple(below))
 
@@ -193,7 +193,7 @@ def judge(
     augmentation, whose mean has a calibration and a threshold of its own. All numbers are of calibrated probabilities,
     at the locked threshold, with intervals over groups.
     baseline, probed: predictions of `colour_baseline` and of `probe`, each of which gets calibration and threshold from
-    its own validation rows; `gain_over` is the model minus them, in the same draws of groups. subgroups: columns to
+    its own validation rows; `gain_over` is the model minus them. subgroups: columns to
     report apart, of the test images, as are the patients.
     Errors: those of `locked`.
     """

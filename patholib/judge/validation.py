@@ -25,7 +25,7 @@ RESULT, PREDICTIONS, PICTURE = "cross_validation.json", "oof_predictions.csv", "
 OF_PROBABILITIES = ("auc", "log_loss", "brier", "ece")  # all other numbers are of decisions
 NOTE = (
     "Calibration and decision of every fold were chosen on the test predictions of the other folds, so no image was "
-    "looked at to decide it. The interval of the pooled predictions resamples whole groups. It belongs to the recipe, "
+    "looked at to decide it. The interval of the pooled predictions treats a group as one. It belongs to the recipe, "
     "on average over trainings like these, and not to one network. The folds share most of their training images: "
     "their spread is no standard error of the mean, for which no unbiased estimate exists (Bengio & Grandvalet 2004), "
     "and the interval may be too narrow (Bates, Hastie & Tibshirani 2023). A difference of two recipes holds for one "

@@ -57,7 +57,7 @@ CLAIM = (
     Item("26", "How the final model was chosen", "`model_card.md`, Training (epoch used)"),
     Item("27", "Ensembles", "`predictions_test_tta.csv` (averaged views of one model; no ensemble of models)"),
     Item("28", "Measures of performance", "`metrics.json`; `report.md`, Results", "why these measures"),
-    Item("29", "Uncertainty and significance", "`metrics.json` (95 % bootstrap intervals over groups)"),
+    Item("29", "Uncertainty and significance", "`metrics.json` (95 % jackknife intervals over groups)"),
     Item(
         "30",
         "Robustness and sensitivity analysis",

@@ -164,7 +164,7 @@ class Comparison:
         """Results over all test images of runs that are folds of one cross-validation, one column for each of these.
 
         Folds are runs of one recipe on the same images, of which no two share a test image; the first row says whether
-        every image was tested. Temperature and threshold come from the other folds. Intervals resample whole groups.
+        every image was tested. Calibration and threshold come from the other folds. Intervals treat a group as one.
         Empty where no two runs are such folds.
         """
         columns = {}

@@ -113,8 +113,8 @@ def subgroups(run: Record) -> Markup | None:
     ]
     few = sum(bool(row.get("few")) for row in rows)
     note = (
-        f"\\* {few} of {len(rows)} subgroups have fewer than {FEWEST_GROUPS} {run.units}: too few to judge, and "
-        "their intervals are too narrow.\n"
+        f"\\* {few} of {len(rows)} subgroups have fewer than {FEWEST_GROUPS} {run.units} of a class: too few to "
+        "judge, and their intervals are rough.\n"
         if few
         else ""
     )

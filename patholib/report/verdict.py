@@ -104,7 +104,7 @@ def _rarer(run: Record) -> Markup | str:
         f"The {'rarer' if len(groups) == 2 else 'rarest'} class, {text(rarest)}, has "
         f"{run.so_many(groups[rarest])} in the test set"
     )
-    few = f": with fewer than {FEWEST_GROUPS}, the intervals are too narrow" if groups[rarest] < FEWEST_GROUPS else ""
+    few = f": with fewer than {FEWEST_GROUPS}, the intervals are rough" if groups[rarest] < FEWEST_GROUPS else ""
     return Markup(f"{said}{few}.{_all_tested(run) if groups[rarest] < ENOUGH_GROUPS else ''}")
 
 

@@ -109,7 +109,7 @@ def test_a_prediction_is_the_softmax_of_the_plain_view_in_the_order_of_the_set(i
     probs = found[["p_benign", "p_malignant"]].to_numpy()
     np.testing.assert_allclose(probs, by_hand(Lopsided(), images, SYMMETRIES[:1]), atol=1e-6)
     np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-15)
-    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["images"] == 13
+    assert metrics.summary(found, CLASSES, "malignant")["images"] == 13
 
 
 def test_tta_is_the_mean_probability_of_the_symmetries(images):
@@ -301,7 +301,7 @@ def test_never_looking_has_the_accuracy_of_the_commonest_training_class():
     found = rivals.constant_baseline(replace(images, table=table))
     assert found["path"].tolist() == images.table.loc[~train, "path"].tolist() and "row" not in found
     assert (found["p_malignant"] == 1).all() and (found[["p_benign", "p_absent"]] == 0).all(axis=None)
-    numbers = metrics.summary(found, images.classes, resamples=0)["metrics"]
+    numbers = metrics.summary(found, images.classes)["metrics"]
     assert numbers["accuracy"]["value"] == (found["label"] == "malignant").mean()
     assert numbers["balanced_accuracy"]["value"] == 0.5  # of the two classes that occur
     assert numbers["auc"]["value"] == 0.5
@@ -316,7 +316,7 @@ def test_the_colour_baseline_learns_colour_and_predicts_what_is_not_train():
     chosen = images.table["split"] != "train"
     assert found.columns.tolist() == ["path", "label", "case", "group", "split", "p_benign", "p_malignant"]
     assert found["path"].tolist() == images.table.loc[chosen, "path"].tolist()
-    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["metrics"]["auc"]["value"] > 0.99
+    assert metrics.summary(found, CLASSES, "malignant")["metrics"]["auc"]["value"] > 0.99
 
 
 def test_the_colour_baseline_is_at_chance_on_shuffled_labels():
@@ -378,7 +378,7 @@ def test_a_probe_judges_the_rows_of_the_colour_baseline_and_leaves_the_network_a
     images, before = image_set(n=120, kind=ImageSet), copy.deepcopy(backbone.state_dict())
     found = rivals.probe(backbone, images)
     pd.testing.assert_frame_equal(found.iloc[:, :5], rivals.colour_baseline(images).iloc[:, :5])
-    assert metrics.summary(found, CLASSES, "malignant", resamples=0)["metrics"]["auc"]["value"] > 0.9
+    assert metrics.summary(found, CLASSES, "malignant")["metrics"]["auc"]["value"] > 0.9
     assert backbone.training and all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
 
 
@@ -455,7 +455,7 @@ def test_judging_writes_every_table_and_all_numbers_of_it(judged):
     for name, part in (("val", "val"), ("test", "test"), ("test_tta", "test"), ("baseline", "test")):
         table = decisions.calibrated(folder, name)
         assert list(table["path"]) == list(images.part(part).table["path"])
-        numbers = metrics.summary(table, CLASSES, "malignant", stored[name]["threshold"], seed=RECIPE.seed)
+        numbers = metrics.summary(table, CLASSES, "malignant", stored[name]["threshold"])
         assert {key: stored[name][key] for key in numbers} == json.loads(json.dumps(numbers))
         assert (stored[name]["threshold"] == stored["decision"]["threshold"]) is (name in ("val", "test"))
     assert stored["test_tta"]["threshold"] == stored["decision"]["averaged"]["threshold"]
@@ -641,10 +641,10 @@ def test_of_more_classes_the_threshold_is_an_alert_and_the_largest_probability_d
     warm = decisions.tempered(table, EIGHT, found)
     reached = warm.loc[warm["label"] == "MEL", "p_MEL"] >= found["threshold"]
     assert reached.mean() >= 0.95 and found["threshold"] < 0.5 and found["temperature"] > 1.2
-    alert = metrics.alert(warm, EIGHT, "MEL", found["threshold"], resamples=50)
+    alert = metrics.alert(warm, EIGHT, "MEL", found["threshold"])
     assert alert["sensitivity"]["value"] == found["validation"]["sensitivity"]["value"] == reached.mean()
     assert alert["positives"] == (table["label"] == "MEL").sum()
-    by_largest = metrics.summary(warm, EIGHT, "MEL", found["threshold"], resamples=0)
+    by_largest = metrics.summary(warm, EIGHT, "MEL", found["threshold"])
     assert by_largest["decision"] == "largest probability" and by_largest["threshold"] is None
 
 
@@ -666,7 +666,7 @@ def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images
     assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == shares
     baseline = decisions.calibrated(tmp_path, "baseline")  # which learnt the same shares, and decides by them too
     assert judged.metrics["gain_over"]["baseline"] == metrics.paired(
-        judged.test, baseline, classes, "MEL", shares, seed=recipe.seed
+        judged.test, baseline, classes, "MEL", shares
     )
     even = judged.probs / [locked.decision["shares"][name] for name in classes]
     right = (even.argmax(axis=1) == judged.labels).mean()
@@ -784,12 +784,7 @@ def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backb
     assert again.table.loc["AUC", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
     gains = again.metrics["gain_over"]
     assert gains["probe"] == metrics.paired(
-        decisions.calibrated(tmp_path, "test"),
-        kept,
-        CLASSES,
-        "malignant",
-        (again.threshold, own["threshold"]),
-        seed=RECIPE.seed,
+        decisions.calibrated(tmp_path, "test"), kept, CLASSES, "malignant", (again.threshold, own["threshold"])
     )
     less = {key: value for key, value in again.metrics.items() if key != "probe"}
     assert less | {"gain_over": {"baseline": gains["baseline"]}} == found.metrics  # and no more
@@ -800,11 +795,11 @@ def test_what_is_kept_beside_the_numbers_is_what_the_functions_give(judged):
     test, tta = (decisions.calibrated(folder, name) for name in ("test", "test_tta"))
     stored = files.read_json(folder / "metrics.json")
     at = stored["decision"]["threshold"]
-    assert stored["test"]["alert"] == metrics.alert(test, CLASSES, "malignant", at, seed=RECIPE.seed)
+    assert stored["test"]["alert"] == metrics.alert(test, CLASSES, "malignant", at)
     assert stored["test"]["abstention"] == ranking.abstention(test, CLASSES, "malignant", at)
     assert stored["test"]["decision_curve"] == ranking.decision_curve(test, "malignant")
     both = stored["decision"]["averaged"]["threshold"], at
-    assert stored["tta_gain"] == metrics.paired(tta, test, CLASSES, "malignant", both, seed=RECIPE.seed)
+    assert stored["tta_gain"] == metrics.paired(tta, test, CLASSES, "malignant", both)
     assert set(stored["calibration"]) == {"val", "test", "test_tta"}
     before, after = (stored["calibration"]["val"][when] for when in ("before", "after"))
     assert after["log_loss"] <= before["log_loss"] and before["temperature"] == 1

@@ -58,7 +58,7 @@ def test_every_metric_equals_its_reference(classes, threshold, decimals):
     probs = predictions[[f"p_{c}" for c in classes]].to_numpy()
     true = np.array([classes.index(name) for name in predictions["label"]])
     predicted = (probs[:, 1] >= threshold).astype(int) if positive else probs.argmax(axis=1)
-    found = metrics.summary(predictions, classes, positive, threshold, resamples=0)
+    found = metrics.summary(predictions, classes, positive, threshold)
     assert found["confusion"] == reference.confusion_matrix(true, predicted).tolist()
     of_positive = {m.name for m in metric_table.of_classes("positive")} if positive else set()
     assert found["metrics"].keys() == {m.name for m in metric_table.METRICS if m.kind != "class"} | of_positive
@@ -81,7 +81,7 @@ def test_every_metric_equals_its_reference(classes, threshold, decimals):
 
 def test_every_metric_of_an_alert_equals_its_reference():
     predictions = random_table(34)
-    found = metrics.alert(predictions, THREE, "MEL", 0.2, resamples=50)
+    found = metrics.alert(predictions, THREE, "MEL", 0.2)
     true, scores = (predictions["label"] == "MEL").to_numpy(), predictions["p_MEL"].to_numpy()
     for metric in metric_table.of_classes("alert"):
         number = found[metric.name]
@@ -104,25 +104,24 @@ def degenerate():
 
 def test_every_number_without_a_value_or_an_interval_says_why():
     for predictions, threshold in degenerate():
-        for resamples in (0, 20):
-            found = metrics.summary(predictions, BINARY, "malignant", threshold, resamples)
-            raised = metrics.alert(predictions, BINARY, "malignant", threshold, resamples)
-            numbers = [
-                *found["metrics"].items(),
-                *((name, raised[name]) for name in metrics.ALERT),
-                *(item for row in found["per_class"].values() for item in row.items()),
-                *metrics.paired(predictions, predictions, BINARY, "malignant", threshold, resamples).items(),
-            ]
-            for name, number in numbers:
-                if name not in ("support", "groups"):
-                    key = "undefined" if number["value"] is None else "no_interval"
-                    assert number["low"] is not None or number.get(key), f"{name} is {number} and gives no reason"
+        found = metrics.summary(predictions, BINARY, "malignant", threshold)
+        raised = metrics.alert(predictions, BINARY, "malignant", threshold)
+        numbers = [
+            *found["metrics"].items(),
+            *((name, raised[name]) for name in metrics.ALERT),
+            *(item for row in found["per_class"].values() for item in row.items()),
+            *metrics.paired(predictions, predictions, BINARY, "malignant", threshold).items(),
+        ]
+        for name, number in numbers:
+            if name not in ("support", "groups"):
+                key = "undefined" if number["value"] is None else "no_interval"
+                assert number["low"] is not None or number.get(key), f"{name} is {number} and gives no reason"
 
 
 def test_a_better_model_has_a_better_value_in_the_direction_of_each_metric():
     worse, better = (random_table(5, classes=BINARY, skill=skill) for skill in (0.0, 3.0))
     for shown, label in ((metrics.summary, "metrics"), (metrics.alert, None)):
-        low, high = (shown(table, BINARY, "malignant", 0.5, resamples=0) for table in (worse, better))
+        low, high = (shown(table, BINARY, "malignant", 0.5) for table in (worse, better))
         for metric in metric_table.METRICS:
             before, after = ((found[label] if label else found).get(metric.name) for found in (low, high))
             if before:
@@ -131,7 +130,7 @@ def test_a_better_model_has_a_better_value_in_the_direction_of_each_metric():
 
 
 def test_every_number_of_a_summary_stands_in_the_tables_of_people_under_words_of_its_own():
-    found = metrics.summary(random_table(2, classes=BINARY), BINARY, "malignant", resamples=0)["metrics"]
+    found = metrics.summary(random_table(2, classes=BINARY), BINARY, "malignant")["metrics"]
     same = {m.name for m in metric_table.METRICS if m.same_as in found and found[m.name] == found[m.same_as]}
     assert set(found) - set(metric_table.order()) == same
     assert metric_table.ordered([*found, "a_new_one"])[-1] == "a_new_one"  # none is left out

@@ -374,17 +374,15 @@ def whole(run_dir):
     changed(run_dir, "run.json", lambda record: record.update(recipe=recipe.to_json()))
     tables = {name: decisions.calibrated(run_dir, name) for name in ("val", "test", "test_tta", "baseline")}
     found = {
-        name: metrics.summary(table, recipe.classes, "idc", 0.6 if name == "baseline" else 0.375, resamples=50)
+        name: metrics.summary(table, recipe.classes, "idc", 0.6 if name == "baseline" else 0.375)
         for name, table in tables.items()
     }
-    found["test"]["alert"] = metrics.alert(tables["test"], recipe.classes, "idc", 0.375, resamples=50)
+    found["test"]["alert"] = metrics.alert(tables["test"], recipe.classes, "idc", 0.375)
     found["calibration"] = {
         name: decisions.calibration_of(tables[name], recipe.classes, "idc", decision) for name in ("val", "test")
     }
     found["gain_over"] = {
-        "baseline": metrics.paired(
-            tables["test"], tables["baseline"], recipe.classes, "idc", (0.375, 0.6), resamples=50
-        )
+        "baseline": metrics.paired(tables["test"], tables["baseline"], recipe.classes, "idc", (0.375, 0.6))
     }
     files.write_json(run_dir / "metrics.json", found | {"decision": decision})
     check = {

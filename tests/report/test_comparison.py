@@ -83,7 +83,7 @@ def write_run(
             "split": {"sha256": files.sha256(folder / "split.csv")},
         },
     )
-    found = metrics.summary(decisions.calibrated(folder, "test"), classes, recipe.positive, threshold, resamples=50)
+    found = metrics.summary(decisions.calibrated(folder, "test"), classes, recipe.positive, threshold)
     files.write_json(folder / "metrics.json", {"test": found})
     return folder
 
