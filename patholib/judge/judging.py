@@ -216,28 +216,19 @@ def judge(
     for name, table in (tables | raw).items():
         if name != "val":
             predicting.write_predictions(table, run_dir / f"predictions_{name}.csv")
-    found = {
-        name: metrics.summary(table, classes, positive, thresholds[name])
-        for name, table in tables.items()
-    }
+    found = {name: metrics.summary(table, classes, positive, thresholds[name]) for name, table in tables.items()}
     found["test"] |= _details(tables["test"], recipe, decision, subgroups)
     found["calibration"] = {
         name: decisions.calibration_of(table, classes, positive, decided[name]) for name, table in raw.items()
     }
     if "test_tta" in tables:
         found["tta_gain"] = metrics.paired(
-            tables["test_tta"],
-            tables["test"],
-            classes,
-            positive,
-            (thresholds["test_tta"], thresholds["test"]),
+            tables["test_tta"], tables["test"], classes, positive, (thresholds["test_tta"], thresholds["test"])
         )
         if "averaged" not in decision:
             found["test_tta"]["notes"].append(decisions.PLAIN_LOCK)
     found["gain_over"] = {
-        name: metrics.paired(
-            tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name])
-        )
+        name: metrics.paired(tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name]))
         for name in decisions.RIVALS
         if name in tables
     }

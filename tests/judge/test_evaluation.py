@@ -665,9 +665,7 @@ def test_shares_are_locked_beside_the_alert_and_decide_the_test(tmp_path, images
     shares = locked.decision["shares"]
     assert judged.threshold == files.read_json(tmp_path / "decision.json")["shares"] == shares
     baseline = decisions.calibrated(tmp_path, "baseline")  # which learnt the same shares, and decides by them too
-    assert judged.metrics["gain_over"]["baseline"] == metrics.paired(
-        judged.test, baseline, classes, "MEL", shares
-    )
+    assert judged.metrics["gain_over"]["baseline"] == metrics.paired(judged.test, baseline, classes, "MEL", shares)
     even = judged.probs / [locked.decision["shares"][name] for name in classes]
     right = (even.argmax(axis=1) == judged.labels).mean()
     assert judged.summary["metrics"]["accuracy"]["value"] == pytest.approx(right)
