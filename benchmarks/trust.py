@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> int:
     known = planted(checked, tiles, run) if options.name == "demo" else annotated(options.data, recipe)
     count = options.count or trust.MOST
     predictions = predicting.predict(model, known.images, recipe, progress=False)  # both are asked for the same classes
-    score = metrics.summary(predictions, recipe.classes, recipe.positive, seed=recipe.seed)["metrics"]["auc"]
+    score = metrics.summary(predictions, recipe.classes, recipe.positive)["metrics"]["auc"]
     found = {}
     for title, network in (("trained", model), ("untrained", building.build(recipe).eval())):
         for method, average in METHODS:
