@@ -162,7 +162,7 @@ def pooled(folder: Path, runs: list[tuple[int, int, Path]], **facts) -> CrossVal
         judged = decided_by_others([run_dir for _, run_dir in those])
         for (fold, run_dir), (table, decision) in zip(those, judged, strict=True):
             threshold = decisions.deciding(decision, recipe.classes)
-            found = metrics.summary(table, recipe.classes, recipe.positive, threshold, seed=recipe.seed)
+            found = metrics.summary(table, recipe.classes, recipe.positive, threshold)
             tables.append(table.assign(repeat=number, fold=fold))
             rows.append(
                 {

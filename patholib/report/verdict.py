@@ -19,6 +19,7 @@ from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
 from patholib.model import recipes
+from patholib.model.recipes import Recipe
 from patholib.report import markdown
 from patholib.report.markdown import count, text
 from patholib.report.records import Record
@@ -128,7 +129,7 @@ def _command(run: Record, folds: int) -> str:
     base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
     given = {"data": "demo" if run.demo else "DATA"} | ({"published": "true"} if recipe.published else {})
     if run.demo and recipe.weights == "none":
-        ways = [({}, recipes.for_demo(base))]
+        ways: list[tuple[dict, Recipe]] = [({}, recipes.for_demo(base))]
     elif recipe.weights == "none":
         ways = [({"weights": "none"}, recipes.from_scratch(base)), ({"small": "true"}, recipes.for_demo(base))]
     else:
