@@ -16,9 +16,11 @@ import logging
 import math
 import re
 import secrets
+import subprocess
+import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -331,3 +333,15 @@ class JsonLines(logging.Formatter):
             line["error"] = type(record.exc_info[1]).__name__
             line["at"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
         return json.dumps(line)
+
+
+@contextlib.contextmanager
+def killed_after(seconds: float, process: subprocess.Popen) -> Iterator[None]:
+    """Kills the process where the block takes longer."""
+    watch = threading.Timer(seconds, process.kill)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()

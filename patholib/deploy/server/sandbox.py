@@ -25,7 +25,7 @@ import numpy as np
 from patholib.base.errors import PathoError
 from patholib.data import decoding
 from patholib.data.decoding import Note
-from patholib.deploy.server.serving import killed_after
+from patholib.deploy.server.guard import killed_after
 
 SECONDS = 10.0  # for one picture; a legal one of 24 megapixels takes one or two
 START = 60.0  # seconds for a process to start, which is not counted against a picture

@@ -20,7 +20,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patholib.base.errors import PathoError
-from patholib.deploy.server.guard import JsonLines, Limits
+from patholib.deploy.server.guard import JsonLines, Limits, killed_after
 
 TOKEN = "PATHOLIB_TOKEN"  # the environment variable
 BAD_MODEL = 78  # exit code: EX_CONFIG of sysexits.h, which service managers know as "do not start again"
@@ -213,15 +212,3 @@ def running(model: Path, *options: str, token: str | None = None) -> Iterator[Cl
             with killed_after(SECONDS, process):
                 process.wait()
             process.stdout.close()
-
-
-@contextlib.contextmanager
-def killed_after(seconds: float, process: subprocess.Popen) -> Iterator[None]:
-    """Kills the process where the block takes longer."""
-    watch = threading.Timer(seconds, process.kill)
-    watch.daemon = True
-    watch.start()
-    try:
-        yield
-    finally:
-        watch.cancel()
