@@ -148,14 +148,7 @@ def lock(
     before = _as_before(run_dir, val, chosen, recipe)
     if before is not None:
         return before
-    if (run_dir / "predictions_test.csv").exists():
-        raise PathoError(
-            "test_seen",
-            run_dir.name,
-            "has judged its test images, and this decision is another one than "
-            "it had then (or it had none): what is chosen now would be chosen knowing the result",
-            'Start a new run (resume="never"), or use the decision as it is',
-        )
+    _refuse_after_test(run_dir)
     written = {"val": predicting.write_predictions(val, run_dir / "predictions_val.csv")}
     if len(views) > 1:  # an older run without them is judged by the lock of single views
         mean = predicting.as_predictions(part, views.mean(axis=0))
@@ -169,6 +162,18 @@ def lock(
     }
     files.write_json(run_dir / DECISION, decision)
     return Locked(decision, val, recipe)
+
+
+def _refuse_after_test(run_dir: Path) -> None:
+    """Stops where the test images were judged: the decision can no longer change. Errors: test_seen."""
+    if (run_dir / "predictions_test.csv").exists():
+        raise PathoError(
+            "test_seen",
+            run_dir.name,
+            "has judged its test images, and this decision is another one than "
+            "it had then (or it had none): what is chosen now would be chosen knowing the result",
+            'Start a new run (resume="never"), or use the decision as it is',
+        )
 
 
 def choose(
