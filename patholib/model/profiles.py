@@ -43,12 +43,18 @@ def recipe_for(
         recipe = replace(recipe, weights=weights or recipe.weights)
     given = {field: value for field, value in overrides.items() if value is not None}
     recipe = replace(recipe, **given)
-    if recipe.schedule == "sgdr" and recipe.t_0 and not published and "t_0" not in given:
-        fitted = schedules.whole_cycles(recipe.epochs, recipe.t_0, recipe.t_mult)
-        recipe = recipe if fitted == recipe.t_0 else replace(recipe, t_0=fitted)
+    if not published and "t_0" not in given:
+        recipe = in_whole_cycles(recipe)
     if recipe.weights == "none" and (weights == "none" or not source.demo) and myself().first:
         print(profile(recipe))  # of several processes one says it
     return recipe
+
+
+def in_whole_cycles(recipe: Recipe) -> Recipe:
+    """The recipe with the last cycle of its learning rate ending with its last epoch."""
+    if recipe.schedule != "sgdr" or not recipe.t_0:
+        return recipe
+    return replace(recipe, t_0=schedules.whole_cycles(recipe.epochs, recipe.t_0, recipe.t_mult))
 
 
 def for_split(recipe: Recipe, split: pd.DataFrame) -> Recipe:

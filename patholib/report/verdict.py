@@ -18,7 +18,7 @@ from patholib.judge import gains, gradcam, trust
 from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
-from patholib.model import recipes
+from patholib.model import profiles, recipes
 from patholib.model.recipes import Recipe
 from patholib.report import markdown
 from patholib.report.markdown import count, text
@@ -28,6 +28,7 @@ CHART = Path("figures") / "results.svg"
 NAMED = 4  # classes that are counted one by one in the verdict
 ENOUGH_GROUPS = 30  # of the rarer class in the test set; with fewer, cross-validation is advised
 FOLDS, REPEATS = 5, 3  # what is advised
+OF_DATA = ("classes", "group_by", "keep", "patience")  # what every study chooses anew for its images
 PARAMETERS = {"arch", "image_size", "epochs", "batch_size", "micro_batches", "lr", "seed", "precision", "positive"}
 EXAMPLES = 3  # heatmaps on the first screen
 SECTIONS = ("true positive", "false positive", "false negative", "true negative", "right", "wrong")
@@ -135,9 +136,10 @@ def _command(run: Record, folds: int) -> str:
     else:
         ways = [({"weights": recipe.weights}, replace(base, weights=recipe.weights))]
     more, base = min(ways, key=lambda way: len(recipes.diff(way[1], recipe)))
-    changed = {
-        name: pair[1] for name, pair in recipes.diff(base, recipe).items() if name not in ("classes", "group_by")
-    }
+    of_run = replace(base, epochs=recipe.epochs)
+    of_run = of_run if recipe.published else profiles.in_whole_cycles(of_run)
+    changed = {name: pair[1] for name, pair in recipes.diff(of_run, recipe).items() if name not in OF_DATA}
+    changed |= {"epochs": recipe.epochs} if recipe.epochs != base.epochs else {}
     if run.data.get("source") in recipes.RECIPES and recipe.positive:  # otherwise it has to be named
         changed.pop("positive", None)
     given |= more | changed | {"folds": folds, "repeats": REPEATS}

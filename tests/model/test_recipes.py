@@ -26,7 +26,7 @@ def test_breakhis_is_the_published_setting():
     assert (r.tta_views, r.positive, r.group_by) == (5, "malignant", "case")
 
 
-def test_isic_is_the_published_setting():
+def test_isic_is_the_published_setting_without_its_class_weights():
     r = ISIC2019
     assert (r.arch, r.image_size, r.epochs, r.optimizer, r.lr, r.weight_decay) == (
         "efficientnet_b0",
@@ -37,7 +37,7 @@ def test_isic_is_the_published_setting():
         1e-5,
     )
     assert (r.head_width, r.head_order, r.head_dropout) == (256, "relu_batchnorm", (0.5, 0.5))
-    assert (r.loss, r.focal_gamma, r.balance, r.monitor) == ("focal", 2.0, "weights", "balanced_accuracy")
+    assert (r.loss, r.focal_gamma, r.balance, r.monitor) == ("focal", 2.0, "none", "balanced_accuracy")
     assert (r.schedule, r.plateau_factor, r.plateau_patience, r.eta_min) == ("plateau", 0.5, 5, 1e-6)
     stages = [(s.first_epoch(r.epochs), s.frozen, s.lr_scale) for s in r.stages]
     assert stages == [(0, 7, 1.0), (20, 5, 0.5), (40, 3, 0.2), (60, 1, 0.1), (80, 0, 0.05)]

@@ -177,7 +177,7 @@ def explored(
     bars = () if probs is None else (0.12, 0.95)  # a gap, for the numbers of the colour bar, and the bars
     width = side * (3.2 + sum(bars)) + 0.9
     said = style.wrapped(f"Heatmap checks: {verdict}", int(15 * width), 4)
-    figure = style.open(width, side + 0.3 + 0.16 * (said.count("\n") + 1), title, note)
+    figure = style.open(width, side + 0.5 + 0.16 * (said.count("\n") + 1), title, note)
     figure.supxlabel(said, x=0.08 / width, ha="left", fontsize=8.5)
     cells = figure.subplots(1, 4 + len(bars), width_ratios=(1, 1, 1, 0.05, *bars))
     top = raw.max() if raw.any() else 1.0
