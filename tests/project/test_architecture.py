@@ -185,7 +185,6 @@ def too_long(name: str, text: str) -> list[str]:
     return found
 
 
-@pytest.mark.xfail(strict=False, reason="judge/decisions.lock has 61 lines")
 def test_no_file_and_no_function_is_too_long():
     found = [
         line
