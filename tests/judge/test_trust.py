@@ -154,6 +154,7 @@ def test_maps_of_a_network_are_supported_once_it_has_learnt_the_cue_and_not_befo
     untrained, trained = (examined(squares, model) for model in small)
     assert untrained.state != "supported" and trained.state == "supported", (untrained, trained)
     assert states(untrained)["faithful"] != "supported" != states(untrained)["located"]
+    assert "+0.000 (" not in untrained.facts["checks"]["faithful"]["found"]  # a rank has no interval of width 0
     assert len(untrained.reasons) == len([state for state in states(untrained).values() if state != "supported"])
 
 
