@@ -30,8 +30,8 @@ def split(
 ) -> pd.DataFrame:
     """The manifest's table with `group` and `split`: no group in two splits, every class in every split.
 
-    fractions: of the images, in the order of SPLITS. Groups are drawn at random; every class is within a tolerance of
-    its fractions, in images and in groups: see `assigning.assign`.
+    fractions: of the images, in the order of SPLITS. Groups are drawn at random until every class is within a tolerance
+    of its fractions; where no draw is, the nearest is taken: see `assigning.assign`.
     group_by: an id column, or "image": every image its own group, stratified by label alone, as leaky splits are made
     (a column `group` of the manifest is then kept as `given_group`).
     The same seed gives the same split on every machine and for any order of rows.

@@ -27,8 +27,8 @@ def against(metrics: Mapping, key: str, name: str) -> Against | None:
     if ours.get("value") is None or theirs.get("value") is None:
         return None
     difference = metrics.get("gain_over", {}).get(key, {}).get(name)
-    low = (difference or {}).get("low")
-    outcome = NOT_BETTER if ours["value"] <= theirs["value"] else BETTER if low is not None and low > 0 else NOT_SHOWN
+    low, high = ((difference or {}).get(end) for end in ("low", "high"))
+    outcome = BETTER if low is not None and low > 0 else NOT_BETTER if high is not None and high <= 0 else NOT_SHOWN
     return Against(outcome, ours, theirs, difference)
 
 

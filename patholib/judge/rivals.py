@@ -39,7 +39,7 @@ def colour_baseline(images: ImageSet) -> pd.DataFrame:
 
     Fitted on the train rows of a set with `split`, without class weights: they would cost it AUC and log loss, and what
     is subtracted from a network must be as good as it can be. Its penalty is chosen on the val rows, by the log loss. A
-    network that is not better has not learnt shapes. A class without train rows gets probability 0.
+    network that is not better is not shown to need shapes. A class without train rows gets probability 0.
     Errors: no_split, single_class.
     """
     _refuse_unsplit(images)

@@ -256,7 +256,8 @@ def _check(name: str, own: np.ndarray, null: np.ndarray, groups: np.ndarray, lev
     if use.any() and np.array_equal(own[use], null[use]):  # as `heatchecks.beyond` says that there is no difference
         found = f"{own[use].mean():.3f}, no more and no less than they reach"
     elif use.any():
-        found = f"{own[use].mean():.3f} against {null[use].mean():.3f}: {found}"
+        means = (over_groups(np.where(use, values, np.nan), groups, level).value for values in (own, null))
+        found = "{:.3f} against {:.3f}: ".format(*means) + found
     return {
         "asked": asked,
         "number": number.to_json(),
@@ -294,7 +295,7 @@ def decided(number: intervals.Estimate) -> str:
 def _verdict(facts: Mapping) -> str:
     """A few sentences for a person."""
     predicted = f" predicted as {facts['of']}" if facts["of"] else ""
-    on = f"{facts['images']} images{predicted} of {facts['groups']} groups"
+    on = f"up to {facts['images']} images{predicted} of {facts['groups']} groups"
     if not facts["images"]:
         return f"Heatmaps not shown to be right: no image is predicted as {facts['of']}."
     if not facts["checks"]:

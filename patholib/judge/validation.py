@@ -24,13 +24,14 @@ FORMAT = 1
 RESULT, PREDICTIONS, PICTURE = "cross_validation.json", "oof_predictions.csv", "cross_validation.png"
 OF_PROBABILITIES = ("auc", "log_loss", "brier", "ece")  # all other numbers are of decisions
 NOTE = (
-    "Calibration and decision of every fold were chosen on the test predictions of the other folds, so no image was "
-    "looked at to decide it. The interval of the pooled predictions treats a group as one. It belongs to the recipe, "
-    "on average over trainings like these, and not to one network. The folds share most of their training images: "
-    "their spread is no standard error of the mean, for which no unbiased estimate exists (Bengio & Grandvalet 2004), "
-    "and the interval may be too narrow (Bates, Hastie & Tibshirani 2023). A difference of two recipes holds for one "
-    "training of each per fold: other seeds give another one. A pooled AUC also ranks images of one network against "
-    "those of another: where it is far below the mean of the folds, their probabilities are on different scales."
+    "Calibration and decision of every fold were chosen on the test predictions of the other folds: no image chose "
+    "its own threshold, but the networks of the other folds were trained on it. The interval of the pooled "
+    "predictions treats a group as one. It belongs to the recipe, on average over trainings like these, and not to "
+    "one network. The folds share most of their training images: their spread is no standard error of the mean, for "
+    "which no unbiased estimate exists (Bengio & Grandvalet 2004), and the interval may be too narrow (Bates, Hastie "
+    "& Tibshirani 2023). A difference of two recipes holds for one training of each per fold: other seeds give "
+    "another one. A pooled AUC also ranks images of one network against those of another: where it is far below the "
+    "mean of the folds, their probabilities are on different scales."
 )
 NOT_ASKED = (
     "Not asked for. With folds=5 the recipe is trained on five splits, each testing on other groups, which "
@@ -218,8 +219,9 @@ def decided_by_others(folders: Sequence[Path]) -> list[tuple[pd.DataFrame, dict]
 
     The test predictions of the other folds choose calibration and threshold, by the rule of `decisions.choose`. They
     are many more than the validation images of one fold, and none of them shares a group with the images that are
-    judged. To calibrate on predictions out of fold is cross-conformal prediction (Vovk 2015) and CV+ (Barber et al.
-    2021); those of the same fold are left out because a threshold must not know the labels on which it is judged.
+    judged; but their networks were trained on these, so the independence is not complete. To calibrate on predictions
+    out of fold is cross-conformal prediction (Vovk 2015) and CV+ (Barber et al. 2021); those of the same fold are left
+    out because a threshold must not know the labels on which it is judged.
     """
     recipe = decisions.recipe_of(folders[0])
     tables, found = [_raw(folder, recipe) for folder in folders], []
@@ -236,8 +238,11 @@ def _raw(folder: Path, recipe: Recipe) -> pd.DataFrame:
 
 
 def _chosen(tables: list[pd.DataFrame], recipe: Recipe, own: Mapping) -> dict:
-    """The decision from these predictions, for the target, the shares and the prior correction of a run's own."""
-    return decisions.choose(
+    """The decision from these predictions, for the target, the shares and the prior correction of a run's own.
+
+    Without the promise of its threshold, which does not hold for the scores of several networks.
+    """
+    found = decisions.choose(
         pd.concat(tables, ignore_index=True),
         recipe.classes,
         recipe.positive,
@@ -247,6 +252,9 @@ def _chosen(tables: list[pd.DataFrame], recipe: Recipe, own: Mapping) -> dict:
         own.get("shares"),
         Calibration.of(own, recipe.classes).correction,
     )
+    for part in (found, found.get("patients") or {}):
+        part.pop("promise", None)
+    return found
 
 
 def decided(table: pd.DataFrame, recipe: Recipe, threshold: float | rules.Shares) -> pd.DataFrame:

@@ -165,7 +165,7 @@ def _heatmaps(facts: Mapping | None) -> tuple[Markup, bool]:
         trust.REFUTED: f"refuted.** {counts} checks found them worse than maps that explain nothing, on {{}}. Do not "
         "use them to explain a prediction.",
     }[state]
-    on = f"{facts['images']} images{called} of {facts['groups']} groups"
+    on = f"up to {facts['images']} images{called} of {facts['groups']} groups"
     return Markup(f"**Heatmaps: {said.format(on)}"), state == trust.SUPPORTED
 
 

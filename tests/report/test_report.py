@@ -217,8 +217,10 @@ def test_the_first_lines_say_by_how_much_the_model_is_better_and_on_how_many_pat
 
 def test_a_model_that_is_not_better_or_was_not_compared_is_said_to_be_so(tmp_path):
     full_run(tmp_path)
-    change(tmp_path, "metrics.json", baseline=summary(auc=0.97))
-    assert "**Not better than colour statistics**" in first_screen(written(tmp_path)[0])
+    for low, high, said in ((-0.04, -0.002, "Not better"), (-0.2, 0.2, "Not shown to be better")):  # the interval says
+        gain = {"baseline": {"auc": number(-0.019, low, high)}}
+        change(tmp_path, "metrics.json", baseline=summary(auc=0.97), gain_over=gain)
+        assert f"**{said} than colour statistics**" in first_screen(written(tmp_path)[0])
     files.write_json(tmp_path / "metrics.json", {"test": summary()})
     assert "**Not compared with colour statistics**" in first_screen(written(tmp_path)[0])
     files.write_json(tmp_path / "metrics.json", {})
@@ -270,7 +272,7 @@ def test_heatmaps_are_on_the_first_screen_only_with_their_verdict_and_only_those
     assert whole.index("**In words**") < whole.index("](heatmaps/a.png)")
     assert "- It is by chance." in whole and "**not shown**" in whole and "<other>" not in page
     files.write_json(tmp_path / "trust.json", trust | {"state": "supported"})
-    assert "supported.** All 2 checks hold on 8 images predicted malignant" in first_screen(written(tmp_path)[0])
+    assert "supported.** All 2 checks hold on up to 8 images predicted malignant" in first_screen(written(tmp_path)[0])
     refuted = trust | {"state": "refuted", "checks": {"specific": check | {"state": "refuted"}}}
     files.write_json(tmp_path / "trust.json", refuted)
     assert "refuted.** 1 of 1 checks" in first_screen(written(tmp_path)[0])
