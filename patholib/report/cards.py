@@ -30,8 +30,7 @@ def write(run_dir: Path) -> Path:
     """
     run = Record(run_dir)
     for stem, (title, text) in texts(run).items():
-        files.write_text(run.folder / f"{stem}.md", text)
-        files.write_text(run.folder / f"{stem}.html", markdown.page(title, text, run.folder))
+        markdown.write(run.folder, stem, title, text)
     return run.folder / "model_card.html"
 
 

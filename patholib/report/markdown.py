@@ -121,6 +121,12 @@ def render(template: str, **values) -> str:
     return re.sub(r"\n{3,}", "\n\n", made).strip() + "\n"
 
 
+def write(folder: Path, stem: str, title: str, text: str) -> Path:
+    """Writes Markdown as <stem>.md and as the page <stem>.html into a folder; returns the page."""
+    files.write_text(folder / f"{stem}.md", text)
+    return files.write_text(folder / f"{stem}.html", page(title, text, folder))
+
+
 def page(title: str, markdown: str, folder: Path) -> str:
     """Markdown of `render` as one HTML page with its pictures inside.
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from patholib.base import files
 from patholib.judge import trust, validation
 from patholib.judge.metrics import readable
 from patholib.judge.validation import CrossValidated
@@ -66,8 +65,7 @@ def write(run_dir: Path) -> Path:
         **_training(run),
         **_origin(run),
     )
-    files.write_text(run.folder / "report.md", text)
-    page = files.write_text(run.folder / "report.html", markdown.page(f"Report: {run.name}", text, run.folder))
+    page = markdown.write(run.folder, "report", f"Report: {run.name}", text)
     cards.write(run_dir)  # last: the checklist names what is there
     return page
 
@@ -90,8 +88,7 @@ def write_folds(found: CrossValidated) -> Path:
         fold_head=[name.replace("_", " ") for name in FOLD],
         picture=markdown.picture(folder, folder / validation.PICTURE, "The folds"),
     )
-    files.write_text(folder / "report.md", text)
-    return files.write_text(folder / "report.html", markdown.page(f"Cross-validation: {folder.name}", text, folder))
+    return markdown.write(folder, "report", f"Cross-validation: {folder.name}", text)
 
 
 def _short(value) -> str:
