@@ -22,7 +22,7 @@ from patholib.model import fields, recipes
 PRESETS: dict[str, dict] = {
     "breakhis": {"recipe": "breakhis"},
     "isic2019": {"recipe": "isic2019"},
-    "quickstart": {"recipe": "breakhis", "data": "demo", "small": True, "arch": "resnet18", "epochs": 20},
+    "quickstart": {"recipe": "breakhis", "data": "demo", "epochs": 4},
 }
 RECIPE = "as the recipe says"
 OF_RECIPE = ("arch", "image_size", "epochs", "batch_size", "micro_batches", "lr", "seed", "precision")  # its fields
@@ -49,13 +49,10 @@ class Options:
     )
     on_bad: str = _of("images", "error", "images that cannot be used", "error", "skip")
     published: bool = _of("recipe", False, "train the recipe exactly as published, mistakes included")
-    small: bool = _of("recipe", False, "small images, few epochs and random weights, for a first look")
+    small: bool = _of("recipe", False, "a small network, small images and few epochs, for a first look")
     arch: str | None = _of("recipe", None, "network", *fields.CHOICES["arch"], none=RECIPE)
     weights: str | None = _of(
-        "recipe",
-        None,
-        'weights to start from: "imagenet", "none" (random) or a file',
-        none="imagenet, but random on demo images",
+        "recipe", None, 'weights to start from: "imagenet", "none" (random) or a file', none="imagenet"
     )
     image_size: int | None = _of("recipe", None, "side in pixels of the images that the network sees", none=RECIPE)
     epochs: int | None = _of("recipe", None, "passes over the training images", none=RECIPE)

@@ -35,7 +35,6 @@ class Architecture:
     names: str = ""  # "module:function" that gives the file's tensors the network's names, where they differ
     terms: str = "https://github.com/pytorch/vision#pre-trained-model-license"  # of the weights
     last_norm: str = ""  # the last BatchNorm of a residual block, which starts at 0 where weights are random
-    demo_epochs: int = 14  # enough to learn the demo images from random weights
 
     @property
     def normalization(self) -> dict[str, list[float]]:
@@ -125,7 +124,6 @@ NETWORKS = {
         blocks=_numbered("features", 9),
         head="classifier",
         channels=1280,
-        demo_epochs=36,
     ),  # a step of the smaller network costs a third
     "efficientnet_lite0": Architecture(  # its weights come as a Python package, for where there is no network
         words="EfficientNet-Lite0",
@@ -139,7 +137,6 @@ NETWORKS = {
         channels=1280,
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
-        demo_epochs=36,
     ),
     "efficientnet_v2_s": Architecture(
         words="EfficientNetV2-S",

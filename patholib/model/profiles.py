@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pandas as pd
 
+from patholib.base.errors import PathoError
 from patholib.base.team import myself
 from patholib.data import manifest
-from patholib.model import recipes, schedules
+from patholib.model import downloading, recipes, schedules
+from patholib.model import weights as starting
 from patholib.model.recipes import Recipe
 
 OF_DATA = ("classes", "positive", "group_by")  # fields of a recipe that the images decide
@@ -26,8 +28,8 @@ def recipe_for(
     """The recipe `name` for these data: their classes and grouping, then the overrides.
 
     published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
-    file; None: what the recipe says. Demo images without other weights get the recipe cut down (`recipes.for_demo`),
-    and so do others with `small`, for a first look. overrides: fields of the recipe; None leaves a field. Cycles of the
+    file; None: what the recipe says. Demo images without other weights get the recipe cut down (`first_look`), and so
+    do others with `small`. overrides: fields of the recipe; None leaves a field. Cycles of the
     learning rate are fitted to the epochs (`schedules.whole_cycles`), unless published or with t_0 overridden.
     Random weights that were asked for, or that are trained on real images, are announced (`profile`).
     """
@@ -36,7 +38,7 @@ def recipe_for(
         recipe, classes=source.classes, positive=source.positive, group_by="image" if published else source.group_by
     )
     if small or (source.demo and weights in (None, "none")):
-        recipe = recipes.for_demo(recipe)
+        recipe = first_look(recipe, weights, overrides.get("arch"))
     elif weights == "none":
         recipe = recipes.from_scratch(recipe)
     else:
@@ -48,6 +50,26 @@ def recipe_for(
     if recipe.weights == "none" and (weights == "none" or not source.demo) and myself().first:
         print(profile(recipe))  # of several processes one says it
     return recipe
+
+
+def first_look(recipe: Recipe, weights: str | None = None, arch: str | None = None) -> Recipe:
+    """The recipe cut down to demo images, or to a first look at others: minutes on two cores.
+
+    It begins with the weights of `recipes.FIRST_LOOK`, which a package brings; without that package, with
+    weights="none" or for another network with random ones. Errors: bad_parameter for other weights.
+    """
+    if weights not in (None, "none", "imagenet"):
+        raise PathoError(
+            "bad_parameter", "weights", f"is {weights!r}, which a first look does not use", "Leave out small"
+        )
+    chosen = arch or recipes.FIRST_LOOK
+    if weights == "none" or chosen != recipes.FIRST_LOOK:
+        return recipes.for_demo(recipe)
+    if starting.at_hand(chosen):
+        return recipes.first_look(recipe)
+    if myself().first:
+        print(f"The weights of {chosen} are not installed: it begins with random ones. {downloading.INSTALL}.")
+    return recipes.for_demo(recipe)
 
 
 def in_whole_cycles(recipe: Recipe) -> Recipe:

@@ -40,19 +40,31 @@ def given_file(weights: str) -> Path:
     )
 
 
-def find_or_fetch(arch: str) -> tuple[Path, str]:
-    """The file of ImageNet weights on this machine, and how its SHA-256 must begin. Errors: weights_missing."""
-    remote, packaged = downloading.imagenet_file(arch), architectures.NETWORKS[arch].packaged
-    hub = Path(torch.hub.get_dir()) / "checkpoints"  # where torchvision, and whatever else uses it, looks too
-    own = dict.fromkeys(folder / "weights" / remote.name for folder in (files.project_root() / "data", files.remade()))
-    places = [*attached(remote.name), *own, *(_installed(packaged) if packaged else [hub / remote.name])]
+def places(arch: str) -> list[Path]:
+    """Where the file of ImageNet weights may lie on this machine, in the order in which it is looked for."""
+    name, packaged = architectures.NETWORKS[arch].weights_file, architectures.NETWORKS[arch].packaged
+    own = dict.fromkeys(folder / "weights" / name for folder in (files.project_root() / "data", files.remade()))
+    found = [*attached(name), *own, *(_installed(packaged) if packaged else [_hub() / name])]
     if given := os.environ.get("PATHOLIB_WEIGHTS"):
         chosen = Path(given).expanduser()
-        places.insert(0, chosen if chosen.is_file() else chosen / remote.name)
-    for path in places:
+        found.insert(0, chosen if chosen.is_file() else chosen / name)
+    return found
+
+
+def at_hand(arch: str) -> bool:
+    """Whether its ImageNet weights lie on this machine."""
+    return any(path.is_file() for path in places(arch))
+
+
+def find_or_fetch(arch: str) -> tuple[Path, str]:
+    """The file of ImageNet weights on this machine, and how its SHA-256 must begin. Errors: weights_missing."""
+    remote, hub = downloading.imagenet_file(arch), _hub()
+    packaged, own = architectures.NETWORKS[arch].packaged, files.remade() / "weights"
+    looked = places(arch)
+    for path in looked:
         if path.is_file():
             return path, remote.sha256
-    tried, scratch = f"is not at {', '.join(map(str, places))}", 'or set weights="none" to train from scratch'
+    tried, scratch = f"is not at {', '.join(map(str, looked))}", 'or set weights="none" to train from scratch'
     if packaged:
         raise PathoError(
             "weights_missing", remote.name, f"{tried}, nor in an installed package", f"{downloading.INSTALL}, {scratch}"
@@ -65,8 +77,13 @@ def find_or_fetch(arch: str) -> tuple[Path, str]:
             "weights_missing",
             remote.name,
             f"{tried}, and the download failed ({error.reason})",
-            f"Put it into {[*own][-1].parent}, fetched elsewhere by `patholib download weights-{arch}`, {scratch}",
+            f"Put it into {own}, fetched elsewhere by `patholib download weights-{arch}`, {scratch}",
         ) from error
+
+
+def _hub() -> Path:
+    """Where torchvision, and whatever else uses it, looks too."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _installed(packaged: str) -> list[Path]:

@@ -129,8 +129,10 @@ def _command(run: Record, folds: int) -> str:
         return ""
     base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
     given = {"data": "demo" if run.demo else "DATA"} | ({"published": "true"} if recipe.published else {})
-    if run.demo and recipe.weights == "none":
-        ways: list[tuple[dict, Recipe]] = [({}, recipes.for_demo(base))]
+    if run.demo and recipe.arch == recipes.FIRST_LOOK:
+        ways: list[tuple[dict, Recipe]] = [({}, recipes.first_look(base))]
+    elif run.demo and recipe.weights == "none":
+        ways = [({}, recipes.for_demo(base))]
     elif recipe.weights == "none":
         ways = [({"weights": "none"}, recipes.from_scratch(base)), ({"small": "true"}, recipes.for_demo(base))]
     else:

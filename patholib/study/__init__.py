@@ -364,13 +364,7 @@ class Study:
     @classmethod
     def demo_run(cls, output: Path | str | None = None, data: str | Manifest = "demo", **given) -> Path:
         """The folder of a finished run on demo images, made now: a small network, few epochs, about a minute."""
-        small: dict[str, Any] = {
-            "small": True,
-            "arch": "resnet18",
-            "epochs": 6,
-            "device": "cpu",
-            "output": str(output) if output else None,
-        }
+        small: dict[str, Any] = {"small": True, "epochs": 4, "device": "cpu", "output": str(output) if output else None}
         study = cls(data, quiet=True, remember=False, **(small | given))
         study.train()
         study.lock()
@@ -381,15 +375,7 @@ class Study:
     @classmethod
     def demo_pair(cls, output: Path | str | None = None) -> list[Path]:
         """The folders of two finished runs on demo images that differ in the augmentation alone."""
-        recipe = profiles.recipe_for(
-            "breakhis",
-            readers.load("breakhis", "demo"),
-            small=True,
-            arch="resnet18",
-            image_size=32,
-            epochs=8,
-            batch_size=16,
-        )
+        recipe = profiles.recipe_for("breakhis", readers.load("breakhis", "demo"), image_size=64, epochs=3)
         recipe = replace(recipe, tta_views=2)
         pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
-        return [cls.demo_run(output, recipe=one, name=name, arch=None, epochs=None) for name, one in pair.items()]
+        return [cls.demo_run(output, recipe=one, name=name, epochs=None) for name, one in pair.items()]
