@@ -1,5 +1,6 @@
 """The demo images: exact layouts, a planted cue with a known best possible AUC, planted faults, whole or absent."""
 
+import itertools
 import re
 import shutil
 import statistics
@@ -9,13 +10,17 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from patholib.base.errors import PathoError
 from patholib.base.files import read_json, sha256
 from patholib.data import demo, readers
 from patholib.data.demo import drawing, plans, skin_images, tissue_images
-from patholib.judge import ceilings
+from patholib.judge import ceilings, rivals
 from patholib.lab import reference
 
 SMALL = {"groups": 8, "images_per_group": 4, "size": (112, 74)}
@@ -159,6 +164,27 @@ def test_the_lesion_mask_covers_what_differs_from_the_same_skin_with_another_cue
         gap = [np.abs(np.median(picture[region], 0) - skin).sum() for region in (inside, ~inside)]
         assert gap[0] > 20
         assert gap[0] > 2 * gap[1]
+
+
+def test_the_texture_of_a_lesion_tells_its_class_and_its_colours_do_not():
+    def textures(picture):
+        grey = picture.mean(2, dtype=np.float32)
+        blurred = [cv2.GaussianBlur(grey, (0, 0), 1.5**step) for step in range(6)]
+        bands = np.array([fine - coarse for fine, coarse in itertools.pairwise(blurred)]) / grey.std()
+        return np.concatenate([np.log((bands**2).mean((1, 2))), np.cbrt((bands**3).mean((1, 2)))])
+
+    cues = np.repeat(list(skin_images.CUES), 24)
+    pictures = [
+        skin_images.skin(drawing.generator(1, i), drawing.generator(2, i), (128, 96), cue, 0.5)[0][:, 16:112]
+        for i, cue in enumerate(cues)
+    ]
+    auc = {}
+    for statistics_of in (rivals.colours, textures):
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        told = cross_val_predict(head, np.array([*map(statistics_of, pictures)]), cues, method="predict_proba")
+        auc[statistics_of] = roc_auc_score(cues, told, multi_class="ovr")
+    assert auc[rivals.colours] < 0.65
+    assert auc[textures] > 0.9
 
 
 def test_the_latent_has_the_auc_that_was_asked_for_and_its_posterior_is_calibrated():

@@ -120,7 +120,7 @@ def _rows_of_case(settings: dict, index: int, code: str, case: str, suffix: str)
 def plan_isic(settings: dict) -> Plan:
     """Lesions of skin in several views, and the two CSV tables of the challenge."""
     seed = settings["seed"]
-    floor = max(1, min(8, settings["groups"] // 16))  # enough lesions of the rare classes for three splits
+    floor = max(1, min(12, settings["groups"] // 16))  # enough lesions of the rare classes for three splits
     labels = [name for name in LESIONS for _ in range(floor)]
     labels += _in_turn(LESIONS, settings["groups"] - len(labels) + len(LESIONS))[len(LESIONS) :]
     prior = {name: labels.count(name) / len(labels) for name in LESIONS}

@@ -1,4 +1,4 @@
-"""Demo images of skin lesions."""
+"""Demo images of skin lesions: structure tells the class, colour does not."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ import numpy as np
 
 from patholib.data.demo import drawing
 
-# Class: two ends of the lesion's colour (RGB, 0 to 1), irregular outline, width of the border, structures in order.
-# The colours overlap on purpose: the structures are what tells the classes apart.
-CUES = {
-    "MEL": ((0.52, 0.33, 0.25), (0.30, 0.19, 0.16), 0.20, 0.16, ("network", "blotches")),
-    "NV": ((0.66, 0.43, 0.31), (0.42, 0.26, 0.19), 0.05, 0.30, ("network",)),
-    "BCC": ((0.82, 0.58, 0.53), (0.66, 0.45, 0.40), 0.12, 0.35, ("nests",)),
-    "AK": ((0.82, 0.54, 0.48), (0.68, 0.42, 0.36), 0.12, 0.60, ("strawberry",)),
-    "BKL": ((0.70, 0.52, 0.38), (0.44, 0.29, 0.22), 0.14, 0.07, ("milia",)),
-    "DF": ((0.72, 0.51, 0.44), (0.52, 0.34, 0.28), 0.06, 0.45, ("network", "scar")),
-    "VASC": ((0.72, 0.36, 0.36), (0.48, 0.22, 0.26), 0.09, 0.15, ("lacunae",)),
-    "SCC": ((0.80, 0.54, 0.46), (0.62, 0.40, 0.33), 0.14, 0.30, ("crust",)),
-}
+# Dark, middle and pale tones of lesions (RGB, 0 to 1): brown, red and blue-grey; brown, pink and tan; cream and rose.
+TONES = (
+    ((0.20, 0.12, 0.09), (0.38, 0.12, 0.14), (0.26, 0.25, 0.31)),
+    ((0.54, 0.35, 0.26), (0.70, 0.43, 0.38), (0.64, 0.46, 0.34)),
+    ((0.95, 0.86, 0.70), (0.92, 0.74, 0.68)),
+)
 
 
 def skin(
@@ -26,59 +20,66 @@ def skin(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A dermoscopy picture (height, width, 3) uint8 of lesion `form` in one `view`, and its mask, uint8 0 / 255."""
     width, height = size
-    light, dark, irregular, border, structures = CUES[cue]
+    irregular, structures = CUES[cue]
     x, y = drawing.grid(size)
     u, v, radius = _placed(form, view, size, x, y)
-    depth = _depth(form, u, v, irregular, border)
-    inside = drawing.soft(depth, -border / 2, border / 2)
+    depth = _depth(form, u, v, irregular)
     picture, cast = _bare_skin(form, u, v, patient_effect)
-
-    share = form.uniform()
-    colour = np.array(light) * (1 - share) + np.array(dark) * share
-    uneven = 0.5 + 0.5 * drawing.field(form, u, v, 0.55) + 0.25 * drawing.field(form, u, v, 0.2)
-    opaque = inside * np.clip(0.78 + 0.2 * uneven, 0, 1) * (0.75 if border > 0.4 else 0.95)
-    picture = drawing.blend(picture, colour, opaque)
-    picture *= (1 - 0.22 * inside * uneven)[..., None]
+    border = form.uniform(0.08, 0.35)
+    relief = 0.25 * drawing.field(form, u, v, 0.5) + 0.12 * drawing.field(form, u, v, 0.15)
+    relief += form.normal(0, 0.3) * (2 * np.hypot(u, v) - 1)  # the middle darker or paler, in all classes alike
     for structure in structures:
-        picture = _STRUCTURES[structure](form, picture, u, v, depth, inside, np.array(colour))
+        relief = structure(form, relief, u, v)
+    lesion = _coloured(form, relief, depth > 0, 1.8 * height / 225)
+    picture = drawing.blend(picture, lesion, 0.95 * drawing.soft(depth, -border / 2, border / 2))
 
-    # Nothing in skin is straight: one smooth displacement bends skin, lesion and structures together.
-    bent = [
-        c + radius * (0.07 * drawing.field(form, u, v, 0.45) + 0.02 * drawing.field(form, u, v, 0.13)) for c in (x, y)
-    ]
-    picture, depth = (
-        cv2.remap(a.astype(np.float32), bent[0], bent[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        for a in (picture, depth)
-    )
-    shown: np.ndarray = cv2.GaussianBlur(picture, (0, 0), 0.8 * height / 225)
+    # Nothing in skin is straight: one smooth displacement bends skin, lesion and structures together. On bytes,
+    # because OpenCV bends and blurs them the same to the bit on every processor.
+    bent = [c + np.float32(0.07 * radius) * drawing.field(form, u, v, 0.4) for c in (x, y)]
+    layers = np.dstack([_bytes(picture), _bytes(depth > 0)])
+    layers = cv2.remap(layers, bent[0], bent[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    shown = cv2.GaussianBlur(layers[..., :3], (0, 0), 0.6 * height / 225) * np.float32(1 / 255)
     corner = np.hypot((x - width / 2) / width, (y - height / 2) / height)
     shown *= (1 - form.uniform(0.1, 0.5) * drawing.soft(corner, 0.35, 0.75))[..., None]
     shown *= (cast * np.exp(view.normal(0, 0.03))).astype(np.float32)
     shown += view.integers(-24, 25, shown.shape, dtype=np.int8).astype(np.float32) / 1800
-    mask = np.where(depth > 0, 255, 0).astype(np.uint8)
-    return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8), mask
+    return _bytes(shown), _bytes(layers[..., 3] > 127)
+
+
+def _bytes(share: np.ndarray) -> np.ndarray:
+    """0 to 1 as 0 to 255, uint8."""
+    return np.rint(np.clip(share, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def _coloured(form, relief, inside, blur) -> np.ndarray:
+    """RGB of a relief, dark to pale: every lesion holds the same share of every tone, its tones are drawn for it."""
+    grey = cv2.GaussianBlur(_bytes(0.3 * relief + 0.5), (0, 0), blur)
+    share = np.bincount(grey[inside], minlength=256) / inside.sum()
+    rank = 2 * np.cumsum(share) - share - 1  # -1 darkest to 1 palest
+    tones = np.transpose([form.dirichlet(np.ones(len(tones))) @ tones for tones in TONES])
+    table = [np.interp(np.sign(rank) * np.abs(rank) ** 2, [-1, 0, 1], channel) for channel in tones]  # mostly middle
+    return np.stack(table, 1).astype(np.float32)[grey]
 
 
 def _placed(form, view, size, x, y) -> tuple[np.ndarray, np.ndarray, float]:
     """Where this view puts the lesion: its own coordinates u, v, 1 at the mean radius, and that radius in pixels."""
     width, height = size
-    radius = height * form.uniform(0.23, 0.32) * view.uniform(0.93, 1.07)
+    radius = height * form.uniform(0.26, 0.36) * view.uniform(0.93, 1.07)
     turn = form.uniform(0, 2 * np.pi) + view.normal(0, 0.25)
     stretch = np.exp(form.normal(0, 0.10))
-    room = max(height / 2 - 1.2 * radius, 0)
+    room = max(height / 2 - radius, 0)
     centre = np.array([width / 2, height / 2]) + (0.6 * form.uniform(-1, 1, 2) + 0.4 * view.uniform(-1, 1, 2)) * room
     u = (((x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)) / (radius * stretch)).astype(np.float32)
     v = (((y - centre[1]) * np.cos(turn) - (x - centre[0]) * np.sin(turn)) / radius * stretch).astype(np.float32)
     return u, v, radius
 
 
-def _depth(form, u, v, irregular, border) -> np.ndarray:
+def _depth(form, u, v, irregular) -> np.ndarray:
     """0 at the lesion's outline, up to 1 inside, below 0 outside."""
-    outline = drawing.outline(form, irregular)
-    angle = (np.arctan2(v, u).astype(np.float64) / (2 * np.pi) * 64) % 64
-    edge = np.interp(angle, np.arange(65), np.r_[outline, outline[0]]).astype(np.float32)
-    ragged = 0.05 * drawing.field(form, u, v, 0.16) if border < 0.2 else 0.03 * drawing.field(form, u, v, 0.4)
-    return edge - np.hypot(u, v) + ragged
+    outline = drawing.outline(form, irregular, 1024).astype(np.float32)
+    outline /= np.sqrt((outline**2).mean())  # the same area, however irregular
+    angle = np.rint(np.arctan2(v, u) * (1024 / (2 * np.pi))).astype(int) % 1024
+    return outline[angle] - np.hypot(u, v) + 0.04 * drawing.field(form, u, v, 0.2)
 
 
 def _bare_skin(form, u, v, patient_effect) -> tuple[np.ndarray, np.ndarray]:
@@ -124,86 +125,84 @@ def _to_pixels(points: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.linalg.solve(matrix, (np.asarray(points) - [u[0, 0], v[0, 0]]).T).T
 
 
-def _spots(rng, u, v, count: int, reach: float, low: float, high: float) -> np.ndarray:
-    """Opacity of `count` round spots of radius `low` to `high` units within `reach` of the centre."""
+def _spots(rng, u, v, least: int, most: int, low: float, high: float) -> np.ndarray:
+    """Opacity of `least` to `most` roundish spots of radius `low` to `high` units."""
     layer = np.zeros(u.shape, np.uint8)
-    unit = _pixels_per_unit(u, v)
-    angle, distance = rng.uniform(0, 2 * np.pi, count), reach * np.sqrt(rng.uniform(0, 1, count))
-    places = _to_pixels(np.stack([distance * np.cos(angle), distance * np.sin(angle)], 1), u, v)
-    for at in places:
-        axes = rng.uniform(low, high) * unit * np.exp(rng.normal(0, 0.15, 2))
+    count = rng.integers(least, most + 1)
+    angle, distance = rng.uniform(0, 2 * np.pi, count), 0.95 * np.sqrt(rng.uniform(0, 1, count))
+    for at in _to_pixels(np.stack([distance * np.cos(angle), distance * np.sin(angle)], 1), u, v):
+        axes = rng.uniform(low, high) * _pixels_per_unit(u, v) * np.exp(rng.normal(0, 0.15, 2))
         drawing.ellipse(layer, at, axes, rng.uniform(0, np.pi), 255)
     return layer.astype(np.float32) / 255
 
 
-def _network(rng, picture, u, v, depth, inside, colour):
-    """Pigment network: a brown mesh, thinning out towards the border."""
-    mesh = drawing.soft(_cells(rng, u, v, 0.19), 0.30, 0.52)
-    return drawing.blend(picture, 0.5 * colour, 0.5 * mesh * drawing.soft(depth, 0.0, 0.25))
+def _laid(relief: np.ndarray, height: float, alpha: np.ndarray) -> np.ndarray:
+    """`height`, -1 dark to 1 pale, laid over the relief with opacity `alpha`; a quarter of what was there stays."""
+    return relief + (height - 0.75 * relief) * alpha
 
 
-def _blotches(rng, picture, u, v, depth, inside, colour):
-    """Off-centre black-brown areas."""
+def _off_centre(rng, u, v):
+    """Distance to a point near the centre, unevenly."""
+    a, b = rng.uniform(-0.3, 0.3, 2)
+    return np.hypot(u - a, v - b) + 0.2 * drawing.field(rng, u, v, 0.25)
+
+
+def _network(rng, relief, u, v):
+    """Pigment network: a dark mesh."""
+    return _laid(relief, -0.8, drawing.soft(_cells(rng, u, v, 0.2), 0.2, 0.55))
+
+
+def _blotches(rng, relief, u, v):
+    """Off-centre dark areas."""
     side = rng.uniform(0, 2 * np.pi)
     lean = u * np.cos(side) + v * np.sin(side)
-    area = drawing.soft(drawing.field(rng, u, v, 0.5) + 0.9 * lean, 0.05, 0.45)
-    return drawing.blend(picture, (0.16, 0.10, 0.09), 0.75 * area * inside)
+    return _laid(relief, -1.2, drawing.soft(drawing.field(rng, u, v, 0.5) + 0.9 * lean, 0.05, 0.3))
 
 
-def _nests(rng, picture, u, v, depth, inside, colour):
-    """Blue-grey ovoid nests."""
-    spots = cv2.GaussianBlur(_spots(rng, u, v, int(rng.integers(4, 9)), 0.75, 0.08, 0.17), (0, 0), 1.2)
-    return drawing.blend(picture, (0.42, 0.37, 0.42), 0.65 * spots * inside)
+def _nests(rng, relief, u, v):
+    """Dark ovoid nests."""
+    return _laid(relief, -1.0, _spots(rng, u, v, 6, 10, 0.12, 0.2))
 
 
-def _strawberry(rng, picture, u, v, depth, inside, colour):
-    """Pale follicles in a red mesh, and whitish scale."""
-    cells = _cells(rng, u, v, 0.24)
-    picture = drawing.blend(picture, (0.78, 0.34, 0.32), 0.55 * drawing.soft(cells, 0.25, 0.5) * inside)
-    picture = drawing.blend(picture, (0.95, 0.86, 0.72), 0.85 * (1 - drawing.soft(cells, 0.14, 0.30)) * inside)
-    scale = drawing.soft(drawing.field(rng, u, v, 0.35, 0.12), 0.35, 0.7)
-    return drawing.blend(picture, (0.95, 0.90, 0.85), 0.55 * scale * inside)
+def _strawberry(rng, relief, u, v):
+    """Pale follicles with a plug, in a dark mesh."""
+    cells = _cells(rng, u, v, 0.36)
+    relief = _laid(relief, 1.0, 1 - drawing.soft(cells, 0.28, 0.4))
+    return _laid(relief, -0.3, 1 - drawing.soft(cells, 0.08, 0.16))
 
 
-def _milia(rng, picture, u, v, depth, inside, colour):
-    """Bright milia-like cysts and dark comedo-like openings."""
-    cysts = _spots(rng, u, v, int(rng.integers(9, 17)), 0.8, 0.04, 0.085)
-    openings = _spots(rng, u, v, int(rng.integers(5, 10)), 0.8, 0.035, 0.075)
-    picture = drawing.blend(picture, (0.97, 0.92, 0.80), 0.9 * cysts * inside)
-    return drawing.blend(picture, (0.20, 0.12, 0.08), 0.85 * openings * inside)
+def _milia(rng, relief, u, v):
+    """Pale milia-like cysts and dark comedo-like openings."""
+    relief = _laid(relief, 1.0, _spots(rng, u, v, 14, 21, 0.05, 0.09))
+    return _laid(relief, -1.0, _spots(rng, u, v, 14, 21, 0.05, 0.09))
 
 
-def _scar(rng, picture, u, v, depth, inside, colour):
-    """A white scar-like centre."""
-    near = np.hypot(u, v) + 0.18 * drawing.field(rng, u, v, 0.3)
-    return drawing.blend(picture, (0.95, 0.88, 0.84), 0.9 * (1 - drawing.soft(near, 0.22, 0.55)))
+def _scar(rng, relief, u, v):
+    """A pale, scar-like centre."""
+    return _laid(relief, 1.0, 1 - drawing.soft(_off_centre(rng, u, v), 0.3, 0.5))
 
 
-def _lacunae(rng, picture, u, v, depth, inside, colour):
-    """Sharply bounded red to purple lagoons."""
-    hue = np.array([0.62, 0.10, 0.18]) * (1 - (t := rng.uniform())) + np.array([0.36, 0.08, 0.26]) * t
-    walls = _cells(rng, u, v, rng.uniform(0.32, 0.5)) + 0.12 * drawing.field(rng, u, v, 0.2)
-    lagoons = 1 - drawing.soft(walls, 0.36, 0.5)
-    return drawing.blend(picture, hue, 0.8 * lagoons * drawing.soft(depth, 0.0, 0.12))
+def _lacunae(rng, relief, u, v):
+    """Dark lagoons, sharply bounded by pale walls."""
+    walls = _cells(rng, u, v, rng.uniform(0.4, 0.55)) + 0.12 * drawing.field(rng, u, v, 0.2)
+    return _laid(relief, -1.0, 1 - drawing.soft(walls, 0.36, 0.46))
 
 
-def _crust(rng, picture, u, v, depth, inside, colour):
-    """A yellow keratin mass in the middle, with blood spots."""
-    near = np.hypot(u, v) + 0.22 * drawing.field(rng, u, v, 0.22)
-    mass = 1 - drawing.soft(near, 0.38, 0.50)
-    picture = drawing.blend(picture, (0.84, 0.70, 0.50), 0.85 * mass)
-    grain = drawing.soft(drawing.field(rng, u, v, 0.14), 0.1, 0.5)
-    picture = drawing.blend(picture, (0.97, 0.92, 0.78), 0.8 * mass * grain)
-    return drawing.blend(picture, (0.36, 0.08, 0.06), 0.9 * _spots(rng, u, v, int(rng.integers(4, 9)), 0.4, 0.04, 0.09))
+def _crust(rng, relief, u, v):
+    """A pale keratin mass near the middle, with blood spots."""
+    mass = 1 - drawing.soft(_off_centre(rng, u, v), 0.4, 0.5)
+    relief = _laid(relief, 1.0, mass)
+    return _laid(relief, -1.0, _spots(rng, u, v, 20, 29, 0.04, 0.08) * mass)
 
 
-_STRUCTURES = {
-    "network": _network,
-    "blotches": _blotches,
-    "nests": _nests,
-    "strawberry": _strawberry,
-    "milia": _milia,
-    "scar": _scar,
-    "lacunae": _lacunae,
-    "crust": _crust,
+# Class: how irregular the outline is, and the structures in order. All else, so every colour, is drawn alike for all.
+CUES = {
+    "MEL": (0.20, (_network, _blotches)),
+    "NV": (0.05, (_network,)),
+    "BCC": (0.12, (_nests,)),
+    "AK": (0.12, (_strawberry,)),
+    "BKL": (0.10, (_milia,)),
+    "DF": (0.05, (_network, _scar)),
+    "VASC": (0.08, (_lacunae,)),
+    "SCC": (0.14, (_crust,)),
 }
