@@ -370,7 +370,7 @@ def first_look(recipe: Recipe) -> Recipe:
     """
     recipe = replace(unfrozen(recipe), arch=FIRST_LOOK, weights="imagenet", stages=(Stage(0, 7, 1.0),))
     # The precision is not left to the clock: a demo run ends with the same numbers every time.
-    recipe = replace(recipe, image_size=96, epochs=6, batch_size=16, precision="fp32", keep="last", patience=0)
+    recipe = replace(recipe, image_size=192, epochs=4, batch_size=16, precision="fp32", keep="last", patience=0)
     return recipe if recipe.published else replace(recipe, optimizer="adamw", loss="cross_entropy", label_smoothing=0)
 
 

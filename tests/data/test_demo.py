@@ -122,7 +122,7 @@ def test_the_truth_table_lists_every_image_once_in_order(breakhis, isic):
 def test_the_marker_says_that_nothing_here_is_a_result(breakhis):
     marker = read_json(breakhis / demo.MARKER)
     assert "no number obtained on them is a result" in marker["notice"]
-    assert marker["best_auc"] == 0.97
+    assert marker["best_auc"] == 0.98
     assert marker["version"] == demo.VERSION
 
 
@@ -147,11 +147,11 @@ def test_the_nest_lies_in_the_centre_square_at_many_places():
 
 
 def test_the_latent_changes_the_picture_under_the_mask_and_nowhere_else():
-    (low, mask), (high, larger) = (tissue_images.tissue(np.random.default_rng(5), (176, 116), z) for z in (-2.0, 2.0))
-    assert (mask <= larger).all() and larger.sum() > 1.5 * mask.sum()  # one place, one shape, another size
-    around = cv2.dilate(larger, np.ones((3, 3)), iterations=4)  # the rim where the tissue shrinks away
-    assert np.abs(low - high)[around == 0].max() == 0
-    assert high[mask > 0][:, 0].mean() > low[mask > 0][:, 0].mean() + 0.1
+    (low, mask), (high, same) = (tissue_images.tissue(np.random.default_rng(5), (176, 116), z) for z in (-2.0, 2.0))
+    assert (mask == same).all()
+    differs = np.abs(low - high).max(2) > 0
+    assert not (differs & (cv2.dilate(mask, np.ones((3, 3)), iterations=4) == 0)).any()
+    assert differs[mask > 0].mean() > 0.5
 
 
 def test_the_lesion_mask_covers_what_differs_from_the_same_skin_with_another_cue():
@@ -221,18 +221,15 @@ def test_no_class_of_the_lesions_can_be_told_better_than_was_asked_for():
             assert abs((here["label"] == name).mean() - p) < 4 * (0.25 / len(here)) ** 0.5
 
 
-def test_a_simple_reader_at_64_pixels_recovers_the_latent():
-    read, z = [], np.linspace(-3.5, 3.5, 24)
+def test_the_size_of_the_nuclei_tells_the_latent_and_the_amount_of_stain_does_not():
+    z, fine, stained = np.linspace(-3.5, 3.5, 24), [], []
     for index, latent in enumerate(z):
         dye, mask = tissue_images.tissue(np.random.default_rng([7, index]), (350, 230), latent)
-        vectors, empty = drawing.stain(0, f"14-{1000 + index}")
-        picture, mask = (
-            cv2.resize(a[:, 60:290], (64, 64), interpolation=cv2.INTER_AREA)
-            for a in (drawing.develop(dye, vectors, empty), mask)
-        )
-        density = -np.log(np.maximum(picture, 1) / 255) - empty
-        read.append((density @ np.linalg.pinv(vectors))[..., 0][mask > 127].mean())
-    assert np.corrcoef(read, z)[0, 1] >= 0.95
+        blurred, inside = cv2.GaussianBlur(dye[..., 0], (0, 0), 1), cv2.erode(mask, np.ones((5, 5))) > 0
+        fine.append(np.hypot(*np.gradient(blurred))[inside].mean() / blurred[inside].std())  # edges, against contrast
+        stained.append(dye[..., 0][inside].mean())
+    assert np.corrcoef(fine, z)[0, 1] >= 0.9
+    assert abs(np.corrcoef(stained, z)[0, 1]) < 0.5
 
 
 def test_patients_differ_in_stain_and_the_images_of_one_do_not(breakhis, tmp_path):

@@ -14,7 +14,7 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float) -> tuple[n
     unit = height / 230  # the length that is one pixel at 350 x 230 and 40X
     x, y = drawing.grid(size)
     # The nest lies anywhere inside the centre square.
-    radius = height * rng.uniform(0.24, 0.33)
+    radius = height * rng.uniform(0.22, 0.30)
     outline = drawing.curve((0, 0), radius * drawing.outline(rng, 0.16))
     room = np.maximum(height / 2 - np.abs(outline).max(0) - 2, 0)
     nest = np.array([width / 2, height / 2]) + rng.uniform(-1, 1, 2) * room
@@ -95,24 +95,24 @@ def _dyed(rng, stroma, epithelium, keep, grain, dots) -> np.ndarray:
 
 
 def _nest(rng, canvas, outline, centre, radius, unit, z) -> None:
-    """The cue: from many small round nuclei (z = -4) to a few large, long, uneven ones (z = +4).
+    """The cue: from a few large, long, uneven nuclei (z = -4) to crowded small round ones (z = +4).
 
     What they cover, how dark they are and how wide the nest is does not depend on z, so that colours tell little.
     """
     z = float(np.clip(z, -4, 4))
     dark, covered = rng.uniform(75, 135), rng.uniform(0.30, 0.50)
-    step = 11 * np.exp(0.10 * z) * unit  # between neighbours
+    step = 11 * np.exp(-0.10 * z) * unit  # between neighbours
     count = int(1.6 * radius / step) + 2
     column, row = np.meshgrid(np.arange(-count, count + 1), np.arange(-count, count + 1))
     points = np.stack([(column + 0.5 * (row % 2)) * step, row * step * 0.866], -1).reshape(-1, 2)
     points = points + centre + rng.normal(0, 0.13 * step, points.shape)
-    uneven = 0.04 * (z + 5)  # 0.04 to 0.36
+    uneven = 0.04 * (5 - z)  # 0.04 to 0.36
     areas = np.exp(rng.normal(0, uneven, len(points)))
     areas *= covered * 0.866 * step**2 / areas.mean()
     for at, area in zip(points, areas, strict=True):
         if cv2.pointPolygonTest(outline.astype(np.float32), (float(at[0]), float(at[1])), True) < -0.3 * step:
             continue
-        longer = np.exp(0.08 * (z + 4) * rng.uniform(0.5, 1))
+        longer = np.exp(0.08 * (4 - z) * rng.uniform(0.5, 1))
         size = np.sqrt(area / np.pi) * np.array([longer, 1 / longer])
         drawing.ellipse(canvas, at, size, rng.uniform(0, np.pi), int(np.clip(dark + rng.normal(0, 6), 40, 160)))
 
