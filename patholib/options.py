@@ -22,10 +22,12 @@ from patholib.model import fields, recipes
 PRESETS: dict[str, dict] = {
     "breakhis": {"recipe": "breakhis"},
     "isic2019": {"recipe": "isic2019"},
-    "quickstart": {"recipe": "breakhis", "data": "demo", "epochs": 4},
+    "quickstart": {"recipe": "breakhis", "data": "demo", "train": "head"},
 }
 RECIPE = "as the recipe says"
-OF_RECIPE = ("arch", "image_size", "epochs", "batch_size", "micro_batches", "lr", "seed", "precision")  # its fields
+OF_RECIPE = (  # its fields
+    *("arch", "train", "image_size", "epochs", "batch_size", "micro_batches", "lr", "loss", "seed", "precision"),
+)
 
 
 def _of(group: str, default, help: str, *choices: str, none: str = "") -> Any:
@@ -54,6 +56,15 @@ class Options:
     weights: str | None = _of(
         "recipe", None, 'weights to start from: "imagenet", "none" (random) or a file', none="imagenet"
     )
+    train: str = _of(
+        "recipe",
+        "fine_tuning",
+        "what learns: blocks that are not frozen, or a fitted head alone",
+        *fields.CHOICES["train"],
+    )
+    frozen: int | None = _of(
+        "recipe", None, "blocks that do not learn, counted from the image, in all epochs", none=RECIPE
+    )
     image_size: int | None = _of("recipe", None, "side in pixels of the images that the network sees", none=RECIPE)
     epochs: int | None = _of("recipe", None, "passes over the training images", none=RECIPE)
     batch_size: int | None = _of("recipe", None, "images per step", none=RECIPE)
@@ -61,6 +72,7 @@ class Options:
         "recipe", None, "split a batch that does not fit into GPU memory", *fields.CHOICES["micro_batches"], none=RECIPE
     )
     lr: float | None = _of("recipe", None, "highest learning rate", none=RECIPE)
+    loss: str | None = _of("recipe", None, "loss", *fields.CHOICES["loss"], none=RECIPE)
     seed: int = _of("recipe", 0, "seed of the split, the first weights and every random draw")
     device: str = _of("computing", "auto", 'where to compute: "auto", "cpu" or "cuda"')
     precision: str | None = _of("computing", None, "number format", *fields.CHOICES["precision"], none=RECIPE)

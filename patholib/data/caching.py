@@ -25,12 +25,16 @@ SAVE_EVERY = 5.0  # seconds of work that are lost at most when a check is killed
 TEMPORARY = {"unreadable", "io_error", "changed_file", "missing_file"}
 
 
+def folder(cache_dir: Path | None = None) -> Path:
+    """Where caches lie: `cache_dir`, else the folder PATHOLIB_CACHE, else `files.remade`."""
+    return Path(cache_dir or os.environ.get("PATHOLIB_CACHE") or files.remade() / "cache")
+
+
 def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = None) -> Path:
-    """Where these files' pixels are cached: `cache_dir`, else the folder PATHOLIB_CACHE, else `files.remade`."""
-    folder = Path(cache_dir or os.environ.get("PATHOLIB_CACHE") or files.remade() / "cache")
+    """Where these files' pixels are cached."""
     listed = [[fact["path"], fact["bytes"], fact["mtime_ns"]] for fact in facts]
     key = files.digest({"pixels": decoding.PIXEL_VERSION, "size": size, "fit": fit, "files": listed})
-    return folder / f"{key[:24]}.npy"
+    return folder(cache_dir) / f"{key[:24]}.npy"
 
 
 def problem(error: PathoError) -> dict:

@@ -172,11 +172,11 @@ def _parsed(content: bytes, manifest: dict, path: Path) -> dict[str, torch.Tenso
 
 def check_weights(state: Mapping[str, torch.Tensor], manifest: dict, path: Path) -> None:
     """Stops where the last layer has not one output per class, or the tensors are not such as training makes."""
-    head = re.escape(architectures.NETWORKS[manifest["arch"]].head)
+    network = architectures.NETWORKS[manifest["arch"]]
     layers = {
-        int(match[1]): tensor
+        int(match[1] or 0): tensor
         for name, tensor in state.items()
-        if tensor.ndim == 2 and (match := re.fullmatch(rf"{head}\.(\d{{1,3}})\.weight", name))
+        if tensor.ndim == 2 and (match := re.fullmatch(rf"{re.escape(network.head)}(?:\.(\d{{1,3}}))?\.weight", name))
     }
     outputs, width = layers[max(layers)].shape if layers else (0, 0)
     if outputs != len(manifest["classes"]):
@@ -191,7 +191,8 @@ def check_weights(state: Mapping[str, torch.Tensor], manifest: dict, path: Path)
         for name, tensor in state.items()
         if tensor.dtype not in (torch.float32, torch.int64)
     ]
-    if width != manifest["head"]["width"]:
-        wrong.append(f"its head is {width} wide instead of {manifest['head']['width']}")
+    expected = manifest["head"]["width"] or network.channels
+    if width != expected:
+        wrong.append(f"its head is {width} wide instead of {expected}")
     if wrong:
         raise PathoError("wrong_weights", str(path), "; ".join(wrong[:8]), "Export the run it comes from once more")

@@ -242,20 +242,24 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def pooled(model: Classifier, images: ImageSet, batch_size: int = 64) -> np.ndarray:
-    """The mean of each map of the last block over every image's plain view, (N, K) float32; changes no mode."""
-    import torch
+def pooled(
+    model: Classifier,
+    images: ImageSet,
+    view: int = 0,
+    device: str | torch.device | None = None,
+    batch_size: int = 64,
+    after_batch: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """The mean of each map of the last block over one view of every image, (N, K) float32.
 
-    from patholib.data.batching import batches
+    view: of the views of kind "dihedral", 0 is the plain one (`augment.tta_views`). In eval mode, in batches, whose
+    make-up changes the last bits. Other arguments as for `predict` and `logits`. Errors: no_images, model_output.
+    """
     from patholib.model import augment, networks
 
-    frozen, parts = networks.evaluating(model), []
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        for batch in batches(images, np.arange(len(images)), batch_size):
-            views = augment.plain_views(batch.images, model.image_size).to(device, memory_format=torch.channels_last)
-            parts.append(frozen.features(views).mean(dim=(2, 3)).float().cpu())
-    return torch.cat(parts).numpy()
+    encoder = networks.Encoder(model, augment.SYMMETRIES[view])
+    made = forward(encoder, images, model, False, device, batch_size, after_batch=after_batch, final=False)
+    return made[0].numpy()  # of a recipe `forward` has asked the model for the image size alone
 
 
 def with_probs(table: pd.DataFrame, classes: Sequence[str], probs: np.ndarray) -> pd.DataFrame:

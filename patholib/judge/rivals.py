@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from patholib.base.errors import PathoError
 from patholib.judge import predicting
@@ -54,7 +56,7 @@ def probe(model: Classifier, images: ImageSet, device: str | torch.device | None
     device: where to compute; None leaves the model where it is. Errors: no_split, single_class.
     """
     _refuse_unsplit(images)
-    return _linear(predicting.pooled(model if device is None else model.to(device), images), images)
+    return _linear(predicting.pooled(model, images, device=device), images)
 
 
 def _refuse_unsplit(images: ImageSet) -> None:
@@ -65,30 +67,46 @@ def _refuse_unsplit(images: ImageSet) -> None:
 def _linear(features: np.ndarray, images: ImageSet) -> pd.DataFrame:
     """Predictions for the val and test rows, by a logistic regression fitted on the train rows of features (N, F).
 
-    Of the fits with each of STRENGTHS the one with the lowest log loss on the val rows predicts.
+    Of `regressions` the one with the lowest log loss on the val rows predicts.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     learn = (images.table["split"] == "train").to_numpy()
     judge = images.table["split"].isin(["val", "test"]).to_numpy()
-    known, val = np.unique(images.labels[learn]), (images.table["split"] == "val").to_numpy()[judge]
-    if len(known) < 2 or not val.any():
+    val = (images.table["split"] == "val").to_numpy()[judge]
+    if len(np.unique(images.labels[learn])) < 2 or not val.any():
         raise PathoError(
             "single_class", "training split", "needs two classes, and validation images beside it", "Split again"
         )
     least, best = np.inf, np.empty(0)
-    for strength in STRENGTHS:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-        model.fit(features[learn], images.labels[learn])
-        probs = np.zeros((judge.sum(), len(images.classes)))
-        probs[:, known] = model.predict_proba(features[judge])
+    for _, weights, bias in regressions(features[learn], images.labels[learn], len(images.classes)):
+        probs = special.softmax(features[judge] @ weights.T + bias, axis=1)  # (N, C)
         of_true = probs[val, images.labels[judge][val]]
         loss = -np.log(np.maximum(of_true, np.finfo(float).tiny)).mean()
         if loss < least:
             least, best = loss, probs
     return predicting.as_predictions(replace(images, table=images.table[judge]), best)
+
+
+def regressions(
+    features: np.ndarray, labels: np.ndarray, classes: int, views: int = 1
+) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """(strength, weights (C, K), bias (C,)) of a logistic regression with each of STRENGTHS.
+
+    Logits are features @ weights.T + bias: features (N, K) are standardised for the fit, which is then undone in the
+    weights. labels (N,). classes: C; one without images has the bias minus infinity. views: how many rows each image
+    has; they count as one, so that a strength means the same. Errors: ValueError for labels of fewer than two classes.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    known, standard = np.unique(labels), scaler.transform(features)
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength / views, max_iter=2000).fit(standard, labels)
+        weights, bias = np.zeros((classes, features.shape[1])), np.full(classes, -np.inf)
+        both = len(known) == 2  # then it has one logit z for two classes: -z / 2 and z / 2, each with a gradient
+        weights[known] = (np.outer((-0.5, 0.5), model.coef_) if both else model.coef_) / scaler.scale_
+        bias[known] = np.outer((-0.5, 0.5), model.intercept_)[:, 0] if both else model.intercept_
+        yield strength, weights, bias - weights @ scaler.mean_
 
 
 def colours(pixels: np.ndarray) -> np.ndarray:

@@ -266,6 +266,9 @@ def _ask_the_library(name: str, value, values: dict) -> None:
     if name in RECIPE_NUMBERS and value is not None:
         recipes.Recipe("any", ("a", "b"), None, **{name: value})
         return
+    if name == "frozen" and value is not None:
+        recipes.Stage(0, value, 1.0)
+        return
     from patholib.base import cpu
     from patholib.base.team import check_count
     from patholib.data import splitting

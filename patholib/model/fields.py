@@ -12,6 +12,7 @@ from patholib.model import architectures
 CHOICES = {
     "arch": tuple(architectures.NETWORKS),
     "fit": ("crop", "pad", "squeeze"),
+    "train": ("fine_tuning", "head"),
     "head_order": ("batchnorm_relu", "relu_batchnorm"),
     "batchnorm": ("frozen", "drift", "adapt"),
     "optimizer": ("adam", "adamw"),
@@ -52,7 +53,7 @@ RANGES = {
     "lr_scale": "(0, 1000]",
     "seed": "[0, 4294967295]",
     "image_size": "[32, 1024]",
-    "head_width": "[1, 8192]",
+    "head_width": "[0, 8192]",
     "epochs": "[1, 10000]",
     "batch_size": "[2, 10000]",
     "lr": "(0, 1)",

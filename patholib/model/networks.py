@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -69,9 +69,9 @@ class Classifier(nn.Module):
         return f"{self.architecture.head}.", "colour."
 
     @property
-    def head(self) -> nn.Sequential:
-        """The recipe's layers after the global average."""
-        return cast(nn.Sequential, self.net.get_submodule(self.architecture.head))
+    def head(self) -> nn.Module:
+        """The recipe's layers after the global average: a Sequential, or with head_width=0 one Linear."""
+        return self.net.get_submodule(self.architecture.head)
 
     def features(self, images: torch.Tensor, until: str | None = None) -> torch.Tensor:
         """The maps (N, K, h, w) after block `until`, the last one by default. Errors: bad_images, unknown_block."""
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         It depends on no map, so that the gradient of a logit with respect to the maps is the same with it and without.
         """
         maps = self._run(maps, start=self._position(after) + 1)
-        logits = self.head(functional.adaptive_avg_pool2d(maps, 1).flatten(1))  # (N, K, 1, 1) -> (N, K) -> (N, C)
+        logits = self.head(_pooled(maps))  # (N, K, h, w) -> (N, K) -> (N, C)
         return logits if images is None or not self.sees_colour else logits + self.net.get_submodule("colour")(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,28 @@ class Classifier(nn.Module):
         return names.index(block)
 
 
-def _head(recipe: Recipe, channels: int) -> nn.Sequential:
+class Encoder(nn.Module):
+    """A network without its head: images (N, 3, H, W), turned, to the mean over each map of the last block, (N, K).
+
+    turn: one of `augment.SYMMETRIES`. The weights are those of the network, not copies.
+    """
+
+    def __init__(self, model: Classifier, turn: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.model, self.turn = model, turn
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return _pooled(self.model.features(self.turn(images)))
+
+
+def _pooled(maps: torch.Tensor) -> torch.Tensor:
+    """(N, K, h, w) -> (N, K)"""
+    return functional.adaptive_avg_pool2d(maps, 1).flatten(1)
+
+
+def _head(recipe: Recipe, channels: int) -> nn.Module:
+    if not recipe.head_width:
+        return nn.Linear(channels, len(recipe.classes))
     first, second = recipe.head_dropout
     norm, relu = nn.BatchNorm1d(recipe.head_width), nn.ReLU()
     middle = (norm, relu) if recipe.head_order == "batchnorm_relu" else (relu, norm)

@@ -9,7 +9,7 @@ import pandas as pd
 from patholib.base.errors import PathoError
 from patholib.base.team import myself
 from patholib.data import manifest
-from patholib.model import downloading, recipes, schedules
+from patholib.model import downloading, overriding, recipes, schedules
 from patholib.model import weights as starting
 from patholib.model.recipes import Recipe
 
@@ -23,28 +23,30 @@ def recipe_for(
     published: bool = False,
     weights: str | None = None,
     small: bool = False,
+    frozen: int | None = None,
     **overrides,
 ) -> Recipe:
     """The recipe `name` for these data: their classes and grouping, then the overrides.
 
     published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
     file; None: what the recipe says. Demo images without other weights get the recipe cut down (`first_look`), and so
-    do others with `small`. overrides: fields of the recipe; None leaves a field. Cycles of the
-    learning rate are fitted to the epochs (`schedules.whole_cycles`), unless published or with t_0 overridden.
-    Random weights that were asked for, or that are trained on real images, are announced (`profile`).
+    do others with `small`. frozen, overrides: as `overriding.overridden` takes them, or None. Cycles of the learning
+    rate are fitted to the epochs (`schedules.whole_cycles`), unless published or with t_0 overridden. Random weights
+    that were asked for, or that are trained on real images, are announced (`profile`).
+    Errors: bad_parameter, those of `overriding.overridden`.
     """
     recipe = recipes.as_published(name) if published else recipes.get(name)
     recipe = replace(
         recipe, classes=source.classes, positive=source.positive, group_by="image" if published else source.group_by
     )
     if small or (source.demo and weights in (None, "none")):
-        recipe = first_look(recipe, weights, overrides.get("arch"))
+        recipe = first_look(recipe, weights, overrides.get("arch"), overrides.get("train"))
     elif weights == "none":
         recipe = recipes.from_scratch(recipe)
     else:
         recipe = replace(recipe, weights=weights or recipe.weights)
     given = {field: value for field, value in overrides.items() if value is not None}
-    recipe = replace(recipe, **given)
+    recipe = overriding.overridden(recipe, frozen, **given)
     if not published and "t_0" not in given:
         recipe = in_whole_cycles(recipe)
     if recipe.weights == "none" and (weights == "none" or not source.demo) and myself().first:
@@ -52,11 +54,12 @@ def recipe_for(
     return recipe
 
 
-def first_look(recipe: Recipe, weights: str | None = None, arch: str | None = None) -> Recipe:
+def first_look(recipe: Recipe, weights: str | None = None, arch: str | None = None, train: str | None = None) -> Recipe:
     """The recipe cut down to demo images, or to a first look at others: minutes on two cores.
 
     It begins with the weights of `recipes.FIRST_LOOK`, which a package brings; without that package, with
-    weights="none" or for another network with random ones. Errors: bad_parameter for other weights.
+    weights="none" or for another network with random ones; a fitted head never with random ones.
+    Errors: bad_parameter for other weights.
     """
     if weights not in (None, "none", "imagenet"):
         raise PathoError(
@@ -65,7 +68,7 @@ def first_look(recipe: Recipe, weights: str | None = None, arch: str | None = No
     chosen = arch or recipes.FIRST_LOOK
     if weights == "none" or chosen != recipes.FIRST_LOOK:
         return recipes.for_demo(recipe)
-    if starting.at_hand(chosen):
+    if starting.at_hand(chosen) or train == "head":
         return recipes.first_look(recipe)
     if myself().first:
         print(f"The weights of {chosen} are not installed: it begins with random ones. {downloading.INSTALL}.")
@@ -92,7 +95,7 @@ def for_split(recipe: Recipe, split: pd.DataFrame) -> Recipe:
     val = split[split["split"] == "val"]
     groups = val.groupby("label")["group"].nunique().reindex(recipe.classes, fill_value=0)
     few = len(recipe.classes) == 2 and groups.min() < FEWEST_GROUPS
-    if not few or recipe.keep == "last" or recipe.published:
+    if not few or recipe.keep == "last" or recipe.published or recipe.train == "head":
         return recipe
     if myself().first:
         print(

@@ -92,7 +92,8 @@ class Recipe:
     # Model
     arch: str = "resnet50"
     weights: str = "imagenet"  # "imagenet", "none" (from scratch) or the path of a torchvision state dict
-    head_width: int = 512
+    train: str = "fine_tuning"  # or "head": no block learns, a linear head is fitted (`overriding`)
+    head_width: int = 512  # 0: one linear layer, without dropout
     head_order: str = "batchnorm_relu"
     head_dropout: tuple[float, float] = (0.5, 0.3)
     stages: tuple[Stage, ...] = (Stage(0, 0, 1.0),)
@@ -366,11 +367,11 @@ def from_scratch(recipe: Recipe) -> Recipe:
 def first_look(recipe: Recipe) -> Recipe:
     """The recipe cut down to demo images: a small network from ImageNet weights, small pictures, a minute on two cores.
 
-    The last two of nine blocks learn, in one cosine cycle, and the last epoch is kept.
+    The last two of nine blocks learn, in one cosine cycle.
     """
     recipe = replace(unfrozen(recipe), arch=FIRST_LOOK, weights="imagenet", stages=(Stage(0, 7, 1.0),))
     # The precision is not left to the clock: a demo run ends with the same numbers every time.
-    recipe = replace(recipe, image_size=192, epochs=4, batch_size=16, precision="fp32", keep="last", patience=0)
+    recipe = replace(recipe, image_size=192, epochs=4, batch_size=16, precision="fp32", tta_views=2)
     return recipe if recipe.published else replace(recipe, optimizer="adamw", loss="cross_entropy", label_smoothing=0)
 
 

@@ -145,7 +145,12 @@ def best_epoch(recipe, scores) -> int:
 
 
 def kept(recipe, history) -> int | None:
-    """The number of the epoch, from 1, that `best_epoch` keeps of a history (a table); None where none can be."""
+    """The number of the epoch, from 1, that `best_epoch` keeps of a history (a table); None where none can be.
+
+    Where a head was fitted: of the fit with the lowest validation loss.
+    """
+    if recipe.train == "head":
+        return int(history["epoch"][history["val_loss"].idxmin()])
     try:
         return int(history["epoch"].iloc[best_epoch(recipe, history[f"val_{recipe.monitor}"].tolist())])
     except PathoError:

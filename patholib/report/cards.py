@@ -88,7 +88,7 @@ def _model(run: Record) -> dict:
         "classes": ", ".join(recipe.classes),
         "positive class": recipe.positive or "none",
         "initial weights": run.weights,
-        "best epoch": (run.run.get("training") or {}).get("best_epoch", "not recorded"),
+        **_chosen(run.run.get("training") or {}),
         "exported weights": weights,
         "created": run.run.get("created", "not recorded"),
         "made with": f"patholib {code.get('version', '(version not recorded)')}, commit "
@@ -96,8 +96,22 @@ def _model(run: Record) -> dict:
     }
 
 
+def _chosen(training: Mapping) -> dict:
+    if "strength" in training:
+        return {"strength of the head": f"C = {training['strength']:g}"}
+    return {"best epoch": training.get("best_epoch", "not recorded")}
+
+
 def _training(run: Record) -> dict:
     recipe = run.recipe
+    if recipe.train == "head":
+        return {
+            "recipe": recipe.name,
+            "training": settings.optimiser(recipe),
+            "frozen blocks": settings.stages(recipe),
+            "strength used": settings.kept(recipe),
+            "seed": recipe.seed,
+        }
     return {
         "recipe": recipe.name,
         "epochs": f"{len(run.history) or 'unknown'} of at most {recipe.epochs}",

@@ -223,8 +223,12 @@ class Comparison:
 
     @property
     def histories(self) -> dict[str, pd.DataFrame]:
-        """{name: history} of every run."""
-        return {run.name: run.record.history for run in self.runs if len(run.record.history)}
+        """{name: history} of every run that has epochs: a fitted head has none."""
+        return {
+            run.name: run.record.history
+            for run in self.runs
+            if len(run.record.history) and run.record.recipe.train != "head"
+        }
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ def hints(history, recipe: Recipe) -> list[str]:
     history: DataFrame or list of dicts, one row per epoch.
     """
     table = pd.DataFrame(history)
-    if not len(table):
+    if not len(table) or recipe.train == "head":  # a fit of a moment has no course to read
         return []
     table = table.apply(pd.to_numeric, errors="coerce")
     monitor = f"val_{recipe.monitor}"

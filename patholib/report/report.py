@@ -111,10 +111,11 @@ def _results(run: Record) -> dict:
 
 def _pictures(run: Record) -> dict:
     """Figures by name, the heatmaps to show, how many more there are, and the checks of the heatmaps."""
+    names = FIGURES | ({"curves": "Losses and metrics by strength of the head"} if run.recipe.train == "head" else {})
     limit = 1 if run.heatmaps and run.heatmaps[0].stem == "gallery" else HEATMAPS_SHOWN  # the gallery has them all
     return {
         "figures": [
-            (FIGURES.get(path.stem, path.stem.replace("_", " ").capitalize()), markdown.picture(run.folder, path))
+            (names.get(path.stem, path.stem.replace("_", " ").capitalize()), markdown.picture(run.folder, path))
             for path in run.figures
         ],
         "heatmaps": [markdown.picture(run.folder, path) for path in run.heatmaps[:limit]],

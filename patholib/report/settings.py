@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from patholib.judge.metric_table import words
-from patholib.model import architectures, recipes
+from patholib.model import architectures, overriding, recipes
 from patholib.model.recipes import Augmentation, Recipe, Stage
 from patholib.report.markdown import short, spoken, table
 from patholib.report.records import Record
@@ -31,6 +31,7 @@ VALUES = {
 }
 HISTORY = {
     "epoch": "epoch",
+    "strength": "strength C",
     "lr": "learning rate",
     "frozen": "frozen blocks",
     "trainable_share": "trainable share",
@@ -75,9 +76,12 @@ def in_words(recipe: Recipe, field: str, value) -> str:
 
 
 def every(recipe: Recipe) -> Markup:
-    """All fields of a recipe as a table."""
-    rows = []
-    for field in dataclasses.fields(recipe):
+    """All fields of a recipe as a table; where a head is fitted, those that mean something."""
+    fields, rows = dataclasses.fields(recipe), []
+    if recipe.train == "head":
+        known = (*overriding.OF_HEAD, *overriding.fitted_head(recipe.arch))
+        fields = tuple(field for field in fields if field.name in known)
+    for field in fields:
         value = getattr(recipe, field.name)
         inner = (
             {f"{field.name}.{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -101,7 +105,9 @@ def changed(recipe: Recipe) -> Markup | None:
 
 
 def kept(recipe: Recipe) -> str:
-    """Which epoch is judged."""
+    """Which epoch is judged, or which strength of a fitted head."""
+    if recipe.train == "head":
+        return "the one with the lowest validation loss"
     return "the last" if recipe.keep == "last" else f"the one with the best validation {words(recipe.monitor)}"
 
 
@@ -112,7 +118,9 @@ def loss(recipe: Recipe) -> str:
 
 
 def best_row(run: Record):
-    """The index of the best epoch in the history; of the last where none can be called best."""
+    """The index of the best epoch in the history; of the last where none can be called best; of a head's best fit."""
+    if run.recipe.train == "head":
+        return run.history["val_loss"].idxmin()
     monitor = f"val_{run.recipe.monitor}"
     known = monitor in run.history and run.history[monitor].notna().any()
     return run.history[monitor].idxmax() if known else run.history.index[-1]
@@ -120,7 +128,7 @@ def best_row(run: Record):
 
 def epochs(run: Record) -> Markup:
     """The first, the best and the last epoch side by side; further metrics of the history under their own names."""
-    history = run.history
+    history = run.history.drop(columns="epoch") if run.recipe.train == "head" else run.history
     columns = [*HISTORY, *(name for name in history if name not in HISTORY and name.startswith(("val_", "train_")))]
     columns = [name for name in columns if name in history and history[name].notna().any()]
     chosen = {"first": history.index[0], "best": best_row(run), "last": history.index[-1]}
@@ -143,7 +151,9 @@ def network(recipe: Recipe) -> str:
 
 
 def optimiser(recipe: Recipe) -> str:
-    """Optimizer, learning rate and schedule, a phrase."""
+    """Optimizer, learning rate and schedule, a phrase; or that a head was fitted."""
+    if recipe.train == "head":
+        return "Linear head by logistic regression (L2) on standardised features of the frozen network"
     return (
         f"{VALUES.get(recipe.optimizer, recipe.optimizer)}, learning rate {recipe.lr:g}, "
         f"{VALUES.get(recipe.schedule, recipe.schedule)}"

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from markupsafe import Markup
@@ -18,7 +18,7 @@ from patholib.judge import gains, gradcam, trust
 from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
-from patholib.model import profiles, recipes
+from patholib.model import overriding, profiles, recipes
 from patholib.model.recipes import Recipe
 from patholib.report import markdown
 from patholib.report.markdown import count, text
@@ -138,16 +138,32 @@ def _command(run: Record, folds: int) -> str:
     else:
         ways = [({"weights": recipe.weights}, replace(base, weights=recipe.weights))]
     more, base = min(ways, key=lambda way: len(recipes.diff(way[1], recipe)))
-    of_run = replace(base, epochs=recipe.epochs)
+    own = _decisive(base, recipe)
+    of_run = replace(overriding.overridden(base, **own), epochs=recipe.epochs)
     of_run = of_run if recipe.published else profiles.in_whole_cycles(of_run)
     changed = {name: pair[1] for name, pair in recipes.diff(of_run, recipe).items() if name not in OF_DATA}
     changed |= {"epochs": recipe.epochs} if recipe.epochs != base.epochs else {}
     if run.data.get("source") in recipes.RECIPES and recipe.positive:  # otherwise it has to be named
         changed.pop("positive", None)
-    given |= more | changed | {"folds": folds, "repeats": REPEATS}
+    given |= more | own | changed | {"folds": folds, "repeats": REPEATS}
     if not set(changed) <= PARAMETERS or "`" in f"{given}":
         return ""
     return f"patholib train {recipe.name}" + "".join(f" -p {k} {shlex.quote(shown(v))}" for k, v in given.items())
+
+
+def _decisive(base: Recipe, recipe: Recipe) -> dict:
+    """The parameters of `overriding.overridden`, which change several fields, that make this recipe of its base."""
+    own: dict[str, Any] = {}
+    if recipe.train != base.train:
+        own = {"train": recipe.train}
+    elif recipe.loss != base.loss:
+        own = {"loss": recipe.loss}
+    (first, *others) = recipe.stages
+    if recipe.train != "head" and recipe.stages != base.stages and not others and first.lr_scale == 1:
+        own["frozen"] = first.frozen
+    if own and recipe.arch != base.arch:  # of which the number of blocks depends
+        own["arch"] = recipe.arch
+    return own
 
 
 def _heatmaps(facts: Mapping | None) -> tuple[Markup, bool]:

@@ -30,7 +30,7 @@ from patholib.data.manifest import Manifest
 from patholib.deploy import export, exportformat, loading
 from patholib.judge import decisions, judging, predicting, rivals, trust
 from patholib.lab import notebook, sessions
-from patholib.model import building, profiles, recipes
+from patholib.model import building, overriding, profiles, recipes
 from patholib.model.networks import Classifier
 from patholib.model.recipes import Augmentation, Recipe
 from patholib.options import OF_RECIPE, Options
@@ -89,7 +89,7 @@ class Study:
         if isinstance(recipe, Recipe):
             self.recipe = self._adapted(recipe, given)
         else:
-            form = {name: getattr(options, name) for name in ("published", "weights", "small")}
+            form = {name: getattr(options, name) for name in ("published", "weights", "small", "frozen")}
             self.recipe = profiles.recipe_for(options.recipe, self.source, **form, **options.of_recipe)
         self.checked = data if isinstance(data, Checked) else self._check()
         self.split = split
@@ -115,8 +115,9 @@ class Study:
     def _adapted(self, recipe: Recipe, given: dict) -> Recipe:
         """A recipe of one's own, for the classes and groups of these images."""
         known = recipe.group_by == "image" or recipe.group_by in self.source.table
-        return replace(
+        return overriding.overridden(
             recipe,
+            given.get("frozen"),
             classes=self.source.classes,
             positive=self.source.positive,
             group_by=recipe.group_by if known else self.source.group_by,
@@ -203,7 +204,7 @@ class Study:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch of the training. Errors: missing_file before it."""
+        """One row per epoch of the training, or per strength of a fitted head. Errors: missing_file before it."""
         return pd.DataFrame(files.read_json(self.dir / "history.json"))
 
     @property
@@ -229,9 +230,10 @@ class Study:
             f"{counts.get(part, 0):,} {name}"
             for part, name in (("train", "training"), ("val", "validation"), ("test", "test"))
         )
+        length = "a fitted head" if recipe.train == "head" else f"{recipe.epochs} epochs"
         return (
             f"{self.source!r}\nrecipe {recipe.name}: {recipe.arch}, weights {Path(recipe.weights).name}, "
-            f"{recipe.image_size} pixels, {recipe.epochs} epochs\nsplit by {recipe.group_by}: {parts} images"
+            f"{recipe.image_size} pixels, {length}\nsplit by {recipe.group_by}: {parts} images"
         )
 
     # --------------------------------------------------------------------------------------------------- the steps

@@ -43,8 +43,10 @@ class Figures:
         )
 
     def schedule(self) -> Figure:
-        """The planned learning rate and frozen blocks."""
+        """The planned learning rate and frozen blocks; a fitted head has none, which it says."""
         s = self._study
+        if s.recipe.train == "head":
+            return learning.no_epochs(note=s.note)
         return self._saved("schedule", learning.schedule(schedules.table(s.recipe), title="This run", note=s.note))
 
     def curves(self) -> Figure:
@@ -55,8 +57,10 @@ class Figures:
         )
 
     def unfreezing(self) -> Figure:
-        """How many blocks were frozen in every epoch."""
+        """How many blocks were frozen in every epoch; a fitted head has none, which it says."""
         s = self._study
+        if s.recipe.train == "head":
+            return learning.no_epochs(note=s.note)
         return self._saved(
             "unfreezing", learning.unfreezing(s.history, len(architectures.NETWORKS[s.recipe.arch].blocks), note=s.note)
         )
@@ -164,8 +168,10 @@ class Figures:
             "trust": self.trust,
             "overview": self.overview,
         }
-        if self._study.opened:
+        if self._study.opened or self._study.recipe.train == "head":
             del drawn["augmented"]
+        if self._study.recipe.train == "head":
+            del drawn["unfreezing"]
         if not (self._study.dir / trust.FILE).exists():
             del drawn["trust"]
         known = {path.stem for path in [*self._study.dir.glob("*.png"), *self._study.dir.glob("figures/*.png")]}

@@ -100,13 +100,12 @@ class Feed:
         return replace(batch, images=none, labels=batch.labels[:0], every_label=batch.whole)
 
 
-def check(feed: Feed, val: ImageSet) -> None:
-    """Refuses images that nothing can be learnt from. Errors: empty_class, single_class, bad_parameter."""
-    recipe, number = feed.recipe, len(feed.images)
-    counts = np.bincount(feed.images.labels, minlength=len(recipe.classes))
+def check_classes(train: ImageSet, val: ImageSet) -> None:
+    """Refuses images that nothing can be learnt from. Errors: empty_class, single_class."""
+    counts = np.bincount(train.labels, minlength=len(train.classes))
     problems = [
         ("empty_class", "training split", f"has no image of {name}")
-        for name, count in zip(recipe.classes, counts, strict=True)
+        for name, count in zip(train.classes, counts, strict=True)
         if not count
     ]
     if len(np.unique(val.labels)) < 2:
@@ -118,6 +117,12 @@ def check(feed: Feed, val: ImageSet) -> None:
             )
         )
     csvfiles.stop_on(problems, "Split again, with every class in every part, or drop the class")
+
+
+def check(feed: Feed, val: ImageSet) -> None:
+    """Refuses images and batches that nothing can be learnt from. Errors: those of `check_classes`, bad_parameter."""
+    check_classes(feed.images, val)
+    recipe, number = feed.recipe, len(feed.images)
     if feed.steps == 0:
         raise PathoError(
             "bad_parameter",

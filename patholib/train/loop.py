@@ -6,11 +6,13 @@ import copy
 import math
 import time
 
+import numpy as np
 import torch
 
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.progress import bar, say
+from patholib.data.imagesets import ImageSet
 from patholib.judge import metrics, predicting
 from patholib.model import losses, schedules
 from patholib.model.recipes import Recipe
@@ -125,16 +127,18 @@ def validate(state: State, saving: Saving) -> dict[str, float]:
         after_batch=between_batches,
         team=state.team,
     )  # (N, C)
-    return state.team.shared(lambda: _scores(state, logits))  # by one process, so that all decide alike
+    return state.team.shared(  # by one process, so that all decide alike
+        lambda: scores(logits, state.val, state.recipe, state.counts)
+    )
 
 
-def _scores(state: State, logits: torch.Tensor) -> dict[str, float]:
-    """Loss and metrics of the logits (N, C) of all validation images."""
-    total, weight = state.loss.total(logits.to(state.device), torch.tensor(state.val.labels, device=state.device))
-    table = predicting.as_predictions(state.val, torch.softmax(logits.double(), 1).numpy())
-    shares = losses.shares(state.recipe, state.counts)  # None for two classes
-    numbers = metrics.summary(table, state.recipe.classes, state.recipe.positive, shares or 0.5)["metrics"]
-    return {"val_loss": float(total / weight)} | {f"val_{name}": numbers[name]["value"] for name in MONITORED}
+def scores(logits: torch.Tensor, val: ImageSet, recipe: Recipe, counts: np.ndarray) -> dict[str, float]:
+    """Loss and metrics of the logits (N, C) of all validation images; counts (C,): training images of each class."""
+    loss = losses.build(recipe, counts)(logits, torch.tensor(val.labels))
+    table = predicting.as_predictions(val, torch.softmax(logits.double(), 1).numpy())
+    shares = losses.shares(recipe, counts)  # None for two classes
+    numbers = metrics.summary(table, recipe.classes, recipe.positive, shares or 0.5)["metrics"]
+    return {"val_loss": float(loss)} | {f"val_{name}": numbers[name]["value"] for name in MONITORED}
 
 
 def leave_if_requested(state: State, saving: Saving) -> None:

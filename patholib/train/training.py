@@ -21,7 +21,7 @@ from patholib.base.team import ALONE, Team, check_count, check_gpus, joined, mys
 from patholib.data.imagesets import ImageSet
 from patholib.model.networks import Classifier
 from patholib.model.recipes import Recipe
-from patholib.train import devices, handover, launching, loop, resuming
+from patholib.train import devices, handover, heads, launching, loop, resuming
 from patholib.train.runs import Run
 from patholib.train.state import State
 from patholib.train.stopping import Stop
@@ -42,7 +42,7 @@ def fit(
 
     Resumes from the run folder's newest checkpoint, also in the middle of an epoch; a finished training is not
     repeated. Writes `checkpoints/`, `history.csv`, `history.json` and events to `run.jsonl`. Returns the history, one
-    row per epoch.
+    row per epoch. With train="head" in the recipe that is done by `heads.fit`, one row per strength.
     max_hours: stop cleanly after that time, saved. processes: number of processes of this machine that share each
     batch, each with a GPU of its own where there are some; they are started here. team: the processes, already started,
     that this one trains with.
@@ -55,6 +55,8 @@ def fit(
         handover.train(model, images, run, device, workers, max_hours, processes)  # their result is loaded below
     gpus = range(torch.cuda.device_count())  # named, as fork_rng warns where it has to find several by itself
     with torch.random.fork_rng(gpus), devices.backend(run.recipe.fast):  # the caller's generators and switches stay
+        if run.recipe.train == "head":
+            return heads.fit(model, images, run, devices.own_device(device, team), max_hours)
         state = State(
             model, images, run, devices.own_device(device, team), threads(workers, say), team, Stop(max_hours)
         )
@@ -76,6 +78,13 @@ def check_processes(count: int, device: str, recipe: Recipe) -> int:
     """The number of processes, if this machine and recipe have work for so many. Errors: bad_parameter."""
     if check_count(count) == 1:
         return 1
+    if recipe.train == "head":
+        raise PathoError(
+            "bad_parameter",
+            "processes",
+            f"are {count}, but a head is fitted by one: the images pass through the network once",
+            "Use processes=1",
+        )
     chosen = devices.choose_device(device)
     if chosen.index is not None:
         raise PathoError(

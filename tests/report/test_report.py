@@ -156,6 +156,9 @@ def test_random_weights_are_told_in_report_and_card_with_every_field_that_differ
         pytest.param({"weights": "none", "small": "true"}, False, id="small"),
         pytest.param({"published": "true"}, False, id="published"),
         pytest.param({"arch": "resnet18", "lr": "0.01"}, True, id="demo"),
+        pytest.param({"arch": "resnet18", "frozen": "4"}, False, id="frozen"),
+        pytest.param({"loss": "focal"}, False, id="loss"),
+        pytest.param({"train": "head", "arch": "efficientnet_lite0", "image_size": "96"}, True, id="head"),
     ],
 )
 def test_few_patients_are_told_with_the_command_that_tests_all_of_them(tmp_path, words, demo):
@@ -170,6 +173,7 @@ def test_few_patients_are_told_with_the_command_that_tests_all_of_them(tmp_path,
             published=options.published,
             weights=options.weights,
             small=options.small,
+            frozen=options.frozen,
             **options.of_recipe,
         )
 

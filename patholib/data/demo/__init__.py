@@ -22,7 +22,7 @@ VERSION = 5  # of the pictures: raise it whenever the same settings give other f
 MARKER, TRUTH = "DEMO.json", "truth.csv"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "breakhis": {"groups": 80, "images_per_group": 6, "size": (350, 230), "best_auc": 0.98},
+    "breakhis": {"groups": 120, "images_per_group": 4, "size": (350, 230), "best_auc": 0.98},
     "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225), "best_auc": 0.99},
 }
 _PLANS = {"breakhis": plans.plan_breakhis, "isic2019": plans.plan_isic}

@@ -25,6 +25,21 @@ def schedule(
 
 
 @style.styled
+def no_epochs(note: str = "") -> Figure:
+    """What stands for a figure of epochs where a head is fitted."""
+    figure = style.open(8, 1, "", note)
+    say_fitted(figure.subplots())
+    return figure
+
+
+def say_fitted(axes) -> None:
+    """Words in place of a plot by epoch."""
+    axes.set_axis_off()
+    words = "All blocks are frozen and the head is fitted:\nthere are no epochs and no learning rate."
+    axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, color=style.FAINT)
+
+
+@style.styled
 def unfreezing(history, blocks: int | None = None, note: str = "") -> Figure:
     """Frozen blocks and the share of trainable weights, as steps over the epochs."""
     table = style.frame(history)
@@ -39,7 +54,7 @@ def unfreezing(history, blocks: int | None = None, note: str = "") -> Figure:
 
 @style.styled
 def curves(history, kept: int | None = None, monitor: str = "auc", note: str = "") -> Figure:
-    """Loss and metrics by epoch; the epoch whose weights are kept is marked.
+    """Loss and metrics by epoch, or by strength of a fitted head; the one whose weights are kept is marked.
 
     kept: its number, from 1 (`schedules.kept`); otherwise the first epoch with the highest validation `monitor`.
     """
@@ -56,6 +71,8 @@ def kept_epoch(table: pd.DataFrame, monitor: str, kept: int | None) -> tuple[int
     """The number of the epoch that is marked, and the words beside it."""
     best = best_epoch(table, monitor)
     kept = best if kept is None else kept
+    if kept is not None and "strength" in table:
+        return kept, f"kept: C = {table.set_index('epoch')['strength'][kept]:g}"
     return None if kept is None else (kept, f"{'best' if kept == best else 'kept'}: epoch {kept}")
 
 
@@ -66,7 +83,9 @@ def best_epoch(table: pd.DataFrame, monitor: str) -> int | None:
 
 
 def draw_rate(axes, table) -> None:
-    """The learning rate by epoch."""
+    """The learning rate by epoch; words in its place where a head was fitted."""
+    if not table["lr"].notna().any():
+        return say_fitted(axes)
     marker = "o" if len(table) < 3 else None
     axes.plot(table["epoch"], table["lr"].where(table["lr"] > 0), color=style.BLUE, marker=marker)
     axes.set_yscale("log")
@@ -103,6 +122,9 @@ def _draw_lines(axes, table, lines, kept) -> None:
         epoch, words = kept
         style.mark(axes, epoch, words, style.FAINT)
     style.by_epoch(axes, table["epoch"])
+    if "strength" in table:
+        axes.set_xticks(table["epoch"], [f"{c:g}" for c in table["strength"]])
+        axes.set_xlabel("strength C of the head: the smaller, the more it is held back")
 
 
 def draw_losses(axes, table, kept) -> None:
@@ -128,15 +150,14 @@ def draw_losses(axes, table, kept) -> None:
 
 def draw_scores(axes, table, kept, monitor: str) -> None:
     """Metrics of training and validation by epoch."""
+    chooses = "" if "strength" in table else f"val_{monitor}"
     names = [
         ("train_accuracy", "training accuracy", style.BLUE, style.DASHES[1]),
         ("val_accuracy", "validation accuracy", style.ORANGE, style.DASHES[1]),
         ("val_balanced_accuracy", "validation balanced accuracy", style.GREEN, style.DASHES[3]),
         ("val_auc", "validation AUC", style.PINK, "-"),
     ]
-    lines = [
-        (c, f"{label} (chooses the best epoch)" if c == f"val_{monitor}" else label, *look) for c, label, *look in names
-    ]
+    lines = [(c, f"{label} (chooses the best epoch)" if c == chooses else label, *look) for c, label, *look in names]
     _draw_lines(axes, table, lines, kept)
     axes.set_ylabel("metric (0 to 1)")
     low = table[[c for c, *_ in names if c in table]].min().min()
