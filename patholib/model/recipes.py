@@ -365,13 +365,14 @@ def from_scratch(recipe: Recipe) -> Recipe:
 
 
 def first_look(recipe: Recipe) -> Recipe:
-    """The recipe cut down to demo images: a small network from ImageNet weights, small pictures, a minute on two cores.
+    """The recipe cut down to demo images: a small network from ImageNet weights, a minute on two cores.
 
-    The last two of nine blocks learn, in one cosine cycle.
+    The last of nine blocks and a linear head learn, in one cosine cycle. 192 pixels, because at fewer the last maps,
+    of 6 x 6 cells, would be too coarse to show where.
     """
-    recipe = replace(unfrozen(recipe), arch=FIRST_LOOK, weights="imagenet", stages=(Stage(0, 7, 1.0),))
+    recipe = replace(unfrozen(recipe), arch=FIRST_LOOK, weights="imagenet", stages=(Stage(0, 8, 1.0),), head_width=0)
     # The precision is not left to the clock: a demo run ends with the same numbers every time.
-    recipe = replace(recipe, image_size=192, epochs=4, batch_size=16, precision="fp32", tta_views=2)
+    recipe = replace(recipe, image_size=192, epochs=4, batch_size=16, ema=0.9, tta_views=2, precision="fp32")
     return recipe if recipe.published else replace(recipe, optimizer="adamw", loss="cross_entropy", label_smoothing=0)
 
 
