@@ -490,7 +490,7 @@ class Outcome:
     table: pd.DataFrame  # predictions of its test images, as they come
     called: pd.DataFrame  # the same with all probability on the class that the contender calls
     even: pd.DataFrame  # the same with the training's class shares divided out
-    tempered: pd.DataFrame  # the same with the temperature and biases that suit the validation images
+    calibrated: pd.DataFrame  # the same with the temperature and biases that suit the validation images
 
 
 def outcome(task: Task, table: str) -> Outcome:
@@ -546,7 +546,7 @@ class Pooled:
     plain: pd.DataFrame
     called: pd.DataFrame
     even: pd.DataFrame
-    tempered: pd.DataFrame
+    calibrated: pd.DataFrame
 
 
 def pooled(found: dict[tuple[int, int], Outcome], which: Iterable[tuple[int, int]] | None = None) -> Pooled:
@@ -556,7 +556,7 @@ def pooled(found: dict[tuple[int, int], Outcome], which: Iterable[tuple[int, int
         pd.concat([getattr(found[key], name).assign(repeat=key[1] // FOLDS) for key in keys]).sort_values(
             ["repeat", "path"], ignore_index=True
         )
-        for name in ("table", "called", "even", "tempered")
+        for name in ("table", "called", "even", "calibrated")
     ]
     return Pooled(*tables)
 
@@ -567,10 +567,10 @@ NUMBERS = {
     "even": "balanced accuracy, shares divided out",
     "sensitivity": f"sensitivity at {SPECIFICITY:g} specificity",
     "ece": "ECE",
-    "tempered": "ECE, calibrated",
+    "calibrated": "ECE, calibrated",
 }
 JUDGED = ("auc", "balanced_accuracy", "even")  # in which ours must not be below a rival
-LESS_IS_BETTER = ("ece", "tempered")
+LESS_IS_BETTER = ("ece", "calibrated")
 
 
 def numbers(one: Pooled, ready: Ready, other: Pooled | None = None, resamples: int = RESAMPLES) -> dict[str, dict]:
@@ -602,7 +602,7 @@ def errors(one: Pooled, ready: Ready, other: Pooled | None = None) -> dict[str, 
     binary = classes.index(ready.source.positive) if len(classes) == 2 else None
     found = {
         name: calibration.ece(places(table, classes), of(table, classes), of=binary)
-        for name, table in (("ece", one.plain), ("tempered", one.tempered))
+        for name, table in (("ece", one.plain), ("calibrated", one.calibrated))
     }
     less = errors(other, ready) if other is not None else dict.fromkeys(found, 0.0)
     return {name: float(value - less[name]) for name, value in found.items()}

@@ -24,6 +24,7 @@ PRESETS: dict[str, dict] = {
     "isic2019": {"recipe": "isic2019"},
     "quickstart": {"recipe": "breakhis", "data": "demo", "train": "head"},
 }
+STUDY = ("images", "recipe", "judging")  # groups of parameters that say what is done, not where or how fast
 RECIPE = "as the recipe says"
 OF_RECIPE = (  # its fields
     *("arch", "train", "image_size", "epochs", "batch_size", "micro_batches", "lr", "loss", "seed", "precision"),
@@ -146,6 +147,17 @@ class Options:
     def of_recipe(self) -> dict:
         """{name: value} of the fields of the recipe that these parameters override; None: not overridden."""
         return {name: value for name, value in self.to_json().items() if name in OF_RECIPE}
+
+    @property
+    def of_study(self) -> dict:
+        """{name: value} of recipe, and of those that differ from their default and can change what a study finds.
+
+        Of a file or folder its name alone: where it lay is nobody else's business.
+        """
+        of = {f.name for f in dataclasses.fields(self) if f.metadata["group"] in STUDY} | {"precision"}
+        changed = {p.name: vars(self)[p.name] for p in parameters() if p.name in of and vars(self)[p.name] != p.default}
+        names = {name: Path(changed[name]).name for name in ("data", "weights") if name in changed}
+        return {"recipe": self.recipe} | changed | names
 
     def to_json(self) -> dict:
         """{name: value} of all parameters."""

@@ -3,7 +3,8 @@
   python tests/intervals.py                       writes the tables of docs/promises.md: ten minutes
   python tests/intervals.py --simulations 100     prints them: quicker, and less sure
 
-A test set has so many groups (patients) of each class, each with 1 to 9 images. The score of an image is +-`skill` for
+A test set has so many groups (patients) of each class, each with 1 to 9 images or with as many as a case of BreakHis:
+one of 16 benign cases has a fifth of the images. The score of an image is +-`skill` for
 its class, plus what its group adds, plus a little of its own, so that the images of a group are alike. The truth
 follows from the normal distribution, or is measured on many images.
 """
@@ -16,7 +17,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -24,6 +25,8 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from splits import BENIGN, MALIGNANT
 
 from patholib.base import files
 from patholib.judge import intervals, metric_table, metrics, resampled
@@ -33,6 +36,7 @@ from patholib.train import origin
 PAGE = Path(__file__).parents[1] / "docs" / "promises.md"
 CLASSES = ("benign", "malignant")
 GROUPS = ((3, 8), (4, 9), (5, 25), (10, 10), (16, 54), (40, 40))
+UNEQUAL = ((3, 8), (16, 54))  # with as many images as cases of BreakHis
 NUMBERS = ("auc", "sensitivity", "specificity", "balanced_accuracy", "accuracy")
 OTHERS = ("precision", "f1", "log_loss", "brier")
 LEAST, MOST = 0.92, 0.99  # what the coverage of a nominal 95 % should be
@@ -46,6 +50,7 @@ class World:
     skill: float = 0.8
     between: float = 0.7
     within: float = 0.7
+    unequal: bool = False  # whether groups are as large as cases of BreakHis, or have 1 to 9 images
 
     @property
     def words(self) -> str:
@@ -64,7 +69,11 @@ class World:
         """
         rng = np.random.default_rng(seed)
         label = np.repeat((0, 1), groups) if groups[1:] else rng.integers(0, 2, groups[0])
-        group = np.repeat(np.arange(sum(groups)), rng.integers(1, 10, sum(groups)))
+        images = rng.integers(1, 10, sum(groups))
+        if self.unequal:
+            cases = zip((BENIGN, MALIGNANT), groups, strict=True)
+            images = np.concatenate([rng.choice(sizes, n, replace=False) for sizes, n in cases])
+        group = np.repeat(np.arange(sum(groups)), images)
         return label[group], self.skill * (2 * label[group] - 1) + self.noise(rng, group), group
 
     @functools.cache  # noqa: B019
@@ -253,9 +262,11 @@ def percent(row: pd.Series) -> str:
 def by_groups(simulations: int) -> Iterator[dict[str, str]]:
     names = NUMBERS + OTHERS
     for world in WORLDS:
-        for groups in (*GROUPS, (20,), (80,)):
-            found = coverage(world, groups, simulations, names)
+        sets = [(world, groups) for groups in (*GROUPS, (20,), (80,))]
+        for drawn, groups in sets + [(replace(world, unequal=True), groups) for groups in UNEQUAL]:
+            found = coverage(drawn, groups, simulations, names)
             title = " + ".join(map(str, groups)) if groups[1:] else f"{groups[0]}, class by chance"
+            title += ", unequal" if drawn.unequal else ""
             yield {"images of a group": world.words, "groups": title} | {
                 metric_table.words(name): percent(found.loc[name]) for name in names
             }

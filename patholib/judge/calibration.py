@@ -199,7 +199,7 @@ def ece_by_chance(probs: np.ndarray, bins: int = BINS, of: int | None = None, dr
     value is larger.
     """
     probs = np.asarray(probs, dtype=np.float64)
-    confidence, _ = confident(np.zeros(len(probs), int), probs, of)
+    confidence = np.sort(confident(np.zeros(len(probs), int), probs, of)[0])  # so that row order changes nothing
     place = _binned(confidence, bins)
     drawn = np.random.default_rng(seed).random((draws, len(probs))) < confidence  # (D, N)
     away = (drawn - confidence) @ np.eye(bins)[place]  # (D, bins)

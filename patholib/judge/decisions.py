@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ RIVALS = ("baseline", "probe")  # judged beside the network by the same rules: c
 PLAIN_LOCK = (
     "averaged views are judged by the calibration and the threshold of single views: this older run has no others"
 )
+WIDTH = 100  # letters of a line in a terminal
 ALIKE = 1e-3  # how much the probabilities of one model may differ between two machines
 
 
@@ -67,7 +69,14 @@ class Locked:
     recipe: Recipe
 
     def __repr__(self) -> str:
-        return repr(self.table)
+        """The same in lines for a terminal."""
+        shown = self.table
+        width = max(map(len, shown.table.index)) + 2
+        lines = [
+            textwrap.fill(value, WIDTH, initial_indent=name.ljust(width), subsequent_indent=width * " ")
+            for name, value in shown.table["locked"].items()
+        ]
+        return "\n".join([*lines, *(textwrap.fill(note, WIDTH) for note in shown.below)])
 
     def _repr_html_(self) -> str:
         return self.table._repr_html_()
@@ -79,18 +88,16 @@ class Locked:
 
     @property
     def table(self) -> Shown:
-        """The decision in words, one row for each part of it."""
+        """The decision in words, one row for each part of it, and its notes below."""
         found = self.decision
         rows = {**calibration.readable(found), "rule": found["rule"]}
         if found.get("shares"):
             rows["predicted"] = rules.RULES["even"]
         rows |= thresholds.in_words(found, alert=len(self.recipe.classes) > 2)
-        if found["notes"]:
-            rows["note"] = "; ".join(found["notes"])
         averaged = found.get("averaged")
         if averaged:
             rows |= {f"{name}, averaged views": value for name, value in calibration.readable(averaged).items()}
-        return Shown(pd.DataFrame({"locked": rows}))
+        return Shown(pd.DataFrame({"locked": rows}), below=tuple(f"Note: {note}." for note in found["notes"]))
 
     @property
     def labels(self) -> np.ndarray:
@@ -100,7 +107,7 @@ class Locked:
     @property
     def probs(self) -> np.ndarray:
         """(N, C) probabilities of the validation images, calibrated."""
-        return predicting.probs_of(tempered(self.val, self.recipe.classes, self.decision), self.recipe.classes)
+        return predicting.probs_of(with_calibration(self.val, self.recipe.classes, self.decision), self.recipe.classes)
 
     @property
     def calibration(self) -> dict:
@@ -207,8 +214,9 @@ def choose(
     }
     if positive is None:
         return found
+    calibrated_val = with_calibration(val, classes, found)
     chosen = thresholds.decided(
-        tempered(val, classes, found), classes, positive, target_sensitivity, cost_ratio, seed, even=bool(shares)
+        calibrated_val, classes, positive, target_sensitivity, cost_ratio, seed, even=bool(shares)
     )
     return found | chosen | {"notes": notes + chosen["notes"]}
 
@@ -287,7 +295,7 @@ def calibrated(run_dir: Path, name: str) -> pd.DataFrame:
     table = predicting.read_predictions(run_dir / f"predictions_{name}.csv", classes)
     if name in RIVALS or not (run_dir / DECISION).exists():
         return table
-    return tempered(table, classes, for_views(locked(run_dir), name.endswith("_tta")))
+    return with_calibration(table, classes, for_views(locked(run_dir), name.endswith("_tta")))
 
 
 def for_views(decision: Mapping, averaged: bool) -> Mapping:
@@ -295,7 +303,7 @@ def for_views(decision: Mapping, averaged: bool) -> Mapping:
     return decision.get("averaged", decision) if averaged else decision
 
 
-def tempered(table: pd.DataFrame, classes: Sequence[str], decision: Mapping | None) -> pd.DataFrame:
+def with_calibration(table: pd.DataFrame, classes: Sequence[str], decision: Mapping | None) -> pd.DataFrame:
     """A table of predictions with probabilities calibrated as the decision says, see `calibration.apply`."""
     probs = calibration.apply(predicting.probs_of(table, classes), Calibration.of(decision, classes))
     return predicting.with_probs(table, classes, probs)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from patholib.judge import gradcam
 from patholib.model import augment
 from patholib.model.networks import Classifier, evaluating
 
-SHARES = (0.1, 0.25, 0.5)  # of the pixels that are deleted or inserted
+SHARES = (0.25, 0.5)  # of the pixels that are deleted or inserted; a network recognises little in less
 OTHERS = 2  # maps of other patients whose gain is measured on every image; each costs as much as the map itself
 NETWORKS = 19  # with shuffled weights: one more of them is the best of all in 1 of 20 cases
 SHIFTS = ((1, 2), (-2, 1))  # pixels down and to the right; both are less than a cell of the map
@@ -31,16 +31,19 @@ CELLS = 32  # on a side, at which maps are compared: as fine as any map that a b
 
 @dataclass(frozen=True)
 class Asked:
-    """N images with their heatmaps, as every check needs them."""
+    """N images with their heatmaps, and what every check needs of them: each is computed once."""
 
     model: Classifier  # in eval mode
-    paths: list[str]
-    views: torch.Tensor  # (N, 3, S, S) on the model's device
-    groups: np.ndarray  # (N,)
-    heat: gradcam.Heat
-    maps: np.ndarray  # (N, S, S), the heat in the size of the images
     ask: Callable[..., gradcam.Heat]  # of model, views and classes
     seed: int
+    paths: np.ndarray  # (N,)
+    views: torch.Tensor  # (N, 3, S, S) on the model's device
+    groups: np.ndarray  # (N,)
+    classes: torch.Tensor  # (N,) whose heat it is
+    maps: np.ndarray  # (N, S, S), the heat in the size of the images
+    blank: np.ndarray  # (N,) bool
+    gains: np.ndarray  # (N,) by the own map of each image
+    changed: np.ndarray  # (N, K, S, S), the maps after K small changes of the image
 
     @classmethod
     def of(
@@ -51,15 +54,37 @@ class Asked:
         views = augment.plain_views(pictures.pixels[table["row"].to_numpy()], size).to(model.mean.device)
         classes = torch.tensor([model.classes.index(name) for name in table["predicted"]])
         heat = gradcam.in_batches(ask, still, views, classes)
-        return cls(still, list(table["path"]), views, table["group"].to_numpy(), heat, _large(heat, size), ask, seed)
+        maps = _large(heat, size)
+        return cls(
+            model=still,
+            ask=ask,
+            seed=seed,
+            paths=table["path"].to_numpy(),
+            views=views,
+            groups=table["group"].to_numpy(),
+            classes=classes,
+            maps=maps,
+            blank=heat.blank.numpy(),
+            gains=gain(still, views, maps, classes),
+            changed=_changed(lambda moved: _large(gradcam.in_batches(ask, still, moved, classes), size), views),
+        )
 
     def first(self, count: int) -> Asked:
         """The same of the first images alone."""
-        heat = dataclasses.replace(
-            self.heat, **{field.name: getattr(self.heat, field.name)[:count] for field in dataclasses.fields(self.heat)}
-        )
-        few = self.paths[:count], self.views[:count], self.groups[:count], heat, self.maps[:count]
-        return Asked(self.model, *few, self.ask, self.seed)
+        return replace(self, **{name: values[:count] for name, values in self._of_images.items()})
+
+    def and_also(self, more: Asked) -> Asked:
+        """The same with further images."""
+        return replace(self, **{name: _joined(mine, getattr(more, name)) for name, mine in self._of_images.items()})
+
+    @property
+    def _of_images(self) -> dict[str, Any]:
+        """All but model, ask and seed."""
+        return {one.name: getattr(self, one.name) for one in fields(self)[3:]}
+
+
+def _joined(a, b):
+    return np.concatenate([a, b]) if isinstance(a, np.ndarray) else torch.cat([a, b])
 
 
 def _large(heat: gradcam.Heat, size: int) -> np.ndarray:
@@ -86,21 +111,25 @@ def specific(asked: Asked) -> tuple[np.ndarray, np.ndarray]:
     rng, count = np.random.default_rng(asked.seed), len(asked.paths)
     order = np.argsort([str(group) for group in asked.groups], kind="stable")
     values = np.full((count, count), np.nan)
-    values[np.diag_indices(count)] = gain(asked.model, asked.views, asked.maps, asked.heat.classes)
+    values[np.diag_indices(count)] = asked.gains
     # Moved on by at least the largest group, in the order of the groups, every map meets an image of another one.
     largest = int(np.unique(asked.groups.astype(str), return_counts=True)[1].max())
     steps = np.arange(largest, count - largest + 1)
     for step in rng.permutation(steps)[:OTHERS]:
         images, maps = order, np.roll(order, step)
-        found = gain(asked.model, asked.views[images], asked.maps[maps], asked.heat.classes[images])
+        found = gain(asked.model, asked.views[images], asked.maps[maps], asked.classes[images])
         values[maps, images] = found
     return own_and_others(values, asked.groups)
 
 
 def stable(asked: Asked) -> tuple[np.ndarray, np.ndarray]:
     """The likeness of each map to that of its image after a small change, and of other groups' maps to it."""
-    values = np.mean([likeness(asked.maps, changed) for changed in _changed(asked)], axis=0)  # (N, N)
-    return own_and_others(values, asked.groups)
+    return own_and_others(_likeness_to_changed(asked), asked.groups)
+
+
+def _likeness_to_changed(asked: Asked) -> np.ndarray:
+    """Of map i to map j after a small change of its image, (N, N)."""
+    return np.mean([likeness(asked.maps, asked.changed[:, k]) for k in range(asked.changed.shape[1])], axis=0)
 
 
 def located(asked: Asked, masks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -142,18 +171,14 @@ def _coarse(maps: np.ndarray) -> np.ndarray:
     return functional.adaptive_avg_pool2d(inside, min(CELLS, inside.shape[1])).numpy()
 
 
-def _changed(asked: Asked) -> Iterator[np.ndarray]:
-    """The maps (N, S, S) of the images after shifts, moved back, and after JPEG compression."""
+def _changed(maps_of: Callable[[torch.Tensor], np.ndarray], views: torch.Tensor) -> np.ndarray:
+    """The maps (N, K, S, S) of the images after shifts, moved back, and after JPEG compression."""
+    found = []
     for down, right in SHIFTS:
-        wide = functional.pad(asked.views, (EDGE,) * 4, mode="replicate")
+        wide = functional.pad(views, (EDGE,) * 4, mode="replicate")
         moved = wide.roll((down, right), dims=(2, 3))[..., EDGE:-EDGE, EDGE:-EDGE]
-        yield np.roll(_again(asked, moved), (-down, -right), axis=(1, 2))
-    yield _again(asked, torch.stack([_jpeg(view) for view in asked.views]))
-
-
-def _again(asked: Asked, views: torch.Tensor) -> np.ndarray:
-    heat = gradcam.in_batches(asked.ask, asked.model, views, asked.heat.classes)
-    return _large(heat, asked.maps.shape[1])
+        found.append(np.roll(maps_of(moved), (-down, -right), axis=(1, 2)))
+    return np.stack([*found, maps_of(torch.stack([_jpeg(view) for view in views]))], axis=1)
 
 
 def _jpeg(view: torch.Tensor) -> torch.Tensor:
@@ -195,21 +220,25 @@ def learnt(asked: Asked) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     predictions.
     "sensitive": the likeness of each map to that after a small change of the image, and to that of the networks.
     """
-    own = gain(asked.model, asked.views, asked.maps, asked.heat.classes)
-    steady = np.mean([np.diag(likeness(asked.maps, changed)) for changed in _changed(asked)], axis=0)
-    gains, alike = [], []
+    gains: list[np.ndarray] = []
+    alike = []
     for k in range(NETWORKS):
         other = shuffled(asked.model, asked.views, asked.seed * NETWORKS + k)
-        heat = gradcam.in_batches(asked.ask, other, asked.views, asked.heat.classes)
+        heat = gradcam.in_batches(asked.ask, other, asked.views, asked.classes)
         maps = _large(heat, asked.maps.shape[1])
         alike.append(np.diag(likeness(asked.maps, maps)))
+        if gains and beyond(asked.gains, np.stack(gains)) is asked.gains:
+            continue  # further gains leave it there
         called = heat.probs.argmax(dim=1)
-        if (turned := called != asked.heat.classes).any():
+        if (turned := called != asked.classes).any():
             there = turned.to(asked.views.device)
             heat = gradcam.in_batches(asked.ask, other, asked.views[there], called[turned])
             maps[turned.numpy()] = _large(heat, asked.maps.shape[1])
         gains.append(gain(other, asked.views, maps, called))
-    return {"faithful": (own, beyond(own, np.stack(gains))), "sensitive": (steady, np.mean(alike, axis=0))}
+    return {
+        "faithful": (asked.gains, beyond(asked.gains, np.stack(gains))),
+        "sensitive": (np.diag(_likeness_to_changed(asked)), np.mean(alike, axis=0)),
+    }
 
 
 def beyond(own: np.ndarray, gains: np.ndarray) -> np.ndarray:
@@ -230,7 +259,7 @@ def beyond(own: np.ndarray, gains: np.ndarray) -> np.ndarray:
 def gain(model: Classifier, views: torch.Tensor, maps: np.ndarray, classes: torch.Tensor) -> np.ndarray:
     """How much more probable the class is when the hottest pixels are inserted than when they are deleted, (N,).
 
-    The mean over three shares of the pixels of the two curves of Petsiuk et al. 2018, from -1 to 1. Deleted pixels take
+    The mean over two shares of the pixels of the two curves of Petsiuk et al. 2018, from -1 to 1. Deleted pixels take
     the mean colour of the image, those not yet inserted come from a blurred copy.
     """
     grey = views.mean(dim=(2, 3), keepdim=True).expand_as(views)

@@ -208,7 +208,7 @@ def judge(
     if recipe.tta_views > 1:
         raw["test_tta"] = predicting.as_predictions(test, views.mean(axis=0))
     decided = {name: decisions.for_views(decision, name == "test_tta") for name in raw}
-    tables = {name: decisions.tempered(table, classes, decided[name]) for name, table in raw.items()}
+    tables = {name: decisions.with_calibration(table, classes, decided[name]) for name, table in raw.items()}
     thresholds = {name: decisions.deciding(decided[name], classes) for name in raw}
     for name, rival in zip(decisions.RIVALS, (baseline, probed), strict=True):
         if rival is not None:
@@ -254,7 +254,7 @@ def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd
         recipe.seed,
         decision.get("shares"),
     )
-    return decisions.tempered(parts["test"], recipe.classes, own), decisions.deciding(own, recipe.classes)
+    return decisions.with_calibration(parts["test"], recipe.classes, own), decisions.deciding(own, recipe.classes)
 
 
 def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequence[str]) -> dict:

@@ -67,6 +67,7 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     undefined: str = ""  # the reason where there is no value; empty: there always is one
     no_interval: str = ""  # the reason why there is no interval, of kind "once"
+    by_chance: Callable | None = None  # what it is by chance alone, of kind "once"; takes what `formula` does
     places: tuple[str, ...] = ("classes", "positive")  # of kind "class": where it is shown, see PLACES
     rests_on: tuple[str, ...] = ("class", "rest")  # of kinds "class" and "mean": whose groups give its interval
     among: Literal["", "predicted", "passed"] = ""  # only images predicted (or not) as the class count
@@ -265,6 +266,7 @@ METRICS = (  # in the order in which people read them
         from_probabilities=True,
         formula=lambda labels, probs, positive: calibration.ece(labels, probs, of=positive),
         no_interval="a mean of distances is never negative: chance alone makes it larger than the truth",
+        by_chance=lambda labels, probs, positive: calibration.ece_by_chance(probs, of=positive),
     ),
     Metric(
         name="ppv",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,15 +34,12 @@ class Numbers:
     def of(cls, counted: Tally) -> Numbers:
         return cls(counted, *resampled.values(counted))
 
-    @cached_property
-    def once(self) -> dict[str, float]:
-        """The numbers without interval."""
-        return resampled.once(self.counted)
-
     def overall(self, metric: Metric) -> Estimate:
         """A metric of a summary."""
         if metric.kind == "once":
-            return Estimate(float(self.once[metric.name]), missing=metric.no_interval)
+            chance = metric.by_chance and resampled.once(self.counted, metric.by_chance)
+            value = resampled.once(self.counted, metric.formula)
+            return Estimate(value, missing=metric.no_interval, chance=chance)
         if metric.kind == "class":  # of the positive class
             assert self.counted.positive is not None, "without it no such metric is in the summary"
             return self.of_class(metric, self.counted.positive)
@@ -59,17 +55,17 @@ class Numbers:
     def of_class(self, metric: Metric, k: int) -> Estimate:
         """A metric of the class with index k."""
         values, strata = self.of_classes[metric.name][:, k], _strata(self.counted, metric, k)
-        among = int(self.counted.groups_with[metric.among][k].sum()) if metric.among else None
+        among = int(np.count_nonzero(self.counted.images_with[metric.among][k])) if metric.among else None
         return intervals.estimate(values[0], values[1:], strata, "share", metric.undefined, among=among)
 
 
 def _strata(counted: Tally, metric: Metric, k: int | None = None) -> np.ndarray:
-    """(S, G) which groups a metric rests on: all, those of each class that occurs, or those of class k and the rest."""
+    """(S, G) images that a metric rests on: all, those of each class that occurs, or those of class k and the rest."""
     if metric.kind in ("overall", "image"):
-        return np.ones((1, counted.groups), bool)
+        return counted.confusion.sum(axis=(1, 2))[None]
     if metric.kind == "mean":
-        return counted.groups_with["class"][counted.support > 0]
-    return np.stack([counted.groups_with[whose][k] for whose in metric.rests_on])
+        return counted.images_with["class"][counted.support > 0]
+    return np.stack([counted.images_with[whose][k] for whose in metric.rests_on])
 
 
 def _independent(metric: Metric, strata: np.ndarray) -> int:
@@ -93,7 +89,7 @@ def summary(
     """
     counted = resampled.tally(predictions, classes, positive, threshold)
     found, support = Numbers.of(counted), counted.support
-    groups = counted.groups_with["class"].sum(axis=1)
+    groups = np.count_nonzero(counted.images_with["class"], axis=1)
     per_class = {
         name: {
             "support": int(support[k]),
@@ -193,10 +189,10 @@ def paired(
 
 def difference(metric: Metric, ours: Numbers, theirs: Numbers) -> Estimate:
     """A metric of one model minus that of another on the same images."""
-    name = metric.name
     if metric.kind == "once":
-        return Estimate(float(ours.once[name] - theirs.once[name]), missing=metric.no_interval)
-    values = ours.of_summary[name] - theirs.of_summary[name]
+        a, b = (resampled.once(one.counted, metric.formula) for one in (ours, theirs))
+        return Estimate(a - b, missing=metric.no_interval)
+    values = ours.of_summary[metric.name] - theirs.of_summary[metric.name]
     strata = _strata(ours.counted, metric, ours.counted.positive)
     return intervals.estimate(values[0], values[1:], strata, "difference", metric.undefined)
 
@@ -224,7 +220,7 @@ def alert(predictions: pd.DataFrame, classes: Sequence[str], positive: str, thre
         "images": len(two),
         "groups": counted.groups,
         "positives": int(counted.support[1]),
-        "positive_groups": int(counted.groups_with["class"][1].sum()),
+        "positive_groups": int(np.count_nonzero(counted.images_with["class"][1])),
         "flagged": float((score >= threshold).mean()),
         **{metric.name: found.of_class(metric, 1).to_json() for metric in metric_table.of_classes("alert")},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -42,16 +42,11 @@ class Tally:
         return self.confusion.sum(axis=(0, 2))
 
     @cached_property
-    def groups_with(self) -> dict[str, np.ndarray]:
-        """(C, G) whether a group has an image of each class, of the rest, predicted as the class, or not ("passed")."""
+    def images_with(self) -> dict[str, np.ndarray]:
+        """(C, G) images of each group: those of each class, of the rest, predicted as the class, or not ("passed")."""
         images = self.confusion.sum(axis=(1, 2))
         of_class, predicted = self.confusion.sum(axis=2).T, self.confusion.sum(axis=1).T
-        return {
-            "class": of_class > 0,
-            "rest": images > of_class,
-            "predicted": predicted > 0,
-            "passed": images > predicted,
-        }
+        return {"class": of_class, "rest": images - of_class, "predicted": predicted, "passed": images - predicted}
 
 
 def decide(
@@ -150,10 +145,9 @@ def values(counted: Tally) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]
     return overall, of_classes
 
 
-def once(counted: Tally) -> dict[str, float]:
-    """The metrics without an interval: where a threshold decides those of the positive class."""
-    positive = counted.positive if counted.by_threshold else None
-    return {m.name: m.formula(counted.labels, counted.probs, positive) for m in metric_table.of_kind("once")}
+def once(counted: Tally, formula: Callable) -> float:
+    """A formula of labels, probabilities and positive class: the latter where a threshold decides, else None."""
+    return float(formula(counted.labels, counted.probs, counted.positive if counted.by_threshold else None))
 
 
 def aucs(positive: np.ndarray, scores: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from patholib.base import files
 from patholib.base.errors import PathoError
@@ -82,8 +81,8 @@ class Trust:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per check: what is measured, its value, what is required, the outcome."""
-        return pd.DataFrame(rows(self.facts), columns=["check", "value", "required", "result"])
+        """One row per check: what is measured, on how many images, its value, what is required, the outcome."""
+        return pd.DataFrame(rows(self.facts), columns=["check", "images", "value", "required", "result"])
 
     def __repr__(self) -> str:
         return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
@@ -94,10 +93,13 @@ def state(facts: Mapping) -> str:
     return facts.get("state") or (NOT_SHOWN if facts.get("reasons") else SUPPORTED)
 
 
-def rows(facts: Mapping | None) -> list[tuple[str, str, str, str]]:
-    """Of every check: what is measured, its value, what is required, and its state."""
+def rows(facts: Mapping | None) -> list[tuple[str, str, str, str, str]]:
+    """Of every check: what is measured, on how many images, its value, what is required, and its state."""
     checks = ((facts or {}).get("checks") or {}).values()
-    return [(c["asked"], c["found"], c["demanded"], c.get("state") or PASSED[c["passed"]]) for c in checks]
+    return [
+        (c["asked"], str(c.get("images", "")), c["found"], c["demanded"], c.get("state") or PASSED[c["passed"]])
+        for c in checks
+    ]
 
 
 def summary(facts: Mapping | None) -> str:
@@ -229,22 +231,27 @@ def _spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
 def _checked(model, pictures, table, ask, seed, masks) -> dict:
     """How many images were looked at, how many maps are blank, and every check."""
     looks = [FIRST, len(table)] if len(table) >= 2 * FIRST else [len(table)]
-    for count in looks:
-        asked, level = Asked.of(model, pictures, table.head(count), ask, seed), 1 - 0.05 / len(looks)
-        found = {"specific": heatchecks.specific(asked), "stable": heatchecks.stable(asked)}
-        if masks is not None:
-            found["located"] = heatchecks.located(asked, masks)
-        checks = {name: _check(name, *pair, asked.groups, level) for name, pair in found.items()}
-        if all(check["state"] != NOT_SHOWN for check in checks.values()):
-            break
+    level, asked = 1 - 0.05 / len(looks), Asked.of(model, pictures, table.head(looks[0]), ask, seed)
+    checks = _against_others(asked, level, masks)
+    if looks[1:] and NOT_SHOWN in [check["state"] for check in checks.values()]:
+        asked = asked.and_also(Asked.of(model, pictures, table.iloc[looks[0] :], ask, seed))
+        checks = _against_others(asked, level, masks)
     few = asked.first(FEW)
     checks |= {name: _check(name, *pair, few.groups) for name, pair in heatchecks.learnt(few).items()}
     return {
         "images": len(asked.paths),
         "groups": len(set(asked.groups)),
-        "blank": int(asked.heat.blank.sum()),
+        "blank": int(asked.blank.sum()),
         "checks": {name: checks[name] for name in CLAIMS if name in checks},
     }
+
+
+def _against_others(asked: Asked, level: float, masks) -> dict[str, dict]:
+    """The checks against maps of other groups."""
+    found = {"specific": heatchecks.specific(asked), "stable": heatchecks.stable(asked)}
+    if masks is not None:
+        found["located"] = heatchecks.located(asked, masks)
+    return {name: _check(name, *pair, asked.groups, level) for name, pair in found.items()}
 
 
 def _check(name: str, own: np.ndarray, null: np.ndarray, groups: np.ndarray, level: float = intervals.LEVEL) -> dict:
@@ -273,16 +280,15 @@ def _check(name: str, own: np.ndarray, null: np.ndarray, groups: np.ndarray, lev
 def over_groups(differences: np.ndarray, groups: np.ndarray, level: float = intervals.LEVEL) -> intervals.Estimate:
     """The mean of differences (N,) over groups (N,), each counted once, with Student's interval.
 
-    Images with NaN are left out. With fewer than 6 groups there is no interval.
+    Images with NaN are left out. With fewer than 6 groups there is no interval. Where all agree it has no width.
     """
-    use = ~np.isnan(differences)
-    codes, _ = pd.factorize(np.asarray(groups, dtype=object)[use])
-    means = np.bincount(codes, differences[use]) / np.bincount(codes)
+    means = pd.Series(differences).groupby(np.asarray(groups, dtype=object)).mean().dropna()
     if len(means) < FEWEST:
         value = float(means.mean()) if len(means) else None
         return intervals.Estimate(value, missing=f"{len(means)} groups are too few, {FEWEST} are needed")
-    half = float(stdtrit(len(means) - 1, (1 + level) / 2) * means.std(ddof=1) / np.sqrt(len(means)))
-    return intervals.Estimate(float(means.mean()), float(means.mean() - half), float(means.mean() + half))
+    found = intervals.mean_of(means, means.index, level=level)
+    # Where all agree to the last digit there is no spread to measure: that so many are on one side decides.
+    return replace(found, low=found.value, high=found.value, missing="") if found.low is None else found
 
 
 def decided(number: intervals.Estimate) -> str:

@@ -227,7 +227,7 @@ def decided_by_others(folders: Sequence[Path]) -> list[tuple[pd.DataFrame, dict]
     tables, found = [_raw(folder, recipe) for folder in folders], []
     for folder, table in zip(folders, tables, strict=True):
         decision = _chosen([other for other in tables if other is not table], recipe, decisions.locked(folder))
-        calibrated = decisions.tempered(table, recipe.classes, decision)
+        calibrated = decisions.with_calibration(table, recipe.classes, decision)
         found.append((decided(calibrated, recipe, decisions.deciding(decision, recipe.classes)), decision))
     return found
 

@@ -81,6 +81,16 @@ class Record:
         return str(self.run.get("name", self.folder.name))
 
     @property
+    def fold(self) -> str:
+        """Which fold of a cross-validation the test images are, `fold 2 of 5`; "" if they are none."""
+        options = self.run.get("options") or {}
+        if options.get("fold") is None or not options.get("folds"):
+            return ""
+        repeat, fold = divmod(options["fold"], options["folds"])  # counted from 0 through the repeats
+        of_repeat = f", repeat {repeat + 1} of {options['repeats']}" if options.get("repeats", 1) > 1 else ""
+        return f"fold {fold + 1} of {options['folds']}{of_repeat}"
+
+    @property
     def demo(self) -> bool:
         """Whether the images were demo images."""
         return bool(self.run.get("demo"))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from markupsafe import Markup
@@ -18,8 +17,7 @@ from patholib.judge import gains, gradcam, trust
 from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
-from patholib.model import overriding, profiles, recipes
-from patholib.model.recipes import Recipe
+from patholib.model import recipes
 from patholib.report import markdown
 from patholib.report.markdown import count, text
 from patholib.report.records import Record
@@ -28,8 +26,6 @@ CHART = Path("figures") / "results.svg"
 NAMED = 4  # classes that are counted one by one in the verdict
 ENOUGH_GROUPS = 30  # of the rarer class in the test set; with fewer, cross-validation is advised
 FOLDS, REPEATS = 5, 3  # what is advised
-OF_DATA = ("classes", "group_by", "keep", "patience")  # what every study chooses anew for its images
-PARAMETERS = {"arch", "image_size", "epochs", "batch_size", "micro_batches", "lr", "seed", "precision", "positive"}
 EXAMPLES = 3  # heatmaps on the first screen
 SECTIONS = ("true positive", "false positive", "false negative", "true negative", "right", "wrong")
 WIDTH, LEFT, SCALE = 504, 128, 214  # of the chart: all of it, up to the value 0, and from there to 1
@@ -93,7 +89,7 @@ def _tested_on(run: Record) -> str:
     said += "" if run.units == "images" else f" of {run.so_many(test.get('groups', '?'))}"
     if 0 < len(groups) <= NAMED:
         said += f" ({', '.join(f'{count(n)} {text(name)}' for name, n in groups.items())})"
-    return said
+    return said + (f", {run.fold}" if run.fold else "")
 
 
 def _rarer(run: Record) -> Markup | str:
@@ -112,58 +108,26 @@ def _rarer(run: Record) -> Markup | str:
 
 def _all_tested(run: Record) -> str:
     """Advice to cross-validate, with the command; "" where a class has fewer groups than three folds need."""
-    if run.split is None:
+    if run.split is None or run.fold:
         return ""
     folds = min(FOLDS, int(run.split.groupby("label")["group"].nunique().min()))
     if folds < 3:
         return ""
     said = f" Repeated cross-validation tests all {run.units} and shows how much the result depends on the split"
     command = _command(run, folds)
-    return f"{said}: `{command}`" + ("" if run.demo else " (DATA: the images of this run)") if command else f"{said}."
+    notes = [] if run.demo else ["DATA: the images of this run"]
+    notes += [] if "options" in run.run else ["with the parameters of this run, which it has not noted"]
+    return f"{said}: `{command}`" + (f" ({'; '.join(notes)})" if notes else "") if command else f"{said}."
 
 
 def _command(run: Record, folds: int) -> str:
     """What trains this recipe in folds; "" for a recipe that no parameters of `patholib train` give."""
-    recipe = run.recipe
-    if recipe.name not in recipes.RECIPES:
+    given = run.run.get("options", {"recipe": run.recipe.name})  # an older run has not noted its parameters
+    if given.get("recipe") not in recipes.RECIPES:
         return ""
-    base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
-    given = {"data": "demo" if run.demo else "DATA"} | ({"published": "true"} if recipe.published else {})
-    if run.demo and recipe.arch == recipes.FIRST_LOOK:
-        ways: list[tuple[dict, Recipe]] = [({}, recipes.first_look(base))]
-    elif run.demo and recipe.weights == "none":
-        ways = [({}, recipes.for_demo(base))]
-    elif recipe.weights == "none":
-        ways = [({"weights": "none"}, recipes.from_scratch(base)), ({"small": "true"}, recipes.for_demo(base))]
-    else:
-        ways = [({"weights": recipe.weights}, replace(base, weights=recipe.weights))]
-    more, base = min(ways, key=lambda way: len(recipes.diff(way[1], recipe)))
-    own = _decisive(base, recipe)
-    of_run = replace(overriding.overridden(base, **own), epochs=recipe.epochs)
-    of_run = of_run if recipe.published else profiles.in_whole_cycles(of_run)
-    changed = {name: pair[1] for name, pair in recipes.diff(of_run, recipe).items() if name not in OF_DATA}
-    changed |= {"epochs": recipe.epochs} if recipe.epochs != base.epochs else {}
-    if run.data.get("source") in recipes.RECIPES and recipe.positive:  # otherwise it has to be named
-        changed.pop("positive", None)
-    given |= more | own | changed | {"folds": folds, "repeats": REPEATS}
-    if not set(changed) <= PARAMETERS or "`" in f"{given}":
-        return ""
-    return f"patholib train {recipe.name}" + "".join(f" -p {k} {shlex.quote(shown(v))}" for k, v in given.items())
-
-
-def _decisive(base: Recipe, recipe: Recipe) -> dict:
-    """The parameters of `overriding.overridden`, which change several fields, that make this recipe of its base."""
-    own: dict[str, Any] = {}
-    if recipe.train != base.train:
-        own = {"train": recipe.train}
-    elif recipe.loss != base.loss:
-        own = {"loss": recipe.loss}
-    (first, *others) = recipe.stages
-    if recipe.train != "head" and recipe.stages != base.stages and not others and first.lr_scale == 1:
-        own["frozen"] = first.frozen
-    if own and recipe.arch != base.arch:  # of which the number of blocks depends
-        own["arch"] = recipe.arch
-    return own
+    given = given | {"data": "demo" if run.demo else "DATA", "folds": folds, "repeats": REPEATS}
+    words = " ".join(f"-p {name} {shlex.quote(shown(value))}" for name, value in given.items() if name != "recipe")
+    return "" if "`" in words else f"patholib train {given['recipe']} {words}"
 
 
 def _heatmaps(facts: Mapping | None) -> tuple[Markup, bool]:

@@ -73,6 +73,7 @@ class Study:
             given = {"seed": recipe.seed} | given
         self.options = options if options and not given else Options(**((options.to_json() if options else {}) | given))
         self._team, self._name, self._remember, self.opened = team, name, remember, False
+        self._named = not isinstance(recipe, Recipe)  # whether the options alone give the recipe
         team.in_turn(lambda: self._prepare(data, recipe, split, given))
         if not quiet:
             say(repr(self))
@@ -182,6 +183,7 @@ class Study:
             name=self._name,
             allow_leakage=options.allow_leakage,
             bring=sessions.take_up,
+            options={name: value for name, value in options.of_study.items() if self._named or name != "recipe"},
         )
         if self._remember and self._team.first:
             notebook.remember_run(run.dir)

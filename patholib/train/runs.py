@@ -86,6 +86,7 @@ def start(
     name: str | None = None,
     allow_leakage: bool = False,
     bring: Bring | None = None,
+    options: dict | None = None,
 ) -> Run:
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
 
@@ -93,6 +94,7 @@ def start(
     resume: "auto" resumes such an unfinished run; where a similar one cannot be resumed, it prints why. "must" never
     starts a new run, and also opens a finished one; "never" always starts a new run.
     bring: called where `output` has none; copies one of an earlier session there (`sessions.take_up`).
+    options: the parameters that were given, for run.json; with "recipe" if they alone give the recipe.
     A split whose parts share a patient, case, lesion or picture is refused unless `allow_leakage` is True or the recipe
     is the published one; the leak is then recorded in run.json and shown on every figure and in the report.
     Errors: output_unwritable, output_in_data, csv_format (columns of the split), split_leakage, run_locked,
@@ -121,7 +123,7 @@ def start(
         run = _resumed(recipe, checked, split, output, mark, resume == "must", bring)
     run = run or _new(recipe, checked, split, output, mark, name)
     run.leaks = leaks
-    run.update(leaks=leaks)
+    run.update(leaks=leaks, **({} if options is None else {"options": options}))
     return run
 
 

@@ -28,6 +28,17 @@ def test_every_code_that_is_raised_has_one_class():
     assert len(codes) == len(set(codes))
 
 
+def test_every_code_is_used_somewhere():
+    """In a call of PathoError, or in a list that becomes one."""
+    texts = {
+        node.value
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert [code for code in CLASS_OF if code not in texts] == []
+
+
 @pytest.mark.parametrize(("code", "kind"), [("csv_format", DataError), ("bad_parameter", ParameterError)])
 def test_the_code_decides_the_class_and_the_class_survives_pickling(code, kind):
     error = PathoError(code, "a.csv", "is wrong", "Mend it")

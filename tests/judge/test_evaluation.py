@@ -1,6 +1,7 @@
 """Predictions: what the model says of every image, in order, untouched by how it was asked; and the colour baseline."""
 
 import copy
+import html
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -516,6 +517,19 @@ def test_with_few_groups_less_is_promised_and_the_note_says_what(judged):
     assert f"images: {n}. So few cannot promise a sensitivity of 0.95" in few["notes"][0]
 
 
+def test_a_locked_decision_fits_a_terminal_and_its_notes_stand_below_the_table(judged):
+    folder, _, _ = judged
+    val = decisions.calibrated(folder, "val")
+    few = decisions.choose(val[val["group"] < "0060"], CLASSES, "malignant")
+    found = decisions.Locked(few, val, RECIPE)
+    lines = repr(found).splitlines()
+    assert few["notes"] and max(map(len, lines)) <= 100 and lines[0].startswith("temperature ")
+    table, _, below = found._repr_html_().partition("</table>")
+    for note in few["notes"]:
+        assert f"Note: {note}." in " ".join(lines).replace("  ", " ") and note in html.unescape(below)
+        assert note not in html.unescape(table)
+
+
 def test_patients_get_a_threshold_of_their_own_on_their_mean_probability(tmp_path):
     """The same rule, with a patient for an image. The test patients are decided by it, and an older run as it was."""
     images = image_set(n=400, kind=ImageSet)
@@ -638,7 +652,7 @@ def eight_classes(n=400, seed=0):
 def test_of_more_classes_the_threshold_is_an_alert_and_the_largest_probability_decides():
     table = eight_classes()
     found = decisions.choose(table, EIGHT, "MEL")
-    warm = decisions.tempered(table, EIGHT, found)
+    warm = decisions.with_calibration(table, EIGHT, found)
     reached = warm.loc[warm["label"] == "MEL", "p_MEL"] >= found["threshold"]
     assert reached.mean() >= 0.95 and found["threshold"] < 0.5 and found["temperature"] > 1.2
     alert = metrics.alert(warm, EIGHT, "MEL", found["threshold"])
@@ -708,7 +722,7 @@ def test_averaged_views_have_a_lock_of_their_own_fitted_on_averaged_validation_v
     assert decision["averaged"]["temperature"] != decision["temperature"]
     test = raw(folder / "predictions_test_tta.csv", CLASSES)
     pd.testing.assert_frame_equal(
-        decisions.calibrated(folder, "test_tta"), decisions.tempered(test, CLASSES, decision["averaged"])
+        decisions.calibrated(folder, "test_tta"), decisions.with_calibration(test, CLASSES, decision["averaged"])
     )
     stored = files.read_json(folder / "metrics.json")
     assert stored["calibration"]["test_tta"]["after"]["temperature"] == decision["averaged"]["temperature"]
@@ -726,7 +740,7 @@ def test_an_older_decision_without_averaged_views_goes_on_as_it_was_and_says_so(
     files.write_json(tmp_path / "decision.json", older)
     found = judging.judge(Lopsided(), images, tmp_path)
     raw = predicting.read_predictions(tmp_path / "predictions_test_tta.csv", CLASSES)
-    warm = decisions.tempered(raw, CLASSES, {"temperature": 1.5})
+    warm = decisions.with_calibration(raw, CLASSES, {"temperature": 1.5})
     pd.testing.assert_frame_equal(decisions.calibrated(tmp_path, "test_tta"), warm)
     assert found.metrics["test_tta"]["threshold"] == 0.4
     assert decisions.PLAIN_LOCK in found.metrics["test_tta"]["notes"] and not found.metrics["test"]["notes"]
@@ -765,7 +779,7 @@ def test_the_baseline_gets_its_threshold_from_its_own_validation_images(judged):
     assert found.metrics["baseline"]["threshold"] == own["threshold"] != found.threshold
     kept = predicting.read_predictions(folder / "predictions_baseline.csv", CLASSES)
     test = baseline[baseline["split"] == "test"].reset_index(drop=True)
-    np.testing.assert_array_equal(kept["p_malignant"], decisions.tempered(test, CLASSES, own)["p_malignant"])
+    np.testing.assert_array_equal(kept["p_malignant"], decisions.with_calibration(test, CLASSES, own)["p_malignant"])
 
 
 def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backbone, tmp_path):
@@ -777,7 +791,7 @@ def test_a_probe_is_judged_as_the_baseline_is_and_stands_beside_it(judged, backb
     assert again.metrics["probe"]["threshold"] == own["threshold"] != again.threshold
     test = probed[probed["split"] == "test"].reset_index(drop=True)
     kept = decisions.calibrated(tmp_path, "probe")  # its own temperature is in the file already
-    np.testing.assert_array_equal(kept["p_malignant"], decisions.tempered(test, CLASSES, own)["p_malignant"])
+    np.testing.assert_array_equal(kept["p_malignant"], decisions.with_calibration(test, CLASSES, own)["p_malignant"])
     assert list(kept["path"]) == list(decisions.calibrated(tmp_path, "test")["path"])
     assert again.table.loc["AUC", "linear probe"] == metrics.readable(again.metrics["probe"]["metrics"]["auc"])
     gains = again.metrics["gain_over"]

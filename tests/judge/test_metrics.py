@@ -245,9 +245,24 @@ def test_the_order_of_the_rows_changes_nothing():
     shuffled = predictions.sample(frac=1, random_state=0)
     a, b = (metrics.summary(t, THREE) for t in (predictions, shuffled))
     assert a["confusion"] == b["confusion"]
-    assert a["metrics"].pop("ece")["value"] == pytest.approx(b["metrics"].pop("ece")["value"], rel=1e-12)
+    for key in ("value", "chance"):
+        assert a["metrics"]["ece"][key] == pytest.approx(b["metrics"]["ece"][key], rel=1e-12)
+    del a["metrics"]["ece"], b["metrics"]["ece"]
     for name, number in a["metrics"].items():
         assert b["metrics"][name] == pytest.approx(number, rel=1e-12), name
+
+
+def test_beside_a_calibration_error_stands_what_it_is_by_chance():
+    """Twelve patients in 15 bins: right probabilities have an error of this size."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 0.95, 12)
+    tables = [binary((rng.random(12) < p).astype(int), p) for _ in range(200)]
+    errors = [metrics.summary(table, BINARY, "malignant")["metrics"]["ece"] for table in tables]
+    mean, chance = np.mean([one["value"] for one in errors]), errors[0]["chance"]
+    assert mean == pytest.approx(chance, rel=0.1) and chance > 0.25
+    assert metrics.readable(errors[0]) == f"{errors[0]['value']:.3f} ({chance:.3f} by chance)"
+    of_class = metrics.summary(random_table(10, n=400), THREE)["metrics"]["ece"]["chance"]
+    assert 0 < of_class < 0.1
 
 
 def test_every_value_lies_in_its_interval_and_all_is_json():

@@ -210,6 +210,38 @@ def test_more_images_are_looked_at_only_where_the_first_decide_nothing(squares, 
     assert examined(squares, silent).facts["images"] == COUNT
 
 
+def test_no_map_is_computed_twice_and_a_second_look_gives_what_one_look_would(squares, small, monkeypatch):
+    def looked(first):
+        counted = []
+
+        def method(model, views, *rest):
+            counted.append(len(views))
+            return gradcam.gradcam(model, views, *rest)
+
+        monkeypatch.setitem(gradcam.METHODS, "counted", method)
+        monkeypatch.setattr(trust, "FIRST", first)
+        monkeypatch.setattr(heatchecks, "NETWORKS", 2)
+        return examined(squares, small[0], method="counted").facts["checks"], sum(counted)
+
+    (once, maps), (twice, maps_again) = looked(COUNT), looked(8)
+    assert {check["level"] for check in twice.values()} == {0.975, 0.95} != {check["level"] for check in once.values()}
+    assert maps_again == maps and maps >= COUNT * 4 + 2 * trust.FEW  # as they are, thrice changed, and of two networks
+    for name, check in once.items():
+        assert check["number"]["value"] == pytest.approx(twice[name]["number"]["value"], abs=1e-6), name
+
+
+def test_networks_are_asked_no_more_once_the_rank_is_known(squares, small, monkeypatch):
+    """A gain between those of two networks is at neither end, whatever others have."""
+    asked = []
+    of = heatchecks.gain
+    monkeypatch.setattr(heatchecks, "gain", lambda model, *rest: asked.append(model) or of(model, *rest))
+    for model, state in zip(small, (False, True), strict=True):
+        asked.clear()
+        found = examined(squares, model)
+        assert (len({id(one) for one in asked}) == heatchecks.NETWORKS + 1) == state
+        assert (states(found)["faithful"] == "supported") == state
+
+
 def test_without_masks_it_is_said_that_the_place_was_not_checked(squares):
     tiles, _ = squares
     found = trust.examine(Red().eval(), tiles, predicted(tiles), positive="red", count=8)
@@ -247,7 +279,8 @@ def test_it_is_kept_in_the_run_folder_and_read_back_and_twice_the_same(squares, 
     found = examined(squares, run=Run)
     assert trust.read(tmp_path).facts == files.read_json(tmp_path / "trust.json") == found.facts
     assert examined(squares).facts == found.facts
-    assert list(found.table.columns) == ["check", "value", "required", "result"]
+    assert list(found.table.columns) == ["check", "images", "value", "required", "result"]
+    assert list(found.table["images"]) == ["20", "12", "20", "12", "20"]
     assert set(found.table["result"]) == {"supported"}
 
 
@@ -308,7 +341,15 @@ def test_the_mean_over_groups_has_students_interval():
     assert (found.low, found.high) == pytest.approx((truth.low, truth.high)) and found.value == np.mean(means)
     assert trust.decided(found) == "supported" and trust.decided(trust.over_groups(-differences, groups)) == "refuted"
     assert trust.decided(trust.over_groups(differences[:4], groups[:4])) == "not shown"  # three groups
-    assert trust.decided(trust.over_groups(np.zeros(8), groups)) == "not shown"
+    wide = trust.over_groups(differences, groups, 0.99)
+    assert wide.low == pytest.approx(scipy.stats.ttest_1samp(means, 0).confidence_interval(0.99).low)
+
+
+def test_where_all_patients_agree_to_the_last_digit_their_side_decides():
+    """As of six or more, all on one side, which is no chance."""
+    for difference, state in ((0.0, "not shown"), (0.3, "supported"), (-0.3, "refuted")):
+        found = trust.over_groups(np.full(8, difference), list("aabcdefg"))
+        assert found.low == found.high == found.value and trust.decided(found) == state
 
 
 # --- how often a check without truth in it is supported -------------------------------------------------------------

@@ -53,6 +53,12 @@ def test_numbers_are_read_from_text_and_nothing_is_guessed():
     assert (words.probe, words.epochs, words.data, words.recipe) == (True, None, "my.csv", "isic2019")
 
 
+def test_what_a_run_notes_is_what_changes_the_study_and_no_folder():
+    given = Options(data="/home/me/scans.csv", weights="none", epochs=3, device="cpu", output="/tmp/x", resume="never")
+    assert given.of_study == {"recipe": "breakhis", "data": "scans.csv", "weights": "none", "epochs": 3}
+    assert Options(recipe="isic2019", precision="fp32").of_study == {"recipe": "isic2019", "precision": "fp32"}
+
+
 def test_options_do_not_change_and_a_changed_copy_is_checked():
     given = Options(epochs=3)
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -206,7 +206,7 @@ def test_the_same_predictions_differ_by_nothing_and_better_ones_by_more(quality,
     every = quality.numbers(quality.pooled(found["ours"]), ready, resamples=50)
     assert set(every) == set(quality.NUMBERS)
     without = {name for name, number in every.items() if number["low"] is None}
-    assert without == {"ece", "tempered"} and all(
+    assert without == {"ece", "calibrated"} and all(
         every[name]["low"] <= every[name]["high"] for name in set(every) - without
     )
     assert quality.cell(every, "ece") == f"{every['ece']['value']:.3f}"  # chance alone makes it larger than the truth

@@ -19,6 +19,7 @@ from patholib.base.errors import PathoError
 from patholib.data import splitting
 from patholib.judge import decisions, judging, trust
 from patholib.model import recipes
+from patholib.options import Options
 from patholib.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,10 @@ def test_five_lines_end_with_a_whole_report(finished):
         "training_metrics.png",
         "predictions_baseline.csv",
     } <= names
-    assert files.read_json(finished.dir / "run.json")["status"] == "finished"
+    record = files.read_json(finished.dir / "run.json")
+    assert record["status"] == "finished"
+    again = Options(**record["options"] | {"data": finished.options.data})
+    assert again.of_study == finished.options.of_study == record["options"]
     assert {"curves.png", "threshold.png", "roc_pr.png", "trust.png", "augmented.png"} <= {
         path.name for path in (finished.dir / "figures").iterdir()
     }

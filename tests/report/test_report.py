@@ -177,7 +177,7 @@ def test_few_patients_are_told_with_the_command_that_tests_all_of_them(tmp_path,
             **options.of_recipe,
         )
 
-    full_run(tmp_path, recipe_of(given))
+    full_run(tmp_path, recipe_of(given), options=given.of_study)
     change(tmp_path, "run.json", demo=demo)
     splitting.write_split(splitting.split(source), tmp_path / "split.csv")
     text, _ = written(tmp_path)
@@ -189,6 +189,40 @@ def test_few_patients_are_told_with_the_command_that_tests_all_of_them(tmp_path,
     options = Options.read(preset, words=said)
     assert (options.folds, options.repeats) == (5, 3)
     assert recipe_of(options) == recipe_of(given)
+
+
+def few_patients(folder, **changes):
+    full_run(folder, **changes)
+    splitting.write_split(splitting.split(splits.like_breakhis()), folder / "split.csv")
+    return first_screen(written(folder)[0])
+
+
+def test_an_older_run_that_has_not_noted_its_parameters_leaves_them_out_of_the_command_and_says_so(tmp_path):
+    text = few_patients(tmp_path, recipe=replace(RECIPE, epochs=3))
+    assert "`patholib train breakhis -p data DATA -p folds 5 -p repeats 3`" in text
+    assert "with the parameters of this run, which it has not noted" in text
+
+
+def test_a_recipe_of_ones_own_has_no_command(tmp_path):
+    text = few_patients(tmp_path, options={"seed": 1})
+    assert "cross-validation tests all" in text and "patholib train" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"folds": 5, "fold": 1}, "fold 2 of 5"),
+        ({"folds": 5, "fold": 0}, "fold 1 of 5"),
+        ({"folds": 3, "repeats": 2, "fold": 4}, "fold 2 of 3, repeat 2 of 2"),
+        ({"folds": 5}, ""),
+    ],
+)
+def test_the_report_of_one_fold_names_it_and_does_not_advise_folds(tmp_path, options, said):
+    text = few_patients(tmp_path, options={"recipe": "breakhis"} | options)
+    title = next(line for line in text.splitlines() if line.startswith("# "))
+    assert title.endswith(said) and (", fold" in title) == bool(said)
+    assert text.count(said) == 2 if said else "fold 1" not in text
+    assert ("cross-validation tests all" in text) == (not said)
 
 
 def test_enough_patients_need_no_advice(tmp_path):

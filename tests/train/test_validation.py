@@ -17,6 +17,7 @@ from patholib.data import checking, splitting
 from patholib.data.readers import table
 from patholib.judge import decisions, metric_table, metrics, validation
 from patholib.model.recipes import BREAKHIS
+from patholib.report.records import Record
 from patholib.study import Study, crossvalidation
 from patholib.train import optimising, runs, saving, training
 
@@ -203,6 +204,7 @@ def test_the_folds_of_single_runs_are_those_of_the_cross_validation(whole, check
         kept = splitting.read_split(whole.folder / run["run"] / "split.csv", checked.manifest)
         assert split[["path", "split"]].to_numpy().tolist() == kept[["path", "split"]].to_numpy().tolist()
         tested.append(set(split.loc[split["split"] == "test", "path"]))
+        assert Record(whole.folder / run["run"]).fold == f"fold {run['fold']} of 3, repeat {run['repeat']} of 2"
     everything = set(checked.manifest.table["path"])
     for repeat in (tested[:3], tested[3:]):
         assert set.union(*repeat) == everything and sum(map(len, repeat)) == len(everything)

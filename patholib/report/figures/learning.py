@@ -69,11 +69,12 @@ def curves(history, kept: int | None = None, monitor: str = "auc", note: str = "
 
 def kept_epoch(table: pd.DataFrame, monitor: str, kept: int | None) -> tuple[int, str] | None:
     """The number of the epoch that is marked, and the words beside it."""
-    best = best_epoch(table, monitor)
-    kept = best if kept is None else kept
     if kept is not None and "strength" in table:
         return kept, f"kept: C = {table.set_index('epoch')['strength'][kept]:g}"
-    return None if kept is None else (kept, f"{'best' if kept == best else 'kept'}: epoch {kept}")
+    if kept is not None:
+        return kept, f"kept: epoch {kept}"
+    best = best_epoch(table, monitor)
+    return None if best is None else (best, f"best: epoch {best}")
 
 
 def best_epoch(table: pd.DataFrame, monitor: str) -> int | None:

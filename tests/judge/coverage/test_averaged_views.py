@@ -35,7 +35,7 @@ def found() -> dict[str, dict[str, float]]:
         ("averaged, plain lock", test.mean(axis=0), plain),
         ("averaged, own lock", test.mean(axis=0), own),
     ):
-        scores = predicting.probs_of(decisions.tempered(table(true, probs), CLASSES, decision), CLASSES)
+        scores = predicting.probs_of(decisions.with_calibration(table(true, probs), CLASSES, decision), CLASSES)
         alarms = scores[:, 1] >= decision["threshold"]
         result[name] = {
             "error": calibration.ece(true, scores, of=1),

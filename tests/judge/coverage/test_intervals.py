@@ -3,9 +3,11 @@
 The whole table of coverage is in docs/promises.md; `python tests/intervals.py` writes it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from intervals import ALIKE, GROUPS, LEAST, MOST, NUMBERS, World, coverage, difference, eight, table
+from intervals import ALIKE, GROUPS, LEAST, MOST, NUMBERS, UNEQUAL, World, coverage, difference, eight, table
 from intervals import CLASSES as BINARY
 from prediction_tables import binary
 from scipy import stats
@@ -33,6 +35,14 @@ def test_an_interval_holds_the_truth_also_with_few_groups_of_one_class(groups):
     found = coverage(ALIKE, groups, QUICK)
     assert (found["held"] >= least(LEAST, QUICK)).all(), found
     assert (found["none"] < 0.02).all(), found
+
+
+@pytest.mark.parametrize("groups", UNEQUAL)
+def test_it_also_does_where_one_patient_has_a_fifth_of_the_images(groups):
+    """As of 16 benign cases of BreakHis; most are all right, which is the hardest."""
+    for world in (ALIKE, World(skill=1.6, between=1.0, within=0.3)):
+        found = coverage(replace(world, unequal=True), groups, 4 * QUICK)
+        assert (found["held"] >= least(LEAST, 4 * QUICK)).all(), found
 
 
 def test_images_taken_one_by_one_are_found_out():
@@ -74,7 +84,7 @@ def test_of_one_image_per_patient_the_error_of_an_auc_is_that_of_delong():
     both = np.stack([labels == 0, labels == 1])
     without = [roc_auc_score(np.delete(labels, i), np.delete(scores, i)) for i in range(len(labels))]
     found = intervals.estimate(won.mean(), np.array(without), both, "difference")
-    assert found.high - found.value == pytest.approx(error * intervals.student(both.sum(axis=1)))
+    assert found.high - found.value == pytest.approx(error * intervals.student(both.sum(axis=1), both.sum(axis=1) - 1))
 
 
 def test_a_mean_over_groups_of_one_image_has_the_interval_of_students_t():
@@ -119,12 +129,26 @@ def test_where_every_image_is_its_own_group_the_width_is_the_textbook_one():
 
 def test_degrees_of_freedom_are_those_of_the_rarer_class():
     def t(*groups):
-        return intervals.student(np.array(groups))
+        return intervals.student(np.array(groups), np.array(groups) - 1)
 
     assert t(8) == pytest.approx(stats.t.ppf(0.975, 7)) and t(10, 10) == pytest.approx(stats.t.ppf(0.975, 18))
     # Satterthwaite by hand, 3 and 8 groups: (1/3 + 1/8)^2 / ((1/3)^2 / 2 + (1/8)^2 / 7) = 3.635.
     assert t(3, 8) == pytest.approx(stats.t.ppf(0.975, 3.635), rel=1e-4)
     assert t(3, 8) > t(4, 8) > t(8, 8) and t(3, 1000) == pytest.approx(t(3), rel=0.01)
+
+
+def test_groups_of_unequal_size_count_as_the_equal_ones_that_are_as_sure():
+    """By hand: (20 + 15 * 16 / 3)^2 / (20^2 + 15 * (16 / 3)^2) = 12.1 for one group with a fifth of the images."""
+    unequal, equal = np.array([[20.0, *[16 / 3] * 15], [5.0] * 16])
+    assert intervals.effective(np.stack([unequal, equal])) == pytest.approx([12.097, 16], rel=1e-4)
+    right = np.arange(16) % 2 == 0
+    share = right @ unequal / unequal.sum()
+    without = np.array([right @ (unequal * k) / (unequal * k).sum() for k in 1 - np.eye(16)])
+    found = intervals.estimate(share, without, unequal[None], "difference")
+    error = np.sqrt(15 / 16 * ((without - share) ** 2).sum())
+    assert found.high - share == pytest.approx(stats.t.ppf(0.975, 12.097) * error, rel=1e-4)
+    same = intervals.estimate(share, without, equal[None], "difference")  # never more than of so many equal groups
+    assert same.high - share == pytest.approx(stats.t.ppf(0.975, 15) * error)
 
 
 # ---- the ends of the scale -------------------------------------------------------------------------------------------
