@@ -22,7 +22,7 @@ from patholib.model import fields, recipes
 PRESETS: dict[str, dict] = {
     "breakhis": {"recipe": "breakhis"},
     "isic2019": {"recipe": "isic2019"},
-    "quickstart": {"recipe": "breakhis", "data": "demo", "train": "head"},
+    "quickstart": {"recipe": "breakhis", "data": "demo", "small": True, "train": "head"},
 }
 STUDY = ("images", "recipe", "judging")  # groups of parameters that say what is done, not where or how fast
 RECIPE = "as the recipe says"

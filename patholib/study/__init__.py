@@ -367,9 +367,10 @@ class Study:
 
     @classmethod
     def demo_run(cls, output: Path | str | None = None, data: str | Manifest = "demo", **given) -> Path:
-        """The folder of a finished run on demo images, made now: a small network, few epochs, about a minute."""
-        small: dict[str, Any] = {"small": True, "epochs": 4, "device": "cpu", "output": str(output) if output else None}
-        study = cls(data, quiet=True, remember=False, **(small | given))
+        """The folder of a finished run on demo images, made now: a head fitted to a small network, about a minute."""
+        first: dict[str, Any] = {} if "recipe" in given else {"small": True, "train": "head"}
+        place = {"device": "cpu", "output": str(output) if output else None}
+        study = cls(data, quiet=True, remember=False, **(first | place | given))
         study.train()
         study.lock()
         study.judge()
@@ -382,4 +383,4 @@ class Study:
         recipe = profiles.recipe_for("breakhis", readers.load("breakhis", "demo"), image_size=64, epochs=3)
         recipe = replace(recipe, tta_views=2)
         pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
-        return [cls.demo_run(output, recipe=one, name=name, epochs=None) for name, one in pair.items()]
+        return [cls.demo_run(output, recipe=one, name=name) for name, one in pair.items()]

@@ -31,10 +31,20 @@ def test_real_data_get_the_recipe_with_their_own_classes_and_groups(sources):
 
 
 def test_demo_images_get_it_cut_down_unless_weights_are_named(sources):
-    small = profiles.recipe_for("breakhis", sources["demo"])
-    assert small == recipes.for_demo(BREAKHIS) == profiles.recipe_for("breakhis", sources["demo"], weights="none")
+    assert profiles.recipe_for("breakhis", sources["demo"]) == recipes.first_look(BREAKHIS)
+    random = profiles.recipe_for("breakhis", sources["demo"], weights="none")
+    assert random == recipes.for_demo(BREAKHIS)
     whole = profiles.recipe_for("breakhis", sources["demo"], weights="imagenet")
     assert whole == BREAKHIS
+
+
+def test_a_first_look_without_the_installed_weights_begins_with_random_ones_and_says_so(sources, capsys, monkeypatch):
+    monkeypatch.setattr(profiles.starting, "at_hand", lambda arch: False)
+    assert profiles.recipe_for("breakhis", sources["demo"]) == recipes.for_demo(BREAKHIS)
+    assert "weights of efficientnet_lite0 are not installed" in capsys.readouterr().out
+    assert profiles.recipe_for("breakhis", sources["demo"], train="head").weights == "imagenet"  # refused when built
+    with pytest.raises(PathoError, match="a first look does not use"):
+        profiles.recipe_for("breakhis", sources["real"], small=True, weights="my.pth")
 
 
 def test_without_weights_nothing_is_frozen(sources):
@@ -56,7 +66,7 @@ def test_random_weights_are_announced_with_every_field_that_differs(sources, cap
 
 
 def test_random_weights_are_never_used_in_silence(sources, capsys, monkeypatch):
-    for given in ({"small": True}, {"weights": "none"}):
+    for given in ({"small": True, "arch": "resnet18"}, {"weights": "none"}):
         profiles.recipe_for("breakhis", sources["real"], **given)
         assert "Profile for random weights" in capsys.readouterr().out
     profiles.recipe_for("breakhis", sources["demo"], weights="none")
@@ -96,7 +106,7 @@ def test_overrides_of_none_leave_the_recipe_and_others_change_it(sources):
 def test_differences_are_shown_field_by_field(sources):
     shown = profiles.differences(BREAKHIS, profiles.recipe_for("breakhis", sources["demo"], lr=5e-4)).set_index("field")
     assert tuple(shown.loc["lr"]) == ("0.001", "0.0005")
-    assert tuple(shown.loc["stages"]) == ("from 0: 13 frozen, x1", "from 0: 0 frozen, x1")
+    assert tuple(shown.loc["stages"]) == ("from 0: 13 frozen, x1", "from 0: 8 frozen, x1")
     assert profiles.differences(BREAKHIS, BREAKHIS).empty
 
 

@@ -76,8 +76,8 @@ def test_what_overrides_a_recipe_are_its_fields():
 def test_a_file_of_parameters_is_read_and_checked(tmp_path):
     path = files.write_json(tmp_path / "RUN.json", {"recipe": "isic2019", "epochs": 3})
     assert Options.read(path=path) == Options(recipe="isic2019", epochs=3)
-    assert Options.read("quickstart", path, {"epochs": "4"}) == Options(
-        **options.PRESETS["quickstart"] | {"recipe": "isic2019", "epochs": 4}
+    assert Options.read("quickstart", path, {"seed": "4"}) == Options(
+        **options.PRESETS["quickstart"] | {"recipe": "isic2019", "epochs": 3, "seed": 4}
     )
     assert refused(Options.read, "breakhist").code == "unknown_recipe"
     for wrong in ([], {"epoch": 3}, {"epochs": "three"}):
@@ -104,12 +104,12 @@ def test_the_parameters_cell_of_a_notebook_is_written_from_options(name):
 
 
 def test_what_papermill_injects_wins_over_the_cell():
-    history = [options.cell(["data", "epochs"], {"epochs": 20}), "# Parameters\nepochs = 3\n"]
+    history = [options.cell(["data", "seed"], {"seed": 20}), "# Parameters\nseed = 3\n"]
     namespace: dict = {}
     for source in history:
         exec(source, namespace)
     found = Options.from_notebook(history, namespace, "quickstart")
-    assert (found.epochs, found.small, found.changed) == (3, True, {"epochs": 3})
+    assert (found.seed, found.small, found.changed) == (3, True, {"seed": 3})
     assert refused(Options.from_notebook, [history[0], "# Parameters\nepoch = 3\n"], {}).code == "unknown_parameter"
 
 

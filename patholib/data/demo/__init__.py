@@ -22,7 +22,7 @@ VERSION = 5  # of the pictures: raise it whenever the same settings give other f
 MARKER, TRUTH = "DEMO.json", "truth.csv"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "breakhis": {"groups": 120, "images_per_group": 4, "size": (350, 230), "best_auc": 0.98},
+    "breakhis": {"groups": 120, "images_per_group": 4, "size": (350, 230)},
     "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225), "best_auc": 0.99},
 }
 _PLANS = {"breakhis": plans.plan_breakhis, "isic2019": plans.plan_isic}
@@ -89,7 +89,7 @@ def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_ef
     if layout not in DEFAULTS:
         raise PathoError("unknown_layout", str(layout), "is not a demo layout", nearest(layout, DEFAULTS))
     given = {"groups": groups, "images_per_group": images_per_group, "size": size, "best_auc": best_auc}
-    chosen = DEFAULTS[layout] | {name: value for name, value in given.items() if value is not None}
+    chosen = {"best_auc": 0.98} | DEFAULTS[layout] | {name: value for name, value in given.items() if value is not None}
     chosen |= {"size": list(chosen["size"]), "seed": seed, "patient_effect": patient_effect}
     width, height = chosen["size"]
     for name, good, allowed in (
