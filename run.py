@@ -6,6 +6,7 @@
                                                 --help lists its parameters
   python3 run.py test [ARGUMENTS]               every check; with arguments only pytest, which gets them;
                                                 --only ruff,notebooks: only these steps (--only lists them)
+                                                --fast: lint, types and the tests of the first minute or two
   python3 run.py patholib [ARGUMENTS]           the command patholib in this environment: train, audit, predict, ...
   python3 run.py lowest                         the same code with the oldest packages that pyproject.toml admits
   python3 run.py docs                           build the documentation as a site in site/; warnings are errors
@@ -158,7 +159,8 @@ def install(venv, python, base, what, oldest, build=None):
     if call([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]):
         sys.exit(f"{python} is not the interpreter of a virtual environment; delete {venv} and call again")
     pip = [python, "-m", "pip", "--require-virtualenv", "install", "--quiet", "--disable-pip-version-check"]
-    uv = [python, "-m", "uv", "pip", "install", "--python", python]
+    # Compiled once here, as pip does by itself: else, where nothing may be written later, every process compiles anew.
+    uv = [python, "-m", "uv", "pip", "install", "--compile-bytecode", "--python", python]
     uv += ["--resolution", "lowest-direct"] if oldest else []
     uv += ["--reinstall-package", "torch", "--reinstall-package", "torchvision"] if build else []
     with_uv, done = not call([*pip, "uv"]), False
@@ -354,7 +356,10 @@ def test(arguments):
         known = steps(python, Path(folder))
         if arguments[:1] == ["--only"]:
             return judged(chosen(known, arguments[1:]))
-        if arguments:
+        if arguments == ["--fast"]:
+            quick = [python, "-m", "pytest", *BESIDE, "-m", FAST, "tests"]
+            known = chosen(known, ["ruff", "format", "types"]) | {"tests": ("tests", pytest_step, quick, ONE_THREAD)}
+        elif arguments:
             known = {"tests": ("tests", pytest_step, [python, "-m", "pytest", *arguments], {})}
         return judged(known)
 
@@ -383,6 +388,7 @@ def judged(chosen):
 # Files beside each other, one thread each: small pictures keep no two threads busy.
 BESIDE = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+FAST = "not slow and not alone and not heavy"
 NO_ADVICE = {"NO_MKDOCS_2_WARNING": "1"}  # mkdocs-material prints a page about a later version
 SMALL = ("-p", "epochs", "3", "-p", "image_size", "32", "-p", "batch_size", "16")
 

@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an 
 import numpy as np
 import tiny
 import torch
+import torch._dynamo  # which an optimiser imports: once here, not in each process
 from tqdm import tqdm
 
 from patholib.model.recipes import Recipe, Stage

@@ -16,8 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also without an installation
 
+import pytest
 import tiny
 import torch
+import torch._dynamo  # which an optimiser imports: once here, not in each process
 
 from patholib import cli
 from patholib.base.errors import PathoError
@@ -103,8 +105,6 @@ def member(rank: int, count: int, port: int, folder: Path, work, given) -> None:
 
 def train(own, folder: Path, recipe=tiny.TINY, images=(32, 16), prepare=None, dtype=torch.float32, **options) -> dict:
     """Trains as one of a team; prepare(patch, team): what is to be different here."""
-    import pytest
-
     run = replace(tiny.open_run(folder, recipe), writes=own.first)
     model = building.build(recipe).to(dtype)
     with pytest.MonkeyPatch.context() as patch:

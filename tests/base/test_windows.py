@@ -20,6 +20,8 @@ from patholib.data import archives, demo
 from patholib.data.readers import table
 from patholib.deploy.server import sandbox
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Windows is played on Linux, which tells what is open")
 

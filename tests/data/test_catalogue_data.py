@@ -31,6 +31,8 @@ from patholib.data.readers.folders import walk
 from patholib.model import building, profiles
 from patholib.train import resumable, runs, training
 
+pytestmark = pytest.mark.heavy
+
 posix = pytest.mark.skipif(os.name != "posix", reason="this system has no such files or names")
 
 

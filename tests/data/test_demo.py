@@ -23,6 +23,8 @@ from patholib.data.demo import drawing, plans, skin_images, tissue_images
 from patholib.judge import ceilings, rivals
 from patholib.lab import reference
 
+pytestmark = pytest.mark.heavy
+
 SMALL = {"groups": 8, "images_per_group": 4, "size": (112, 74)}
 BREAKHIS = re.compile(
     r"BreaKHis_v1/histology_slides/breast/(benign|malignant)/SOB/([a-z_]+)/SOB_([BM])_([A-Z]+)_(14-\d+[A-Z]*)/(\d+)X/"

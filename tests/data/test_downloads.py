@@ -30,6 +30,8 @@ from patholib.data.readers import isic2019
 from patholib.data.readers.sources import SOURCES, downloadable
 from patholib.model import downloading
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,6 +21,8 @@ from patholib.data.readers import breakhis, isic2019, table
 from patholib.model import recipes
 from patholib.train import runs
 
+pytestmark = pytest.mark.heavy
+
 
 def real(part: str) -> Path:
     folder = os.environ.get("PATHOLIB_REAL_DATA")

@@ -14,6 +14,8 @@ from samples import copied, textured
 from patholib.base.errors import PathoError
 from patholib.data import decoding, signatures
 
+pytestmark = pytest.mark.heavy
+
 
 def framed(image: Image.Image, radius: float) -> Image.Image:
     """What a lens shows: black outside of a circle."""

@@ -12,6 +12,8 @@ import splits
 from patholib.data import assigning, splitting
 from patholib.data.readers import breakhis, isic2019
 
+pytestmark = pytest.mark.heavy
+
 FRACTIONS = np.array([0.70, 0.15, 0.15])
 SEEDS = 200
 
@@ -130,7 +132,7 @@ def test_of_few_groups_each_may_be_the_one_that_is_tested(groups):
 def test_classes_that_share_their_patients_are_all_in_every_part():
     """Three patients or four for each part would do, if chance found them; it seldom does."""
     rng = np.random.default_rng(1)
-    for _ in range(10):
+    for _ in range(5):
         counts = np.zeros((12, 10), np.int64)
         for first in (0, 4, 8):  # four patients who have all classes between them
             for row, mine in zip(range(first, first + 4), np.array_split(rng.permutation(10), 4), strict=True):

@@ -27,6 +27,8 @@ from patholib.deploy.exportformat import MANIFEST, WEIGHTS
 from patholib.judge import novelty
 from patholib.model import building
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

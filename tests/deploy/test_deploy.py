@@ -19,6 +19,8 @@ import yaml
 from patholib import cli
 from patholib.deploy.server import serving
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]

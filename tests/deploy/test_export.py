@@ -10,6 +10,8 @@ from patholib.base.errors import PathoError
 from patholib.deploy import export, exportformat, loading, published
 from patholib.model import recipes
 
+pytestmark = pytest.mark.heavy
+
 RECIPE = replace(recipes.for_demo(recipes.BREAKHIS), arch="resnet18", head_width=8)
 
 

@@ -26,7 +26,7 @@ onnx = pytest.mark.skipif(
 )
 
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
 
 
 def trained(recipe=TINY):
@@ -82,7 +82,7 @@ def test_the_notebooks_answer_is_this_answer_to_the_last_bit(tmp_path, tta, temp
     assert [list(answer.probs.values()) for answer in predictor.answers(own.pictures, tta)] == found.tolist()
 
 
-LARGE = {"efficientnet_v2_s", "densenet121", "convnext_tiny", "swin_t"}  # half a minute each to write as ONNX
+LARGE = set(architectures.NETWORKS) - {"resnet18", "efficientnet_b0", "efficientnet_lite0"}  # long to write as ONNX
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("onnx", marks=onnx)])

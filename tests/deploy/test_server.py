@@ -34,6 +34,8 @@ from patholib.judge import trust
 from patholib.model import building
 from patholib.report.figures import heatmaps
 
+pytestmark = pytest.mark.heavy
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 posix = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
@@ -869,12 +871,18 @@ def test_S23_pages_of_other_sites_may_not_ask(server, serve, catalogue):
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_S24_odd_http(server, given, request_, codes, catalogue):
+    """A head of more than 64 kB is refused as soon as so much is there: whoever still sends may lose the answer."""
+    long = len(request_) > 65536
     with connect(server.port) as connection:
-        connection.sendall(request_)
-        found = answer(connection, given != "HEAD")
-    assert found.status in codes
+        try:
+            connection.sendall(request_)
+            found = answer(connection, given != "HEAD")
+            assert found.status in codes
+            seen = str(found.status)
+        except (ConnectionError, EOFError):
+            assert long
     alive(server)
-    catalogue("S24", given, str(found.status))
+    catalogue("S24", given, "431 or 400, or closed while the rest is still sent" if long else seen)
 
 
 def test_S24_old_clients_and_those_in_a_hurry(server, catalogue):

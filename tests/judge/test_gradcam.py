@@ -31,6 +31,8 @@ from patholib.judge.gradcam import (
 from patholib.model import augment, building, fields, recipes
 from patholib.model.recipes import Stage
 
+pytestmark = pytest.mark.heavy
+
 SCRATCH = replace(recipes.BREAKHIS, weights="none", image_size=64, stages=(Stage(0, 0, 1.0),))
 EFFICIENTNET = replace(recipes.ISIC2019, weights="none", image_size=64, stages=(Stage(0, 0, 1.0),))
 RECIPES = {"resnet18": replace(SCRATCH, arch="resnet18"), "resnet50": SCRATCH, "efficientnet_b0": EFFICIENTNET}

@@ -17,6 +17,8 @@ from patholib.base.errors import PathoError
 from patholib.data import checking, decoding, demo, readers, splitting
 from patholib.judge import novelty, rivals
 
+pytestmark = pytest.mark.heavy
+
 SIDE = 74
 REAL = os.environ.get("PATHOLIB_REAL_DATA")
 real = pytest.mark.skipif(not REAL, reason="PATHOLIB_REAL_DATA names no folder of real images")
@@ -59,6 +61,7 @@ def test_a_picture_is_colourless_up_to_what_jpeg_adds(change, without):
     assert novelty.colourless(picture) == without
 
 
+@pytest.mark.alone
 def test_it_takes_less_than_two_milliseconds_a_picture():
     familiar = novelty.learn(image_set(train=40, val=20))
     picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)

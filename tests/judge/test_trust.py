@@ -24,6 +24,8 @@ from patholib.judge import gradcam, heatchecks, trust
 from patholib.model import augment, building
 from patholib.report.figures import heatmaps
 
+pytestmark = pytest.mark.heavy
+
 CLASSES = ("none", "red")
 SIDE, CELL, COUNT = 64, 8, 20
 

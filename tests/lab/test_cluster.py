@@ -29,6 +29,8 @@ from patholib.deploy import export, predictions
 from patholib.deploy.inference import Predictor
 from patholib.model import building
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 installed = pytest.mark.skipif(
     util.find_spec("ray") is None or sys.platform == "win32", reason="needs the extra cluster, and signals"

@@ -28,7 +28,7 @@ from patholib.train import originals, runs
 CLASSES = TINY.classes
 
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
 
 
 @pytest.fixture(scope="module")

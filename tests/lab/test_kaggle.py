@@ -20,6 +20,8 @@ from patholib.base import files, places
 from patholib.data.readers.sources import SOURCES
 from patholib.model import recipes
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 ADDRESS = "https://github.com/somebody/pathovision"
 URLS = f'[project.urls]\nRepository = "{ADDRESS}"\nKaggle = "https://www.kaggle.com/somebody"\n\n[project.scripts]'

@@ -14,6 +14,8 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.lab import notebook
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 CELL = """\
 # What this run does

@@ -10,6 +10,8 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.lab import reference
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(autouse=True)
 def strict(monkeypatch):

@@ -23,7 +23,7 @@ RECIPE = replace(TINY, group_by="group", epochs=3, batch_size=4)
 NEW, OLD = "/kaggle/input/notebooks/somebody/breakhis", "/kaggle/input/breakhis"
 
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
 
 
 @pytest.fixture(scope="module")

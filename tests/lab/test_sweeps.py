@@ -17,6 +17,8 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.lab import headless, notebook, sweeps
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 # Counts twenty steps, each kept before the next; a seed of 13 fails. It trains nothing: it shows who did what when.
 CHECKPOINTED = (

@@ -21,6 +21,8 @@ from patholib.judge import gradcam
 from patholib.model import architectures, building, describing, downloading, fields, folding, recipes
 from patholib.model.recipes import Stage
 
+pytestmark = pytest.mark.heavy
+
 PUBLISHED = set(torchvision_models.list_models())
 RECIPE = replace(recipes.BREAKHIS, weights="none", image_size=64, head_width=8, stages=(Stage(0, 0, 1.0),))
 

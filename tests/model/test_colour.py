@@ -13,6 +13,8 @@ from patholib.judge import gradcam
 from patholib.model import building, colour, describing, folding, recipes
 from patholib.model.augment import SYMMETRIES
 
+pytestmark = pytest.mark.heavy
+
 RECIPE = replace(recipes.from_scratch(recipes.ISIC2019), arch="resnet18", image_size=64, head_width=8)
 
 

@@ -17,6 +17,8 @@ from patholib.deploy import export, inference, onnx_export
 from patholib.model import adapted, architectures, building, downloading, recipes, weights
 from patholib.model.recipes import Stage
 
+pytestmark = pytest.mark.heavy
+
 ENTRY = architectures.NETWORKS["efficientnet_lite0"]
 RECIPE = replace(recipes.ISIC2019, arch="efficientnet_lite0", image_size=64, stages=(Stage(0, 0, 1.0),))
 PACKAGE = ENTRY.packaged.partition("/")[0]
@@ -99,6 +101,7 @@ def test_features_and_logits_are_those_of_the_authors_network(alone):
 
 
 @installed
+@pytest.mark.slow  # test_inference writes the same network as ONNX, which refuses where an answer differs
 def test_the_exported_model_answers_the_same_with_onnx_runtime(alone, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

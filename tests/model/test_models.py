@@ -19,6 +19,8 @@ from patholib.data import fetch
 from patholib.model import architectures, batchnorms, building, describing, fields, networks, recipes
 from patholib.model.recipes import Stage
 
+pytestmark = pytest.mark.heavy
+
 SCRATCH = replace(recipes.BREAKHIS, weights="none", image_size=64, stages=(Stage(0, 0, 1.0),))
 SMALL = {
     "resnet18": replace(SCRATCH, arch="resnet18"),

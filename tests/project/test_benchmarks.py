@@ -22,6 +22,8 @@ from patholib.data import splitting
 from patholib.judge import decisions, metrics, predicting
 from patholib.model import recipes
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,6 +16,8 @@ from PIL import Image
 from patholib import __version__, cli
 from patholib.base import files
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 CLEAN = "path,label,patient,split\na.png,NV,p1,train\nb.png,NV,p2,test\n"
 LEAKY = CLEAN.replace("p2", "p1")

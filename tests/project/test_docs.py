@@ -19,6 +19,8 @@ from patholib.base.errors import PathoError
 from patholib.data.readers import table
 from patholib.model import recipes
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,6 +59,7 @@ def test_the_table_of_rivals_is_read_from_the_results(make, tmp_path):
         make.rivals(results)
 
 
+@pytest.mark.slow  # a step of its own of `run.py test` builds the same
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")
     done = subprocess.run(

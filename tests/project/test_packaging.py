@@ -20,6 +20,8 @@ import yaml
 import patholib
 from patholib.model import architectures, recipes
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

@@ -26,6 +26,8 @@ from patholib.report.figures import style
 from patholib.study import Study
 from patholib.train import runs
 
+pytestmark = pytest.mark.heavy
+
 SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups": 60, "images_per_group": 1}}
 FILES = {
     "run.json",

@@ -23,6 +23,8 @@ from patholib.data import checking, imagesets
 from patholib.model import augment, recipes
 from patholib.model.recipes import Stage
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "benchmarks" / "contenders").glob("*.py"))
 
@@ -117,6 +119,7 @@ def trainings(quality, monkeypatch):
     return done
 
 
+@pytest.mark.slow
 def test_in_miniature_it_trains_and_judges_and_writes_nothing():
     def state():
         return [(path, path.read_bytes()) for path in sorted((ROOT / "benchmarks").glob("*.[mp][dn]*"))]

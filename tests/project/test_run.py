@@ -103,6 +103,12 @@ def test_nothing_is_installed_into_an_interpreter_outside_of_an_environment(run)
     assert not any(" install " in line for line in run.commands)
 
 
+def test_everything_is_compiled_when_it_is_installed(run):
+    """pip does so by itself; where nothing may be written later, each process would compile what it imports."""
+    assert installed(run)
+    assert "-m uv" in run.commands[-1] and "--compile-bytecode" in run.commands[-1]
+
+
 def test_pip_takes_over_where_uv_fails(run):
     run.fails = lambda line: "-m uv" in line
     assert installed(run)
@@ -280,6 +286,18 @@ def test_only_the_chosen_steps_run(run, monkeypatch, capsys):
     assert run.commands == [f"python -m ruff check {run.ROOT}"] and "1 passed" in capsys.readouterr().out
     run.fails = lambda line: True
     assert run.main(["test", "--only", "ruff"]) == 1
+
+
+def test_the_fast_tests_are_lint_types_and_whatever_is_neither_slow_nor_heavy(run, monkeypatch):
+    monkeypatch.setenv("PATHOLIB_PYTHON", "python")
+    followed = []
+    monkeypatch.setattr(
+        run, "follow", lambda command, shown, **_: followed.append(command) or shown("3 passed in 1.0s")
+    )
+    assert run.main(["test", "--fast"]) == 0
+    assert [line.split()[2] for line in run.commands] == ["ruff", "ruff", "mypy"]
+    ((*_, marks, folder),) = followed
+    assert (marks, folder) == ("not slow and not alone and not heavy", "tests")
 
 
 RUN = """

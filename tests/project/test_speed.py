@@ -16,6 +16,8 @@ from tiny import TINY, network
 
 from patholib.model import building, recipes
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -119,7 +121,8 @@ def test_a_wrong_heatmap_is_no_rival(benchmark, literal, monkeypatch):
         judge.gallery(judge.settled(TINY), 3, replace(judge.QUICK, side=32))
 
 
-def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(benchmark, literal, small_network, monkeypatch, capsys):
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["two modes", "every mode"])
+def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(benchmark, literal, small_network, monkeypatch, capsys, few):
     gpu = benchmark("gpu")
     other = replace(TINY, name="other", augmentation=recipes.ISIC2019.augmentation)
     monkeypatch.setattr(gpu.recipes, "BREAKHIS", TINY)
@@ -133,6 +136,9 @@ def test_the_gpu_benchmark_runs_in_miniature_on_a_cpu(benchmark, literal, small_
         "bf16, autotuned",
         "bf16, autotuned, compiled",
     }
+    if few:
+        everything = {title: everything[title] for title in ("bf16", "bf16, autotuned, compiled")}
+        monkeypatch.setattr(gpu, "modes", lambda _: everything)
     assert gpu.main(["--device", "cpu", "--miniature"]) == 0
     out = capsys.readouterr().out
     assert all(out.count(f"| {title} |") == 2 for title in everything)

@@ -20,6 +20,7 @@ from patholib.data import splitting
 from patholib.judge import decisions, judging, trust
 from patholib.model import recipes
 from patholib.options import Options
+from patholib.report.figures import style
 from patholib.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ SMALL = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
 
 
 def refused(call, *args, **given) -> PathoError:
@@ -58,7 +59,9 @@ def finished(table, tmp_path_factory) -> Study:
     study.train()
     study.lock(sensitivity=0.9)
     print(study.judge())
-    study.report()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "FILE_DPI", 40)  # what the figures show is not looked at here
+        study.report()
     return study
 
 

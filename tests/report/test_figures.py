@@ -19,6 +19,8 @@ from patholib.judge import ranking
 from patholib.judge.gradcam import Gallery
 from patholib.report.figures import heatmaps, learning, overview, performance, probabilities, several, sheets, style
 
+pytestmark = pytest.mark.heavy
+
 NOTE = "Demo images: not a result"
 TWO = ["benign", "malignant"]
 EIGHT = [

@@ -23,6 +23,8 @@ from patholib.model import profiles, recipes
 from patholib.options import Options
 from patholib.report import hints, report, settings
 
+pytestmark = pytest.mark.heavy
+
 CARDS = ("report", "model_card", "data_card", "checklist")
 INTERVAL = r"[+-]?\d\.\d+ \([+-]?\d\.\d+ to [+-]?\d\.\d+\)"
 

@@ -28,7 +28,7 @@ from patholib.model.recipes import BREAKHIS
 from patholib.train import checkpoints, feeding, loop, optimising, resuming, runs, saving, training
 from patholib.train.state import State
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.train import checkpoints
 
+pytestmark = pytest.mark.heavy
+
 
 def state(step):
     return {"weights": torch.arange(1000.0) + step, "step": step, "history": [{"auc": 0.5}], "name": "x", "none": None}

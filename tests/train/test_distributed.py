@@ -37,7 +37,7 @@ from patholib.model.recipes import Stage
 from patholib.train import checkpoints, handover, launching, optimising, runs, saving, training
 from patholib.train.state import State
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="teams of tests are forked")
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(not hasattr(os, "fork"), reason="teams of tests are forked")]
 ROOT = Path(__file__).parents[2]
 STILL = replace(TINY, head_dropout=(0.0, 0.0))  # without dropout, which every process draws for itself
 RECIPES = {  # recipe, (training, validation) images
@@ -78,8 +78,11 @@ def one_thread():
 # --- what is learnt ---
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [(name, 2) for name in RECIPES]
+    + [pytest.param(name, 3, marks=() if "shares of 3" in name else pytest.mark.slow) for name in RECIPES],
+)
 def test_several_processes_learn_what_one_does(tmp_path, name, count):
     """In double precision, where what is not equal shows: Adam makes much of the last bits of a gradient."""
     recipe, images = RECIPES[name]

@@ -18,6 +18,8 @@ from patholib.model import recipes
 from patholib.model.recipes import BREAKHIS, Stage
 from patholib.train import origin, resumable, runs
 
+pytestmark = pytest.mark.heavy
+
 RECIPE = replace(recipes.for_demo(BREAKHIS), arch="resnet18", image_size=32, group_by="group")
 KEYS = {
     "name",

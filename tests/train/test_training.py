@@ -18,7 +18,7 @@ from patholib.model.recipes import Stage
 from patholib.train import checkpoints, devices, feeding, loop, optimising, resuming, saving
 from patholib.train.state import State
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
 
 
 def test_a_planted_cue_is_learnt_and_the_history_is_kept(tmp_path):

@@ -24,7 +24,7 @@ from patholib.train import optimising, runs, saving, training
 RECIPE = replace(TINY, group_by="group", epochs=1, tta_views=1)
 
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import pytest
 
 from patholib.judge import calibration
 
+pytestmark = pytest.mark.heavy
+
 PRIOR, APART, PATIENT = 0.69, 2.4, 0.9  # of the positive class; its mean minus the other's; sd of a patient's mean
 RATIO = np.log(PRIOR / (1 - PRIOR))
 FITS = {  # standard deviations of the biases and of the log temperature
