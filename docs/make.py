@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES, EXAMPLE = ROOT / "docs" / "images", ROOT / "docs" / "example"
 WIDTH, LIMIT = 1200, 300_000  # pixels, bytes
 PAGES = {"report": "Report", "model_card": "Model card", "data_card": "Data card", "checklist": "Checklists"}
-PAGE_LIMIT, EXAMPLE_LIMIT = 160_000, 1_500_000  # bytes of a picture on these pages, of all together
+PAGE_LIMIT, EXAMPLE_LIMIT = 85_000, 1_500_000  # bytes of a picture on these pages, of all together
 NOTEBOOK_LIMIT = 200_000  # bytes of a picture in a notebook
 
 FIRST = "find-patholib"  # the id of the first code cell of every notebook
