@@ -71,7 +71,7 @@ def place(tmp_path_factory):
         patch.delenv("PATHOLIB_DATA", raising=False)
         patch.setenv("PATHOLIB_CACHE", str(root / "cache"))
         with contextlib.redirect_stdout(io.StringIO()):
-            Study.demo_run(root / "runs", epochs=1)
+            Study.demo_run(root / "runs")
     (root / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "explorer.ipynb", root / "notebooks")
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
@@ -198,7 +198,7 @@ def test_a_person_explores_a_run_with_clicks_and_keys_and_is_told_what_goes_wron
     handle = page.locator(".patho-alpha .noUi-handle")
     handle.focus()
     changed(page, lambda: handle.press("ArrowRight"))
-    changed(page, lambda: page.select_option(".patho-block select", label="layer1[1]"))
+    changed(page, lambda: page.select_option(".patho-block select", label="features[5]"))
     other = "benign" if "predicted: malignant" in page.inner_text(".patho-headline") else "malignant"
     changed(page, lambda: page.select_option(".patho-target select", label=other))
 

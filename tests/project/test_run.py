@@ -261,7 +261,7 @@ def test_the_command_of_the_library_passes_through_and_the_help_of_a_notebook_sh
     assert run.main(["patholib", "--version"]) == 0
     assert run.main(["train", "quickstart", "--help"]) == 0
     out = capfd.readouterr().out
-    assert out.startswith(__version__) and "target_sensitivity" in out and "passes over the training images" in out
+    assert out.startswith(__version__) and "target_sensitivity" in out and "side in pixels of the images" in out
     assert run.main(["patholib", "trian"]) == 2
 
 
