@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from patholib.data import imagesets
 from patholib.judge import gradcam
-from patholib.model import augment
+from patholib.model import augment, folding
 from patholib.model.networks import Classifier, evaluating
 
 SHARES = (0.25, 0.5)  # of the pixels that are deleted or inserted; a network recognises little in less
@@ -265,11 +265,11 @@ def gain(model: Classifier, views: torch.Tensor, maps: np.ndarray, classes: torc
     grey = views.mean(dim=(2, 3), keepdim=True).expand_as(views)
     blurred = torch.stack([_blurred(view) for view in views])
     ranked = torch.from_numpy(ranks(maps)).to(views.device)[:, None]  # (N, 1, S, S)
-    found = np.zeros(len(views))
+    found, quick = np.zeros(len(views)), folding.for_prediction(model)
     for share in SHARES:
         hottest = ranked < share
-        found += _probability(model, torch.where(hottest, views, blurred), classes)
-        found -= _probability(model, torch.where(hottest, grey, views), classes)
+        found += _probability(quick, torch.where(hottest, views, blurred), classes)
+        found -= _probability(quick, torch.where(hottest, grey, views), classes)
     return found / len(SHARES)
 
 
@@ -290,7 +290,8 @@ def _blurred(view: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(soft).permute(2, 0, 1).to(view)
 
 
-def _probability(model: Classifier, views: torch.Tensor, classes: torch.Tensor) -> np.ndarray:
+def _probability(model: torch.nn.Module, views: torch.Tensor, classes: torch.Tensor) -> np.ndarray:
+    views = views.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         logits = torch.cat([model(part) for part in views.split(gradcam.BATCH)])
     return logits.double().softmax(dim=1).cpu().gather(1, classes[:, None])[:, 0].numpy()
