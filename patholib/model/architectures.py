@@ -124,7 +124,7 @@ NETWORKS = {
         blocks=_numbered("features", 9),
         head="classifier",
         channels=1280,
-    ),  # a step of the smaller network costs a third
+    ),
     "efficientnet_lite0": Architecture(  # its weights come as a Python package, for where there is no network
         words="EfficientNet-Lite0",
         constructor="patholib.model.adapted:efficientnet_lite0",

@@ -29,10 +29,10 @@ def recipe_for(
     """The recipe `name` for these data: their classes and grouping, then the overrides.
 
     published: the literal form. weights: "imagenet", "none" (which also unfreezes, see `recipes.from_scratch`) or a
-    file; None: what the recipe says. Demo images without other weights get the recipe cut down (`first_look`), and so
-    do others with `small`. frozen, overrides: as `overriding.overridden` takes them, or None. Cycles of the learning
-    rate are fitted to the epochs (`schedules.whole_cycles`), unless published or with t_0 overridden. Random weights
-    that were asked for, or that are trained on real images, are announced (`profile`).
+    file; None: what the recipe says. Demo images without other weights get the recipe cut down, and so do others with
+    `small` (`recipes.first_look`, `recipes.for_demo`). frozen, overrides: as `overriding.overridden` takes them, or
+    None. Cycles of the learning rate are fitted to the epochs (`schedules.whole_cycles`), unless published or with t_0
+    overridden. Random weights that were asked for, or that are trained on real images, are announced (`profile`).
     Errors: bad_parameter, those of `overriding.overridden`.
     """
     recipe = recipes.as_published(name) if published else recipes.get(name)
@@ -40,7 +40,7 @@ def recipe_for(
         recipe, classes=source.classes, positive=source.positive, group_by="image" if published else source.group_by
     )
     if small or (source.demo and weights in (None, "none")):
-        recipe = first_look(recipe, weights, overrides.get("arch"), overrides.get("train"))
+        recipe = _cut_down(recipe, weights, overrides.get("arch"), overrides.get("train"))
     elif weights == "none":
         recipe = recipes.from_scratch(recipe)
     else:
@@ -54,7 +54,7 @@ def recipe_for(
     return recipe
 
 
-def first_look(recipe: Recipe, weights: str | None = None, arch: str | None = None, train: str | None = None) -> Recipe:
+def _cut_down(recipe: Recipe, weights: str | None, arch: str | None, train: str | None) -> Recipe:
     """The recipe cut down to demo images, or to a first look at others: minutes on two cores.
 
     It begins with the weights of `recipes.FIRST_LOOK`, which a package brings; without that package, with
@@ -65,13 +65,14 @@ def first_look(recipe: Recipe, weights: str | None = None, arch: str | None = No
         raise PathoError(
             "bad_parameter", "weights", f"is {weights!r}, which a first look does not use", "Leave out small"
         )
-    chosen = arch or recipes.FIRST_LOOK
-    if weights == "none" or chosen != recipes.FIRST_LOOK:
+    if weights == "none" or arch not in (None, recipes.FIRST_LOOK):
         return recipes.for_demo(recipe)
-    if starting.at_hand(chosen) or train == "head":
+    if train == "head" or starting.at_hand(recipes.FIRST_LOOK):
         return recipes.first_look(recipe)
     if myself().first:
-        print(f"The weights of {chosen} are not installed: it begins with random ones. {downloading.INSTALL}.")
+        print(
+            f"The weights of {recipes.FIRST_LOOK} are not installed: it begins with random ones. {downloading.INSTALL}."
+        )
     return recipes.for_demo(recipe)
 
 

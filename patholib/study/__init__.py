@@ -381,6 +381,5 @@ class Study:
     def demo_pair(cls, output: Path | str | None = None) -> list[Path]:
         """The folders of two finished runs on demo images that differ in the augmentation alone."""
         recipe = profiles.recipe_for("breakhis", readers.load("breakhis", "demo"), image_size=96, epochs=3)
-        recipe = replace(recipe, tta_views=2)
         pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
         return [cls.demo_run(output, recipe=one, name=name) for name, one in pair.items()]

@@ -66,7 +66,8 @@ def place(tmp_path_factory):
     """A folder with the notebook, a few demo images, and a finished run on them."""
     root = tmp_path_factory.mktemp("browser")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(demo.DEFAULTS, "breakhis", {"groups": 18, "images_per_group": 4, "size": (140, 92)})
+        few = {"groups": 18, "images_per_group": 4, "size": (140, 92)}
+        patch.setitem(demo.DEFAULTS, "breakhis", demo.DEFAULTS["breakhis"] | few)
         patch.setattr(files, "project_root", lambda: root)
         patch.delenv("PATHOLIB_DATA", raising=False)
         patch.setenv("PATHOLIB_CACHE", str(root / "cache"))

@@ -59,7 +59,8 @@ def finished(tmp_path_factory):
     """A run that the explorer makes itself, where there is none, and its few demo images."""
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(demo.DEFAULTS, "breakhis", {"groups": 18, "images_per_group": 3, "size": (64, 64)})
+        few = {"groups": 18, "images_per_group": 3, "size": (64, 64)}
+        patch.setitem(demo.DEFAULTS, "breakhis", demo.DEFAULTS["breakhis"] | few)
         patch.setattr(files, "project_root", lambda: root)
         patch.delenv("PATHOLIB_DATA", raising=False)
         patch.setenv("PATHOLIB_CACHE", str(root / "cache"))

@@ -22,7 +22,7 @@ VERSION = 5  # of the pictures: raise it whenever the same settings give other f
 MARKER, TRUTH = "DEMO.json", "truth.csv"
 NOTICE = "Generated demo images, not medical data: no number obtained on them is a result."
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "breakhis": {"groups": 120, "images_per_group": 4, "size": (350, 230)},
+    "breakhis": {"groups": 120, "images_per_group": 4, "size": (350, 230), "best_auc": 0.98},
     "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225), "best_auc": 0.99},
 }
 _PLANS = {"breakhis": plans.plan_breakhis, "isic2019": plans.plan_isic}
@@ -43,8 +43,8 @@ def write(
 
     layout: "breakhis" (groups are cases, 350 x 230 PNG) or "isic2019" (groups are lesions, 300 x 225 JPEG).
     images_per_group: exact per BreakHis case; the mean per ISIC lesion, which has one fewer, as many or one more.
-    size: (width, height) in pixels. best_auc: what no classifier can exceed in expectation, in (0.5, 1);
-    0.98 for breakhis, 0.99 for isic2019 unless given.
+    size: (width, height) in pixels. best_auc: what no classifier can exceed in expectation, in (0.5, 1).
+    None: that of DEFAULTS, as for groups, images_per_group and size.
     patient_effect: strength of what patients differ in (stain; skin and light), 0 none, 1 as real laboratories do.
     Raises PathoError: `bad_demo_setting`, `unknown_layout`, `folder_not_demo`.
     """
@@ -89,7 +89,7 @@ def _settings(layout, groups, images_per_group, size, seed, best_auc, patient_ef
     if layout not in DEFAULTS:
         raise PathoError("unknown_layout", str(layout), "is not a demo layout", nearest(layout, DEFAULTS))
     given = {"groups": groups, "images_per_group": images_per_group, "size": size, "best_auc": best_auc}
-    chosen = {"best_auc": 0.98} | DEFAULTS[layout] | {name: value for name, value in given.items() if value is not None}
+    chosen = DEFAULTS[layout] | {name: value for name, value in given.items() if value is not None}
     chosen |= {"size": list(chosen["size"]), "seed": seed, "patient_effect": patient_effect}
     width, height = chosen["size"]
     for name, good, allowed in (
