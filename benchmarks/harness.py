@@ -32,7 +32,7 @@ from patholib.train import origin
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 RIVALS = ROOT / "benchmarks" / "rivals.txt"
-VENV = ROOT / ".venv-bench"
+VENV = Path(os.environ.get("PATHOLIB_RIVALS") or ROOT / ".venv-bench").absolute()  # of the rivals
 OWN = ("patholib", "pip", "setuptools", "uv")  # not held to the project's version: what installs, and the project
 HEAD = """# Benchmarks
 

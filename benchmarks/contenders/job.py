@@ -20,8 +20,10 @@ import pandas as pd
 
 from patholib.base import files
 from patholib.judge import ranking
+from patholib.model import architectures, recipes
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as every rival normalises
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as every rival with random weights normalises
+NETWORK = "tf_efficientnet_lite0"  # what timm calls the network that has the pretrained weights
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,30 @@ class Job:
         """The share of each class among the training images."""
         counts = np.bincount(self.part("train")["place"], minlength=len(self.classes))
         return (counts / counts.sum()).tolist()
+
+
+def pretrained(folder: Path | str) -> dict:
+    """What `timm.create_model(NETWORK, ...)` is given to begin with the weights of ours, kept by timm's names.
+
+    They are in `folder`, written where they are missing. Input is normalised as ours does it for these weights.
+    """
+    entry, path = architectures.NETWORKS[recipes.FIRST_LOOK], Path(folder) / f"{NETWORK}.safetensors"
+    if not path.exists():
+        convert(path)
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path), "mean": entry.mean, "std": entry.std}}
+
+
+def convert(path: Path) -> None:
+    """Writes the packaged weights with timm's names, whose tensors come in the same order."""
+    import timm
+    import torch
+    from safetensors.torch import save
+
+    from patholib.model import weights
+
+    packaged = torch.load(weights.find_or_fetch(recipes.FIRST_LOOK)[0], map_location="cpu", weights_only=True)
+    named = dict(zip(timm.create_model(NETWORK).state_dict(), packaged.values(), strict=True))
+    files.write_bytes(path, save({name: tensor.contiguous() for name, tensor in named.items()}))
 
 
 class Clock:

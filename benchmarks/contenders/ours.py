@@ -7,6 +7,7 @@ for it then. What the library lacks and may be worth having is tried here (`Trie
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from patholib.base import files
 from patholib.data import checking, readers
 from patholib.data.imagesets import ImageSet
 from patholib.judge import decisions
-from patholib.model import augment, recipes
+from patholib.model import augment, profiles, recipes
 from patholib.model.recipes import Recipe, Stage
 from patholib.study import Study
 
@@ -51,6 +52,7 @@ class Tried:
 
 def main(job: Job) -> None:
     torch.set_num_threads(job.threads)
+    os.environ["PATHOLIB_CACHE"] = str(Path(job.out) / "cache")  # no other training has computed its features already
     out, recipe = Path(job.out), replace(recipes.from_json(job.options["recipe"]), seed=job.seed)
     tried = Tried(**{name: value for name, value in job.options.items() if name != "recipe"})
     source = readers.load(job.kind, job.data, missing="skip", positive=job.positive)
@@ -70,13 +72,17 @@ def main(job: Job) -> None:
     checked_in = time.perf_counter() - started
     place = job.table.set_index("path").loc[checked.manifest.table["path"]]
     split = checked.manifest.table.assign(group=place["group"].to_numpy(), split=place["split"].to_numpy())
+    head = recipe.train == "head"
     sides = {tried.side(replace(recipe, epochs=2), epoch): None for epoch in (1, 0)}  # of either half, the last first
     cost = {
         (frozen, side): trial(recipe, frozen, side, tried, checked, split, job)
         for frozen in sorted({stage.frozen for stage in recipe.stages})
         for side in sides
+        if not head
     }
-    recipe = replace(recipe, epochs=affordable(recipe, cost, job.seconds - checked_in, tried))
+    if not head:
+        epochs = affordable(recipe, cost, job.seconds - checked_in, tried)
+        recipe = profiles.in_whole_cycles(replace(recipe, epochs=epochs))
     with mock.patch.object(augment, "training_views", training_views(tried, lambda epoch: tried.side(recipe, epoch))):
         study = of(recipe, checked, split, job, out / "runs", "run")
         study.train()
@@ -103,10 +109,11 @@ def main(job: Job) -> None:
         job,
         tables,
         curve,
-        epochs=len(history),
-        best_epoch=facts["best_epoch"],
+        epochs=0 if head else len(history),
+        best_epoch=0 if head else facts["best_epoch"],
         seconds=float(seconds[-1]),
-        planned=sum(spent(recipe, cost, tried)) + checked_in,
+        planned=job.seconds if head else sum(spent(recipe, cost, tried)) + checked_in,
+        **({"chosen": f"C={facts['strength']:g}"} if head else {}),
         precision=facts["precision"],
         prior=(counts / counts.sum()).tolist(),  # the locked probabilities are corrected to it
         shares=decisions.locked(folder).get("shares"),

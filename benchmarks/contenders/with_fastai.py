@@ -1,6 +1,8 @@
-"""fastai as its documentation trains: `vision_learner` with resnet34, presizing, `aug_transforms`, `fit_one_cycle`.
+"""fastai as its documentation trains: `vision_learner`, presizing, `aug_transforms`, and all else as it comes.
 
-pretrained=False, all else as it comes: batches of 64, Adam at 1e-3, the weights of the last epoch.
+From pretrained weights: the network of timm by its name and `fine_tune` at its rate of 2e-3, which trains the head for
+one epoch with the body frozen, then everything, the body at rates down to a hundredth. From random ones: resnet34 and
+`fit_one_cycle` at 1e-3. Batches of 64, Adam, the weights of the last epoch.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Timed(Callback):
     """Runs the clock while the training images of an epoch are gone through."""
 
     def __init__(self, clock: Clock):
-        self.clock, self.after_each = clock, []
+        self.clock, self.after_each, self.rows = clock, [], []
 
     def before_train(self):
         self.clock.start()
@@ -42,16 +44,20 @@ class Timed(Callback):
         self.clock.stop()
         self.after_each.append(self.clock.seconds)
 
+    def after_fit(self):
+        self.rows += self.learn.recorder.values  # of this fit; another one starts them anew
+
 
 def main(job: Job) -> None:
     torch.set_num_threads(job.threads)
     with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
-        of_one = train(job, 1, folder)[1].after_each[-1]
-        epochs = jobs.epochs_within(job.seconds, of_one)
+        *frozen, first = np.diff(train(job, 1, folder)[1].after_each, prepend=0)
+        of_one, before = float(first), float(sum(frozen))  # of the frozen epoch, where there is one
+        epochs = jobs.epochs_within(job.seconds - before, of_one)
         learn, timed = train(job, epochs, folder)
         curve = [
             {"epoch": k + 1, "seconds": round(at, 2), "val_balanced_accuracy": row[2], "val_auc": row[3]}
-            for k, (row, at) in enumerate(zip(learn.recorder.values, timed.after_each, strict=True))
+            for k, (row, at) in enumerate(zip(timed.rows, timed.after_each, strict=True))
         ]
         tables = {split: jobs.predictions(job, split, probabilities(job, learn, split)) for split in ("val", "test")}
     jobs.leave(
@@ -59,15 +65,17 @@ def main(job: Job) -> None:
         tables,
         curve,
         ("fastai", "torch"),
-        epochs=epochs,
-        best_epoch=epochs,
+        epochs=len(curve),
+        best_epoch=len(curve),
         seconds=timed.clock.seconds,
-        planned=epochs * of_one,
+        planned=before + epochs * of_one,
     )
 
 
 def train(job: Job, epochs: int, folder: str):
-    """A learner after so many epochs, and its times."""
+    """A learner after so many epochs, with a frozen one before them where weights are pretrained, and its times."""
+    pretrained = job.options.get("pretrained", False)
+    normal = [] if pretrained else [Normalize.from_stats(*imagenet_stats)]  # else as the weights ask for
     set_seed(job.seed, reproducible=True)
     table = job.table
     table = table[table["split"] != "test"].assign(is_valid=lambda t: t["split"] == "val")
@@ -81,15 +89,20 @@ def train(job: Job, epochs: int, folder: str):
         num_workers=job.threads,
         y_block=CategoryBlock(vocab=list(job.classes), sort=False),
         item_tfms=Resize(2 * job.size),
-        batch_tfms=[*aug_transforms(size=job.size, min_scale=0.75), Normalize.from_stats(*imagenet_stats)],
+        batch_tfms=[*aug_transforms(size=job.size, min_scale=0.75), *normal],
     )
     ranking = RocAuc() if len(job.classes) > 2 else RocAucBinary()
     timed = Timed(Clock())
+    start = jobs.pretrained(Path(job.out).parents[1]) if pretrained else {"pretrained": False}
     learn = vision_learner(
-        loaders, resnet34, pretrained=False, metrics=[BalancedAccuracy(), ranking], path=Path(folder)
+        loaders,
+        jobs.NETWORK if pretrained else resnet34,
+        metrics=[BalancedAccuracy(), ranking],
+        path=Path(folder),
+        **start,
     )
     with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(epochs, cbs=timed)
+        (learn.fine_tune if pretrained else learn.fit_one_cycle)(epochs, cbs=timed)
     return learn, timed
 
 

@@ -1,15 +1,26 @@
-"""timm's training script with the settings its documentation gives for EfficientNet-B0 from scratch (RandAugment).
+"""The steps of timm's training script with the settings its documentation gives.
 
-timm does not install its train.py, so its steps are done here with the library's own functions: RMSpropTF, learning
-rate 0.048 per 768 images of a batch, step decay, warm-up, RandAugment, random erasing, dropout and drop path 0.2, label
-smoothing, moving average of the weights, of which the epoch with the best validation accuracy is kept, of equal ones
-the last. The schedule of 450 epochs is compressed into those there is time for, and the average is warmed up
-(--model-ema-warmup), because 0.9999 would not leave the start in so few steps.
+timm does not install its train.py, so its steps are done here with the library's own functions.
+
+From pretrained weights: the fine-tuning of its model cards (--pretrained --opt adamw --opt-eps 1e-6 --weight-decay .01
+--warmup-lr 0 --sched-on-updates --clip-grad 1.0, cosine), with EfficientNet-Lite0 and what train.py does unless told
+otherwise: crops of 8 % to all of a picture, mirror images, label smoothing 0.1, --model-ema. RandAugment
+and dropout 0.2 are those of its EfficientNets. The rate is 3e-4, as the cards' 5e-5 is for large transformers.
+
+From random weights: those for EfficientNet-B0 (RandAugment). RMSpropTF, learning rate 0.048 per 768 images of a batch,
+step decay, warm-up, RandAugment, random erasing, dropout and drop path 0.2, label smoothing. The schedule of 450 epochs
+is compressed into those there is time for.
+
+Of the moving average of the weights the epoch with the best validation accuracy is kept, of equal ones the last. The
+average is warmed up (--model-ema-warmup), because 0.9999 would not leave the start in so few steps.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import job as jobs
 import numpy as np
@@ -23,7 +34,50 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, random_seed
 
-BATCH, EPOCHS = 32, 450  # EPOCHS: of the documented schedule
+BATCH, EPOCHS = 32, 450  # EPOCHS: of the documented schedule from random weights
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What differs between a training from random weights and a fine-tuning."""
+
+    network: str
+    model: dict
+    views: dict
+    optimizer: dict
+    schedule: Callable[[int], dict]  # of the number of epochs
+    decay: float  # of the averaged weights
+    clip: float | None = None  # largest gradient norm
+    expected: dict = field(default_factory=dict)  # mean and std of the input, where they are not those of ImageNet
+
+
+def settings(job: Job) -> Settings:
+    if not job.options.get("pretrained"):
+        return Settings(
+            "efficientnet_b0",
+            {"drop_rate": 0.2, "drop_path_rate": 0.2},
+            {"auto_augment": "rand-m9-mstd0.5", "re_prob": 0.2, "re_mode": "pixel"},
+            {"opt": "rmsproptf", "lr": 0.048 * BATCH / 768, "weight_decay": 1e-5, "eps": 1e-3},
+            lambda epochs: {
+                "sched": "step",
+                "decay_epochs": 2.4 * epochs / EPOCHS,
+                "decay_rate": 0.97,
+                "warmup_lr": 1e-6,
+                "warmup_epochs": 5 * epochs / EPOCHS,
+            },
+            0.9999,
+        )
+    start = jobs.pretrained(Path(job.out).parents[1])
+    return Settings(
+        jobs.NETWORK,
+        {"drop_rate": 0.2, **start},
+        {"auto_augment": "rand-m9-mstd0.5-inc1"},
+        {"opt": "adamw", "lr": 3e-4, "weight_decay": 0.01, "eps": 1e-6},
+        lambda epochs: {"sched": "cosine", "warmup_lr": 0.0, "warmup_epochs": epochs / 10},
+        0.9998,
+        clip=1.0,
+        expected={name: start["pretrained_cfg_overlay"][name] for name in ("mean", "std")},
+    )
 
 
 class Images(torch.utils.data.Dataset):
@@ -61,46 +115,27 @@ def main(job: Job) -> None:
     )
 
 
-def pretrained_lite0(path, classes: int) -> torch.nn.Module:
-    """timm's EfficientNet-Lite0 with the ImageNet weights of ours, in `path`: the same tensors in the same order."""
-    net = timm.create_model("tf_efficientnet_lite0")
-    state = torch.load(path, weights_only=True)
-    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
-    net.reset_classifier(classes)
-    return net
-
-
 def train(job: Job, epochs: int) -> dict:
     """The averaged model of the best epoch, the curve, the seconds of training."""
     random_seed(job.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = timm.create_model("efficientnet_b0", num_classes=len(job.classes), drop_rate=0.2, drop_path_rate=0.2)
-    model.to(device)
-    average = ModelEmaV3(model, decay=0.9999, use_warmup=True)
+    chosen = settings(job)
+    model = timm.create_model(chosen.network, num_classes=len(job.classes), **chosen.model).to(device)
+    average = ModelEmaV3(model, decay=chosen.decay, use_warmup=True)
     loader = create_loader(
         Images(job.part("train")),
         (3, job.size, job.size),
         BATCH,
         is_training=True,
-        auto_augment="rand-m9-mstd0.5",
-        re_prob=0.2,
-        re_mode="pixel",
         interpolation="random",
+        **chosen.views,
+        **chosen.expected,
         num_workers=job.threads,
         use_prefetcher=False,
     )
-    optimizer = create_optimizer_v2(model, "rmsproptf", lr=0.048 * BATCH / 768, weight_decay=1e-5, eps=1e-3)
-    share = epochs / EPOCHS
+    optimizer = create_optimizer_v2(model, **chosen.optimizer)
     scheduler, _ = create_scheduler_v2(
-        optimizer,
-        "step",
-        num_epochs=epochs,
-        decay_epochs=2.4 * share,
-        decay_rate=0.97,
-        warmup_lr=1e-6,
-        warmup_epochs=5 * share,
-        step_on_epochs=False,
-        updates_per_epoch=len(loader),
+        optimizer, num_epochs=epochs, **chosen.schedule(epochs), step_on_epochs=False, updates_per_epoch=len(loader)
     )
     criterion, clock, curve, best, step = LabelSmoothingCrossEntropy(0.1), Clock(), [], (-1.0, 0, None), 0
     for epoch in range(1, epochs + 1):
@@ -110,6 +145,8 @@ def train(job: Job, epochs: int) -> dict:
             loss = criterion(model(images.to(device)), labels.to(device))
             optimizer.zero_grad()
             loss.backward()
+            if chosen.clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), chosen.clip)
             optimizer.step()
             step += 1
             average.update(model, step=step)

