@@ -37,16 +37,19 @@ def fitted_head(arch: str) -> dict[str, Any]:
 def overridden(recipe: Recipe, frozen: int | None = None, **given) -> Recipe:
     """The recipe with other values of its fields; frozen: one stage with so many frozen blocks instead of its stages.
 
-    A loss other than cross_entropy drops the label smoothing. train="head" brings `fitted_head`.
+    Another network freezes the same share of its blocks. A loss other than cross_entropy drops the label smoothing.
+    train="head" brings `fitted_head`.
     Errors: bad_recipe; bad_parameter where a value would do nothing, or where random weights would be frozen.
     """
+    arch, head = given.get("arch", recipe.arch), given.get("train", recipe.train) == "head"
     if frozen is not None:
         given["stages"] = (Stage(0, frozen, 1.0),)
+    elif arch != recipe.arch and arch in architectures.NETWORKS and not head:  # one that is unknown is refused below
+        given.setdefault("stages", _same_share(recipe, arch))
     if given.get("loss", "cross_entropy") != "cross_entropy":
         given.setdefault("label_smoothing", 0.0)
-    head = given.get("train", recipe.train) == "head"
     if head:
-        fitted = fitted_head(given.get("arch", recipe.arch))
+        fitted = fitted_head(arch)
         _refuse_idle([name for name, value in given.items() if name not in OF_HEAD and fitted.get(name) != value])
         given |= fitted
     recipe = replace(recipe, **given)
@@ -60,6 +63,12 @@ def overridden(recipe: Recipe, frozen: int | None = None, **given) -> Recipe:
             f"Give weights='imagenet' or a file of pretrained weights; or {REMEDY[0].lower()}{REMEDY[1:]}, frozen=0",
         )
     return recipe
+
+
+def _same_share(recipe: Recipe, arch: str) -> tuple[Stage, ...]:
+    """The stages of the recipe for another network, with the nearest number of its blocks."""
+    here, there = (len(architectures.NETWORKS[name].blocks) for name in (recipe.arch, arch))
+    return tuple(replace(stage, frozen=round(stage.frozen * there / here)) for stage in recipe.stages)
 
 
 REMEDY = "Use train='fine_tuning'"

@@ -32,7 +32,8 @@ def recipe_for(
     file; None: what the recipe says. Demo images without other weights get the recipe cut down, and so do others with
     `small` (`recipes.first_look`, `recipes.for_demo`). frozen, overrides: as `overriding.overridden` takes them, or
     None. Cycles of the learning rate are fitted to the epochs (`schedules.whole_cycles`), unless published or with t_0
-    overridden. Random weights that were asked for, or that are trained on real images, are announced (`profile`).
+    overridden. Few real images get `recipes.for_few_images`, if blocks learn. That, and random weights that were
+    asked for or are trained on real images, is announced (`profile`).
     Errors: bad_parameter, those of `overriding.overridden`.
     """
     recipe = recipes.as_published(name) if published else recipes.get(name)
@@ -45,12 +46,15 @@ def recipe_for(
         recipe = recipes.from_scratch(recipe)
     else:
         recipe = replace(recipe, weights=weights or recipe.weights)
+        few = len(source.table) < recipes.FEW_IMAGES and not source.demo
+        if few and not published and overrides.get("train") != "head":
+            recipe = recipes.for_few_images(recipe)
     given = {field: value for field, value in overrides.items() if value is not None}
     recipe = overriding.overridden(recipe, frozen, **given)
     if not published and "t_0" not in given:
         recipe = in_whole_cycles(recipe)
-    if recipe.weights == "none" and (weights == "none" or not source.demo) and myself().first:
-        print(profile(recipe))  # of several processes one says it
+    if (note := profile(recipe)) and (weights == "none" or not source.demo) and myself().first:
+        print(note)  # of several processes one says it
     return recipe
 
 
@@ -107,21 +111,24 @@ def for_split(recipe: Recipe, split: pd.DataFrame) -> Recipe:
 
 
 def profile(recipe: Recipe) -> str:
-    """The note on random weights: this is not the recipe as it ships, what differs, and why; "" for other weights."""
-    if recipe.weights != "none":
+    """The note on a recipe for random weights or few images: why, and what differs; "" for the recipe as it ships."""
+    if recipe.weights == "none":
+        why = (
+            "Profile for random weights: no pretrained weights are loaded, so this is not the recipe as it ships, and "
+            f"its numbers are not those of the recipe. {recipes.WHY_UNFROZEN}."
+        )
+        if recipe.name in recipes.RECIPES and recipe.colour:
+            why += f" {recipes.WHY_SCRATCH}."
+    elif recipe.augmentation == recipes.OF_FEW and not recipe.published:
+        why = f"Profile for few images: {recipes.WHY_FEW}."
+    else:
         return ""
-    lines = (
-        "Profile for random weights: no pretrained weights are loaded, so this is not the recipe as it ships, and "
-        f"its numbers are not those of the recipe. {recipes.WHY_UNFROZEN}."
-    )
     if recipe.name not in recipes.RECIPES:
-        return lines
+        return why
     base = recipes.as_published(recipe.name) if recipe.published else recipes.get(recipe.name)
     changed = [field for field in recipes.diff(base, recipe) if field not in OF_DATA]
     name = f"{recipe.name} as published" if recipe.published else recipe.name
-    if recipe.colour:
-        lines += f" {recipes.WHY_SCRATCH}."
-    return f"{lines} Changed against the recipe {name}: {', '.join(changed)}."
+    return f"{why} Changed against the recipe {name}: {', '.join(changed)}."
 
 
 def differences(a: Recipe, b: Recipe, names: tuple[str, str] = ("the recipe", "here")) -> pd.DataFrame:

@@ -317,33 +317,35 @@ def unfrozen(recipe: Recipe) -> Recipe:
     )
 
 
-# What helps random weights on a few hundred or thousand real images, beyond `unfrozen`, by recipe (measured part by
-# part in benchmarks/RESULTS.md). Colour statistics join the network, because they need no pretraining, and colour
-# jitter is so small that they keep their meaning; every rotation and flip, because neither microscope nor dermatoscope
-# has a right way up; weights are averaged over the last steps. Tissue: the last epoch, because a dozen validation
-# patients would pick another by luck.
-_SCRATCH_BASE = {
-    "augmentation": Augmentation(
-        rotation=180,
-        shift=0.05,
-        zoom=(0.85, 1.15),
-        flip_horizontal=0.5,
-        flip_vertical=0.5,
-        brightness=0.04,
-        contrast=0.04,
-        saturation=0.04,
-        hue=0.008,
-    ),
+# What helps where a few hundred or thousand real images are all there is to learn from, with any first weights: every
+# rotation and flip, because neither microscope nor dermatoscope has a right way up; colour jitter so small that colour
+# keeps its meaning; weights averaged over the last steps.
+OF_FEW = Augmentation(
+    rotation=180,
+    shift=0.05,
+    zoom=(0.85, 1.15),
+    flip_horizontal=0.5,
+    flip_vertical=0.5,
+    brightness=0.04,
+    contrast=0.04,
+    saturation=0.04,
+    hue=0.008,
+)
+_FEW: dict[str, Any] = {
+    "augmentation": OF_FEW,
     "optimizer": "adamw",
     "weight_decay": 0.05,
-    "warm_up": 2,
-    "label_smoothing": 0.0,
+    "loss": "cross_entropy",
     "monitor": "auc",
     "tta_views": 8,
 }
+FEW_IMAGES = 5_000  # with fewer, `for_few_images`
+# With random weights colour statistics join the network, because they need no pretraining (measured part by part in
+# benchmarks/RESULTS.md). Tissue: the last epoch, because a dozen validation patients would pick another by luck.
+_SCRATCH = {**_FEW, "warm_up": 2, "label_smoothing": 0.0}
 SCRATCH: dict[str, dict[str, Any]] = {
-    "breakhis": {**_SCRATCH_BASE, "colour": 32, "ema": 0.98, "keep": "last"},
-    "isic2019": {**_SCRATCH_BASE, "colour": 128, "lr": 2e-3, "ema": 0.998, "loss": "cross_entropy"},
+    "breakhis": {**_SCRATCH, "colour": 32, "ema": 0.98, "keep": "last"},
+    "isic2019": {**_SCRATCH, "colour": 128, "lr": 2e-3, "ema": 0.998},
 }
 
 
@@ -352,6 +354,10 @@ WHY_UNFROZEN = (
     "Nothing is frozen, because a frozen random network learns nothing; the learning rate is higher, as "
     "random weights need it, in one cosine cycle over the run; the head has no dropout, which would keep a "
     "short run from learning"
+)
+WHY_FEW = (
+    f"There are fewer than {FEW_IMAGES:,} images, and the recipe is made for more: most blocks keep what they learnt "
+    "from photographs, and the rest learns in a few epochs with every rotation and flip"
 )
 WHY_SCRATCH = (
     "Statistics of colour and grain add to the logits, because they need no pretraining, and further "
@@ -362,6 +368,31 @@ WHY_SCRATCH = (
 def from_scratch(recipe: Recipe) -> Recipe:
     """The recipe for random weights and real images: `unfrozen`, and what SCRATCH says, unless it is as published."""
     return replace(unfrozen(recipe), **({} if recipe.published else SCRATCH.get(recipe.name, {})))
+
+
+def for_few_images(recipe: Recipe) -> Recipe:
+    """The recipe for pretrained weights and fewer than FEW_IMAGES images.
+
+    The first five of nine blocks, or the same share of other networks, keep what they know. The rest and a linear head
+    learn in one cosine cycle.
+    """
+    frozen = round(len(architectures.NETWORKS[recipe.arch].blocks) * 5 / 9)
+    return replace(
+        recipe,
+        **_FEW,
+        stages=(Stage(0, frozen, 1.0),),
+        batchnorm="frozen",
+        head_width=0,
+        head_dropout=(0.0, 0.0),
+        epochs=12,
+        lr=5e-4,
+        schedule="sgdr",
+        t_0=0,
+        warm_up=1,
+        ema=0.99,
+        label_smoothing=0.05,
+        patience=0,
+    )
 
 
 def first_look(recipe: Recipe) -> Recipe:

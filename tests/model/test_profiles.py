@@ -13,7 +13,8 @@ from patholib.base.errors import PathoError
 from patholib.data import demo, readers
 from patholib.data.readers import table
 from patholib.model import profiles, recipes, schedules
-from patholib.model.recipes import BREAKHIS, ISIC2019
+from patholib.model.overriding import overridden
+from patholib.model.recipes import BREAKHIS, ISIC2019, Stage
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,13 @@ def sources(tmp_path_factory):
     return {"real": table.read(data / "mine.csv"), "demo": readers.read(small)}
 
 
-def test_real_data_get_the_recipe_with_their_own_classes_and_groups(sources):
+@pytest.fixture
+def many(monkeypatch):
+    """Any number of images is enough for a recipe as it ships."""
+    monkeypatch.setattr(recipes, "FEW_IMAGES", 0)
+
+
+def test_real_data_get_the_recipe_with_their_own_classes_and_groups(sources, many):
     recipe = profiles.recipe_for("isic2019", sources["real"])
     assert recipe == replace(
         recipes.ISIC2019, classes=("benign", "malignant"), positive=sources["real"].positive, group_by="group"
@@ -47,7 +54,35 @@ def test_a_first_look_without_the_installed_weights_begins_with_random_ones_and_
         profiles.recipe_for("breakhis", sources["real"], small=True, weights="my.pth")
 
 
-def test_without_weights_nothing_is_frozen(sources):
+@pytest.mark.parametrize("arch, frozen", [("resnet50", 9), ("efficientnet_b0", 5), ("efficientnet_lite0", 5)])
+@pytest.mark.parametrize("name", ["breakhis", "isic2019"])
+def test_few_real_images_get_a_recipe_for_few_whatever_the_network(sources, capsys, name, arch, frozen):
+    recipe = profiles.recipe_for(name, sources["real"], arch=arch)
+    assert recipe == overridden(recipes.for_few_images(recipes.get(name)), arch=arch, **of_data(recipe))
+    assert [stage.frozen for stage in recipe.stages] == [frozen]
+    assert capsys.readouterr().out == profiles.profile(recipe) + "\n"
+    assert "Profile for few images" in profiles.profile(recipe) and profiles.profile(recipes.get(name)) == ""
+    assert profiles.recipe_for(name, sources["real"], lr=0.5, epochs=2, frozen=1) == replace(
+        profiles.recipe_for(name, sources["real"]), lr=0.5, epochs=2, stages=(Stage(0, 1, 1.0),)
+    )
+    capsys.readouterr()
+    for given in ({"train": "head"}, {"published": True}):
+        assert profiles.profile(profiles.recipe_for(name, sources["real"], **given)) == capsys.readouterr().out == ""
+
+
+def of_data(recipe):
+    """The fields that the images decide."""
+    return {name: getattr(recipe, name) for name in profiles.OF_DATA}
+
+
+def test_another_network_freezes_the_same_share_of_its_blocks(sources, many):
+    for arch, frozen in (("efficientnet_lite0", 7), ("resnet50", 13), ("resnet18", 7)):  # of 9, 17 and 9 blocks
+        assert [s.frozen for s in profiles.recipe_for("breakhis", sources["real"], arch=arch).stages] == [frozen]
+    isic = profiles.recipe_for("isic2019", sources["real"], arch="resnet50")
+    assert [stage.frozen for stage in isic.stages] == [13, 9, 6, 2, 0]
+
+
+def test_without_weights_nothing_is_frozen(sources, many):
     recipe = profiles.recipe_for("breakhis", sources["real"], weights="none")
     assert [stage.frozen for stage in recipe.stages] == [0] and recipe.weights == "none" and recipe.image_size == 224
     assert profiles.recipe_for("breakhis", sources["real"], weights="my.pth").stages == BREAKHIS.stages
@@ -71,6 +106,7 @@ def test_random_weights_are_never_used_in_silence(sources, capsys, monkeypatch):
         assert "Profile for random weights" in capsys.readouterr().out
     profiles.recipe_for("breakhis", sources["demo"], weights="none")
     assert "Profile for random weights" in capsys.readouterr().out
+    monkeypatch.setattr(recipes, "FEW_IMAGES", 0)
     for source, given in (("real", {}), ("real", {"weights": "my.pth"}), ("demo", {})):  # demo images have a banner
         profiles.recipe_for("breakhis", sources[source], **given)
         assert capsys.readouterr().out == ""
@@ -118,7 +154,7 @@ def test_real_images_are_cut_down_only_where_that_is_asked(sources):
     assert profiles.recipe_for("breakhis", real, weights="none").image_size == 224
 
 
-def test_another_number_of_epochs_keeps_its_cycles_whole_but_not_as_published(sources):
+def test_another_number_of_epochs_keeps_its_cycles_whole_but_not_as_published(sources, many):
     def made(**given):
         return profiles.recipe_for("breakhis", sources["real"], **given)
 
