@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from patholib.data import audits, caching, checking, decoding, foreign, manifest
 from patholib.data.audits import KINDS, NEAR, PAIR, WAYS, Audit
 from patholib.data.csvfiles import read_csv
 from patholib.data.foreign import Listed
+from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import first, in_several
 from patholib.data.readers import breakhis, isic2019
 from patholib.data.splitting import SPLITS, leaked
@@ -177,23 +178,31 @@ def audit_checked(checked: checking.Checked, split: pd.DataFrame, progress: bool
     `ImageSet.with_split` refuses one that stands in another split.
     """
     listed, keys, unchecked = _listed_checked(checked, split)
-    rows, at = listed.table, checked.images.table.set_index("path")["row"]
+    rows = listed.table
     known = np.zeros((len(rows), *signatures.SHAPE), np.float32)
-    stored = [(i, at[path]) for i, path in enumerate(rows["path"]) if path in at.index]
-
-    def work(place: tuple[int, int]) -> None:
-        known[place[0]] = signatures.of(Image.fromarray(checked.images.pixels[place[1]]))
-
-    workers = cpu.cores()
-    with contextlib.closing(cpu.in_order(work, stored, workers, ahead=16 * workers)) as done:
-        for _ in bar(done, progress, total=len(stored), desc="Comparing images", unit="img", leave=False):
-            continue
-    flat = int((~known[[i for i, _ in stored]].any(axis=(1, 2))).sum())
+    held = replace(checked.images, table=checked.images.table[checked.images.table["path"].isin(rows["path"])])
+    place = pd.Index(rows["path"]).get_indexer(held.table["path"])
+    known[place] = cached_signatures(held, progress)
+    flat = int((~known[place].any(axis=(1, 2))).sum())
     unchecked += [f"pictures: {flat:,} of {len(rows):,} {WRONG['flat']} (flat)"] if flat else []
     parts = pd.factorize(rows["split"])[0]
     near = signatures.similar(known, wanted=lambda i, j: parts[i] != parts[j])
     seen = _Seen(pd.Series("", rows.index), pd.Series("", rows.index), known, [])
     return _found(listed, keys, unchecked, seen, near)
+
+
+def cached_signatures(images: ImageSet, progress: bool = False) -> np.ndarray:
+    """The signature of every image of a set as the cache holds it, (N, 16, 16)."""
+    rows, workers = images.table["row"].tolist(), cpu.cores()
+    found = np.zeros((len(rows), *signatures.SHAPE), np.float32)
+
+    def work(i: int) -> None:
+        found[i] = signatures.of(Image.fromarray(images.pixels[rows[i]]))
+
+    with contextlib.closing(cpu.in_order(work, range(len(rows)), workers, ahead=16 * workers)) as done:
+        for _ in bar(done, progress, total=len(rows), desc="Comparing images", unit="img", leave=False):
+            continue
+    return found
 
 
 def _listed_checked(checked: checking.Checked, split: pd.DataFrame) -> tuple[Listed, dict[str, pd.Series], list[str]]:

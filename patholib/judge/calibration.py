@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from patholib.base.errors import PathoError
+from patholib.judge import intervals
+from patholib.judge.intervals import Estimate
 
 BINS = 15  # as in Guo et al. 2017
 # Normal priors around no change; the likelihood counts groups and not images, as images of a patient are alike. In a
@@ -226,6 +228,37 @@ def slope(labels: np.ndarray, probs: np.ndarray, of: int) -> float:
     if not true.any() or true.all() or odds[true].min() >= odds[~true].max() or odds[true].max() <= odds[~true].min():
         return np.nan
     return _logistic(np.column_stack([np.ones(len(true)), odds]), true, np.zeros(len(true)))[1]
+
+
+def in_the_large(labels: np.ndarray, probs: np.ndarray, of: int, groups: Sequence) -> dict[str, Estimate]:
+    """`intercept` and `slope` of class `of`, each with its interval over groups (N,): {"intercept", "slope"}.
+
+    What a number is without a group comes from one step of Newton's method from that of all groups.
+    """
+    true, odds = _against_rest(labels, probs, of)
+    group = pd.factorize(np.asarray(groups, dtype=object), sort=True)[0]
+    strata = np.stack([np.bincount(group, true), np.bincount(group, ~true)])  # (2, G)
+    ones, none = np.ones((len(true), 1)), np.zeros(len(true))
+    found = {}
+    for name, value, columns, offset in (
+        ("intercept", intercept(labels, probs, of), ones, odds),
+        ("slope", slope(labels, probs, of), np.column_stack([ones, odds]), none),
+    ):
+        left = np.zeros(strata.shape[1]) if np.isnan(value) else _without_each(columns, true, offset, group)
+        found[name] = intervals.estimate(value, left, strata, "difference", "needs overlapping probabilities of both")
+    return found
+
+
+def _without_each(columns: np.ndarray, true: np.ndarray, offset: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The last weight of `_logistic` without each group, (G,)."""
+    weights = np.array(_logistic(columns, true, offset))
+    p = 1 / (1 + np.exp(-(columns @ weights + offset)))
+    slopes = np.zeros((group.max() + 1, len(weights)))
+    curvature = np.zeros((*slopes.shape, len(weights)))
+    np.add.at(slopes, group, columns * (true - p)[:, None])
+    np.add.at(curvature, group, columns[:, :, None] * columns[:, None] * (p * (1 - p))[:, None, None])
+    rest = curvature.sum(axis=0) - curvature + 1e-9 * np.eye(len(weights))
+    return weights[-1] - np.linalg.solve(rest, slopes[..., None])[:, -1, 0]
 
 
 def _against_rest(labels: np.ndarray, probs: np.ndarray, of: int) -> tuple[np.ndarray, np.ndarray]:

@@ -122,6 +122,21 @@ def estimate(
     )
 
 
+def apart(a: Estimate, b: Estimate) -> Estimate:
+    """a minus b, of two independent sets of groups, with an interval from the intervals of both.
+
+    The distances of the ends from the two values are squared and added (Newcombe 1998; Zou & Donner 2008), so that near
+    0 and 1 the interval is as lopsided as theirs.
+    """
+    if a.value is None or b.value is None:
+        return Estimate(None, missing=a.missing if a.value is None else b.missing)
+    value = a.value - b.value
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Estimate(value, missing=b.missing if a.low is not None else a.missing)
+    down, up = np.hypot(a.value - a.low, b.high - b.value), np.hypot(a.high - a.value, b.value - b.low)
+    return Estimate(value, float(value - down), float(value + up))
+
+
 def effective(images: np.ndarray) -> np.ndarray:
     """How many groups of equal size are as sure as groups of so many images, (S, G) -> (S,); Kish 1965.
 

@@ -198,25 +198,52 @@ def judge(
     Errors: those of `locked`.
     """
     run_dir, test, recipe = Path(run_dir), images.part("test"), decisions.recipe_of(run_dir)
-    classes, positive = recipe.classes, recipe.positive
     decision = decisions.locked(run_dir)  # before a test image is touched
-    raw = {"val": predicting.read_predictions(run_dir / "predictions_val.csv", classes)}
-    views = predicting.probabilities_of(
-        predicting.forward(model, test, recipe, recipe.tta_views > 1)
-    )  # (views, N, C), the plain view first
-    raw["test"] = predicting.as_predictions(test, views[0])
-    if recipe.tta_views > 1:
-        raw["test_tta"] = predicting.as_predictions(test, views.mean(axis=0))
-    decided = {name: decisions.for_views(decision, name == "test_tta") for name in raw}
-    tables = {name: decisions.with_calibration(table, classes, decided[name]) for name, table in raw.items()}
-    thresholds = {name: decisions.deciding(decided[name], classes) for name in raw}
-    for name, rival in zip(decisions.RIVALS, (baseline, probed), strict=True):
-        if rival is not None:
-            tables[name], thresholds[name] = _of_its_own(rival, recipe, decision)
+    raw = {"val": predicting.read_predictions(run_dir / "predictions_val.csv", recipe.classes)}
+    raw |= predicted(model, test, recipe)
+    beside = {
+        name: rival for name, rival in zip(decisions.RIVALS, (baseline, probed), strict=True) if rival is not None
+    }
+    found, tables = numbers(raw, recipe, decision, subgroups, beside)
     for name, table in (tables | raw).items():
         if name != "val":
             predicting.write_predictions(table, run_dir / f"predictions_{name}.csv")
-    found = {name: metrics.summary(table, classes, positive, thresholds[name]) for name, table in tables.items()}
+    files.write_json(run_dir / "metrics.json", found)
+    return Judged(found, tables["test"], recipe)
+
+
+def predicted(model: torch.nn.Module, images: ImageSet, recipe: Recipe) -> dict[str, pd.DataFrame]:
+    """Predictions as the network gives them: "test" of the plain views, "test_tta" averaged if the recipe has several.
+
+    Errors: those of `predicting.forward`.
+    """
+    views = predicting.probabilities_of(
+        predicting.forward(model, images, recipe, recipe.tta_views > 1)
+    )  # (views, N, C), the plain view first
+    found = {"test": predicting.as_predictions(images, views[0])}
+    if recipe.tta_views > 1:
+        found["test_tta"] = predicting.as_predictions(images, views.mean(axis=0))
+    return found
+
+
+def numbers(
+    raw: Mapping[str, pd.DataFrame],
+    recipe: Recipe,
+    decision: Mapping,
+    subgroups: Sequence[str] = (),
+    beside: Mapping[str, pd.DataFrame] | None = None,
+) -> tuple[dict, dict[str, pd.DataFrame]]:
+    """The content of metrics.json, and the calibrated tables, of raw predictions under a locked decision.
+
+    raw: "test", and where there are such "val" and "test_tta". subgroups, beside: see `judge`, of RIVALS by name.
+    """
+    classes, positive = recipe.classes, recipe.positive
+    decided = {name: decisions.for_views(decision, name == "test_tta") for name in raw}
+    tables = {name: decisions.with_calibration(table, classes, decided[name]) for name, table in raw.items()}
+    thresholds = {name: decisions.deciding(decided[name], classes) for name in raw}
+    for name, rival in (beside or {}).items():
+        tables[name], thresholds[name] = _of_its_own(rival, recipe, decision)
+    found: dict = {name: metrics.summary(table, classes, positive, thresholds[name]) for name, table in tables.items()}
     found["test"] |= _details(tables["test"], recipe, decision, subgroups)
     found["calibration"] = {
         name: decisions.calibration_of(table, classes, positive, decided[name]) for name, table in raw.items()
@@ -229,16 +256,14 @@ def judge(
             found["test_tta"]["notes"].append(decisions.PLAIN_LOCK)
     found["gain_over"] = {
         name: metrics.paired(tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name]))
-        for name in decisions.RIVALS
-        if name in tables
+        for name in beside or {}
     }
     # Without the time, so that the same training gives the same bytes.
     found["decision"] = {key: value for key, value in decision.items() if key != "locked"}
-    files.write_json(run_dir / "metrics.json", found)
-    return Judged(found, tables["test"], recipe)
+    return found, tables
 
 
-def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd.DataFrame, float | rules.Shares]:
+def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: Mapping) -> tuple[pd.DataFrame, float | rules.Shares]:
     """The test rows of a rival, calibrated, and its threshold: by the same rule, from its own validation rows.
 
     A rival has learnt the shares of the training images. Where the network divides by them, it does too.
@@ -257,7 +282,7 @@ def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: dict) -> tuple[pd
     return decisions.with_calibration(parts["test"], recipe.classes, own), decisions.deciding(own, recipe.classes)
 
 
-def _details(test: pd.DataFrame, recipe: Recipe, decision: dict, subgroups: Sequence[str]) -> dict:
+def _details(test: pd.DataFrame, recipe: Recipe, decision: Mapping, subgroups: Sequence[str]) -> dict:
     """The part of metrics.json for the test images alone: subgroups, patients, alert, abstention, decision curve."""
     classes, positive, threshold = recipe.classes, recipe.positive, decisions.deciding(decision, recipe.classes)
     of_patients = decisions.deciding_patients(decision, classes)
