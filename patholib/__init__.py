@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from patholib.deploy.inference import Predictor as Predictor
     from patholib.options import Options as Options
     from patholib.study import Study as Study
+    from patholib.study import evaluate as evaluate
 
-__all__ = ["Options", "Predictor", "Study", "audit", "load"]
+__all__ = ["Options", "Predictor", "Study", "audit", "evaluate", "load"]
 __version__ = "0.2.0"
 
 HOMES = {
@@ -23,6 +24,7 @@ HOMES = {
     "Predictor": "patholib.deploy.inference",
     "Study": "patholib.study",
     "audit": "patholib.data.leakage",
+    "evaluate": "patholib.study",
     "load": "patholib.data.readers",
 }
 

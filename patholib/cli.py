@@ -155,6 +155,40 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
     return FOUND if written.bad else OK
 
 
+def evaluate(parser: argparse.ArgumentParser) -> Run:
+    """Judge the locked model of a finished run on a second labelled data set: external validation.
+
+    Exit code: 0 judged and written to RUN/external/NAME, 2 refused: images that the run has seen, labels that are no
+    class of it. Nothing of the run is changed, and the same call again prints the same.
+    """
+    _add(parser, "folder", "the folder of a finished run", "RUN")
+    _add(parser, "data", "a CSV path,label,group, or the folder of a known data set", "DATA")
+    text = "labels that are called otherwise: --map carcinoma=malignant artefact= (left out)"
+    _add(parser, "--map", text, "THEIRS=OURS", nargs="+", default=[], type=_pair)
+    _add(parser, "--name", "of the folder of results (default: as DATA is called)", "NAME")
+    _add(
+        parser,
+        "--images",
+        "where the images of the run are, to compare pictures (default: auto)",
+        "WHERE",
+        default="auto",
+    )
+    _add(parser, "--skip", "leave out images that cannot be used and rows without a file")
+    _add(parser, "--allow-leakage", "go on although images are not new to the run; every page says so")
+
+    def run(given: argparse.Namespace) -> int:
+        from patholib.study import evaluate as external
+
+        bad = "skip" if given.skip else "error"
+        how = {"name": given.name, "classes": dict(given.map), "missing": bad, "on_bad": bad}
+        found = external(given.folder, given.data, images=given.images, allow_leakage=given.allow_leakage, **how)
+        print(found)
+        print(f"Written: {found.folder / 'external.html'}")
+        return OK
+
+    return run
+
+
 def export(parser: argparse.ArgumentParser) -> Run:
     """Put the model of a finished run into a folder of its own, and load it from there to see that it works.
 
@@ -301,7 +335,7 @@ def _swept(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     return FOUND if done.failed else OK
 
 
-COMMANDS = (train, audit, predict, export, serve, download, sweep)
+COMMANDS = (train, audit, evaluate, predict, export, serve, download, sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from patholib.base import files
 from patholib.data.readers import sources
 from patholib.judge.gains import RIVALS, not_beaten
 from patholib.model import profiles, recipes
-from patholib.report import checklists, dataparts, markdown, sections, settings, verdict
+from patholib.report import checklists, dataparts, externals, markdown, sections, settings, verdict
 from patholib.report.markdown import count
 from patholib.report.records import NOTICE, Record
 
@@ -72,6 +72,7 @@ def model_card(run: Record) -> dict:
         "calibration": sections.calibration(run),
         "subgroups": sections.subgroups(run) if test else None,
         "limits": _limits(run),
+        "externals": externals.parts(run),
     }
 
 

@@ -10,6 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from patholib.base import files
+from patholib.judge import external
+from patholib.judge.external import External
 from patholib.model import recipes
 from patholib.report.markdown import count, text
 
@@ -150,6 +152,11 @@ class Record:
         table = self._table("excluded.csv")
         return None if table is None else table.to_dict("records")
 
+    @cached_property
+    def externals(self) -> list[External]:
+        """The external validations of the run, by name."""
+        return external.of_run(self.folder)
+
     def has(self, name: str) -> bool:
         """Whether there is a file or folder of this name, and something in it."""
         path = self.folder / name
@@ -173,6 +180,16 @@ class Record:
                     "patients in training, so the numbers below are too high by an unknown amount."
                 )
             )
+        for one in self.externals:
+            if one.facts["demo"] and not self.demo:
+                found.append(Markup(f"**The external images {text(one.name)} are demo images: not a result.**"))
+            if one.leaks:
+                found.append(
+                    Markup(
+                        f"**The external images {text(one.name)} leak:** {text(one.leaks)}. The numbers of their "
+                        "external validation are too good by an unknown amount."
+                    )
+                )
         if self.run.get("status") not in ("trained", "finished"):  # "finished" is written after the report
             found.append(
                 Markup(

@@ -15,7 +15,7 @@ from patholib.judge import trust, validation
 from patholib.judge.metrics import readable
 from patholib.judge.validation import CrossValidated
 from patholib.model import profiles
-from patholib.report import cards, dataparts, markdown, sections, settings, verdict
+from patholib.report import cards, dataparts, externals, markdown, sections, settings, verdict
 from patholib.report.hints import hints
 from patholib.report.records import NOTICE, UNITS, Record
 
@@ -60,6 +60,7 @@ def write(run_dir: Path) -> Path:
         kept_apart=dataparts.kept_apart(run),
         split_changed=dataparts.split_changed(run),
         conflicts=_conflicts(run),
+        externals=externals.parts(run),
         **_results(run),
         **_pictures(run),
         **_training(run),

@@ -12,6 +12,7 @@ It owns the run folder, recipe, images and model, so no step can be given those 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,13 +30,14 @@ from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import Manifest
 from patholib.deploy import export, exportformat, loading
 from patholib.judge import decisions, judging, predicting, rivals, trust
+from patholib.judge.external import External
 from patholib.lab import notebook, sessions
 from patholib.model import building, overriding, profiles, recipes
 from patholib.model.networks import Classifier
 from patholib.model.recipes import Augmentation, Recipe
 from patholib.options import OF_RECIPE, Options
 from patholib.report import report
-from patholib.study import crossvalidation, explaining
+from patholib.study import crossvalidation, evaluating, explaining
 from patholib.study.pictures import Figures
 from patholib.train import checkpoints, devices, originals, runs, training
 from patholib.train.runs import Run
@@ -307,6 +309,26 @@ class Study:
             self.judged = judging.judge(self.model, self.images, self.dir, colour, self.source.subgroups, probed)
         return self.judged
 
+    def evaluate(
+        self,
+        data: str | Path | Manifest,
+        *,
+        name: str | None = None,
+        classes: Mapping[str, str | None] | None = None,
+        allow_leakage: bool = False,
+        missing: str = "error",
+        on_bad: str = "error",
+    ) -> External:
+        """External validation: the locked model on a second labelled set; nothing of the run is changed.
+
+        data: as `readers.read` takes it, or a Manifest. name: of the folder in <run>/external; None: as the data are
+        called. classes: {theirs: ours} where labels differ; None leaves images out. allow_leakage: go on where images
+        are not new to the run, which every page then says. missing, on_bad: "skip" leaves out rows without a file, and
+        images that cannot be used. The same call again reads what was found. Errors: not_locked, not_judged,
+        unknown_class, bad_parameter, single_class, external_leak, output_exists; those of `checking.check`.
+        """
+        return evaluating.evaluate(self, data, name, classes, allow_leakage, missing, on_bad)
+
     def predict(self, others: Checked | None = None) -> pd.DataFrame:
         """Predictions of the test images as the network gives them, not calibrated; or of other checked images."""
         if others is None:
@@ -383,3 +405,12 @@ class Study:
         recipe = profiles.recipe_for("breakhis", readers.load("breakhis", "demo"), image_size=96, epochs=3)
         pair = {"compare-plain": replace(recipe, augmentation=Augmentation()), "compare-augmented": recipe}
         return [cls.demo_run(output, recipe=one, name=name) for name, one in pair.items()]
+
+
+def evaluate(run: Path | str, data: str | Path | Manifest, *, images: str | Path = "auto", **how) -> External:
+    """External validation of the locked model in a run folder on a second labelled data set.
+
+    images: where those of the run are, so that pictures can be compared; see `Study.open`. how: name, classes,
+    allow_leakage, missing, on_bad of `Study.evaluate`, which has the errors too.
+    """
+    return Study.open(run, images).evaluate(data, **how)
