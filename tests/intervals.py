@@ -178,6 +178,20 @@ def difference(world: World, groups: tuple[int, int], simulations: int) -> pd.Da
     return shares(found, {name: world.truth()[name] - other.truth()[name] for name in names}, simulations)
 
 
+def two_sets(
+    world: World, other: World, groups: tuple, simulations: int, names: Iterable[str] = NUMBERS
+) -> pd.DataFrame:
+    """Of one model on two independent sets, whose images are drawn from two worlds; groups: of each set."""
+
+    def found(seed: int) -> Found:
+        drawn = (one.draw(seed + k * 10**6, groups[k]) for k, one in enumerate((world, other)))
+        ours, theirs = (estimates(numbers(*each), NUMBERS) for each in drawn)
+        return {name: intervals.apart(ours[name], theirs[name]) for name in NUMBERS}
+
+    truth = {name: world.truth(groups[0])[name] - other.truth(groups[1])[name] for name in NUMBERS}
+    return shares(found, truth, simulations)
+
+
 def both_classes(world: World, groups: int, simulations: int) -> pd.DataFrame:
     """Groups that each have images of both classes, as patients with healthy and diseased tissue."""
 

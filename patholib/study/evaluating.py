@@ -19,7 +19,7 @@ from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import DEMO_NOTE, Manifest
 from patholib.deploy import exportformat
-from patholib.judge import decisions, external, novelty
+from patholib.judge import decisions, external, metric_table, novelty
 from patholib.judge.external import External
 from patholib.report import externals, report
 from patholib.report.figures import performance, probabilities, several, style
@@ -223,11 +223,12 @@ def _draw(found: External) -> None:
     """Writes the figures of a second set."""
     judged, recipe, note = found.judged, found.judged.recipe, found.facts["note"]
     threshold = judged.threshold if len(recipe.classes) == 2 and recipe.positive is not None else None
+    gaps = found.minus["metrics"]
     gap = pd.DataFrame(
         [
-            {"number": name.replace("_", " "), "run": "internal minus external", **number}
-            for name, number in found.minus["metrics"].items()
-            if number["low"] is not None
+            {"number": metric_table.words(name), "run": "internal minus external", **gaps[name]}
+            for name in metric_table.ordered(gaps, len(recipe.classes) == 2)
+            if gaps[name]["low"] is not None
         ]
     )
     title = f"Internal minus external ({found.name}), with 95 % intervals"
