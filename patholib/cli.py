@@ -114,7 +114,8 @@ def predict(parser: argparse.ArgumentParser) -> Run:
     interrupted call goes on where it stopped when it is given again. For research use only.
     """
     _add(parser, "model", "the folder of an export or of a finished run", "MODEL")
-    _add(parser, "pictures", "files, and folders that are walked to the end", "PICTURES", nargs="+")
+    text = "files, and folders that are walked to the end; or one CSV path,label,group, which is judged too"
+    _add(parser, "pictures", text, "PICTURES", nargs="+")
     text = "the table to write: path, the probability of each class, decision, alert, warnings, the model's SHA-256"
     _add(parser, "--out", text, "CSV", required=True)
     _add(parser, "--tta", "average over several views of each picture")
@@ -150,9 +151,41 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
     if given.heatmaps:
         print(trust.summary(predictor.checks), file=sys.stderr)
     options = {"tta": given.tta, "heatmaps": given.heatmaps, "workers": given.workers, "on": on}
-    written = predictions.write(predictor, given.pictures, given.out, **options)
+    tables = [place for place in given.pictures if place.lower().endswith(".csv")]
+    if tables and len(given.pictures) > 1:
+        parser.error("a CSV stands alone: it lists all its pictures")
+    pictures = _listed(tables[0]) if tables else given.pictures
+    written = predictions.write(predictor, pictures, given.out, **options)
     print(written)
+    if tables:
+        _judged(given.model, tables[0])
     return FOUND if written.bad else OK
+
+
+def _listed(table: str) -> list[str]:
+    """The pictures of a labelled table."""
+    from pathlib import Path
+
+    from patholib.data.readers import read
+
+    source = read(table)
+    return [str(Path(source.root, path)) for path in source.table["path"]]
+
+
+def _judged(model: str, table: str) -> None:
+    """Prints the numbers of a labelled table, as `patholib evaluate` does, or why there are none."""
+    from pathlib import Path
+
+    from patholib.study import evaluate as external
+
+    if not Path(model, "run.json").exists():
+        print("No numbers: an export has no test images to compare with. Name the folder of the run", file=sys.stderr)
+        return
+    try:
+        found = external(model, table, on_bad="skip")
+        print(f"{found}\nWritten: {found.folder / 'external.html'}")
+    except PathoError as error:  # the answers are there all the same
+        print(f"No numbers: {error}", file=sys.stderr)
 
 
 def evaluate(parser: argparse.ArgumentParser) -> Run:

@@ -104,6 +104,15 @@ def check_parameters(history: list[str], namespace: dict) -> Settings:
     return Settings(parameters, values, notes)
 
 
+def pairs(text: str) -> dict[str, str]:
+    """{theirs: ours} of a parameter "theirs=ours,artefact=". Errors: bad_parameter."""
+    parts = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    wrong = [theirs for theirs, equals, _ in parts if not equals]
+    if wrong:
+        raise PathoError("bad_parameter", wrong[0], "is not theirs=ours", 'Write "theirs=ours,artefact="')
+    return {theirs.strip(): ours.strip() for theirs, _, ours in parts}
+
+
 def declared(path: Path) -> list[Parameter]:
     """The parameters of a notebook that is not running, from its cell tagged `parameters`.
 

@@ -66,7 +66,7 @@ CLAIM = (
     ),
     Item("31", "Methods of explanation, and their validation", "`heatmaps/`; `trust.json`"),
     Item("32", "Evaluation on internal data", "`predictions_test.csv`; `report.md`, Results"),
-    Item("33", "Testing on external data", "`external/` (`report.md`, External validation)"),
+    Item("33", "Testing on external data", "`external/`, and External validation in the report"),
     Item("34", "Registration of a clinical trial", left="the number, or that there is none"),
     Item("35", "Numbers included and excluded", "`data_card.md`, Composition; `excluded.csv`", "the flow diagram"),
     Item("36", "Characteristics in each partition", "`data_card.md`, Composition", "demographics that the table lacks"),

@@ -400,6 +400,17 @@ class Study:
         return study.dir
 
     @classmethod
+    def demo_locked(cls, output: Path | str | None = None) -> Study:
+        """A study on demo images that is locked and judged but has no report, in half a minute."""
+        study = cls(
+            "demo", small=True, train="head", image_size=96, device="cpu", output=output, quiet=True, remember=False
+        )
+        study.train()
+        study.lock()
+        study.judge(baselines=False)
+        return study
+
+    @classmethod
     def demo_pair(cls, output: Path | str | None = None) -> list[Path]:
         """The folders of two finished runs on demo images that differ in the augmentation alone."""
         recipe = profiles.recipe_for("breakhis", readers.load("breakhis", "demo"), image_size=96, epochs=3)

@@ -14,6 +14,7 @@ import pytest
 from intervals import World, two_sets
 from PIL import Image
 from prediction_tables import BINARY, THREE, binary, random_table
+from runfolder import full_run
 from scipy import stats
 
 import patholib
@@ -24,7 +25,9 @@ from patholib.data import readers
 from patholib.judge import calibration, decisions, external, intervals, metrics
 from patholib.judge.intervals import Estimate
 from patholib.model.recipes import BREAKHIS, ISIC2019
+from patholib.report import checklists
 from patholib.report.figures import style
+from patholib.report.records import Record
 from patholib.study import Study, evaluating
 
 SMALL = {
@@ -383,6 +386,29 @@ def test_the_command_says_what_the_call_says(run, own, others, capsys):
     assert "internal minus external" in said and "external.html" in said
     assert cli.main(["evaluate", str(run), str(own), "--images", str(own), "--name", "own"]) == cli.UNREADABLE
     assert "[external_leak]" in capsys.readouterr().err
+
+
+def test_predicting_a_labelled_table_gives_the_same_numbers(run, own, others, tmp_path, capsys):
+    out = tmp_path / "answers.csv"
+    copied = others.with_name("predicted.csv")
+    copied.write_bytes(others.read_bytes())
+    assert cli.main(["predict", str(run), str(copied), "--out", str(out), "--engine", "torch"]) == cli.OK
+    assert "[external_leak]" in capsys.readouterr().err  # names of files, as no picture can be compared
+    assert len(pd.read_csv(out)) == 32
+    Study.open(run, own).evaluate(copied, name="predicted")
+    out.unlink()
+    assert cli.main(["predict", str(run), str(copied), "--out", str(out), "--engine", "torch"]) == cli.OK
+    assert "internal minus external" in capsys.readouterr().out
+    exported = tmp_path / "export"
+    assert cli.main(["export", str(run), "--out", str(exported)]) == cli.OK
+    out.unlink()
+    assert cli.main(["predict", str(exported), str(copied), "--out", str(out), "--engine", "torch"]) == cli.OK
+    assert "No numbers" in capsys.readouterr().err
+
+
+def test_a_run_without_such_a_test_leaves_item_33_open(tmp_path):
+    item = next(item for item in checklists.CLAIM if item.number == "33")
+    assert checklists.row(Record(full_run(tmp_path)), item)[2] == "open"
 
 
 # ---- real images -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from patholib.base.errors import PathoError, nearest
 from patholib.base.files import into_place, read_json, write_json, write_table
@@ -65,6 +66,29 @@ def write(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def elsewhere(folder: Path, seed: int = 1, *, groups: int = 60, hue: int = 43, quality: int = 20) -> Path:
+    """Demo images as another hospital might have taken them, as a table path,label,group; returns the CSV.
+
+    Tissue of other patients (seed), whose hue is turned by so many of 256 steps and which are stored as JPEG of this
+    quality: a model for the demo images of the layout "breakhis" is worse on them. A set that is there is kept.
+    Raises PathoError: `bad_demo_setting`, `folder_not_demo`.
+    """
+    folder, settings = Path(folder), {"seed": seed, "groups": groups, "hue": hue, "quality": quality}
+    drawn = write(folder / "drawn", seed=seed, groups=groups, images_per_group=2)
+    marker = {"what": "demo images as of another hospital", "notice": NOTICE, "version": VERSION, "settings": settings}
+    table = truth(drawn)
+    names = [f"{number:04}.jpg" for number in range(len(table))]
+    if not (folder / MARKER).is_file() or read_json(folder / MARKER) != marker:
+        for name, path in zip(names, table["path"], strict=True):
+            own, *others = Image.open(drawn / path).convert("HSV").split()
+            turned = Image.merge("HSV", (own.point([(x + hue) % 256 for x in range(256)]), *others))
+            turned.convert("RGB").save(folder / name, quality=quality)
+        rows = pd.DataFrame({"path": names, "label": table["label"], "group": "B-" + table["group"]})
+        write_table(folder / "elsewhere.csv", rows)
+        write_json(folder / MARKER, marker)
+    return folder / "elsewhere.csv"
 
 
 def truth(folder: Path) -> pd.DataFrame:
