@@ -73,8 +73,8 @@ def audit(parser: argparse.ArgumentParser) -> Run:
     Exit code: 0 nothing found, 1 leaks, 2 the split cannot be read.
     """
     text = (
-        "CSV with the columns path, label, split and ids; or a folder that holds train, test and perhaps val, with a "
-        "folder for every class in each"
+        "table with the columns path, label, split and ids, or others that are known; or a folder that holds train, "
+        "test and perhaps val, with a folder for every class in each"
     )
     _add(parser, "split", text, "SPLIT", nargs="?")
     for name in ("train", "val", "test"):
@@ -88,6 +88,8 @@ def audit(parser: argparse.ArgumentParser) -> Run:
     )
     _add(parser, "--ids", text, "COLUMN", nargs="+", default=[])
     _add(parser, "--metadata", "a table of ids by image name, as ISIC's official one", "CSV")
+    text = "the rows that count, where a table lists several splits: --where fold=1"
+    _add(parser, "--where", text, "COLUMN=VALUE")
     _add(parser, "--no-pixels", "compare ids only, open no image")
     _add(parser, "--out", "write audit.json and audit.html there", "FOLDER")
 
@@ -98,7 +100,9 @@ def audit(parser: argparse.ArgumentParser) -> Run:
         if bool(given.split) == bool(folders):
             parser.error("name either SPLIT or the folders --train, --val, --test")
         columns, pixels = dict(given.columns), not given.no_pixels
-        found = leakage.audit(given.split or folders, given.root, columns, given.ids, given.metadata, pixels=pixels)
+        found = leakage.audit(
+            given.split or folders, given.root, columns, given.ids, given.metadata, given.where, pixels
+        )
         print(found)
         if given.out:
             print(f"Written: {found.write(given.out)}")

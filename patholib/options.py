@@ -26,6 +26,7 @@ PRESETS: dict[str, dict] = {
 }
 STUDY = ("images", "recipe", "judging")  # groups of parameters that say what is done, not where or how fast
 RECIPE = "as the recipe says"
+OF_IMAGES = ("label", "only", "group", "columns")  # for `readers.load`
 OF_RECIPE = (  # its fields
     *("arch", "train", "image_size", "epochs", "batch_size", "micro_batches", "lr", "loss", "seed", "precision"),
 )
@@ -50,6 +51,25 @@ class Options:
     positive: str | None = _of(
         "images", None, "class that must not be missed", none="malignant or melanoma; of a table of your own none"
     )
+    label: str | None = _of("images", None, "column of the classes", none="found by its name")
+    only: str | None = _of("images", None, 'images that count, "magnification=40" or "dx=mel|nv"', none="all")
+    group: str | None = _of(
+        "images",
+        None,
+        'column of what must not be in two splits, or "image"',
+        none="the coarsest id: patient before lesion",
+    )
+    columns: str | None = _of(
+        "images", None, 'names of the columns of a table, "path=file, split=fold"', none="found by their names"
+    )
+    split: str = _of(
+        "images",
+        "given",
+        'split: "given" (the column split of a table, if it has one), "group" (drawn), or a table of one',
+    )
+    hold_out: str | None = _of("images", None, 'images to test on, "scanner=B"; the others are split', none="drawn")
+    val: float | None = _of("images", None, "share of the images for validation", none=RECIPE)
+    test: float | None = _of("images", None, "share of the images for the test", none=RECIPE)
     on_bad: str = _of("images", "error", "images that cannot be used", "error", "skip")
     published: bool = _of("recipe", False, "train the recipe exactly as published, mistakes included")
     small: bool = _of("recipe", False, "a small network, small images and few epochs, for a first look")
@@ -146,7 +166,15 @@ class Options:
     @property
     def of_recipe(self) -> dict:
         """{name: value} of the fields of the recipe that these parameters override; None: not overridden."""
-        return {name: value for name, value in self.to_json().items() if name in OF_RECIPE}
+        found = {name: value for name, value in self.to_json().items() if name in OF_RECIPE}
+        shares = recipes.get(self.recipe).fractions
+        val, test = (shares[i] if given is None else given for i, given in ((1, self.val), (2, self.test)))
+        return found | {"fractions": None if (val, test) == shares[1:] else (1 - val - test, val, test)}
+
+    @property
+    def of_images(self) -> dict:
+        """{name: value} of the parameters that say how a table is read."""
+        return {name: getattr(self, name) for name in OF_IMAGES}
 
     @property
     def of_study(self) -> dict:
@@ -156,7 +184,7 @@ class Options:
         """
         of = {f.name for f in dataclasses.fields(self) if f.metadata["group"] in STUDY} | {"precision"}
         changed = {p.name: vars(self)[p.name] for p in parameters() if p.name in of and vars(self)[p.name] != p.default}
-        names = {name: Path(changed[name]).name for name in ("data", "weights") if name in changed}
+        names = {name: Path(changed[name]).name for name in ("data", "weights", "split") if name in changed}
         return {"recipe": self.recipe} | changed | names
 
     def to_json(self) -> dict:

@@ -57,20 +57,20 @@ class SetupError(PathoError):
 
 CODES: dict[type[PathoError], str] = {
     DataError: """
-        bad_archive bad_images bad_json bad_label bad_manifest bad_order bad_probabilities blank broken_link
+        bad_archive bad_id bad_images bad_json bad_label bad_manifest bad_order bad_probabilities blank broken_link
         changed_file class_mismatch corrupt csv_format data_differ data_root download_changed download_damaged duplicate
         empty empty_class external_leak folder_not_demo history_short io_error label_conflict label_mismatch
-        link_outside_root missing_column missing_file multi_frame name_collision name_pattern no_estimates no_images
-        no_masks no_predictions no_split no_truth none_left not_a_picture not_an_image not_paired nothing_to_check
-        one_class other_images rows_without_files shape_mismatch single_class split_changed split_infeasible
-        split_leakage split_mismatch too_many_bad too_many_bytes too_many_pixels too_small unknown_class unknown_column
-        unknown_extension unknown_group unknown_layout unknown_split unknown_value unreadable unsafe_archive
-        unsupported_format unsupported_mode""",
+        link_outside_root listed_twice missing_column missing_file multi_frame name_collision name_pattern no_estimates
+        no_groups no_images no_masks no_predictions no_split no_truth none_left not_a_picture not_an_image not_paired
+        nothing_to_check one_class other_images rows_without_files shape_mismatch single_class split_changed
+        split_infeasible split_leakage split_mismatch too_many_bad too_many_bytes too_many_pixels too_small
+        two_spellings unknown_class unknown_column unknown_extension unknown_group unknown_layout unknown_split
+        unknown_value unreadable unsafe_archive unsupported_format unsupported_mode""",
     ParameterError: """
         bad_calibration bad_classes bad_counts bad_demo_setting bad_fractions bad_freeze bad_heat bad_network
         bad_notebook bad_novelty bad_parameter bad_recipe bad_runs bad_scores bad_seed bad_threshold missing_run
-        no_parameters output_in_data parameters_cell undefined_metric unknown_arch unknown_block
-        unknown_field unknown_method unknown_notebook unknown_parameter unknown_recipe unknown_run unknown_source""",
+        no_parameters output_in_data parameters_cell undefined_metric unknown_arch unknown_block unknown_field
+        unknown_method unknown_notebook unknown_parameter unknown_recipe unknown_run unknown_source""",
     TrainingError: """
         bad_decision bad_run cluster_failed empty_history no_reference nonfinite_loss not_judged not_locked
         nothing_to_resume nothing_trained number_changed other_sweep process_lost resume_changed short_of_best test_seen
@@ -102,7 +102,8 @@ MEANT = {
     "data": "data_dir data_path dataset root",
     "device": "cuda gpu",
     "eta_min": "min_lr",
-    "fractions": "split test_size val_size val_split",
+    "test": "test_size test_split",
+    "val": "fractions val_size val_split validation_split",
     "loss": "criterion",
     "lr": "learning_rate",
     "monitor": "metric metrics",

@@ -36,6 +36,7 @@ class Audit:
     counts: dict[str, int]  # images of each split
     in_two_classes: dict[str, dict]  # level: how many of its ids have images of two classes, and the first of them
     unchecked: tuple[str, ...]
+    remarks: tuple[str, ...]  # what was taken for one id or label, or for unknown
     demo: bool
     places: dict[str, Path]  # the files at hand, by path
 
@@ -82,6 +83,7 @@ class Audit:
             "pairs": pairs,
             "label_conflicts": conflicts,
             "ids_in_two_classes": self.in_two_classes,
+            "taken_for": list(self.remarks),
             "not_checked": list(self.unchecked),
         }
 
@@ -134,7 +136,7 @@ class Audit:
                 f"{len(self.conflicts):,} pairs of equal or nearly equal pictures have two labels, as "
                 + shown(f"{row['path']} ({row['label']}) and {row['other path']} ({row['other label']})")
             )
-        return lines + [f"Not checked: {text}" for text in self.unchecked]
+        return lines + [shown(text) for text in self.remarks] + [f"Not checked: {text}" for text in self.unchecked]
 
 
 def says(row: Mapping) -> str:

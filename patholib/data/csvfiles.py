@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
+import lzma
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from patholib.base.errors import PathoError, nearest, shown
+
+MOST_BYTES = 2**30  # of a table once it is unpacked
+SEPARATORS = (",", ";", "\t", "|")
+PACKED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}  # by their first bytes
 
 
 def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) -> None:
@@ -28,9 +36,10 @@ def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) 
 
 
 def read_csv(path: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
-    """A CSV as text, "" where a cell is empty; the index is each row's line in the file.
+    """A table as text, "" where a cell is empty; the index is each row's line in the file.
 
-    Nothing is guessed: "NA" and "0012" stay as written, and no row may have more or fewer fields than the header.
+    Fields are separated by the one of SEPARATORS that the header has most of; the file may be packed (gz, bz2, xz).
+    "NA" and "0012" stay as written, and no row may have more or fewer fields than the header.
     Raises PathoError: `missing_file`, `csv_format` (names the column, line or encoding).
     """
     path = Path(path)
@@ -40,13 +49,13 @@ def read_csv(path: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
         raise PathoError("missing_file", path.name, f"does not exist in {path.parent}", "Check the path") from None
     except OSError as error:
         raise PathoError("unreadable", str(path), f"cannot be read ({error.strerror})", "Name a CSV file") from error
-    header, rows, lines = _parse_csv(path.name, content)
+    header, rows, lines = _parse_csv(path.name, _unpacked(path.name, content))
     bad = [
         ("csv_format", f"{path.name} line {line}", f"has {len(row)} fields, the header has {len(header)}")
         for row, line in zip(rows, lines, strict=True)
         if len(row) != len(header)
     ]
-    stop_on(bad, "Correct these lines; a comma inside a value needs double quotes around the value")
+    stop_on(bad, "Correct these lines; a separator inside a value needs double quotes around the value")
     missing = [
         ("csv_format", f"{path.name} column {name}", f"is missing; {nearest(name, header)}")
         for name in needed
@@ -56,10 +65,27 @@ def read_csv(path: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header, index=pd.Index(lines, name="line"), dtype=str)
 
 
+def _unpacked(name: str, content: bytes) -> bytes:
+    """The bytes of a table, whether it is packed or not."""
+    opened = next((unpack for magic, unpack in PACKED.items() if content.startswith(magic)), None)
+    if opened is None:
+        return content
+    try:
+        with opened(io.BytesIO(content)) as stream:  # type: ignore[operator]
+            content = stream.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise PathoError("csv_format", name, f"cannot be unpacked ({error})", "Download or pack it again") from error
+    if len(content) > MOST_BYTES:
+        raise PathoError("too_many_bytes", name, "is a table of more than 1 GiB", "Divide it")
+    return content
+
+
 def _parse_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]], list[int]]:
     def refuse(where: str, reason: str, remedy: str):
         raise PathoError("csv_format", f"{name}{where}", reason, remedy)
 
+    if content[:4] == b"PK\x03\x04":
+        refuse("", "is a spreadsheet or a ZIP archive", "Save the sheet as CSV UTF-8, or unpack the archive")
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         refuse("", "is UTF-16", "Save it as CSV UTF-8")
     if b"\0" in content:
@@ -73,7 +99,8 @@ def _parse_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]], l
             "Save it as CSV UTF-8",
         )
     rows, lines = [], []
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    head = text.lstrip().partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=head.count), strict=True)
     try:
         for row in reader:
             if row:  # a blank line is no row
@@ -84,9 +111,6 @@ def _parse_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]], l
     if not rows:
         refuse("", "is empty", "Write a header line and one line per image")
     header = rows[0]
-    for separator in (";", "\t", "|"):
-        if len(header) == 1 and separator in header[0]:
-            refuse(" line 1", f"separates its fields with {separator!r}", "Save it with commas")
     for column, count in Counter(header).items():
         if count > 1 or not column.strip():
             refuse(

@@ -30,6 +30,7 @@ FORMATS = {
     "WEBP": (rb"RIFF....WEBP", {".webp"}),
     "GIF": (rb"GIF8[79]a", {".gif"}),  # opened only to tell an animation from a still
 }
+IMAGES = tuple(sorted(set().union(*(endings for kind, (_, endings) in FORMATS.items() if kind != "GIF"))))
 
 AGAIN = "Download or copy the file again"
 EXPORT = "Export the picture as PNG first"

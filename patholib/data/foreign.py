@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
 from patholib.base.errors import PathoError, nearest
+from patholib.base.files import joined
+from patholib.data import columns as meaning
+from patholib.data.columns import SPLIT_WORDS, stem
 from patholib.data.csvfiles import read_csv, stop_on
-from patholib.data.readers import breakhis, isic2019
-from patholib.data.readers.folders import IMAGES, is_demo, subfolders, walk
-from patholib.data.readers.table import ALIASES
+from patholib.data.readers import breakhis, isic2019, resolving, table
+from patholib.data.readers.folders import is_demo, subfolders, walk
 from patholib.data.splitting import SPLITS
 
-SYNONYMS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-NAMES = {
-    "path": ("path", *ALIASES["path"], "filename", "image_id", "isic_id"),
-    "label": ("label", "class", "target"),
-    "split": ("split", "set", "subset", "given_split"),
-}
-IDS = re.compile(r"(given_)?(slide|specimen|case|lesion|patient|subject|group)([ _]?(id|no|number))?", re.IGNORECASE)
-ISIC = r"ISIC_\d{7}(_downsampled)?"
+ISIC = r"isic_\d{7}(_downsampled)?"
 
 
 @dataclass(frozen=True)
@@ -45,27 +28,33 @@ class Listed:
     table: pd.DataFrame  # path, label ("" where not given), split (one of SPLITS), then whatever the source has
     places: list[Path | None]  # where each file is; None: not there
     demo: bool
+    remarks: tuple[str, ...] = ()  # what was taken for one, and what for unknown
 
 
-def read(split, root: Path | None, columns: Mapping[str, str]) -> Listed:
-    """The images of a split: {part: folder}, a table, a CSV, or a folder with a subfolder for each part."""
+def read(
+    split, root: Path | None, columns: Mapping[str, str], ids: Iterable[str] = (), where: str | None = None
+) -> Listed:
+    """The images of a split: {part: folder}, a table, a CSV, or a folder with a subfolder for each part.
+
+    ids: columns of ids besides those that are known by name. where: the rows of a table that count, "fold=1".
+    """
     if isinstance(split, Mapping):
         return _from_folders([(_split_of(name), Path(folder)) for name, folder in split.items()], "folders")
     if isinstance(split, pd.DataFrame):
-        return _from_table(split, "table", Path(root or "."), columns)
+        return _from_table(split, "table", Path(root or "."), columns, ids, where)
     split = Path(split)
     if not split.is_dir():
-        return _from_table(read_csv(split), split.name, Path(root or split.parent), columns)
+        return _from_table(read_csv(split), split.name, Path(root or split.parent), columns, ids, where)
     return _from_folders(
-        [(SYNONYMS[below.name.lower()], below) for below in subfolders(split) if below.name.lower() in SYNONYMS],
+        [(SPLIT_WORDS[below.name.lower()], below) for below in subfolders(split) if below.name.lower() in SPLIT_WORDS],
         split.name,
     )
 
 
 def _split_of(name: str) -> str:
-    if name.lower() not in SYNONYMS:
-        raise PathoError("unknown_split", name, "is not a split", nearest(name, SYNONYMS))
-    return SYNONYMS[name.lower()]
+    if name.lower() not in SPLIT_WORDS:
+        raise PathoError("unknown_split", name, "is not a split", nearest(name, SPLIT_WORDS))
+    return SPLIT_WORDS[name.lower()]
 
 
 def _from_folders(parts: list[tuple[str, Path]], name: str) -> Listed:
@@ -84,41 +73,32 @@ def _from_folders(parts: list[tuple[str, Path]], name: str) -> Listed:
     return Listed(name, listed, places, any(is_demo(folder) for _, folder in parts))
 
 
-def _from_table(source: pd.DataFrame, name: str, root: Path, columns: Mapping[str, str]) -> Listed:
+def _from_table(
+    source: pd.DataFrame, name: str, root: Path, columns: Mapping[str, str], ids: Iterable[str], where: str | None
+) -> Listed:
     """The images of a table whose columns may have other names, as `columns` says ({ours: theirs})."""
-    stop_on(
-        [("bad_parameter", f"columns {ours}", nearest(ours, NAMES)) for ours in columns if ours not in NAMES],
-        f"The columns that can be named are {', '.join(NAMES)}",
-    )
-    known = list(source.columns)
-    theirs = {ours: columns.get(ours) or next((n for n in names if n in known), ours) for ours, names in NAMES.items()}
-    stop_on(
-        [
-            ("csv_format", f"{name} column {column}", f"is missing; {nearest(column, known)}")
-            for ours, column in theirs.items()
-            if column not in known and (column != "label")
-        ],
-        "Say what it is called with columns (--columns path=... label=... split=...)",
-    )
-    listed = source.map(lambda cell: "" if pd.isna(cell) else str(cell))
-    listed = pd.DataFrame({ours: listed[column] if column in known else "" for ours, column in theirs.items()}).join(
-        listed.drop(columns=[column for column in known if column in (*theirs, *theirs.values())])
-    )
-    parts = listed["split"].str.strip().str.lower()
-    stop_on(
-        [
-            ("csv_format", f"{name} line {line}", f"is in split {listed['split'][line]!r}")
-            for line in listed.index[~parts.isin(SYNONYMS.keys())]
-        ],
-        f"Known are {', '.join(SYNONYMS)}",
-    )
+    source = source.map(lambda cell: "" if pd.isna(cell) else str(cell)).rename(columns=str)
+    if where:
+        source = source[meaning.where(source, name, where)]
+    listed, _ = table.standard(source, name, meaning.check_mapping(columns), split=True)
+    listed.insert(2, "split", meaning.split_words(name, listed.pop("given_split"), ""))
+    listed["path"] = listed["path"].str.strip().str.replace("\\", "/")
     stop_on(
         [("csv_format", f"{name} line {line}", "has no path") for line in listed.index[listed["path"] == ""]],
         "Write the path or the name of the image",
     )
-    listed = listed.assign(split=parts.map(SYNONYMS), path=listed["path"].str.replace("\\", "/")).reset_index(drop=True)
+    remarks = []
+    for column in ("label", *(c for c in listed if c in ids or meaning.level_of(c))):
+        listed[column], said = meaning.one_spelling(listed[column], placeholders=column != "label")
+        remarks += [f"{column}: {text}" for text in said]
+    listed = listed.reset_index(drop=True)
     _refuse_one_split(listed, name)
-    return Listed(name, listed, _places(root, listed["path"]), is_demo(root))
+    at = resolving.locate(root, listed["path"])
+    if at.found_as:
+        text, file = next(iter(at.found_as.items()))
+        remarks.append(f"files: {len(at.found_as):,} were found by their names, {text} as {file}")
+    places = [Path(joined(root, path)) if there else None for path, there in zip(at.paths, at.there, strict=True)]
+    return Listed(name, listed, places, is_demo(root), tuple(remarks))
 
 
 def _refuse_one_split(listed: pd.DataFrame, name: str) -> None:
@@ -131,35 +111,13 @@ def _refuse_one_split(listed: pd.DataFrame, name: str) -> None:
         )
 
 
-def _places(root: Path, paths: Iterable[str]) -> list[Path | None]:
-    """Where the file of every row is, None where it is not there; a name without an ending may have any."""
-
-    @functools.cache
-    def names(folder: Path) -> set[str]:
-        return {place.name for place in folder.iterdir()} if folder.is_dir() else set()
-
-    def place(path: Path) -> Path | None:
-        if os.path.lexists(path):
-            return path
-        return next(
-            (
-                path.with_name(name)
-                for name in (path.name + ending for ending in sorted(IMAGES))
-                if name in names(path.parent)
-            ),
-            None,
-        )
-
-    return [place(root / path) for path in paths]
-
-
 def ids(listed: pd.DataFrame, asked: Iterable[str], metadata: Path | None) -> tuple[dict[str, pd.Series], list[str]]:
     """What must not be shared, {level: the id of every image, "" where unknown}, and what is not known of it.
 
     Columns named like a level of grouping, those asked for, those of the metadata, and what names say: slide and case
     in those of BreakHis, in those of ISIC the picture that an image is a smaller copy of.
     """
-    asked, unchecked, stems = list(asked), [], listed["path"].map(_stem)
+    asked, unchecked, stems = list(asked), [], listed["path"].map(stem)
     if metadata is not None:
         facts = _facts(Path(metadata), stems)
         listed = listed.join(facts[[name for name in facts.columns if name not in listed.columns]])
@@ -171,8 +129,10 @@ def ids(listed: pd.DataFrame, asked: Iterable[str], metadata: Path | None) -> tu
         ],
         "Name a column of ids",
     )
-    found = {name: listed[name].str.strip() for name in listed.columns if name in asked or IDS.fullmatch(name)}
-    names = stems.map(breakhis.parse)
+    found = {name: listed[name].str.strip() for name in listed.columns if name in asked or meaning.level_of(name)}
+    found = {name: meaning.one_spelling(cells)[0] for name, cells in found.items()}
+    found = {name: _within_coarser(name, found) for name in found}
+    names = listed["path"].map(lambda path: breakhis.parse(path.rpartition("/")[2].strip()))
     if names.notna().any():
         found = {
             level: names.map(lambda facts, level=level: getattr(facts, level, "")) for level in ("slide", "case")
@@ -196,26 +156,28 @@ def ids(listed: pd.DataFrame, asked: Iterable[str], metadata: Path | None) -> tu
     return levels, unchecked
 
 
-def _stem(path: str) -> str:
-    """The name of an image without folders and ending."""
-    image = PurePosixPath(path)
-    return image.stem if image.suffix.lower() in IMAGES else image.name
+def _within_coarser(name: str, found: Mapping[str, pd.Series]) -> pd.Series:
+    """The ids of a column; with those of the patient before them where they are numbered anew for every patient."""
+    order = [level for level in meaning.LEVELS if level != "group"]
+    levels = {column: order.index(level) for column in found if (level := meaning.level_of(column)) in order}
+    ids = pd.DataFrame(dict(found))
+    coarser = [c for c in levels if name in levels and levels[c] < levels[name]]
+    for column in sorted(coarser, key=levels.__getitem__):
+        if meaning.within(ids, name, column)[0] == "numbered":
+            return (ids[column] + "/" + ids[name]).where((ids[column] != "") & (ids[name] != ""), ids[name])
+    return found[name]
 
 
 def _facts(metadata: Path, stems: pd.Series) -> pd.DataFrame:
     """The rows of a metadata CSV for images called `stems`; "" for those it does not list."""
     facts = read_csv(metadata)
-    key = next((name for name in NAMES["path"] if name in facts.columns), None)
+    key = next(iter(meaning.meant(facts, meaning.PATH)), None)
     if key is None:
-        raise PathoError(
-            "csv_format",
-            metadata.name,
-            f"has no column of image names ({', '.join(NAMES['path'])})",
-            "Rename the column",
-        )
-    facts = facts.set_index(facts.pop(key).map(_stem))
+        raise meaning.missing(facts, metadata.name, "path", "Rename the column of the images", ("image", "image_id"))
+    names = facts.pop(key)
+    facts = facts.set_index(names.map(stem))
     stop_on(
-        [("csv_format", metadata.name, f"lists {name!r} twice") for name in facts.index[facts.index.duplicated()]],
+        [("csv_format", metadata.name, f"lists {name!r} twice") for name in names[facts.index.duplicated()]],
         "Remove one of the lines",
     )
     return facts.reindex(stems).fillna("").set_index(stems.index)

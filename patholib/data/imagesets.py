@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,20 @@ class ImageSet:
         parts = [spread[spread["label"] == name].head(each) for name in self.classes]
         return dataclasses.replace(self, table=pd.concat(parts, ignore_index=True).drop(columns="turn"))
 
+    def refuse_torn_copies(self, home: Mapping[str, str]) -> None:
+        """Refuses a split that has a picture in one part, and its equal, which was left out, in another: split_leakage.
+
+        home: the part of each path, also of those that were left out.
+        """
+        stop_on(
+            [
+                ("split_leakage", copy, f"is in {home[copy]}, and {shown(kept)} with the same pixels in {home[kept]}")
+                for copy, kept in self.copies.items()
+                if {copy, kept} <= home.keys() and home[copy] != home[kept]
+            ],
+            "Keep one of each pair, in one part: no picture may be in two",
+        )
+
     def with_split(self, table: pd.DataFrame) -> ImageSet:
         """The same images under a split table, matched by path; both must name exactly the same images.
 
@@ -77,14 +92,7 @@ class ImageSet:
         """
         paths, ours = table["path"].tolist(), self.table["path"].tolist()
         home = dict(zip(paths, table["split"].tolist(), strict=True))
-        stop_on(
-            [
-                ("split_leakage", copy, f"is in {home[copy]}, and {shown(kept)} with the same pixels in {home[kept]}")
-                for copy, kept in self.copies.items()
-                if {copy, kept} <= home.keys() and home[copy] != home[kept]
-            ],
-            "Split again: no picture may be in two splits",
-        )
+        self.refuse_torn_copies(home)
         rows = dict(zip(ours, self.table["row"].tolist(), strict=True))
         for missing, reason in (
             (home.keys() - rows.keys(), "is in the split but not among the images"),

@@ -18,6 +18,7 @@ from patholib.base.errors import PathoError, shown
 from patholib.base.progress import bar
 from patholib.data import audits, caching, checking, decoding, foreign, manifest, readers, signatures, splitting
 from patholib.data.audits import KINDS, NEAR, PAIR, WAYS, Audit
+from patholib.data.columns import level_of
 from patholib.data.csvfiles import read_csv
 from patholib.data.foreign import Listed
 from patholib.data.imagesets import ImageSet
@@ -133,6 +134,7 @@ def audit(
     columns: Mapping[str, str] | None = None,
     ids: Iterable[str] = (),
     metadata: Path | None = None,
+    where: str | None = None,
     pixels: bool = True,
     progress: bool = True,
 ) -> Audit:
@@ -143,10 +145,12 @@ def audit(
     root: the folder paths count from; by default that of the CSV (of a DataFrame: the current one).
     columns: what a foreign table calls ours, {"path": "file_name", "split": "fold"}; ids: its further id columns.
     metadata: a CSV of further columns for the images by their name, such as the official one of ISIC with the lesions.
+    where: the rows of the table that count, where it lists several splits: "fold=1".
     pixels: False compares ids alone, as is done with images whose files are not at hand.
-    Raises PathoError: `no_split`, `unknown_split`, `csv_format`, `missing_file`, `nothing_to_check`.
+    Raises PathoError: `no_split`, `unknown_split`, `csv_format`, `listed_twice`, `missing_file`, `nothing_to_check`.
     """
-    listed = foreign.read(split, root, columns or {})
+    ids = list(ids)
+    listed = foreign.read(split, root, columns or {}, ids, where)
     rows = listed.table
     keys, unchecked = foreign.ids(rows, ids, metadata)
     seen: _Seen | None = None
@@ -209,12 +213,11 @@ def _listed_checked(checked: checking.Checked, split: pd.DataFrame) -> tuple[Lis
     """The rows of the split with all that the manifest knows of them, their ids, and what is not known of these.
 
     Where both have a column the manifest's counts: a table made elsewhere may call every image a group of its own.
-    A column with so few values that results are reported by it is no id, whatever it is called.
     """
     source = checked.manifest
     rows = split[["path", "split"]].join(source.table.set_index("path"), on="path")
-    rows = rows.join(split[[name for name in split.columns if foreign.IDS.fullmatch(name) and name not in rows]])
-    rows = rows.drop(columns=list(source.subgroups)).fillna("").astype(str).reset_index(drop=True)
+    rows = rows.join(split[[name for name in split.columns if level_of(name) and name not in rows]])
+    rows = rows.fillna("").astype(str).reset_index(drop=True)
     keys, unchecked = foreign.ids(rows, source.levels, None)
     places = [Path(source.root) / path for path in rows["path"]]
     return Listed("split", rows, places, source.demo), keys, unchecked
@@ -237,6 +240,7 @@ def _found(listed: Listed, keys: dict, unchecked: list[str], seen: _Seen | None,
         in_two_classes={level: first(filter(None, in_several(labelled, level, "label"))) for level in keys},
         unchecked=tuple(unchecked),
         demo=listed.demo,
+        remarks=listed.remarks,
         places={path: place for path, place in zip(rows["path"], listed.places, strict=True) if place is not None},
     )
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from patholib.base.errors import PathoError, nearest, shown
 from patholib.base.files import as_least_able
-from patholib.data import csvfiles
+from patholib.data import columns, csvfiles
 
 DEMO_NOTE = "Demo images: not a result"
 _UNWRITABLE = re.compile("[\r\ud800-\udfff]")  # a lone \\r ends a CSV line; surrogates stand for bytes of no text
@@ -96,6 +96,51 @@ class Manifest:
                 )
             keep &= (self.table[name] == value).to_numpy()
         return replace(self, table=self.table[keep], found={**self.found, "only": values, "images": int(keep.sum())})
+
+    def chosen(self, label: str | None = None, only: str | None = None, group: str | None = None) -> Manifest:
+        """A part of the images, "magnification=40|100", with the classes of another column, grouped by another one.
+
+        Classes without an image are left out. Raises PathoError: `unknown_value`, `csv_format`, `unknown_group`, ...
+        """
+        table, classes, positive, group_by, levels = self.table, self.classes, self.positive, self.group_by, self.levels
+        if only:
+            table = table[columns.where(table, self.source, only)]
+        if label:
+            table = table.assign(label=table[columns.named(table, self.source, label, 'label="..."')])
+            without = table.loc[table["label"] == "", "path"]
+            csvfiles.stop_on(
+                [("bad_label", path, f"has no {label}") for path in without], f'Leave them out with only="{label}=..."'
+            )
+            classes, positive = tuple(sorted(set(table["label"]))), None
+        if group == "image":
+            table, group_by, levels = table.assign(image=table["path"]), "image", (*levels, "image")
+        elif group:
+            if group not in levels:
+                raise PathoError(
+                    "unknown_group", f"group={group!r}", "is no column of ids", nearest(group, (*levels, "image"))
+                )
+            group_by = group
+        classes = tuple(name for name in classes if (table["label"] == name).any())
+        if len(classes) < 2:
+            raise PathoError(
+                "single_class",
+                self.source,
+                f"holds {len(classes)} class, and a classifier needs two",
+                "Choose other images",
+            )
+        return replace(
+            self,
+            table=table,
+            classes=classes,
+            positive=positive if positive in classes else None,
+            group_by=group_by,
+            levels=levels,
+            subgroups=tuple(name for name in self.subgroups if name != label and len(set(table[name])) > 1),
+            found=self.found
+            | {"images": len(table)}
+            | ({"only": only} if only else {})
+            | ({"label": label} if label else {}),
+        )
 
 
 def _refuse_collisions(paths: Iterable[str]) -> None:

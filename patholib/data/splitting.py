@@ -11,7 +11,7 @@ import pandas as pd
 
 from patholib.base.errors import PathoError, nearest
 from patholib.base.files import sha256, write_table, write_text
-from patholib.data import assigning, csvfiles
+from patholib.data import assigning, columns, csvfiles
 
 if TYPE_CHECKING:
     from patholib.data.manifest import Manifest
@@ -44,6 +44,82 @@ def split(
     if place is None:
         _refuse_infeasible(manifest, counts, group_by, "every class must be in train, val and test", 3)
     return _parted(manifest, group_by, np.array(SPLITS, object)[place[member]])
+
+
+def placed(
+    manifest: Manifest,
+    home: pd.Series,
+    fractions: tuple[float, float, float],
+    seed: int = 0,
+    group_by: str | None = None,
+) -> pd.DataFrame:
+    """The manifest's table as of `split`, with every image in the part that is given for it.
+
+    home: "train", "val" or "test" for each path. Where no image is in "val", groups of the training part are drawn for
+    it, with the share that `fractions` have. Whether the parts share a group, `leakage.audit_checked` says.
+    Raises PathoError: `no_split` (a part is missing, or a class in training), `split_infeasible`, ...
+    """
+    group_by = manifest.group_by if group_by is None else group_by
+    _check_arguments(manifest, fractions, seed, group_by)
+    part = manifest.table["path"].map(home).to_numpy(object)
+    for needed in ("train", "test"):
+        if needed not in part:
+            raise PathoError(
+                "no_split", "split", f"has no image in {needed}", 'Give train and test, or set split="group"'
+            )
+    learnt = set(manifest.table.loc[part == "train", "label"])
+    csvfiles.stop_on(
+        [
+            ("no_split", name, "is a class without an image in training")
+            for name in manifest.classes
+            if name not in learnt
+        ],
+        'Give every class images in training, or set split="group"',
+    )
+    if "val" not in part:
+        rows = np.flatnonzero(part == "train")
+        rest = replace(manifest, table=manifest.table.iloc[rows])
+        groups, member, counts = _grouped(rest, group_by)
+        share = fractions[1] / (fractions[0] + fractions[1])
+        place = assigning.assign(counts, (1 - share, share), groups, f"{seed}/val")
+        if place is None:
+            _refuse_infeasible(rest, counts, group_by, "every class must be in training and validation", 2)
+        part[rows] = np.array(("train", "val"), object)[place[member]]
+    return _parted(manifest, group_by, part)
+
+
+def listed_in(path: Path, manifest: Manifest) -> pd.Series:
+    """The part of every image of the manifest, by path, as a table made elsewhere says, of a run or a paper.
+
+    Its rows are matched by path, else by the name of the file. Raises PathoError: `split_mismatch`, `csv_format`, ...
+    """
+    path = Path(path)
+    table = csvfiles.read_csv(path)
+    names, given = columns.meant(table, columns.PATH), columns.split_column(table, path.name)
+    if not names or given is None:
+        what = "path" if not names else "split"
+        raise columns.missing(table, path.name, what, "Give a table with the columns path and split")
+    parts = columns.split_words(path.name, table[given], "")
+    paths = table[names[0]].str.strip().str.replace("\\", "/")
+    by_path, by_name = (
+        dict(zip(paths, parts, strict=True)),
+        pd.DataFrame({"stem": paths.map(columns.stem), "part": parts}),
+    )
+    unsure = set(by_name.drop_duplicates().loc[lambda t: t["stem"].duplicated(), "stem"])
+    by_stem = dict(zip(by_name["stem"], by_name["part"], strict=True))
+    home = {
+        image: by_path.get(image) or (None if (stem := columns.stem(image)) in unsure else by_stem.get(stem))
+        for image in manifest.table["path"]
+    }
+    without = [image for image, part in home.items() if part is None]
+    csvfiles.stop_on(
+        [
+            ("split_mismatch", image, f"is not in {path.name}, or under a name that stands in several parts")
+            for image in without
+        ],
+        'Give a table with a row for every image, or take these images out with only="column=value"',
+    )
+    return pd.Series(home)
 
 
 def folds(
@@ -188,19 +264,30 @@ def _check_arguments(manifest: Manifest, fractions, seed, group_by: str) -> None
 
 
 def _refuse_infeasible(manifest: Manifest, counts: np.ndarray, group_by: str, wanted: str, least: int) -> NoReturn:
+    groups = dict(zip(manifest.classes, (counts > 0).sum(axis=0).tolist(), strict=True))
+    images = dict(zip(manifest.classes, counts.sum(axis=0).tolist(), strict=True))
     rows = "".join(
-        f"\n  {name}: {int((column > 0).sum())} groups, {column.sum()} images"
-        for name, column in zip(manifest.classes, counts.T, strict=True)
+        f"\n  {name}: {groups[name]} groups, {images[name]} images{'' if groups[name] >= least else ': too few'}"
+        for name in manifest.classes
     )
-    fewest = (counts > 0).sum(axis=0).min()
-    why = "" if fewest < least else "\nEvery class has as many, but they hold several classes and cannot be shared out"
-    finer = manifest.levels[: manifest.levels.index(group_by)] if group_by != "image" else ()
+    few = [name for name in manifest.classes if groups[name] < least]
+    kept = [name for name in manifest.classes if name not in few]
+    why = "" if few else "\nEvery class has as many, but they hold several classes and cannot be shared out"
+    finer = manifest.levels[: manifest.levels.index(group_by)] if group_by in manifest.levels else ()
+    remedies = ["Add images of other groups"]
+    if few and len(kept) > 1:
+        remedies.append(f'drop {" and ".join(few)}: only="label={"|".join(kept)}"')
+    if few and len(manifest.classes) > 2:
+        remedies.append(
+            f"give {' and '.join(few)} the label of a class that is alike, or name a column of coarser classes with label"
+        )
+    if finer:
+        remedies.append(f'or group by the finer {finer[-1]!r}: group="{finer[-1]}"')
     raise PathoError(
         "split_infeasible",
         f"split by {group_by}",
         f"{wanted}, which takes at least {least} groups per class:{rows}{why}",
-        "Add images of other groups, merge the class with another or drop it"
-        + (f", or group by the finer {finer[-1]!r}" if finer else ""),
+        "; ".join(remedies),
     )
 
 
@@ -214,8 +301,10 @@ def write_split(table: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
+def read_split(path: Path, manifest: Manifest | None = None, leaks: bool = False) -> pd.DataFrame:
     """A split as written, once it has been shown to be unchanged, free of shared groups and about these images.
+
+    leaks: groups in two parts are known and accepted.
 
     Raises PathoError: `missing_file`, `split_changed` (digest; or an image or label the manifest does not know),
     `split_leakage` (a group in two splits), `csv_format`.
@@ -238,6 +327,7 @@ def read_split(path: Path, manifest: Manifest | None = None) -> pd.DataFrame:
         [
             ("split_leakage", f"group {group}", f"is in {' and '.join(sorted(names, key=SPLITS.index))}")
             for group, names in homes[homes.map(len) > 1].items()
+            if not leaks
         ],
         "Split again: no group may be in two splits",
     )

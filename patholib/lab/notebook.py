@@ -275,6 +275,13 @@ def _ask_the_library(name: str, value, values: dict) -> None:
     if name in RECIPE_NUMBERS and value is not None:
         recipes.Recipe("any", ("a", "b"), None, **{name: value})
         return
+    if name in ("val", "test") and value is not None and not 0 < value < 1 - (values.get("val") or 0):
+        raise PathoError("bad_fractions", name, f"is {value!r}", "Use shares above 0 whose sum is below 1")
+    if name in ("only", "hold_out", "columns") and value is not None:
+        from patholib.data import columns
+
+        (columns.parsed if name == "columns" else columns.conditions)(value)
+        return
     if name == "frozen" and value is not None:
         recipes.Stage(0, value, 1.0)
         return

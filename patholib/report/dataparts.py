@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from patholib.base import files
-from patholib.data.foreign import IDS
+from patholib.data.columns import IDS
 from patholib.data.leakage import WAYS
 from patholib.data.splitting import SPLITS, leaked
 from patholib.report.markdown import count, short, table, text

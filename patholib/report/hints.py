@@ -31,7 +31,7 @@ def hints(history, recipe: Recipe) -> list[str]:
     if monitor not in table or not table[monitor].notna().any():
         return [
             f"The validation {words(recipe.monitor)} was undefined in every epoch, so there is no best epoch. "
-            "One class is missing from the validation images: change `fractions` or `seed`."
+            "One class is missing from the validation images: change `val` or `seed`."
         ]
     return [hint for ask in (_overfitting, _overconfidence, _early, _late, _unstable) if (hint := ask(table, recipe))]
 

@@ -48,7 +48,7 @@ class Study:
 
     data: a folder, a CSV, "demo" or "auto"; or a Manifest, or a Checked, that is already at hand.
     recipe: a name, or a Recipe of your own, which is taken as it is but for classes and grouping.
-    split: a table with the columns path, label, group, split; None: split by group, as the recipe says.
+    split: a table with the columns path, label, group, split; or as the option says: "given", "group" or a path.
     options: checked Options to begin with. name: of the run folder. quiet: do not print what was found.
     remember: note the run in outputs/latest.json. team: the processes that this one trains with.
     given: every other field of Options. Errors: those of `Options`, `readers.load`, `checking.check`, `runs.split`.
@@ -59,7 +59,7 @@ class Study:
         data: str | Path | Manifest | Checked | None = None,
         *,
         recipe: str | Recipe | None = None,
-        split: pd.DataFrame | None = None,
+        split: pd.DataFrame | str | Path | None = None,
         options: Options | None = None,
         name: str | None = None,
         quiet: bool = False,
@@ -71,6 +71,8 @@ class Study:
             given["data"] = str(data)
         if isinstance(recipe, str):
             given["recipe"] = recipe
+        if isinstance(split, (str, Path)):
+            given["split"], split = str(split), None
         if isinstance(recipe, Recipe):
             given = {"seed": recipe.seed} | given
         self.options = options if options and not given else Options(**((options.to_json() if options else {}) | given))
@@ -86,18 +88,20 @@ class Study:
         if isinstance(data, Checked):
             self.source = data.manifest
         elif isinstance(data, Manifest):
-            self.source = data
+            self.source = data.chosen(options.label, options.only, options.group)
         else:
-            self.source = readers.load(options.recipe, options.data, missing=options.missing, positive=options.positive)
+            how = {"missing": options.missing, "positive": options.positive, **options.of_images}
+            self.source = readers.load(options.recipe, options.data, **how)
         if isinstance(recipe, Recipe):
             self.recipe = self._adapted(recipe, given)
         else:
             form = {name: getattr(options, name) for name in ("published", "weights", "small", "frozen")}
             self.recipe = profiles.recipe_for(options.recipe, self.source, **form, **options.of_recipe)
         self.checked = data if isinstance(data, Checked) else self._check()
-        self.split = split
+        self.split, self._origin = split, "" if options.folds else "as a table given in Python says"
         if split is None:
-            self.split = runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold)
+            home, self._origin = runs.given_home(self.source, options.split, options.hold_out)
+            self.split = runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold, home)
         if not isinstance(recipe, Recipe):
             self.recipe = profiles.for_split(self.recipe, self.split)
         self.images = self.checked.images.with_split(self.split)
@@ -124,6 +128,7 @@ class Study:
             classes=self.source.classes,
             positive=self.source.positive,
             group_by=recipe.group_by if known else self.source.group_by,
+            fractions=self.options.of_recipe["fractions"] if given.keys() & {"val", "test"} else recipe.fractions,
             **{name: value for name, value in given.items() if name in OF_RECIPE and value is not None},
         )
 
@@ -159,7 +164,7 @@ class Study:
     @cached_property
     def split(self) -> pd.DataFrame:
         """One row per image: path, label, group, split ("train", "val", "test"), and the columns of the manifest."""
-        return splitting.read_split(self.dir / "split.csv")
+        return splitting.read_split(self.dir / "split.csv", leaks=bool(self.run.leaks))
 
     @cached_property
     def images(self) -> ImageSet:
@@ -185,6 +190,7 @@ class Study:
             name=self._name,
             allow_leakage=options.allow_leakage,
             bring=sessions.take_up,
+            origin=self._origin,
             options={name: value for name, value in options.of_study.items() if self._named or name != "recipe"},
         )
         if self._remember and self._team.first:
@@ -235,9 +241,10 @@ class Study:
             for part, name in (("train", "training"), ("val", "validation"), ("test", "test"))
         )
         length = "a fitted head" if recipe.train == "head" else f"{recipe.epochs} epochs"
+        by = f"split {self._origin or f'by {recipe.group_by}'}"
         return (
             f"{self.source!r}\nrecipe {recipe.name}: {recipe.arch}, weights {Path(recipe.weights).name}, "
-            f"{recipe.image_size} pixels, {length}\nsplit by {recipe.group_by}: {parts} images"
+            f"{recipe.image_size} pixels, {length}\n{by}: {parts} images"
         )
 
     # --------------------------------------------------------------------------------------------------- the steps

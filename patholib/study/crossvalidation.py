@@ -92,9 +92,8 @@ def folder_of(study: Study) -> Path:
             options.target_sensitivity,
         ]
     )
-    return runs.output_folder(options.output) / (
-        f"{recipe.name}{'-demo' if checked.manifest.demo else ''}-cv-{options.folds}x{options.repeats}-{mark[:12]}"
-    )
+    images = f"{checked.manifest.source}{'-demo' if checked.manifest.demo else ''}"
+    return runs.output_folder(options.output) / f"{images}-cv-{options.folds}x{options.repeats}-{mark[:12]}"
 
 
 def _trained(study: Study, split, options: Options, name: str) -> runs.Run:

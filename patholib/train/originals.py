@@ -34,7 +34,10 @@ def source_of(run_dir: Path, data: str | Path = "auto") -> Manifest:
         )
     elif auto and not facts["demo"] and (found := readers.find(kind)).demo:
         raise PathoError("data_root", kind, f"is not in {', '.join(found.tried) or 'the place given'}", remedy)
-    return readers.load(kind if kind in readers.KINDS else facts["recipe"]["name"], data, missing="skip")
+    kind = kind if kind in readers.KINDS else facts["recipe"]["name"]
+    given = facts.get("options") or {}  # of a run by Options; what it has not noted, the reader finds as it did
+    of_images = {name: given.get(name) for name in ("label", "only", "group", "columns")}
+    return readers.load(kind, data, missing="skip", **of_images)
 
 
 def checked_again(run_dir: Path, data: str | Path = "auto") -> Checked:
@@ -64,7 +67,8 @@ def images_of(run_dir: Path, data: str | Path = "auto", split: str | None = None
     Errors: other_images where none is there, and those of `checked_again`.
     """
     found = checked_again(run_dir, data)
-    parts = splitting.read_split(Path(run_dir) / "split.csv")
+    leaks = bool(files.read_json(Path(run_dir) / "run.json").get("leaks"))
+    parts = splitting.read_split(Path(run_dir) / "split.csv", leaks=leaks)
     wanted = parts if split is None else parts[parts["split"] == split]
     here = wanted[wanted["path"].isin(found.images.table["path"])]
     if here.empty:

@@ -15,8 +15,9 @@ import pandas as pd
 from patholib.base import files, locks
 from patholib.base.errors import PathoError, nearest
 from patholib.base.team import Team
-from patholib.data import csvfiles, leakage, manifest, splitting
+from patholib.data import columns, csvfiles, leakage, manifest, readers, splitting
 from patholib.data.checking import Checked
+from patholib.data.manifest import Manifest
 from patholib.data.readers.sources import TABLE
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
@@ -87,6 +88,7 @@ def start(
     allow_leakage: bool = False,
     bring: Bring | None = None,
     options: dict | None = None,
+    origin: str = "",
 ) -> Run:
     """Opens the folder of a run: the newest unfinished one of the same recipe, data and split, or a new one.
 
@@ -95,6 +97,7 @@ def start(
     starts a new run, and also opens a finished one; "never" always starts a new run.
     bring: called where `output` has none; copies one of an earlier session there (`sessions.take_up`).
     options: the parameters that were given, for run.json; with "recipe" if they alone give the recipe.
+    origin: where the split is from, if it was not drawn, for run.json, report and card.
     A split whose parts share a patient, case, lesion or picture is refused unless `allow_leakage` is True or the recipe
     is the published one; the leak is then recorded in run.json and shown on every figure and in the report.
     Errors: output_unwritable, output_in_data, csv_format (columns of the split), split_leakage, run_locked,
@@ -121,7 +124,7 @@ def start(
     run = None
     if resume != "never":
         run = _resumed(recipe, checked, split, output, mark, resume == "must", bring)
-    run = run or _new(recipe, checked, split, output, mark, name)
+    run = run or _new(recipe, checked, split, output, mark, name, origin)
     run.leaks = leaks
     run.update(leaks=leaks, **({} if options is None else {"options": options}))
     return run
@@ -214,7 +217,8 @@ def _resumed(
                 f"differs: {changed}",
                 'Undo these changes, or start a new run with resume="auto"',
             )
-        print(f"A new run is started, because the unfinished {folder.name} differs: {changed}")
+        if _same_images(facts, checked):
+            print(f"A new run is started, because the unfinished {folder.name} differs: {changed}")
     elif must:
         raise PathoError(
             "nothing_to_resume",
@@ -223,6 +227,13 @@ def _resumed(
             'Pass resume="auto" to start one',
         )
     return None
+
+
+def _same_images(facts: dict, checked: Checked) -> bool:
+    """Whether a run was made from the same folder or table, so that its owner may have wanted to resume it."""
+    data = facts.get("data") or {}
+    ours = (checked.manifest.source, origin.root_name(checked.manifest.root))
+    return (data.get("source"), data.get("root_name")) == ours
 
 
 def open_run(folder: Path) -> Run:
@@ -273,11 +284,13 @@ def newest(output: Path | None = None, demo: bool = False) -> Path | None:
     return None
 
 
-def _new(recipe: Recipe, checked: Checked, split, output: Path, mark: str, name: str | None) -> Run:
+def _new(
+    recipe: Recipe, checked: Checked, split, output: Path, mark: str, name: str | None, origin_of_split: str
+) -> Run:
     """A new run folder with all that is known before training."""
     now = datetime.now(UTC)
     demo = "-demo" if checked.manifest.demo else ""
-    folder = _made(output, name or f"{recipe.name}{demo}-{now:%Y%m%d-%H%M%S}")
+    folder = _made(output, name or f"{checked.manifest.source}{demo}-{now:%Y%m%d-%H%M%S}")
     lock = _lock(folder)
     checked.write_report(folder)
     files.write_table(folder / "images.csv", checked.facts[["path", "bytes", "sha256"]])
@@ -306,6 +319,7 @@ def _new(recipe: Recipe, checked: Checked, split, output: Path, mark: str, name:
             },
             "split": {
                 "path": "split.csv",
+                "origin": origin_of_split,
                 "sha256": files.sha256(folder / "split.csv"),
                 "counts": {part: {k: int(v) for k, v in row.items()} for part, row in counts.iterrows()},
             },
@@ -371,16 +385,68 @@ def fold_splits(recipe: Recipe, checked: Checked, folds: int, repeats: int = 1) 
     return splitting.folds(checked.manifest, folds, repeats, recipe.seed, recipe.group_by, recipe.fractions[1])
 
 
-def split(recipe: Recipe, checked: Checked, folds: int = 0, repeats: int = 1, fold: int | None = None) -> pd.DataFrame:
+def split(
+    recipe: Recipe,
+    checked: Checked,
+    folds: int = 0,
+    repeats: int = 1,
+    fold: int | None = None,
+    home: pd.Series | None = None,
+) -> pd.DataFrame:
     """The one split of a run; with `fold` that of this fold of a cross-validation, counted from 0 through the repeats.
 
     The runs of all folds together test every image once per repeat. Folds that cannot be made are refused here, before
-    anything is trained.
-    Errors: bad_parameter, split_infeasible and others of `splitting.split` and `splitting.folds`.
+    anything is trained. home: the part of each path where the split is given (`given_home`).
+    Errors: bad_parameter, split_infeasible, split_leakage and others of `splitting.split`, `folds` and `placed`.
     """
+    if home is not None and folds:
+        raise PathoError(
+            "bad_parameter",
+            "folds",
+            "would train on the test images of the split that is given",
+            'To draw folds from all images, set split="group" and no hold_out',
+        )
     if fold is not None:
         splitting.check_fold(fold, folds, repeats)
     tables = fold_splits(recipe, checked, folds, repeats)
     if fold is not None:
         return tables[fold]
-    return splitting.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+    if home is None:
+        return splitting.split(checked.manifest, recipe.fractions, recipe.seed, recipe.group_by)
+    checked.images.refuse_torn_copies(home.to_dict())
+    table = splitting.placed(checked.manifest, home, recipe.fractions, recipe.seed, recipe.group_by)
+    if "val" not in set(home):
+        drawn = table[table["split"] == "val"]
+        print(
+            f"No part for validation is given: {drawn['group'].nunique():,} groups of training, {len(drawn):,} images, "
+            "were drawn for it."
+        )
+    return table
+
+
+def given_home(source: Manifest, how: str = "given", hold_out: str | None = None) -> tuple[pd.Series | None, str]:
+    """The part of each image of a split that is given, by path, and where it is from; None where it is to be drawn.
+
+    how: "given" (the column of the table, if it has one), "group" (drawn), or the path of a table. hold_out: the images
+    to test on, "scanner=B". Errors: csv_format, split_mismatch, unknown_value, missing_file.
+    """
+    table = source.table
+    own = source.source == TABLE and "given_split" in table
+    if hold_out is not None:
+        held = columns.where(table, source.source, hold_out)
+        home, said = pd.Series(["test" if out else "train" for out in held], table["path"]), f"held out: {hold_out}"
+    elif how not in ("given", "group"):
+        near = readers.places_of(how)
+        path = next((place for place in near if place.is_file()), near[0])
+        home, said = splitting.listed_in(path, source), f"as the table {path.name} says"
+    elif own and how == "given":
+        remedy = '; to ignore that column, set split="group"'
+        home, said = (
+            columns.split_words("column split", table.set_index("path")["given_split"], remedy),
+            "as its column says",
+        )
+    else:
+        home, said = None, ""
+    if own and said != "as its column says":
+        print("The column of the table that splits the images is not used.")
+    return home, said

@@ -302,7 +302,7 @@ def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_sai
     """Sixty thousand folders, each asked for over the network in truth; one is called like the data set."""
     drive, listed = tmp_path / "drive" / "MyDrive", []
     (drive / "breakhis-and-isic").mkdir(parents=True)
-    on_disk = folders._entries
+    on_disk = folders.entries
 
     def entries(folder):
         listed.append(folder)
@@ -311,7 +311,7 @@ def test_of_a_drive_so_many_folders_are_listed_and_no_more_and_the_remedy_is_sai
             yield SimpleNamespace(name=name, path=str(Path(folder, name)), is_dir=lambda **_: True)
         yield from on_disk(folder) if not Path(folder).is_relative_to(drive) else ()
 
-    monkeypatch.setattr(folders, "_entries", entries)
+    monkeypatch.setattr(folders, "entries", entries)
     monkeypatch.setenv("PATHOLIB_MOUNTS", os.pathsep.join(map(str, (drive.parents[1] / "none", drive))))
     found = readers.find(kind)
     assert found.demo and len(listed) < 3 * readers.MOST

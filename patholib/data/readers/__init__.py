@@ -11,7 +11,7 @@ from patholib.base import files, places
 from patholib.base.errors import PathoError, nearest
 from patholib.data import demo
 from patholib.data.manifest import Manifest
-from patholib.data.readers import breakhis, isic2019, sources, table
+from patholib.data.readers import breakhis, classfolders, isic2019, sources, table
 from patholib.data.readers.folders import folders_below, is_demo, not_there
 from patholib.data.readers.reader import Reader
 
@@ -33,7 +33,8 @@ class Location:
 def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | None = None) -> Location:
     """Looks for the images of a data set: at `data`, else where PATHOLIB_DATA says, else in the usual places.
 
-    data: a path (from the current folder, then from the project's), where another known data set may begin as well;
+    data: a path (from the current folder, then from the project's): of a table, or of a folder where another known data
+    set may begin as well;
     "demo" (make demo images); or "auto", over which the variable PATHOLIB_DATA rules, with the same values.
     Usual places: data/<kind> and data/ of the project, the same in `files.remade`, then `mounts` (None:
     `places.mounts`); of a Drive the nearest MOST folders. Demo images lying there are passed over.
@@ -50,13 +51,21 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | 
     return _search(READERS[kind], places.mounts() if mounts is None else mounts)
 
 
+def places_of(path: Path | str) -> list[Path]:
+    """Where a path that was given may be: from the current folder, then from the project's."""
+    path = Path(path).expanduser()
+    return [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
+
+
 def _at(reader: Reader, path: Path, subject: str) -> Location:
     """The data set at a path that was given: of this reader, or else of any."""
-    near = [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
+    near = places_of(path)
     for place in near:
-        if reader.reads(place) or _holder(place) is not None:
+        if place.is_file() or reader.reads(place) or _holder(place) is not None:
             return Location(place, False, tuple(map(str, near)))
     there = next((place for place in near if place.exists()), near[0])
+    if classfolders.holds(there):
+        return Location(there, False, tuple(map(str, near)))
     raise not_there(reader.what, reader.holds, there, subject, near)
 
 
@@ -83,15 +92,32 @@ def _holder(folder: Path) -> Reader | None:
 
 
 def load(
-    kind: str, data: str | Path = "auto", missing: str = "error", positive: str | None = None, **demo_settings
+    kind: str,
+    data: str | Path = "auto",
+    missing: str = "error",
+    positive: str | None = None,
+    *,
+    label: str | None = None,
+    only: str | None = None,
+    group: str | None = None,
+    columns: str | None = None,
+    **demo_settings,
 ) -> Manifest:
     """The manifest of a data set, wherever it lies; of demo images, with a line that says so, where there is none.
 
-    data: see `find`; or your own CSV. positive: the class that must not be missed; None: as the reader says.
+    data: see `find`; or your own table. positive: the class that must not be missed; None: as the reader says.
+    label: the column of the classes. only: the rows that count, "magnification=40". group: the column of ids that must
+    not be shared between splits, or "image". columns: what a table calls ours, "path=file_name".
     Demo images are written to demo/<kind> in `files.remade` once; demo_settings: settings of `demo.write` other than
     its own, for which they get a folder of theirs. Raises PathoError: also `unknown_class`.
     """
-    source = _load(kind, data, missing, demo_settings)
+    chosen = {"label": label, "only": only, "group": group, "columns": columns}
+    source = _load(kind, data, missing, demo_settings, chosen)
+    if source.group_by == "image":
+        print(
+            "WARNING: no patient is known, and every image counts as a group of its own. Images of one patient may be "
+            "in training and in the test, and the test numbers may be too high. The report says so."
+        )
     if positive is None:
         return source
     if positive not in source.classes:
@@ -104,12 +130,10 @@ def load(
     return replace(source, positive=positive)
 
 
-def _load(kind: str, data: str | Path, missing: str, demo_settings: dict) -> Manifest:
-    if str(data).lower().endswith(".csv"):
-        return read(data, missing)
+def _load(kind: str, data: str | Path, missing: str, demo_settings: dict, chosen: dict) -> Manifest:
     location = find(kind, data)
     if location.path is not None:
-        return _read_folder(location.path, missing, first=READERS[kind])
+        return _read_path(location.path, missing, chosen, READERS[kind])
     if location.tried:
         if kind not in demo.DEFAULTS:
             raise _absent(kind, location)
@@ -118,7 +142,7 @@ def _load(kind: str, data: str | Path, missing: str, demo_settings: dict) -> Man
             + (f" (`patholib download {kind}` fetches the real ones)" if kind in sources.downloadable() else "")
         )
     folder = f"{kind}-{files.digest(demo_settings)[:8]}" if demo_settings else kind
-    return read(demo.write(files.remade() / "demo" / folder, kind, **demo_settings), missing)
+    return read(demo.write(files.remade() / "demo" / folder, kind, **demo_settings), missing, **chosen)
 
 
 def _absent(kind: str, location: Location) -> PathoError:
@@ -128,35 +152,39 @@ def _absent(kind: str, location: Location) -> PathoError:
     return PathoError("data_root", kind, f"was not found; tried {', '.join(location.tried) or 'nothing'}", remedy)
 
 
-def read(where: str | Path, missing: str = "error") -> Manifest:
+def read(where: str | Path, missing: str = "error", **chosen) -> Manifest:
     """The manifest of what lies at `where`, by the first reader that takes it; a name ("breakhis") is looked for first.
 
-    missing: for tables that list images ("error", or "skip" to go on without the files that are not there).
-    Raises PathoError: `data_root`, and what the readers raise.
+    missing: for tables that list images ("error", or "skip" to go on without the files that are not there). chosen:
+    label, only, group and columns of `load`. Raises PathoError: `data_root`, and what the readers raise.
     """
     if where in READERS:
         location = find(where)
         if location.path is None:
             raise _absent(where, location)
-        return _read_folder(location.path, missing, first=READERS[where])
-    path = Path(where).expanduser()
-    if not path.is_file():
-        return _read_folder(path, missing)
-    if any(path.name == reader.index for reader in READERS.values()):
-        return _read_folder(path.parent, missing)
-    return table.read(path, missing=missing)
+        return _read_path(location.path, missing, chosen, READERS[where])
+    return _read_path(Path(where).expanduser(), missing, chosen)
 
 
-def _read_folder(folder: Path, missing: str, first: Reader | None = None) -> Manifest:
-    """The manifest of a folder, by `first` if it takes the folder, else by the first of all readers that does."""
-    reader = first if first is not None and first.reads(folder) else _holder(folder)
-    reader = reader or next((reader for reader in READERS.values() if reader.reads(folder)), None)
-    if reader is None:
-        known = ", ".join(reader.what for reader in READERS.values())
-        raise not_there(
-            f"a data set that is known ({known}) or a CSV",
-            lambda place: any(reader.holds(place) for reader in READERS.values()),
-            folder,
-            "path",
-        )
-    return reader.read(folder, missing=missing)
+def _read_path(path: Path, missing: str, chosen: dict, first: Reader | None = None) -> Manifest:
+    """The manifest of a table or folder; of a folder by `first` if it takes it, else by the first of all readers."""
+    part = {name: chosen.get(name) for name in ("label", "only", "group")}
+    if path.is_file() and any(path.name == reader.index for reader in READERS.values()):
+        path = path.parent
+    if path.is_file():
+        return table.read(path, missing=missing, names=chosen.get("columns"), **part)
+    reader = first if first is not None and first.reads(path) else _holder(path)
+    reader = reader or next((reader for reader in READERS.values() if reader.reads(path)), None)
+    if reader is not None:
+        return reader.read(path, missing=missing).chosen(**part)
+    known = ", ".join(reader.what for reader in READERS.values())
+    error = not_there(
+        f"a data set that is known ({known}) or a table",
+        lambda place: any(reader.holds(place) for reader in READERS.values()),
+        path,
+        "path",
+    )
+    listed = path.is_dir() and any(path.glob("*.csv"))
+    if not classfolders.holds(path) or (listed and part["group"] != "image"):
+        raise error
+    return classfolders.read(path, part.pop("group")).chosen(**part)

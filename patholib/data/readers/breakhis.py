@@ -21,7 +21,8 @@ import pandas as pd
 from patholib.base.errors import nearest
 from patholib.data.csvfiles import stop_on
 from patholib.data.manifest import Manifest, first, in_several, refuse_unwritable
-from patholib.data.readers.folders import IMAGES, demo_folder, folders_below, not_there, subfolders, walk
+from patholib.data.readers import folders
+from patholib.data.readers.folders import DEPTH, IMAGES, demo_folder, folders_below, not_there, subfolders, walk
 from patholib.data.readers.reader import Reader
 
 _WHAT = "BreakHis (folders benign and malignant)"
@@ -71,25 +72,34 @@ def parse(name: str) -> Facts | None:
 
 
 def holds(folder: Path) -> bool:
-    """Whether the class folders, or train and test folders with the class folders, lie in `folder`."""
+    """Whether the class folders, or train and test folders with the class folders, or images lie in `folder`."""
+    return _has_classes(folder) or any(parse(entry.name) for entry in folders.entries(folder))
+
+
+def _has_classes(folder: Path) -> bool:
     below = subfolders(folder)
     given = [deeper for one in below if one.name.lower() in GIVEN for deeper in subfolders(one)]
     return any(one.name.lower() in CLASSES for one in below + given)
 
 
 def locate(path: Path) -> list[Path]:
-    """The folders nearest below `path` in which a BreakHis tree begins: one, several side by side, or none."""
+    """The folders nearest below `path` in which a BreakHis tree begins: one, several side by side, or none.
+
+    Images that lie in no class folders, here or above, all belong together: it is then `path` itself.
+    """
     hits: list[Path] = []
     for folder in folders_below(path):
         if hits and len(folder.parts) > len(hits[0].parts):
             break
-        if holds(folder):
+        if _has_classes(folder):
             hits.append(folder)
-    return hits
+    if hits or any(map(_has_classes, path.absolute().parents[:DEPTH])):
+        return hits
+    return [path] if any(map(holds, folders_below(path))) else []
 
 
 def read(root: Path, missing: str = "error") -> Manifest:
-    """The manifest of a BreakHis tree: the official one from any level above the classes, or train|test folders.
+    """The manifest of BreakHis: the official tree from any level above the classes, train|test folders, or images.
 
     Paths are relative to the folder in which the classes begin (for demo images: to the one that is marked so).
     Folders train and test are kept as column `given_split` and counted, but never used: they share patients.
@@ -104,7 +114,8 @@ def read(root: Path, missing: str = "error") -> Manifest:
         "Name one of them",
     )
     images, left = walk(hits[0])
-    _check_classes(hits[0], images)
+    if _has_classes(hits[0]):
+        _check_classes(hits[0], images)
     left_out = {name: first(names) for name, names in left.items() if names}
     marked = demo_folder(hits[0])
     base = marked or hits[0].absolute()
@@ -129,6 +140,8 @@ def from_names(names: Iterable[str], root: Path = Path(), left_out: dict | None 
         given = next((folder.lower() for folder in above if folder.lower() in GIVEN), "")
         rows.append((path, *facts, given))
     stop_on(problems, "Rename or move these files, or take them out of the folder")
+    missing = [name for name in CLASSES if name not in {facts[1] for facts in rows}] if left_out is not None else []
+    stop_on([("single_class", name, "has no image, and both classes are needed") for name in missing[:1]], "Add them")
     refuse_unwritable("path", [path for path, *_ in rows])
     table = pd.DataFrame(rows, columns=["path", *Facts._fields, "given_split"], dtype=str)
     counted = {"images": len(table), **_counts(table), **(left_out or {})}

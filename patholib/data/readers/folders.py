@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from patholib.base.errors import PathoError
+from patholib.data.decoding import IMAGES
 
 DEPTH = 5  # levels of folders searched: a data set doubled by its archive, below datasets/owner/slug
 DEMO = "DEMO.json"  # marks a folder of generated images
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # and all that is hidden; never an image, never a class
 
 
@@ -67,15 +67,15 @@ def folders_below(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
 def subfolders(folder: Path) -> list[Path]:
     """The folders in `folder`, by name, without links and litter."""
     return sorted(
-        Path(entry.path) for entry in _entries(folder) if entry.is_dir(follow_symlinks=False) and not litter(entry.name)
+        Path(entry.path) for entry in entries(folder) if entry.is_dir(follow_symlinks=False) and not litter(entry.name)
     )
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry]:
+def entries(folder: Path) -> Iterator[os.DirEntry]:
     """What lies in a folder, in no order, one at a time: there may be a million."""
     try:
-        with os.scandir(folder) as entries:
-            yield from entries
+        with os.scandir(folder) as found:
+            yield from found
     except OSError as error:
         raise PathoError(
             "io_error",
@@ -95,7 +95,7 @@ def walk(root: Path) -> tuple[list[str], dict]:
     waiting = [(Path(root), "")]
     while waiting:
         folder, prefix = waiting.pop()
-        for entry in _entries(folder):
+        for entry in entries(folder):
             path = prefix + entry.name
             if litter(entry.name):
                 left["ignored"].append(path)

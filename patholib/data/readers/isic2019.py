@@ -5,11 +5,13 @@ Combalia et al. 2019, "BCN20000: Dermoscopic Lesions in the Wild"; Tschandl et a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from patholib.base.errors import PathoError
+from patholib.data import columns
 from patholib.data.csvfiles import read_csv, stop_on
 from patholib.data.manifest import Manifest, first, in_several
 from patholib.data.readers.folders import demo_folder, not_there, walk
@@ -45,7 +47,7 @@ def read(root: Path, missing: str = "error") -> Manifest:
     if not holds(root):
         raise not_there(_WHAT, holds, root)
     rows = list_rows(root)
-    paths, left = _files(root)
+    paths, left = _files(root, rows["image"])
     rows["path"] = [paths.get(image, "") for image in rows["image"]]
     without = rows.loc[rows["path"] == "", "image"].tolist()
     unlisted = sorted(paths.keys() - set(rows["image"]))
@@ -81,11 +83,15 @@ def read(root: Path, missing: str = "error") -> Manifest:
     )
 
 
-def _files(root: Path) -> tuple[dict[str, str], dict]:
+def _files(root: Path, rows: Iterable[str]) -> tuple[dict[str, str], dict]:
     """The path of each image by its name, and what else lies there."""
     prefix = f"{INPUT}/" if (root / INPUT).is_dir() else ""
     images, left = walk(root / prefix)
-    return _by_name([prefix + image for image in images if image.lower().endswith(".jpg")]), left
+    paths = [prefix + image for image in images]
+    known = _by_name([path for path in paths if path.lower().endswith(".jpg")])
+    others = [path for path in paths if path not in known.values()]  # a mirror may have PNG; a mask may lie beside JPEG
+    wanted = set(rows) - known.keys()
+    return known | _by_name([path for path in others if not known or PurePosixPath(path).stem in wanted]), left
 
 
 def _counts(table: pd.DataFrame) -> dict:
@@ -115,6 +121,7 @@ def list_rows(root: Path) -> pd.DataFrame:
         ],
         "Remove the line",
     )
+    columns.refuse_spellings(METADATA, "lesion_id", metadata["lesion_id"], placeholders=True)
     rows = pd.DataFrame({"image": truth["image"], "label": _labels(truth)})
     facts = metadata.set_index("image")[list(FACTS)].rename(columns=FACTS)
     rows = rows.join(facts, on="image")
