@@ -18,7 +18,7 @@ from patholib.base.errors import PathoError, nearest, shown
 
 MOST_BYTES = 2**30  # of a table once it is unpacked
 SEPARATORS = (",", ";", "\t", "|")
-PACKED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}  # by their first bytes
+PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by their first bytes
 
 
 def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) -> None:
@@ -71,7 +71,7 @@ def _unpacked(name: str, content: bytes) -> bytes:
     if opened is None:
         return content
     try:
-        with opened(io.BytesIO(content)) as stream:  # type: ignore[operator]
+        with opened(io.BytesIO(content)) as stream:
             content = stream.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise PathoError("csv_format", name, f"cannot be unpacked ({error})", "Download or pack it again") from error

@@ -253,6 +253,19 @@ def _depth(image: Image.Image, content: bytes, kind: str) -> int:
     return 8
 
 
+def is_like_a_picture(path: Path) -> bool:
+    """Whether a file begins as a picture does, of a format that is read or not; False where it cannot be opened."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            return False
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    except OSError:
+        return False
+    magics = [magic for magic, _ in FORMATS.values() if magic != rb"BM"] + [magic for magic, _ in OTHER_FORMATS[:3]]
+    return any(re.match(magic, start, re.DOTALL) for magic in (*magics, rb"BM....\0\0\0\0"))
+
+
 def _kind(content: bytes, name: str) -> str:
     """The format by the first bytes, whatever the name says."""
     if not content:

@@ -279,7 +279,7 @@ def _refuse_infeasible(manifest: Manifest, counts: np.ndarray, group_by: str, wa
         remedies.append(f'drop {" and ".join(few)}: only="label={"|".join(kept)}"')
     if few and len(manifest.classes) > 2:
         remedies.append(
-            f"give {' and '.join(few)} the label of a class that is alike, or name a column of coarser classes with label"
+            f"give {' and '.join(few)} the label of a class that is alike, or name a column of coarser ones with label"
         )
     if finer:
         remedies.append(f'or group by the finer {finer[-1]!r}: group="{finer[-1]}"')

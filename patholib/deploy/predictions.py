@@ -77,6 +77,10 @@ def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
         if not Path(place).exists():
             raise PathoError("missing_file", place, "does not exist", "Name pictures or folders that hold some")
         inside, passed = walk(Path(place)) if Path(place).is_dir() else ([""], {})
+        alike = [name for name in passed.get("unknown_extension", ()) if decoding.is_like_a_picture(Path(place, name))]
+        if alike:  # whatever its name, it is answered, or named with the reason
+            inside = sorted([*inside, *alike])
+            passed["unknown_extension"] = sorted(set(passed["unknown_extension"]) - set(alike))
         for name in inside:
             path = files.joined(Path(place), name) if name else place
             found.setdefault(os.path.normpath(path), path)

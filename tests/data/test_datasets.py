@@ -220,10 +220,10 @@ def test_the_idc_patches_are_read():
 
 
 def test_labels_and_ids_survive_as_text(tmp_path):
-    data = table.read(own(tmp_path, "path,label,group,site\na.png,NA,0012,null\nb.png,0012,12,\nc/d.png,NA,,x\n"))
+    data = table.read(own(tmp_path, "path,label,group,site\na.png,NA,0012,null\nb.png,0012,13,\nc/d.png,NA,,x\n"))
     assert data.table.to_numpy().tolist() == [
         ["a.png", "NA", "0012", "null"],
-        ["b.png", "0012", "12", ""],
+        ["b.png", "0012", "13", ""],
         ["c/d.png", "NA", "c/d.png", "x"],
     ]  # no group: one of its own
     assert data.classes == ("0012", "NA") and data.positive is None and data.found["rows_without_group"] == 1

@@ -130,7 +130,7 @@ def test_foreign_columns_and_words_are_understood(tmp_path):
     [
         ({"columns": {"path": "file_name"}}, "csv_format", "column file_name: is missing"),
         ({"columns": {"paht": "path"}}, "bad_parameter", "did you mean 'path'?"),
-        ({"rename": {"split": "fold"}}, "csv_format", "column split: is missing"),
+        ({"rename": {"split": "fold"}, "fold": "1"}, "csv_format", "column split: is missing"),
         ({"split": "holdout"}, "csv_format", "is in split 'holdout'"),
         ({"split": "train"}, "no_split", "does not hold images of two of the splits"),
         ({"path": ""}, "csv_format", "has no path"),
@@ -139,7 +139,7 @@ def test_foreign_columns_and_words_are_understood(tmp_path):
 )
 def test_what_cannot_be_audited_is_refused(change, code, says):
     rows = rows_of(SMALL).rename(columns=change.get("rename", {})).drop(columns=change.get("drop", []))
-    rows = rows.assign(**{name: change[name] for name in ("path", "split") if name in change})
+    rows = rows.assign(**{name: change[name] for name in ("path", "split", "fold") if name in change})
     assert says in str(refusal(code, rows, columns=change.get("columns")))
 
 

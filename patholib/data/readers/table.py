@@ -141,7 +141,7 @@ def _with_labels(table: pd.DataFrame, name: str, found: dict[str, str], optional
         table = table.join(said[[c for c in of_names if not (known and columns.level_of(c))]])
     if column is not None:
         found["label"] = column
-        return table.rename(columns={column: "label"})
+        return table.rename(columns={"label": "given_label", column: "label"})
     if hot is not None:
         return table.drop(columns=hot[1]).assign(label=hot[0])
     if said is not None or optional:
@@ -190,7 +190,11 @@ def _placed(name: str, table: pd.DataFrame, root: Path, missing: str) -> tuple[P
     """The folder that paths count from, the rows whose file is there, and what is to be said of the files."""
     written = _paths(name, table, root)
     found = resolving.locate(root, written)
-    if not any(found.there) and all((above := resolving.locate(root.parent, written)).there):
+    if (
+        not any(found.there)
+        and not resolving.names_below(root)
+        and all((above := resolving.locate(root.parent, written)).there)
+    ):
         root, found = root.parent, above  # the table lies in a folder of its own beside the images
     stop_on(
         [("name_collision", path, f"may be {' or '.join(files)}") for path, files in found.several.items()],
@@ -275,7 +279,8 @@ def _grouped(name: str, table: pd.DataFrame, asked: str | None) -> tuple[pd.Data
         columns.refuse_spellings(name, column, table[column], placeholders=True)
         table[column] = table[column].str.strip()
     chosen = chosen or _coarsest(name, table, known)
-    finer = [c for c in known if c != chosen]
+    others = [c for c in known if c != chosen]
+    finer = [c for c in others if _is_finer(table, c, chosen)]
     for column in finer:
         table[column] = _qualified(name, table, column, chosen, asked is not None)
     own = table[chosen]
@@ -285,10 +290,11 @@ def _grouped(name: str, table: pd.DataFrame, asked: str | None) -> tuple[pd.Data
     without = own == ""
     for column in finer:
         own = own.where((own != "") | (table[column] == ""), column + " " + table[column])
+    for column in others:
         table[column] = table[column].where(table[column] != "", table["path"])
     own = own.where(own != "", table["path"])
-    new = {c: f"{c}_id" for c in finer if c in ("case", "lesion", "group") and f"{c}_id" not in table}
-    if "group" in finer and columns.within(table, "group", chosen)[0] != "nested":
+    new = {c: f"{c}_id" for c in others if c in ("case", "lesion", "group") and f"{c}_id" not in table}
+    if "group" in others and columns.within(table, "group", chosen)[0] != "nested":
         new["group"] = "other_group"  # by the user's word it is no id
     table = table.drop(columns=chosen).rename(columns=new).assign(group=own)
     order = [
@@ -319,6 +325,15 @@ def _coarsest(name: str, table: pd.DataFrame, known: list[str]) -> str:
         "each have ids that lie in several of the other, so neither keeps the images of both together",
         f'Correct the rows, or say that {own} is no id of a patient or of a part of one: group="{chosen}"',
     )
+
+
+def _is_finer(table: pd.DataFrame, column: str, chosen: str) -> bool:
+    """Whether a column of ids is of a finer level than the one that is grouped by, by its name or in the rows."""
+    order = list(columns.LEVELS)
+    levels = [level for c in (chosen, column) if (level := columns.level_of(c)) and level != "group"]
+    if len(levels) == 2 and levels[0] != levels[1]:
+        return order.index(levels[0]) < order.index(levels[1])
+    return columns.within(table, column, chosen)[0] == "nested"
 
 
 def _qualified(name: str, table: pd.DataFrame, column: str, chosen: str, asked: bool) -> pd.Series:
