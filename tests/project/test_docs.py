@@ -16,7 +16,7 @@ from PIL import Image
 
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.data.readers import table
+from patholib.data import readers
 from patholib.model import recipes
 
 pytestmark = pytest.mark.heavy
@@ -142,42 +142,16 @@ def test_any_tests_record_their_rows_and_drop_only_what_they_would_have_given(tm
     assert page.read_text(encoding="utf-8") == HEAD + "\n".join(after) + "\n"
 
 
-SETS = {  # heading: files, and a table with its rows, as the makers of the data set have them
-    "HAM10000": (
-        [f"HAM10000/HAM10000_images_part_{1 + i % 2}/ISIC_{i:07}.jpg" for i in range(4)],
-        "HAM10000/HAM10000_metadata.csv",
-        [
-            "lesion_id,image_id,dx,dx_type,age,sex,localization",
-            *(f"HAM_{i // 2:07},ISIC_{i:07},{('mel', 'nv')[i // 2]},histo,50.0,male,back" for i in range(4)),
-        ],
-    ),
-    "PAD-UFES-20": (
-        [f"PAD-UFES-20/imgs_part_1/PAT_{i // 2}_{i}_7.png" for i in range(4)],
-        "PAD-UFES-20/metadata.csv",
-        [
-            "patient_id,lesion_id,smoke,age,region,diagnostic,img_id,biopsed",
-            *(f"PAT_{i // 2},{i},,50,ARM,{('MEL', 'NEV')[i % 2]},PAT_{i // 2}_{i}_7.png,True" for i in range(4)),
-        ],
-    ),
-    "One folder per class": (
-        [f"my_images/{('normal', 'tumour')[i % 2]}/patient{i // 2}_{i}.png" for i in range(4)],
-        "",
-        [],
-    ),
-}
-
-
-@pytest.mark.parametrize("heading", SETS)
-def test_the_script_for_a_data_set_writes_a_table_that_is_read(tmp_path, monkeypatch, heading):
-    section = (ROOT / "docs" / "own-images.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
-    pictures, csv, rows = SETS[heading]
-    for name in pictures:
-        files.write_bytes(tmp_path / name, b"")
-    if csv:
-        files.write_text(tmp_path / csv, "\n".join(rows) + "\n")
+def test_the_script_for_class_folders_fills_in_the_table_that_was_written(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "own-images.md").read_text(encoding="utf-8").partition("## One folder per class\n")[2]
+    for i in range(4):
+        files.write_bytes(tmp_path / f"my_images/{('normal', 'tumour')[i % 2]}/patient{i // 2}_{i}.png", b"")
     monkeypatch.chdir(tmp_path)
-    exec(section.partition("```python\n")[2].partition("```")[0], {})
-    read = table.read(tmp_path / pictures[0].split("/")[0] / "images.csv")
+    monkeypatch.setenv("PATHOLIB_OUTPUTS", str(tmp_path / "outputs"))
+    with pytest.raises(PathoError, match="no_groups"):
+        readers.read(tmp_path / "my_images")
+    exec(text.partition("```python\n")[2].partition("```")[0], {})
+    read = readers.read(tmp_path / "my_images.csv")
     assert len(read.table) == 4 and read.table["group"].nunique() == 2 and len(read.classes) == 2
 
 
