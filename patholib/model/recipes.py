@@ -82,7 +82,7 @@ class Recipe:
     positive: str | None  # the class that must not be missed, decided by a threshold (of more than two: an alert)
 
     # Data
-    group_by: str = "group"  # manifest column no value of which may stand in two splits; "image": none, as published
+    group_by: str = "group"  # manifest column no value of which may stand in two splits; "image": no patient is known
     fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)  # train, validation, test
     seed: int = 0
     image_size: int = 224  # pixels, side of the square the model sees
@@ -192,8 +192,6 @@ class Recipe:
             wrong.append("balance='sampler_and_weights' corrects the class prior twice; choose one of them")
         if self.loss == "focal_weighted_pt":
             wrong.append("loss='focal_weighted_pt' takes a class weight for a probability; use 'focal'")
-        if self.group_by == "image":
-            wrong.append("group_by='image' puts one patient into several splits; group by patient, case or lesion")
         return wrong
 
     def stage_at(self, epoch: int) -> Stage:

@@ -48,7 +48,7 @@ class Run:
         if self.leaks:
             notes.append(f"Leaking split: {leakage.worst(self.leaks)}")
         elif self.recipe.group_by == "image":
-            notes.append("Split by image: patients leak")
+            notes.append("Split by image: patients may leak")
         return " - ".join(notes)
 
     def __repr__(self) -> str:

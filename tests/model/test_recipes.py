@@ -86,7 +86,6 @@ def test_json_gives_back_an_equal_recipe(recipe):
         ("positive", "malign"),
         ("balance", "sampler_and_weights"),
         ("loss", "focal_weighted_pt"),
-        ("group_by", "image"),
         ("label_smoothing", 1.0),
         ("clip_norm", 0.0),
         ("clip_norm", float("inf")),

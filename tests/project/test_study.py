@@ -20,7 +20,9 @@ from patholib.data import splitting
 from patholib.judge import decisions, judging, trust
 from patholib.model import recipes
 from patholib.options import Options
+from patholib.report import cards
 from patholib.report.figures import style
+from patholib.report.records import Record
 from patholib.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -214,3 +216,78 @@ def test_a_recipe_by_name_is_fitted_to_images_and_epochs_and_one_of_your_own_is_
     assert "The last epoch is kept" in capsys.readouterr().out
     own = Study(study.checked, recipe=recipes.BREAKHIS, split=study.split, output=str(tmp_path), quiet=True)
     assert (own.recipe.keep, own.recipe.t_0) == ("best", 5) and not capsys.readouterr().out
+
+
+def with_split(table: Path, folder: Path, words=("train", "val", "test")) -> Path:
+    """The table of one's own with a column split: by patient, every class in every part."""
+    rows = pd.read_csv(table, dtype=str)
+    part = [words[int(group[1:]) // 2 % 3] for group in rows["group"]]
+    rows["path"] = [str(table.parent / path) for path in rows["path"]]
+    rows["scanner"] = ["AB"[int(group[1:]) // 2 % 2] for group in rows["group"]]
+    folder.mkdir()
+    return files.write_table(folder / "own.csv", rows.assign(split=part))
+
+
+def test_C14_a_given_split_is_trained_on_named_and_opened_again(table, tmp_path, capsys):
+    own = with_split(table, tmp_path / "data")
+    study = Study(own, **SMALL, output=str(tmp_path / "runs"), positive="malignant")
+    expected = dict(pd.read_csv(own, dtype=str)[["path", "split"]].to_numpy())
+    assert dict(study.split[["path", "split"]].to_numpy()) == expected
+    study.train()
+    study.lock()
+    study.judge(baselines=False)
+    facts = files.read_json(study.dir / "run.json")
+    assert facts["split"]["origin"] == "as its column says" and "split as its column says" in capsys.readouterr().out
+    pages = cards.texts(Record(study.dir))
+    assert "as its column says" in pages["data_card"][1] and "as its column says" in pages["model_card"][1]
+    study.run.finish()
+    again = Study.open(study.dir, own)
+    assert len(again.images) == len(expected)
+    paper = Study(own, split=study.dir / "split.csv", **SMALL, output=str(tmp_path / "runs"), quiet=True)
+    assert dict(paper.split[["path", "split"]].to_numpy()) == expected  # the remedy of the report can be followed
+
+
+def test_C14_a_split_that_shares_patients_is_refused_unless_it_is_allowed(table, tmp_path):
+    own = with_split(table, tmp_path / "data")
+    rows = pd.read_csv(own, dtype=str)
+    rows.loc[0, "split"] = "test"
+    files.write_table(own, rows)
+    study = Study(own, **SMALL, output=str(tmp_path / "runs"), quiet=True)
+    assert refused(study.train).code == "split_leakage"
+    allowed = Study(own, **SMALL, output=str(tmp_path / "runs"), quiet=True, allow_leakage=True)
+    assert "Leaking split" in allowed.note
+    allowed.close()
+    assert len(Study.open(allowed.dir, own).images) == len(rows)
+
+
+def test_folds_do_not_train_on_a_test_set_that_is_given(table, tmp_path):
+    own = with_split(table, tmp_path / "data")
+    error = refused(Study, own, **SMALL, output=str(tmp_path / "runs"), quiet=True, folds=3)
+    assert error.code == "bad_parameter" and 'split="group"' in error.remedy
+    held = Study(own, **SMALL, output=str(tmp_path / "runs"), quiet=True, hold_out="scanner=B", val=0.3)
+    assert set(held.split.loc[held.split["scanner"] == "B", "split"]) == {"test"}
+
+
+def test_C13_where_no_patient_is_known_the_run_says_so(table, tmp_path):
+    own = files.write_table(
+        tmp_path / "own.csv",
+        pd.read_csv(table, dtype=str)
+        .drop(columns="group")
+        .assign(path=lambda rows: [str(table.parent / path) for path in rows["path"]]),
+    )
+    assert refused(Study, own, **SMALL, quiet=True).code == "no_groups"
+    study = Study(own, **SMALL, output=str(tmp_path / "runs"), quiet=True, group="image")
+    assert study.recipe.group_by == "image" and "patients may leak" in study.note
+    study.close()
+    assert len(Study.open(study.dir, own).images) == len(study.split)  # read again as it was
+
+
+def test_C19_a_run_is_named_by_its_data_and_others_runs_are_not_announced(table, tmp_path, capsys):
+    first = Study(table, **SMALL, output=str(tmp_path / "runs"), quiet=True)
+    assert first.dir.name.startswith("table-")
+    first.close()
+    own = with_split(table, tmp_path / "data")
+    capsys.readouterr()
+    other = Study(own, **SMALL, output=str(tmp_path / "runs"), quiet=True)
+    assert other.dir != first.dir and "unfinished" not in capsys.readouterr().out
+    other.close()

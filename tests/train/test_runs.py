@@ -238,7 +238,7 @@ def test_the_environment_says_where_runs_lie(prepared, tmp_path, monkeypatch):
 
 def test_a_split_by_image_is_noted_on_every_figure(prepared, tmp_path):
     leaky = replace(RECIPE, group_by="image", published=True)
-    assert start(prepared, tmp_path, leaky).note == "Split by image: patients leak"
+    assert start(prepared, tmp_path, leaky).note == "Split by image: patients may leak"
     assert start(prepared, tmp_path).note == ""
 
 
