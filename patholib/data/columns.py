@@ -199,7 +199,7 @@ def split_words(name: str, given: pd.Series, remedy: str) -> pd.Series:
     parts = given.str.strip().str.casefold()
     stop_on(
         [
-            ("csv_format", f"{name} line {line}", f"is in split {given[line]!r}")
+            ("csv_format", f"{name} {line}", f"is in split {given[line]!r}")
             for line in given.index[~parts.isin(SPLIT_WORDS.keys())]
         ],
         f"Known are {', '.join(SPLIT_WORDS)}{remedy}",

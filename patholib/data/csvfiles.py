@@ -18,7 +18,11 @@ from patholib.base.errors import PathoError, nearest, shown
 
 MOST_BYTES = 2**30  # of a table once it is unpacked
 SEPARATORS = (",", ";", "\t", "|")
-PACKED: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by their first bytes
+PACKED: dict[bytes, Callable] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}  # by their first bytes
 
 
 def stop_on(problems: list[tuple[str, str, str]], remedy: str, limit: int = 20) -> None:

@@ -81,7 +81,7 @@ def _from_table(
     if where:
         source = source[meaning.where(source, name, where)]
     listed, _ = table.standard(source, name, meaning.check_mapping(columns), split=True)
-    listed.insert(2, "split", meaning.split_words(name, listed.pop("given_split"), ""))
+    listed.insert(2, "split", meaning.split_words(f"{name} line", listed.pop("given_split"), ""))
     listed["path"] = listed["path"].str.strip().str.replace("\\", "/")
     stop_on(
         [("csv_format", f"{name} line {line}", "has no path") for line in listed.index[listed["path"] == ""]],

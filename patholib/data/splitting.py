@@ -11,7 +11,7 @@ import pandas as pd
 
 from patholib.base.errors import PathoError, nearest
 from patholib.base.files import sha256, write_table, write_text
-from patholib.data import assigning, columns, csvfiles
+from patholib.data import assigning, csvfiles
 
 if TYPE_CHECKING:
     from patholib.data.manifest import Manifest
@@ -86,40 +86,6 @@ def placed(
             _refuse_infeasible(rest, counts, group_by, "every class must be in training and validation", 2)
         part[rows] = np.array(("train", "val"), object)[place[member]]
     return _parted(manifest, group_by, part)
-
-
-def listed_in(path: Path, manifest: Manifest) -> pd.Series:
-    """The part of every image of the manifest, by path, as a table made elsewhere says, of a run or a paper.
-
-    Its rows are matched by path, else by the name of the file. Raises PathoError: `split_mismatch`, `csv_format`, ...
-    """
-    path = Path(path)
-    table = csvfiles.read_csv(path)
-    names, given = columns.meant(table, columns.PATH), columns.split_column(table, path.name)
-    if not names or given is None:
-        what = "path" if not names else "split"
-        raise columns.missing(table, path.name, what, "Give a table with the columns path and split")
-    parts = columns.split_words(path.name, table[given], "")
-    paths = table[names[0]].str.strip().str.replace("\\", "/")
-    by_path, by_name = (
-        dict(zip(paths, parts, strict=True)),
-        pd.DataFrame({"stem": paths.map(columns.stem), "part": parts}),
-    )
-    unsure = set(by_name.drop_duplicates().loc[lambda t: t["stem"].duplicated(), "stem"])
-    by_stem = dict(zip(by_name["stem"], by_name["part"], strict=True))
-    home = {
-        image: by_path.get(image) or (None if (stem := columns.stem(image)) in unsure else by_stem.get(stem))
-        for image in manifest.table["path"]
-    }
-    without = [image for image, part in home.items() if part is None]
-    csvfiles.stop_on(
-        [
-            ("split_mismatch", image, f"is not in {path.name}, or under a name that stands in several parts")
-            for image in without
-        ],
-        'Give a table with a row for every image, or take these images out with only="column=value"',
-    )
-    return pd.Series(home)
 
 
 def folds(

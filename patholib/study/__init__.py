@@ -24,7 +24,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.progress import say
 from patholib.base.team import ALONE, Team
-from patholib.data import checking, readers, splitting
+from patholib.data import checking, homes, readers, splitting
 from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import Manifest
@@ -100,7 +100,7 @@ class Study:
         self.checked = data if isinstance(data, Checked) else self._check()
         self.split, self._origin = split, "" if options.folds else "as a table given in Python says"
         if split is None:
-            home, self._origin = runs.given_home(self.source, options.split, options.hold_out)
+            home, self._origin = homes.find(self.source, options.split, options.hold_out)
             self.split = runs.split(self.recipe, self.checked, options.folds, options.repeats, options.fold, home)
         if not isinstance(recipe, Recipe):
             self.recipe = profiles.for_split(self.recipe, self.split)

@@ -15,9 +15,8 @@ import pandas as pd
 from patholib.base import files, locks
 from patholib.base.errors import PathoError, nearest
 from patholib.base.team import Team
-from patholib.data import columns, csvfiles, leakage, manifest, readers, splitting
+from patholib.data import csvfiles, leakage, manifest, splitting
 from patholib.data.checking import Checked
-from patholib.data.manifest import Manifest
 from patholib.data.readers.sources import TABLE
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
@@ -396,7 +395,7 @@ def split(
     """The one split of a run; with `fold` that of this fold of a cross-validation, counted from 0 through the repeats.
 
     The runs of all folds together test every image once per repeat. Folds that cannot be made are refused here, before
-    anything is trained. home: the part of each path where the split is given (`given_home`).
+    anything is trained. home: the part of each path where the split is given (`homes.find`).
     Errors: bad_parameter, split_infeasible, split_leakage and others of `splitting.split`, `folds` and `placed`.
     """
     if home is not None and folds:
@@ -422,31 +421,3 @@ def split(
             "were drawn for it."
         )
     return table
-
-
-def given_home(source: Manifest, how: str = "given", hold_out: str | None = None) -> tuple[pd.Series | None, str]:
-    """The part of each image of a split that is given, by path, and where it is from; None where it is to be drawn.
-
-    how: "given" (the column of the table, if it has one), "group" (drawn), or the path of a table. hold_out: the images
-    to test on, "scanner=B". Errors: csv_format, split_mismatch, unknown_value, missing_file.
-    """
-    table = source.table
-    own = source.source == TABLE and "given_split" in table
-    if hold_out is not None:
-        held = columns.where(table, source.source, hold_out)
-        home, said = pd.Series(["test" if out else "train" for out in held], table["path"]), f"held out: {hold_out}"
-    elif how not in ("given", "group"):
-        near = readers.places_of(how)
-        path = next((place for place in near if place.is_file()), near[0])
-        home, said = splitting.listed_in(path, source), f"as the table {path.name} says"
-    elif own and how == "given":
-        remedy = '; to ignore that column, set split="group"'
-        home, said = (
-            columns.split_words("column split", table.set_index("path")["given_split"], remedy),
-            "as its column says",
-        )
-    else:
-        home, said = None, ""
-    if own and said != "as its column says":
-        print("The column of the table that splits the images is not used.")
-    return home, said

@@ -7,19 +7,18 @@ import re
 import unicodedata
 from pathlib import Path
 
+import hypothesis
 import pandas as pd
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from samples import ISIC_ROWS, encoded, isic, picture, put
 
 from patholib import options
 from patholib.base.errors import PathoError
-from patholib.data import columns, leakage, readers, splitting
+from patholib.data import columns, homes, leakage, readers, splitting
 from patholib.data.readers import breakhis, isic2019, table
 from patholib.deploy import predictions
 from patholib.options import Options
-from patholib.train import runs
 
 SHARES = (0.7, 0.15, 0.15)
 FILES = tuple(f"{i:02}.png" for i in range(24))
@@ -117,7 +116,7 @@ def test_C02_one_patient_in_two_spellings_is_refused_and_is_one_in_the_audit(tmp
     assert not found.ok and any("line 2" in note and "line 3" in note for note in found.notes())
 
 
-@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8), st.data())
+@hypothesis.given(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8), st.data())
 def test_C02_whatever_normalises_alike_is_one_id(text, data):
     ways = [text, f" {text} ", text.upper(), text.lower(), "0" + text, unicodedata.normalize("NFD", text)]
     other = data.draw(st.sampled_from(ways))
@@ -129,7 +128,7 @@ def test_C02_whatever_normalises_alike_is_one_id(text, data):
         assert said and columns.spellings(pd.Series([text, other]))
 
 
-@given(st.text("abcXYZ019 .", min_size=1, max_size=6))
+@hypothesis.given(st.text("abcXYZ019 .", min_size=1, max_size=6))
 def test_C02_the_normal_form_is_stable_and_blind_to_blanks_case_and_zeros(text):
     plain = columns.normal(text)
     assert columns.normal(f"\t{text.upper()} ") == columns.normal(text.lower()) == plain
@@ -475,20 +474,20 @@ def own_split(folder, words=("Training", "dev", " TEST")):
 
 def test_C14_a_given_split_is_used_row_for_row(tmp_path):
     source = own_split(tmp_path)
-    home, said = runs.given_home(source)
+    home, said = homes.find(source)
     placed = splitting.placed(source, home, SHARES)
     wanted = [("train", "val", "test")[i // 4 % 3] for i in range(24)]
     assert placed["split"].tolist() == wanted and "column" in said and "split" not in source.subgroups
 
 
 def test_C14_a_given_split_is_ignored_aloud(tmp_path, capsys):
-    home, said = runs.given_home(own_split(tmp_path), "group")
+    home, said = homes.find(own_split(tmp_path), "group")
     assert home is None and not said and "is not used" in capsys.readouterr().out
 
 
 def test_C14_validation_is_drawn_from_training_by_group(tmp_path):
     source = own_split(tmp_path, ("train", "train", "test"))
-    home, _ = runs.given_home(source)
+    home, _ = homes.find(source)
     placed = splitting.placed(source, home, SHARES)
     assert (placed["split"] == "test").tolist() == [i // 4 % 3 == 2 for i in range(24)]
     drawn = placed[placed["split"] == "val"]
@@ -501,18 +500,18 @@ def test_C14_a_split_of_another_table_is_matched_by_name(tmp_path):
     source = own_split(tmp_path)
     paper = tmp_path / "paper.csv"
     paper.write_text("image,fold\n" + "".join(f"other/{i:02}.jpg,{'test' if i > 15 else 'train'}\n" for i in range(24)))
-    home, said = runs.given_home(source, str(paper))
+    home, said = homes.find(source, str(paper))
     assert home.tolist() == ["train"] * 16 + ["test"] * 8 and "paper.csv" in said
     paper.write_text("image,fold\n00,train\n01,test\n")
-    refusal("split_mismatch", runs.given_home, source, str(paper))
+    refusal("split_mismatch", homes.find, source, str(paper))
 
 
 def test_C14_odd_words_and_missing_parts_are_refused(tmp_path):
     source = own_split(tmp_path, ("train", "val", "holdout"))
-    error = refusal("csv_format", runs.given_home, source)
+    error = refusal("csv_format", homes.find, source)
     assert "'holdout'" in str(error) and 'split="group"' in error.remedy
     source = own_split(tmp_path / "b", ("train", "val", "val"))
-    home, _ = runs.given_home(source)
+    home, _ = homes.find(source)
     refusal("no_split", splitting.placed, source, home, SHARES)
 
 
@@ -526,11 +525,11 @@ def test_C14_a_column_of_split_words_is_the_split_whatever_its_name(tmp_path):
 
 def test_a_source_is_held_out_and_the_rest_is_split_by_group(tmp_path):
     source = own_split(tmp_path)
-    home, said = runs.given_home(source, "given", "scanner=B")
+    home, said = homes.find(source, "given", "scanner=B")
     placed = splitting.placed(source, home, SHARES)
     assert set(placed.loc[placed["scanner"] == "B", "split"]) == {"test"} and said == "held out: scanner=B"
     assert set(placed.loc[placed["scanner"] == "A", "split"]) == {"train", "val"}
-    assert "unknown_value" == refusal("unknown_value", runs.given_home, source, "given", "scanner=C").code
+    assert "unknown_value" == refusal("unknown_value", homes.find, source, "given", "scanner=C").code
 
 
 def test_a_part_of_the_images_has_another_label(tmp_path):
