@@ -52,7 +52,7 @@ class Options:
         "images", None, "class that must not be missed", none="malignant or melanoma; of a table of your own none"
     )
     label: str | None = _of("images", None, "column of the classes", none="found by its name")
-    only: str | None = _of("images", None, 'images that count, "magnification=40" or "dx=mel|nv"', none="all")
+    only: str | None = _of("images", None, "images that count, a column and its value (docs/own-images.md)", none="all")
     group: str | None = _of(
         "images",
         None,
@@ -60,14 +60,16 @@ class Options:
         none="the coarsest id: patient before lesion",
     )
     columns: str | None = _of(
-        "images", None, 'names of the columns of a table, "path=file, split=fold"', none="found by their names"
+        "images", None, "other names of the columns of a table (docs/own-images.md)", none="found by their names"
     )
     split: str = _of(
         "images",
         "given",
         'split: "given" (the column split of a table, if it has one), "group" (drawn), or a table of one',
     )
-    hold_out: str | None = _of("images", None, 'images to test on, "scanner=B"; the others are split', none="drawn")
+    hold_out: str | None = _of(
+        "images", None, "images to test on, a column and its value; the others are split", none="drawn"
+    )
     val: float | None = _of("images", None, "share of the images for validation", none=RECIPE)
     test: float | None = _of("images", None, "share of the images for the test", none=RECIPE)
     on_bad: str = _of("images", "error", "images that cannot be used", "error", "skip")

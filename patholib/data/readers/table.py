@@ -37,11 +37,9 @@ def read(
 ) -> Manifest:
     """The manifest of a table; classes in alphabetical order, further columns kept as text.
 
-    What its columns mean, `columns` says; classes may also be columns of 0 and 1, or stand in the names of BreakHis.
-    A table of GroundTruth is joined with Metadata and LesionGroupings beside it. Image paths count from the folder of
-    the table and do not leave it, unless they are absolute; a file that is not there is looked for by its name below.
-    Images are grouped by the coarsest id: the patient before the case, the lesion and the slide. A column that splits
-    the images is kept as `given_split`; a column `sha256` is held against the files by `checking.check`.
+    What its columns mean, `columns` says. Image paths count from the folder of the table and do not leave it, unless
+    they are absolute; a file that is not there is looked for by its name below. A column that splits the images is kept
+    as `given_split`; a column `sha256` is held against the files by `checking.check`.
     positive: the class whose sensitivity is reported; no class is singled out unless it is named. missing: "error", or
     "skip" to leave out rows without a file. label: the column of the classes. only: the rows that count, "fold=1".
     group: the column that must not be shared between splits, or "image". names: "path=file_name, split=fold".
@@ -59,10 +57,7 @@ def read(
     table, found = standard(source, name, asked)
     table = table[columns.where(table, name, {column: wanted[column] for column in wanted.keys() - now.keys()})]
     _refuse_reserved(name, table)
-    columns.refuse_spellings(name, found.get("label", "label"), table["label"], placeholders=False)
-    table["label"] = table["label"].str.strip()
-    empty = table.index[table["label"] == ""]
-    stop_on([("bad_label", f"{name} line {line}", "has no label") for line in empty], "Write a class in every row")
+    table["label"] = _labels(name, found.get("label", "label"), table["label"])
     root, table, said = _placed(name, table, path.absolute().parent, missing)
     table, levels, of_groups = _grouped(name, table, group)
     group_by = "image" if group == "image" else "group"
@@ -367,6 +362,14 @@ def _refuse_reserved(name: str, table: pd.DataFrame) -> None:
         [("csv_format", f"{name} column {column}", "is a name kept for results") for column in sorted(kept)],
         "Rename the columns",
     )
+
+
+def _labels(name: str, column: str, labels: pd.Series) -> pd.Series:
+    """The labels without blanks at the ends. Errors: two_spellings, bad_label."""
+    columns.refuse_spellings(name, column, labels, placeholders=False)
+    empty = labels.index[labels.str.strip() == ""]
+    stop_on([("bad_label", f"{name} line {line}", "has no label") for line in empty], "Write a class in every row")
+    return labels.str.strip()
 
 
 def _classes(name: str, labels: pd.Series, positive: str | None) -> tuple[str, ...]:
