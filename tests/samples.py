@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from patholib.base import files
-from patholib.data import decoding
+from patholib.data import decoding, jpegscans
 from patholib.data.manifest import Manifest
 from patholib.data.readers import isic2019, table
 
@@ -316,3 +316,33 @@ def own_set(folder, contents, **columns) -> Manifest:
 def sound(count=8, first=0):
     """Pictures a00.png, b01.png, a02.png ..., all different, by path."""
     return {f"{'ab'[i % 2]}{i:02}.png": encoded(picture(i)) for i in range(first, first + count)}
+
+
+# ------------------------------------------------------------------------------------------------- damaged pictures
+
+
+def scan_of(jpeg: bytes) -> tuple[int, int]:
+    """Where the picture data of a JPEG begins and ends."""
+    scans = jpegscans.outline(jpeg)[1]
+    return scans[0].intervals[0][0], scans[-1].intervals[-1][1]
+
+
+# What happens to files, by name: (picture data, end marker and all) -> the same with a part lost; the end marker stays.
+LOST = {
+    "half of its picture data": lambda c, a, e: c[: (a + e) // 2] + c[e:],
+    "its last tenth": lambda c, a, e: c[: e - (e - a) // 10] + c[e:],
+    "a part in the middle": lambda c, a, e: c[: a + (e - a) // 3] + c[a + (e - a) // 2 :],
+    "512 bytes, which are zeros": lambda c, a, e: c[: (a + e) // 2] + bytes(512) + c[(a + e) // 2 + 512 :],
+}
+
+
+def many_scans(times: int, side: int = 64) -> bytes:
+    """A progressive JPEG whose last scan stands there so often."""
+    whole = encoded(picture(1, side, side), "JPEG", progressive=True)
+    last = whole.rfind(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * times + whole[-2:]
+
+
+def many_chunks(times: int) -> bytes:
+    """A PNG with so many empty chunks before its pixels."""
+    return png(40, 40, rows=(b"\0" + bytes(range(120))) * 40, extra=chunk(b"tEXt", b"") * times)

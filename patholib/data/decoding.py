@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from patholib.base.errors import PathoError, nearest
-from patholib.data import endings
+from patholib.data import endings, jpegscans
 
 MAX_PIXELS = 24_000_000  # decoding takes up to 8 bytes a pixel, and a legal PNG of 145 kB may hold 50 megapixels
 MAX_TAGS = 1000  # of a TIFF
@@ -208,6 +208,7 @@ def decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dic
     if len(content) > most_bytes(max_pixels):
         raise _too_many_bytes(name, len(content), most_bytes(max_pixels))
     kind = _kind(content, name)
+    outline = _outline(content, kind, name)
     image = _header(content, kind, name)
     width, height = image.size
     if width * height > max_pixels:
@@ -227,7 +228,7 @@ def decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dic
             f"stores its pixels as {mode!r} (more than 8 bits, or no RGB)",
             "Export it as 8-bit RGB, choosing the range of values yourself",
         )
-    notes = _load(image, content, kind, name)
+    notes = _load(image, content, outline, kind, name)
 
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in FORMATS[kind][1] and any(suffix in endings for _, endings in FORMATS.values()):
@@ -288,8 +289,20 @@ def _kind(content: bytes, name: str) -> str:
     )
 
 
+def _outline(content: bytes, kind: str, name: str) -> endings.Outline | ValueError:
+    """Where the picture ends, or why that is not known; before Pillow, which reads every part that is announced."""
+    try:
+        return endings.of(kind, content)
+    except endings.Flood as error:
+        raise PathoError("unsupported_format", name, f"is a {kind} file of {error}", EXPORT) from error
+    except ValueError as error:
+        return error
+
+
 def _header(content: bytes, kind: str, name: str) -> Image.Image:
     """The picture with its header read and no pixel decoded."""
+    if kind == "GIF":  # refused in any case, and what follows may be millions of parts
+        content = content[: 2**20]
     try:
         if kind == "TIFF":
             _refuse_many_tags(content)
@@ -333,24 +346,44 @@ def _too_many_pixels(name: str, found: str, limit: int) -> PathoError:
     )
 
 
-def _load(image: Image.Image, content: bytes, kind: str, name: str) -> list[tuple[str, str]]:
+def _load(
+    image: Image.Image, content: bytes, outline: endings.Outline | ValueError, kind: str, name: str
+) -> list[tuple[str, str]]:
     """Decodes every pixel, or raises `corrupt`; returns notes on what stands around the pixels.
 
-    Pillow accepts a JPEG that has lost its end, and a PNG whose damage lies behind the last pixel: so the file's own
-    structure is followed to its end mark first.
+    Pillow accepts a JPEG that has lost a part of its picture, and a PNG whose damage lies behind the last pixel: so the
+    file's own structure is followed to its end mark.
     """
+    too_much = False
     try:
-        end = endings.END.get(kind, len)(content)
+        if isinstance(outline, ValueError):
+            raise outline
+        if kind == "JPEG":
+            too_much = jpegscans.load(image, content, outline.end, outline.scans)
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # OSError, SyntaxError, ValueError, TypeError, struct.error, KeyError ...
         raise PathoError("corrupt", name, f"is a damaged {kind} file ({error})", AGAIN) from error
+    if kind == "WEBP":
+        too_much = _ends_too_late(image, content)
+    notes = [("picture_data_left", "has more picture data than it needs: a part may be damaged")] if too_much else []
     if "mp" in image.info:
-        return [("multi_frame", "holds several pictures; the first is taken")]
-    if end < len(content):
-        return [("trailing_data", f"has {len(content) - end:,} bytes behind the picture's end")]
-    return []
+        return [*notes, ("multi_frame", "holds several pictures; the first is taken")]
+    if outline.end < len(content):
+        notes.append(("trailing_data", f"has {len(content) - outline.end:,} bytes behind the picture's end"))
+    return notes
+
+
+def _ends_too_late(image: Image.Image, content: bytes) -> bool:
+    """Whether a WebP looks the same with other last bytes: libwebp refuses too few, and ignores too many."""
+    try:
+        other = Image.open(io.BytesIO(endings.webp_with_other_end(content)), formats=["WEBP"])
+        return image.tobytes() == other.tobytes()
+    except MemoryError:
+        raise
+    except Exception:  # as `_header` and `_load`: it cannot do without them
+        return False
 
 
 def _upright(image: Image.Image, notes: list) -> Image.Image:
