@@ -165,6 +165,14 @@ def append_json(path: Path, value: dict) -> None:
             stream.write(line + "\n")
 
 
+def stamp(facts: os.stat_result) -> list[int]:
+    """By what a file is known again: size, time of change, time at which the system noticed it, and inode.
+
+    The last two differ also where a copy was given the size and the time of the file that it replaced (rsync -t).
+    """
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+
+
 def read_bytes(path: Path, first: int = -1) -> bytes:
     """The bytes of a regular file, all or the `first`.
 

@@ -32,7 +32,7 @@ def folder(cache_dir: Path | None = None) -> Path:
 
 def cache_file(facts: list[dict], size: int, fit: str, cache_dir: Path | None = None) -> Path:
     """Where these files' pixels are cached."""
-    listed = [[fact["path"], fact["bytes"], fact["mtime_ns"]] for fact in facts]
+    listed = [[fact["path"], *fact["stamp"]] for fact in facts]
     key = files.digest({"pixels": decoding.PIXEL_VERSION, "size": size, "fit": fit, "files": listed})
     return folder(cache_dir) / f"{key[:24]}.npy"
 
@@ -49,15 +49,19 @@ def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndar
     try:
         found = decoding.stat_file(path, name)
         content = decoding.content(path, found, name, decoding.most_bytes(decoding.MAX_PIXELS))
-        if (found.st_size, found.st_mtime_ns) != (fact["bytes"], fact["mtime_ns"]):
+        if files.stamp(found) != fact["stamp"]:
             raise PathoError("changed_file", name, "changed during the check", "Check again")
         fact = fact | {"sha256": hashlib.sha256(content).hexdigest()}
         image, seen = decoding.decode(content, name, decoding.MAX_PIXELS)
     except PathoError as error:
         return fact | {"problem": problem(error)}, None
     square = decoding.to_square(image, size, fit)
-    same = hashlib.blake2b(square.tobytes(), digest_size=16).hexdigest()  # equal pixels, whatever the encoding
-    return fact | seen | {"pixels": same}, square
+    return fact | seen | {"pixels": _digest(square)}, square
+
+
+def _digest(square: np.ndarray) -> str:
+    """By which equal pixels are known, whatever the encoding, and a cache that has changed."""
+    return hashlib.blake2b(square, digest_size=16).hexdigest()
 
 
 def build(
@@ -117,7 +121,7 @@ def _fill(
 
     What is done is saved every few seconds, and a build that was killed resumes from there.
     """
-    done = _done_before(part, shape)
+    done = _done_before(part, shape, workers)
     if done:
         say(f"Resuming an interrupted check: {len(done):,} of {len(facts):,} images are done")
     pixels = _allocated(part, shape, resume=bool(done))
@@ -172,34 +176,52 @@ def _journal(part: Path) -> Path:
     return part.with_suffix(".jsonl")
 
 
-def _done_before(part: Path, shape: tuple) -> dict[int, dict]:
+def _done_before(part: Path, shape: tuple, workers: int) -> dict[int, dict]:
     """The facts of the files that an interrupted build has saved, by index; temporary problems do not count."""
     done: dict[int, dict] = {}
-    try:
-        if np.load(part, mmap_mode="r").shape != shape:
+    with contextlib.suppress(OSError, ValueError, EOFError):  # none, or cut off in its last line: the rest counts
+        pixels = np.load(part, mmap_mode="r")
+        if pixels.shape != shape:
             return done
         for line in _journal(part).read_text(encoding="utf-8").splitlines():
             i, fact = json.loads(line)
             if fact.get("problem", {}).get("code") not in TEMPORARY:
                 done[i] = fact
-    except (OSError, ValueError):  # none, or cut off in its last line: what stands before counts
-        return done
-    return done
+    damaged = _damaged(pixels, done, workers) if done else set()
+    return {i: fact for i, fact in done.items() if i not in damaged}
 
 
-def known_facts(cache: Path, now: list[dict], size: int) -> list[dict] | None:
-    """The facts written beside a complete cache; None where there is none, or where a problem may have passed."""
+def known_facts(cache: Path, now: list[dict], size: int, workers: int, say: Callable) -> list[dict] | None:
+    """The facts written beside a complete cache; None where there is none, or where a problem may have passed.
+
+    All pixels are compared with their digests: what a disk has lost is built anew.
+    """
     beside = cache.with_suffix(".json")
     if not (cache.is_file() and beside.is_file()):
         return None
     try:
         known = files.read_json(beside)["files"]
-        fits = np.load(cache, mmap_mode="r").shape == (len(now), size, size, 3) and len(known) == len(now)
-    except (PathoError, KeyError, ValueError, OSError):  # cut off by a crash or by hand: it is built anew
+        pixels = np.load(cache, mmap_mode="r")
+        known = [fact if "problem" in fact else old for fact, old in zip(now, known, strict=True)]
+        if pixels.shape != (len(now), size, size, 3):
+            return None
+        damaged = _damaged(pixels, dict(enumerate(known)), workers)
+    except (PathoError, LookupError, TypeError, AttributeError, ValueError, OSError, EOFError):  # cut off, or changed
         return None
-    known = [fact if "problem" in fact else old for fact, old in zip(now, known, strict=False)]
-    passing = any(fact["mtime_ns"] and fact.get("problem", {}).get("code") in TEMPORARY for fact in known)
-    return known if fits and not passing else None
+    if damaged:
+        say(f"The cache is damaged in {len(damaged):,} of {len(known):,} images, and is built anew")
+    passing = any(any(fact["stamp"]) and fact.get("problem", {}).get("code") in TEMPORARY for fact in known)
+    return None if damaged or passing else known
+
+
+def _damaged(pixels: np.ndarray, facts: dict[int, dict], workers: int) -> set[int]:
+    """The images whose pixels are not those that their facts are of."""
+
+    def work(i: int) -> bool:
+        return "problem" not in facts[i] and _digest(pixels[i]) != facts[i]["pixels"]
+
+    indices = list(facts)
+    return {i for i, bad in zip(indices, cpu.in_order(work, indices, workers, 16 * workers), strict=True) if bad}
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def check(
     Equal pictures under one label: the first path stays, the others are listed as `duplicate`. Under several labels
     they are a `label_conflict`, and none stays; these do not count towards the 1 %, as they are no sign of damage.
     `blank` pictures are a warning, and a problem where they are more than 1 % of a class. The cache depends on the
-    paths, sizes and times of the files, on `size` and `fit`; where one exists nothing is decoded.
+    paths, sizes, times and inodes of the files, on `size` and `fit`; where one exists nothing is decoded.
     Raises also: no_images, no_space, output_unwritable, loader_timeout, out_of_memory.
     """
     start = time.perf_counter()
@@ -64,7 +64,7 @@ def check(
     workers = cpu.threads(workers, say)
     facts = [_first_facts(root, path) for path in manifest.table["path"].tolist()]
     cache = caching.cache_file(facts, size, fit, cache_dir)
-    known = caching.known_facts(cache, facts, size)
+    known = caching.known_facts(cache, facts, size, workers, say)
     with warnings.catch_warnings():  # Pillow's warnings about damaged files, each of which has its line in the report
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         facts = known or caching.build(cache, root, facts, size, fit, workers, progress, say)
@@ -121,7 +121,7 @@ def _checked(
 
 
 def _first_facts(root: Path, name: str) -> dict:
-    """Path, size in bytes and time of change, or the problem that hides them; nothing is opened."""
+    """Path, size in bytes and `files.stamp`, or the problem that hides them; nothing is opened."""
     path = files.joined(root, name)
     try:
         found, link = decoding.stat_file(path, name), os.path.islink(path)  # noqa: PTH114 - as above
@@ -133,8 +133,8 @@ def _first_facts(root: Path, name: str) -> dict:
                 "Copy its target here, or list the target by its absolute path in a CSV of your own",
             )
     except PathoError as error:
-        return {"path": name, "bytes": 0, "mtime_ns": 0, "warnings": [], "problem": caching.problem(error)}
-    return {"path": name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "warnings": []}
+        return {"path": name, "bytes": 0, "stamp": [], "warnings": [], "problem": caching.problem(error)}
+    return {"path": name, "bytes": found.st_size, "stamp": files.stamp(found), "warnings": []}
 
 
 def _judge(manifest, facts: list[dict]) -> tuple[dict, np.ndarray]:

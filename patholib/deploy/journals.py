@@ -18,12 +18,11 @@ SAFE = 5.0  # seconds of work that a power cut may cost; a kill costs one pictur
 
 
 def facts_of(path: str) -> list[int]:
-    """Size and time of change of a file, by which it is known again; of one that is not there [0, 0]."""
+    """By what a file is known again, see `files.stamp`; of one that is not there []."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - text, where there are many
-    except OSError:
-        return [0, 0]
-    return [found.st_size, found.st_mtime_ns]
+        return files.stamp(os.stat(path))  # noqa: PTH116 - text, where there are many
+    except (OSError, ValueError):
+        return []
 
 
 def taken_up(journal: Path, settings: dict) -> dict[str, list]:
