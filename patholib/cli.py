@@ -7,9 +7,12 @@ first line are the command's name and help. To add one, write it and list it in 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from patholib import __version__
 from patholib.base.errors import PathoError
@@ -120,7 +123,10 @@ def predict(parser: argparse.ArgumentParser) -> Run:
     _add(parser, "model", "the folder of an export or of a finished run", "MODEL")
     text = "files, and folders that are walked to the end; or one CSV path,label,group, which is judged too"
     _add(parser, "pictures", text, "PICTURES", nargs="+")
-    text = "the table to write: path, the probability of each class, decision, alert, warnings, the model's SHA-256"
+    text = (
+        "the table to write: path, the probability of each class, decision, alert, warnings, the model's SHA-256; - is "
+        "standard output, and standard error for the files that could not be used"
+    )
     _add(parser, "--out", text, "CSV", required=True)
     _add(parser, "--tta", "average over several views of each picture")
     text = (
@@ -159,8 +165,14 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
     if tables and len(given.pictures) > 1:
         parser.error("a CSV stands alone: it lists all its pictures")
     pictures = _listed(tables[0]) if tables else given.pictures
-    written = predictions.write(predictor, pictures, given.out, **options)
-    print(written)
+    with tempfile.TemporaryDirectory(prefix="patholib-") if given.out == "-" else contextlib.nullcontext() as spare:
+        out = Path(spare, "answers.csv") if spare else given.out
+        written = predictions.write(predictor, pictures, out, **options)
+        if spare:
+            for path, stream in ((written.path, sys.stdout), (written.bad_path, sys.stderr)):
+                print(path.read_text(encoding="utf-8") if path.exists() else "", end="", file=stream)
+        else:
+            print(written)
     if tables:
         _judged(given.model, tables[0])
     return FOUND if written.bad else OK
@@ -237,8 +249,6 @@ def export(parser: argparse.ArgumentParser) -> Run:
     _add(parser, "--onnx", text)
 
     def run(given: argparse.Namespace) -> int:
-        from pathlib import Path
-
         from patholib.deploy.export import copy
 
         for path in copy(Path(given.folder), Path(given.out or Path(given.folder, "export")), onnx=given.onnx):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
+import re
+import stat
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +25,9 @@ from patholib.base.errors import PathoError
 IN_USE = (5, 32, 33)  # what Windows answers where another program has the file open; elsewhere that keeps nobody
 TOO_LONG = (3, 206)  # ... and where a path is longer than it takes
 LONGEST_PATH = 259  # characters that every Windows takes
+JSON_BYTES = 2**26  # that are read of a file of facts
+NOT_THERE = "does not exist"
+FORBIDDEN, ABSENT = (errno.EACCES, errno.EPERM, errno.EROFS), (errno.ENOENT, errno.ENOTDIR)
 
 
 def project_root() -> Path:
@@ -127,7 +134,13 @@ def flush_folder(folder: Path) -> None:
 def unwritable(path: Path, error: OSError) -> PathoError:
     """The refusal for a file that could not be written: `no_space`, or `output_unwritable`."""
     code = "no_space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "output_unwritable"
-    reason, remedy = error.strerror or error, f"Free some space in {path.parent}, or choose another output folder"
+    reason, remedy = error.strerror or error, "Choose another output folder"
+    if code == "no_space":
+        remedy = f"Free some space in {path.parent}, or choose another output folder"
+    if error.errno in FORBIDDEN:
+        remedy = f"Correct the permissions of {path.parent}, or choose another output folder"
+    if error.errno == errno.ENAMETOOLONG:
+        remedy = "Choose a shorter name"
     known = getattr(error, "winerror", None)  # only Windows has such numbers
     if known in IN_USE:
         remedy = "Close the program that has it open, such as a spreadsheet or another notebook; or correct its rights"
@@ -147,8 +160,8 @@ def writable(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes UTF-8 with \\n line ends on every system."""
-    return write_bytes(path, text.encode("utf-8"))
+    """Writes UTF-8 with \\n line ends on every system; bytes of a file's name that are no text become \\udc.. codes."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value) -> Path:
@@ -173,47 +186,120 @@ def stamp(facts: os.stat_result) -> list[int]:
     return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
 
 
-def read_bytes(path: Path, first: int = -1) -> bytes:
-    """The bytes of a regular file, all or the `first`.
+def look_at(path: Path | str, name: str = "", remedy: str = "Correct the path") -> os.stat_result:
+    """What the file system says of a path that a person gave; nothing is opened: a pipe would wait for ever.
 
-    Errors: missing_file; unreadable (a folder, a pipe, no permission, a failing disk).
+    name: what errors call it. Errors: missing_file, broken_link, unreadable, io_error; none of the system's own.
+    """
+    name, link = name or str(path), False
+    name = name if len(name) <= 300 else f"{name[:80]}... ({len(name):,} characters)"
+    try:
+        with contextlib.suppress(OSError):
+            link = os.path.islink(path)  # noqa: PTH114 - text, where there are many
+        return os.stat(path)  # noqa: PTH116
+    except ValueError as error:  # NUL, or letters that no name has here
+        raise PathoError("missing_file", name, "has characters that no path has", remedy) from error
+    except OSError as error:
+        if error.errno == errno.ELOOP or (link and error.errno in ABSENT):
+            code, reason, remedy = (
+                "broken_link",
+                "is a link that leads nowhere",
+                "Restore its target or remove the link",
+            )
+        elif re.match(r"[a-z][a-z0-9+.-]+://?", str(path)):
+            code, reason, remedy = (
+                "missing_file",
+                "is an address, not a file",
+                "Download it, and give the file or folder",
+            )
+        elif error.errno in ABSENT:
+            code, reason = "missing_file", NOT_THERE
+        elif error.errno == errno.ENAMETOOLONG:
+            code, reason = "missing_file", "is longer than a path can be"
+        else:
+            raise unread(name, error) from error
+        raise PathoError(code, name, reason, remedy) from error
+
+
+def unread(name: str, error: OSError) -> PathoError:
+    """The refusal for something that is there and could not be read: `unreadable`, or `io_error`."""
+    if error.errno in FORBIDDEN:
+        return PathoError("unreadable", name, f"cannot be opened ({error.strerror})", "Correct its permissions")
+    reason = f"cannot be read ({error.strerror or error})"
+    return PathoError("io_error", name, reason, "Check that the disk or network drive is still there")
+
+
+def look_at_file(path: Path | str, name: str = "", remedy: str = "Correct the path", folders: bool = False):
+    """As `look_at`, and refuses pipes, sockets and devices, and folders unless they are asked for."""
+    facts = look_at(path, name, remedy)
+    if not (stat.S_ISREG(facts.st_mode) or (folders and stat.S_ISDIR(facts.st_mode))):
+        what = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, a socket or a device"
+        raise PathoError("unreadable", name or str(path), f"is {what}, not a file", "Name a file, or remove this one")
+    return facts
+
+
+def refuse_no_path(path: Path | str) -> None:
+    """Refuses what can lead to no file or folder; it need not exist. Errors: as `look_at_file`."""
+    try:
+        look_at_file(path, folders=True)
+    except PathoError as error:
+        if error.reason != NOT_THERE:
+            raise
+
+
+def is_there(path: Path | str) -> bool:
+    """Whether a path that a person gave leads to anything that can be looked at."""
+    with contextlib.suppress(PathoError):
+        return bool(look_at(path))
+    return False
+
+
+def read_bytes(path: Path, first: int = -1, most: float = float("inf")) -> bytes:
+    """The bytes of a regular file, all or the `first`; most: how many it may have.
+
+    Errors: missing_file; unreadable (a folder, a pipe, no permission, a failing disk); too_many_bytes.
     """
     path = Path(path)
+    size = look_at_file(path, remedy="Run the step that writes it, or name another run folder").st_size
+    if size > most:
+        raise PathoError(
+            "too_many_bytes", str(path), f"has {size:,} bytes, more than the {most:,} of any such file", "Restore it"
+        )
     try:
-        if path.exists() and not path.is_file():  # looked at first: opening a pipe would wait for ever
-            raise PathoError(
-                "unreadable",
-                str(path),
-                "is a folder, a pipe or a device, not a file",
-                "Move it away and restore the file",
-            )
         with path.open("rb") as stream:
             return stream.read(first)
-    except FileNotFoundError:
-        raise PathoError(
-            "missing_file", str(path), "does not exist", "Run the step that writes it, or name another run folder"
-        ) from None
     except OSError as error:
-        raise PathoError(
-            "unreadable",
-            str(path),
-            f"cannot be read ({error.strerror or error})",
-            "Correct its permissions, or check that the drive is still there",
-        ) from error
+        raise unread(str(path), error) from error
 
 
-def read_json(path: Path):
+def read_json(path: Path, most: float = JSON_BYTES):
     """Reads JSON, or says which file is not JSON and where it breaks. Errors: as `read_bytes`, bad_json."""
-    content = read_bytes(path)
+    content = read_bytes(path, most=most)
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits; nested too deep
         raise PathoError("bad_json", str(path), f"is not valid JSON ({error})", "Restore it or run again") from error
 
 
+class _Lines(io.StringIO):
+    """Takes rows that end in \\r\\n, for which csv quotes both, and ends them in \\n."""
+
+    def write(self, row: str) -> int:
+        return super().write(row.removesuffix("\r\n") + "\n")
+
+
 def write_table(path: Path, table) -> Path:
-    """Writes a DataFrame as CSV without its index; floats keep the 17 digits that read back exactly."""
-    return write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    """Writes a DataFrame as CSV without its index; numbers and texts read back exactly."""
+    lines = _Lines()
+    table.to_csv(lines, index=False, lineterminator="\r\n")
+    return write_text(path, lines.getvalue())
+
+
+def write_rows(path: Path, rows: Iterable[Iterable]) -> Path:
+    """The same for rows of values, the header among them."""
+    lines = _Lines()
+    csv.writer(lines, lineterminator="\r\n").writerows(rows)
+    return write_text(path, lines.getvalue())
 
 
 def sha256(path: Path) -> str:

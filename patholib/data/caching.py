@@ -47,7 +47,7 @@ def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndar
         return fact, None
     name = fact["path"]
     try:
-        found = decoding.stat_file(path, name)
+        found = files.look_at_file(path, name)
         content = decoding.content(path, found, name, decoding.most_bytes(decoding.MAX_PIXELS))
         if files.stamp(found) != fact["stamp"]:
             raise PathoError("changed_file", name, "changed during the check", "Check again")
@@ -61,7 +61,7 @@ def _examine(path: Path, fact: dict, size: int, fit: str) -> tuple[dict, np.ndar
 
 def _digest(square: np.ndarray) -> str:
     """By which equal pixels are known, whatever the encoding, and a cache that has changed."""
-    return hashlib.blake2b(square, digest_size=16).hexdigest()
+    return hashlib.blake2b(square.data, digest_size=16).hexdigest()
 
 
 def build(
@@ -200,7 +200,7 @@ def known_facts(cache: Path, now: list[dict], size: int, workers: int, say: Call
     if not (cache.is_file() and beside.is_file()):
         return None
     try:
-        known = files.read_json(beside)["files"]
+        known = files.read_json(beside, most=2**32)["files"]
         pixels = np.load(cache, mmap_mode="r")
         known = [fact if "problem" in fact else old for fact, old in zip(now, known, strict=True)]
         if pixels.shape != (len(now), size, size, 3):
@@ -217,11 +217,12 @@ def known_facts(cache: Path, now: list[dict], size: int, workers: int, say: Call
 def _damaged(pixels: np.ndarray, facts: dict[int, dict], workers: int) -> set[int]:
     """The images whose pixels are not those that their facts are of."""
 
-    def work(i: int) -> bool:
-        return "problem" not in facts[i] and _digest(pixels[i]) != facts[i]["pixels"]
+    def work(some: list[int]) -> set[int]:
+        return {i for i in some if "problem" not in facts[i] and _digest(pixels[i]) != facts[i]["pixels"]}
 
     indices = list(facts)
-    return {i for i, bad in zip(indices, cpu.in_order(work, indices, workers, 16 * workers), strict=True) if bad}
+    blocks = [indices[at : at + 64] for at in range(0, len(indices), 64)]
+    return set().union(*cpu.in_order(work, blocks, workers, 2 * workers))
 
 
 @contextlib.contextmanager

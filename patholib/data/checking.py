@@ -124,7 +124,7 @@ def _first_facts(root: Path, name: str) -> dict:
     """Path, size in bytes and `files.stamp`, or the problem that hides them; nothing is opened."""
     path = files.joined(root, name)
     try:
-        found, link = decoding.stat_file(path, name), os.path.islink(path)  # noqa: PTH114 - as above
+        found, link = files.look_at_file(path, name), os.path.islink(path)  # noqa: PTH114 - as above
         if link and not Path(name).is_absolute() and not Path(path).resolve().is_relative_to(root.resolve()):
             raise PathoError(
                 "link_outside_root",

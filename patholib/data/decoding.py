@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
-import stat
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from patholib.base import files
 from patholib.base.errors import PathoError, nearest
 from patholib.data import endings, jpegscans
 
@@ -136,25 +135,9 @@ def to_square(image: Image.Image, size: int, fit: str = "crop") -> np.ndarray:
     return square
 
 
-def stat_file(path: Path | str, name: str) -> os.stat_result:
-    """The facts of a regular file; nothing is opened, because opening a pipe would wait for ever."""
-    try:
-        facts = os.stat(path)  # noqa: PTH116 - text, where there are many
-    except OSError as error:
-        if error.errno == errno.ELOOP or Path(path).is_symlink():
-            raise PathoError(
-                "broken_link", name, "is a link that leads nowhere", "Restore its target or remove the link"
-            ) from error
-        raise _unread(name, error) from error
-    if not stat.S_ISREG(facts.st_mode):
-        what = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, a socket or a device"
-        raise PathoError("unreadable", name, f"is {what}, not a file", "Remove it from the data folder")
-    return facts
-
-
 def read_content(path: Path | str, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
     """The bytes of an image file, once for all that is to be made of them; `read` takes them. Errors: as `read`."""
-    return content(Path(path), stat_file(path, name), name, most_bytes(max_pixels))
+    return content(Path(path), files.look_at_file(path, name), name, most_bytes(max_pixels))
 
 
 def most_bytes(max_pixels: int) -> int:
@@ -171,27 +154,12 @@ def content(path: Path, facts: os.stat_result, name: str, limit: int) -> bytes:
             whole = stream.read()
             now = os.fstat(stream.fileno())
     except OSError as error:
-        raise _unread(name, error) from error
+        raise files.unread(name, error) from error
     if (len(whole), now.st_mtime_ns) != (facts.st_size, facts.st_mtime_ns):
         raise PathoError(
             "changed_file", name, "changed while it was being read", "Wait until copying has ended and check again"
         )
     return whole
-
-
-def _unread(name: str, error: OSError) -> PathoError:
-    if error.errno == errno.ENOENT:
-        return PathoError(
-            "missing_file", name, "is listed but not on disk", "Restore the file, or list it in the exclusions"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EISDIR):
-        return PathoError("unreadable", name, f"cannot be opened ({error.strerror})", "Correct its permissions")
-    return PathoError(
-        "io_error",
-        name,
-        f"cannot be read ({error.strerror or error})",
-        "Check that the disk or network drive is still there",
-    )
 
 
 def _too_many_bytes(name: str, count: int, limit: int) -> PathoError:

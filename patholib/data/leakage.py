@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,9 +150,28 @@ def audit(
     Raises PathoError: `no_split`, `unknown_split`, `csv_format`, `listed_twice`, `missing_file`, `nothing_to_check`.
     """
     ids = list(ids)
-    listed = foreign.read(split, root, columns or {}, ids, where)
+    named = () if isinstance(split, pd.DataFrame) else split.values() if isinstance(split, Mapping) else (split,)
+    with _asked(*named, root, metadata):
+        listed = foreign.read(split, root, columns or {}, ids, where)
+        keys, unchecked = foreign.ids(listed.table, ids, metadata)
+        return _audited(listed, keys, unchecked, pixels, progress)
+
+
+@contextlib.contextmanager
+def _asked(*places) -> Iterator[None]:
+    """Refuses what is no file and no folder, and takes names that are not UTF-8. Errors: as `files.look_at_file`."""
+    for place in filter(None, places):
+        files.look_at_file(place, folders=True)
+    with pd.option_context("mode.string_storage", "python"):  # pyarrow's holds nothing but UTF-8
+        try:
+            yield
+        except OSError as error:
+            raise files.unread(str(error.filename), error) from error
+
+
+def _audited(listed: Listed, keys: dict[str, pd.Series], unchecked: list[str], pixels: bool, progress: bool) -> Audit:
+    """The audit of images that are listed, with their ids."""
     rows = listed.table
-    keys, unchecked = foreign.ids(rows, ids, metadata)
     seen: _Seen | None = None
     near: tuple = signatures.NONE
     if pixels and any(listed.places):

@@ -16,6 +16,7 @@ from patholib.data import columns, csvfiles
 
 DEMO_NOTE = "Demo images: not a result"
 _UNWRITABLE = re.compile("[\r\ud800-\udfff]")  # a lone \\r ends a CSV line; surrogates stand for bytes of no text
+_FORMULA = re.compile(r"[=@]|[+-](?![\d.]*$)")  # a sign alone, or before a number, is none
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +61,14 @@ class Manifest:
         for name in ("path", *self.levels):
             if (self.table[name] == "").any():
                 raise PathoError("bad_manifest", name, "is empty in some rows", "Give every image an id of its own")
+        csvfiles.stop_on(
+            [
+                ("bad_classes", name, "is a class that a spreadsheet would take for a formula")
+                for name in self.classes
+                if _FORMULA.match(name)
+            ],
+            "Rename it: tables of predictions have it in their header and in every row",
+        )
         unknown = sorted(set(self.table["label"].tolist()) - set(self.classes))
         if unknown:
             raise PathoError("bad_manifest", unknown[0], "is not a class", nearest(unknown[0], self.classes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,16 @@ from patholib.base.errors import PathoError, shown
 from patholib.deploy import exportformat, published
 from patholib.model import architectures, recipes
 
+MANIFEST_BYTES = 2**24  # of a manifest
+
 
 def load_model(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.Tensor], dict]:
     """(state, manifest) of an exported model: its folder, or one of its two files.
 
     The state has torchvision's names: `Classifier.net.load_state_dict(state)`; `classifier` does it all. sha256: of the
     weights file as you know it from elsewhere, 64 hexadecimal digits. Errors: missing_file, unreadable,
-    not_safetensors, weights_damaged, pin_mismatch, bad_parameter, bad_json, manifest_changed, model_format,
-    unknown_arch, bad_manifest, wrong_weights, class_mismatch, nonfinite_weights.
+    too_many_bytes, not_safetensors, weights_damaged, pin_mismatch, bad_parameter, bad_json, manifest_changed,
+    model_format, unknown_arch, bad_manifest, wrong_weights, class_mismatch, nonfinite_weights.
     """
     if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", sha256)):
         raise PathoError(
@@ -35,7 +38,7 @@ def load_model(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.T
             f"Give the whole SHA-256 of {exportformat.WEIGHTS}, or None",
         )
     weights = _weights_file(Path(path))
-    manifest = files.read_json(weights.with_name(exportformat.MANIFEST))
+    manifest = files.read_json(weights.with_name(exportformat.MANIFEST), most=MANIFEST_BYTES)
     exportformat.check_manifest(manifest, weights.with_name(exportformat.MANIFEST))
     content = files.read_bytes(weights)
     digest = hashlib.sha256(content).hexdigest()
@@ -102,26 +105,12 @@ def of_weights(content: bytes, state: Mapping[str, torch.Tensor]) -> dict:
 
 def _weights_file(path: Path) -> Path:
     """The weights that a path means; stops at what is not a safetensors file, before anything reads it."""
-    try:
-        if path.is_dir():
-            path = path / exportformat.WEIGHTS
-        elif path.name == exportformat.MANIFEST:
-            path = path.with_name(exportformat.WEIGHTS)
-        absent = path.is_dir() or not path.exists()
-    except OSError as error:  # until Python 3.13, where a folder on the way may not be entered
-        raise PathoError(
-            "unreadable",
-            str(path),
-            f"cannot be reached ({error.strerror})",
-            "Correct the permissions of the folders above it",
-        ) from error
-    if absent:
-        raise PathoError(
-            "missing_file",
-            str(path),
-            "does not exist or is a folder",
-            f"Name the folder that holds {exportformat.WEIGHTS} and {exportformat.MANIFEST}",
-        )
+    remedy = f"Name the folder that holds {exportformat.WEIGHTS} and {exportformat.MANIFEST}"
+    if stat.S_ISDIR(files.look_at(path, remedy=remedy).st_mode):
+        path = path / exportformat.WEIGHTS
+    elif path.name == exportformat.MANIFEST:
+        path = path.with_name(exportformat.WEIGHTS)
+    files.look_at_file(path, remedy=remedy)
     start = files.read_bytes(path, 9)  # the header's length in eight bytes, then its bracket
     if start[8:] == b"{":
         if path.name != exportformat.WEIGHTS:

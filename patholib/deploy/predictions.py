@@ -8,11 +8,11 @@ picture is computed alone, the table of an interrupted run is, byte for byte, th
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import io
 import json
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -26,7 +26,7 @@ from patholib.base import cluster, cpu, files, locks
 from patholib.base.errors import PathoError
 from patholib.base.progress import bar
 from patholib.data import decoding
-from patholib.data.readers.folders import IMAGES, walk
+from patholib.data.readers.folders import IMAGES, litter, walk
 from patholib.deploy import journals
 from patholib.deploy.inference import Picture, Predictor
 
@@ -68,22 +68,25 @@ class Table:
 def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     """The pictures in files and folders, each once, and how many other things lay there by kind.
 
-    Folders are walked to their ends, by name; a file that is named itself is taken whatever it is called. Errors:
-    missing_file, io_error, no_images.
+    Folders are walked to their ends, by name; a file that is named itself is taken whatever it is called. Folders that
+    cannot be listed stand among the pictures. Errors: missing_file, no_images.
     """
     found: dict[str, str] = {}
     left: Counter[str] = Counter()
     for place in map(str, places):
-        if not Path(place).exists():
-            raise PathoError("missing_file", place, "does not exist", "Name pictures or folders that hold some")
-        inside, passed = walk(Path(place)) if Path(place).is_dir() else ([""], {})
+        folder = _is_folder(place)
+        inside, passed = _walked(Path(place)) if folder else ([""], {})
         alike = [name for name in passed.get("unknown_extension", ()) if decoding.is_like_a_picture(Path(place, name))]
         if alike:  # whatever its name, it is answered, or named with the reason
             inside = sorted([*inside, *alike])
             passed["unknown_extension"] = sorted(set(passed["unknown_extension"]) - set(alike))
+        above, own = (place, "") if folder else os.path.split(place)
+        real = Path(
+            above if "\0" in place else os.path.realpath(above)
+        )  # under whatever name a folder is given, a picture counts once
         for name in inside:
-            path = files.joined(Path(place), name) if name else place
-            found.setdefault(os.path.normpath(path), path)
+            path = files.joined(Path(place), name) if folder else place
+            found.setdefault(os.path.normpath(files.joined(real, name or own)), path)
         left.update({kind: len(names) for kind, names in passed.items()})
     if not found:
         raise PathoError(
@@ -93,6 +96,37 @@ def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
             f"Name folders with files that end in {', '.join(IMAGES)}",
         )
     return list(found.values()), dict(left)
+
+
+def _is_folder(place: str) -> bool:
+    """Whether a place that was named is a folder; what cannot be read is listed later. Errors: missing_file."""
+    try:
+        return stat.S_ISDIR(files.look_at(place, remedy="Name pictures or folders that hold some").st_mode)
+    except PathoError as error:
+        if error.reason == files.NOT_THERE or "\0" in place:  # which no table could hold
+            raise
+        return False
+
+
+def _walked(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """As `walk`; where a folder cannot be listed, it stands among the pictures, and all others are walked."""
+    names: list[str] = []
+    passed: dict[str, list[str]] = {}
+    with contextlib.suppress(PathoError, OSError):  # a folder that is closed; a link to itself
+        return walk(folder)
+    try:
+        with os.scandir(folder) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return ["."], {}
+    for entry in inside:
+        if entry.is_dir(follow_symlinks=False) and not litter(entry.name):
+            below, left = _walked(Path(entry.path))
+            names += [files.joined(Path(entry.name), name) for name in below]
+            passed = {kind: passed.get(kind, []) + left.get(kind, []) for kind in {*passed, *left}}
+        elif entry.name.lower().endswith(IMAGES) and not litter(entry.name):
+            names.append(entry.name)
+    return names, passed
 
 
 def write(
@@ -115,14 +149,14 @@ def write(
     Errors: as `gather`; output_exists, other_model, output_locked, output_in_data, loader_timeout, model_output; on a
     cluster no_engine, no_cluster, not_shared, cluster_failed.
     """
-    out = Path(out)
+    out = _table_at(out)
     listed, left = gather(places)
     _refuse_outputs_among(places, heatmaps)
     bad = out.with_name(f"{out.stem}_bad{out.suffix}")
     journal = out.with_name(out.name + ".part")
     with locks.alone(out, "output_locked", "written"):
         for path in (out, bad):
-            if path.exists() and not journal.exists():
+            if files.is_there(path) and not journal.exists():
                 raise PathoError("output_exists", str(path), "is there already", "Name another file, or move it away")
         done = journals.taken_up(journal, _settings(predictor, tta, heatmaps))
         todo = [path for path in listed if path not in done or journals.facts_of(path) != done[path][1]]
@@ -141,10 +175,19 @@ def write(
     return Table(out, bad, *counts, before, left)
 
 
+def _table_at(out: Path | str) -> Path:
+    """The path of the table, refused where no file can be written there. Errors: output_unwritable."""
+    name = str(out)
+    if name.endswith(("/", os.sep)) or (files.is_there(name) and stat.S_ISDIR(files.look_at(name).st_mode)):
+        remedy = f"Name a file in it: {Path(name, 'answers.csv')}"
+        raise PathoError("output_unwritable", name, "is a folder, not a table", remedy)
+    return Path(name)
+
+
 def _refuse_outputs_among(places: Sequence[str], heatmaps: Path | None) -> None:
     """Heatmaps in a folder of pictures would be pictures the next time."""
     for place in places:
-        if heatmaps and Path(place).is_dir() and Path(heatmaps).resolve().is_relative_to(Path(place).resolve()):
+        if heatmaps and _is_folder(str(place)) and Path(heatmaps).resolve().is_relative_to(Path(place).resolve()):
             raise PathoError(
                 "output_in_data",
                 str(heatmaps),
@@ -171,6 +214,8 @@ def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | Non
     def look(path: str) -> tuple[list[int], Picture | PathoError]:
         facts = journals.facts_of(path)
         try:
+            if facts and os.path.isdir(path):  # noqa: PTH112 - as `facts_of`
+                raise PathoError("unreadable", path, "is a folder that cannot be listed", "Correct its permissions")
             return facts, predictor.look(path)
         except PathoError as error:
             return facts, error
@@ -205,7 +250,7 @@ def _on_ray(
     with cluster.joined(on.address) as ray:
         for line in cluster.mapped(ray, _worker, given, [json.dumps(path).encode() for path in todo], workers):
             entry = json.loads(line)
-            if entry[3] is not None and entry[3][0] == "missing_file" and Path(entry[0]).exists():
+            if entry[3] is not None and entry[3][0] == "missing_file" and files.is_there(entry[0]):
                 raise _not_shared(entry[0])
             yield entry
 
@@ -274,14 +319,7 @@ def _finish(
                 [path, *map(repr, probs), decision, known, text, predictor.sha256, *([heat] if heated else [])]
             )
     if len(problems) > 1:
-        files.write_bytes(bad, _csv(problems))
-    files.write_bytes(out, _csv(answers))
+        files.write_rows(bad, problems)
+    files.write_rows(out, answers)
     journal.unlink()
     return len(answers) - 1, len(problems) - 1
-
-
-def _csv(rows: list[list]) -> bytes:
-    """CSV in UTF-8; what is no text in a file's name is shown as its code."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue().encode("utf-8", "backslashreplace")

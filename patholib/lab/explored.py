@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import csvfiles
 from patholib.deploy import exportformat
@@ -49,7 +50,7 @@ def find_run(
         print(f"The newest finished run: {found.name}")
         return found
     places = (Path(run).expanduser(), output / run)
-    found = next((place for place in places if (place / exportformat.MANIFEST).exists()), None)
+    found = next((place for place in places if files.is_there(place / exportformat.MANIFEST)), None)
     if found is None:
         raise PathoError(
             "missing_run",

@@ -73,7 +73,7 @@ def test_c51_a_resumed_check_trusts_no_damaged_pixels(source, tmp_path):
 def test_c60_a_file_replaced_by_one_of_the_same_size_and_time_is_read_again(source, tmp_path, catalogue):
     before = np.array(check(source, tmp_path / "cache").images.pictures)
     path = source.root / "a00.png"
-    known, facts, size = os.stat(path), journals.facts_of(str(path)), path.stat().st_size
+    known, facts, size = path.stat(), journals.facts_of(str(path)), path.stat().st_size
     other = next(
         content + bytes(size - len(content))
         for content in (encoded(picture(i, 60, 40)) for i in range(50, 99))
