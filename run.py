@@ -25,6 +25,7 @@ PATHOLIB_KEEP names a folder that gets the executed notebooks and pages of the r
 Relative paths among the parameters of a notebook count from the folder of this file.
 """
 
+import atexit
 import contextlib
 import difflib
 import functools
@@ -66,6 +67,9 @@ def main(arguments):
             file=sys.stderr,
         )
         return 1
+    open_streams()
+    os.environ["PIP_USER"] = "0"  # pip refuses to install into an environment and beside it at once
+    os.environ.pop("PYTHONOPTIMIZE", None)  # it takes the checks out of notebooks and tests, and the help
     for stream in (sys.stdout, sys.stderr):  # a redirected stream has the system's encoding, which may lack letters
         stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("PYTHONUTF8", "1")  # what is started speaks UTF-8 on every system, as `follow` expects
@@ -82,7 +86,7 @@ def main(arguments):
         "setup": setup,
     }
     if not arguments or arguments[0] not in commands:
-        print(__doc__)
+        print(__doc__ or "Without -OO, this shows what can be asked for")
         return 0 if arguments and arguments[0] in ("-h", "--help", "help") else 2
     try:
         return commands[arguments[0]](arguments[1:])
@@ -90,15 +94,38 @@ def main(arguments):
         return 130
 
 
+def open_streams():
+    """Lets nothing stand for a standard stream that was closed: else the next file that is opened would."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, closefd=False))
+
+
 # --- the environment ---
 
 
 def environment():
     """The interpreter that has everything installed; installs it first where the stamp is not that of today."""
-    if os.environ.get("PATHOLIB_PYTHON"):
+    python = os.environ.get("PATHOLIB_PYTHON")
+    if python:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return os.environ["PATHOLIB_PYTHON"]
-    return installed(VENV, sys.executable, EXTRAS)
+    return with_kernel(python or installed(VENV, sys.executable, EXTRAS))
+
+
+def with_kernel(python):
+    """The interpreter, which from now on is that of the kernel python3, whatever else has this name on this machine."""
+    folder = Path(tempfile.mkdtemp(prefix="patholib-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    command = [shutil.which(python) or python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    spec = json.dumps({"argv": command, "display_name": "Python 3", "language": "python"})
+    (folder / "kernels" / "python3" / "kernel.json").write_text(spec, encoding="utf-8")
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")]))
+    return python
 
 
 def lowest_environment():
@@ -108,7 +135,7 @@ def lowest_environment():
     base = sys.executable if here == least else shutil.which(f"python{least}")
     if base is None:
         sys.exit(f"The oldest packages are tried with the oldest Python, {least}, which is not here")
-    return installed(LOWEST, base, LOWEST_EXTRAS, oldest=True)
+    return with_kernel(installed(LOWEST, base, LOWEST_EXTRAS, oldest=True))
 
 
 def installed(venv, base, extras, oldest=False, build=None):
@@ -147,6 +174,8 @@ def has_nvidia():
 
 def install(venv, python, base, what, oldest, build=None):
     """Makes the environment, or brings an old one up to date."""
+    if os.pathsep in str(venv):
+        sys.exit(f"No environment can be made in {venv}, whose path holds {os.pathsep!r}: rename that folder")
     print(f"Installing into {venv}; the first time it fetches up to 6 GB.", flush=True)
     stamp, anew = venv / "patholib.stamp", state(venv, python) == "installing"
     venv.mkdir(exist_ok=True)
@@ -254,6 +283,8 @@ class Transcript:
         where, _, what = text.partition("Exception encountered at ")[2].partition("\n")
         if re.match(r"\w+Error \[\w+\] ", what):
             return what.strip()
+        if not what and "Kernel died" in text:
+            return "The kernel was killed, perhaps for want of memory. What was saved is kept: the same call resumes"
         return f"Stopped at {where}\n{what.strip()}" if what else text
 
 
@@ -300,8 +331,7 @@ def papermill(python, notebook, executed, *arguments):
         python,
         "-m",
         "papermill",
-        notebook,
-        executed,
+        *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, executed)),  # else it fills braces
         "-k",
         "python3",
         "--log-output",

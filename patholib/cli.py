@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -282,6 +283,8 @@ def serve(parser: argparse.ArgumentParser) -> Run:
     _add(parser, "--insecure", "listen to other machines without a token")
     text = "another site whose pages may ask (https://example.org); may be repeated"
     _add(parser, "--origin", text, "URL", action="append", default=[])
+    text = "where a proxy has put the service, if it does not strip this from the path: /models/breast"
+    _add(parser, "--root-path", text, "PATH", default="")
     _add(parser, "--engine", "what computes", "ENGINE", choices=("auto", "onnx", "torch"), default="auto")
     _add(parser, "--threads", "of the processor (default: one a core)", "N", type=int)
     _add(parser, "--sha256", "of the weights, as you know it from elsewhere", "DIGEST")
@@ -387,6 +390,7 @@ COMMANDS = (train, audit, evaluate, predict, export, serve, download, sweep)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; a refusal is one line on stderr and exit code 2."""
+    _open_streams()
     parser = argparse.ArgumentParser(prog="patholib", description="Medical-image classifiers one can trust.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -406,6 +410,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted; nothing that was finished is lost", file=sys.stderr)
         return STOPPED
+
+
+def _open_streams() -> None:
+    """Lets nothing stand for a standard stream that was closed: else the next file that is opened would."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, closefd=False))
 
 
 def _count(text: str) -> int:

@@ -103,6 +103,13 @@ def written(path: Path) -> Iterator[BinaryIO]:
     flush_folder(path.parent)
 
 
+def remove_parts(folder: Path) -> None:
+    """Deletes what killed writes left in a folder and below it; only for who alone writes there."""
+    for part in Path(folder).rglob(".*.part"):
+        with contextlib.suppress(OSError):  # what cannot go now goes next time
+            part.unlink()
+
+
 def into_place(part: Path, path: Path) -> None:
     """Renames a file or folder to its place, over a file that is there.
 
@@ -275,8 +282,10 @@ def read_bytes(path: Path, first: int = -1, most: float = float("inf")) -> bytes
 def read_json(path: Path, most: float = JSON_BYTES):
     """Reads JSON, or says which file is not JSON and where it breaks. Errors: as `read_bytes`, bad_json."""
     content = read_bytes(path, most=most)
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise PathoError("bad_json", str(path), "is UTF-16", "Save it as UTF-8")
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits; nested too deep
         raise PathoError("bad_json", str(path), f"is not valid JSON ({error})", "Restore it or run again") from error
 

@@ -46,6 +46,8 @@ NOT_PICTURES = (
     (rb"\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ", "a compressed archive", "Unpack it first"),
     (rb"\x80[\x02-\x05]", "a Python pickle, which is never opened", EXPORT),
     (rb"\x93NUMPY|\x89HDF", "an array file (NumPy or HDF5)", EXPORT),
+    (rb"data:image/", "a data URL, not the picture itself", "Decode what stands behind its comma (base64)"),
+    (rb"(iVBORw0KGgo|/9j/|UklGR|Qk[01]|SUkqA|TU0AK)[A-Za-z0-9+/=\s]*$", "a picture in base64", "Decode it first"),
     (rb"\0+$", "nothing but zero bytes, as a broken download leaves", AGAIN),
     (rb"[\t\n\r\x20-\x7e]+$", "a text", AGAIN),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # Copied with a model where they are: the cards, and the verdict on its heatmaps.
 CARDS = ("model_card.md", "model_card.html", "data_card.md", "data_card.html", trust.FILE)
+FILES = (exportformat.WEIGHTS, exportformat.MANIFEST)
 
 
 def save_model(
@@ -184,20 +186,36 @@ def _smallest_side(run_dir: Path) -> int | None:
     return min(min(map(int, size.split("x"))) for size in sizes)
 
 
+def _refuse_others(folder: Path, run_dir: Path, names: Sequence[str]) -> None:
+    """Refuses a folder that holds anything but a part of this export, and one that holds all. Errors: output_exists."""
+    if not files.is_there(folder):
+        return
+    there = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {folder.name: folder}
+    known = {*names, onnx_export.ONNX, onnx_export.ONNX_FACTS}
+    other = [
+        name
+        for name, path in there.items()
+        if not re.fullmatch(r"\..*\.part", name)
+        and (name not in known or (name in CARDS + FILES and files.sha256(path) != files.sha256(run_dir / name)))
+    ]
+    if other or there.keys() >= set(names):
+        raise PathoError("output_exists", str(folder), "is there already and not empty", "Name another folder")
+
+
 def copy(run_dir: Path, folder: Path, *, onnx: bool = False) -> list[Path]:
     """Puts a run's export into a folder of its own, with its cards if it has them, and loads it from there.
 
-    The run is exported first where it is not yet. onnx: with `model.onnx`, made where it is missing. Returns what is
-    in the folder. Errors: as `write` and `load_model`; output_exists.
+    The run is exported first where it is not yet. A copy that was interrupted is completed. onnx: with `model.onnx`,
+    made where it is missing. Returns what is in the folder. Errors: as `write` and `load_model`; output_exists.
     """
     run_dir, folder = Path(run_dir), Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PathoError("output_exists", str(folder), "is there already and not empty", "Name another folder")
     if (run_dir / "run.json").exists() and _is_outdated(run_dir):
         write(run_dir)
     loading.load_model(run_dir)
     names = [exportformat.WEIGHTS, exportformat.MANIFEST, *(name for name in CARDS if (run_dir / name).exists())]
     names += [onnx_export.ONNX, onnx_export.ONNX_FACTS] if (run_dir / onnx_export.ONNX).exists() else []
+    _refuse_others(folder, run_dir, names if not onnx else [*names, onnx_export.ONNX_FACTS])
+    files.remove_parts(folder)
     for name in names:
         files.write_bytes(folder / name, files.read_bytes(run_dir / name))
     if onnx and onnx_export.ONNX not in names:

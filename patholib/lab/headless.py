@@ -15,8 +15,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -173,7 +175,7 @@ def _run(job: Job) -> dict:
     latest = Path(os.environ["PATHOLIB_OUTPUTS"], "latest.json")
     latest.unlink(missing_ok=True)  # else an earlier run could be taken for this one's
     try:
-        with Path(job.folder, LOG).open("a", encoding="utf-8") as log:
+        with Path(job.folder, LOG).open("a", encoding="utf-8") as log, _own_kernel():
             papermill.execute_notebook(
                 _plain(job.notebook),
                 _plain(job.executed),
@@ -189,9 +191,23 @@ def _run(job: Job) -> dict:
         return failed(name + (error.evalue.strip().splitlines() or [""])[0])
     except Exception as error:  # a kernel that died, a notebook that cannot be read: the log has all of it
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if type(error).__name__ == "DeadKernelError":
+            return failed("its kernel was killed, perhaps for want of memory; the same call resumes")
         return failed(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
     run = Path(files.read_json(latest)["run_dir"]).name if latest.exists() else None
     return {"status": "finished", "reason": "", "seconds": round(time.monotonic() - began, 1), "run": run}
+
+
+@contextlib.contextmanager
+def _own_kernel() -> Iterator[None]:
+    """Makes the kernel python3 this interpreter's, whatever else has this name on this machine."""
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    before = os.environ.get("JUPYTER_PATH")
+    with tempfile.TemporaryDirectory(prefix="patholib-") as folder:
+        spec = {"argv": command, "display_name": "Python 3", "language": "python"}
+        files.write_json(Path(folder, "kernels", "python3", "kernel.json"), spec)
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
+        yield
 
 
 def _plain(path) -> str:

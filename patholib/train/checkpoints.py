@@ -54,13 +54,6 @@ def prune_old(folder: Path, kind: str) -> None:
             old.unlink()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes what killed writes left behind; only for who holds the run's lock."""
-    for part in Path(folder).glob(".*.part"):
-        with contextlib.suppress(OSError):  # what cannot go now goes at the next start
-            part.unlink()
-
-
 def list_of(folder: Path, kind: str) -> list[Path]:
     """The checkpoints of a kind, the newest first; names order them by step, not by the clock."""
     found = [p for p in Path(folder).glob(f"{kind}-*.pt") if NAME.fullmatch(p.name)]

@@ -6,6 +6,7 @@ import copy
 
 import torch
 
+from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.progress import say
 from patholib.model import schedules
@@ -101,8 +102,7 @@ def _load(state: State, last: dict) -> None:
 def _saved(state: State) -> dict:
     """The newest whole checkpoint, "last", and the weights it refers to, "best"; both empty where there is none."""
     folder = state.folder
-    for place in (state.run.dir, folder):
-        checkpoints.remove_leftovers(place)
+    files.remove_parts(state.run.dir)
     last = checkpoints.load(folder, "last", holds=("version", "fingerprint"))
     if last is None:
         return {"last": {}, "best": {}}

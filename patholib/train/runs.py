@@ -61,11 +61,12 @@ class Run:
 
     def log(self, event: str, **facts) -> None:
         """Adds a line to run.jsonl: the time, what happened, and JSON values."""
-        if self.writes:
+        if self.writes and self.dir.is_dir():  # a folder that was removed is not made again for a line
             files.append_json(self.dir / "run.jsonl", {"event": event} | facts)
 
     def finish(self) -> None:
         """Marks the run as complete, as the last thing that is written, and unlocks the folder."""
+        files.remove_parts(self.dir)
         self.update(status="finished", finished=datetime.now(UTC).isoformat(timespec="seconds"))
         self.close()
 

@@ -42,6 +42,7 @@ class Saving:
         """
         if not self.state.team.first:
             return
+        self._stop_if_gone()
         started = time.monotonic()
         try:
             self.write_to(self.state.folder)
@@ -66,6 +67,14 @@ class Saving:
         checkpoints.save(folder, "last", state.steps_done, resuming.content(state))
         checkpoints.prune_old(folder, "best")  # only now: the state before this one referred to an older best
 
+    def _stop_if_gone(self) -> None:
+        """Stops where the run folder was removed or moved: files written there now would be no run. Saves the state."""
+        folder = self.state.run.dir
+        if not (folder / "run.json").exists():
+            gone = "Run again: a new run begins. To continue this one instead, stop that one after its first checkpoint"
+            error = PathoError("output_unwritable", str(folder), "was removed or moved while training", gone)
+            raise self._rescued(error)
+
     def _rescued(self, error: PathoError) -> PathoError:
         """The error, with the place in the home folder where the state was saved instead, if it could be."""
         rescue = Path.home() / ".patholib" / "rescue" / self.state.run.dir.name / "checkpoints"
@@ -79,13 +88,14 @@ class Saving:
             error.subject,
             error.reason,
             f"{error.remedy}. The state was saved in {rescue}: "
-            f'move these files to {self.state.folder} and run again with resume="auto"',
+            f'move these files to the folder {self.state.folder.name} of the run, and run again with resume="auto"',
         )
 
     def tables(self) -> None:
         """Writes history.csv and history.json; they are made from the state, so a failure here loses nothing."""
         if not self.state.team.first:
             return
+        self._stop_if_gone()
         history, folder = self.state.progress.history, self.state.run.dir
         try:
             files.write_table(folder / "history.csv", pd.DataFrame(history))

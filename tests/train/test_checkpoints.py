@@ -267,8 +267,8 @@ def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
     for name in ("notes.part", "a.pt.bad", ".last-000000002-0123456789abcdef.pt.ab_3xyz1.part", ".history.csv.k2.part"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / ".last.part").mkdir()
-    checkpoints.remove_leftovers(tmp_path)
-    checkpoints.remove_leftovers(tmp_path / "nowhere")
+    files.remove_parts(tmp_path)
+    files.remove_parts(tmp_path / "nowhere")
     assert {p.name for p in tmp_path.iterdir()} == kept
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 Message = MutableMapping[str, Any]  # as in Starlette
 Receive = Callable[[], Awaitable[Message]]
@@ -43,6 +45,7 @@ HEADERS = {  # of every answer, unless the app has its own
 HEAD = 16 * 2**10  # bytes of path, query and headers
 CLIENT_GONE = 499  # nginx's number for it; never sent, only counted
 log = logging.getLogger("patholib.server")
+OWN_LOGS = ("patholib", "uvicorn")  # which never quote a request
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Guard:
     cost: the units of work that a request asks for, 0 for what is answered at once; only requests with a cost have
     their body read (here, whole) and are counted against the limits. token: None lets everybody in; `public` are the
     paths that need none. routes: the paths that logs and metrics may name. count: is told route, status and seconds of
-    every answer.
+    every answer. origins: other sites whose pages may ask. local: only names of this machine, and of these sites, are
+    taken as Host: else any page could ask under a name of its own that it lets point here (DNS rebinding).
     """
 
     def __init__(
@@ -87,10 +91,12 @@ class Guard:
         token: str | None = None,
         public: Sequence[str] = (),
         count: Callable[[str, int, float], None] = lambda route, status, seconds: None,
+        origins: Sequence[str] = (),
+        local: bool = False,
     ):
         self.app, self.limits, self.cost, self.routes, self.public = app, limits, cost, set(routes), set(public)
         self._token = hashlib.sha256(token.encode()).digest() if token is not None else None
-        self._count = count
+        self._count, self._origins, self._local = count, origins, local
         self.used = 0  # units
         self.held = 0  # bytes
         self._pace = 0.05  # seconds that a unit took lately
@@ -126,6 +132,7 @@ class Guard:
             raise Refusal(431, "head_too_large", f"has a head of more than {HEAD // 1024} kB", "Send fewer headers")
         if {b"transfer-encoding", b"content-length"} <= call.headers.keys():  # servers differ in which counts
             raise Refusal(400, "bad_request", "declares a length and comes in chunks", "Send one of the two headers")
+        self._stop_strangers(call)
         if self._token is not None and call.path not in self.public:
             given = re.sub(rb"(?i)^bearer +", b"", call.headers.get(b"authorization", b""))
             if not hmac.compare_digest(hashlib.sha256(given).digest(), self._token):
@@ -147,6 +154,20 @@ class Guard:
             await self._answer(call, body)
         finally:
             give_back()
+
+    def _stop_strangers(self, call: _Call) -> None:
+        """Errors: 403 foreign_host, foreign_origin."""
+        host, origin = (call.headers.get(name, b"").decode("latin-1").lower() for name in (b"host", b"origin"))
+        name = re.sub(r":\d*$", "", host).strip("[]")
+        if self._local and host and not (is_loopback(name) or name in {urlsplit(o).hostname for o in self._origins}):
+            raise Refusal(
+                403,
+                "foreign_host",
+                "calls this server by a name that is not of this machine",
+                "Use localhost, or --origin",
+            )
+        if origin and origin not in self._origins and (urlsplit(origin).netloc or "null") != host:
+            raise Refusal(403, "foreign_origin", "comes from a page of another site", "Name that site with --origin")
 
     async def _read(self, call: _Call) -> bytes:
         """The whole body; errors: 413 too_large, 408 too_slow, 503 busy."""
@@ -318,14 +339,25 @@ class _Call:
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is that of this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may lead anywhere
+        return False
+
+
 class JsonLines(logging.Formatter):
-    """One JSON object per record; of an exception its type and places, not its text, which may quote an upload."""
+    """One JSON object per record; of an exception its type and places, not its text, which may quote an upload.
+
+    Of a library that parses uploads only the place of its message.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": record.getMessage() if record.name.startswith(OWN_LOGS) else f"{record.module}:{record.lineno}",
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[1] is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patholib.base.errors import PathoError
-from patholib.deploy.server.guard import JsonLines, Limits, killed_after
+from patholib.deploy.server.guard import JsonLines, Limits, is_loopback, killed_after
 
 TOKEN = "PATHOLIB_TOKEN"  # the environment variable
 BAD_MODEL = 78  # exit code: EX_CONFIG of sysexits.h, which service managers know as "do not start again"
@@ -60,7 +59,9 @@ def run(given: argparse.Namespace) -> int:
     limits = Limits(body=body, bodies=9 * body, units=given.units, upload_seconds=given.upload_seconds)
     settings = webservice.Settings(
         token=token,
-        origins=tuple(given.origin),
+        origins=tuple(origin.lower() for origin in given.origin),
+        local=is_loopback(given.host),
+        root_path=given.root_path.rstrip("/"),
         drain=given.drain,
         limits=limits,
         docs=token is None,
@@ -84,7 +85,7 @@ def _check(given: argparse.Namespace, token: str | None) -> None:
             "is shorter than 8 characters, or has others than printable ASCII",
             "Take a long random one: python -c 'import secrets; print(secrets.token_urlsafe())'",
         )
-    if token is None and not given.insecure and not _loopback(given.host):
+    if token is None and not given.insecure and not is_loopback(given.host):
         raise PathoError(
             "unsafe_address",
             given.host,
@@ -96,6 +97,10 @@ def _check(given: argparse.Namespace, token: str | None) -> None:
             raise PathoError(
                 "bad_parameter", f"--{name.replace('_', '-')}", f"is {getattr(given, name)}", "Give a number above 0"
             )
+    if not re.fullmatch(r"(/[\w.~-]+)*/?", given.root_path):
+        raise PathoError(
+            "bad_parameter", "--root-path", f"is {given.root_path!r}, no path", "Give it as /models/breast"
+        )
     for origin in given.origin:
         if not re.fullmatch(r"https?://[\w.:\[\]-]+", origin):
             raise PathoError(
@@ -104,13 +109,6 @@ def _check(given: argparse.Namespace, token: str | None) -> None:
                 f"is {origin!r}, no site",
                 "Give it as https://example.org; all sites at once are not offered",
             )
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, which may lead anywhere
-        return False
 
 
 def listening(host: str, port: int) -> socket.socket:

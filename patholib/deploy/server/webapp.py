@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.datastructures import QueryParams
 from starlette.middleware.cors import CORSMiddleware
 
 from patholib.deploy.inference import Predictor
@@ -18,7 +19,7 @@ from patholib.deploy.server.webroutes import answers, routes
 from patholib.deploy.server.webservice import Service, Settings
 
 COSTS = {"/predict": 1, "/predict/batch": 8, "/explain": 4}  # units of work, see `Limits.units`
-MORE = {b"tta": 4, b"explain": 3}  # units that a query adds
+MORE = {"tta": 4, "explain": 3}  # units that a query adds
 OPEN = ("/", "/livez", "/readyz", "/health")  # without a token: a probe has none, and the page asks for it
 ROUTES = (*OPEN, *COSTS, "/model", "/metrics", "/openapi.json", "/docs")
 BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds, of the histogram
@@ -28,7 +29,8 @@ def cost(scope: Message) -> int:
     """The units of work of a request, 0 for what is answered at once."""
     if scope["method"] != "POST" or scope["path"] not in COSTS:
         return 0
-    return COSTS[scope["path"]] + sum(more for name, more in MORE.items() if name in scope["query_string"])
+    asked = QueryParams(scope["query_string"])  # as the routes read it
+    return COSTS[scope["path"]] + sum(more for name, more in MORE.items() if name in asked)
 
 
 class Guarded:
@@ -38,7 +40,17 @@ class Guarded:
         self.service, self.settings = Service(predictor, settings), settings
         api = routes(self.service, settings)
         registry = CollectorRegistry()  # of this app alone
-        self.guard = Guard(api, settings.limits, cost, ROUTES, settings.token, OPEN, counted(registry))
+        self.guard = Guard(
+            api,
+            settings.limits,
+            cost,
+            ROUTES,
+            settings.token,
+            OPEN,
+            counted(registry),
+            settings.origins,
+            settings.local,
+        )
         self._add_gauges(registry)
 
         @api.get(
@@ -64,6 +76,13 @@ class Guarded:
         )
 
     async def __call__(self, scope, receive, send) -> None:
+        root, path = self.settings.root_path, scope.get("path", "")
+        if root and path == root:  # the addresses in the page count from its folder
+            send_on = RedirectResponse(f"{root}/", 308)
+            await send_on(scope, receive, send)
+            return
+        if root and path.startswith(f"{root}/"):
+            scope = {**scope, "path": path.removeprefix(root)}
         await self.app(scope, receive, send)
 
     def _add_gauges(self, registry: CollectorRegistry) -> None:
@@ -75,7 +94,11 @@ class Guarded:
             ("bytes_held", "Bytes of uploads in memory now.", lambda: guard.held),
             ("decoded", "Pictures decoded so far.", lambda: service.decoded),
             ("computed", "Answers and heatmaps computed so far.", lambda: service.computed),
-            ("decoders_died", "Decoding processes that crashed or hung so far.", lambda: service.decoder.died),
+            (
+                "decoders_died",
+                "Decoding processes that crashed or hung so far.",
+                lambda: sum(decoder.died for decoder in service.decoders.all),
+            ),
         ):
             Gauge(f"patholib_{name}", what, registry=registry).set_function(value)
 

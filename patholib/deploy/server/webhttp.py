@@ -43,6 +43,9 @@ class Protocol(H11Protocol):
         elif self._watch is None and self.conn.their_state is h11.IDLE:  # the next one has begun
             self._wait(HEAD_SECONDS)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """It advises to install packages; the request is answered as one without an upgrade."""
+
     def on_response_complete(self) -> None:
         unread = self.conn.their_state is h11.SEND_BODY  # nobody asked for it, and it need not end
         super().on_response_complete()

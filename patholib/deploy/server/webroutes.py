@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartParser
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from patholib import __version__
 from patholib.base import pages
@@ -25,6 +25,12 @@ from patholib.deploy.server.webservice import Service, Settings
 FIELD = "file"  # of the form
 BATCH = 16  # pictures in one request
 PAGE = Path(__file__).with_name("page.html")
+
+
+PARSER_SAYS = {  # what the beginning of its messages means
+    "Too many files": "has more than {most} files",
+    "Too many fields": f"has a field that is text and no file (curl -F {FIELD}=@picture.png: mind the @)",
+}
 
 
 class Problem(BaseModel):
@@ -151,7 +157,7 @@ def _add_pictures(api: FastAPI, service: Service, body: int) -> None:
         """What the model says of one picture; tta: averaged over fixed views; explain: with a heatmap."""
         _stop_on_unknown(request, "tta", "explain")
         (content,) = await uploads(request, 1, body)
-        return JSONResponse(await service.answer(content, tta, explain))
+        return JSONResponse(await service.answer(content, tta, explain, _caller(request)))
 
     @api.post(
         "/explain",
@@ -169,7 +175,7 @@ def _add_pictures(api: FastAPI, service: Service, body: int) -> None:
         """Where in the picture the evidence for the decision lies (Grad-CAM)."""
         _stop_on_unknown(request)
         (content,) = await uploads(request, 1, body)
-        png, of, blank = await service.heatmap(content)
+        png, of, blank = await service.heatmap(content, _caller(request))
         verdict = quote(service.predictor.heat_verdict(of), safe=" ")
         headers = {"X-Class": quote(of, safe=""), "X-Blank": str(blank).lower(), "X-Verdict": verdict}
         return Response(png, media_type="image/png", headers=headers)
@@ -187,7 +193,7 @@ def _add_batch(api: FastAPI, service: Service, body: int) -> None:
         found = []
         for content in await uploads(request, BATCH, body):
             try:
-                found.append(await service.answer(content, tta, explain=False))
+                found.append(await service.answer(content, tta, False, _caller(request)))
             except PathoError as error:
                 if status(error) != 422:
                     raise
@@ -290,6 +296,10 @@ def _add_refusals(api: FastAPI) -> None:
         return JSONResponse(content, error.status_code, headers=error.headers)
 
 
+def _caller(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
 def problem(error: PathoError) -> dict:
     return {"code": error.code, "reason": error.reason, "remedy": error.remedy}
 
@@ -302,18 +312,19 @@ def status(error: PathoError) -> int:
 async def uploads(request: Request, most: int, body: int) -> list[bytes]:
     """The pictures of a form, parsed in memory: no upload is ever on disk. Names and types are not looked at.
 
-    Errors: 415 no_form, 422 bad_form, bad_fields.
+    Errors: 415 packed, no_form; 422 bad_form, bad_fields.
     """
-    if not re.match(r"multipart/form-data\s*;", request.headers.get("content-type", ""), re.IGNORECASE):
-        raise Refusal(415, "no_form", "is no multipart form", f"Send it so: curl -F {FIELD}=@picture.png")
+    _stop_on_head(request.headers.get("content-type", ""), request.headers.get("content-encoding", "identity"))
     parser = MultiPartParser(request.headers, request.stream(), max_files=most, max_fields=0, max_part_size=1024)
     parser.spool_max_size = body + 1
     try:
         parts = (await parser.parse()).multi_items()
     except Exception as error:  # the parser lets anything through on a hostile character set
-        raise Refusal(
-            422, "bad_form", "has a form that cannot be read, or with other fields than its pictures", _form(most)
-        ) from error
+        reason = "has a form that cannot be read"
+        for said, known in PARSER_SAYS.items():
+            if isinstance(error, MultiPartException) and error.message.startswith(said):
+                reason = known.format(most=most)
+        raise Refusal(422, "bad_form", reason, _form(most)) from error
     found = []
     for name, value in parts:
         if isinstance(value, UploadFile):
@@ -324,6 +335,19 @@ async def uploads(request: Request, most: int, body: int) -> list[bytes]:
     if not found:
         raise Refusal(422, "bad_fields", "has no picture", _form(most))
     return found
+
+
+def _stop_on_head(kind: str, encoding: str) -> None:
+    """Errors: 415 packed, no_form; 422 bad_form."""
+    curl = f"Send it so: curl -F {FIELD}=@picture.png"
+    if encoding.lower() != "identity":
+        raise Refusal(
+            415, "packed", "is compressed (Content-Encoding)", "Send it as it is: pictures are compressed already"
+        )
+    if not re.match(r"multipart/form-data\s*(;|$)", kind, re.IGNORECASE):
+        raise Refusal(415, "no_form", "is no multipart form", curl)
+    if not re.search(r";\s*boundary=", kind, re.IGNORECASE):
+        raise Refusal(422, "bad_form", "has a Content-Type without a boundary", f"Let your library set it. {curl}")
 
 
 def _form(most: int) -> str:

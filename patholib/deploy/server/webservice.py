@@ -1,4 +1,4 @@
-"""One model for many callers: pictures are decoded in the `sandbox`, and one thread computes one answer after another.
+"""One model for many callers: pictures are decoded by the `decoders`, and one thread computes one answer after another.
 
 So /livez answers at once whatever is computed, and an answer depends on nothing but its picture.
 """
@@ -19,6 +19,7 @@ from patholib.base import pages
 from patholib.base.errors import PathoError
 from patholib.data import decoding
 from patholib.deploy.inference import Predictor
+from patholib.deploy.server.decoders import Decoders
 from patholib.deploy.server.guard import Limits
 from patholib.deploy.server.sandbox import Decoder, Picture
 
@@ -38,6 +39,9 @@ class Settings:
     docs: bool = True  # whether the routes are described at /docs and /openapi.json
     max_pixels: int = decoding.MAX_PIXELS
     decode_seconds: float = 10.0
+    decoders: int = 2
+    local: bool = True  # the port is that of this machine alone, see `Guard`
+    root_path: str = ""  # where a proxy has put the service
     drain: float = 1.0  # seconds of "not ready" before the port closes
     limits: Limits = field(default_factory=Limits)
 
@@ -56,15 +60,15 @@ class Service:
     async def lifespan(self, _app) -> AsyncIterator[None]:
         """Starts decoder and threads and computes a first answer; at the end finishes what was admitted."""
         recipe = self.predictor.recipe
-        self.decoder = Decoder(recipe.cache_size, recipe.fit, self.settings.max_pixels, self.settings.decode_seconds)
-        self.eye, self.brain = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("decode", "compute"))
+        settings = (recipe.cache_size, recipe.fit, self.settings.max_pixels, self.settings.decode_seconds)
+        self.decoders = Decoders([Decoder(*settings) for _ in range(self.settings.decoders)])
+        self.brain = ThreadPoolExecutor(1, thread_name_prefix="compute")
         try:
             await self._warm_up()
             yield
         finally:
-            for lane in (self.eye, self.brain):
-                lane.shutdown(cancel_futures=True)
-            self.decoder.close()
+            self.brain.shutdown(cancel_futures=True)
+            self.decoders.close()
 
     async def _warm_up(self) -> None:
         content = io.BytesIO()
@@ -76,18 +80,18 @@ class Service:
     def ready(self) -> bool:
         return not self.draining and not self.reason
 
-    async def answer(self, content: bytes, tta: bool, explain: bool) -> dict:
+    async def answer(self, content: bytes, tta: bool, explain: bool, caller: str = "") -> dict:
         """The `Reply` to one uploaded picture."""
-        picture = await self._decode(content)
+        picture = await self._decode(content, caller)
         return await self._compute(self._answer, picture, tta, explain)
 
-    async def heatmap(self, content: bytes) -> tuple[bytes, str, bool]:
+    async def heatmap(self, content: bytes, caller: str = "") -> tuple[bytes, str, bool]:
         """A picture under its heat as PNG, the class that it argues for, and whether nothing argues for it."""
-        picture = await self._decode(content)
+        picture = await self._decode(content, caller)
         return await self._compute(self._heatmap, picture, None)
 
-    async def _decode(self, content: bytes) -> Picture:
-        picture = await asyncio.get_running_loop().run_in_executor(self.eye, self.decoder, content)
+    async def _decode(self, content: bytes, caller: str) -> Picture:
+        picture = await self.decoders(content, caller)
         self.decoded += 1
         return picture
 
