@@ -116,9 +116,7 @@ def test_M02_a_folder_or_a_pipe_in_place_of_a_file(folder, catalogue):
     for name in (WEIGHTS, MANIFEST):
         (folder / name).rename(folder / "aside")
         (folder / name).mkdir()
-        catalogue(
-            "M02", f"a folder called {name}", refusal(folder, "missing_file" if name == WEIGHTS else "unreadable")
-        )
+        catalogue("M02", f"a folder called {name}", refusal(folder, "unreadable"))
         refusal(folder / name, "missing_file")
         (folder / name).rmdir()
         if os.name == "posix":
@@ -146,8 +144,10 @@ def test_M03_a_folder_on_the_way_that_must_not_be_entered(folder, monkeypatch, c
     def forbidden(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "is_dir", forbidden)
-    catalogue("M03", "a model in a folder that must not be entered", refusal(folder, "unreadable"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", forbidden)
+        error = refusal(folder, "unreadable")
+    catalogue("M03", "a model in a folder that must not be entered", error)
 
 
 def test_M04_empty(folder, catalogue):
