@@ -44,7 +44,8 @@ class Protocol(H11Protocol):
             self._wait(HEAD_SECONDS)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """It advises to install packages; the request is answered as one without an upgrade."""
+        """Without uvicorn's advice to install packages; the request is answered as one without an upgrade."""
+        self.logger.debug("An upgrade was not made")
 
     def on_response_complete(self) -> None:
         unread = self.conn.their_state is h11.SEND_BODY  # nobody asked for it, and it need not end
