@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
