@@ -26,7 +26,7 @@ from patholib.base import cluster, cpu, files, locks
 from patholib.base.errors import PathoError
 from patholib.base.progress import bar
 from patholib.data import decoding
-from patholib.data.readers.folders import IMAGES, litter, walk
+from patholib.data.readers.folders import IMAGES, walk
 from patholib.deploy import journals
 from patholib.deploy.inference import Picture, Predictor
 
@@ -74,16 +74,15 @@ def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     found: dict[str, str] = {}
     left: Counter[str] = Counter()
     for place in map(str, places):
-        folder = _is_folder(place)
-        inside, passed = _walked(Path(place)) if folder else ([""], {})
+        folder, closed = _is_folder(place), list[str]()
+        inside, passed = walk(Path(place), closed) if folder else ([""], {})
         alike = [name for name in passed.get("unknown_extension", ()) if decoding.is_like_a_picture(Path(place, name))]
         if alike:  # whatever its name, it is answered, or named with the reason
-            inside = sorted([*inside, *alike])
             passed["unknown_extension"] = sorted(set(passed["unknown_extension"]) - set(alike))
+        inside = sorted([*inside, *alike, *closed])
         above, own = (place, "") if folder else os.path.split(place)
-        real = Path(
-            above if "\0" in place else os.path.realpath(above)
-        )  # under whatever name a folder is given, a picture counts once
+        # Under whatever name a folder is given, a picture counts once.
+        real = Path(above if "\0" in place else os.path.realpath(above))
         for name in inside:
             path = files.joined(Path(place), name) if folder else place
             found.setdefault(os.path.normpath(files.joined(real, name or own)), path)
@@ -106,27 +105,6 @@ def _is_folder(place: str) -> bool:
         if error.reason == files.NOT_THERE or "\0" in place:  # which no table could hold
             raise
         return False
-
-
-def _walked(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """As `walk`; where a folder cannot be listed, it stands among the pictures, and all others are walked."""
-    names: list[str] = []
-    passed: dict[str, list[str]] = {}
-    with contextlib.suppress(PathoError, OSError):  # a folder that is closed; a link to itself
-        return walk(folder)
-    try:
-        with os.scandir(folder) as entries:
-            inside = sorted(entries, key=lambda entry: entry.name)
-    except OSError:
-        return ["."], {}
-    for entry in inside:
-        if entry.is_dir(follow_symlinks=False) and not litter(entry.name):
-            below, left = _walked(Path(entry.path))
-            names += [files.joined(Path(entry.name), name) for name in below]
-            passed = {kind: passed.get(kind, []) + left.get(kind, []) for kind in {*passed, *left}}
-        elif entry.name.lower().endswith(IMAGES) and not litter(entry.name):
-            names.append(entry.name)
-    return names, passed
 
 
 def write(

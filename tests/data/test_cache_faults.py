@@ -44,6 +44,22 @@ def test_c50_c51_a_damaged_cache_is_built_anew(source, tmp_path, catalogue, name
     catalogue(name[:3], what, "noticed when it is loaded, and built anew")
 
 
+def test_c51_a_large_cache_is_compared_where_it_was_written_to_and_not_at_every_start(source, tmp_path, monkeypatch):
+    whole = np.array(check(source, tmp_path / "cache").images.pictures)
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    monkeypatch.setattr(checking.caching, "ALWAYS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checking.caching, "_damaged", lambda *_: pytest.fail("compared without need"))
+        assert check(source, tmp_path / "cache").report["cache"]["reused"]
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(9000)
+        stream.write(bytes(5000))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nobody had been there
+    again = check(source, tmp_path / "cache")
+    assert not again.report["cache"]["reused"] and np.array_equal(again.images.pictures, whole)
+
+
 @pytest.mark.parametrize("content", [b"", bytes(4000)])
 def test_c50_an_empty_part_of_an_unfinished_cache_is_begun_anew(source, tmp_path, catalogue, content):
     whole = check(source, tmp_path / "cache")

@@ -85,23 +85,31 @@ def entries(folder: Path) -> Iterator[os.DirEntry]:
         ) from error
 
 
-def walk(root: Path) -> tuple[list[str], dict]:
+def walk(root: Path, closed: list[str] | None = None) -> tuple[list[str], dict]:
     """The image files below `root` (posix paths relative to it, sorted), and lists of what was left out.
 
     Left out and listed: `ignored` (litter and hidden entries), `unknown_extension`, `links_not_followed` (folders).
+    closed: a list that is given folders that cannot be listed, and the others are walked; None: they are an error.
     """
     images: list[str] = []
     left: dict[str, list] = {"ignored": [], "unknown_extension": [], "links_not_followed": []}
     waiting = [(Path(root), "")]
     while waiting:
         folder, prefix = waiting.pop()
-        for entry in entries(folder):
+        try:
+            inside = list(entries(folder))
+        except PathoError:
+            if closed is None:
+                raise
+            closed.append(prefix.rstrip("/") or ".")
+            continue
+        for entry in inside:
             path = prefix + entry.name
             if litter(entry.name):
                 left["ignored"].append(path)
             elif entry.is_dir(follow_symlinks=False):
                 waiting.append((Path(entry.path), path + "/"))
-            elif entry.is_symlink() and entry.is_dir():
+            elif entry.is_symlink() and Path(entry.path).is_dir():  # False for a link to itself
                 left["links_not_followed"].append(path)
             elif entry.name.lower().endswith(IMAGES):
                 images.append(path)
