@@ -28,12 +28,16 @@ import timm
 import torch
 from job import Clock, Job
 from PIL import Image
-from timm.data import create_loader, resolve_data_config
+from timm.data import auto_augment, create_loader, resolve_data_config
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, random_seed
 
+# RandAugment asks now and then to keep 0 bits of a colour, which a newer Pillow refuses: here one is kept.
+auto_augment.NAME_TO_OP |= dict.fromkeys(
+    ("Posterize", "PosterizeIncreasing"), lambda image, bits, **_: auto_augment.posterize(image, max(bits, 1))
+)
 BATCH, EPOCHS = 32, 450  # EPOCHS: of the documented schedule from random weights
 
 
