@@ -165,9 +165,7 @@ def pipeline(folder: Path) -> None:
         done.tiles.pixels[0].sum()  # its cache is mapped, and stays so while the same is checked again
         table = folder / "data" / "mine.csv"
         table.write_text(table.read_text(encoding="utf-8").replace("/", "\\"), encoding="utf-8")
-        checked = checking.check(
-            readers.load("table", table), done.run.recipe.cache_size, done.run.recipe.fit, progress=False
-        )
+        checked = checking.check(readers.read(table), done.run.recipe.cache_size, done.run.recipe.fit, progress=False)
         assert checked.report["cache"]["reused"], "a backslash made another path of it"
         for epochs in (1, 3):  # saved, gone on with, and the older checkpoints removed
             training.fit(

@@ -109,7 +109,9 @@ def pairs(text: str) -> dict[str, str]:
     parts = [part.strip().partition("=") for part in text.split(",") if part.strip()]
     wrong = [theirs for theirs, equals, _ in parts if not equals]
     if wrong:
-        raise PathoError("bad_parameter", wrong[0], "is not theirs=ours", 'Write "theirs=ours,artefact="')
+        raise PathoError(
+            "bad_parameter", wrong[0], "is not theirs=ours", 'Write "theirs=ours", and "theirs=" to leave images out'
+        )
     return {theirs.strip(): ours.strip() for theirs, _, ours in parts}
 
 

@@ -16,6 +16,7 @@ import types
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -312,7 +313,7 @@ def test_another_number_of_images_than_was_published_is_said(breakhis, monkeypat
 
 def test_where_nothing_is_found_the_command_is_named(project, monkeypatch, capsys):
     monkeypatch.setattr(demo, "write", lambda folder, kind, **drawn: folder)
-    monkeypatch.setattr(readers, "read", lambda where, missing: where)
+    monkeypatch.setattr(readers, "read", lambda where, missing, **chosen: SimpleNamespace(group_by="case"))
     for kind in downloadable():
         readers.load(kind)
         assert f"`patholib download {kind}`" in capsys.readouterr().out

@@ -7,7 +7,10 @@ import stored_example
 
 
 def same(found, stored, where=""):
-    """Compares texts exactly and numbers to 12 digits, as processors add up in different orders."""
+    """Compares texts exactly and numbers to 9 digits, as processors add up in different orders.
+
+    The calibration is fitted until its loss no longer falls in its last digit, which leaves a few digits open.
+    """
     if isinstance(stored, dict):
         assert not stored.keys() - found.keys(), where  # a new metric is no change of the others
         for key, value in stored.items():
@@ -17,7 +20,7 @@ def same(found, stored, where=""):
         for place, value in enumerate(stored):
             same(found[place], value, f"{where} [{place}]")
     elif isinstance(stored, float):
-        assert found == pytest.approx(stored, rel=1e-12, abs=1e-12), where
+        assert found == pytest.approx(stored, rel=1e-9, abs=1e-9), where
     else:
         assert found == stored, where
 

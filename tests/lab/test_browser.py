@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -157,7 +158,7 @@ def page(address):
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.goto(address)
         page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # asked to run earlier, it asks for a kernel
+        page.get_by_text(re.compile(r"^Python 3.* \| Idle$")).wait_for()  # asked to run earlier, it asks for a kernel
         time.sleep(1)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()

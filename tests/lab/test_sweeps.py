@@ -244,7 +244,7 @@ def test_a_kernel_that_dies_is_a_reason_of_one_line(tmp_path):
     path = write_notebook(tmp_path / "dies.ipynb", ["seed: int = 0  # any", "import os\nos._exit(3)"])
     (tmp_path / "o").mkdir()
     outcome = headless.start(headless.Job(str(path), str(tmp_path / "o"))).wait()
-    assert outcome["status"] == "failed" and "Kernel died" in outcome["reason"] and "\n" not in outcome["reason"]
+    assert outcome["status"] == "failed" and "kernel was killed" in outcome["reason"] and "\n" not in outcome["reason"]
 
 
 def test_what_is_not_on_this_machine_is_told_as_such(tmp_path):

@@ -210,7 +210,13 @@ def test_importing_patholib_is_quick_and_unknown_names_are_told():
         patholib.Studdy  # noqa: B018
 
 
-def test_a_recipe_by_name_is_fitted_to_images_and_epochs_and_one_of_your_own_is_not(table, tmp_path, capsys):
+def test_a_recipe_by_name_is_fitted_to_images_and_epochs_and_one_of_your_own_is_not(
+    table, tmp_path, capsys, monkeypatch
+):
+    study = Study(table, positive="malignant", epochs=20, workers=1, output=str(tmp_path), quiet=True)
+    assert (study.recipe.keep, study.recipe.epochs) == ("last", 20) and [s.frozen for s in study.recipe.stages] == [9]
+    assert "Profile for few images" in capsys.readouterr().out
+    monkeypatch.setattr(recipes, "FEW_IMAGES", 0)
     study = Study(table, positive="malignant", epochs=20, workers=1, output=str(tmp_path), quiet=True)
     assert (study.recipe.keep, study.recipe.patience) == ("last", 0) and study.recipe.t_0 == pytest.approx(20 / 3)
     assert "The last epoch is kept" in capsys.readouterr().out

@@ -97,24 +97,30 @@ def walk(root: Path, closed: list[str] | None = None) -> tuple[list[str], dict]:
     while waiting:
         folder, prefix = waiting.pop()
         try:
-            inside = list(entries(folder))
+            for entry in entries(folder):
+                path = prefix + entry.name
+                if litter(entry.name):
+                    left["ignored"].append(path)
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append((Path(entry.path), path + "/"))
+                elif entry.is_symlink() and _leads_to_folder(entry):
+                    left["links_not_followed"].append(path)
+                elif entry.name.lower().endswith(IMAGES):
+                    images.append(path)
+                else:
+                    left["unknown_extension"].append(path)
         except PathoError:
             if closed is None:
                 raise
             closed.append(prefix.rstrip("/") or ".")
-            continue
-        for entry in inside:
-            path = prefix + entry.name
-            if litter(entry.name):
-                left["ignored"].append(path)
-            elif entry.is_dir(follow_symlinks=False):
-                waiting.append((Path(entry.path), path + "/"))
-            elif entry.is_symlink() and Path(entry.path).is_dir():  # False for a link to itself
-                left["links_not_followed"].append(path)
-            elif entry.name.lower().endswith(IMAGES):
-                images.append(path)
-            else:
-                left["unknown_extension"].append(path)
     for paths in (images, *left.values()):
         paths.sort()
     return images, left
+
+
+def _leads_to_folder(link: os.DirEntry) -> bool:
+    """Whether a link leads to a folder; False for one to itself, or into a folder that is closed."""
+    try:
+        return link.is_dir()
+    except OSError:
+        return False
