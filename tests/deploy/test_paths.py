@@ -165,7 +165,8 @@ def test_c32_a_name_that_is_not_utf_8_is_audited(tmp_path, capsys, catalogue):
     for part in ("train", "test"):
         (tmp_path / part / "a").mkdir(parents=True)
         name = os.fsdecode(os.fsencode(tmp_path / part / "a") + b"/\xff.png")
-        open(name, "wb").write(encoded(picture(3)))  # noqa: PTH123 - bytes that are no text
+        with open(name, "wb") as stream:  # noqa: PTH123 - bytes that are no text
+            stream.write(encoded(picture(3)))
     assert cli.main(["audit", str(tmp_path), "--out", str(tmp_path / "report")]) == cli.FOUND
     (pair, *_) = files.read_json(tmp_path / "report" / "audit.json")["pairs"]
     assert os.fsencode(pair["path"]).endswith(b"\xff.png")
