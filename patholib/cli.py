@@ -181,8 +181,6 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
 
 def _listed(table: str) -> list[str]:
     """The pictures of a labelled table."""
-    from pathlib import Path
-
     from patholib.data.readers import read
 
     source = read(table)
@@ -191,8 +189,6 @@ def _listed(table: str) -> list[str]:
 
 def _judged(model: str, table: str) -> None:
     """Prints the numbers of a labelled table, as `patholib evaluate` does, or why there are none."""
-    from pathlib import Path
-
     from patholib.study import evaluate as external
 
     if not Path(model, "run.json").exists():

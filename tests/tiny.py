@@ -33,6 +33,17 @@ TINY = replace(
     patience=0,
     precision="fp32",
 )  # auto is decided by the clock
+# The same for a study, whose options the recipe is made from.
+SMALL = {
+    "arch": "resnet18",
+    "weights": "none",
+    "image_size": 32,
+    "epochs": 1,
+    "batch_size": 8,
+    "device": "cpu",
+    "workers": 1,
+    "precision": "fp32",
+}
 TIMES = ["seconds", "val_seconds", "images_per_second"]  # columns of a history that no two runs share
 
 

@@ -42,7 +42,6 @@ def _listed_in(path: Path, manifest: Manifest) -> pd.Series:
 
     Its rows are matched by path, else by the name of the file. Raises PathoError: `split_mismatch`, `csv_format`, ...
     """
-    path = Path(path)
     table = csvfiles.read_csv(path)
     names, given = columns.meant(table, columns.PATH), columns.split_column(table, path.name)
     if not names or given is None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from patholib.base.errors import PathoError, shown
-from patholib.data import foreign, leakage, signatures
+from patholib.data import columns, foreign, leakage, signatures
 from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import Manifest
@@ -78,7 +77,7 @@ def overlap(
     keys["file"] = _both(mine["path"].map(sha256), others.manifest.table["path"].map(hashes))
     if isinstance(images, str):
         not_compared.append(f"pictures: {images}; names of files were compared instead")
-        keys["name"] = _both(*(table["path"].map(_stem) for table in (mine, others.manifest.table)))
+        keys["name"] = _both(*(table["path"].map(columns.stem) for table in (mine, others.manifest.table)))
     links = [link for kind, (known, asked) in keys.items() for link in _equal(kind, known, asked, mine, others)]
     compared = [*(f"ids: {name}" for name in ids), "bytes of files (SHA-256)"]
     if not isinstance(images, str):
@@ -104,10 +103,6 @@ def _ids(mine: pd.DataFrame, theirs: Manifest) -> tuple[dict[str, tuple[pd.Serie
     return {
         name: (ids[: len(mine)], ids[len(mine) :].reset_index(drop=True)) for name, ids in levels.items()
     }, unchecked
-
-
-def _stem(path: str) -> str:
-    return PurePosixPath(path).stem
 
 
 def _equal(kind: str, known: pd.Series, asked: pd.Series, mine: pd.DataFrame, others: Checked) -> Iterator[tuple]:

@@ -108,6 +108,11 @@ class Record:
         return self.run.get("data") or {}
 
     @property
+    def split_origin(self) -> str:
+        """Where a split that was given is from; "" of one that was drawn."""
+        return (self.run.get("split") or {}).get("origin", "")
+
+    @property
     def units(self) -> str:
         """What the split keeps together, in the plural: patients, lesions, slides, images or groups."""
         return UNITS.get(self.recipe.group_by, "groups")

@@ -32,11 +32,11 @@ if TYPE_CHECKING:  # it imports this module
 def evaluate(
     study: Study,
     data: str | Path | Manifest,
-    name: str | None = None,
-    classes: Mapping[str, str | None] | None = None,
-    allow_leakage: bool = False,
-    missing: str = "error",
-    on_bad: str = "error",
+    name: str | None,
+    classes: Mapping[str, str | None] | None,
+    allow_leakage: bool,
+    missing: str,
+    on_bad: str,
 ) -> External:
     """See `Study.evaluate`."""
     decision = decisions.locked(study.dir)

@@ -16,6 +16,7 @@ from PIL import Image
 from prediction_tables import BINARY, THREE, binary, random_table
 from runfolder import full_run
 from scipy import stats
+from tiny import SMALL
 
 import patholib
 from patholib import cli
@@ -29,17 +30,6 @@ from patholib.report import checklists
 from patholib.report.figures import style
 from patholib.report.records import Record
 from patholib.study import Study, evaluating
-
-SMALL = {
-    "arch": "resnet18",
-    "weights": "none",
-    "image_size": 32,
-    "epochs": 1,
-    "batch_size": 8,
-    "device": "cpu",
-    "workers": 1,
-    "precision": "fp32",
-}
 
 
 def refused(call, *args, **given) -> PathoError:

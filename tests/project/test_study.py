@@ -12,6 +12,7 @@ import matplotlib.figure
 import pandas as pd
 import pytest
 import tiny
+from tiny import SMALL
 
 import patholib
 from patholib.base import files
@@ -26,18 +27,6 @@ from patholib.report.records import Record
 from patholib.study import Study
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "arch": "resnet18",
-    "weights": "none",
-    "image_size": 32,
-    "epochs": 1,
-    "batch_size": 8,
-    "device": "cpu",
-    "workers": 1,
-    "precision": "fp32",
-}
-
-
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
 
 

@@ -167,14 +167,8 @@ def _joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
             keys = more[theirs[0]].map(columns.stem)
             new = more[~keys.duplicated()].set_index(keys[~keys.duplicated()])
             new = new[[c for c in new if c not in table and c != theirs[0]]]
-            return table.join(
-                table[ours[0]]
-                .map(columns.stem)
-                .rename("__key")
-                .to_frame()
-                .join(new, on="__key")[new.columns]
-                .fillna("")
-            )
+            found = new.reindex(table[ours[0]].map(columns.stem)).fillna("")
+            return table.join(found.set_axis(table.index))
     return table
 
 
