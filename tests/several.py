@@ -6,8 +6,10 @@ Run as a script it is what a notebook's `processes` starts, with the small netwo
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
@@ -51,9 +53,12 @@ def server():
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port below those that the system hands out: no connection of another test gets it before the team does."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def team(count: int, folder: Path, work, *given, lost: tuple[int, ...] = ()) -> list:
@@ -71,7 +76,8 @@ def team(count: int, folder: Path, work, *given, lost: tuple[int, ...] = ()) -> 
         for process in members:
             process.join(max(0.0, end - time.monotonic()))
         hung = [rank for rank, process in enumerate(members) if process.is_alive()]
-        assert not hung, f"ranks {hung} hang"
+        ended = [str(torch.load(path, weights_only=True))[:300] for path in folder.iterdir()] if hung else []
+        assert not hung, f"ranks {hung} hang; what the others ended with: {ended}"
     finally:
         for process in members:
             process.kill()
@@ -92,6 +98,7 @@ def member(rank: int, count: int, port: int, folder: Path, work, given) -> None:
         **launching._loopback(),
     }
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(PATIENCE - 10, file=sys.__stderr__)  # where one that hangs stands
     try:
         with tiny.network(), joined(False) as own:
             found = work(own, *given)
