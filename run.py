@@ -26,6 +26,7 @@ Relative paths among the parameters of a notebook count from the folder of this 
 """
 
 import atexit
+import concurrent.futures
 import contextlib
 import difflib
 import functools
@@ -236,6 +237,17 @@ def call(command, **options):
     return subprocess.run([str(c) for c in command], **options).returncode
 
 
+RUNNING = []  # what `follow` has started
+
+
+def stop(*_):
+    """Passes SIGTERM on: what was started saves what it has, and this process ends when it has ended."""
+    for process in RUNNING:
+        process.terminate()
+    if not RUNNING:
+        sys.exit(128 + signal.SIGTERM)
+
+
 def follow(command, shown, **options):
     """Runs a command, hands each line of its output to `shown`, and gives its exit code."""
     process = subprocess.Popen(
@@ -248,7 +260,7 @@ def follow(command, shown, **options):
         errors="replace",
         **options,
     )
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    RUNNING.append(process)
     try:
         for line in process.stdout:
             shown(line.rstrip("\n"))
@@ -257,7 +269,7 @@ def follow(command, shown, **options):
         process.wait()
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        RUNNING.remove(process)
         process.stdout.close()
     return 128 - code if code < 0 else code
 
@@ -404,9 +416,17 @@ def chosen(known, names):
     return {name: step for name, step in known.items() if name in needed}
 
 
+# Steps that leave each other alone and use one thread: each of the two lines beside the other, after all else.
+LANES = (("breakhis", "killed"), ("isic2019", "refusal", "lowest"))
+
+
 def judged(chosen):
-    """Runs the steps one after another and prints what came of each; 1 if any failed."""
-    results = [step(*s) for s in chosen.values()]
+    """Runs the steps, the headless runs two at a time, and prints what came of each; 1 if any failed."""
+    lanes = [[chosen[name] for name in lane if name in chosen] for lane in LANES]
+    results = [step(*s) for name, s in chosen.items() if not any(name in lane for lane in LANES)]
+    with concurrent.futures.ThreadPoolExecutor(len(LANES)) as pool:
+        for found in pool.map(lambda lane: [step(*s) for s in lane], lanes):
+            results += found
     print(f"\n{'step':<44}{'seconds':>8}  result")
     for name, seconds, counts in results:
         print(f"{name:<44}{seconds:>8.1f}  " + ", ".join(f"{n} {what}" for what, n in counts.items()))
@@ -469,13 +489,13 @@ def steps(python, folder):
             "papermill -p epoch 1 is refused",
             refusal_step,
             papermill(python, NOTEBOOKS / "breakhis" / "train.ipynb", folder / "out.ipynb", "-p", "epoch", "1"),
-            outside,
+            outside | ONE_THREAD,
         ),
         "lowest": (
             "two sessions on Kaggle, oldest packages",
             lowest_step,
             [python, ROOT / "tests" / "kaggle.py", folder / "lowest"],
-            {},
+            ONE_THREAD,
         ),
     }
     if os.name != "posix":  # Windows has no SIGKILL
@@ -492,7 +512,7 @@ def trial_run(python, name, place, *parameters):
     """The command of a headless run in the folder `place`, and its environment."""
     return (
         papermill(python, NOTEBOOKS / name / "train.ipynb", place / "out.ipynb", *parameters),
-        {"PATHOLIB_OUTPUTS": str(place / "outputs")},
+        {"PATHOLIB_OUTPUTS": str(place / "outputs"), **ONE_THREAD},
     )
 
 
@@ -891,4 +911,5 @@ def cleaned(text):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
     sys.exit(main(sys.argv[1:]))
