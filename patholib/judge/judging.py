@@ -97,14 +97,16 @@ class Judged:
     def shown_subgroups(self) -> Shown:
         """`subgroups` for a notebook: rows with too few groups in grey, every reason once below the table."""
         rows = self.summary["subgroups"]
-        reasons: dict[str, list[str]] = {}
-        for row in rows:
-            for reason in row["note"].split("; "):
-                reasons.setdefault(reason, []).append(row["value"])
+        reasons: dict[str, tuple[dict, set]] = {}
+        for number, row in enumerate(rows):
+            for note in row["note"].split("; "):
+                name, _, reason = note.partition(": ")
+                if reason and name != "absent" and not name.startswith("only "):  # of which classes, each row knows
+                    of, where = reasons.setdefault(reason, ({}, set()))
+                    of[metric_table.words(name)] = None
+                    where.add(number)
         below = [
-            f"{reason} ({', '.join(values)})"
-            for reason, values in reasons.items()
-            if reason and not reason.startswith("only ")
+            f"{', '.join(of)}: {reason} ({len(where)} of {len(rows)} rows)" for reason, (of, where) in reasons.items()
         ]
         grey = tuple(row["few"] for row in rows)
         if any(grey):

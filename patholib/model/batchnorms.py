@@ -1,9 +1,6 @@
-"""BatchNorm over several processes, and how far its running statistics have drifted."""
+"""BatchNorm over several processes."""
 
 from __future__ import annotations
-
-import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,10 +8,6 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from patholib.base.team import Team
-from patholib.model import networks
-
-if TYPE_CHECKING:
-    from patholib.model.networks import Classifier
 
 
 def share_batchnorm(model: nn.Module, team: Team) -> None:
@@ -98,23 +91,3 @@ class _Normalised(torch.autograd.Function):
         both = ctx.team.gather(torch.stack([of_weight, of_bias])).sum(0) / total.clamp_min(1)  # (2, K), of all
         rest = slope - normal * both[0].view(shape) - both[1].view(shape)
         return (rest * (weight * scale).view(shape)).to(maps.dtype), of_weight, of_bias, None, None
-
-
-def drift(model: Classifier, images: torch.Tensor, others: torch.Tensor, passes: int = 20) -> float:
-    """How much the frozen blocks change their maps of `images` (N, 3, H, W) by looking at `others`, without any step.
-
-    Both are shown in train mode, first `images` until the statistics have settled on them, then `others`; between the
-    two the maps are compared: norm of the change / norm. 0 where frozen blocks stay in eval mode, or none is frozen.
-    A copy of the model is used, and the random generators stay as they were.
-    """
-    if not model.frozen:
-        return 0.0
-    model, last = copy.deepcopy(model).train(), model.block_names[model.frozen - 1]
-    maps = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # of stochastic depth, which train mode wakes as well
-        for shown in (images, others):
-            for _ in range(passes):
-                model.features(shown, last)
-            maps.append(networks.evaluating(model).features(images, last))
-    return float((maps[1] - maps[0]).norm() / maps[0].norm())

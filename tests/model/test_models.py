@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import fetch
-from patholib.model import architectures, batchnorms, building, describing, fields, networks, recipes
+from patholib.model import architectures, building, describing, fields, networks, recipes
 from patholib.model.recipes import Stage
 
 pytestmark = pytest.mark.heavy
@@ -266,22 +266,6 @@ def test_the_stages_are_listed_with_what_learns_in_each():
     assert table["backbone share"].iloc[0] == pytest.approx(1_129_392 / 4_007_548)
     assert table["backbone share"].is_monotonic_increasing and table["backbone share"].iloc[-1] == 1
     assert (table["model share"] >= table["backbone share"]).all()  # the head always learns
-
-
-def test_frozen_blocks_drift_in_train_mode_and_only_there(recipe, images):
-    for batchnorm in ("drift", "adapt"):
-        model = _fresh(recipe).freeze(2, batchnorm).eval()
-        state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-        assert batchnorms.drift(model, images, images**3) > 0.05
-        assert not _moved(model, state) and torch.equal(torch.get_rng_state(), random) and not model.training
-    assert batchnorms.drift(_fresh(recipe).freeze(2, "frozen"), images, images**3) == 0
-    assert batchnorms.drift(_fresh(recipe).freeze(0, "drift"), images, images**3) == 0
-
-
-def test_statistics_that_have_settled_on_the_same_images_stay(images):
-    model = _fresh(SMALL["resnet18"]).freeze(1, "drift")
-    same, other = (batchnorms.drift(model, images, shown, passes=100) for shown in (images, images / 2))
-    assert same < 1e-3 < other
 
 
 def test_an_evaluating_twin_shares_tensors_but_not_the_mode(recipe):
