@@ -14,12 +14,15 @@ import os
 import re
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from patholib.base.errors import PathoError
 
 TESTS = Path(__file__).resolve().parent
 TABLE = TESTS.parent / "docs" / "robustness.md"
+hypothesis.settings.register_profile("patholib", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("patholib")
 RECORDING = os.environ.get("PATHOLIB_RECORD") == "1"
 ROW = re.compile(r"\| ([A-Z]\d\d) \| (.*?) \| (.*) \|")
 

@@ -70,7 +70,7 @@ def manifests(draw):
     return make([label for label, _ in rows], [group for _, group in rows])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(manifests(), st.integers(0, 99), st.randoms(use_true_random=False))
 def test_no_group_is_in_two_splits_and_every_class_is_in_each(data, seed, random):
     try:
@@ -90,7 +90,7 @@ def test_no_group_is_in_two_splits_and_every_class_is_in_each(data, seed, random
     pd.testing.assert_frame_equal(table, again)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sets(st.sampled_from("ABC"), min_size=1), min_size=3, max_size=7), st.integers(0, 9))
 def test_a_split_is_refused_exactly_if_none_exists(groups, seed):
     rows = [(label, f"g{i}") for i, labels in enumerate(groups) for label in sorted(labels)]
@@ -401,7 +401,7 @@ def many(groups=24, each=4):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(manifests(), st.integers(2, 5), st.integers(1, 2), st.integers(0, 99), st.randoms(use_true_random=False))
 def test_folds_test_every_image_once_and_tear_no_group(data, folds, repeats, seed, random):
     try:

@@ -27,7 +27,11 @@ PUBLISHED = set(torchvision_models.list_models())
 RECIPE = replace(recipes.BREAKHIS, weights="none", image_size=64, head_width=8, stages=(Stage(0, 0, 1.0),))
 
 
-@pytest.fixture(scope="module", params=architectures.NETWORKS)
+# ResNet34 is built of the blocks of ResNet18.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n == "resnet34" else ()) for n in architectures.NETWORKS],
+)
 def arch(request):
     return request.param
 

@@ -1,5 +1,6 @@
 """From a folder of images to the report, by a Study: every file is there and tells the truth."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+import tiny
 import torch
 from torch import nn
 from torchvision import models as zoo
@@ -28,6 +30,7 @@ from patholib.train import runs
 
 pytestmark = pytest.mark.heavy
 
+REAL = "table"  # whose run trains torchvision's ResNet18; the others the small network of `tiny`
 SMALL = {"breakhis": {"groups": 18, "images_per_group": 3}, "isic2019": {"groups": 60, "images_per_group": 1}}
 FILES = {
     "run.json",
@@ -138,7 +141,8 @@ def done(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "FILE_DPI", 40)  # what the figures show is not looked at here
         patch.setenv("PATHOLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return finish(tmp_path_factory.mktemp(request.param), request.param)
+        with contextlib.nullcontext() if request.param == REAL else tiny.network():
+            yield finish(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_the_run_folder_is_complete_and_holds_nothing_else(done):
@@ -227,14 +231,14 @@ def test_a_report_before_judging_or_training_has_ended_says_so(done, tmp_path):
             assert words in text if words else "not finished" not in text
 
 
-def plain_torchvision(recipe):
+def plain_network(recipe, kind):
     """The network without this library: torchvision's, its head replaced as the recipe describes it."""
-    net = zoo.resnet18(weights=None)
+    net, width = (zoo.resnet18(weights=None), 512) if kind == REAL else (tiny.Network(), 32)
     norm, relu = nn.BatchNorm1d(recipe.head_width), nn.ReLU()
     middle = (norm, relu) if recipe.head_order == "batchnorm_relu" else (relu, norm)
     net.fc = nn.Sequential(
         nn.Dropout(0.5),
-        nn.Linear(512, recipe.head_width),
+        nn.Linear(width, recipe.head_width),
         *middle,
         nn.Dropout(0.5),
         nn.Linear(recipe.head_width, len(recipe.classes)),
@@ -244,7 +248,7 @@ def plain_torchvision(recipe):
 
 def test_the_published_checkpoint_answers_the_same_in_plain_torchvision(done):
     found = torch.load(done.run.dir / "published.pt", weights_only=True)
-    net = plain_torchvision(done.run.recipe)
+    net = plain_network(done.run.recipe, done.kind)
     net.load_state_dict(found["model_state"])
     assert list(found["class_names"].values()) == list(done.run.recipe.classes)
     views = augment.plain_views(done.tiles.part("test").pictures, found["image_size"])

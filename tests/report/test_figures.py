@@ -243,7 +243,7 @@ def test_a_users_own_settings_change_no_figure_also_where_a_notebook_draws_it_la
             assert (tmp_path / "own.png").read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [30, 114])
+@pytest.mark.parametrize("number", [30, pytest.param(114, marks=pytest.mark.slow)])
 def test_many_classes_are_drawn_in_a_figure_of_limited_size(number):
     classes = [f"class {i:03}" for i in range(number)]
     for figure in every_figure(classes):

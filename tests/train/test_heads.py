@@ -260,7 +260,7 @@ def test_folds_share_their_features(given, passed):
 
 
 @pytest.mark.parametrize(
-    ("given", "subject"),
+    ("asked", "subject"),
     [
         ({"weights": "none"}, "weights"),
         ({"epochs": 3, "lr": 1e-3}, "lr, epochs"),
@@ -270,10 +270,10 @@ def test_folds_share_their_features(given, passed):
         ({"precision": "bf16"}, "precision"),
         ({"published": True}, "train"),
     ],
-    ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
+    ids=lambda asked: "-".join(asked) if isinstance(asked, dict) else "",
 )
-def test_what_would_do_nothing_or_cannot_work_is_refused(given, subject):
-    error = refused(Study, "demo", arch="resnet18", train="head", **given)
+def test_what_would_do_nothing_or_cannot_work_is_refused(asked, subject, given):
+    error = refused(Study, given["data"], arch="resnet18", train="head", positive="malignant", **asked)
     assert error.code == "bad_parameter" and set(error.subject.split(", ")) >= set(subject.split(", "))
 
 
