@@ -111,6 +111,9 @@ class Options:
         "running", None, "stop after this many hours, saved", none="no limit, but one hour before Kaggle ends a session"
     )
     output: str | None = _of("running", None, "folder for run folders", none="outputs of the project")
+    keep_checkpoints: bool = _of(
+        "running", False, "keep the checkpoints of a finished run, to train on for more epochs"
+    )
     resume: str = _of(
         "running", "auto", "continue an unfinished run of the same recipe, images and split", "auto", "must", "never"
     )

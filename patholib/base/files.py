@@ -245,13 +245,15 @@ def look_at_file(path: Path | str, name: str = "", remedy: str = "Correct the pa
     return facts
 
 
-def refuse_no_path(path: Path | str) -> None:
-    """Refuses what can lead to no file or folder; it need not exist. Errors: as `look_at_file`."""
+def given(path: Path | str) -> Path:
+    """A path that a person gave, ~ being the home folder; nothing need be there. Errors: as `look_at_file`."""
+    text = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises where there is no such user
     try:
-        look_at_file(path, folders=True)
+        look_at_file(text, folders=True)
     except PathoError as error:
-        if error.reason != NOT_THERE:
+        if error.reason != NOT_THERE or not text:
             raise
+    return Path(text)
 
 
 def is_there(path: Path | str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from patholib.base import files
 from patholib.base.errors import PathoError, nearest, shown
 
 MOST_BYTES = 2**30  # of a table once it is unpacked
@@ -44,15 +45,11 @@ def read_csv(path: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
 
     Fields are separated by the one of SEPARATORS that the header has most of; the file may be packed (gz, bz2, xz).
     "NA" and "0012" stay as written, and no row may have more or fewer fields than the header.
-    Raises PathoError: `missing_file`, `csv_format` (names the column, line or encoding).
+    Raises PathoError: `missing_file`, `unreadable`, `csv_format` (names the column, line or encoding).
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise PathoError("missing_file", path.name, f"does not exist in {path.parent}", "Check the path") from None
-    except OSError as error:
-        raise PathoError("unreadable", str(path), f"cannot be read ({error.strerror})", "Name a CSV file") from error
+    files.look_at_file(path)
+    content = files.read_bytes(path)
     header, rows, lines = _parse_csv(path.name, _unpacked(path.name, content))
     bad = [
         ("csv_format", f"{path.name} line {line}", f"has {len(row)} fields, the header has {len(header)}")

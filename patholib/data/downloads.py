@@ -32,7 +32,7 @@ def dataset(
     """
     source = SOURCES[kind]
     usual = _found(kind) if folder is None else None
-    folder = Path(folder or files.remade() / kind).expanduser().absolute()
+    folder = files.given(folder or files.remade() / kind).absolute()
     missing = [file for file in source.files if not _there(file, folder)]
     place = usual or _found(kind, folder)
     if place and (place != folder or not missing or source.files[-1] in missing):  # and so not half fetched by this

@@ -29,6 +29,7 @@ class Listed:
     places: list[Path | None]  # where each file is; None: not there
     demo: bool
     remarks: tuple[str, ...] = ()  # what was taken for one, and what for unknown
+    closed: tuple[str, ...] = ()  # the folders that cannot be listed, and why
 
 
 def read(
@@ -60,17 +61,23 @@ def _split_of(name: str) -> str:
 def _from_folders(parts: list[tuple[str, Path]], name: str) -> Listed:
     """The images below folders, each of a split; the first folder within is the class."""
     places: list[Path | None] = []
-    rows = []
+    rows, closed = [], dict[str, PathoError]()
     for part, folder in sorted(parts, key=lambda both: SPLITS.index(both[0])):
         if not folder.is_dir():
             raise PathoError("missing_file", str(folder), "is not a folder", "Name the folder of the images")
-        for image in walk(folder)[0]:
+        below = dict[str, PathoError]()
+        images, _ = walk(folder, below)
+        closed |= {f"{part}/{name}": error for name, error in below.items()}
+        for image in images:
             label, below, _ = image.partition("/")
             rows.append((f"{part}/{image}", label if below else "", part))
             places.append(folder / image)
     listed = pd.DataFrame(rows, columns=["path", "label", "split"], dtype=str)
+    if closed and listed["split"].nunique() < len(parts):
+        raise next(iter(closed.values()))
     _refuse_one_split(listed, name)
-    return Listed(name, listed, places, any(is_demo(folder) for _, folder in parts))
+    said = tuple(f"images in {path}: it {error.reason}" for path, error in closed.items())
+    return Listed(name, listed, places, any(is_demo(folder) for _, folder in parts), closed=said)
 
 
 def _from_table(

@@ -154,7 +154,7 @@ def audit(
     with _asked(*named, root, metadata):
         listed = foreign.read(split, root, columns or {}, ids, where)
         keys, unchecked = foreign.ids(listed.table, ids, metadata)
-        return _audited(listed, keys, unchecked, pixels, progress)
+        return _audited(listed, keys, [*listed.closed, *unchecked], pixels, progress)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -351,11 +352,19 @@ def leaked_share(table: pd.DataFrame, column: str) -> float:
     return float(leaked(table[column], table["split"])[table["split"] == "test"].mean())
 
 
+def all_of(classes: Iterable[str]) -> str:
+    """What a row of totals is called beside rows of these classes: "all", or more words where a class has that name."""
+    name, taken = "all", {label.casefold() for label in classes}
+    while name in taken:
+        name += " together"
+    return name
+
+
 def split_counts(table: pd.DataFrame) -> pd.DataFrame:
-    """Images and groups of every class (rows, and `all`) in every split (columns `train images` ... `test groups`)."""
-    both = pd.concat([table, table.assign(label="all")])
+    """Images and groups of every class in every split (columns `train images` ... `test groups`); last, of all."""
+    rows = [*sorted(set(table["label"])), all_of(table["label"])]
+    both = pd.concat([table, table.assign(label=rows[-1])])
     each = both.drop_duplicates(["label", "split", "group"])
-    rows = [*sorted(set(table["label"])), "all"]
     parts = {
         what: pd.crosstab(cells["label"], cells["split"]).reindex(index=rows, columns=list(SPLITS), fill_value=0)
         for what, cells in (("images", both), ("groups", each))

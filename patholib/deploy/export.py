@@ -18,7 +18,7 @@ from patholib.deploy import exportformat, loading, onnx_export, published
 from patholib.judge import decisions, novelty, trust
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
-from patholib.train import checkpoints
+from patholib.train import checkpoints, resumable
 
 if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
@@ -86,27 +86,21 @@ def save_model(
     return files.write_json(folder / exportformat.MANIFEST, manifest)
 
 
-def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False) -> list[Path]:
+def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False, optimizer: bool = False) -> list[Path]:
     """Exports the best epoch of a finished training: model.safetensors, model.json and published.pt; returns them.
 
     Everything is read from the run folder; temperature and threshold from its decision.json, None where there is none.
     images: the run's, with their split, to note what a picture of their kind looks like (`novelty`);
     without them that is taken from an earlier export of the same run. onnx: `to_onnx` too, which takes seconds.
-    Errors: missing_file, checkpoint_damaged, nothing_trained, val_changed; with onnx, those of `to_onnx`.
+    optimizer: published.pt holds its state too. Errors: missing_file, checkpoint_damaged, nothing_trained, val_changed;
+    with onnx, those of `to_onnx`.
     """
     run_dir = Path(run_dir)
     facts = files.read_json(run_dir / "run.json")
     if "training" not in facts:
         raise PathoError("nothing_trained", str(run_dir), "has no finished training", "Train first")
     recipe, best = recipes.from_json(facts["recipe"]), facts["training"]["best_epoch"]
-    kept = checkpoints.load(run_dir / "checkpoints", "best", best, holds=("model", "optimizer", "row"))
-    if kept is None:
-        raise PathoError(
-            "missing_file",
-            str(run_dir / "checkpoints"),
-            f"holds no weights of the best epoch ({best})",
-            "Restore the folder from a copy, or train again",
-        )
+    kept = _kept(run_dir, facts, best)
     row, data, earlier = kept["row"], facts["data"], _earlier(run_dir, facts)
     familiar = novelty.learn(images).to_json() if images is not None else earlier.get("novelty")
     save_model(
@@ -128,7 +122,7 @@ def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False) 
         recipe,
         epoch=best,
         best_auc=row["val_auc"],
-        optimizer_state=kept["optimizer"],
+        optimizer_state=kept["optimizer"] if optimizer else None,
         frozen_blocks=row["frozen"],
         validation={name: value for name, value in row.items() if name.startswith("val_")},
     )
@@ -141,6 +135,26 @@ def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False) 
         views = None if images is None else plain_views(images.part("val").pictures[:16], recipe.image_size)
         written.append(onnx_export.to_onnx(run_dir, views))
     return written
+
+
+def _kept(run_dir: Path, facts: dict, best: int) -> dict:
+    """Model, optimizer and row of the best epoch: of its checkpoint, or after that was deleted of published.pt.
+
+    Errors: missing_file, checkpoint_damaged.
+    """
+    if facts.get("checkpoints") == resumable.DELETED:
+        found = published.read(run_dir / exportformat.PUBLISHED)
+        row = files.read_json(run_dir / "history.json")[best - 1]
+        return {"model": found["model_state"], "optimizer": found["optimizer_state"], "row": row}
+    kept = checkpoints.load(run_dir / "checkpoints", "best", best, holds=("model", "optimizer", "row"))
+    if kept is None:
+        raise PathoError(
+            "missing_file",
+            str(run_dir / "checkpoints"),
+            f"holds no weights of the best epoch ({best})",
+            "Restore the folder from a copy, or train again",
+        )
+    return kept
 
 
 def _earlier(run_dir: Path, facts: dict) -> dict:

@@ -74,7 +74,7 @@ def gather(places: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     found: dict[str, str] = {}
     left: Counter[str] = Counter()
     for place in map(str, places):
-        folder, closed = _is_folder(place), list[str]()
+        folder, closed = _is_folder(place), dict[str, PathoError]()
         inside, passed = walk(Path(place), closed) if folder else ([""], {})
         alike = [name for name in passed.get("unknown_extension", ()) if decoding.is_like_a_picture(Path(place, name))]
         if alike:  # whatever its name, it is answered, or named with the reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def write(
             "Turn NumPy numbers and paths into float, int or str first",
         ) from error
     return files.write_bytes(path, stream.getvalue())
+
+
+def read(path: Path) -> dict:
+    """What `write` wrote. Errors: missing_file, unreadable, checkpoint_damaged."""
+    stream = io.BytesIO(files.read_bytes(path))
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            damaged = archive.testzip()  # torch does not look at its check sums
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError) as error:
+        damaged = str(error)
+    if damaged:
+        raise PathoError("checkpoint_damaged", str(path), f"is damaged ({shown(damaged)})", "Restore it")
+    stream.seek(0)
+    return torch.load(stream, weights_only=True)
 
 
 def stop_on_nonfinite(state: Mapping[str, torch.Tensor], subject: str, remedy: str) -> None:

@@ -208,7 +208,7 @@ def judge(
     else:
         away = np.array([familiar.distance(images.pixels[row]) for row in images.table["row"]])
         found["novelty"] = {"share": intervals.mean_of(away > 1, groups, "share").to_json()}
-        tables = {name: table.assign(novelty=away) for name, table in tables.items()}
+        tables = {name: predicting.own_apart(table, ["novelty"]).assign(novelty=away) for name, table in tables.items()}
     return found, tables
 
 

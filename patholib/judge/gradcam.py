@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from patholib.base.errors import PathoError, nearest
 from patholib.data.imagesets import ImageSet
-from patholib.judge import resampled, rules
+from patholib.judge import predicting, resampled, rules
 from patholib.model import augment, describing
 from patholib.model.networks import Classifier, evaluating
 
@@ -277,7 +277,7 @@ def pick(
     probs, rows = predictions[[f"p_{c}" for c in classes]].to_numpy(), np.arange(len(predictions))
     predicted, true = (pd.Index(classes).get_indexer(names) for names in (decision, predictions["label"]))
     own = probs[rows, true]
-    kept = _own_apart(predictions)
+    kept = predicting.own_apart(predictions, OURS)
     table = kept.assign(decision=decision, p=probs[rows, predicted], loss=-np.log(np.maximum(own, 1e-12)))
     if by != "outcome":
         if by not in predictions:
@@ -294,17 +294,6 @@ def pick(
         surest.sort_values("loss", ascending=False, kind="stable").head(each).assign(section="highest loss"),
     ]
     return pd.concat(parts)
-
-
-def _own_apart(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The predictions with `own_` before columns of the data that have the name of one of ours."""
-    own = {}
-    for name in OURS:
-        if name in predictions:
-            own[name] = f"own_{name}"
-            while own[name] in predictions:
-                own[name] = f"own_{own[name]}"
-    return predictions.rename(columns=own)
 
 
 def _outcomes(decision: np.ndarray, label: np.ndarray, positive: str | None) -> np.ndarray:

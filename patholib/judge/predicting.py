@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -260,6 +260,17 @@ def pooled(
     encoder = networks.Encoder(model, augment.SYMMETRIES[view])
     made = forward(encoder, images, model, False, device, batch_size, after_batch=after_batch, final=False)
     return made[0].numpy()  # of a recipe `forward` has asked the model for the image size alone
+
+
+def own_apart(table: pd.DataFrame, ours: Iterable[str]) -> pd.DataFrame:
+    """The table with `own_` before columns of the data that have a name that is to be written."""
+    own = {}
+    for name in ours:
+        if name in table:
+            own[name] = f"own_{name}"
+            while own[name] in table:
+                own[name] = f"own_{own[name]}"
+    return table.rename(columns=own)
 
 
 def with_probs(table: pd.DataFrame, classes: Sequence[str], probs: np.ndarray) -> pd.DataFrame:

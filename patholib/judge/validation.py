@@ -258,7 +258,8 @@ def _chosen(tables: list[pd.DataFrame], recipe: Recipe, own: Mapping) -> dict:
 
 
 def decided(table: pd.DataFrame, recipe: Recipe, threshold: float | rules.Shares) -> pd.DataFrame:
-    """Calibrated predictions with what each image is called (`decisions.deciding`)."""
+    """Calibrated predictions with what each image is called (`decisions.deciding`); see `predicting.own_apart`."""
+    table = predicting.own_apart(table, ("threshold", "decision"))
     decision = resampled.decide(table, recipe.classes, recipe.positive, threshold)
     return table.assign(threshold=None if isinstance(threshold, Mapping) else threshold, decision=decision)
 

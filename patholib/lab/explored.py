@@ -49,7 +49,7 @@ def find_run(
             )
         print(f"The newest finished run: {found.name}")
         return found
-    places = (Path(run).expanduser(), output / run)
+    places = (files.given(run), output / run)
     found = next((place for place in places if files.is_there(place / exportformat.MANIFEST)), None)
     if found is None:
         raise PathoError(

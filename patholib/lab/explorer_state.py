@@ -183,7 +183,7 @@ class State(traitlets.HasTraits):
 
         Errors: as `decoding.read`.
         """
-        source = Path(source).expanduser() if isinstance(source, str) else source
+        source = files.given(source) if isinstance(source, str) else source
         name = source.name if isinstance(source, Path) else PurePosixPath(name).name
         square, warnings = self.predictor.look(source, name)
         path = first = f"{explored.YOURS}: {shown(name)}"

@@ -294,8 +294,8 @@ def _ask_the_library(name: str, value, values: dict) -> None:
     from patholib.model import schedules
     from patholib.train import runs  # help needs none of them
 
-    if name in ("data", "output", "weights") and value is not None:
-        files.refuse_no_path(Path(value).expanduser())
+    if name in ("data", "output", "split", "weights") and value is not None:
+        files.given(value)
     if name == "workers":
         cpu.threads(value)
     elif name == "processes":

@@ -53,7 +53,7 @@ def fetch_weights(arch: str, folder: str | Path | None = None) -> Path:
     remote = imagenet_file(arch)
     if architectures.NETWORKS[arch].packaged:
         raise PathoError("unknown_source", remote.name, "comes in a Python package", INSTALL)
-    folder = Path(folder or files.remade() / "weights").expanduser().absolute()
+    folder = files.given(folder or files.remade() / "weights").absolute()
     terms = architectures.NETWORKS[arch].terms
     print(f"ImageNet weights of {arch}, under terms of their own: {terms}", flush=True)
     path = fetch.fetch(remote, folder)

@@ -24,11 +24,10 @@ TRIES = 2  # tries in a row without a byte: a training that has no network says 
 
 
 def given_file(weights: str) -> Path:
-    """The file of a recipe's weights="<path>". Errors: weights_missing."""
+    """The file of a recipe's weights="<path>". Errors: weights_missing; as `files.given`."""
     # A notebook may run in its own folder or in its caller's: a relative path counts from either or from the project.
-    tried = [Path(weights).expanduser().absolute()]
-    if not tried[0].is_file() and not Path(weights).expanduser().is_absolute():
-        tried.append(files.project_root() / weights)
+    path = files.given(weights)
+    tried = list(dict.fromkeys((path.absolute(), files.project_root() / path)))
     for path in tried:
         if path.is_file():
             return path
@@ -46,7 +45,7 @@ def places(arch: str) -> list[Path]:
     own = dict.fromkeys(folder / "weights" / name for folder in (files.project_root() / "data", files.remade()))
     found = [*attached(name), *own, *(_installed(packaged) if packaged else [_hub() / name])]
     if given := os.environ.get("PATHOLIB_WEIGHTS"):
-        chosen = Path(given).expanduser()
+        chosen = files.given(given)
         found.insert(0, chosen if chosen.is_file() else chosen / name)
     return found
 

@@ -281,7 +281,7 @@ def read(
 
 def _place(name: str, output: Path) -> Path:
     """The run folder of that name in output, or at that path."""
-    for place in (output / name, Path(name).expanduser(), files.project_root() / name):
+    for place in (output / name, files.given(name), files.project_root() / name):
         if (place / "run.json").is_file():
             return place
     raise PathoError(

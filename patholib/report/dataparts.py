@@ -10,7 +10,7 @@ from markupsafe import Markup
 from patholib.base import files
 from patholib.data.columns import IDS
 from patholib.data.leakage import WAYS
-from patholib.data.splitting import SPLITS, leaked
+from patholib.data.splitting import SPLITS, all_of, leaked
 from patholib.report.markdown import count, short, table, text
 from patholib.report.records import Record
 
@@ -43,7 +43,10 @@ def sizes(run: Record) -> Markup:
 
     return table(
         (f"images ({run.units})", *parts, "all"),
-        [*((name, *cells(split[split["label"] == name])) for name in run.recipe.classes), ("all", *cells(split))],
+        [
+            *((name, *cells(split[split["label"] == name])) for name in run.recipe.classes),
+            (all_of(run.recipe.classes), *cells(split)),
+        ],
     )
 
 
@@ -73,7 +76,7 @@ def _by_split(run: Record, title: str, rows: pd.DataFrame, ids: str) -> Markup:
 
     return table(
         (title, *parts, "all"),
-        [*((name, *cells(rows[rows["label"] == name])) for name in classes), ("all", *cells(rows))],
+        [*((name, *cells(rows[rows["label"] == name])) for name in classes), (all_of(classes), *cells(rows))],
     )
 
 

@@ -39,7 +39,7 @@ from patholib.options import OF_RECIPE, Options
 from patholib.report import report
 from patholib.study import crossvalidation, evaluating, explaining
 from patholib.study.pictures import Figures
-from patholib.train import checkpoints, devices, originals, runs, training
+from patholib.train import checkpoints, devices, originals, resumable, runs, training
 from patholib.train.runs import Run
 
 
@@ -264,6 +264,9 @@ class Study:
                 )
             return self.history
         options, run = self.options, self.run
+        if files.read_json(run.dir / "run.json").get("checkpoints") == resumable.DELETED:
+            self.model = self._kept()
+            return self.history
         hours = sessions.hours_left() if options.max_hours is None else options.max_hours
         try:
             training.check_processes(max(options.processes, self._team.count), options.device, self.recipe)
@@ -350,14 +353,17 @@ class Study:
         """
         return explaining.explain(self, each)
 
-    def export(self, onnx: bool = False) -> list[Path]:
-        """Writes the model for others: model.safetensors, model.json, published.pt; returns them."""
-        return export.write(self.dir, None if self.opened else self.images, onnx=onnx)
+    def export(self, onnx: bool = False, optimizer: bool = False) -> list[Path]:
+        """Writes the model for others: model.safetensors, model.json, published.pt; returns them.
+
+        optimizer: published.pt also holds the state of the optimizer, twice as large as the weights.
+        """
+        return export.write(self.dir, None if self.opened else self.images, onnx=onnx, optimizer=optimizer)
 
     def report(self) -> Path:
         """Writes what is missing (heatmaps, export, figures) and every page, and finishes the run; returns report.html.
 
-        Errors: not_judged.
+        The checkpoints are then deleted, unless the option keep_checkpoints is set. Errors: not_judged.
         """
         if not (self.dir / "metrics.json").exists():
             raise PathoError("not_judged", self.dir.name, "has no numbers to report", "Call lock and judge first")
@@ -368,7 +374,7 @@ class Study:
         self.figures.complete()
         page = report.write(self.dir)
         if not self.opened:
-            self.run.finish()
+            self.run.finish(self.options.keep_checkpoints)
         return page
 
     def close(self) -> None:

@@ -54,6 +54,19 @@ def prune_old(folder: Path, kind: str) -> None:
             old.unlink()
 
 
+def delete(folder: Path) -> int:
+    """Removes all checkpoints, also what was set aside as damaged; returns how many bytes they took."""
+    freed = 0
+    for path in Path(folder).glob("*.pt*"):
+        with contextlib.suppress(OSError):  # open elsewhere on Windows
+            size = path.lstat().st_size
+            path.unlink()
+            freed += size
+    with contextlib.suppress(OSError):  # there is something else in it
+        Path(folder).rmdir()
+    return freed
+
+
 def list_of(folder: Path, kind: str) -> list[Path]:
     """The checkpoints of a kind, the newest first; names order them by step, not by the clock."""
     found = [p for p in Path(folder).glob(f"{kind}-*.pt") if NAME.fullmatch(p.name)]

@@ -23,7 +23,7 @@ def source_of(run_dir: Path, data: str | Path = "auto") -> Manifest:
 
     data: as for `readers.load`. Errors: data_root where "auto" cannot find them, and what the readers raise.
     """
-    files.refuse_no_path(data)
+    files.given(data)
     facts = files.read_json(Path(run_dir) / "run.json")
     kind, auto = facts["data"]["source"], str(data) == "auto"
     remedy = 'Give the images as data, or data="none" to look at files of your own only'

@@ -15,11 +15,14 @@ from patholib.model.recipes import Recipe
 
 # A change of these does not make another run; of the epochs only upwards.
 RESUMABLE = ("epochs", "patience", "precision", "fast", "micro_batches", "on_nonfinite")
+DELETED = "deleted"  # in run.json, of the checkpoints of a finished run: it can be opened, and not trained on
 
 
 def fits(facts: dict, recipe: Recipe, mark: str) -> bool:
     """Whether this recipe, whose fingerprint with data and split is `mark`, may resume the run of these facts."""
-    return facts.get("fingerprint") == mark and facts["recipe"]["epochs"] <= recipe.epochs
+    before = facts["recipe"]["epochs"]
+    more = before < recipe.epochs and facts.get("checkpoints") != DELETED
+    return facts.get("fingerprint") == mark and (before == recipe.epochs or more)
 
 
 def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) -> list[str]:
@@ -41,6 +44,9 @@ def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) 
         found.insert(
             0, f"its run.json lacks {', '.join(lacking)} of the recipe: only {by}, which wrote it, can resume it"
         )
+    if fields.keys() == {"epochs"} and facts.get("checkpoints") == DELETED:
+        old, new = fields["epochs"]
+        found = [f"epochs {old} -> {new}, and its checkpoints were deleted when it was finished"]
     return found + _changed_images(folder, checked, split) or ["a difference that its files do not show"]
 
 

@@ -14,13 +14,14 @@ import pandas as pd
 
 from patholib.base import files, locks
 from patholib.base.errors import PathoError, nearest
+from patholib.base.progress import say
 from patholib.base.team import Team
 from patholib.data import csvfiles, leakage, manifest, splitting
 from patholib.data.checking import Checked
 from patholib.data.readers.sources import TABLE
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
-from patholib.train import origin, resumable
+from patholib.train import checkpoints, origin, resumable
 
 TRAINING = "training.lock"  # held by the first of several processes that train, beside run.lock of their starter
 
@@ -64,10 +65,24 @@ class Run:
         if self.writes and self.dir.is_dir():  # a folder that was removed is not made again for a line
             files.append_json(self.dir / "run.jsonl", {"event": event} | facts)
 
-    def finish(self) -> None:
-        """Marks the run as complete, as the last thing that is written, and unlocks the folder."""
+    def finish(self, keep_checkpoints: bool = True) -> None:
+        """Marks the run as complete, as the last thing that is written, and unlocks the folder.
+
+        keep_checkpoints: False deletes them, and says so: they are several times as large as the weights of the export,
+        and serve to train on alone.
+        """
         files.remove_parts(self.dir)
-        self.update(status="finished", finished=datetime.now(UTC).isoformat(timespec="seconds"))
+        self.update(
+            status="finished",
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            checkpoints="kept" if keep_checkpoints else resumable.DELETED,
+        )
+        freed = checkpoints.delete(self.dir / "checkpoints") if self.writes and not keep_checkpoints else 0
+        if freed:
+            say(
+                f"the checkpoints were deleted ({freed / 1e6:,.0f} MB), as the weights are in the export; "
+                "keep_checkpoints=True keeps them, to train on for more epochs"
+            )
         self.close()
 
     def close(self) -> None:

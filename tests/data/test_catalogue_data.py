@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -303,20 +304,15 @@ def test_D20_one_file_under_two_spellings_of_its_path_is_refused(tmp_path, catal
 
 
 def replaced(path, what):
-    """Puts something that is no file in place of one; returns what has to stay alive."""
+    """Puts something that is no file in place of one."""
     path.unlink()
     if what == "folder":
         path.mkdir()
     elif what == "pipe":
         os.mkfifo(path)  # opening it would wait for ever
     else:
-        alive, here = socket.socket(socket.AF_UNIX), Path.cwd()
-        os.chdir(path.parent)  # the path of a socket is short
-        try:
-            alive.bind(path.name)
-        finally:
-            os.chdir(here)
-        return alive
+        with socket.socket(socket.AF_UNIX) as bound, contextlib.chdir(path.parent):  # the path of a socket is short
+            bound.bind(path.name)  # its name stays
 
 
 @posix
@@ -330,11 +326,10 @@ def replaced(path, what):
 )
 def test_what_is_no_file_is_never_opened(tmp_path, what, given, catalogue):
     source = own_set(tmp_path / "set", sound())
-    alive = replaced(source.root / "a00.png", what)
+    replaced(source.root / "a00.png", what)
     ((path, error),) = problems(source).items()
     assert (path, error.code) == ("a00.png", "unreadable")
     catalogue("D21", given, error)
-    del alive
 
 
 def failing(monkeypatch, name, number):

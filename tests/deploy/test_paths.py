@@ -17,12 +17,12 @@ import patholib
 from patholib import cli
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.data import checking, csvfiles, leakage
+from patholib.data import checking, csvfiles, homes, leakage, readers
 from patholib.data.readers import table
 from patholib.deploy import export, predictions
 from patholib.deploy.inference import Predictor
 from patholib.lab import explored
-from patholib.model import building
+from patholib.model import building, weights
 from patholib.options import Options
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
@@ -182,11 +182,9 @@ def test_c37_a_folder_that_is_named_twice_counts_once(folder, answered, monkeypa
     catalogue("C37", "predict: one folder named twice, relative, absolute or by a link", "every picture once")
 
 
-@posix
-def test_c39_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_answered(folder, answered, monkeypatch, catalogue):
-    for name in ("a/x", "closed", "z"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "p.png").write_bytes(encoded(picture(4)))
+@pytest.fixture
+def closed(monkeypatch):
+    """A folder called closed cannot be listed: not by its permissions, as the superuser may look everywhere."""
     system = os.scandir
 
     def scandir(path):
@@ -195,12 +193,53 @@ def test_c39_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_answered(fo
         return system(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
+
+
+@posix
+def test_c39_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_answered(folder, answered, closed, catalogue):
+    for name in ("a/x", "closed", "z"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "p.png").write_bytes(encoded(picture(4)))
     good, bad = answered(folder)
     assert {path[len(str(folder)) :] for path in good} == {"/a/x/p.png", "/good.png", "/z/p.png"}
     assert [(os.path.normpath(path), row["code"]) for path, row in bad.items()] == [
         (str(folder / "closed"), "unreadable")
     ]
     catalogue("C39", "predict: a folder within that cannot be listed", "listed as `unreadable`; the rest is answered")
+
+
+def parts_of(folder, *names):
+    """A folder for an audit, with one picture in each of these folders; the first and the last are the same picture."""
+    for i, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        (folder / name / f"{i}.png").write_bytes(encoded(picture(i % (len(names) - 1))))
+    return folder
+
+
+@posix
+def test_c39_audit_names_a_folder_that_cannot_be_listed_and_compares_the_others(tmp_path, closed, catalogue):
+    found = leakage.audit(parts_of(tmp_path, "train/a", "train/closed", "train/z", "test/closed", "test/z"))
+    assert not found.ok and found.counts == {"train": 2, "test": 1}  # what lies behind the closed one is looked at
+    said = [text for text in found.unchecked if "closed" in text]
+    assert [text.split(":")[0] for text in said] == ["images in train/closed", "images in test/closed"]
+    assert all("Permission denied" in text for text in said)
+    catalogue("C39", "audit: a folder within that cannot be listed", "named with the reason; the rest is compared")
+
+
+@posix
+def test_c39_where_nothing_of_a_part_can_be_listed_that_is_the_reason(tmp_path, closed):
+    error = refused(leakage.audit, parts_of(tmp_path, "train/a", "test/closed"))
+    assert (error.code, error.subject) == ("unreadable", str(tmp_path / "test" / "closed"))
+    error = refused(leakage.audit, {"train": tmp_path / "train", "test": tmp_path / "test" / "closed"})
+    assert (error.code, error.subject) == ("unreadable", str(tmp_path / "test" / "closed"))
+
+
+@posix
+def test_c39_files_are_found_by_their_names_beside_a_folder_that_cannot_be_listed(tmp_path, closed):
+    (tmp_path / "closed").mkdir()
+    own(tmp_path, "", names=("deep/a.png", "b.png", "c/d.png"))
+    source = table.read(own(tmp_path, "path,label,group\na,a,1\nb,b,2\nd,b,3\n", names=()))
+    assert set(source.table["path"]) == {"deep/a.png", "b.png", "c/d.png"}
 
 
 # ------------------------------------------------------------------------------------------------------------ C38
@@ -250,12 +289,40 @@ def test_c38_where_writing_is_forbidden_nobody_is_told_to_free_space():
         ("/dev/zero", "a device"),
     ],
 )
-def test_c61_data_that_is_no_path_is_one_true_sentence(catalogue, data, what):
+def test_c61_data_that_is_no_path_is_one_true_sentence(tmp_path, catalogue, data, what):
     error = refused(Options, data=data)
     assert error.code == "bad_parameter" and len(str(error)) < 2500 and "\0" not in str(error)
     assert refused(Options, output=data).code == "bad_parameter"
     catalogue("C61", f"data: {what}", error)
-    assert refused(patholib.audit, data).code in ("missing_file", "unreadable")
+    source = own_set(tmp_path / "set", sound())
+    for call in (
+        lambda: patholib.audit(data),
+        lambda: patholib.load("breakhis", data),
+        lambda: readers.read(data),
+        lambda: readers.find("isic2019", data),
+        lambda: homes.find(source, data),
+        lambda: csvfiles.read_csv(data),
+        lambda: weights.given_file(data),
+    ):
+        error = refused(call)
+        assert error.code in ("missing_file", "unreadable") and len(str(error)) < 2500 and "\0" not in str(error)
+
+
+@posix
+@pytest.mark.parametrize("data", ["~nobody-of-that-name/set.csv", "~nobody-of-that-name"])
+def test_c61_the_home_of_nobody_does_not_exist(data):
+    assert refused(readers.read, data).code == "data_root" and refused(csvfiles.read_csv, data).code == "missing_file"
+
+
+def test_c61_nothing_is_no_path():
+    assert refused(readers.read, "").code == "missing_file"
+
+
+@posix
+@pytest.mark.parametrize("cell", ["n" * 300 + "/a00.png", "n" * 300, "a\x01b.png", "http://x/a00.png", "~x/q.png"])
+def test_c61_a_row_of_a_table_that_is_no_path_has_no_file(tmp_path, cell):
+    text = f'path,label,group\n"{cell}",a,1\nb.png,b,2\nc/d.png,b,3\n'
+    assert refused(table.read, own(tmp_path, text)).code == "rows_without_files"
 
 
 @posix

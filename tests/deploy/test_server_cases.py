@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import socket
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 import samples
 from live import MARK, MULTIPART, SOUND, answer, ask, form, head, post
+from starlette import formparsers
+from starlette.requests import Request
 
 from patholib import cli
 from patholib.base.errors import PathoError
-from patholib.deploy.server import webapp
+from patholib.deploy.server import webapp, webroutes
 
 pytestmark = pytest.mark.heavy
 
@@ -56,6 +59,8 @@ ODD = {  # what is sent: (body, path, headers, status, code, a word of the reaso
     "17 files in a batch": (form(*[SOUND] * 17), "/predict/batch", {}, 422, "bad_form", "more than 16 files"),
     "two files": (form(SOUND, SOUND), "/predict", {}, 422, "bad_form", "more than 1 file"),
     "a text field": (field("file", b"sample.png") + END, "/predict", {}, 422, "bad_form", "text and no file"),
+    "a form that is cut off": (form(SOUND, SOUND)[:-200], "/predict/batch", {}, 422, "bad_form", "cut off"),
+    "another field": (form(SOUND, field="image"), "/predict", {}, 422, "bad_fields", "not called file"),
     "a raw picture": (SOUND, "/predict", {"Content_Type": "image/png"}, 415, "no_form", "no multipart form"),
 }
 
@@ -67,6 +72,40 @@ def test_c34_every_odd_upload_has_its_own_reason(server, catalogue, what):
     assert (found.status, found.json["code"]) == (status, code) and word in found.json["reason"]
     assert len({row[5] for row in ODD.values()}) == len(ODD)
     catalogue("C34", f"upload: {what}", f"{status} `{code}`")
+
+
+CUT = form(SOUND, SOUND)
+FORMS = {  # by how many pictures are taken from it; None: it is refused
+    "sound": (CUT, 2),
+    "without its last line end": (CUT[:-2], 2),
+    "with bytes behind its end": (CUT + b"more", 2),
+    "cut off in the second picture": (CUT[:-200], None),
+    "cut off before the end mark": (CUT[:-4], None),
+    "cut off in a head": (CUT[:60], None),
+    "with a field before": (field("x", b"1") + CUT, None),
+    "with another name": (form(SOUND, SOUND, field="image"), None),
+    "with another name before": (form(SOUND, field="image").removesuffix(END) + CUT, None),
+    "of 17 pictures": (form(*[SOUND] * 17), None),
+}
+
+
+@pytest.mark.parametrize("what", FORMS)
+def test_c34_every_file_of_a_form_is_taken_or_the_form_refused_and_all_are_closed(monkeypatch, what):
+    made, (body, count) = [], FORMS[what]
+    spooled = formparsers.SpooledTemporaryFile
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", lambda **how: made.append(spooled(**how)) or made[-1])
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", MULTIPART.encode())]}
+    asked = webroutes.uploads(Request(scope, receive), most=16, body=10**7)
+    if count is None:
+        with pytest.raises(webroutes.Refusal):
+            asyncio.run(asked)
+    else:
+        assert asyncio.run(asked) == [SOUND] * count
+    assert all(file.closed for file in made)
 
 
 def test_c35_nothing_of_an_upload_is_in_any_log(folder, tmp_path, catalogue):

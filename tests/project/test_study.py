@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ import patholib
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import splitting
+from patholib.deploy import export
 from patholib.judge import decisions, judging, trust
 from patholib.model import recipes
 from patholib.options import Options
@@ -25,6 +27,7 @@ from patholib.report import cards
 from patholib.report.figures import style
 from patholib.report.records import Record
 from patholib.study import Study
+from patholib.train import runs
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("small_network")]
@@ -211,6 +214,44 @@ def test_a_recipe_by_name_is_fitted_to_images_and_epochs_and_one_of_your_own_is_
     assert "The last epoch is kept" in capsys.readouterr().out
     own = Study(study.checked, recipe=recipes.BREAKHIS, split=study.split, output=str(tmp_path), quiet=True)
     assert (own.recipe.keep, own.recipe.t_0) == ("best", 5) and not capsys.readouterr().out
+
+
+def test_C65_a_finished_run_holds_its_weights_once_and_is_opened_exported_and_resumed_as_before(
+    finished, tmp_path, catalogue
+):
+    weights = (finished.dir / "model.safetensors").stat().st_size
+    held = [path for path in finished.dir.rglob("*") if path.suffix in (".pt", ".safetensors", ".bad")]
+    assert sum(path.stat().st_size for path in held) <= 2.5 * weights
+    assert not (finished.dir / "checkpoints").exists()
+    given = finished.options.to_json() | {"resume": "must"}
+    again = Study(finished.source, options=Options(**given), quiet=True)
+    pd.testing.assert_frame_equal(again.train(), finished.history)
+    assert again.dir == finished.dir and tiny.same_bits(again.model, finished.model)
+    again.close()
+    error = refused(lambda: Study(finished.source, options=Options(**given | {"epochs": 2}), quiet=True).train())
+    assert error.code == "resume_changed" and "epochs 1 -> 2, and its checkpoints were deleted" in error.reason
+    copy = shutil.copytree(finished.dir, tmp_path / "copy")
+    export.write(copy)
+    for name in ("model.safetensors", "model.json", "published.pt"):
+        assert (copy / name).read_bytes() == (finished.dir / name).read_bytes(), name
+    catalogue("C65", "a finished run", "its weights in two layouts, no checkpoint; `resume=must` opens it")
+    content = (copy / "published.pt").read_bytes()
+    half = len(content) // 2
+    for damaged in (content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :], content[:half], b""):
+        (copy / "published.pt").write_bytes(damaged)
+        assert refused(export.write, copy).code == "checkpoint_damaged"
+
+
+def test_C65_what_is_deleted_is_said_and_can_be_kept(finished, tmp_path, capsys, catalogue):
+    copy = shutil.copytree(finished.dir, tmp_path / "copy")
+    (copy / "checkpoints").mkdir()
+    for name in ("last-000000001-0123456789abcdef.pt", "best-000000001-0123456789abcdef.pt.bad"):
+        (copy / "checkpoints" / name).write_bytes(bytes(3_000_000))
+    runs.open_run(copy).finish(keep_checkpoints=True)
+    assert len(list((copy / "checkpoints").iterdir())) == 2 and "deleted" not in capsys.readouterr().out
+    runs.open_run(copy).finish(keep_checkpoints=False)
+    assert not (copy / "checkpoints").exists() and "were deleted (6 MB)" in capsys.readouterr().out
+    catalogue("C65", "checkpoints of a finished run", "deleted, which is said; `keep_checkpoints` keeps them")
 
 
 def with_split(table: Path, folder: Path, words=("train", "val", "test")) -> Path:

@@ -38,7 +38,7 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | 
     "demo" (make demo images); or "auto", over which the variable PATHOLIB_DATA rules, with the same values.
     Usual places: data/<kind> and data/ of the project, the same in `files.remade`, then `mounts` (None:
     `places.mounts`); of a Drive the nearest MOST folders. Demo images lying there are passed over.
-    Raises PathoError: `unknown_source`; `data_root` if a path was given that does not hold the data.
+    Raises PathoError: `unknown_source`; `data_root` if a path was given that does not hold the data; as `files.given`.
     """
     if kind not in READERS:
         raise PathoError("unknown_source", kind, "is not a data set to look for", nearest(kind, READERS))
@@ -47,17 +47,20 @@ def find(kind: str, data: str | Path = "auto", mounts: tuple[str | Path, ...] | 
     if data == "demo":
         return Location(None, True, ())
     if data != "auto":
-        return _at(READERS[kind], Path(data).expanduser(), subject)
+        return _at(READERS[kind], data, subject)
     return _search(READERS[kind], places.mounts() if mounts is None else mounts)
 
 
 def places_of(path: Path | str) -> list[Path]:
-    """Where a path that was given may be: from the current folder, then from the project's."""
-    path = Path(path).expanduser()
+    """Where a path that was given may be: from the current folder, then from the project's.
+
+    Errors: as `files.given`.
+    """
+    path = files.given(path)
     return [path] if path.is_absolute() else list(dict.fromkeys((Path.cwd() / path, files.project_root() / path)))
 
 
-def _at(reader: Reader, path: Path, subject: str) -> Location:
+def _at(reader: Reader, path: str, subject: str) -> Location:
     """The data set at a path that was given: of this reader, or else of any."""
     near = places_of(path)
     for place in near:
@@ -156,14 +159,15 @@ def read(where: str | Path, missing: str = "error", **chosen) -> Manifest:
     """The manifest of what lies at `where`, by the first reader that takes it; a name ("breakhis") is looked for first.
 
     missing: for tables that list images ("error", or "skip" to go on without the files that are not there). chosen:
-    label, only, group and columns of `load`. Raises PathoError: `data_root`, and what the readers raise.
+    label, only, group and columns of `load`. Raises PathoError: `data_root`, as `files.given`, and what the readers
+    raise.
     """
     if where in READERS:
         location = find(where)
         if location.path is None:
             raise _absent(where, location)
         return _read_path(location.path, missing, chosen, READERS[where])
-    return _read_path(Path(where).expanduser(), missing, chosen)
+    return _read_path(files.given(where), missing, chosen)
 
 
 def _read_path(path: Path, missing: str, chosen: dict, first: Reader | None = None) -> Manifest:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data.decoding import IMAGES
 
@@ -56,19 +57,23 @@ def litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def folders_below(root: Path, skip: tuple[str, ...] = ()) -> Iterator[Path]:
-    """`root` and the folders below it to DEPTH levels, nearest first and by name; links are not followed."""
+def folders_below(
+    root: Path, skip: tuple[str, ...] = (), closed: dict[str, PathoError] | None = None
+) -> Iterator[Path]:
+    """`root` and the folders below it to DEPTH levels, nearest first and by name; links are not followed.
+
+    closed: as for `walk`.
+    """
     level = [Path(root)] if Path(root).is_dir() else []
     for _ in range(DEPTH + 1):
         yield from level
-        level = [below for folder in level for below in subfolders(folder) if below.name not in skip]
+        level = [below for folder in level for below in subfolders(folder, closed) if below.name not in skip]
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in `folder`, by name, without links and litter."""
-    return sorted(
-        Path(entry.path) for entry in entries(folder) if entry.is_dir(follow_symlinks=False) and not litter(entry.name)
-    )
+def subfolders(folder: Path, closed: dict[str, PathoError] | None = None) -> list[Path]:
+    """The folders in `folder`, by name, without links and litter; closed: as for `walk`."""
+    inside = list(_listed(folder, str(folder), closed))
+    return sorted(Path(one.path) for one in inside if one.is_dir(follow_symlinks=False) and not litter(one.name))
 
 
 def entries(folder: Path) -> Iterator[os.DirEntry]:
@@ -77,42 +82,43 @@ def entries(folder: Path) -> Iterator[os.DirEntry]:
         with os.scandir(folder) as found:
             yield from found
     except OSError as error:
-        raise PathoError(
-            "io_error",
-            str(folder),
-            f"cannot be listed ({error.strerror or error})",
-            "Check the permissions and the disk",
-        ) from error
+        raise files.unread(str(folder), error) from error
 
 
-def walk(root: Path, closed: list[str] | None = None) -> tuple[list[str], dict]:
+def _listed(folder: Path, name: str, closed: dict[str, PathoError] | None) -> Iterator[os.DirEntry]:
+    """The same; what cannot be listed is put into `closed` under its name, and is an error where that is None."""
+    try:
+        yield from entries(folder)
+    except PathoError as error:
+        if closed is None:
+            raise
+        closed[name] = error
+
+
+def walk(root: Path, closed: dict[str, PathoError] | None = None) -> tuple[list[str], dict]:
     """The image files below `root` (posix paths relative to it, sorted), and lists of what was left out.
 
     Left out and listed: `ignored` (litter and hidden entries), `unknown_extension`, `links_not_followed` (folders).
-    closed: a list that is given folders that cannot be listed, and the others are walked; None: they are an error.
+    closed: is given the folders that cannot be listed, with the reason, and the others are walked; None: they are an
+    error.
     """
     images: list[str] = []
     left: dict[str, list] = {"ignored": [], "unknown_extension": [], "links_not_followed": []}
     waiting = [(Path(root), "")]
     while waiting:
         folder, prefix = waiting.pop()
-        try:
-            for entry in entries(folder):
-                path = prefix + entry.name
-                if litter(entry.name):
-                    left["ignored"].append(path)
-                elif entry.is_dir(follow_symlinks=False):
-                    waiting.append((Path(entry.path), path + "/"))
-                elif entry.is_symlink() and _leads_to_folder(entry):
-                    left["links_not_followed"].append(path)
-                elif entry.name.lower().endswith(IMAGES):
-                    images.append(path)
-                else:
-                    left["unknown_extension"].append(path)
-        except PathoError:
-            if closed is None:
-                raise
-            closed.append(prefix.rstrip("/") or ".")
+        for entry in _listed(folder, prefix.rstrip("/") or ".", closed):
+            path = prefix + entry.name
+            if litter(entry.name):
+                left["ignored"].append(path)
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.append((Path(entry.path), path + "/"))
+            elif entry.is_symlink() and _leads_to_folder(entry):
+                left["links_not_followed"].append(path)
+            elif entry.name.lower().endswith(IMAGES):
+                images.append(path)
+            else:
+                left["unknown_extension"].append(path)
     for paths in (images, *left.values()):
         paths.sort()
     return images, left

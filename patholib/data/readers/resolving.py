@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from patholib.base.errors import PathoError
 from patholib.base.files import joined
 from patholib.data import columns
 from patholib.data.decoding import IMAGES
@@ -56,9 +55,9 @@ def locate(root: Path, written: Iterable[str]) -> Located:
 def names_below(root: Path) -> dict[str, list[str]]:
     """The image files below a folder by `columns.stem`, posix and relative to it, sorted."""
     known: dict[str, list[str]] = {}
-    with contextlib.suppress(PathoError, OSError):  # a folder that cannot be listed ends the search
-        for folder in itertools.islice(folders_below(root), MOST):
-            above = folder.relative_to(root).as_posix()
+    for folder in itertools.islice(folders_below(root, closed={}), MOST):
+        above = folder.relative_to(root).as_posix()
+        with contextlib.suppress(OSError):  # a folder that cannot be listed: its files are told to be missing
             for name in sorted(os.listdir(folder)):  # noqa: PTH208 - names are enough
                 if name.lower().endswith(IMAGES) and not litter(name):
                     known.setdefault(columns.stem(name), []).append(posixpath.normpath(posixpath.join(above, name)))
@@ -74,7 +73,7 @@ def _is_there(root: Path, path: str) -> bool:
 def _nearest(root: Path, path: str, files: list[str]) -> list[str]:
     """Of files with the right name those that fit best: in the written folder, with the written ending."""
     above = posixpath.dirname(path)
-    if above and Path(joined(root, above)).is_dir():
+    if above and os.path.isdir(joined(root, above)):  # noqa: PTH112 - pathlib's raises where the name is too long
         return [file for file in files if posixpath.dirname(file) == posixpath.normpath(above)]
     for fits in (
         lambda file: file.casefold().endswith("/" + path.casefold()),

@@ -351,7 +351,8 @@ def _qualified(name: str, table: pd.DataFrame, column: str, chosen: str, asked: 
 
 def _refuse_reserved(name: str, table: pd.DataFrame) -> None:
     """Refuses columns with names that results are written under. Errors: csv_format."""
-    kept = {"row", "given_group", *(f"p_{label}" for label in set(table["label"]))} & set(table.columns)
+    ours = {"row", "given_group", "given_image", *(f"p_{label}" for label in set(table["label"]))}
+    kept = ours & set(table.columns) | set(table.columns[table.columns.duplicated()])
     stop_on(
         [("csv_format", f"{name} column {column}", "is a name kept for results") for column in sorted(kept)],
         "Rename the columns",

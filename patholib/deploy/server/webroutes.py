@@ -315,8 +315,26 @@ async def uploads(request: Request, most: int, body: int) -> list[bytes]:
     Errors: 415 packed, no_form; 422 bad_form, bad_fields.
     """
     _stop_on_head(request.headers.get("content-type", ""), request.headers.get("content-encoding", "identity"))
-    parser = MultiPartParser(request.headers, request.stream(), max_files=most, max_fields=0, max_part_size=1024)
+    parser = _Parser(request.headers, request.stream(), max_files=most, max_fields=0, max_part_size=1024)
     parser.spool_max_size = body + 1
+    try:
+        return await _pictures(parser, most)
+    finally:
+        for file in parser._files_to_close_on_error:  # its name says less: they are all files of the form
+            file.close()
+
+
+class _Parser(MultiPartParser):
+    """starlette's, which passes over a part that is cut off."""
+
+    whole = False
+
+    def on_end(self) -> None:
+        self.whole = True
+
+
+async def _pictures(parser: _Parser, most: int) -> list[bytes]:
+    """The content of each file. Errors: 422 bad_form, bad_fields."""
     try:
         parts = (await parser.parse()).multi_items()
     except Exception as error:  # the parser lets anything through on a hostile character set
@@ -325,13 +343,11 @@ async def uploads(request: Request, most: int, body: int) -> list[bytes]:
             if isinstance(error, MultiPartException) and error.message.startswith(said):
                 reason = known.format(most=most)
         raise Refusal(422, "bad_form", reason, _form(most)) from error
-    found = []
-    for name, value in parts:
-        if isinstance(value, UploadFile):
-            found.append(await value.read())
-            await value.close()
-        if name != FIELD:
-            raise Refusal(422, "bad_fields", f"has a field that is not called {FIELD}", _form(most))
+    if not parser.whole:
+        raise Refusal(422, "bad_form", "has a form that is cut off", _form(most))
+    if any(name != FIELD for name, _ in parts):
+        raise Refusal(422, "bad_fields", f"has a field that is not called {FIELD}", _form(most))
+    found = [await value.read() for _, value in parts if isinstance(value, UploadFile)]
     if not found:
         raise Refusal(422, "bad_fields", "has no picture", _form(most))
     return found
