@@ -325,12 +325,12 @@ def _load(
     Pillow accepts a JPEG that has lost a part of its picture, and a PNG whose damage lies behind the last pixel: so the
     file's own structure is followed to its end mark.
     """
-    too_much = False
+    too_much = lacking = False
     try:
         if isinstance(outline, ValueError):
             raise outline
         if kind == "JPEG":
-            too_much = jpegscans.load(image, content, outline.end, outline.scans)
+            too_much, lacking = jpegscans.load(image, content, outline.end, outline.scans)
         image.load()
     except MemoryError:
         raise
@@ -339,6 +339,8 @@ def _load(
     if kind == "WEBP":
         too_much = _ends_too_late(image, content)
     notes = [("picture_data_left", "has more picture data than it needs: a part may be damaged")] if too_much else []
+    if lacking:
+        notes.append(("details_missing", "lacks scans that add details: it may have been cut off"))
     if "mp" in image.info:
         return [*notes, ("multi_frame", "holds several pictures; the first is taken")]
     if outline.end < len(content):

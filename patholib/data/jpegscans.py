@@ -16,7 +16,8 @@ SEGMENTS = 5000  # before and between scans; a large colour profile takes 255
 SCANS = 64  # each is a pass over the whole picture; encoders write about ten
 PROBED = 1000  # ends of restart intervals at which to look
 SPARE = 12  # bytes: a scan that is complete so long before its end has too many; below it is padding of some cameras
-ZEROS = bytes(64)  # so many zero bytes are no code of a picture, where zero bits do not mean "nothing more"
+ZEROS = 64  # so many zero bytes are no code of a picture, where zero bits do not mean "nothing more"
+COLLECTED = 128  # ... of a scan that adds bits to known values: an encoder writes up to 1,000 of them behind one code
 FILL = b"\xff\0" * 8  # bits after the end of a scan, for a decoder that reads ahead; all ones are no code (T.81, C.2)
 MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)  # begins with a plain byte: searched ten times as fast as \xff+
 
@@ -30,7 +31,8 @@ class Scan(NamedTuple):
 
     intervals: list[tuple[int, int]]  # where the data between restart markers begins and ends, in the file
     sequential: bool  # not progressive
-    zeros_allowed: bool  # whether ZEROS may stand in it
+    header: bytes  # of its marker, without length
+    zeros: int  # so many zero bytes must not stand in it; 0: any number may
     in_order: bool  # of the restart markers
 
 
@@ -57,8 +59,7 @@ def outline(content: bytes) -> tuple[int, tuple[Scan, ...]]:
         elif marker == 0xDA:
             header = content[start + 2 : at]
             at, intervals, in_order = _intervals(content, at)
-            zeros_allowed = _zeros_allowed(header, first_codes, frame != 0xC2)
-            scans.append(Scan(intervals, frame != 0xC2, zeros_allowed, in_order))
+            scans.append(Scan(intervals, frame != 0xC2, header, _zeros(header, first_codes, frame != 0xC2), in_order))
         if segments > SEGMENTS or len(scans) > SCANS:
             raise Flood(f"more than {SCANS} scans" if len(scans) > SCANS else f"more than {SEGMENTS:,} segments")
     raise ValueError("it ends too early")
@@ -86,24 +87,43 @@ def _first_codes(tables: bytes) -> dict[int, int]:
     return found
 
 
-def _zeros_allowed(header: bytes, first_codes: dict[int, int], sequential: bool) -> bool:
-    """Whether a sound scan may hold ZEROS: where zero bits mean "no more values in this block"."""
+def _zeros(header: bytes, first_codes: dict[int, int], sequential: bool) -> int:
+    """How many zero bytes no sound scan holds; 0 where zero bits mean "no more values in this block"."""
     if not header or len(header) < 2 * header[0] + 4:
-        return True
+        return 0
     tables = header[2 : 2 * header[0] + 1 : 2]  # of each component: that of its mean, that of its details
     if sequential:
-        return all(first_codes.get(16 + (table & 15), 0) & 15 == 0 for table in tables)
-    return header[-3] == 0 or header[-1] >> 4 > 0  # blocks without details are counted, not written one by one
+        return 0 if all(first_codes.get(16 + (table & 15), 0) & 15 == 0 for table in tables) else ZEROS
+    if header[-3] == 0:  # the means of blocks
+        return 0
+    return COLLECTED if header[-1] >> 4 else ZEROS  # blocks without details are counted, not written one by one
 
 
-def load(image: Image.Image, content: bytes, end: int, scans: tuple[Scan, ...]) -> bool:
-    """Decodes the picture whose header was read; whether it has more data than it needs, as damaged ones have.
+def _lacks_bits(scans: tuple[Scan, ...], components: int) -> bool:
+    """Whether scans that add details are missing, as where a file was cut off between two. Errors: ValueError."""
+    lowest: dict[int, bytearray] = {}  # of each component: the lowest bit that was sent of each coefficient
+    lacking, means = False, set[int]()  # the components of which the means of blocks were sent
+    for scan in scans:
+        first, last, bits = (0, 63, 0) if scan.sequential else scan.header[-3:]
+        for component in scan.header[1:-3:2]:
+            means |= {component} if first == 0 and bits >> 4 == 0 else set()
+            sent, count = lowest.setdefault(component, bytearray(b"\xff" * 64)), last + 1 - first
+            lacking |= sent[first : last + 1] != bytes([bits >> 4 or 255]) * count  # it adds to what is not there
+            sent[first : last + 1] = bytes([bits & 15]) * count
+    if len(means) < components:
+        raise ValueError("part of the picture is missing")
+    return lacking or any(map(any, lowest.values()))
+
+
+def load(image: Image.Image, content: bytes, end: int, scans: tuple[Scan, ...]) -> tuple[bool, bool]:
+    """Decodes the picture whose header was read; whether it has more data than it needs, and whether it lacks details.
 
     Errors: ValueError where picture data is missing or damaged; OSError of the decoder.
     """
+    lacking = bool(scans) and _lacks_bits(scans, len(image.getbands()))
     if any(not scan.in_order for scan in scans):
         raise ValueError("parts of the picture are missing")
-    if any(not s.zeros_allowed and content.find(ZEROS, s.intervals[0][0], s.intervals[-1][1]) >= 0 for s in scans):
+    if any(s.zeros and content.find(bytes(s.zeros), s.intervals[0][0], s.intervals[-1][1]) >= 0 for s in scans):
         raise ValueError("picture data is overwritten with zeros")
     image.load_prepare()  # type: ignore[attr-defined]  # of ImageFile
     ((name, extents, _, settings),) = image.tile  # type: ignore[attr-defined]
@@ -114,7 +134,7 @@ def load(image: Image.Image, content: bytes, end: int, scans: tuple[Scan, ...]) 
     finally:
         decoder.cleanup()
     image.tile = []  # type: ignore[attr-defined]  # so Pillow takes it as loaded
-    return too_much
+    return too_much, lacking
 
 
 class _Feed:
