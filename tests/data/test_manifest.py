@@ -326,6 +326,16 @@ def test_split_counts_are_counted_by_hand():
     ]
 
 
+@pytest.mark.parametrize("name", ["all", "ALL", "All together"])
+def test_C05_a_class_called_all_is_counted_apart_from_the_total(name, catalogue):
+    table = pd.DataFrame({"label": [name, name, "b"], "group": list("xxy"), "split": ["train", "train", "test"]})
+    counts = splitting.split_counts(table)
+    assert counts.index.is_unique and len(counts) == 3
+    assert counts.loc[name].tolist() == [2, 0, 0, 1, 0, 0] and counts.loc["b"].tolist() == [0, 0, 1, 0, 0, 1]
+    assert counts.iloc[-1].tolist() == [2, 0, 1, 1, 0, 1] and counts.index[-1] not in (name, "b")
+    catalogue("C05", f"class called {name}", "counted apart from the total, which then has another name")
+
+
 # --- the manifest itself ----------------------------------------------------------------------------------------------
 
 

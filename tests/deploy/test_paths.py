@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import sys
+import tempfile
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import strategies as st
 from samples import encoded, own, own_set, picture, sound
 from tiny import TINY
 
@@ -17,7 +21,7 @@ import patholib
 from patholib import cli
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.data import checking, csvfiles, homes, leakage, readers
+from patholib.data import checking, csvfiles, decoding, homes, leakage, readers
 from patholib.data.readers import table
 from patholib.deploy import export, predictions
 from patholib.deploy.inference import Predictor
@@ -90,6 +94,28 @@ def test_c30_every_table_reads_back_exactly(tmp_path):
         assert again["x"].tolist() == texts and np.array_equal(again["y"], written["y"])
         assert list(csv.reader(io.StringIO(path.read_bytes().decode(), newline="")))[1][0] == texts[0]
         assert path.read_bytes().count(b"\r") == 2
+
+
+ANY = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+
+
+@hypothesis.given(st.lists(ANY, min_size=1, max_size=4))
+def test_c30_any_text_reads_back_from_every_table(texts):
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (
+            files.write_table(files.Path(folder, "a.csv"), pd.DataFrame({"x": texts, "y": "end"})),
+            files.write_rows(files.Path(folder, "b.csv"), [["x", "y"], *([text, "end"] for text in texts)]),
+        ):
+            assert csvfiles.read_csv(path)["x"].tolist() == texts
+            with path.open(encoding="utf-8", newline="") as stream:
+                assert [row["x"] for row in csv.DictReader(stream)] == texts
+
+
+@hypothesis.given(st.text(max_size=400).filter(lambda text: set(text) - set("./~")))
+def test_c61_whatever_is_given_as_a_path_there_is_no_error_of_the_system(text):
+    for call in (files.given, files.is_there, csvfiles.read_csv, decoding.read, explored.find_run):
+        with contextlib.suppress(PathoError):
+            call(text)
 
 
 @pytest.mark.parametrize("name", ["=cmd()", "+cmd|'/C calc'!A0", "@SUM(A1)", "-2+3", "=1"])

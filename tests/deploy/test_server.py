@@ -779,6 +779,7 @@ def test_S21_without_the_token_nothing_is_read(serve, catalogue):
             assert post(server.port, Authorization=f"{scheme} s3cret-token").status == 200
         client = serving.Client(f"http://127.0.0.1:{server.port}", "s3cret-token")
         assert client.predict(SOUND) == post(server.port, Authorization="Bearer s3cret-token").json
+    catalogue("C33", "Authorization: bearer, BEARER, two blanks", "200: the scheme in any case")
     catalogue("S21", "no token, or a wrong one", "401 before the body is read")
 
 

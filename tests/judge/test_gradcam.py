@@ -15,7 +15,7 @@ from captum.attr import LayerGradCam, LayerGradientXActivation, Occlusion
 
 from patholib.base.errors import PathoError
 from patholib.data.imagesets import ImageSet
-from patholib.judge import predicting
+from patholib.judge import predicting, validation
 from patholib.judge.gradcam import (
     METHODS,
     averaged,
@@ -500,7 +500,7 @@ def test_sections_of_a_column_go_from_the_best_recognised_to_the_worst():
         pick(table, CLASSES, by="sites")
 
 
-def test_own_columns_with_the_names_of_ours_are_kept_apart():
+def test_C06_own_columns_with_the_names_of_ours_are_kept_apart(catalogue):
     own = {"section": "a", "loss": "b", "decision": "c", "p": "d", "margin": "e", "own_p": "f"}
     table = predictions([0.9, 0.2], ["malignant", "malignant"]).assign(**own)
     chosen = pick(table, CLASSES, "malignant", each=1).iloc[0]
@@ -509,6 +509,16 @@ def test_own_columns_with_the_names_of_ours_are_kept_apart():
     ] == list("abcdef")
     assert chosen["section"] == "true positive" and chosen["p"] == 0.9
     assert list(pick(table, CLASSES, "malignant", each=1, by="loss")["section"]) == ["loss: b"]
+    catalogue("C06", "own columns section, loss, decision, p", "kept with own_ before their names")
+
+
+def test_C06_own_columns_are_kept_beside_those_that_deciding_adds(catalogue):
+    own = {"threshold": "a", "decision": "b", "own_decision": "c"}
+    table = predictions([0.9, 0.2], ["malignant", "malignant"]).assign(**own)
+    found = validation.decided(table, recipes.BREAKHIS, 0.5)
+    assert found.columns.is_unique and list(found["decision"]) == ["malignant", "benign"]
+    assert [found[name][0] for name in ("own_threshold", "own_own_decision", "own_decision")] == list("abc")
+    catalogue("C06", "own columns threshold, decision, novelty, of folds and other hospitals", "kept with own_ before")
 
 
 def test_a_caption_names_true_and_predicted_class_probability_and_threshold():

@@ -345,7 +345,7 @@ def test_notes_of_version_0_1_are_taken_up(looked):
     assert row[["image", "predicted", "heatmap_for", "note"]].tolist() == ["a.png", "malignant", "malignant", "odd"]
 
 
-def test_a_class_called_all_is_filtered_like_any_other(tmp_path):
+def test_C05_a_class_called_all_is_filtered_like_any_other(tmp_path, catalogue):
     recipe = replace(TINY, classes=("all", "aml"), positive="all")
     export.save_model(tmp_path, building.build(recipe).state_dict(), recipe)
     images = image_set(train=0, val=6)
@@ -356,6 +356,7 @@ def test_a_class_called_all_is_filtered_like_any_other(tmp_path):
     assert 0 < len(run.paths) < 6 and set(run.table.loc[run.paths, "label"]) == {"all"}
     run.label = explored.ALL
     assert len(run.paths) == 6
+    catalogue("C05", "explorer: a class called all", "filtered like any other")
 
 
 # --- the verdict of the heatmap checks ---

@@ -82,7 +82,12 @@ def test_without_a_reference_file_nothing_is_compared(project, capsys):  # noqa:
     assert "not compared" in capsys.readouterr().out
 
 
-def test_in_a_run_of_a_user_a_difference_is_printed_and_nothing_stops(project, monkeypatch, capsys):  # noqa: F811
+def test_C20_in_a_run_of_a_user_a_difference_is_printed_and_nothing_stops(
+    project,  # noqa: F811
+    monkeypatch,
+    capsys,
+    catalogue,
+):
     settings, _ = check()
     record(monkeypatch, settings, auc=0.93)
     monkeypatch.delenv(reference.STRICT)
@@ -91,6 +96,11 @@ def test_in_a_run_of_a_user_a_difference_is_printed_and_nothing_stops(project, m
         guard("auc", value, tol=0.01)
     guard("sensitivity", 0.9)
     assert capsys.readouterr().out.count(": differs") == 3
+    catalogue(
+        "C20",
+        "a run of a user's own, with other numbers than the reference",
+        "the difference is printed, and nothing stops",
+    )
 
 
 def test_nbval_fails_where_a_guarded_number_leaves_its_tolerance(project, monkeypatch):  # noqa: F811

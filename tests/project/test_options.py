@@ -113,12 +113,13 @@ def test_what_papermill_injects_wins_over_the_cell():
     assert refused(Options.from_notebook, [history[0], "# Parameters\nepoch = 3\n"], {}).code == "unknown_parameter"
 
 
-def test_the_help_of_the_command_lists_every_parameter(capsys):
+def test_C26_the_help_of_the_command_lists_every_parameter(capsys, catalogue):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     out = capsys.readouterr().out
     for p in options.parameters():
         assert f"{p.name} ({p.kind}, default {p.default!r})" in out and p.help in out
+    catalogue("C26", "patholib train --help", "the parameters with their meaning")
 
 
 def test_json_gives_back_the_same_options():

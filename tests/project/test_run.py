@@ -253,8 +253,8 @@ def test_an_unknown_command_shows_the_known_ones(run, capsys):
     assert "run.py train" in capsys.readouterr().out
 
 
-def test_the_command_of_the_library_passes_through_and_the_help_of_a_notebook_shows_its_parameters(
-    run, capfd, monkeypatch
+def test_C25_C26_the_command_of_the_library_passes_through_and_the_help_of_a_notebook_shows_its_parameters(
+    run, capfd, monkeypatch, catalogue
 ):
     monkeypatch.setattr(run, "environment", lambda: sys.executable)
     monkeypatch.setattr(run, "NOTEBOOKS", ROOT / "notebooks")
@@ -264,6 +264,8 @@ def test_the_command_of_the_library_passes_through_and_the_help_of_a_notebook_sh
     out = capfd.readouterr().out
     assert out.startswith(__version__) and "target_sensitivity" in out and "side in pixels of the images" in out
     assert run.main(["patholib", "trian"]) == 2
+    catalogue("C25", "run.py patholib --version, where no command patholib is installed", "its answer")
+    catalogue("C26", "run.py train quickstart --help", "the parameters with their meaning")
 
 
 def test_single_steps_are_chosen_by_name_and_an_unknown_one_is_told(run, tmp_path):
@@ -494,9 +496,10 @@ def test_the_benchmarks_run_one_after_another_and_a_missed_mark_is_the_exit_code
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").rglob("*.ipynb")), ids=lambda path: path.stem)
-def test_C41_a_notebook_is_converted_to_a_python_script(path):
+def test_C41_a_notebook_is_converted_to_a_python_script(path, catalogue):
     from nbconvert import ScriptExporter
 
     code, resources = ScriptExporter().from_filename(str(path))
     assert resources["output_extension"] == ".py"
     compile(code.replace("get_ipython()", "None"), path.name, "exec")
+    catalogue("C41", "nbconvert --to script", "a Python script")

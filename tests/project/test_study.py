@@ -283,7 +283,7 @@ def test_C14_a_given_split_is_trained_on_named_and_opened_again(table, tmp_path,
     assert dict(paper.split[["path", "split"]].to_numpy()) == expected  # the remedy of the report can be followed
 
 
-def test_C14_a_split_that_shares_patients_is_refused_unless_it_is_allowed(table, tmp_path):
+def test_C14_a_split_that_shares_patients_is_refused_unless_it_is_allowed(table, tmp_path, catalogue):
     own = with_split(table, tmp_path / "data")
     rows = pd.read_csv(own, dtype=str)
     rows.loc[0, "split"] = "test"
@@ -294,6 +294,7 @@ def test_C14_a_split_that_shares_patients_is_refused_unless_it_is_allowed(table,
     assert "Leaking split" in allowed.note
     allowed.close()
     assert len(Study.open(allowed.dir, own).images) == len(rows)
+    catalogue("C14", "column split that shares patients", "refused: `split_leakage`")
 
 
 def test_folds_do_not_train_on_a_test_set_that_is_given(table, tmp_path):
@@ -304,7 +305,7 @@ def test_folds_do_not_train_on_a_test_set_that_is_given(table, tmp_path):
     assert set(held.split.loc[held.split["scanner"] == "B", "split"]) == {"test"}
 
 
-def test_C13_where_no_patient_is_known_the_run_says_so(table, tmp_path):
+def test_C13_where_no_patient_is_known_the_run_says_so(table, tmp_path, catalogue):
     own = files.write_table(
         tmp_path / "own.csv",
         pd.read_csv(table, dtype=str)
@@ -316,9 +317,10 @@ def test_C13_where_no_patient_is_known_the_run_says_so(table, tmp_path):
     assert study.recipe.group_by == "image" and "patients may leak" in study.note
     study.close()
     assert len(Study.open(study.dir, own).images) == len(study.split)  # read again as it was
+    catalogue("C13", "table without patients, group=image", "every page says that patients may leak")
 
 
-def test_C19_a_run_is_named_by_its_data_and_others_runs_are_not_announced(table, tmp_path, capsys):
+def test_C19_a_run_is_named_by_its_data_and_others_runs_are_not_announced(table, tmp_path, capsys, catalogue):
     first = Study(table, **SMALL, output=str(tmp_path / "runs"), quiet=True)
     assert first.dir.name.startswith("table-")
     first.close()
@@ -327,3 +329,4 @@ def test_C19_a_run_is_named_by_its_data_and_others_runs_are_not_announced(table,
     other = Study(own, **SMALL, output=str(tmp_path / "runs"), quiet=True)
     assert other.dir != first.dir and "unfinished" not in capsys.readouterr().out
     other.close()
+    catalogue("C19", "own table through a notebook of another data set", "run and report are named by the data")

@@ -219,7 +219,7 @@ def test_drawing_leaves_the_callers_style_alone():
     assert dict(matplotlib.rcParams) == before
 
 
-def test_a_users_own_settings_change_no_figure_also_where_a_notebook_draws_it_later(tmp_path):
+def test_C22_a_users_own_settings_change_no_figure_also_where_a_notebook_draws_it_later(tmp_path, catalogue):
     plain = [
         style.save(figure, tmp_path / "plain.png") and (tmp_path / "plain.png").read_bytes()
         for figure in (learning.curves(history()), performance.confusion(np.eye(2), TWO))
@@ -241,10 +241,11 @@ def test_a_users_own_settings_change_no_figure_also_where_a_notebook_draws_it_la
         ):
             style.save(figure, tmp_path / "own.png")
             assert (tmp_path / "own.png").read_bytes() == before
+    catalogue("C22", "a user's matplotlibrc with text.usetex and other settings", "figures are the same to the byte")
 
 
 @pytest.mark.parametrize("number", [30, pytest.param(114, marks=pytest.mark.slow)])
-def test_many_classes_are_drawn_in_a_figure_of_limited_size(number):
+def test_C07_many_classes_are_drawn_in_a_figure_of_limited_size(number, catalogue):
     classes = [f"class {i:03}" for i in range(number)]
     for figure in every_figure(classes):
         assert figure.get_figwidth() <= 16 and figure.get_figheight() <= style.TALLEST + 1
@@ -252,6 +253,7 @@ def test_many_classes_are_drawn_in_a_figure_of_limited_size(number):
     confusion.draw_without_rendering()
     assert max(confusion.get_size_inches()) <= 16 and "1\n100 %" not in texts(confusion)
     assert set(classes) <= set(texts(confusion))
+    catalogue("C07", f"figures of {number} classes", "limited in size; no text in the cells of the matrix")
 
 
 def test_of_very_many_classes_every_second_or_third_is_named():

@@ -511,7 +511,7 @@ def test_names_are_shown_and_never_run(tmp_path):
 BLOCKED = ("nbconvert", "nbformat", "jupyter_core", "jupyter_client", "notebook", "IPython", "ipywidgets", "papermill")
 
 
-def test_the_core_install_writes_every_page(tmp_path):
+def test_C21_the_core_install_writes_every_page(tmp_path, catalogue):
     full_run(tmp_path)
     code = (
         "import sys\n"
@@ -520,6 +520,7 @@ def test_the_core_install_writes_every_page(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     assert all((tmp_path / f"{stem}.html").is_file() for stem in CARDS)
+    catalogue("C21", "report without the packages of the notebooks", "every page is written")
 
 
 # --- hints ------------------------------------------------------------------------------------------------------------
