@@ -65,9 +65,9 @@ def _from_folders(parts: list[tuple[str, Path]], name: str) -> Listed:
     for part, folder in sorted(parts, key=lambda both: SPLITS.index(both[0])):
         if not folder.is_dir():
             raise PathoError("missing_file", str(folder), "is not a folder", "Name the folder of the images")
-        below = dict[str, PathoError]()
-        images, _ = walk(folder, below)
-        closed |= {f"{part}/{name}": error for name, error in below.items()}
+        inside = dict[str, PathoError]()
+        images, _ = walk(folder, inside)
+        closed |= {f"{part}/{name}": error for name, error in inside.items()}
         for image in images:
             label, below, _ = image.partition("/")
             rows.append((f"{part}/{image}", label if below else "", part))
