@@ -4,8 +4,10 @@
   python benchmarks/real.py idc --data FOLDER          breast histology patches of a labels.csv, "your own CSV"
   python benchmarks/real.py breakhis --data FOLDER     too few patients to split: the notebook has to refuse
 
-Options: --epochs, --image-size, --batch-size, --lr, --seed, --results FILE, and --run RUN_FOLDER, which trains nothing
-and writes the section of a run that this command made before. Each name has its own section of RESULTS.md between two
+The networks start from ImageNet weights, those of `patholib[weights]`. Options: --masks FOLDER (isic2019: other images
+of the same table with NAME_segmentation.png, on which the heatmaps are examined too), --epochs, --image-size,
+--batch-size, --lr, --seed, --results FILE, and --run RUN_FOLDER, which trains nothing and writes the section of a run
+that this command made before. Each name has its own section of RESULTS.md between two
 marks; all else in the file stays. The run folder keeps what the notebook makes (report, cards, galleries of heatmaps,
 the exported model) and model.onnx; here nothing is kept of the images but numbers and curves of numbers. The exit code
 is 1 where a run failed or missed its mark.
@@ -28,22 +30,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import pandas as pd
 from harness import HEAD, RESULTS, ROOT, machine_line, markdown, with_section  # first: it makes patholib importable
+from trust import annotated
 
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data import checking, readers, splitting
 from patholib.deploy import exportformat, onnx_export
-from patholib.judge import metric_table, metrics, trust
+from patholib.judge import decisions, metric_table, metrics, predicting, trust
 from patholib.model import augment, profiles, recipes
 from patholib.report.markdown import words
 from patholib.report.records import SETS
+from patholib.study import Study
 from patholib.train import origin, runs
 
 FACTS = "benchmark.json"  # in the run folder: what no other file of it knows
 METRICS = ("auc", "balanced_accuracy", "accuracy", "macro_f1", "sensitivity", "specificity", "log_loss", "brier")
 RIVALS = {
     "baseline": "the colour baseline, a regression that sees no shapes",
-    "probe": "the linear probe, a regression on the random features the training began with",
+    "probe": "the linear probe, a regression on the features the training began with",
 }
 KEPT = {
     "report.html": "the report",
@@ -69,28 +73,29 @@ class Benchmark:
     refusal: str | None = None  # the code of the error with which the notebook has to stop
 
 
-# Nothing is downloaded; a resumed run has no wall time; random features are a floor beside the colours.
-FROM_SCRATCH = {"weights": "none", "on_bad": "skip", "resume": "never", "probe": True}
+# A resumed run has no wall time; the features that the training began with are a floor beside the colours.
+SHARED = {"on_bad": "skip", "resume": "never", "probe": True}
+PRETRAINED = {**SHARED, "arch": "efficientnet_lite0"}  # whose weights come as a package, so that nothing is downloaded
 BENCHMARKS = {
     "isic2019": Benchmark(
-        "ISIC 2019: skin lesions, from scratch",
+        "ISIC 2019: skin lesions, from ImageNet weights",
         "isic2019",
         "",
-        {"missing": "skip", **FROM_SCRATCH, "image_size": 64, "epochs": 30},
+        {"missing": "skip", **PRETRAINED, "image_size": 128, "epochs": 12},
         mark=0.80,
     ),
     "idc": Benchmark(
-        "IDC: breast histology patches, a CSV of one's own",
+        "IDC: breast histology patches, a CSV of one's own, from ImageNet weights",
         "breakhis",
         "labels.csv",
-        {**FROM_SCRATCH, "image_size": 48, "epochs": 40},
+        {**PRETRAINED, "positive": "idc", "image_size": 96, "epochs": 30},
         mark=0.90,
     ),
     "breakhis": Benchmark(
         "BreakHis: ten tiles are refused",
         "breakhis",
         "",
-        {**FROM_SCRATCH, "image_size": 64, "epochs": 1},
+        {**SHARED, "weights": "none", "image_size": 64, "epochs": 1},
         refusal="split_infeasible",
     ),
 }
@@ -102,16 +107,19 @@ def main(arguments: list[str]) -> int:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--data", type=Path, help="folder of the images")
     given.add_argument("--run", type=Path, help="a finished run folder of this benchmark: write its section again")
+    parser.add_argument("--masks", type=Path, help="folder of other images with NAME_segmentation.png")
     changes = {"epochs": int, "image_size": int, "batch_size": int, "lr": float, "seed": int}
     for name, kind in changes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=kind)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     benchmark = BENCHMARKS[options.name]
+    if options.masks and options.name != "isic2019":
+        parser.error("--masks needs the table of isic2019")
     if options.run:
         return write(options.name, *judged(benchmark, options.run), options.results)
     changed = {name: getattr(options, name) for name in changes if getattr(options, name) is not None}
-    return write(options.name, *run(options.name, benchmark, options.data, changed), options.results)
+    return write(options.name, *run(options.name, benchmark, options.data, options.masks, changed), options.results)
 
 
 def write(name: str, body: str, good: bool, curves: Path | None, results: Path) -> int:
@@ -128,7 +136,9 @@ def write(name: str, body: str, good: bool, curves: Path | None, results: Path) 
 # --- running ---
 
 
-def run(name: str, benchmark: Benchmark, data: Path, changed: dict) -> tuple[str, bool, Path | None]:
+def run(
+    name: str, benchmark: Benchmark, data: Path, masks: Path | None, changed: dict
+) -> tuple[str, bool, Path | None]:
     """Runs the notebook and times it; the section, whether it is as declared, and the picture of its curves."""
     data = (data / benchmark.table if benchmark.table and data.is_dir() else data).resolve()
     if not data.exists():
@@ -137,7 +147,8 @@ def run(name: str, benchmark: Benchmark, data: Path, changed: dict) -> tuple[str
     command = ["run.py", "train", benchmark.notebook]
     for parameter, value in parameters.items():
         command += ["-p", parameter, str(value)]
-    options = [part for field, value in changed.items() for part in ("--" + field.replace("_", "-"), str(value))]
+    options = ["--masks", "MASKS"] * bool(masks)
+    options += [part for field, value in changed.items() for part in ("--" + field.replace("_", "-"), str(value))]
     shown = [
         "python3 "
         + shlex.join(
@@ -175,7 +186,10 @@ def run(name: str, benchmark: Benchmark, data: Path, changed: dict) -> tuple[str
         )
     files.write_json(run_dir / FACTS, facts)
     if refusal := add_onnx(run_dir, benchmark.notebook, parameters):
-        files.write_json(run_dir / FACTS, facts | {"onnx": refusal})
+        facts["onnx"] = refusal
+    if masks:
+        facts["outlined"] = outlined(run_dir, data, masks)
+    files.write_json(run_dir / FACTS, facts)
     return judged(benchmark, run_dir)
 
 
@@ -197,6 +211,19 @@ def add_onnx(run_dir: Path, notebook: str, given: dict) -> str:
     except PathoError as error:
         return f"{error.code}: {error.reason}"
     return ""
+
+
+def outlined(run_dir: Path, data: Path, masks: Path) -> dict:
+    """The checks of the heatmaps on images that an expert outlined: their number, the AUC on them, and trust.json."""
+    study = Study.open(run_dir, data)
+    recipe = study.recipe
+    known = annotated(masks, data, recipe)
+    raw = predicting.predict(study.model, known.images, recipe, progress=False)
+    table = decisions.with_calibration(raw, recipe.classes, decisions.locked(run_dir))
+    threshold = study.judged.threshold
+    found = trust.examine(study.model, known.images, table, None, known.masks, recipe.positive, threshold)
+    auc = metrics.summary(table, recipe.classes, recipe.positive)["metrics"]["auc"]
+    return {"images": len(table), "auc": auc, "trust": found.facts}
 
 
 def latest(outputs: Path) -> Path | None:
@@ -257,7 +284,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         f"- Model: {recipe.arch}{' and a small one on statistics of colour and grain' * bool(recipe.colour)}, weights "
         f"{recipe.weights}, {recipe.image_size} pixels, batches of {recipe.batch_size}, lr {recipe.lr:g}, seed "
         f"{record['seed']}; the epoch kept is {training['best_epoch']}",
-        *[f"- {profiles.profile(recipe)}"] * (recipe.weights == "none"),
+        *[f"- {note}" for note in [profiles.profile(recipe)] if note],
         f"- Images: {left_out(record['data'], checked)}",
         "",
         f"Images of one {record['data']['group_by']} are in one split only.",
@@ -276,6 +303,7 @@ def judged(benchmark: Benchmark, run_dir: Path) -> tuple[str, bool, Path]:
         "",
         *believed(run_dir),
         "",
+        *on_outlines(facts),
         *exported(run_dir, facts),
         "",
         *kept(run_dir),
@@ -440,14 +468,28 @@ def believed(run_dir: Path) -> list[str]:
     lines = ["### Can its heatmaps be believed", ""]
     if not (run_dir / trust.FILE).exists():
         return [*lines, *lacking("trust.json")]
-    found = trust.read(run_dir)
+    return [*lines, *verdict_table(trust.read(run_dir))]
+
+
+def verdict_table(found: trust.Trust) -> list[str]:
     return [
-        *lines,
         f"**{found.verdict}**",
         "",
         *(f"- {reason}." for reason in found.reasons),
         *[""] * bool(found.reasons),
         *markdown(list(found.table), found.table.to_numpy().tolist()),
+    ]
+
+
+def on_outlines(facts: dict) -> list[str]:
+    """The same checks on images with an expert's outline, where it is known what counts."""
+    if not (found := facts.get("outlined")):
+        return []
+    return [
+        f"On {found['images']} other images with an expert's outline (AUC {number(found['auc'])}):",
+        "",
+        *verdict_table(trust.Trust(found["trust"])),
+        "",
     ]
 
 

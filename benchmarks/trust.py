@@ -72,7 +72,11 @@ def measure(options: argparse.Namespace) -> int:
     tiles, recipe = checked.images.with_split(splitting.read_split(run.dir / "split.csv")), run.recipe
     model = building.build(recipe)
     history = training.fit(model, tiles, run, workers=2)
-    known = planted(checked, tiles, run) if options.name == "demo" else annotated(options.data, recipe)
+    known = (
+        planted(checked, tiles, run)
+        if options.name == "demo"
+        else annotated(options.data / "isic_masks", options.data / "isic2019", recipe)
+    )
     count = options.count or trust.MOST
     predictions = predicting.predict(model, known.images, recipe, progress=False)  # both are asked for the same classes
     score = metrics.summary(predictions, recipe.classes, recipe.positive)["metrics"]["auc"]
@@ -124,27 +128,21 @@ def planted(checked: checking.Checked, tiles: imagesets.ImageSet, run: runs.Run)
     return Known(test, masks, "test images of the demo set, with the nest that shows the cue")
 
 
-def annotated(folder: Path, recipe) -> Known:
-    """Real images with an expert's outline of the lesion; none of them is in the training set."""
-    outlines = {
-        path.name.removesuffix("_segmentation.png"): path
-        for path in sorted((folder / "isic_masks").glob("*_segmentation.png"))
-    }
-    truth = pd.read_csv(folder / "isic2019" / isic2019.TRUTH, index_col="image")
+def annotated(masks: Path, data: Path, recipe) -> Known:
+    """Real images with an expert's outline of the lesion; none of them is in the training set, the folder `data`."""
+    outlines = {path.name.removesuffix("_segmentation.png"): path for path in sorted(masks.glob("*_segmentation.png"))}
+    truth = pd.read_csv(data / isic2019.TRUTH, index_col="image")
     names = [name for name in outlines if name in truth.index]
-    trained_on = {path.stem for path in (folder / "isic2019").rglob("*.jpg")}
+    trained_on = {path.stem for path in data.rglob("*.jpg")}
     if not names or trained_on & set(names):
         raise PathoError(
             "bad_masks",
-            "isic_masks",
+            masks.name,
             f"holds {len(names)} labelled images, {len(trained_on & set(names))} of them in the training set",
             "Give other images",
         )
     pixels = np.stack(
-        [
-            decoding.to_square(decoding.read(folder / "isic_masks" / f"{name}.jpg"), recipe.cache_size, recipe.fit)
-            for name in names
-        ]
+        [decoding.to_square(decoding.read(masks / f"{name}.jpg"), recipe.cache_size, recipe.fit) for name in names]
     )
     table = pd.DataFrame(
         {

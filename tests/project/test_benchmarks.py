@@ -455,6 +455,16 @@ def test_a_difference_is_called_one_only_where_its_interval_lies_beside_0(real, 
     assert says in real.verdict({"value": 0.1, "low": low, "high": high, "no_interval": "too few"}, "X")
 
 
+def test_the_checks_on_outlined_images_stand_beside_those_on_test_images(real, whole):
+    check = {"asked": "heat on the mask", "found": "0.31 against 0.12", "demanded": "above 0", "state": "supported"}
+    facts = {"verdict": "Heatmaps supported", "state": "supported", "reasons": [], "checks": {"located": check}}
+    found = {"images": 100, "auc": {"value": 0.87, "low": 0.8, "high": 0.9}, "trust": facts}
+    changed(whole, "benchmark.json", lambda known: known.update(outlined=found))
+    _, text = written(real, whole)
+    for part in ("On 100 other images", "0.870 (0.800 to 0.900)", "0.31 against 0.12", "Heatmaps supported", "refuted"):
+        assert part in text, part
+
+
 @pytest.fixture
 def patches(tmp_path, run_dir):
     """A folder of 24 patches, each of a brightness of its own, with labels.csv; their split in the run folder."""
@@ -631,12 +641,12 @@ def test_images_with_outlines_are_read_and_those_trained_on_are_refused(trust_be
     files.write_table(
         tmp_path / "isic2019/ISIC_2019_Training_GroundTruth.csv", pd.DataFrame({"image": names, **one_hot})
     )
-    known = trust_benchmark.annotated(tmp_path, recipe)
+    known = trust_benchmark.annotated(tmp_path / "isic_masks", tmp_path / "isic2019", recipe)
     assert list(known.images.table["label"]) == ["MEL", "NV"] and set(known.masks) == set(names)
     assert known.masks["ISIC_1"].mean() == pytest.approx(20 * 30 / 60**2, abs=0.02)  # of the central square
     (tmp_path / "isic2019/ISIC_2019_Training_Input/ISIC_2.jpg").write_bytes(b"")
     with pytest.raises(PathoError, match="bad_masks"):
-        trust_benchmark.annotated(tmp_path, recipe)
+        trust_benchmark.annotated(tmp_path / "isic_masks", tmp_path / "isic2019", recipe)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (65, "1 min 5 s"), (3600, "1 h 0 min 0 s")])
