@@ -211,6 +211,10 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
     _add(parser, "data", "a CSV path,label,group, or the folder of a known data set", "DATA")
     text = "labels that are called otherwise: --map carcinoma=malignant artefact= (left out)"
     _add(parser, "--map", text, "THEIRS=OURS", nargs="+", default=[], type=_pair)
+    text = "how the table calls path and label: --columns path=scan label=finding"
+    _add(parser, "--columns", text, "OURS=THEIRS", nargs="+", default=[], type=_pair)
+    _add(parser, "--group", 'the column of patients or lesions, or "image" (default: found by its name)', "COLUMN")
+    _add(parser, "--only", 'the images that count: --only "site=face, sex=male"', "COLUMN=VALUE")
     _add(parser, "--name", "of the folder of results (default: as DATA is called)", "NAME")
     _add(
         parser,
@@ -227,6 +231,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
 
         bad = "skip" if given.skip else "error"
         how = {"name": given.name, "classes": dict(given.map), "missing": bad, "on_bad": bad}
+        how |= {"columns": ", ".join(map("=".join, given.columns)), "group": given.group, "only": given.only}
         found = external(given.folder, given.data, images=given.images, allow_leakage=given.allow_leakage, **how)
         print(found)
         print(f"Written: {found.folder / 'external.html'}")

@@ -72,7 +72,6 @@ class External:
     def table(self) -> pd.DataFrame:
         """Every metric on the run's own test images, on these, and the difference, with 95 % intervals over groups."""
         ours, theirs, gap = self.internal["metrics"], self.judged.summary["metrics"], self.minus["metrics"]
-        names = metric_table.ordered(gap, len(self.judged.recipe.classes) == 2)
         return pd.DataFrame(
             {
                 metric_table.words(name): {
@@ -80,17 +79,21 @@ class External:
                     "external": metrics.readable(theirs[name]),
                     "internal minus external": metrics.readable(gap[name], sign="+"),
                 }
-                for name in names
+                for name in metric_table.ordered(gap, len(self.judged.recipe.classes) == 2)
             }
         ).T
 
     @property
     def outcome(self) -> str:
-        """WORSE or BETTER than on the run's own test images if the interval of the difference excludes 0."""
-        gap = self.minus["metrics"][self.monitor]
+        """`outcome_of` the metric of the headline."""
+        return self.outcome_of(self.monitor)
+
+    def outcome_of(self, name: str) -> str:
+        """WORSE or BETTER than on the run's own test images if the interval of this metric's difference excludes 0."""
+        gap = self.minus["metrics"][name]
         if gap["low"] is None or gap["low"] <= 0 <= gap["high"]:
             return NOT_SHOWN
-        return WORSE if (gap["low"] > 0) != metric_table.lower_is_better(self.monitor) else BETTER
+        return WORSE if (gap["low"] > 0) != metric_table.lower_is_better(name) else BETTER
 
     @property
     def headline(self) -> str:
@@ -104,6 +107,21 @@ class External:
             f"{metrics.readable(summary['metrics'][name])} on {summary['images']:,} external images of "
             f"{summary['groups']:,} groups; internal minus external {metrics.readable(gap, sign='+')}"
         )
+
+    @property
+    def others(self) -> str:
+        """Which other metrics are shown to be worse or better, in a sentence; "" where none is."""
+        names = [
+            name
+            for name in metric_table.ordered(self.minus["metrics"], len(self.judged.recipe.classes) == 2)
+            if name != self.monitor
+        ]
+        shown = {
+            outcome: [metric_table.words(name) for name in names if self.outcome_of(name) == outcome]
+            for outcome in (WORSE, BETTER)
+        }
+        listed = "; ".join(f"{outcome.lower()} {', '.join(some)}" for outcome, some in shown.items() if some)
+        return f"Other metrics, each by its own interval: {listed}" if listed else ""
 
     @property
     def calibrated(self) -> str:
@@ -134,6 +152,11 @@ class External:
         )
 
     @property
+    def sentences(self) -> list[str]:
+        """What was found, in sentences."""
+        return [one for one in (self.headline, self.others, self.calibrated, self.familiar) if one]
+
+    @property
     def recalibrated(self) -> pd.DataFrame:
         """The metrics with the locked decision and with a new one; see RECALIBRATED. Empty where it was not done."""
         found = self.judged.metrics["if_recalibrated"]
@@ -159,12 +182,11 @@ class External:
         return f"{found['images']:,} of these images are not new to the run ({kinds})" if found["images"] else ""
 
     def __repr__(self) -> str:
-        lines = [self.facts["note"], f"External validation on {self.name}", self.headline, self.calibrated]
-        lines += [self.familiar, self.table.to_string()]
+        lines = [self.facts["note"], f"External validation on {self.name}", *self.sentences, self.table.to_string()]
         return "\n".join(filter(None, lines))
 
     def _repr_html_(self) -> str:
-        lines = [self.facts["note"], self.headline, self.calibrated, self.familiar]
+        lines = [self.facts["note"], *self.sentences]
         rows = [(name, *row) for name, row in zip(self.table.index, self.table.to_numpy(), strict=True)]
         said = "".join(f"<p>{escape(line)}</p>" for line in filter(None, lines))
         return said + pages.table(("", *self.table.columns), rows)

@@ -61,7 +61,7 @@ def part(found: External) -> dict:
     return {
         "name": found.name,
         "outcome": found.outcome,
-        "sentences": [one for one in (found.headline, found.calibrated, found.familiar) if one],
+        "sentences": found.sentences,
         "table": _table(found.table),
         "reasons": markdown.why(
             (metric_table.words(name), one[name]) for one in both for name in names if name not in sections.NO_REASON
@@ -123,6 +123,7 @@ def _data(found: External) -> Markup:
         {
             "images": f"{count(data['images'])} of {count(data['groups'])} {units}",
             "images without a group": f"{count(without)}, each counts as a group of its own" if without else "none",
+            **({"chosen by": spoken(facts["chosen"])} if "chosen" in facts else {}),
             "labels": "taken by their names, which are those of the run" if classes["by_name"] else _arrows(mapped),
             "classes that are lacking": spoken(classes["lacking"]),
             "left out by the map": spoken(classes["left_out"]),

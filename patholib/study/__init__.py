@@ -328,16 +328,23 @@ class Study:
         allow_leakage: bool = False,
         missing: str = "error",
         on_bad: str = "error",
+        columns: str | None = None,
+        label: str | None = None,
+        group: str | None = None,
+        only: str | None = None,
     ) -> External:
         """External validation: the locked model on a second labelled set; nothing of the run is changed.
 
         data: as `readers.read` takes it, or a Manifest. name: of the folder in <run>/external; None: as the data are
         called. classes: {theirs: ours} where labels differ; None leaves images out. allow_leakage: go on where images
         are not new to the run, which every page then says. missing, on_bad: "skip" leaves out rows without a file, and
-        images that cannot be used. The same call again reads what was found. Errors: not_locked, not_judged,
-        unknown_class, bad_parameter, single_class, external_leak, output_exists; those of `checking.check`.
+        images that cannot be used. columns, label, group, only: of this set, as `readers.load` takes them. The same
+        call again reads what was found. Errors: not_locked, not_judged, unknown_class, bad_parameter, single_class,
+        external_leak, output_exists; those of `readers.read` and `checking.check`.
         """
-        return evaluating.evaluate(self, data, name, classes, allow_leakage, missing, on_bad)
+        given = {"columns": columns, "label": label, "group": group, "only": only}
+        chosen = {option: value for option, value in given.items() if value}
+        return evaluating.evaluate(self, data, name, classes, allow_leakage, missing, on_bad, chosen)
 
     def predict(self, others: Checked | None = None) -> pd.DataFrame:
         """Predictions of the test images as the network gives them, not calibrated; or of other checked images."""
@@ -434,7 +441,7 @@ class Study:
 def evaluate(run: Path | str, data: str | Path | Manifest, *, images: str | Path = "auto", **how) -> External:
     """External validation of the locked model in a run folder on a second labelled data set.
 
-    images: where those of the run are, so that pictures can be compared; see `Study.open`. how: name, classes,
-    allow_leakage, missing, on_bad of `Study.evaluate`, which has the errors too.
+    images: where those of the run are, so that pictures can be compared; see `Study.open`. how: name, classes, columns
+    and what else `Study.evaluate` takes, which has the errors too.
     """
     return Study.open(run, images).evaluate(data, **how)

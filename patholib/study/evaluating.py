@@ -37,16 +37,18 @@ def evaluate(
     allow_leakage: bool,
     missing: str,
     on_bad: str,
+    chosen: Mapping[str, str],
 ) -> External:
-    """See `Study.evaluate`."""
+    """See `Study.evaluate`; chosen: columns, label, group and only, where given."""
     decision = decisions.locked(study.dir)
     if not (study.dir / "metrics.json").exists():
         raise PathoError("not_judged", study.dir.name, "has not judged its own test images", "Call judge first")
-    source = data if isinstance(data, Manifest) else readers.read(data, missing)
+    source = data.chosen(**chosen) if isinstance(data, Manifest) else readers.read(data, missing, **chosen)
     name = _named(name, data, source)
     mapped, said = relabelled(source, study.recipe.classes, study.recipe.positive, classes or {})
     checked = _checked(mapped, study, on_bad)
     facts: dict[str, Any] = {"name": name, "data": _described(checked), "classes": said}
+    facts |= {"chosen": dict(chosen)} if chosen else {}
     facts["decision_sha256"] = files.digest(decision)
     folder = study.dir / external.FOLDER / name
     before = _as_before(folder, facts)

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -83,6 +84,18 @@ def test_too_narrow_an_interval_would_be_found_out(monkeypatch):
     kept = intervals.apart
     monkeypatch.setattr(intervals, "apart", lambda a, b: kept(replace(a, low=a.value, high=a.value), b))
     assert (two_sets(World(), World(), ((10, 10), (40, 40)), 200)["held"] < 0.85).all()
+
+
+def test_other_metrics_that_differ_are_named_on_the_side_to_which_they_differ():
+    """Of a loss less is better; what contains 0, or has no interval, is not named."""
+    ends = {"auc": (0.1, 0.4), "balanced_accuracy": (-0.1, 0.2), "sensitivity": (-0.5, -0.1), "log_loss": (-1, -0.2)}
+    gaps = {name: Estimate(sum(pair) / 2, *pair).to_json() for name, pair in ends.items()}
+    gaps["brier"] = Estimate(-0.1, missing="too few groups").to_json()
+    judged = SimpleNamespace(recipe=BREAKHIS, metrics={"internal_minus_external": {"metrics": gaps}})
+    found = external.External(Path(), {}, judged, {}, "balanced_accuracy")
+    assert found.outcome == external.NOT_SHOWN
+    assert found.others.endswith(": worse AUC, log loss; better sensitivity")
+    assert replace(found, monitor="auc").others.endswith(": worse log loss; better sensitivity")
 
 
 def test_means_over_other_classes_are_not_subtracted():
@@ -347,6 +360,27 @@ def test_labels_are_taken_by_name_or_by_a_map_and_never_guessed(run, own, tmp_pa
     found = patholib.evaluate(run, table, images=own, classes={"cancer": "malignant", "artefact": ""})
     assert found.name == "mine" and found.facts["classes"]["left_out"] == {"artefact": 2}
     assert found.judged.summary["images"] == 30 and not found.facts["classes"]["by_name"]
+
+
+def test_a_table_with_other_columns_is_read_as_it_is_told_and_the_page_says_how(run, own, others, capsys):
+    table = pd.read_csv(others, dtype=str).rename(columns={"path": "scan", "label": "finding", "group": "person"})
+    odd = files.write_table(others.with_name("odd.csv"), table)
+    told = ["evaluate", str(run), str(odd), "--images", str(own)]
+    for part, code in (("scan", "csv_format"), ("finding", "csv_format"), ("person", "no_groups")):
+        assert cli.main(told) == cli.UNREADABLE
+        assert f"[{code}]" in capsys.readouterr().err, part
+        told += ["--group", part] if part == "person" else []
+        told += (
+            ["--columns", "path=scan", *(["label=finding"] if part == "finding" else [])] if part != "person" else []
+        )
+    half = "|".join(f"h{i}" for i in range(8))
+    assert cli.main([*told, "--only", f"person={half}"]) == cli.OK
+    found = external.read(run / "external" / "odd")
+    straight = patholib.evaluate(run, readers.read(others), images=own, name="half", only=f"group={half}")
+    assert found.judged.summary["images"] == 16 and found.judged.metrics == straight.judged.metrics
+    page = (found.folder / "external.md").read_text(encoding="utf-8")
+    assert "chosen by" in page and "person" in page and "finding" in page
+    assert refused(patholib.evaluate, run, others, images=own, name="half").code == "output_exists"
 
 
 def test_a_set_may_lack_classes_if_two_are_left(tmp_path):

@@ -96,7 +96,11 @@ def standard(source: pd.DataFrame, name: str, asked: Mapping[str, str] | None = 
         there = columns.meant(source, columns.PATH)
         if not there:
             raise columns.missing(
-                source, name, "path", 'Rename the column, or say columns="path=..."', ("file, image",)
+                source,
+                name,
+                "path",
+                'Say which it is: columns="path=..." (evaluate, audit: --columns path=...)',
+                ("file, image",),
             )
         found["path"] = there[0]
     if "split" not in found and (given := columns.split_column(source, name)):
@@ -141,7 +145,8 @@ def _with_labels(table: pd.DataFrame, name: str, found: dict[str, str], optional
         return table.drop(columns=hot[1]).assign(label=hot[0])
     if said is not None or optional:
         return table.assign(label="" if said is None else said["label"])
-    raise columns.missing(table, name, "label", 'Say which column holds the class: label="..."', ("dx", "diagnosis"))
+    remedy = 'Say which column holds the class: label="..." (evaluate: --columns label=...)'
+    raise columns.missing(table, name, "label", remedy, ("dx", "diagnosis"))
 
 
 def _with_companions(path: Path) -> tuple[str, pd.DataFrame]:
