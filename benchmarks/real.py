@@ -81,14 +81,14 @@ BENCHMARKS = {
         "ISIC 2019: skin lesions, from ImageNet weights",
         "isic2019",
         "",
-        {"missing": "skip", **PRETRAINED, "image_size": 128, "epochs": 12},
+        {"missing": "skip", **PRETRAINED, "image_size": 96},
         mark=0.80,
     ),
     "idc": Benchmark(
         "IDC: breast histology patches, a CSV of one's own, from ImageNet weights",
         "breakhis",
         "labels.csv",
-        {**PRETRAINED, "positive": "idc", "image_size": 96, "epochs": 30},
+        {**PRETRAINED, "positive": "idc", "image_size": 96},
         mark=0.90,
     ),
     "breakhis": Benchmark(

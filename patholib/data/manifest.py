@@ -83,6 +83,8 @@ class Manifest:
     def __repr__(self) -> str:
         ids = ", ".join(f"{self.table[level].nunique():,} {level}s" for level in self.levels)
         lines = [f"{self.source}: {len(self.table):,} images, {ids}; never split apart: {self.group_by}"]
+        if read_as := self.found.get("columns"):
+            lines.append(f"  columns: {', '.join(f'{theirs} = {ours}' for theirs, ours in read_as.items())}")
         for name in self.classes:
             of_class = self.table[self.table["label"] == name]
             lines.append(f"  {name}: {len(of_class):,} images, {of_class[self.group_by].nunique():,} {self.group_by}s")

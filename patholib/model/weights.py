@@ -76,8 +76,14 @@ def find_or_fetch(arch: str) -> tuple[Path, str]:
             "weights_missing",
             remote.name,
             f"{tried}, and the download failed ({error.reason})",
-            f"Put it into {own}, fetched elsewhere by `patholib download weights-{arch}`, {scratch}",
+            f"Put it into {own}, fetched elsewhere by `patholib download weights-{arch}`, {_instead()}{scratch}",
         ) from error
+
+
+def _instead() -> str:
+    """Which other networks have their weights here, as a part of a remedy; "" where none has."""
+    ready = [name for name, one in architectures.NETWORKS.items() if one.packaged and at_hand(name)]
+    return f'choose arch="{ready[0]}", whose weights are installed, ' if ready else ""
 
 
 def _hub() -> Path:

@@ -345,6 +345,7 @@ def test_C11_isic_2018_finds_its_lesions_beside_it_and_its_images_above(tmp_path
     )
     source = table.read(truth)
     assert source.classes == ("MEL", "NV") and source.found["grouped_by"] == "lesion_id" and source.root == tmp_path
+    assert "image = path, lesion_id = group" in repr(source)  # what was taken for what is said first
     catalogue("C11", "tables of ISIC 2018", "lesions and images found beside them")
 
 
