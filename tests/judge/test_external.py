@@ -27,7 +27,7 @@ from patholib.data import readers
 from patholib.judge import calibration, decisions, external, intervals, metrics
 from patholib.judge.intervals import Estimate
 from patholib.model.recipes import BREAKHIS, ISIC2019
-from patholib.report import checklists
+from patholib.report import checklists, externals
 from patholib.report.figures import style
 from patholib.report.records import Record
 from patholib.study import Study, evaluating
@@ -281,6 +281,8 @@ def test_report_card_and_checklist_say_what_was_found(run, own, others):
     assert re.search(r"\| 33 \| .* \| filled \|", text)
     page = (found.folder / "external.html").read_text(encoding="utf-8")
     assert external.RECALIBRATED in page and "<script" not in page
+    assert {path.stem for path in (found.folder / "figures").iterdir()} == set(externals.FIGURES)
+    assert all(title in page for title in externals.FIGURES.values())
 
 
 def test_another_set_under_the_same_name_is_refused(run, own, others, tmp_path):

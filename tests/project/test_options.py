@@ -70,7 +70,9 @@ def test_options_do_not_change_and_a_changed_copy_is_checked():
 
 def test_what_overrides_a_recipe_are_its_fields():
     assert set(options.OF_RECIPE) <= {f.name for f in dataclasses.fields(recipes.Recipe)}
-    assert Options(epochs=3).of_recipe.items() >= {"epochs": 3, "seed": 0, "lr": None}.items()
+    assert Options(epochs=3).of_recipe.items() >= {"epochs": 3, "seed": 0, "lr": None, "fractions": None}.items()
+    assert Options(val=0.1, test=0.3).of_recipe["fractions"] == pytest.approx((0.6, 0.1, 0.3))
+    assert Options(test=0.3).of_recipe["fractions"] == pytest.approx((0.55, 0.15, 0.3))  # the other as in the recipe
 
 
 def test_a_file_of_parameters_is_read_and_checked(tmp_path):
