@@ -100,10 +100,10 @@ def _ids(mine: pd.DataFrame, theirs: Manifest) -> tuple[dict[str, tuple[pd.Serie
     own = [one.assign(group=one["group"].mask(one["group"] == one["path"], "")) for one in tables]  # "": no group
     both = pd.concat(own, ignore_index=True).fillna("").astype(str)
     levels, unchecked = foreign.ids(both, (), None)
-    unchecked = [reason.partition(";")[0] for reason in unchecked]  # what follows are options of the audit
-    return {
-        name: (ids[: len(mine)], ids[len(mine) :].reset_index(drop=True)) for name, ids in levels.items()
-    }, unchecked
+    # After the semicolon stand options of the audit. A group that is known is the lesion, or more than it.
+    grouped = "group" in levels and (levels["group"] != "").any()
+    reasons = [reason.partition(";")[0] for reason in unchecked if not (grouped and reason.startswith("lesions"))]
+    return {name: (ids[: len(mine)], ids[len(mine) :].reset_index(drop=True)) for name, ids in levels.items()}, reasons
 
 
 def _equal(kind: str, known: pd.Series, asked: pd.Series, mine: pd.DataFrame, others: Checked) -> Iterator[tuple]:

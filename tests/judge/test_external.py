@@ -23,7 +23,7 @@ import patholib
 from patholib import cli
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.data import readers
+from patholib.data import overlap, readers
 from patholib.judge import calibration, decisions, external, intervals, metrics
 from patholib.judge.intervals import Estimate
 from patholib.model.recipes import BREAKHIS, ISIC2019
@@ -383,6 +383,16 @@ def test_a_table_with_other_columns_is_read_as_it_is_told_and_the_page_says_how(
     page = (found.folder / "external.md").read_text(encoding="utf-8")
     assert "chosen by" in page and "person" in page and "finding" in page
     assert refused(patholib.evaluate, run, others, images=own, name="half").code == "output_exists"
+
+
+@pytest.mark.parametrize(("known", "said"), [("g{}", []), ("", ["lesions: names of ISIC do not tell them"])])
+def test_what_is_not_compared_is_said_without_options_that_only_the_audit_has(known, said):
+    names = [f"ISIC_000000{i}.jpg" for i in range(4)]
+    table = pd.DataFrame({"path": names, "group": [known.format(i) or name for i, name in enumerate(names)]})
+    theirs = SimpleNamespace(table=table[2:], subgroups=(), levels=("group",), group_by="group")
+    reasons = overlap._ids(table[:2], theirs)[1]
+    assert [reason for reason in reasons if "lesions" in reason] == said
+    assert not any("--" in reason for reason in reasons)
 
 
 def test_a_set_may_lack_classes_if_two_are_left(tmp_path):
