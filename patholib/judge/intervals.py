@@ -116,10 +116,10 @@ def estimate(
         return Estimate(value, float(value * np.exp(-half / value)), float(value * np.exp(half / value)))
     worth = of * len(alike) / (1 / alike).sum()  # as many groups would be as sure
     at = np.array([value, (worth * value + 0.5) / (worth + 1)])
+    at = at[(at > 0) & (at < 1)]  # 0 and 1 have no logit
     middle, half_logit = special.logit(at), half / (at * (1 - at))
-    return Estimate(
-        value, float(special.expit((middle - half_logit).min())), float(special.expit((middle + half_logit).max()))
-    )
+    low, high = special.expit((middle - half_logit).min()), special.expit((middle + half_logit).max())
+    return Estimate(value, float(min(low, value)), float(max(high, value)))
 
 
 def apart(a: Estimate, b: Estimate) -> Estimate:

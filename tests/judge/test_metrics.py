@@ -587,6 +587,16 @@ def test_a_number_is_written_with_its_interval_or_says_what_is_missing(number, d
     assert metrics.readable(number, digits) == text
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_share_of_0_or_1_that_one_group_moves_has_an_interval_that_ends_there(value):
+    """As a precision of 1 by one prediction: without its group there is none, which counts as 0."""
+    left = np.full(10, value)
+    left[0] = abs(value - 0.3)
+    found = intervals.estimate(value, left, np.ones((1, 10)), "share", "")
+    assert (found.low, found.high)[int(value)] == value and 0.05 < found.high - found.low < 1
+
+
 def test_an_estimate_is_read_back_from_json():
     for estimate in (
         intervals.Estimate(0.5, 0.4, 0.6, note="of two classes"),
