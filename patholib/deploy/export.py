@@ -30,7 +30,7 @@ FILES = (exportformat.WEIGHTS, exportformat.MANIFEST)
 
 def save_model(
     folder: Path,
-    model_state: Mapping[str, torch.Tensor],
+    model_state: Mapping[str, torch.Tensor] | Sequence[Mapping[str, torch.Tensor]],
     recipe: Recipe,
     *,
     run: str = "",
@@ -46,12 +46,18 @@ def save_model(
 ) -> Path:
     """Writes `model.safetensors` and `model.json` into `folder`; returns the manifest's path.
 
-    run: the run's name; data_sha256: of its manifest of images; epoch from 1. threshold and temperature: chosen on the
+    model_state: of a network, or of each member of an `Ensemble`. run: the run's name; data_sha256: of its manifest of images; epoch from 1. threshold and temperature: chosen on the
     validation images, None where they were not; decision: how, as decision.json says it, which then gives the two.
     origin: what is known of ORIGIN. smallest_side: pixels, of any training image. familiar: `novelty.Familiar.to_json`.
     Errors: nonfinite_weights, class_mismatch, bad_manifest.
     """
-    folder, state, recipe = Path(folder), published.plain_state(model_state), recipes.without_folders(recipe)
+    folder, recipe, state, members = Path(folder), recipes.without_folders(recipe), {}, {}
+    if isinstance(model_state, Mapping):
+        state = published.plain_state(model_state)
+    else:
+        members = {"members": len(model_state)}
+        for number, one in enumerate(model_state):
+            state |= {f"{number}.{name}": tensor for name, tensor in published.plain_state(one).items()}
     if decision is not None:
         threshold, temperature = decision["threshold"], decision["temperature"]
     use = (
@@ -61,6 +67,7 @@ def save_model(
     facts = {
         "format": exportformat.FORMAT,
         **exportformat.of_recipe(recipe),
+        **members,
         "threshold": threshold,
         "temperature": temperature,
         "decision": dict(decision) if decision is not None else None,
@@ -100,7 +107,7 @@ def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False, 
     if "training" not in facts:
         raise PathoError("nothing_trained", str(run_dir), "has no finished training", "Train first")
     recipe, best = recipes.from_json(facts["recipe"]), facts["training"]["best_epoch"]
-    kept = _kept(run_dir, facts, best)
+    kept = _kept(run_dir, facts, "Restore the folder from a copy, or train again")
     row, data, earlier = kept["row"], facts["data"], _earlier(run_dir, facts)
     familiar = novelty.learn(images).to_json() if images is not None else earlier.get("novelty")
     save_model(
@@ -137,23 +144,46 @@ def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False, 
     return written
 
 
-def _kept(run_dir: Path, facts: dict, best: int) -> dict:
+def write_folds(folder: Path, facts: Mapping, images: ImageSet) -> Path:
+    """Exports the trainings of a cross-validation as one model, an `Ensemble`, into its folder; returns model.json.
+
+    facts: of cross_validation.json, whose decision, chosen on the predictions out of fold, is locked with it. images:
+    as of `write`, under the split of one fold. Errors: missing_file, where a fold is not there; checkpoint_damaged.
+    """
+    states, runs = [], [Path(folder, run["run"]) for run in facts["runs"]]
+    for run_dir in runs:
+        remedy = f"Restore it from a copy; or delete {run_dir.name} and cross-validate again, which trains it anew"
+        if not (run_dir / "run.json").exists():
+            raise PathoError("missing_file", str(run_dir), "is a fold of this model and not there", remedy)
+        states.append(_kept(run_dir, files.read_json(run_dir / "run.json"), remedy)["model"])
+    return save_model(
+        folder,
+        states,
+        recipes.from_json(facts["recipe"]),
+        run=facts["name"],
+        data_sha256=facts["images_sha256"],
+        demo=facts["demo"],
+        decision=facts["decision"],
+        origin=_origin(files.read_json(runs[0] / "run.json")) | {"fingerprint": "", "split_sha256": ""},
+        smallest_side=_smallest_side(runs[0]),
+        familiar=novelty.learn(images).to_json(),
+    )
+
+
+def _kept(run_dir: Path, facts: Mapping, remedy: str) -> dict:
     """Model, optimizer and row of the best epoch: of its checkpoint, or after that was deleted of published.pt.
 
-    Errors: missing_file, checkpoint_damaged.
+    facts: of run.json. Errors: missing_file, checkpoint_damaged.
     """
+    best = facts["training"]["best_epoch"]
     if facts.get("checkpoints") == resumable.DELETED:
         found = published.read(run_dir / exportformat.PUBLISHED)
         row = files.read_json(run_dir / "history.json")[best - 1]
         return {"model": found["model_state"], "optimizer": found["optimizer_state"], "row": row}
     kept = checkpoints.load(run_dir / "checkpoints", "best", best, holds=("model", "optimizer", "row"))
     if kept is None:
-        raise PathoError(
-            "missing_file",
-            str(run_dir / "checkpoints"),
-            f"holds no weights of the best epoch ({best})",
-            "Restore the folder from a copy, or train again",
-        )
+        reason = f"holds no weights of the best epoch ({best})"
+        raise PathoError("missing_file", str(run_dir / "checkpoints"), reason, remedy)
     return kept
 
 

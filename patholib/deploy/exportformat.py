@@ -32,7 +32,7 @@ WORDS = {
     type(None): "null",
 }
 OF_EACH_CLASS = (("shares", 0, " above 0"), ("correction", 0, " above 0"), ("bias", -math.inf, ""))  # of a decision
-FIELDS = {  # of the manifest, and what each may be
+FIELDS = {  # of the manifest, and what each may be; only that of several networks has `members`, their number
     "arch": (str,),
     "classes": (list,),
     "positive": (str, type(None)),
@@ -146,6 +146,8 @@ def _wrong_values(manifest: dict) -> list[str]:
         found.append(f"threshold={short(threshold)} is outside 0 to 1")
     if temperature is not None and not 0 < temperature < math.inf:
         found.append(f"temperature={short(temperature)} is not above 0")
+    if "members" in manifest and not (type(manifest["members"]) is int and manifest["members"] > 1):
+        found.append(f"members={short(manifest['members'])} is no whole number above 1")
     if epoch is not None and epoch < 1:
         found.append(f"epoch={short(epoch)} is below 1")
     if manifest["smallest_side"] is not None and manifest["smallest_side"] < 1:

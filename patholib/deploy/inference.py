@@ -4,6 +4,8 @@ ONNX Runtime where it is installed and the model has its `model.onnx`, else PyTo
 Files are read, squared and cut as in training, so a picture has the same pixels here and there; and every picture is
 computed alone, so its answer does not depend on the rest of the batch. With PyTorch it equals, to the last bit on one
 machine, what `predicting.predict` and `calibration.apply` give in a run; ONNX Runtime differs by less than 1e-4.
+
+Of several networks (`Ensemble`) the probabilities are averaged, then calibrated.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from patholib.deploy import loading, onnx_export
 from patholib.judge import calibration, decisions, gradcam, novelty, predicting, rules, trust
 from patholib.judge.calibration import Calibration
 from patholib.model import augment, folding, networks, recipes
+from patholib.model.ensembles import Ensemble
 
 ENGINES = ("auto", "onnx", "torch")
 
@@ -48,6 +51,7 @@ class Answer:
     warnings: tuple[str, ...]  # why to distrust this answer, each "code: text"
     tta: bool  # averaged over several views
     notice: str = ""  # what stands on the model: research use, demo images
+    spread: float | None = None  # standard deviation, in [0, 0.5], of the members' probabilities; None: one network
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -103,6 +107,7 @@ class Predictor:
                 "is onnx, but " + ("the export has no model.onnx" if installed else "onnxruntime is not installed"),
                 'Call onnx_export.to_onnx(folder), or engine="torch"' if installed else 'pip install "patholib[onnx]"',
             )
+        self.members = self.manifest.get("members", 1)
         if graph and installed and engine != "torch":
             self.engine, self._logits = "onnx", _onnx(graph, threads)
         else:
@@ -132,7 +137,10 @@ class Predictor:
         return trust.about(self.checks, decision, decision, gradcam.default_block(self.model))
 
     def logits(self, views: torch.Tensor) -> np.ndarray:
-        """Views (N, 3, size, size) in [0, 1] to logits (N, C) float32, each computed alone. Errors: model_output."""
+        """Views (N, 3, size, size) in [0, 1] to logits float32, each computed alone. Errors: model_output.
+
+        (N, C), or of several networks (N, members, C).
+        """
         logits = self._logits(views)
         if not np.isfinite(logits).all():
             raise PathoError(
@@ -149,15 +157,26 @@ class Predictor:
         tta: averaged over the recipe's views, before the calibration of averaged views. The same for every picture: of
         seeded random views, as published, every picture gets those of a set's first image.
         """
-        each = [self._raw(picture, tta) for picture in pixels]
-        raw = np.concatenate(each) if each else np.empty((0, len(self.classes)))
+        return self._calibrated(self._raw(pixels, tta).mean(axis=1), tta)
+
+    def _calibrated(self, raw: np.ndarray, tta: bool) -> np.ndarray:
         return calibration.apply(raw, Calibration.of(self._decisions[tta], self.classes))
 
-    def _raw(self, picture: np.ndarray, tta: bool) -> np.ndarray:
-        """The model's own probabilities of one picture (S, S, 3), (1, C)."""
-        views = augment.views_to_judge(picture[None], self.recipe, tta, np.zeros(1, int))  # (views, 1, 3, size, size)
-        logits = torch.from_numpy(self.logits(views.flatten(0, 1)))  # (views, C)
-        return predicting.probabilities(logits[:, None])
+    def _raw(self, pixels: np.ndarray, tta: bool) -> np.ndarray:
+        """The probabilities of pictures (N, S, S, 3) as each network gives them, (N, members, C)."""
+        found = [np.empty((0, self.members, len(self.classes)))]
+        for picture in pixels:
+            views = augment.views_to_judge(picture[None], self.recipe, tta, np.zeros(1, int))  # (views, 1, 3, H, W)
+            logits = torch.from_numpy(self.logits(views.flatten(0, 1)))
+            found.append(predicting.probabilities(logits.view(len(logits), self.members, -1))[None])
+        return np.concatenate(found)
+
+    def _spread(self, raw: np.ndarray, tta: bool, classes: Sequence[int]) -> list[float | None]:
+        """`Answer.spread` of each picture for its class, from `_raw`; every member calibrated as their mean is."""
+        if self.members == 1:
+            return [None] * len(raw)
+        each = self._calibrated(raw.reshape(-1, raw.shape[2]), tta).reshape(raw.shape)
+        return each.std(axis=1)[np.arange(len(raw)), classes].tolist()
 
     def look(self, source, name: str | None = None) -> Picture:
         """A file, bytes or an open file as the square that `answer` takes, with what was odd about it.
@@ -192,7 +211,8 @@ class Predictor:
         self, pixels: np.ndarray, tta: bool = False, warnings: Sequence[Sequence[str]] | None = None
     ) -> list[Answer]:
         """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
-        probs, decision = self.probabilities(pixels, tta), self._decisions[tta]
+        raw, decision = self._raw(pixels, tta), self._decisions[tta]
+        probs = self._calibrated(raw.mean(axis=1), tta)
         predicted = rules.predicted(probs, self.classes, self.positive, decisions.deciding(decision, self.classes))
         threshold = decision.get("threshold")
         alerts = len(self.classes) > 2 and self.positive is not None and threshold is not None
@@ -202,11 +222,12 @@ class Predictor:
         older = [f"plain_lock: {decisions.PLAIN_LOCK}"] if unlocked else []
         answers = []
         warnings = warnings or [()] * len(pixels)
-        for picture, row, k, known in zip(pixels, probs.tolist(), predicted, warnings, strict=True):
+        spreads = self._spread(raw, tta, predicted)
+        for picture, row, k, known, spread in zip(pixels, probs.tolist(), predicted, warnings, spreads, strict=True):
             named = dict(zip(self.classes, row, strict=True))
             alert = named[self.positive] >= threshold if alerts else None
             why = (*known, *self._unfamiliar(picture), *older)
-            answers.append(Answer(named, self.classes[k], threshold, alert, why, tta))
+            answers.append(Answer(named, self.classes[k], threshold, alert, why, tta, spread=spread))
         return answers
 
     def _unfamiliar(self, picture: np.ndarray) -> list[str]:
@@ -246,11 +267,12 @@ class Predictor:
         return self.probabilities(np.stack(pixels), tta) if pixels else np.empty((0, len(self.classes)))
 
 
-def _torch(model: networks.Classifier, threads: int | None):
+def _torch(model: networks.Classifier | Ensemble, threads: int | None):
     if threads is not None:
         torch.set_num_threads(threads)
     network = folding.for_prediction(model)
-    return lambda views: predicting.one_by_one(network, views).numpy()
+    each = network.each if isinstance(network, Ensemble) else network
+    return lambda views: predicting.one_by_one(each, views).numpy()
 
 
 def _onnx(graph: bytes, threads: int | None):
@@ -263,6 +285,7 @@ def _onnx(graph: bytes, threads: int | None):
 
     def logits(views: torch.Tensor) -> np.ndarray:
         one = views.contiguous().numpy()
-        return np.concatenate([session.run(None, {onnx_export.ONNX_INPUT: one[i : i + 1]})[0] for i in range(len(one))])
+        each = [session.run(None, {onnx_export.ONNX_INPUT: one[i : i + 1]})[-1] for i in range(len(one))]
+        return np.concatenate(each)  # the last output: of each member, where there are several
 
     return logits

@@ -25,7 +25,8 @@ MANIFEST_BYTES = 2**24  # of a manifest
 def load_model(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.Tensor], dict]:
     """(state, manifest) of an exported model: its folder, or one of its two files.
 
-    The state has torchvision's names: `Classifier.net.load_state_dict(state)`; `classifier` does it all. sha256: of the
+    The state has torchvision's names: `Classifier.net.load_state_dict(state)`; of several networks `members_of` gives
+    that of each; `classifier` does it all. sha256: of the
     weights file as you know it from elsewhere, 64 hexadecimal digits. Errors: missing_file, unreadable,
     too_many_bytes, not_safetensors, weights_damaged, pin_mismatch, bad_parameter, bad_json, manifest_changed,
     model_format, unknown_arch, bad_manifest, wrong_weights, class_mismatch, nonfinite_weights.
@@ -68,10 +69,21 @@ def load_model(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.T
 
 
 def classifier(path: Path, sha256: str | None = None):
-    """The `Classifier` of an exported model, in eval mode on the CPU, and its manifest. Errors: as `load_model`."""
-    from patholib.model import building
+    """The network of an exported model, in eval mode on the CPU, and its manifest. Errors: as `load_model`.
+
+    A `Classifier`, or the `Ensemble` of several.
+    """
+    from patholib.model.ensembles import Ensemble
 
     state, manifest = load_model(path, sha256)
+    members = [_network(one, manifest, path) for one in members_of(state, manifest, path)]
+    return (Ensemble(members) if "members" in manifest else members[0]).eval(), manifest
+
+
+def _network(state: Mapping[str, torch.Tensor], manifest: dict, path: Path):
+    """The `Classifier` with these weights. Errors: wrong_weights."""
+    from patholib.model import building
+
     model = building.build(replace(recipes.from_json(manifest["recipe"]), weights="none"))
     wanted = model.net.state_dict()
     wrong = [f"{name} is missing" for name in wanted if name not in state]
@@ -90,7 +102,21 @@ def classifier(path: Path, sha256: str | None = None):
             "Export once more from the run",
         )
     model.net.load_state_dict(state)
-    return model.eval(), manifest
+    return model
+
+
+def members_of(state: Mapping[str, torch.Tensor], manifest: dict, path: Path) -> list[Mapping[str, torch.Tensor]]:
+    """The weights of each network of an exported model, whose names begin with its number. Errors: wrong_weights."""
+    if "members" not in manifest:
+        return [state]
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        number, _, own = name.partition(".")
+        found.setdefault(number, {})[own] = tensor
+    if len(found) != manifest["members"] or any(str(number) not in found for number in range(len(found))):
+        reason = f"holds other networks than the {manifest['members']} members"
+        raise PathoError("wrong_weights", str(path), reason, "Export the cross-validation it comes from once more")
+    return [found[str(number)] for number in range(len(found))]
 
 
 def of_weights(content: bytes, state: Mapping[str, torch.Tensor]) -> dict:
@@ -161,6 +187,11 @@ def _parsed(content: bytes, manifest: dict, path: Path) -> dict[str, torch.Tenso
 
 def check_weights(state: Mapping[str, torch.Tensor], manifest: dict, path: Path) -> None:
     """Stops where the last layer has not one output per class, or the tensors are not such as training makes."""
+    for one in members_of(state, manifest, path):
+        _check_network(one, manifest, path)
+
+
+def _check_network(state: Mapping[str, torch.Tensor], manifest: dict, path: Path) -> None:
     network = architectures.NETWORKS[manifest["arch"]]
     layers = {
         int(match[1] or 0): tensor

@@ -9,11 +9,13 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.deploy import loading
-from patholib.model.networks import Classifier
+from patholib.model import ensembles
+from patholib.model.ensembles import Ensemble
 
 ONNX, ONNX_FACTS, ONNX_INPUT = "model.onnx", "model.onnx.json", "images"
 ALIKE = 1e-4  # how far a probability of ONNX Runtime may be from PyTorch's
@@ -22,7 +24,8 @@ ALIKE = 1e-4  # how far a probability of ONNX Runtime may be from PyTorch's
 def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
     """Writes `model.onnx` beside an exported model: images (N, 3, size, size) in [0, 1] to logits (N, C).
 
-    BatchNorm is folded away. The file is only kept if ONNX Runtime gives PyTorch's probabilities to 1e-4, on noise and
+    Several networks stand in it side by side; it averages them, and has a second output, `members` (N, members, C), the
+    logits of each. BatchNorm is folded away. The file is only kept if ONNX Runtime gives PyTorch's probabilities to 1e-4, on noise and
     on `views` (N, 3, size, size), say of some test images; the difference stands in `model.onnx.json`.
     Needs the extra `onnx`. Errors: as `load_model`; not_installed, onnx_differs.
     """
@@ -40,10 +43,12 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
     seen = seen if views is None else torch.cat([seen, views.float().contiguous()])
     content = _graph(model, seen[:2])
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    theirs = torch.from_numpy(session.run(None, {ONNX_INPUT: seen.numpy()})[0])
+    theirs = map(torch.from_numpy, session.run(None, {ONNX_INPUT: seen.numpy()}))
     with torch.inference_mode():
-        ours = model(seen)
-    difference = float((theirs.double().softmax(1) - ours.double().softmax(1)).abs().max())
+        ours = _Outputs(model)(seen)
+    difference = max(
+        float((a.double().softmax(-1) - b.double().softmax(-1)).abs().max()) for a, b in zip(theirs, ours, strict=True)
+    )
     if not difference <= ALIKE:
         raise PathoError(
             "onnx_differs",
@@ -66,18 +71,32 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
     return folder / ONNX
 
 
-def _graph(model: Classifier, two: torch.Tensor) -> bytes:
+class _Outputs(nn.Module):
+    """A network whose outputs are those of its graph: (logits,), or of an `Ensemble` (logits, members)."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if not isinstance(self.network, Ensemble):
+            return (self.network(images),)
+        each = self.network.each(images)
+        return ensembles.together(each), each
+
+
+def _graph(model: nn.Module, two: torch.Tensor) -> bytes:
     """The network in ONNX, for any number of views like those two."""
     from patholib.model import folding
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress that is of no use here
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            folding.folded(model),
+            _Outputs(folding.folded(model)),
             (two,),
             dynamo=True,
             input_names=[ONNX_INPUT],
-            output_names=["logits"],
+            output_names=["logits", *["members"] * isinstance(model, Ensemble)],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )

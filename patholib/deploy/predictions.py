@@ -120,6 +120,7 @@ def write(
 ) -> Table:
     """Writes the table of the answers to all pictures in `places`: path, p_<class>, decision, alert, warnings, model.
 
+    Of a model of several networks with the column spread, see `Answer.spread`.
     Files that cannot be used are listed beside it, in `<name>_bad.csv`, with the reason and the remedy. heatmaps: the
     folder for one PNG a picture, of what argues for its decision, named in a column of its own. workers: threads that
     decode ahead of the model; on a cluster, processes that do all of it. After an interruption the same call goes on,
@@ -260,14 +261,15 @@ def _not_shared(place: str) -> PathoError:
 
 
 def _row(predictor: Predictor, path: str, seen: Picture, tta: bool, heatmaps: Path | None) -> list:
-    """[probabilities, decision, alert, warnings, heatmap] of one picture."""
+    """[probabilities, decision, alert, warnings, heatmap] of one picture, and of several networks their spread."""
     answer = predictor.answer(seen.pixels, tta, seen.warnings)
     name = None
     if heatmaps is not None:
         name = f"{Path(path).stem[:80]}-{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}.png"
         heat = _heat(predictor, seen.pixels, answer.decision)
         files.write_bytes(Path(heatmaps) / name, heat)  # before the line that says it is there
-    return [list(answer.probs.values()), answer.decision, answer.alert, "; ".join(answer.warnings), name]
+    spread = [] if answer.spread is None else [answer.spread]
+    return [list(answer.probs.values()), answer.decision, answer.alert, "; ".join(answer.warnings), name, *spread]
 
 
 def _heat(predictor: Predictor, pixels: np.ndarray, decision: str) -> bytes:
@@ -284,18 +286,17 @@ def _finish(
 ) -> tuple[int, int]:
     """The entries as tables in the order of `listed`, which replace the journal; how many were answered and not."""
     answers = [["path", *(f"p_{c}" for c in predictor.classes), "decision", "alert", "warnings", "model"]]
-    answers[0] += ["heatmap"] if heated else []
+    answers[0] += ["spread"] * (predictor.members > 1) + ["heatmap"] * heated
     problems = [["path", "code", "reason", "remedy"]]
     for path in listed:
         _, _, row, problem = done[path]
         if problem is not None:
             problems.append([path, *problem])
         else:
-            probs, decision, alert, text, heat = row
+            probs, decision, alert, text, heat, *spread = row
             known = "" if alert is None else str(alert).lower()
-            answers.append(
-                [path, *map(repr, probs), decision, known, text, predictor.sha256, *([heat] if heated else [])]
-            )
+            last = [*map(repr, spread), *([heat] if heated else [])]
+            answers.append([path, *map(repr, probs), decision, known, text, predictor.sha256, *last])
     if len(problems) > 1:
         files.write_rows(bad, problems)
     files.write_rows(out, answers)

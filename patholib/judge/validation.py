@@ -33,6 +33,13 @@ NOTE = (
     "another one. A pooled AUC also ranks images of one network against those of another: where it is far below the "
     "mean of the folds, their probabilities are on different scales."
 )
+ONE_MODEL = (
+    "The folds as one model answer with the mean of their probabilities. The numbers of the cross-validation are an "
+    "estimate for a single one of them: every image has trained the others, so none is left to judge their mean. The "
+    "log loss of a mean is at most the mean of the members' log losses (Lakshminarayanan et al. 2017); other numbers "
+    "are not promised. Calibration and threshold come from predictions of single members, and their mean is less "
+    "extreme: its probabilities may be too cautious (Rahaman & Thiery 2021). Judge it on images of other patients"
+)
 NOT_ASKED = (
     "Not asked for. With folds=5 the recipe is trained on five splits, each testing on other groups, which "
     "takes five times as long."
@@ -191,7 +198,7 @@ def pooled(folder: Path, runs: list[tuple[int, int, Path]], **facts) -> CrossVal
         "runs": rows,
         "over_folds": _over_folds(rows),
         "pooled": pooled_summary(predictions, recipe),
-        "decision": _chosen([_raw(run_dir, recipe) for _, _, run_dir in runs], recipe, decisions.locked(runs[0][2])),
+        "decision": _of_all([run_dir for _, _, run_dir in runs], recipe),
         "remark": NOTE,
         "predictions_sha256": files.sha256(folder / PREDICTIONS),
     }
@@ -232,9 +239,18 @@ def decided_by_others(folders: Sequence[Path]) -> list[tuple[pd.DataFrame, dict]
     return found
 
 
-def _raw(folder: Path, recipe: Recipe) -> pd.DataFrame:
+def _of_all(folders: Sequence[Path], recipe: Recipe) -> dict:
+    """The decision from the test predictions of all folds, as decision.json has it: for the folds as one model."""
+    own = decisions.locked(folders[0])
+    found = _chosen([_raw(folder, recipe) for folder in folders], recipe, own)
+    if "averaged" in own:
+        found["averaged"] = _chosen([_raw(folder, recipe, "test_tta") for folder in folders], recipe, own["averaged"])
+    return found | {"notes": [*found["notes"], ONE_MODEL]}
+
+
+def _raw(folder: Path, recipe: Recipe, name: str = "test") -> pd.DataFrame:
     """The test predictions of a run as its network gives them."""
-    return predicting.read_predictions(Path(folder) / "predictions_test.csv", recipe.classes)
+    return predicting.read_predictions(Path(folder) / f"predictions_{name}.csv", recipe.classes)
 
 
 def _chosen(tables: list[pd.DataFrame], recipe: Recipe, own: Mapping) -> dict:

@@ -278,10 +278,12 @@ def probability_bars(explorer: State) -> str:
         _bar(name, p, row, threshold if name == marked else None) for name, p in probs.items() if name in likely
     )
     told = f"; the line is the threshold for {html.escape(marked)}: {threshold:.3g}" if marked is not None else ""
+    spread = explorer.spread
+    apart = "" if spread is None else f"; spread over the {explorer.predictor.members} networks: {spread:.2f}"
     few = f" ({len(likely & probs.keys())} of {len(probs)} classes)" if len(probs) > ROWS else ""
     return (
         f"<table style='width:100%' aria-label='probabilities'>{bars}</table>"
-        f"<small>predicted probability of each class{few}{told}</small>"
+        f"<small>predicted probability of each class{few}{told}{apart}</small>"
     )
 
 

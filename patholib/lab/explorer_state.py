@@ -125,6 +125,13 @@ class State(traitlets.HasTraits):
         return self._warnings.get(self.image, ())
 
     @property
+    def spread(self) -> float | None:
+        """`Answer.spread` of the image viewed; None for a model of one network."""
+        if self.predictor.members == 1 or not self.image:
+            return None
+        return self.predictor.answer(self._pixels[self.image]).spread
+
+    @property
     def figure_note(self) -> str:
         """What stands above every figure: nothing for a model of real images."""
         return manifest.DEMO_NOTE if self.demo else ""

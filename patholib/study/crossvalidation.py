@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
+from patholib.deploy import export
 from patholib.judge import validation
 from patholib.judge.validation import CrossValidated
 from patholib.lab import sessions
@@ -18,8 +19,10 @@ from patholib.report import report
 from patholib.report.figures import performance, style
 from patholib.train import checkpoints, resumable, runs
 
-if TYPE_CHECKING:  # it imports this module
-    from patholib.study import Study
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from patholib.study import Study  # it imports this module
 
 LOCK = "cross_validation.lock"
 
@@ -27,11 +30,12 @@ LOCK = "cross_validation.lock"
 def cross_validate(study: Study) -> CrossValidated:
     """Trains and judges the recipe of the study once per fold and repeat, and pools the test predictions.
 
-    The folder is named after recipe, images and folds, and holds a run folder for each training and report.html. Called
-    again after an interruption, it repeats no finished fold and resumes the unfinished one. Every fold chooses its
-    epoch on its own validation images, and is judged as `validation.decided_by_others` says; a finished one keeps its
-    best weights alone. Without folds nothing is trained, and neither where the study itself is one `fold`. max_hours is
-    for all folds together.
+    The folder is named after recipe, images and folds, and holds a run folder for each training, report.html, and the
+    exported model of all folds together (`export.write_folds`), which `Predictor` takes. Called again after an
+    interruption, it repeats no finished fold and resumes the unfinished one. Every fold chooses its epoch on its own
+    validation images, and is judged as `validation.decided_by_others` says; a finished one keeps its best weights
+    alone. Without folds nothing is trained, and neither where the study itself is one `fold`. max_hours is for all
+    folds together.
     Errors: split_infeasible, bad_parameter, run_locked, time_is_up and others of `Study.train`.
     """
     options = study.options
@@ -74,7 +78,7 @@ def cross_validate(study: Study) -> CrossValidated:
                     ),
                 )
             )
-        return _written(study, folder, done)
+        return _written(study, folder, done, tables[0])
     finally:
         lock.close()
 
@@ -113,8 +117,8 @@ def _trained(study: Study, split, options: Options, name: str) -> runs.Run:
     return one.run
 
 
-def _written(study: Study, folder: Path, done: list[tuple[int, int, runs.Run]]) -> CrossValidated:
-    """The pooled result, in its files, with its picture."""
+def _written(study: Study, folder: Path, done: list[tuple[int, int, runs.Run]], split: DataFrame) -> CrossValidated:
+    """The pooled result, in its files, with its picture and the folds as one model; split: of the first fold."""
     checked, options = study.checked, study.options
     found = validation.pooled(
         folder,
@@ -137,6 +141,7 @@ def _written(study: Study, folder: Path, done: list[tuple[int, int, runs.Run]]) 
         note=found.note,
     )
     style.save(figure, folder / validation.PICTURE)
+    export.write_folds(folder, found.facts, checked.images.with_split(split))
     report.write_folds(found)
     files.write_json(folder / validation.RESULT, found.facts)  # last: where it stands, all is there
     return found

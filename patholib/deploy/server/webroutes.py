@@ -62,6 +62,7 @@ class Reply(BaseModel):
     alert: bool | None = Field(description="more than two classes: the positive one reaches its threshold")
     warnings: list[str] = Field(description="why to distrust this answer")
     tta: bool = Field(description="averaged over fixed views of the picture")
+    spread: float | None = Field(description="several networks: standard deviation of their probabilities, 0 to 0.5")
     model: Model
     demo: bool = Field(description="the model has seen nothing but generated images")
     notice: str
@@ -87,6 +88,7 @@ EXAMPLE = {
     "alert": None,
     "warnings": [],
     "tta": False,
+    "spread": None,
     "model": {"sha256": "9f86d081884c7d65...", "run": "20260101-120000-breakhis"},
     "demo": False,
     "notice": "For research use only.",

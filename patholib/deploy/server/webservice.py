@@ -116,6 +116,7 @@ class Service:
             "alert": said.alert,
             "warnings": list(said.warnings),
             "tta": said.tta,
+            "spread": said.spread,
             "model": self.model,
             "demo": manifest["demo"],
             "notice": manifest["notice"],
