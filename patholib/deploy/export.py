@@ -46,18 +46,19 @@ def save_model(
 ) -> Path:
     """Writes `model.safetensors` and `model.json` into `folder`; returns the manifest's path.
 
-    model_state: of a network, or of each member of an `Ensemble`. run: the run's name; data_sha256: of its manifest of images; epoch from 1. threshold and temperature: chosen on the
-    validation images, None where they were not; decision: how, as decision.json says it, which then gives the two.
-    origin: what is known of ORIGIN. smallest_side: pixels, of any training image. familiar: `novelty.Familiar.to_json`.
+    model_state: of a network, or of each member of an `Ensemble`. run: the run's name; data_sha256: of its manifest of
+    images; epoch from 1. threshold and temperature: chosen on the validation images, None where they were not;
+    decision: how, as decision.json says it, which then gives the two. origin: what is known of ORIGIN. smallest_side:
+    pixels, of any training image. familiar: `novelty.Familiar.to_json`.
     Errors: nonfinite_weights, class_mismatch, bad_manifest.
     """
-    folder, recipe, state, members = Path(folder), recipes.without_folders(recipe), {}, {}
+    folder, recipe = Path(folder), recipes.without_folders(recipe)
     if isinstance(model_state, Mapping):
-        state = published.plain_state(model_state)
+        state, members = published.plain_state(model_state), {}
     else:
-        members = {"members": len(model_state)}
-        for number, one in enumerate(model_state):
-            state |= {f"{number}.{name}": tensor for name, tensor in published.plain_state(one).items()}
+        each = [published.plain_state(one) for one in model_state]
+        state = {f"{number}.{name}": tensor for number, one in enumerate(each) for name, tensor in one.items()}
+        members = {"members": len(each)}
     if decision is not None:
         threshold, temperature = decision["threshold"], decision["temperature"]
     use = (

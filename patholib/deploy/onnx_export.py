@@ -25,9 +25,9 @@ def to_onnx(folder: Path, views: torch.Tensor | None = None) -> Path:
     """Writes `model.onnx` beside an exported model: images (N, 3, size, size) in [0, 1] to logits (N, C).
 
     Several networks stand in it side by side; it averages them, and has a second output, `members` (N, members, C), the
-    logits of each. BatchNorm is folded away. The file is only kept if ONNX Runtime gives PyTorch's probabilities to 1e-4, on noise and
-    on `views` (N, 3, size, size), say of some test images; the difference stands in `model.onnx.json`.
-    Needs the extra `onnx`. Errors: as `load_model`; not_installed, onnx_differs.
+    logits of each. BatchNorm is folded away. The file is only kept if ONNX Runtime gives PyTorch's probabilities to
+    1e-4, on noise and on `views` (N, 3, size, size), say of some test images; the difference stands in
+    `model.onnx.json`. Needs the extra `onnx`. Errors: as `load_model`; not_installed, onnx_differs.
     """
     try:
         import onnxruntime

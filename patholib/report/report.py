@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 from markupsafe import Markup
 
-from patholib.judge import trust, validation
+from patholib.base import files
+from patholib.judge import doubts, trust, validation
 from patholib.judge.metrics import readable
 from patholib.judge.validation import CrossValidated
 from patholib.model import profiles
@@ -71,8 +73,11 @@ def write(run_dir: Path) -> Path:
     return page
 
 
-def write_folds(found: CrossValidated) -> Path:
-    """Writes report.md and report.html of a cross-validation into its folder, and returns report.html."""
+def write_folds(found: CrossValidated, doubted: pd.DataFrame) -> Path:
+    """Writes report.md and report.html of a cross-validation into its folder, and returns report.html.
+
+    doubted: as of `doubts.ranked`, of which the folder holds the file and the pictures.
+    """
     folder, facts = Path(found.folder or ""), found.facts
     run = Record(folder / facts["runs"][0]["run"])  # all have the same recipe and images
     run.metrics = {"test": facts["pooled"]}
@@ -88,8 +93,25 @@ def write_folds(found: CrossValidated) -> Path:
         folds=[[_short(row[name]) for name in FOLD] for row in facts["runs"]],
         fold_head=[name.replace("_", " ") for name in FOLD],
         picture=markdown.picture(folder, folder / validation.PICTURE, "The folds"),
+        model=_of_folds(folder),
+        doubts=doubts,
+        doubted=markdown.picture(folder, folder / doubts.PICTURE, "Labels that are doubted"),
+        images=[[_short(cell) for cell in row] for row in doubted.head(doubts.SHOWN).to_numpy()],
+        patients=[[_short(cell) for cell in row] for row in doubts.by_patient(doubted).head(doubts.SHOWN).to_numpy()],
     )
     return markdown.write(folder, "report", f"Cross-validation: {folder.name}", text)
+
+
+def _of_folds(folder: Path) -> dict:
+    """The exported model of all folds in words."""
+    model = files.read_json(folder / "model.json")
+    return {
+        "networks": model["members"],
+        "size": f"{model['weights']['bytes'] / 2**20:,.0f} MiB",
+        "temperature": _short(model["temperature"]),
+        "threshold": _short(model["threshold"]),
+        "SHA-256": model["weights"]["sha256"],
+    }
 
 
 def _short(value) -> str:

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.deploy import export
-from patholib.judge import validation
+from patholib.judge import doubts, validation
 from patholib.judge.validation import CrossValidated
 from patholib.lab import sessions
 from patholib.model import recipes, schedules
 from patholib.options import Options
 from patholib.report import report
-from patholib.report.figures import performance, style
+from patholib.report.figures import performance, sheets, style
 from patholib.train import checkpoints, resumable, runs
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from patholib.data.checking import Checked
     from patholib.study import Study  # it imports this module
 
 LOCK = "cross_validation.lock"
@@ -142,6 +143,22 @@ def _written(study: Study, folder: Path, done: list[tuple[int, int, runs.Run]], 
     )
     style.save(figure, folder / validation.PICTURE)
     export.write_folds(folder, found.facts, checked.images.with_split(split))
-    report.write_folds(found)
+    report.write_folds(found, _doubts(checked, found))
     files.write_json(folder / validation.RESULT, found.facts)  # last: where it stands, all is there
     return found
+
+
+def _doubts(checked: Checked, found: CrossValidated) -> DataFrame:
+    """The labels that are doubted, most first, in their file, with pictures of the first."""
+    folder, table = Path(found.folder or ""), doubts.ranked(found.predictions, found.facts["recipe"]["classes"])
+    files.write_table(folder / doubts.FILE, table)
+    row_of = dict(zip(checked.images.table["path"], checked.images.table["row"], strict=True))
+    first = table.head(doubts.SHOWN)
+    sheet = sheets.contact_sheet(
+        [checked.images.pixels[row_of[path]] for path in first["path"]],
+        [f"{row.rank}: {row.label}, not {row.suggested}? ({row.p_label:.2f})" for row in first.itertuples()],
+        title="The labels that are doubted most, and the probability of each",
+        note=found.note,
+    )
+    style.save(sheet, folder / doubts.PICTURE)
+    return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.data import checking, splitting
 from patholib.data.readers import table
-from patholib.judge import decisions, metric_table, metrics, validation
+from patholib.deploy import export, inference
+from patholib.judge import calibration, decisions, doubts, metric_table, metrics, predicting, validation
 from patholib.model.recipes import BREAKHIS
 from patholib.report.records import Record
 from patholib.study import Study, crossvalidation
@@ -118,6 +120,50 @@ def test_the_report_begins_with_the_pooled_number_and_the_patients_of_the_rarer_
     assert "Bates" in text and repr(whole).startswith(first)
     page = (whole.folder / "report.html").read_text()
     assert "data:image/png" in page and "<script" not in page
+
+
+def test_the_folds_are_one_model_that_averages_them_with_the_pooled_decision(whole, checked):
+    predictor, decision = inference.Predictor(whole.folder), whole.facts["decision"]
+    assert predictor.members == len(whole.facts["runs"]) == 6
+    assert (predictor.temperature, predictor.threshold) == (decision["temperature"], decision["threshold"])
+    raw = [
+        predicting.probs_of(Study.open(whole.folder / run["run"]).predict(checked), RECIPE.classes)
+        for run in whole.facts["runs"]
+    ]
+    expected = calibration.apply(np.mean(raw, axis=0), calibration.Calibration.of(decision, RECIPE.classes))
+    assert np.abs(predictor.probabilities(checked.images.pictures) - expected).max() < 1e-9
+    tested = pd.concat(
+        [
+            predicting.read_predictions(whole.folder / run["run"] / "predictions_test.csv", RECIPE.classes)
+            for run in whole.facts["runs"]
+        ]
+    )
+    own = decisions.choose(tested, RECIPE.classes, RECIPE.positive, seed=RECIPE.seed)
+    assert own["threshold"] == decision["threshold"] and own["temperature"] == decision["temperature"]
+    text = (whole.folder / "report.md").read_text()
+    assert "estimate for a single one of them" in text and "The folds as one model" in text
+    assert validation.ONE_MODEL in predictor.manifest["decision"]["notes"]
+
+
+def test_a_model_of_which_a_fold_is_missing_is_refused_and_the_remedy_makes_it(whole, checked, tmp_path):
+    folder = tmp_path / whole.folder.name
+    shutil.copytree(whole.folder, folder)
+    lost = folder / whole.facts["runs"][2]["run"]
+    for gone in (lost / "checkpoints", lost):
+        shutil.rmtree(gone)
+        with pytest.raises(PathoError) as error:
+            export.write_folds(folder, whole.facts, checked.images)
+        assert error.value.code == "missing_file" and f"delete {lost.name}" in error.value.remedy
+    assert cross(checked, tmp_path, repeats=2).folder == folder and lost.is_dir()
+    assert (folder / "model.json").read_bytes() == (whole.folder / "model.json").read_bytes()
+
+
+def test_the_report_shows_the_labels_that_are_doubted_with_their_patients(whole):
+    found = pd.read_csv(whole.folder / doubts.FILE)
+    assert sorted(found["path"]) == sorted(set(whole.predictions["path"])) and found["p_label"].is_monotonic_increasing
+    text = (whole.folder / "report.md").read_text()
+    assert "Labels to look at" in text and f"({doubts.PICTURE})" in text
+    assert f"| 1 | {found['path'][0]} |" in text and "No label was changed" in text
 
 
 def test_a_group_is_drawn_with_the_images_of_all_repeats(whole):
