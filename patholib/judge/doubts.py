@@ -14,8 +14,8 @@ SHOWN = 24  # pictures on the page, and patients in its table
 FIRST = 0.1  # of the images: those that a person would look at first
 NOTE = (
     "Every image was predicted by a network that has not seen its patient. These are the images to whose label it "
-    "gives the lowest probability (self-confidence; Northcutt, Jiang & Chuang 2021). A hard image with a right label is "
-    "doubted too, and an error that all networks have learnt is not. No label was changed: look at them."
+    "gives the lowest probability (self-confidence; Northcutt, Jiang & Chuang 2021). A hard image with a right label "
+    "is doubted too, and an error that all networks have learnt is not. No label was changed: look at them."
 )
 
 
