@@ -196,9 +196,9 @@ def doubted(options: argparse.Namespace) -> int:
         "- The share of the turned labels in the first tenth of all images, intervals over patients (a label turned in "
         "two draws counts twice). Chance would be 0.1. The first column of shares is the page of the report",
         "- p: the calibrated probability out of fold of the label; margin: minus that of the likeliest other class; "
-        "over its mean: p divided by the mean p of the images with that label, the class threshold of confident learning; "
-        "confident learning: first the images with another class above its threshold, each part by p (Northcutt, Jiang "
-        "& Chuang 2021)",
+        "over its mean: p divided by the mean p of the images with that label, the class threshold of confident "
+        "learning; confident learning: first the images with another class above its threshold, each part by p "
+        "(Northcutt, Jiang & Chuang 2021)",
         "",
         *markdown(["", "images", "turned", "p", "margin", "p over its mean", "confident learning"], rows),
     ]
