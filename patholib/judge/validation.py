@@ -38,7 +38,8 @@ ONE_MODEL = (
     "estimate for a single one of them: every image has trained the others, so none is left to judge their mean. The "
     "log loss of a mean is at most the mean of the members' log losses (Lakshminarayanan et al. 2017); other numbers "
     "are not promised. Calibration and threshold come from predictions of single members, and their mean is less "
-    "extreme: its probabilities may be too cautious (Rahaman & Thiery 2021). Judge it on images of other patients"
+    "extreme: its probabilities may be too cautious (Rahaman & Thiery 2021), and no sensitivity is promised. Judge it "
+    "on images of other patients"
 )
 NOT_ASKED = (
     "Not asked for. With folds=5 the recipe is trained on five splits, each testing on other groups, which "

@@ -156,8 +156,11 @@ def _doubts(checked: Checked, found: CrossValidated) -> DataFrame:
     first = table.head(doubts.SHOWN)
     sheet = sheets.contact_sheet(
         [checked.images.pixels[row_of[path]] for path in first["path"]],
-        [f"{row.rank}: {row.label}, not {row.suggested}? ({row.p_label:.2f})" for row in first.itertuples()],
-        title="The labels that are doubted most, and the probability of each",
+        [
+            f"{row.rank}: {row.label} {row.p_label:.2f}, {row.suggested} {row.p_suggested:.2f}"
+            for row in first.itertuples()
+        ],
+        title="The labels that are doubted most: label and likeliest other class, with their probabilities",
         note=found.note,
     )
     style.save(sheet, folder / doubts.PICTURE)
