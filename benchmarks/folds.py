@@ -191,7 +191,7 @@ def doubted(options: argparse.Namespace) -> int:
         rows.append([name, len(table), len(those), *(metrics.readable(one.to_json()) for one in shares.values())])
         judged.append((Mark(f"{name}: turned labels in the first tenth", 0.5, ""), next(iter(shares.values())).value))
     text = [
-        f"- {TURNED:.0%} of the labels turned to another class, all alike, {options.draws} draws; folds of whole "
+        f"- {TURNED:.0%} of the labels turned, to each other class alike, {options.draws} draws; folds of whole "
         f"lesions or patients; a head on the frozen EfficientNet-Lite0, {options.size} pixels, one view",
         "- The share of the turned labels in the first tenth of all images, intervals over patients (a label turned in "
         "two draws counts twice). Chance would be 0.1. The first column of shares is the page of the report",

@@ -204,7 +204,7 @@ def test_averaged_views_are_answered_by_their_own_lock_or_a_warning_says_that_th
 def test_an_answer_is_plain_json(tmp_path):
     answer = predictor_of(tmp_path, temperature=1.5, threshold=0.4).answer(PICTURE, tta=True, warnings=["cmyk: is"])
     found = json.loads(json.dumps(answer.to_json()))
-    assert list(found) == ["probs", "decision", "threshold", "alert", "warnings", "tta", "notice"]
+    assert list(found) == ["probs", "decision", "threshold", "alert", "warnings", "tta", "notice", "spread"]
     assert found["warnings"][0] == "cmyk: is" and found["tta"] is True and found["threshold"] == 0.4
     assert list(found["probs"]) == list(TINY.classes) and sum(found["probs"].values()) == pytest.approx(1)
 

@@ -660,3 +660,17 @@ def test_the_committed_results_have_whole_sections_and_their_pictures(harness):
         harness.with_section(text, name, "new")
     pictures = {p.name for p in (ROOT / "benchmarks").glob("*") if p.suffix in (".png", ".jpg", ".npy")}
     assert pictures == set(re.findall(r"\]\(([^)]*\.png)\)", text))
+
+
+# --- folds ---
+
+
+def test_labels_are_turned_to_another_class_and_the_ways_to_rank_agree_where_one_label_is_absurd(harness):
+    folds = benchmark("folds")
+    table = pd.DataFrame({"path": [f"{i:03}" for i in range(200)], "label": ["a", "b"] * 100})
+    turned, changed = folds.turn(table, ("a", "b"), draw=1)
+    assert turned == set(table["path"][table["label"] != changed["label"]]) and len(turned) == 10
+    p = np.where(table["label"] == "a", 0.9, 0.2)  # what it was says more than what it is called now
+    found = folds.orders(changed.assign(group=changed["path"], p_a=p, p_b=1 - p), ("a", "b")).set_index("path")
+    assert found.drop(columns="patient").loc[sorted(turned)].max().max() <= 0.05
+    assert sorted(found["p"]) == pytest.approx(np.arange(1, 201) / 200)
