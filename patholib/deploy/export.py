@@ -52,13 +52,7 @@ def save_model(
     pixels, of any training image. familiar: `novelty.Familiar.to_json`.
     Errors: nonfinite_weights, class_mismatch, bad_manifest.
     """
-    folder, recipe = Path(folder), recipes.without_folders(recipe)
-    if isinstance(model_state, Mapping):
-        state, members = published.plain_state(model_state), {}
-    else:
-        each = [published.plain_state(one) for one in model_state]
-        state = {f"{number}.{name}": tensor for number, one in enumerate(each) for name, tensor in one.items()}
-        members = {"members": len(each)}
+    folder, recipe, (state, members) = Path(folder), recipes.without_folders(recipe), _plain(model_state)
     if decision is not None:
         threshold, temperature = decision["threshold"], decision["temperature"]
     use = (
@@ -92,6 +86,15 @@ def save_model(
     loading.check_weights(state, manifest, folder / exportformat.WEIGHTS)
     files.write_bytes(folder / exportformat.WEIGHTS, weights)  # first: no manifest without its weights
     return files.write_json(folder / exportformat.MANIFEST, manifest)
+
+
+def _plain(model_state) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors of `save_model`, those of a member under its number, and what the manifest says of members."""
+    if isinstance(model_state, Mapping):
+        return published.plain_state(model_state), {}
+    each = [published.plain_state(one) for one in model_state]
+    state = {f"{number}.{name}": tensor for number, one in enumerate(each) for name, tensor in one.items()}
+    return state, {"members": len(each)}
 
 
 def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False, optimizer: bool = False) -> list[Path]:

@@ -171,7 +171,7 @@ class Predictor:
             found.append(predicting.probabilities(logits.view(len(logits), self.members, -1))[None])
         return np.concatenate(found)
 
-    def _spread(self, raw: np.ndarray, tta: bool, classes: Sequence[int]) -> list[float | None]:
+    def _spread(self, raw: np.ndarray, tta: bool, classes: np.ndarray) -> list[float | None]:
         """`Answer.spread` of each picture for its class, from `_raw`; every member calibrated as their mean is."""
         if self.members == 1:
             return [None] * len(raw)

@@ -67,7 +67,7 @@ def probabilities(logits: torch.Tensor) -> np.ndarray:
     return probabilities_of(logits).mean(axis=0)
 
 
-def one_by_one(network: torch.nn.Module, views: torch.Tensor) -> torch.Tensor:
+def one_by_one(network: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor) -> torch.Tensor:
     """Logits (N, C) float32 of views (N, 3, H, W), each computed alone: independent of the rest of the batch.
 
     In a batch a processor may add in another order, and the last bits of a result would depend on the other images.

@@ -24,7 +24,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Sequence[Classifier]):
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members: Sequence[Classifier] = nn.ModuleList(members)  # type: ignore[assignment]  # and so it behaves
         first = members[0]
         self.arch, self.classes, self.image_size = first.arch, first.classes, first.image_size
         self.block_names = first.block_names
