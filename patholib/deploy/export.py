@@ -158,7 +158,7 @@ def write_folds(folder: Path, facts: Mapping, images: ImageSet) -> Path:
     for run_dir in runs:
         remedy = f"Restore it from a copy; or delete {run_dir.name} and cross-validate again, which trains it anew"
         if not (run_dir / "run.json").exists():
-            raise PathoError("missing_file", str(run_dir), "is a fold of this model and not there", remedy)
+            raise PathoError("missing_file", str(run_dir), "is a fold of this model, and is not there", remedy)
         states.append(_kept(run_dir, files.read_json(run_dir / "run.json"), remedy)["model"])
     return save_model(
         folder,
