@@ -226,8 +226,9 @@ def caption(label: str, decision: str, p: float, positive: str | None = None, th
     start = f"true: {label}, predicted: {decision}" if label else f"predicted: {decision}"
     if threshold is None or positive is None:
         return f"{start} ({p:.2f})"
-    value = f"{p:.2f}" if decision == positive else f"{positive} {1 - p:.2f}"
-    return f"{start} ({value}, threshold {threshold:.2f})"
+    digits = 2 if 0.01 <= threshold <= 0.99 else 4  # else it would read 0.00, and on which side p lies be lost
+    value = f"{p:.{digits}f}" if decision == positive else f"{positive} {1 - p:.{digits}f}"
+    return f"{start} ({value}, threshold {threshold:.{digits}f})"
 
 
 @dataclass(frozen=True)

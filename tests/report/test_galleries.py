@@ -78,6 +78,7 @@ def test_on_one_scale_a_faint_map_looks_faint_and_on_its_own_it_does_not(found):
 
 
 def test_a_caption_gives_the_probability_that_was_compared_with_the_threshold():
+    assert gradcam.caption("a", "b", 0.0041, "b", 0.0029) == "true: a, predicted: b (0.0041, threshold 0.0029)"
     assert (
         gradcam.caption("benign", "malignant", 0.42, "malignant", 0.37)
         == "true: benign, predicted: malignant (0.42, threshold 0.37)"
