@@ -159,6 +159,8 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
     predictor = Predictor(given.model, (engine or "auto") if on else given.engine, sha256=given.sha256)
     name, notice = predictor.manifest["run"] or "model", predictor.manifest["notice"]
     print(f"{name} by {predictor.engine}. {notice}", file=sys.stderr)
+    for text in predictor.promises(predictor.decision(given.tta)):
+        print(f"Promised: {text}.", file=sys.stderr)
     if given.heatmaps:
         print(trust.summary(predictor.checks), file=sys.stderr)
     options = {"tta": given.tta, "heatmaps": given.heatmaps, "workers": given.workers, "on": on}

@@ -101,10 +101,10 @@ def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False, 
     """Exports the best epoch of a finished training: model.safetensors, model.json and published.pt; returns them.
 
     Everything is read from the run folder; temperature and threshold from its decision.json, None where there is none.
-    images: the run's, with their split, to note what a picture of their kind looks like (`novelty`);
-    without them that is taken from an earlier export of the same run. onnx: `to_onnx` too, which takes seconds.
-    optimizer: published.pt holds its state too. Errors: missing_file, checkpoint_damaged, nothing_trained, val_changed;
-    with onnx, those of `to_onnx`.
+    images: the run's, with their split: `novelty` is learnt from them where the decision does not hold it; without them
+    it is taken from an earlier export of the same run. onnx: `to_onnx` too, which takes seconds. optimizer:
+    published.pt holds its state too. Errors: missing_file, checkpoint_damaged, nothing_trained, val_changed; with onnx,
+    those of `to_onnx`.
     """
     run_dir = Path(run_dir)
     facts = files.read_json(run_dir / "run.json")
@@ -113,7 +113,9 @@ def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False, 
     recipe, best = recipes.from_json(facts["recipe"]), facts["training"]["best_epoch"]
     kept = _kept(run_dir, facts, "Restore the folder from a copy, or train again")
     row, data, earlier = kept["row"], facts["data"], _earlier(run_dir, facts)
-    familiar = novelty.learn(images).to_json() if images is not None else earlier.get("novelty")
+    decision = _decision(run_dir)
+    own = (decision or {}).pop(decisions.NOVELTY, None)
+    familiar = own or (novelty.learn(images).to_json() if images is not None else earlier.get("novelty"))
     save_model(
         run_dir,
         kept["model"],
@@ -122,7 +124,7 @@ def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False, 
         data_sha256=data["images_sha256"],
         demo=facts["demo"],
         epoch=best,
-        decision=_decision(run_dir),
+        decision=decision,
         origin=_origin(facts),
         smallest_side=_smallest_side(run_dir),
         familiar=familiar,
@@ -205,7 +207,9 @@ def _earlier(run_dir: Path, facts: dict) -> dict:
 def _is_outdated(run_dir: Path) -> bool:
     """Whether a run folder holds no export, one of another format, or one from before its decision was locked."""
     earlier = _earlier(run_dir, files.read_json(run_dir / "run.json"))
-    return not earlier or earlier["decision"] != _decision(run_dir)
+    decision = _decision(run_dir)
+    (decision or {}).pop(decisions.NOVELTY, None)  # which the manifest has apart
+    return not earlier or earlier["decision"] != decision
 
 
 def _decision(run_dir: Path) -> dict | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from reprlib import repr as short
+from typing import Any
 
 from patholib.base import files
 from patholib.base.errors import PathoError, nearest, shown
@@ -165,24 +167,61 @@ def _wrong_decision(manifest: dict) -> list[str]:
         for name in ("temperature", "threshold", "positive")
         if files.digest(decision.get(name)) != files.digest(manifest[name])
     ]
-    averaged = decision.get("averaged", decision)
-    if not isinstance(averaged, dict):
-        return [*found, f"the decision for averaged views {short(averaged)} is not {WORDS[dict]}"]
-    for one in (decision,) if averaged is decision else (decision, averaged):
+    for one, of in _parts(decision):
+        if not isinstance(one, dict):
+            return [*found, f"the decision {of} {short(one)} is not {WORDS[dict]}"]
         found += [
             f"the decision's {name} {short(one[name])} are no number{above} for each class"
             for name, least, above in OF_EACH_CLASS
             if name in one and not _of_each_class(one[name], manifest["classes"], least)
         ]
-    if averaged is not decision:
-        temperature, threshold = averaged.get("temperature"), averaged.get("threshold")
-        if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
-            found.append(f"temperature={short(temperature)} of averaged views is not above 0")
-        if threshold is not None and (type(threshold) not in (int, float) or not 0 <= threshold <= 1):
-            found.append(f"threshold={short(threshold)} of averaged views is outside 0 to 1")
-        if "threshold" not in averaged:
-            found.append("threshold of averaged views is missing")
+        found += [
+            f"the decision's {name} {short(one[name])} has no words, or no threshold from 0 to 1 for each class"
+            for name in ("promise", "sets")
+            if name in one and not _is_promise(one[name], manifest["classes"] if name == "sets" else [])
+        ]
+        if one.get("patient") and not _of_patients(one["patient"], manifest["classes"]):
+            found.append(f"the decision's biases of patients {short(one['patient'])} are no number for each class")
+        if of:
+            temperature, threshold = one.get("temperature"), one.get("threshold")
+            if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
+                found.append(f"temperature={short(temperature)} {of} is not above 0")
+            if threshold is not None and (type(threshold) not in (int, float) or not 0 <= threshold <= 1):
+                found.append(f"threshold={short(threshold)} {of} is outside 0 to 1")
+            if "threshold" not in one:
+                found.append(f"threshold {of} is missing")
     return found
+
+
+def _parts(decision: dict) -> Iterator[tuple[Any, str]]:
+    """The decision and those inside it: for averaged views, and of either for the image alone."""
+    yield decision, ""
+    for name, of in (("averaged", "of averaged views"), ("image_alone", "of the image alone")):
+        if name in decision:
+            yield decision[name], of
+    averaged = decision.get("averaged")
+    if isinstance(averaged, dict) and "image_alone" in averaged:
+        yield averaged["image_alone"], "of averaged views of the image alone"
+
+
+def _of_patients(biases, classes: list) -> bool:
+    """Whether these are a number for each class, by column and value."""
+    columns = list(biases.values()) if isinstance(biases, dict) else [None]
+    return all(
+        isinstance(column, dict) and all(_of_each_class(of, classes, -math.inf) for of in column.values())
+        for column in columns
+    )
+
+
+def _is_promise(part, classes: list) -> bool:
+    """Whether this has words to show, and a threshold from 0 to 1 for each of these classes."""
+    return (
+        isinstance(part, dict)
+        and isinstance(words := part.get("words"), str)
+        and words.isprintable()
+        and (not classes or _of_each_class(part.get("thresholds"), classes, -1))
+        and all(0 <= value <= 1 for value in part.get("thresholds", {}).values())
+    )
 
 
 def _of_each_class(values, classes: list, least: float) -> bool:

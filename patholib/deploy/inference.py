@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -25,7 +25,7 @@ from patholib.base import cpu
 from patholib.base.errors import PathoError, nearest
 from patholib.data import decoding
 from patholib.deploy import loading, onnx_export
-from patholib.judge import calibration, decisions, gradcam, novelty, predicting, rules, trust
+from patholib.judge import calibration, decisions, gradcam, novelty, patients, predicting, rules, sets, trust
 from patholib.judge.calibration import Calibration
 from patholib.model import augment, folding, networks, recipes
 from patholib.model.ensembles import Ensemble
@@ -48,8 +48,11 @@ class Answer:
     decision: str  # the predicted class: by the threshold (two classes, one positive), else the likeliest
     threshold: float | None  # locked on validation images, of the positive class; None: none was, and 0.5 decides
     alert: bool | None  # more than two classes: is the positive one at its threshold? None: there is no such threshold
+    none_of_these: bool | None  # unlike the training images, so maybe of none of the classes; None: it is not known
     warnings: tuple[str, ...]  # why to distrust this answer, each "code: text"
     tta: bool  # averaged over several views
+    prediction_set: tuple[str, ...] | None  # classes it may be of, see `judge.sets`; None: no sets were locked
+    promises: tuple[str, ...]  # what threshold and set promise, in words
     notice: str = ""  # what stands on the model: research use, demo images
     spread: float | None = None  # standard deviation, in [0, 0.5], of the members' probabilities; None: one network
 
@@ -60,7 +63,8 @@ class Answer:
 
     def to_json(self) -> dict:
         """Plain values, fields in order."""
-        return dataclasses.asdict(self) | {"warnings": list(self.warnings)}
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,15 @@ class Predictor:
         else:
             self.engine, self._logits = "torch", _torch(self.model, threads)
 
-    def __call__(self, source, *, tta: bool = False) -> Answer:
-        """The answer for one file, bytes or an open file. Errors: as `decoding.read`."""
+    def __call__(self, source, *, tta: bool = False, patient: Mapping[str, str] | None = None) -> Answer:
+        """The answer for one file, bytes or an open file.
+
+        patient: the value of every column that the lock was given, "" where unknown (`judge.patients`); None: by the
+        decision of the image alone. Errors: as `decoding.read`; bad_parameter.
+        """
         seen = self.look(source)
-        return dataclasses.replace(self.answer(seen.pixels, tta, seen.warnings), notice=self.manifest["notice"])
+        answer = self.answer(seen.pixels, tta, seen.warnings, patient)
+        return dataclasses.replace(answer, notice=self.manifest["notice"])
 
     def explain(self, source) -> Explanation:
         """The heatmap of one file, bytes or an open file, with the verdict of the run's checks of heatmaps."""
@@ -151,16 +160,31 @@ class Predictor:
             )
         return logits
 
-    def probabilities(self, pixels: np.ndarray, tta: bool = False) -> np.ndarray:
+    def decision(self, tta: bool = False, patient: Mapping | None = None) -> Mapping:
+        """What was locked for these views, with or without data of the patient. Errors: bad_parameter."""
+        decision = self._decisions[tta]
+        if patient is None:
+            return decision.get("image_alone", decision)
+        known = decision.get("patient") or {}
+        if patient.keys() != known.keys():
+            remedy = f"Give a value of each of {', '.join(known)}" if known else "Leave it out: the lock had none"
+            raise PathoError("bad_parameter", "patient", f"names {', '.join(patient) or 'nothing'}", remedy)
+        return decision
+
+    def probabilities(self, pixels: np.ndarray, tta: bool = False, patient: Mapping | None = None) -> np.ndarray:
         """Pictures (N, S, S, 3) uint8, as `read` gives them, to calibrated probabilities (N, C), float64, sums 1.
 
         tta: averaged over the recipe's views, before the calibration of averaged views. The same for every picture: of
-        seeded random views, as published, every picture gets those of a set's first image.
+        seeded random views, as published, every picture gets those of a set's first image. patient: see `__call__`.
         """
-        return self._calibrated(self._raw(pixels, tta).mean(axis=1), tta)
+        return self._calibrated(self._raw(pixels, tta).mean(axis=1), tta, patient)
 
-    def _calibrated(self, raw: np.ndarray, tta: bool) -> np.ndarray:
-        return calibration.apply(raw, Calibration.of(self._decisions[tta], self.classes))
+    def _calibrated(self, raw: np.ndarray, tta: bool, patient: Mapping | None) -> np.ndarray:
+        decision = self.decision(tta, patient)
+        probs = calibration.apply(raw, Calibration.of(decision, self.classes))
+        if patient is None:
+            return probs
+        return patients.apply(probs, {k: [v] * len(raw) for k, v in patient.items()}, self.classes, decision["patient"])
 
     def _raw(self, pixels: np.ndarray, tta: bool) -> np.ndarray:
         """The probabilities of pictures (N, S, S, 3) as each network gives them, (N, members, C)."""
@@ -171,11 +195,11 @@ class Predictor:
             found.append(predicting.probabilities(logits.view(len(logits), self.members, -1))[None])
         return np.concatenate(found)
 
-    def _spread(self, raw: np.ndarray, tta: bool, classes: np.ndarray) -> list[float | None]:
+    def _spread(self, raw: np.ndarray, tta: bool, patient: Mapping | None, classes: np.ndarray) -> list[float | None]:
         """`Answer.spread` of each picture for its class, from `_raw`; every member calibrated as their mean is."""
         if self.members == 1:
             return [None] * len(raw)
-        each = self._calibrated(raw.reshape(-1, raw.shape[2]), tta).reshape(raw.shape)
+        each = self._calibrated(raw.reshape(-1, raw.shape[2]), tta, patient).reshape(raw.shape)
         return each.std(axis=1)[np.arange(len(raw)), classes].tolist()
 
     def look(self, source, name: str | None = None) -> Picture:
@@ -203,36 +227,59 @@ class Predictor:
         """A file, bytes or an open file as the square (S, S, 3) uint8 that `probabilities` takes."""
         return self.look(source, name).pixels
 
-    def answer(self, pixels: np.ndarray, tta: bool = False, warnings: Sequence[str] = ()) -> Answer:
-        """What the model says of one picture (S, S, 3) uint8; warnings: those that `look` gave."""
-        return self.answers(pixels[None], tta, [warnings])[0]
+    def answer(
+        self, pixels: np.ndarray, tta: bool = False, warnings: Sequence[str] = (), patient: Mapping | None = None
+    ) -> Answer:
+        """What the model says of one picture (S, S, 3) uint8; warnings: those that `look` gave; patient: `__call__`."""
+        return self.answers(pixels[None], tta, [warnings], patient)[0]
 
     def answers(
-        self, pixels: np.ndarray, tta: bool = False, warnings: Sequence[Sequence[str]] | None = None
+        self,
+        pixels: np.ndarray,
+        tta: bool = False,
+        warnings: Sequence[Sequence[str]] | None = None,
+        patient: Mapping | None = None,
     ) -> list[Answer]:
-        """What the model says of each picture (N, S, S, 3) uint8; warnings: of each, those that `look` gave."""
-        raw, decision = self._raw(pixels, tta), self._decisions[tta]
-        probs = self._calibrated(raw.mean(axis=1), tta)
+        """What the model says of each picture (N, S, S, 3) uint8 of a patient; warnings: of each, those of `look`."""
+        raw, decision = self._raw(pixels, tta), self.decision(tta, patient)
+        probs = self._calibrated(raw.mean(axis=1), tta, patient)
         predicted = rules.predicted(probs, self.classes, self.positive, decisions.deciding(decision, self.classes))
         threshold = decision.get("threshold")
         alerts = len(self.classes) > 2 and self.positive is not None and threshold is not None
-        unlocked = (
-            tta and self.manifest["decision"] and self.recipe.tta_views > 1 and decision is self._decisions[False]
-        )
+        unlocked = tta and self.manifest["decision"] and self.recipe.tta_views > 1
+        unlocked = unlocked and self._decisions[True] is self._decisions[False]
         older = [f"plain_lock: {decisions.PLAIN_LOCK}"] if unlocked else []
+        promises = self.promises(decision)
         answers = []
-        warnings = warnings or [()] * len(pixels)
-        spreads = self._spread(raw, tta, predicted)
-        for picture, row, k, known, spread in zip(pixels, probs.tolist(), predicted, warnings, spreads, strict=True):
+        warnings, those = warnings or [()] * len(pixels), self.prediction_sets(probs, decision)
+        spreads = self._spread(raw, tta, patient, predicted)
+        for picture, row, k, own, known, spread in zip(
+            pixels, probs.tolist(), predicted, those, warnings, spreads, strict=True
+        ):
             named = dict(zip(self.classes, row, strict=True))
             alert = named[self.positive] >= threshold if alerts else None
-            why = (*known, *self._unfamiliar(picture), *older)
-            answers.append(Answer(named, self.classes[k], threshold, alert, why, tta, spread=spread))
+            reasons = self._unfamiliar(picture)
+            none, why = bool(reasons) if self.familiar else None, (*reasons, *known, *older)
+            answers.append(
+                Answer(named, self.classes[k], threshold, alert, none, why, tta, own, promises, spread=spread)
+            )
         return answers
+
+    def promises(self, decision: Mapping) -> tuple[str, ...]:
+        """What the locked sets, threshold and limit of the familiar promise for new patients, in words."""
+        said = [decision[name]["words"] for name in ("sets", "promise") if decision.get(name)]
+        return (*said, *filter(None, [self.familiar and self.familiar.words]))
+
+    def prediction_sets(self, probs: np.ndarray, decision: Mapping) -> list[tuple[str, ...] | None]:
+        """The classes in the set of each image with calibrated probabilities (N, C); None where no sets were locked."""
+        if "sets" not in decision:
+            return [None] * len(probs)
+        inside = sets.members(probs, self.classes, decision, decisions.deciding(decision, self.classes))
+        return [tuple(np.array(self.classes, dtype=object)[row]) for row in inside]
 
     def _unfamiliar(self, picture: np.ndarray) -> list[str]:
         if self.familiar is not None:
-            return self.familiar.warnings(picture)
+            return self.familiar.reasons(picture)
         if novelty.colourless(picture):
             return ["greyscale: has no colour; all three colour channels are equal"]
         return []

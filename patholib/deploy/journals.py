@@ -13,7 +13,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError, shown
 from patholib.data import caching
 
-FORMAT = 1
+FORMAT = 2  # 2: with the prediction set
 SAFE = 5.0  # seconds of work that a power cut may cost; a kill costs one picture
 
 

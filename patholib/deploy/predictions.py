@@ -118,7 +118,7 @@ def write(
     progress: bool = True,
     on: Ray | None = None,
 ) -> Table:
-    """Writes the table of the answers to all pictures in `places`: path, p_<class>, decision, alert, warnings, model.
+    """Writes the table of the answers to all pictures in `places`: path, p_<class>, decision, prediction_set, ...
 
     Of a model of several networks with the column spread, see `Answer.spread`.
     Files that cannot be used are listed beside it, in `<name>_bad.csv`, with the reason and the remedy. heatmaps: the
@@ -261,15 +261,17 @@ def _not_shared(place: str) -> PathoError:
 
 
 def _row(predictor: Predictor, path: str, seen: Picture, tta: bool, heatmaps: Path | None) -> list:
-    """[probabilities, decision, alert, warnings, heatmap] of one picture, and of several networks their spread."""
+    """[probabilities, decision, prediction set, none of these, alert, warnings, heatmap] and, of folds, the spread."""
     answer = predictor.answer(seen.pixels, tta, seen.warnings)
     name = None
     if heatmaps is not None:
         name = f"{Path(path).stem[:80]}-{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}.png"
         heat = _heat(predictor, seen.pixels, answer.decision)
         files.write_bytes(Path(heatmaps) / name, heat)  # before the line that says it is there
+    held = None if answer.prediction_set is None else "; ".join(answer.prediction_set)
+    said = [answer.decision, held, answer.none_of_these, answer.alert]
     spread = [] if answer.spread is None else [answer.spread]
-    return [list(answer.probs.values()), answer.decision, answer.alert, "; ".join(answer.warnings), name, *spread]
+    return [list(answer.probs.values()), *said, "; ".join(answer.warnings), name, *spread]
 
 
 def _heat(predictor: Predictor, pixels: np.ndarray, decision: str) -> bytes:
@@ -285,7 +287,8 @@ def _finish(
     predictor: Predictor, listed: list[str], journal: Path, done: dict[str, list], out: Path, bad: Path, heated: bool
 ) -> tuple[int, int]:
     """The entries as tables in the order of `listed`, which replace the journal; how many were answered and not."""
-    answers = [["path", *(f"p_{c}" for c in predictor.classes), "decision", "alert", "warnings", "model"]]
+    answers = [["path", *(f"p_{c}" for c in predictor.classes)]]
+    answers[0] += ["decision", "prediction_set", "none_of_these", "alert", "warnings", "model"]
     answers[0] += ["spread"] * (predictor.members > 1) + ["heatmap"] * heated
     problems = [["path", "code", "reason", "remedy"]]
     for path in listed:
@@ -293,10 +296,10 @@ def _finish(
         if problem is not None:
             problems.append([path, *problem])
         else:
-            probs, decision, alert, text, heat, *spread = row
-            known = "" if alert is None else str(alert).lower()
+            probs, decision, held, none, alert, text, heat, *spread = row
+            known = ["" if flag is None else str(flag).lower() for flag in (none, alert)]
             last = [*map(repr, spread), *([heat] if heated else [])]
-            answers.append([path, *map(repr, probs), decision, known, text, predictor.sha256, *last])
+            answers.append([path, *map(repr, probs), decision, held or "", *known, text, predictor.sha256, *last])
     if len(problems) > 1:
         files.write_rows(bad, problems)
     files.write_rows(out, answers)

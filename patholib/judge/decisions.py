@@ -15,7 +15,7 @@ import pandas as pd
 
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.judge import calibration, metric_table, predicting, rules, thresholds
+from patholib.judge import calibration, groupwise, metric_table, novelty, patients, predicting, rules, sets, thresholds
 from patholib.judge.calibration import Calibration
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from patholib.data.imagesets import ImageSet
 
+NOVELTY = "novelty"  # the part of the decision that says which images are none of the classes
 DECISION, FORMAT = "decision.json", 2  # 2: prior correction, biases, averaged views
 READABLE = (1, FORMAT)
 TARGET = 0.95  # sensitivity for which the threshold is chosen by default
@@ -93,7 +94,8 @@ class Locked:
         rows = {**calibration.readable(found), "rule": found["rule"]}
         if found.get("shares"):
             rows["predicted"] = rules.RULES["even"]
-        rows |= thresholds.in_words(found, alert=len(self.recipe.classes) > 2)
+        rows |= thresholds.in_words(found, alert=len(self.recipe.classes) > 2) | sets.in_words(found)
+        rows |= {"none of these": found[NOVELTY]["words"]} if NOVELTY in found else {}
         averaged = found.get("averaged")
         if averaged:
             rows |= {f"{name}, averaged views": value for name, value in calibration.readable(averaged).items()}
@@ -121,6 +123,7 @@ def lock(
     run_dir: Path,
     target_sensitivity: float = TARGET,
     cost_ratio: float | None = None,
+    patient: Sequence[str] = (),
 ) -> Locked:
     """Fits the calibration and chooses the threshold on the validation images alone, and writes decision.json.
 
@@ -128,6 +131,8 @@ def lock(
     divided out first (`losses.prior_correction`); with `decide="even"` the shares of the training images are locked
     too. A recipe of several views gets a second decision, "averaged", from the mean over the views of the same images:
     averaging makes probabilities less extreme, so that the calibration and the threshold of one view do not fit it.
+    patient: columns with data of the patient that join the probabilities (`patients`); the decision of the image alone
+    is then locked too, "image_alone", for a patient of whom nothing is known.
     Once test images were judged, nothing of it can be changed: the same decision again changes no file, another one is
     refused. Errors: test_seen; those of `predict` and `choose`.
     """
@@ -139,8 +144,12 @@ def lock(
     counts = np.bincount(images.part("train").labels, minlength=len(recipe.classes))
     even = losses.shares(recipe, counts) is not None
 
-    def chosen_on(table: pd.DataFrame) -> dict:
-        return choose(
+    units = groupwise.UNITS.get(recipe.group_by, "groups")
+
+    patients.check(images.table[images.table["split"] != "test"], patient)
+
+    def chosen_on(table: pd.DataFrame, patient: Sequence[str]) -> dict:
+        found = choose(
             table,
             recipe.classes,
             recipe.positive,
@@ -149,9 +158,13 @@ def lock(
             recipe.seed,
             dict(zip(recipe.classes, (counts / counts.sum()).tolist(), strict=True)) if even else None,
             losses.prior_correction(recipe, counts).tolist(),
+            patient,
         )
+        unseen = _unseen(table, recipe.classes, found, recipe.seed)
+        found["sets"] = sets.chosen(unseen, recipe.classes, units)
+        return found | ({"image_alone": chosen_on(table, ())} if patient else {})
 
-    chosen = chosen_on(val)
+    chosen = chosen_on(val, patient)
     before = _as_before(run_dir, val, chosen, recipe)
     if before is not None:
         return before
@@ -160,10 +173,11 @@ def lock(
     if len(views) > 1:  # an older run without them is judged by the lock of single views
         mean = predicting.as_predictions(part, views.mean(axis=0))
         written["val_tta"] = predicting.write_predictions(mean, run_dir / "predictions_val_tta.csv")
-        chosen["averaged"] = chosen_on(mean)
+        chosen["averaged"] = chosen_on(mean, patient)
     decision = {
         "format": FORMAT,
         **chosen,
+        NOVELTY: novelty.learn(images, units).to_json(),
         **{f"predictions_{name}_sha256": files.sha256(path) for name, path in written.items()},
         "locked": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
@@ -192,6 +206,7 @@ def choose(
     seed: int = 0,
     shares: rules.Shares | None = None,
     correction: Sequence[float] = (),
+    patient: Sequence[str] = (),
 ) -> dict:
     """Calibration and threshold from predictions of validation images, with the rule in words and notes.
 
@@ -212,13 +227,22 @@ def choose(
         "validation": {},
         "notes": notes,
     }
+    if patient:
+        found["patient"] = patients.fit(with_calibration(val, classes, found), classes, patient)
     if positive is None:
         return found
-    calibrated_val = with_calibration(val, classes, found)
+    calibrated_val = _unseen(val, classes, found, seed)
     chosen = thresholds.decided(
         calibrated_val, classes, positive, target_sensitivity, cost_ratio, seed, even=bool(shares)
     )
     return found | chosen | {"notes": notes + chosen["notes"]}
+
+
+def _unseen(val: pd.DataFrame, classes: Sequence[str], decision: Mapping, seed: int) -> pd.DataFrame:
+    """Validation predictions as those of new images would be: the biases of patients are cross-fitted."""
+    columns = list(decision.get("patient") or ())
+    table = with_calibration(val, classes, {**decision, "patient": None})
+    return patients.cross_fitted(table, classes, columns, seed) if columns else table
 
 
 def fitted(
@@ -304,8 +328,13 @@ def for_views(decision: Mapping, averaged: bool) -> Mapping:
 
 
 def with_calibration(table: pd.DataFrame, classes: Sequence[str], decision: Mapping | None) -> pd.DataFrame:
-    """A table of predictions with probabilities calibrated as the decision says, see `calibration.apply`."""
+    """A table of predictions with probabilities calibrated as the decision says, and joined by data of the patient.
+
+    See `calibration.apply` and `patients.apply`. Errors: missing_column.
+    """
     probs = calibration.apply(predicting.probs_of(table, classes), Calibration.of(decision, classes))
+    if (decision or {}).get("patient"):
+        probs = patients.apply(probs, table, classes, decision["patient"])
     return predicting.with_probs(table, classes, probs)
 
 
@@ -317,11 +346,11 @@ def calibration_of(raw: pd.DataFrame, classes: Sequence[str], positive: str | No
     of = list(classes).index(positive) if positive is not None and len(classes) == 2 else None
     against_rest = list(classes).index(positive) if positive is not None else None
     labels, found = predicting.true_labels(raw, classes), {}
-    for when, calibrating in (("before", Calibration()), ("after", Calibration.of(decision, classes))):
-        probs = calibration.apply(predicting.probs_of(raw, classes), calibrating)
+    for when, how in (("before", {}), ("after", decision)):
+        probs = predicting.probs_of(with_calibration(raw, classes, how), classes)
         values = {one.name: one.formula(labels, probs, of, against_rest) for one in metric_table.CALIBRATION}
         found[when] = {
-            **calibrating.to_json(classes),
+            **Calibration.of(how, classes).to_json(classes),
             **{name: float(value) if np.isfinite(value) else None for name, value in values.items()},
             "bins": calibration.reliability(labels, probs, of=of).to_dict("records"),
             "counts": np.histogram(calibration.confident(labels, probs, of)[0], calibration.BINS, (0, 1))[0].tolist(),
@@ -337,6 +366,7 @@ def _as_before(run_dir: Path, val: pd.DataFrame, chosen: dict, recipe: Recipe) -
         return None
     same = (
         all(decision.get(key) == chosen.get(key) for key in ("positive", "target", "shares"))
+        and list(decision.get("patient", ())) == list(chosen.get("patient", ()))
         and list(kept["path"]) == list(val["path"])
         and np.abs(predicting.probs_of(kept, recipe.classes) - predicting.probs_of(val, recipe.classes)).max() < ALIKE
     )

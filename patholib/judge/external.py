@@ -148,7 +148,7 @@ class External:
             return f"Not compared with the training images: {found['missing']}"
         return (
             f"{100 * found['share']['value']:.1f} % of the images are unlike the training images in colour or "
-            f"sharpness; about {100 * (1 - novelty.KEPT):.0f} % would be, if they were taken alike"
+            f"sharpness; at most about {100 * found.get('expected', 0.01):.0f} % would be, if they were taken alike"
         )
 
     @property
@@ -224,12 +224,10 @@ def judge(
     recipe, decision = decisions.recipe_of(run_dir), decisions.locked(run_dir)
     raw = judging.predicted(model, images, recipe)
     found, tables = numbers(raw, recipe, decision, judging.read_judged(run_dir).summary, subgroups)
-    groups = images.table["group"]
     if isinstance(familiar, str):
         found["novelty"] = {"missing": familiar}
     else:
-        away = np.array([familiar.distance(images.pixels[row]) for row in images.table["row"]])
-        found["novelty"] = {"share": intervals.mean_of(away > 1, groups, "share").to_json()}
+        away, found["novelty"] = novelty.judged(familiar, images)
         tables = {name: predicting.own_apart(table, ["novelty"]).assign(novelty=away) for name, table in tables.items()}
     return found, tables
 
@@ -327,6 +325,7 @@ def _chosen(table: pd.DataFrame, recipe: Recipe, decision: Mapping) -> dict:
         recipe.seed,
         shares if decision.get("shares") else None,
         Calibration.of(decision, recipe.classes).correction,
+        list(decision.get("patient") or ()),
     )
 
 

@@ -8,7 +8,11 @@ from typing import NamedTuple
 from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
 
-RIVALS = {"baseline": "colour statistics", "probe": "a linear probe of the untrained network"}
+RIVALS = {
+    "baseline": "colour statistics",
+    "probe": "a linear probe of the untrained network",
+    "image_alone": "the same network without data of the patient",
+}
 BETTER, NOT_SHOWN, NOT_BETTER = "better", "not shown to be better", "not better"
 
 

@@ -13,6 +13,15 @@ from patholib.judge import intervals, metric_table, metrics, resampled, rules
 if TYPE_CHECKING:
     from patholib.judge.rules import Shares
 
+UNITS = {
+    "case": "patients",
+    "patient": "patients",
+    "subject": "patients",
+    "lesion": "lesions",
+    "slide": "slides",
+    "specimen": "specimens",
+    "image": "images",
+}  # what the values of an id column are; others: groups
 ONE_BY_ONE = 500  # patients up to which the range without one is given; of more, one hardly changes a number
 
 

@@ -11,7 +11,19 @@ import numpy as np
 import pandas as pd
 
 from patholib.base import files
-from patholib.judge import decisions, gains, groupwise, intervals, metric_table, metrics, predicting, ranking, rules
+from patholib.judge import (
+    decisions,
+    gains,
+    groupwise,
+    intervals,
+    metric_table,
+    metrics,
+    novelty,
+    predicting,
+    ranking,
+    rules,
+    sets,
+)
 from patholib.judge.decisions import Shown
 from patholib.model.recipes import Recipe
 
@@ -27,6 +39,7 @@ def read_judged(run_dir: Path) -> Judged:
     return Judged(found, decisions.calibrated(run_dir, "test"), decisions.recipe_of(run_dir))
 
 
+ALONE = "image_alone"  # what the same network says without data of the patient
 LEVELS = ("slide", "case", "lesion")  # by which images are grouped, where a data set knows it
 
 
@@ -71,6 +84,7 @@ class Judged:
             "test, TTA": "test_tta",
             "colour baseline": "baseline",
             "linear probe": "probe",
+            "image alone": ALONE,
         }
         columns = {title: self.metrics[key]["metrics"] for title, key in shown.items() if key in self.metrics}
         return self._readable(columns)
@@ -207,8 +221,10 @@ def judge(
         name: rival for name, rival in zip(decisions.RIVALS, (baseline, probed), strict=True) if rival is not None
     }
     found, tables = numbers(raw, recipe, decision, subgroups, beside)
+    if decisions.NOVELTY in decision:
+        found["test"][decisions.NOVELTY] = novelty.judged(novelty.from_json(decision[decisions.NOVELTY]), test)[1]
     for name, table in (tables | raw).items():
-        if name != "val":
+        if name not in ("val", ALONE):
             predicting.write_predictions(table, run_dir / f"predictions_{name}.csv")
     files.write_json(run_dir / "metrics.json", found)
     return Judged(found, tables["test"], recipe)
@@ -245,6 +261,9 @@ def numbers(
     thresholds = {name: decisions.deciding(decided[name], classes) for name in raw}
     for name, rival in (beside or {}).items():
         tables[name], thresholds[name] = _of_its_own(rival, recipe, decision)
+    if ALONE in decision:
+        tables[ALONE] = decisions.with_calibration(raw["test"], classes, decision[ALONE])
+        thresholds[ALONE] = decisions.deciding(decision[ALONE], classes)
     found: dict = {name: metrics.summary(table, classes, positive, thresholds[name]) for name, table in tables.items()}
     found["test"] |= _details(tables["test"], recipe, decision, subgroups)
     found["calibration"] = {
@@ -258,10 +277,11 @@ def numbers(
             found["test_tta"]["notes"].append(decisions.PLAIN_LOCK)
     found["gain_over"] = {
         name: metrics.paired(tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name]))
-        for name in beside or {}
+        for name in (*(beside or {}), ALONE)
+        if name in tables
     }
     # Without the time, so that the same training gives the same bytes.
-    found["decision"] = {key: value for key, value in decision.items() if key != "locked"}
+    found["decision"] = {key: value for key, value in decision.items() if key not in ("locked", decisions.NOVELTY)}
     return found, tables
 
 
@@ -285,7 +305,7 @@ def _of_its_own(rival: pd.DataFrame, recipe: Recipe, decision: Mapping) -> tuple
 
 
 def _details(test: pd.DataFrame, recipe: Recipe, decision: Mapping, subgroups: Sequence[str]) -> dict:
-    """The part of metrics.json for the test images alone: subgroups, patients, alert, abstention, decision curve."""
+    """The part of metrics.json for the test images alone: subgroups, patients, alert, sets and more."""
     classes, positive, threshold = recipe.classes, recipe.positive, decisions.deciding(decision, recipe.classes)
     of_patients = decisions.deciding_patients(decision, classes)
     apart = groupwise.by_subgroup(test, classes, positive, subgroups, threshold)
@@ -301,6 +321,9 @@ def _details(test: pd.DataFrame, recipe: Recipe, decision: Mapping, subgroups: S
         },
         "abstention": ranking.abstention(test, classes, positive, threshold),
     }
+    if "sets" in decision:
+        inside = sets.members(predicting.probs_of(test, classes), classes, decision, threshold)
+        found["sets"] = sets.judged(test, classes, inside)
     if positive is not None and decision["threshold"] is not None:
         found["alert"] = metrics.alert(test, classes, positive, decision["threshold"])
         found["decision_curve"] = ranking.decision_curve(test, positive)

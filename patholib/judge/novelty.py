@@ -1,15 +1,16 @@
 """Novelty: whether the colours and the sharpness of an image are like those of the training images.
 
-`learn` measures the training images and sets the limit on the validation images. The numbers are part of the export,
-and `Familiar.warnings` warns of an image beyond the limit. They do not see what an image shows: an unknown tissue in
-the usual stain passes. They catch images that are given by mistake: a photo, another kind of image, one that is too
-dark, too noisy or without colour.
+`learn` measures the training images and sets the limit on the validation images, so that of new patients of each class
+at most 5 % are beyond it (conformal, as `thresholds`). One limit for all patients would call most of a rare class that
+looks different none of the classes, although it was trained on. It is locked with the decision and part of the export.
+An image beyond the limit is of none of the classes, or given by mistake: `Familiar.reasons` says why. It catches a
+photo, another kind of image, one that is too dark, too noisy or without colour, and of unknown diseases those that look
+different: of ISIC 2019, vascular lesions that were left out of training. It does not see one with the looks of a
+trained class. No other score was better where it was chosen (`benchmarks/answers.py unknown`).
 
 Why these features: at equal rates of false alarms, on dermoscopy, tissue and demo images, they catch more of such
 images than the 57 of `rivals.colours`, in a fifth of the time (tests/judge/test_novelty.py). The logarithms make
-spreads nearly normal; without them a few training images with strong contrast hide all dark and flat ones. Features of
-the network itself were left out: those of one trained from scratch caught less, and every export would need a second
-output and a large covariance matrix.
+spreads nearly normal; without them a few training images with strong contrast hide all dark and flat ones.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patholib.base.errors import PathoError, shown
+from patholib.judge import intervals, thresholds
 
 if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
 
-KEPT = 0.99  # share of the validation images within the limit
+KEPT = 0.95  # share of new patients within the limit, of each class
+ALWAYS_COLOUR = 0.01  # largest share of training images without colour where one is reported
 STEPS = (1, 2, 4, 8)  # pixels between the grey values whose difference is sharpness
 NOISE = 0.001  # added to each variance, as a share of it
 GREY = 2  # grey levels by which JPEG lets the channels of an image without colour differ
@@ -91,27 +94,29 @@ class Familiar:
     mean: np.ndarray  # (F,)
     scale: np.ndarray  # (F,) > 0
     precision: np.ndarray  # (F, F), of the scaled features
-    limit: float  # the distance within which KEPT of the validation images lie
+    limit: float  # the largest distance that is familiar
     colourless: float  # share of the training images without colour
     trained: int  # images measured
     validated: int  # images the limit was set on
+    kept: float = KEPT  # share of new patients that is promised to lie within the limit, of each class
+    words: str = ""  # what is promised; older exports promise nothing
 
     def distance(self, pixels: np.ndarray) -> float:
         """Mahalanobis distance of an image (S, S, 3) uint8 from the training images, as a multiple of the limit."""
         return self._distance(self._away(pixels))
 
-    def warnings(self, pixels: np.ndarray) -> list[str]:
-        """The warnings for an image (S, S, 3) uint8, each as "code: text"; none for a familiar one."""
+    def reasons(self, pixels: np.ndarray) -> list[str]:
+        """Why an image (S, S, 3) uint8 may be none of the classes, each as "code: text"; none for a familiar one."""
         found = []
-        if self.colourless < 1 - KEPT and colourless(pixels):
+        if self.colourless < ALWAYS_COLOUR and colourless(pixels):
             found.append("greyscale: has no colour, and the model was trained on colour pictures")
         away = self._away(pixels)
         distance = self._distance(away)
         if distance > 1:
             most = NAMES[int(np.abs(away).argmax())]
             found.append(
-                f"unfamiliar: is unlike the training images, {distance:.1f} times as far from them as "
-                f"{KEPT:.0%} of the validation images are; most in its {most}"
+                f"unfamiliar: is unlike the training images, so it may be of none of the classes: {distance:.2f} times "
+                f"as far from them as what is familiar; most in its {most}"
             )
         return found
 
@@ -123,7 +128,8 @@ class Familiar:
             "scale": self.scale.tolist(),
             "precision": self.precision.tolist(),
             "limit": self.limit,
-            "kept": KEPT,
+            "kept": self.kept,
+            "words": self.words,
             "colourless": self.colourless,
             "trained": self.trained,
             "validated": self.validated,
@@ -136,20 +142,34 @@ class Familiar:
         return (features(pixels) - self.mean) / self.scale  # (F,)
 
 
-def learn(images: ImageSet) -> Familiar:
-    """Measures the train rows of a set with `split`, and sets the limit on its val rows.
+def learn(images: ImageSet, units: str = "groups") -> Familiar:
+    """Measures the train rows of a set with `split`, and sets the limit on its val rows: the largest one of any class.
 
-    With fewer than 100 validation images the limit is the largest distance of them. Errors: no_split, unknown_split.
+    With fewer than 19 groups n of a class n / (n + 1) of KEPT is promised (`thresholds.promised`). units: what the
+    groups are, in the plural. Errors: no_split, unknown_split.
     """
     train, val = images.part("train"), images.part("val")
     found = _measured(train)  # (N, F)
     mean, scale = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)  # what never varies is not divided by 0
     # Rounded first: the limit has to hold with the rounded numbers of the export.
     mean, scale, precision = map(_rounded, (mean, scale, inverse_correlation((found - mean) / scale)))
-    limit = np.quantile(_distances((_measured(val) - mean) / scale, precision), KEPT, method="higher")
+    away, kept, limit = _distances((_measured(val) - mean) / scale, precision), KEPT, 0.0
+    for rows in val.table.reset_index(drop=True).groupby("label").indices.values():
+        groups = val.table["group"].to_numpy()[rows]
+        own = thresholds.promised(len(set(groups)), KEPT)
+        kept, limit = min(kept, own), max(limit, -thresholds.for_sensitivity(-away[rows], groups, own))
     limit = float(_rounded(max(limit, 1e-6) * (1 + 1e-8)))  # rounded up: the image that sets it lies within
     grey = np.mean([colourless(train.pixels[row]) for row in train.table["row"]])
-    return Familiar(mean, scale, precision, limit, float(_rounded(grey)), len(train), len(val))
+    beyond = f"{100 * (1 - kept):.3g} % of {units}"
+    words = f"of each class, at most {beyond} like those of the validation set are found to be none of these classes"
+    return Familiar(mean, scale, precision, limit, float(_rounded(grey)), len(train), len(val), kept, words)
+
+
+def judged(familiar: Familiar, images: ImageSet) -> tuple[np.ndarray, dict]:
+    """The distance (N,) of every image, see `Familiar.distance`, and the share beyond the limit with its interval."""
+    away = np.array([familiar.distance(images.pixels[row]) for row in images.table["row"]])
+    share = intervals.mean_of(away > 1, images.table["group"], "share").to_json()
+    return away, {"share": share, "expected": 1 - familiar.kept}
 
 
 def inverse_correlation(away: np.ndarray) -> np.ndarray:
@@ -170,12 +190,16 @@ def from_json(values: dict) -> Familiar:
     try:
         mean, scale, precision = (np.array(values[key], dtype=float) for key in ("mean", "scale", "precision"))
         facts = Familiar(
-            mean, scale, precision, values["limit"], values["colourless"], values["trained"], values["validated"]
+            *(mean, scale, precision, values["limit"], values["colourless"], values["trained"], values["validated"]),
+            *(values["kept"], values.get("words", "")),
         )
         size = len(NAMES)
         sound = (
             values["features"] == list(NAMES)
-            and values["kept"] == KEPT
+            and _number(facts.kept)
+            and 0 < facts.kept < 1
+            and isinstance(facts.words, str)
+            and facts.words.isprintable()
             and mean.shape == scale.shape == (size,)
             and precision.shape == (size, size)
             and np.isfinite([*mean, *scale, *precision.ravel()]).all()

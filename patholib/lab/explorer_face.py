@@ -7,6 +7,7 @@ import html
 from collections.abc import Callable
 
 import ipywidgets as widgets
+import numpy as np
 import traitlets
 
 from patholib.data import manifest
@@ -274,22 +275,27 @@ def probability_bars(explorer: State) -> str:
     row, (marked, threshold) = explorer.seen.row, explorer.marked or (None, None)
     probs = {name: float(row[f"p_{name}"]) for name in explorer.classes}
     likely = {*sorted(probs, key=lambda name: -probs[name])[:ROWS], row["predicted"], row["label"]}
+    held = explorer.predictor.prediction_sets(np.array([[*probs.values()]]), explorer.decision)[0] or ()
     bars = "".join(
-        _bar(name, p, row, threshold if name == marked else None) for name, p in probs.items() if name in likely
+        _bar(name, p, row, threshold if name == marked else None, name in held)
+        for name, p in probs.items()
+        if name in likely
     )
     told = f"; the line is the threshold for {html.escape(marked)}: {threshold:.3g}" if marked is not None else ""
     spread = explorer.spread
-    apart = "" if spread is None else f"; spread over the {explorer.predictor.members} networks: {spread:.2f}"
+    told += "" if spread is None else f"; spread over the {explorer.predictor.members} networks: {spread:.2f}"
+    told += "".join(f"<br>{html.escape(text)}" for text in explorer.predictor.promises(explorer.decision))
     few = f" ({len(likely & probs.keys())} of {len(probs)} classes)" if len(probs) > ROWS else ""
     return (
         f"<table style='width:100%' aria-label='probabilities'>{bars}</table>"
-        f"<small>predicted probability of each class{few}{told}{apart}</small>"
+        f"<small>predicted probability of each class{few}{told}</small>"
     )
 
 
-def _bar(name: str, p: float, row, threshold: float | None) -> str:
-    """One class: its name, a bar, the probability, and whether it is the true or the predicted class."""
-    words = ", ".join(word for word, key in (("predicted", "predicted"), ("true", "label")) if row[key] == name)
+def _bar(name: str, p: float, row, threshold: float | None, held: bool) -> str:
+    """One class: its name, a bar, the probability, and whether it is the true or the predicted class, or in the set."""
+    words = [word for word, key in (("predicted", "predicted"), ("true", "label")) if row[key] == name]
+    said = ", ".join([*words, "in the set"] if held else words)
     line = (
         ""
         if threshold is None
@@ -302,7 +308,7 @@ def _bar(name: str, p: float, row, threshold: float | None) -> str:
         f"<tr><th scope='row' style='text-align:left;padding-right:8px'>{html.escape(name)}</th>"
         f"<td style='width:100%'><div style='position:relative;background:rgba(128,128,128,.25)'>"
         f"<div style='width:{p:.1%};height:14px;background:{style.BLUE}'></div>{line}</div></td>"
-        f"<td style='text-align:right;padding:0 8px'>{p:.2f}</td><td style='white-space:nowrap'>{words}</td></tr>"
+        f"<td style='text-align:right;padding:0 8px'>{p:.2f}</td><td style='white-space:nowrap'>{said}</td></tr>"
     )
 
 

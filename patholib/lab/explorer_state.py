@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -120,6 +120,12 @@ class State(traitlets.HasTraits):
         return self.positive, 0.5 if chosen is None else chosen
 
     @property
+    def decision(self) -> Mapping:
+        """What the image viewed was judged by: of your own pictures the image alone is known."""
+        yours = self.seen.row["outcome"] == explored.YOURS
+        return self.predictor.decision() if yours else self.predictor.manifest["decision"] or {}
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings about the picture of your own that is viewed, each "code: text"."""
         return self._warnings.get(self.image, ())
@@ -201,7 +207,8 @@ class State(traitlets.HasTraits):
         if path not in self._pixels:
             answer = self.predictor.answer(square, warnings=warnings)
             told = pd.DataFrame({"path": [path], "label": [""]} | {f"p_{c}": [p] for c, p in answer.probs.items()})
-            rows = explored.listed(told, self.classes, self.positive, self.predictor.deciding)
+            deciding = decisions.deciding(self.predictor.decision(), self.classes)
+            rows = explored.listed(told, self.classes, self.positive, deciding)
             self.table = pd.concat([self.table, rows]) if len(self.table) else rows
             self._pixels[path], self._warnings[path] = square, answer.warnings
         self.outcome = self.label = self.patient = explored.ALL

@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from patholib.judge import external, metric_table
 from patholib.judge.external import External
+from patholib.judge.groupwise import UNITS
 from patholib.judge.metrics import readable
 from patholib.report import markdown, sections
 from patholib.report.markdown import count, spoken
-from patholib.report.records import NOTICE, UNITS, Record
+from patholib.report.records import NOTICE, Record
 
 FIGURES = {
     "difference": "Internal minus external",

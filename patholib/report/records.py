@@ -12,6 +12,7 @@ from markupsafe import Markup
 from patholib.base import files
 from patholib.judge import external
 from patholib.judge.external import External
+from patholib.judge.groupwise import UNITS
 from patholib.model import recipes
 from patholib.report.markdown import count, text
 
@@ -32,17 +33,9 @@ SETS = {
     "test_tta": "test, averaged views",
     "baseline": "colour statistics (test)",
     "probe": "linear probe (test)",
+    "image_alone": "image alone (test)",
 }
-ON_REQUEST = ("probe",)  # not reported as missing
-UNITS = {
-    "case": "patients",
-    "patient": "patients",
-    "subject": "patients",
-    "lesion": "lesions",
-    "slide": "slides",
-    "specimen": "specimens",
-    "image": "images",
-}  # what the values of an id column are; others: groups
+ON_REQUEST = ("probe", "image_alone")  # not reported as missing
 
 
 class Record:

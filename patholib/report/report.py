@@ -14,12 +14,13 @@ from markupsafe import Markup
 
 from patholib.base import files
 from patholib.judge import doubts, trust, validation
+from patholib.judge.groupwise import UNITS
 from patholib.judge.metrics import readable
 from patholib.judge.validation import CrossValidated
 from patholib.model import profiles
 from patholib.report import cards, dataparts, externals, markdown, sections, settings, verdict
 from patholib.report.hints import hints
-from patholib.report.records import NOTICE, UNITS, Record
+from patholib.report.records import NOTICE, Record
 
 HEATMAPS_SHOWN = 12
 CONFLICTS = {

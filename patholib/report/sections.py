@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from patholib.judge import calibration as calibrating
 from patholib.judge import gains, thresholds
+from patholib.judge import sets as prediction_sets
 from patholib.judge.groupwise import of_subgroup
 from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import of_calibration, ordered, words
@@ -23,6 +24,7 @@ COLUMNS = {
     "test_tta": "averaged views",
     "baseline": "colour statistics",
     "probe": "linear probe",
+    "image_alone": "image alone",
     "val": "this model, validation images",
 }
 OF_A_CLASS = ("sensitivity", "specificity", "precision", "f1", "auc")
@@ -151,6 +153,23 @@ def abstention(run: Record) -> Markup | None:
     )
 
 
+def sets(run: Record) -> Markup | None:
+    """How often the prediction sets hold the true class on the test images; None where none were locked."""
+    found, locked = judged(run)[1].get("sets"), (run.decision or {}).get("sets")
+    if not found or not locked:
+        return None
+    rows = [
+        (name, f"{at:.3g}" if at else "always", count(locked["groups"][name]), count(one["groups"]), readable(one))
+        for (name, one), at in zip(found["coverage"].items(), locked["thresholds"].values(), strict=True)
+    ]
+    head = ("class", "in the set from", f"validation {run.units}", f"test {run.units}", "set holds the class")
+    size = f"On the test images a set has {readable(found['size'], digits=2)} classes on average; a share of "
+    size += f"{readable(found['single'], digits=2)} of the sets have one class."
+    unlike = judged(run)[1].get("novelty")
+    size += f" Share of them found to be none of the classes: {readable(unlike['share'], digits=2)}." if unlike else ""
+    return Markup(f"{table(head, rows)}\n{_why([found['coverage']], found['coverage'])}\n{size}\n")
+
+
 def alert(found: Mapping) -> Markup:
     """The numbers of the positive class at the locked threshold."""
     rows = [(words(name), readable(found.get(name))) for name in ALERT]
@@ -226,10 +245,12 @@ def locked(run: Record) -> dict[str, str]:
         **calibrating.readable(found),
         "positive class": found.get("positive") or "none",
     }
-    facts |= thresholds.in_words(found, alert=len(run.recipe.classes) > 2)
+    facts |= thresholds.in_words(found, alert=len(run.recipe.classes) > 2) | prediction_sets.in_words(found)
     if found.get("shares"):
         facts["predicted class"] = f"{RULES['even']} in training"
         facts |= {f"share of {name}": f"{share:.4g}" for name, share in found["shares"].items()}
+    facts |= {"data of the patient": ", ".join(found["patient"])} if found.get("patient") else {}
+    facts |= {"none of these": found["novelty"]["words"]} if found.get("novelty") else {}
     averaged = found.get("averaged") or {}
     if averaged:
         facts |= {f"{name}, averaged views": value for name, value in calibrating.readable(averaged).items()}

@@ -12,7 +12,7 @@ It owns the run folder, recipe, images and model, so no step can be given those 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -290,14 +290,17 @@ class Study:
             self.__dict__.pop(name, None)
         return history
 
-    def lock(self, sensitivity: float | None = None, cost_ratio: float | None = None) -> decisions.Locked:
+    def lock(
+        self, sensitivity: float | None = None, cost_ratio: float | None = None, *, patient: Sequence[str] = ()
+    ) -> decisions.Locked:
         """Chooses temperature and threshold on the validation images; returns what `decisions.lock` does.
 
-        sensitivity: None takes target_sensitivity of the options. Errors: those of `decisions.lock`.
+        sensitivity: None takes target_sensitivity of the options. patient: columns of the images, such as age_band, sex
+        and site, that join the probabilities of the network (`judge.patients`). Errors: those of `decisions.lock`.
         """
         if not self.opened:
             target = self.options.target_sensitivity if sensitivity is None else sensitivity
-            self.locked = decisions.lock(self.model, self.images, self.dir, target, cost_ratio)
+            self.locked = decisions.lock(self.model, self.images, self.dir, target, cost_ratio, patient)
         return self.locked
 
     def judge(self, baselines: bool = True) -> judging.Judged:

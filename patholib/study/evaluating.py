@@ -206,9 +206,10 @@ def _overlap(study: Study, checked: Checked, images: ImageSet | str) -> overlap.
 
 
 def _familiar(study: Study, images: ImageSet | str) -> novelty.Familiar | str:
-    """What the training images look like: of the export, else measured again."""
+    """What the training images look like: of the decision or the export, else measured again."""
     path = study.dir / exportformat.MANIFEST
-    known = files.read_json(path).get("novelty") if path.exists() else None
+    known = decisions.locked(study.dir).get(decisions.NOVELTY)
+    known = known or (files.read_json(path).get("novelty") if path.exists() else None)
     if known:
         return novelty.from_json(known)
     return "the run has no export, and its images are not at hand" if isinstance(images, str) else novelty.learn(images)

@@ -569,6 +569,14 @@ def test_M15_shares_that_nothing_can_be_divided_by(folder, shares, name, average
         {"bias": {"benign": 0.1}},
         {"bias": {"benign": float("nan"), "malignant": 0.1}},
         {"bias": [0.1, -0.1]},
+        {"patient": {"sex": {"female": {"benign": 0.1}}}},
+        {"patient": [0.1]},
+        {"patient": {"sex": 0.1}},
+        {"image_alone": {"temperature": 0, "threshold": 0.4}},
+        {"promise": {"words": "\x1b[2J"}},
+        {"sets": {"thresholds": {"benign": 0.1, "malignant": 0.2}}},
+        {"sets": {"thresholds": {"benign": 0.1}, "words": "held"}},
+        {"sets": {"thresholds": {"benign": 0.1, "malignant": 1.2}, "words": "held"}},
         {"averaged": 0.5},
         {"averaged": {"temperature": 1.5}},
         {"averaged": {"temperature": 0, "threshold": 0.4}},
@@ -580,6 +588,7 @@ def test_M15_shares_that_nothing_can_be_divided_by(folder, shares, name, average
 def test_M15_a_calibration_that_cannot_be(folder, changed, catalogue):
     decision = {"temperature": 1.5, "threshold": 0.4, "positive": "malignant"}
     averaged = decision | {"bias": {"benign": -0.1, "malignant": 0.1}}
+    averaged |= {"sets": {"thresholds": {"benign": 0.0, "malignant": 1.0}, "words": "held"}}
     manifest = manifest_of(folder) | {"temperature": 1.5, "threshold": 0.4}
     forge(folder, manifest | {"decision": averaged | {"averaged": averaged}})
     loading.load_model(folder)
@@ -622,7 +631,7 @@ FAMILIAR = novelty.learn(tiny.image_set(train=40, val=20)).to_json()
         {"trained": 1.5},
         {"validated": -1},
         {"validated": True},
-        {"kept": 0.5},
+        {"kept": 1.5},
     ],
     ids=reprlib.repr,
 )

@@ -1,5 +1,6 @@
 """A model at work gives the probabilities of its training, whatever computes them."""
 
+import dataclasses
 import importlib
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -201,10 +202,34 @@ def test_averaged_views_are_answered_by_their_own_lock_or_a_warning_says_that_th
     assert len(said) == 1 and said.pop().startswith("plain_lock: ")
 
 
+def test_an_answer_has_the_set_that_was_locked_and_what_is_promised_of_it(tmp_path):
+    at = {"thresholds": {"benign": 0.9, "malignant": 0.19}, "words": "the set holds"}
+    decision = {"temperature": 1.0, "threshold": 0.5, "positive": "malignant", "promise": {"words": "found"}}
+    predictor = predictor_of(tmp_path, probs=[0.8, 0.2], decision=decision | {"sets": at})
+    answer = predictor.answer(PICTURE)
+    assert answer.decision == "benign" and answer.prediction_set == ("benign", "malignant")  # the decision is in it
+    assert answer.promises == ("the set holds", "found")
+
+
+def test_data_of_the_patient_join_the_answer_and_without_them_the_image_alone_decides(tmp_path):
+    alone = {"temperature": 1.0, "threshold": 0.5, "positive": "malignant"}
+    biases = {"sex": {"female": {"benign": 0.0, "malignant": 2.0}, "": {"benign": 0.0, "malignant": 0.0}}}
+    decision = alone | {"threshold": 0.6, "patient": biases, "image_alone": alone}
+    predictor = predictor_of(tmp_path, probs=[0.8, 0.2], decision=decision)
+    one, other, none = (predictor.answer(PICTURE, patient=of) for of in ({"sex": "female"}, {"sex": "x"}, None))
+    assert one.probs["malignant"] == pytest.approx(1 / (1 + 4 * np.exp(-2))) and one.decision == "malignant"
+    assert other.probs == pytest.approx(none.probs) and (other.threshold, none.threshold) == (0.6, 0.5)
+    for wrong in ({}, {"sex": "female", "age": "50"}):
+        with pytest.raises(PathoError, match="bad_parameter"):
+            predictor.answer(PICTURE, patient=wrong)
+
+
 def test_an_answer_is_plain_json(tmp_path):
     answer = predictor_of(tmp_path, temperature=1.5, threshold=0.4).answer(PICTURE, tta=True, warnings=["cmyk: is"])
     found = json.loads(json.dumps(answer.to_json()))
-    assert list(found) == ["probs", "decision", "threshold", "alert", "warnings", "tta", "notice", "spread"]
+    assert list(found) == [field.name for field in dataclasses.fields(inference.Answer)]
+    assert found["prediction_set"] is None and found["promises"] == []
+    assert found["spread"] is None
     assert found["warnings"][0] == "cmyk: is" and found["tta"] is True and found["threshold"] == 0.4
     assert list(found["probs"]) == list(TINY.classes) and sum(found["probs"].values()) == pytest.approx(1)
 

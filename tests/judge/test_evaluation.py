@@ -19,7 +19,18 @@ from torch import nn
 from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data.imagesets import ImageSet
-from patholib.judge import calibration, decisions, judging, metrics, predicting, ranking, rivals, thresholds
+from patholib.judge import (
+    calibration,
+    decisions,
+    judging,
+    metrics,
+    novelty,
+    predicting,
+    ranking,
+    rivals,
+    sets,
+    thresholds,
+)
 from patholib.model import augment, building, networks, recipes
 from patholib.model.recipes import BREAKHIS
 
@@ -452,7 +463,9 @@ def test_judging_writes_every_table_and_all_numbers_of_it(judged):
         "gain_over",
     }
     decision = files.read_json(folder / "decision.json")
-    assert decision.pop("locked").endswith("Z") and stored["decision"] == decision
+    assert decision.pop("locked").endswith("Z")
+    assert novelty.from_json(decision.pop("novelty")).trained == len(images.part("train"))  # in no second file
+    assert stored["decision"] == decision
     for name, part in (("val", "val"), ("test", "test"), ("test_tta", "test"), ("baseline", "test")):
         table = decisions.calibrated(folder, name)
         assert list(table["path"]) == list(images.part(part).table["path"])
@@ -718,7 +731,9 @@ def test_averaged_views_have_a_lock_of_their_own_fitted_on_averaged_validation_v
     val, ratios = raw(folder / "predictions_val_tta.csv", CLASSES), tuple(decision["correction"].values())
     np.testing.assert_allclose(val["p_benign"], mean["p_benign"], atol=1e-6)
     own = decisions.choose(val, CLASSES, "malignant", seed=recipe.seed, correction=ratios)
+    at = decision["averaged"].pop("sets")["thresholds"]
     assert decision["averaged"] == json.loads(json.dumps(own))
+    assert at == sets.chosen(decisions.with_calibration(val, CLASSES, own), CLASSES)["thresholds"]
     assert decision["averaged"]["temperature"] != decision["temperature"]
     test = raw(folder / "predictions_test_tta.csv", CLASSES)
     pd.testing.assert_frame_equal(
@@ -744,6 +759,28 @@ def test_an_older_decision_without_averaged_views_goes_on_as_it_was_and_says_so(
     pd.testing.assert_frame_equal(decisions.calibrated(tmp_path, "test_tta"), warm)
     assert found.metrics["test_tta"]["threshold"] == 0.4
     assert decisions.PLAIN_LOCK in found.metrics["test_tta"]["notes"] and not found.metrics["test"]["notes"]
+
+
+def test_data_of_the_patient_are_locked_and_judged_beside_the_image_alone(judged, tmp_path):
+    folder, images, _ = judged
+    recipe = decisions.recipe_of(folder)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(PathoError, match="missing_column"):
+        decisions.lock(Lopsided(), images, in_run(tmp_path / "other", recipe), patient=["age"])
+    locked = decisions.lock(Lopsided(), images, in_run(tmp_path, recipe), patient=["site"]).decision
+    before = files.read_json(folder / "decision.json")
+    assert set(locked["patient"]["site"]) == {"north", "south"}  # of the validation images
+    for name in ("temperature", "threshold", "sets", "patients"):
+        assert locked["image_alone"][name] == before[name]
+        assert locked["averaged"]["image_alone"][name] == before["averaged"][name]
+    found = judging.judge(Lopsided(), images, tmp_path)
+    assert found.metrics["image_alone"]["metrics"] == files.read_json(folder / "metrics.json")["test"]["metrics"]
+    gain = found.metrics["gain_over"]["image_alone"]["log_loss"]["value"]
+    both = [found.metrics[name]["metrics"]["log_loss"]["value"] for name in ("test", "image_alone")]
+    assert gain == pytest.approx(both[0] - both[1]) and gain != 0
+    assert not (tmp_path / "predictions_image_alone.csv").exists()
+    with pytest.raises(PathoError, match="test_seen"):
+        decisions.lock(Lopsided(), images, tmp_path)
 
 
 def test_what_the_training_did_to_the_prior_is_locked_and_divided_out(images, tmp_path):

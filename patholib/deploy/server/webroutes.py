@@ -58,6 +58,9 @@ class Reply(BaseModel):
 
     decision: str = Field(description="by the threshold, or the largest probability, or that over a locked share")
     probabilities: dict[str, float] = Field(description="calibrated, of every class; they sum to 1")
+    prediction_set: list[str] | None = Field(description="classes it may be of; null: no sets were locked")
+    none_of_these: bool | None = Field(description="unlike the training images; null: the model does not know them")
+    promises: list[str] = Field(description="what threshold and prediction set promise for new patients")
     threshold: float | None = Field(description="of the positive class, locked on validation images")
     alert: bool | None = Field(description="more than two classes: the positive one reaches its threshold")
     warnings: list[str] = Field(description="why to distrust this answer")
@@ -84,6 +87,9 @@ class Health(BaseModel):
 EXAMPLE = {
     "decision": "benign",
     "probabilities": {"benign": 0.83, "malignant": 0.17},
+    "prediction_set": ["benign"],
+    "none_of_these": False,
+    "promises": ["the set holds the true class in at least 90 % of patients like those of the validation set"],
     "threshold": 0.31,
     "alert": None,
     "warnings": [],

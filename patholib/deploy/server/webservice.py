@@ -112,6 +112,9 @@ class Service:
         reply = {
             "decision": said.decision,
             "probabilities": said.probs,
+            "prediction_set": said.prediction_set,
+            "none_of_these": said.none_of_these,
+            "promises": said.promises,
             "threshold": said.threshold,
             "alert": said.alert,
             "warnings": list(said.warnings),
