@@ -333,7 +333,7 @@ def with_calibration(table: pd.DataFrame, classes: Sequence[str], decision: Mapp
     See `calibration.apply` and `patients.apply`. Errors: missing_column.
     """
     probs = calibration.apply(predicting.probs_of(table, classes), Calibration.of(decision, classes))
-    if (decision or {}).get("patient"):
+    if decision and decision.get("patient"):
         probs = patients.apply(probs, table, classes, decision["patient"])
     return predicting.with_probs(table, classes, probs)
 
