@@ -416,12 +416,12 @@ def chosen(known, names):
     return {name: step for name, step in known.items() if name in needed}
 
 
-# Steps that leave each other alone and use one thread: each of the two lines beside the other, after all else.
-LANES = (("breakhis", "killed"), ("isic2019", "refusal", "lowest"))
+# Steps that use one thread and measure nothing: one row of them beside the other, after all else.
+LANES = (("types", "breakhis", "killed"), ("isic2019", "refusal", "lowest"))
 
 
 def judged(chosen):
-    """Runs the steps, the headless runs two at a time, and prints what came of each; 1 if any failed."""
+    """Runs the steps, those of LANES two at a time, and prints what came of each; 1 if any failed."""
     lanes = [[chosen[name] for name in lane if name in chosen] for lane in LANES]
     results = [step(*s) for name, s in chosen.items() if not any(name in lane for lane in LANES)]
     with concurrent.futures.ThreadPoolExecutor(len(LANES)) as pool:

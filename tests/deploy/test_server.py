@@ -597,6 +597,7 @@ def test_S15_work_whose_client_has_gone_is_not_done(server, slow, catalogue):
 
 
 @posix
+@pytest.mark.alone
 def test_S16_what_is_admitted_is_answered_before_the_end(folder, tmp_path, pool, catalogue):
     with live.Process(folder, tmp_path / "log", TEST_SECONDS="0.2") as process:
         found = [pool.submit(post, process.port) for _ in range(6)]

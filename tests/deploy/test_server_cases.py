@@ -203,6 +203,7 @@ def from_address(port: int, body: bytes, address: str) -> live.Answer:
         return answer(connection)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["a progressive JPEG with its last scan 1,000 times", "a slow but legal picture"])
 def test_c53_eight_clients_with_costly_pictures_do_not_keep_an_honest_one_waiting(server, catalogue, kind):
     legal = samples.encoded(samples.picture(2, 5800, 4000), "JPEG", progressive=True, quality=95)
