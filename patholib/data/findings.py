@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,44 +115,14 @@ def page(report: Mapping, pictures: Mapping[str, bytes]) -> str:
         left=counts["files"] - counts["kept"],
         warnings=sum(counts["warnings"].values()),
         per_class=per_class,
-        sections=_sections(report, pictures),
+        sections={title: list(of) for title, of in itertools.groupby(kinds(report), lambda kind: kind.title)},
+        picture=lambda path: pages.data_url(pictures[path], "jpeg") if path in pictures else "",
         shared=_shared(report),
         notes=_notes(report["found"]),
         facts=_facts(report),
         pictures=PICTURES,
+        listed=LISTED,
     )
-
-
-def _sections(report: Mapping, pictures: Mapping[str, bytes]) -> dict[str, list[dict]]:
-    """The kinds of finding below the title they stand under, each with what is shown of it."""
-    found: dict[str, list[dict]] = {}
-    for number, kind in enumerate(kinds(report)):
-        items = [
-            {
-                "picture": pages.data_url(content, "jpeg") if content else "",
-                "names": finding.names,
-                "reason": finding.reason,
-            }
-            for finding, content in _with_pictures(kind, pictures)
-        ]
-        found.setdefault(kind.title, []).append(
-            {
-                "id": f"kind-{number}",
-                "code": kind.code,
-                "remedy": kind.remedy,
-                "total": len(kind.findings),
-                "items": items,
-                "more": max(len(kind.findings) - LISTED, 0),
-            }
-        )
-    return found
-
-
-def _with_pictures(kind: Kind, pictures: Mapping[str, bytes]) -> list[tuple[Finding, bytes | None]]:
-    return [
-        (finding, pictures.get(finding.path) if i < PICTURES else None)
-        for i, finding in enumerate(kind.findings[:LISTED])
-    ]
 
 
 def _shared(report: Mapping) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from patholib.base.errors import PathoError, nearest, shown
@@ -89,24 +88,6 @@ class Manifest:
             of_class = self.table[self.table["label"] == name]
             lines.append(f"  {name}: {len(of_class):,} images, {of_class[self.group_by].nunique():,} {self.group_by}s")
         return "\n".join([self.note, *lines] if self.demo else lines)
-
-    def only(self, **values: str) -> Manifest:
-        """The images whose columns have these values, as in `only(magnification="40")`; the classes stay as they are.
-
-        Raises PathoError: `unknown_column`, `unknown_value`.
-        """
-        keep = np.ones(len(self.table), bool)
-        for name, value in values.items():
-            if name not in self.table.columns:
-                raise PathoError(
-                    "unknown_column", name, "is not a column of the manifest", nearest(name, self.table.columns)
-                )
-            if value not in set(self.table[name]):
-                raise PathoError(
-                    "unknown_value", f"{name}={value!r}", "is in no row", nearest(value, sorted(set(self.table[name])))
-                )
-            keep &= (self.table[name] == value).to_numpy()
-        return replace(self, table=self.table[keep], found={**self.found, "only": values, "images": int(keep.sum())})
 
     def chosen(self, label: str | None = None, only: str | None = None, group: str | None = None) -> Manifest:
         """A part of the images, "magnification=40|100", with the classes of another column, grouped by another one.

@@ -172,14 +172,12 @@ def check_fold(fold: int, folds: int, repeats: int = 1) -> None:
         )
 
 
-def set_apart(
-    manifest: Manifest, share: float, seed: int = 0, group_by: str | None = None
-) -> tuple[Manifest, Manifest]:
+def set_apart(manifest: Manifest, share: float, seed: int = 0) -> tuple[Manifest, Manifest]:
     """Two manifests, the second of `share` of the images in whole groups: patients that a study has never met.
 
-    Every class is in both. Raises PathoError: `bad_fractions`, `bad_seed`, `unknown_group`, `split_infeasible`.
+    Every class is in both. Raises PathoError: `bad_fractions`, `bad_seed`, `split_infeasible`.
     """
-    group_by = manifest.group_by if group_by is None else group_by
+    group_by = manifest.group_by
     _check_arguments(manifest, ((1 - share) / 2, (1 - share) / 2, share), seed, group_by)
     groups, member, counts = _grouped(manifest, group_by)
     place = assigning.assign(counts, (1 - share, share), groups, f"{seed}/apart")
@@ -268,13 +266,11 @@ def write_split(table: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-def read_split(path: Path, manifest: Manifest | None = None, leaks: bool = False) -> pd.DataFrame:
-    """A split as written, once it has been shown to be unchanged, free of shared groups and about these images.
+def read_split(path: Path, leaks: bool = False) -> pd.DataFrame:
+    """A split as written, once it has been shown to be unchanged and free of shared groups.
 
     leaks: groups in two parts are known and accepted.
-
-    Raises PathoError: `missing_file`, `split_changed` (digest; or an image or label the manifest does not know),
-    `split_leakage` (a group in two splits), `csv_format`.
+    Raises PathoError: `missing_file`, `split_changed` (digest), `split_leakage` (a group in two splits), `csv_format`.
     """
     path = Path(path)
     table = csvfiles.read_csv(path, ("path", "label", "group", "split")).reset_index(drop=True)
@@ -298,8 +294,6 @@ def read_split(path: Path, manifest: Manifest | None = None, leaks: bool = False
         ],
         "Split again: no group may be in two splits",
     )
-    if manifest is not None:
-        _refuse_other_labels(table, manifest)
     return table
 
 
@@ -319,23 +313,6 @@ def _refuse_another_digest(path: Path) -> None:
             f"is not the file whose digest is in {beside.name}",
             "Restore the file, or split again",
         )
-
-
-def _refuse_other_labels(table: pd.DataFrame, manifest: Manifest) -> None:
-    known = dict(zip(manifest.table["path"], manifest.table["label"], strict=True))
-    csvfiles.stop_on(
-        [
-            (
-                "split_changed",
-                name,
-                f"is labelled {label!r} in the split, "
-                + (f"but {known[name]!r} in the data" if name in known else "but is not among the data"),
-            )
-            for name, label in zip(table["path"], table["label"], strict=True)
-            if known.get(name) != label
-        ],
-        "Split again, or use the data the split was made of",
-    )
 
 
 def leaked(ids: pd.Series, split: pd.Series, seen_in: str = "train", found_in: str = "test") -> pd.Series:

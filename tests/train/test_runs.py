@@ -81,7 +81,7 @@ def test_a_new_folder_says_what_made_it(prepared, tmp_path):
         "split"
     ].value_counts().to_dict()
     assert facts["versions"]["torch"].startswith("2.") and len(facts["versions"]) == 1 + len(origin.LIBRARIES)
-    pd.testing.assert_frame_equal(splitting.read_split(run.dir / "split.csv", prepared[0].manifest), prepared[1])
+    pd.testing.assert_frame_equal(splitting.read_split(run.dir / "split.csv"), prepared[1])
     assert files.read_json(run.dir / "data_report.json") == prepared[0].report
 
 

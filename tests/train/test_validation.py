@@ -82,7 +82,7 @@ def test_every_image_is_tested_once_a_repeat_by_a_model_that_never_saw_its_patie
     for _, part in whole.predictions.groupby("repeat"):
         assert sorted(part["path"]) == sorted(checked.manifest.table["path"])
     for run in whole.facts["runs"]:
-        split = splitting.read_split(whole.folder / run["run"] / "split.csv", checked.manifest)  # refuses shared groups
+        split = splitting.read_split(whole.folder / run["run"] / "split.csv")  # refuses shared groups
         mine = whole.predictions[
             (whole.predictions["repeat"] == run["repeat"]) & (whole.predictions["fold"] == run["fold"])
         ]
@@ -247,7 +247,7 @@ def test_the_folds_of_single_runs_are_those_of_the_cross_validation(whole, check
     tested = []
     for number, run in enumerate(whole.facts["runs"]):
         split = runs.split(RECIPE, checked, 3, 2, number)
-        kept = splitting.read_split(whole.folder / run["run"] / "split.csv", checked.manifest)
+        kept = splitting.read_split(whole.folder / run["run"] / "split.csv")
         assert split[["path", "split"]].to_numpy().tolist() == kept[["path", "split"]].to_numpy().tolist()
         tested.append(set(split.loc[split["split"] == "test", "path"]))
         assert Record(whole.folder / run["run"]).fold == f"fold {run['fold']} of 3, repeat {run['repeat']} of 2"

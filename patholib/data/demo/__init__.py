@@ -26,6 +26,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "breakhis": {"groups": 120, "images_per_group": 4, "size": (350, 230), "best_auc": 0.98},
     "isic2019": {"groups": 240, "images_per_group": 2, "size": (300, 225), "best_auc": 0.99},
 }
+ELSEWHERE = {"seed": 1, "groups": 60, "hue": 43, "quality": 20}  # hue: of 256 steps; quality: of JPEG
 _PLANS = {"breakhis": plans.plan_breakhis, "isic2019": plans.plan_isic}
 
 
@@ -68,16 +69,16 @@ def write(
     return folder
 
 
-def elsewhere(folder: Path, seed: int = 1, *, groups: int = 60, hue: int = 43, quality: int = 20) -> Path:
+def elsewhere(folder: Path) -> Path:
     """Demo images as another hospital might have taken them, as a table path,label,group; returns the CSV.
 
-    Tissue of other patients (seed), whose hue is turned by so many of 256 steps and which are stored as JPEG of this
-    quality: a model for the demo images of the layout "breakhis" is worse on them. A set that is there is kept.
+    Tissue of other patients, whose hue is turned and which are stored as JPEG of low quality (ELSEWHERE): a model for
+    the demo images of the layout "breakhis" is worse on them. A set that is there is kept.
     Raises PathoError: `bad_demo_setting`, `folder_not_demo`.
     """
-    folder, settings = Path(folder), {"seed": seed, "groups": groups, "hue": hue, "quality": quality}
-    drawn = write(folder / "drawn", seed=seed, groups=groups, images_per_group=2)
-    marker = {"what": "demo images as of another hospital", "notice": NOTICE, "version": VERSION, "settings": settings}
+    folder, hue, quality = Path(folder), ELSEWHERE["hue"], ELSEWHERE["quality"]
+    drawn = write(folder / "drawn", seed=ELSEWHERE["seed"], groups=ELSEWHERE["groups"], images_per_group=2)
+    marker = {"what": "demo images as of another hospital", "notice": NOTICE, "version": VERSION, "settings": ELSEWHERE}
     table = truth(drawn)
     names = [f"{number:04}.jpg" for number in range(len(table))]
     if not (folder / MARKER).is_file() or read_json(folder / MARKER) != marker:

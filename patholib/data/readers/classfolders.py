@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from pathlib import Path
 
 import pandas as pd
 
-from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.data.columns import SPLIT_WORDS
 from patholib.data.manifest import Manifest, first
@@ -28,7 +26,7 @@ def holds(folder: Path) -> bool:
 def read(folder: Path, group: str | None) -> Manifest:
     """The manifest of class folders, where the user accepts that every image is its own group: group="image".
 
-    Errors: no_groups without it, after a table to fill in was written into the folder of outputs; bad_label.
+    Errors: no_groups without it; bad_label.
     """
     root = _begin(Path(folder)).absolute()
     rows, left = _rows(root)
@@ -37,10 +35,10 @@ def read(folder: Path, group: str | None) -> Manifest:
         raise PathoError(
             "bad_label", loose[0], f"lies in no class folder ({len(loose)} such files)", "Move or remove them"
         )
-    table = pd.DataFrame(rows, columns=["path", "label", "given_split", "folder"], dtype=str)
+    table = pd.DataFrame(rows, columns=["path", "label", "given_split"], dtype=str)
     if group != "image":
         raise _no_groups(root, table, group)
-    table = table.drop(columns="folder").assign(image=table["path"])
+    table["image"] = table["path"]
     counted = {"images": len(table), "groups": len(table), "grouped_by": "image"}
     if (table["given_split"] == "").all():
         table = table.drop(columns="given_split")
@@ -74,30 +72,23 @@ def _has_images(folder: Path) -> bool:
     return any(entry.name.lower().endswith(IMAGES) for one in near for entry in entries(one))
 
 
-def _rows(root: Path) -> tuple[list[tuple[str, str, str, str]], dict]:
-    """Path, class, word of the split ("" for none) and folder below the class of every image; and what was left out."""
+def _rows(root: Path) -> tuple[list[tuple[str, str, str]], dict]:
+    """Path, class and word of the split ("" for none) of every image; and what was left out."""
     images, left = walk(root)
     rows = []
     for path in images:
         *above, _ = path.split("/")
         part = above.pop(0) if above and above[0].lower() in SPLIT_WORDS else ""
-        rows.append((path, above[0] if above else "", part, "/".join(above[1:])))
+        rows.append((path, above[0] if above else "", part))
     return rows, left
 
 
 def _no_groups(root: Path, table: pd.DataFrame, group: str | None) -> PathoError:
-    """The refusal, and the draft of a table beside the outputs."""
-    draft = files.outputs() / f"{root.name}-images.csv"
-    said = "Write a table with path, label and patient (see the page Your own images) and give it as data"
-    with contextlib.suppress(PathoError):
-        full = table.assign(path=[(root / path).as_posix() for path in table["path"]], patient="")
-        empty = [column for column in ("given_split", "folder") if (full[column] == "").all()]
-        files.write_table(draft, full.drop(columns=empty).rename(columns={"given_split": "split"}))
-        said = f"Fill in the column patient of {draft}, which was written for it, and give that file as data"
     return PathoError(
         "no_groups",
         str(root) if group is None else f"group={group!r}",
         f"holds a folder for every class ({', '.join(sorted(set(table['label']))[:6])}), which say nothing of patients",
-        f'{said}; or set group="image" if every image is of another patient, or if you do not know and accept that: '
+        "Write a table with path, label and patient (see the page Your own images) and give it as data; or set "
+        'group="image" if every image is of another patient, or if you do not know and accept that: '
         "the report then says that patients may be in two splits",
     )

@@ -143,34 +143,18 @@ def age_band(age: str) -> str:
     return "<30" if decade < 30 else "80+" if decade >= 80 else f"{decade}-{decade + 9}"
 
 
-def _labels(truth: pd.DataFrame) -> list[str]:
+def _labels(truth: pd.DataFrame) -> pd.Series:
     """The one class of every row that is 1 where all others are 0."""
-    names = [*CLASSES, *(["UNK"] if "UNK" in truth.columns else [])]
-    problems, labels = [], []
-    for line, cells in zip(truth.index, truth[names].to_numpy(object), strict=True):
-        ones = [name for name, cell in zip(names, cells, strict=True) if cell in ("1", "1.0")]
-        odd = [
-            f"{name}={cell!r}" for name, cell in zip(names, cells, strict=True) if cell not in ("1", "1.0", "0", "0.0")
-        ]
-        if odd or len(ones) != 1:
-            problems.append(
-                (
-                    "bad_label",
-                    f"{TRUTH} row {line}",
-                    f"holds {', '.join(odd)}" if odd else f"is 1 for {' and '.join(ones) or 'no class'}",
-                )
-            )
-        labels.append(ones[0] if len(ones) == 1 else "")
-    stop_on(problems, "Exactly one class of a row is 1, all others 0: download the file again or correct these rows")
+    found = columns.one_hot(truth, TRUTH, ("image",))
+    assert found is not None  # its columns are there
     stop_on(
         [
-            ("unknown_class_in_training", f"{TRUTH} row {line}", "is of class UNK, which is what no class fits")
-            for line, label in zip(truth.index, labels, strict=True)
-            if label == "UNK"
+            ("unknown_class_in_training", f"{TRUTH} line {line}", "is of class UNK, which is what no class fits")
+            for line in found[0].index[found[0] == "UNK"]
         ],
         "Take these rows out: a class defined by absence cannot be learnt from examples",
     )
-    return labels
+    return found[0]
 
 
 def _ages(metadata: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
