@@ -13,6 +13,7 @@ import re
 import stat
 import tempfile
 import time
+import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -183,6 +184,12 @@ def append_json(path: Path, value: dict) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
+
+
+def append_error(path: Path, error: BaseException) -> None:
+    """Adds an error with its traceback to a log."""
+    told = {"code": getattr(error, "code", type(error).__name__), "error": str(error)}
+    append_json(path, {"event": "error", **told, "traceback": "".join(traceback.format_exception(error))})
 
 
 def stamp(facts: os.stat_result) -> list[int]:

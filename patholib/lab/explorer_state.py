@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -43,7 +42,10 @@ class Look:
 class State(traitlets.HasTraits):
     """A model, its images, and the one that is viewed. Set the traits to drive it: `image`, `target`, `block`, ...
 
-    A value that does not exist is refused; every other error of a step goes into `error`, in one line.
+    run: a run folder or an exported model. images: an ImageSet; None: those of the run, found by `originals.images_of`;
+    with data="none", or for an exported model, none but your own. split: "test" or "val". order: of the list, one of
+    `explored.ORDERS`. A value that does not exist is refused; every other error of a step goes into `error`, in one
+    line. Errors: as `inference.Predictor` and `originals.images_of`.
     """
 
     image = traitlets.Unicode(help="path of the image viewed")
@@ -174,15 +176,7 @@ class State(traitlets.HasTraits):
         except Exception as error:  # a callback has no caller that would show it
             self.error = shown(error if isinstance(error, PathoError) else f"{type(error).__name__}: {error}")
             if (self.run / "run.json").exists():
-                files.append_json(
-                    self.run / "run.jsonl",
-                    {
-                        "event": "error",
-                        "code": getattr(error, "code", type(error).__name__),
-                        "error": str(error),
-                        "traceback": "".join(traceback.format_exception(error)),
-                    },
-                )
+                files.append_error(self.run / "run.jsonl", error)
 
     def step(self, by: int) -> None:
         """Moves by `by` images in the list, and stops at its ends."""
@@ -351,23 +345,10 @@ class State(traitlets.HasTraits):
     def _look(self) -> None:
         self.seen = look = self._asked(self.target)
         before = self._history.pop(look.path, {"note": ""})
-        self._history[look.path] = dict(
-            zip(
-                explored.COLUMNS,
-                (
-                    look.path,
-                    look.row["label"],
-                    look.row["predicted"],
-                    round(float(look.row["p"]), 4),
-                    look.target,
-                    look.block,
-                    look.method,
-                    not look.heat.any(),
-                    before["note"],
-                ),
-                strict=True,
-            )
-        )
+        row, blank = look.row, not look.heat.any()
+        values = (look.path, row["label"], row["predicted"], round(float(row["p"]), 4), look.target, look.block)
+        columns = dict(zip(explored.COLUMNS, (*values, look.method, blank, before["note"]), strict=True))
+        self._history[look.path] = columns
         self.note = before["note"]
         self._draw()
 

@@ -9,7 +9,6 @@ import linecache
 import math
 import re
 import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -357,10 +356,7 @@ _Ended.__name__ = "SystemExit"
 
 
 def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
-    """Shows an error as ever; but time that is up ends the notebook without one, and with what is to be done next.
-
-    For Kaggle keeps no file of a notebook that failed.
-    """
+    """Shows an error as ever; time that is up ends the notebook without one: Kaggle keeps nothing of a failed one."""
     from patholib.lab import sessions
     from patholib.train import runs
 
@@ -380,14 +376,5 @@ def _end_well(shell, kind, error: PathoError, trace, tb_offset=None) -> None:
 
 def _log_error(result) -> None:
     """Keeps the traceback of the error that ended a cell, if one did, in run.jsonl."""
-    error = result.error_in_exec
-    if error is not None:
-        files.append_json(
-            (_run_dir or files.outputs()) / "run.jsonl",
-            {
-                "event": "error",
-                "code": getattr(error, "code", type(error).__name__),
-                "error": str(error),
-                "traceback": "".join(traceback.format_exception(error)),
-            },
-        )
+    if result.error_in_exec is not None:
+        files.append_error((_run_dir or files.outputs()) / "run.jsonl", result.error_in_exec)

@@ -38,24 +38,17 @@ class Guard:
     def __init__(self, name: str, settings: Settings, active: bool = True):
         self.name, self.path = name, files.project_root() / "notebooks" / "reference.json"
         known = files.read_json(self.path) if self.path.exists() else {}
-        entry = known.get(name, {"settings": settings.values, "numbers": {}})
-        active = active and not settings.changed
-        self.recording = active and os.environ.get(RECORD) == "1"
-        self.active = active and bool(known) and entry["settings"] == settings.values
-        self.reference = entry["numbers"]
+        fresh = {"settings": settings.values, "numbers": {}}
+        plain, entry = active and not settings.changed, known.get(name, fresh) if known else None
+        self.recording = plain and os.environ.get(RECORD) == "1"
+        self.reference = entry["numbers"] if plain and entry and entry["settings"] == settings.values else None
         if self.recording:  # from nothing, so that a number that is gone from the notebook is gone from the file
-            self.reference = {}
-            files.write_json(
-                self.path, dict(sorted((known | {name: {"settings": settings.values, "numbers": {}}}).items()))
-            )
+            files.write_json(self.path, dict(sorted((known | {name: fresh}).items())))
 
     def __call__(self, number: str, value: float, tol: float = 0.0) -> None:
         """Prints the number with its reference. In tests: stops where they differ by more than `tol`, or it is NaN."""
         subject = f"{number} of {self.name}"
         value = math.nan if value is None else int(value) if isinstance(value, numbers.Integral) else float(value)
-        if not (self.active or self.recording):
-            print(f"{number} {value:.6g} (not compared: other data or settings than the reference, or none here)")
-            return
         if self.recording:
             if not math.isfinite(value):
                 raise PathoError("number_changed", subject, f"is {value}, which is no number", "Find what makes it so")
@@ -64,22 +57,16 @@ class Guard:
             files.write_json(self.path, known)
             print(f"{number} {value:.6g} (recorded)")
             return
-        if strict() and number not in self.reference:
-            raise PathoError(
-                "no_reference",
-                subject,
-                "has no reference number",
-                "Record it with python3 run.py notebooks, and commit notebooks/reference.json",
-            )
+        if self.reference is None:
+            print(f"{number} {value:.6g} (not compared: other data or settings than the reference, or none here)")
+            return
         reference = self.reference.get(number, math.nan)
         near = abs(value - reference) <= tol  # False for NaN
         if strict() and not near:
-            raise PathoError(
-                "number_changed",
-                subject,
-                f"is {value:.6g}, but the reference is {reference:.6g} and the tolerance {tol:g}",
-                "If the change is meant, record it with python3 run.py notebooks",
-            )
+            code = "number_changed" if number in self.reference else "no_reference"
+            reason = f"is {value:.6g}, but the reference is {reference:.6g} and the tolerance {tol:g}"
+            remedy = "If that is meant, record it with python3 run.py notebooks, and commit notebooks/reference.json"
+            raise PathoError(code, subject, reason, remedy)
         print(
             f"{number} {value:.6g} (reference {reference:.6g}, tolerance {tol:g})" + (": differs" if not near else "")
         )

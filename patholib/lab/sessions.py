@@ -23,6 +23,7 @@ from patholib.base import files, places
 from patholib.base.errors import PathoError
 from patholib.data import archives
 from patholib.data.readers.folders import folders_below
+from patholib.train import origin
 
 PREFIX = "patholib-"  # begins the name of a zip, by which it is found again
 # The modules of packages that are not called as their package is.
@@ -86,16 +87,9 @@ def lacking() -> tuple[list[str], list[str]]:
         name, least = match.groups()
         if importlib.util.find_spec(MODULES.get(name, name.replace("-", "_"))) is None:
             missing.append(name)
-        elif least and (version := _version(name)) and _numbers(version) < _numbers(least):
+        elif least and (version := origin.version(name)) and _numbers(version) < _numbers(least):
             old.append(f"{name} {version} (it asks for {least})")
     return missing, old
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # OpenCV has several names
-        return None
 
 
 def _numbers(version: str) -> list[int]:
@@ -203,10 +197,7 @@ def _looked_at(place: Path) -> Attached | None:
 
 
 def _fetch(place: Path, folder: Path) -> Path:
-    """Copies what is attached, or unpacks it and takes the folder of this name, to `folder`: whole or not at all.
-
-    Errors: output_unwritable, no_space, and as `archives.extract` has.
-    """
+    """Copies what is attached, or unpacks it and takes the folder of this name, to `folder`: whole or not at all."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a copy that was interrupted
     try:

@@ -27,7 +27,6 @@ from patholib.train import runs
 
 FORMAT = 1
 STATE, LOCK, COMPARED = "sweep.json", "sweep.lock", "compare"
-DECIDED = {"output": "each run of a sweep has a folder of its own"}  # parameters that are not the caller's
 GLANCE = 0.1  # seconds between two looks at the processes of this machine
 
 
@@ -113,17 +112,14 @@ def plan(
         for values in itertools.product(*grid.values()):
             own = dict(run) | dict(zip(grid, values, strict=True))
             checked = notebook.check_given(declared, dict(common) | own, here)
-            _refuse_decided(checked)
+            if "output" in checked:
+                reason = "cannot be set: each run of a sweep has a folder of its own"
+                raise PathoError("bad_parameter", "output", reason, "Leave it away; --out is for all")
             name = _name({key: checked[key] for key in own})
             if name in found:
                 raise PathoError("bad_parameter", name.replace("_", ", "), "stands for two runs", "Name each run once")
             found[name] = checked
     return found
-
-
-def _refuse_decided(parameters: dict) -> None:
-    for name in parameters.keys() & DECIDED.keys():
-        raise PathoError("bad_parameter", name, f"cannot be set: {DECIDED[name]}", "Leave it away; --out is for all")
 
 
 def _name(own: dict) -> str:

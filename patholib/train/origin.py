@@ -45,7 +45,15 @@ def machine() -> dict:
 
 def versions() -> dict[str, str | None]:
     """The versions of Python and of each of LIBRARIES; None for one that is not installed."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def version(name: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def code() -> dict:
@@ -60,13 +68,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:
