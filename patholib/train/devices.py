@@ -1,14 +1,10 @@
-"""The device and the precision to train with, chosen by trying them."""
+"""The device and the precision to train with."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import math
 import os
 import re
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +14,7 @@ from patholib.base import places
 from patholib.base.errors import PathoError
 from patholib.base.progress import say
 from patholib.base.team import Team
-from patholib.model.networks import Classifier, autocast
 
-WORTH = 1.2  # how much faster bf16 has to be on a CPU to be used
 # Where to choose a GPU that today's torch has kernels for.
 GPU_SETTING = {"Kaggle": "Settings > Accelerator > GPU T4 x2", "Colab": "Runtime > Change runtime type > T4 GPU"}
 
@@ -88,23 +82,15 @@ def _has_kernels() -> bool:
     return any(int(a[:-1]) == major and int(a[-1]) <= minor for a in built if a.isdigit())
 
 
-def choose_precision(wanted: str, device: torch.device, model: Classifier, batch_size: int) -> tuple[str, str]:
-    """The precision of the forward pass and why.
-
-    "auto" on a GPU: bf16 where it is not emulated, else fp16 with scaling. On a CPU: bf16 where the CPU computes it and
-    a trial with one batch is at least WORTH times as fast, else fp32.
-    """
+def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """The precision of the forward pass and why; "auto": bf16 unless it is emulated, else fp16 on a GPU or fp32."""
     if wanted != "auto":
         return wanted, "as the recipe says"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU computes bf16 natively"
         return "fp16", "this GPU only emulates bf16"
-    if not cpu_computes_bf16():
-        return "fp32", "this CPU does not compute bf16"
-    seconds = step_seconds(model, ("fp32", "bf16"), device, min(8, batch_size))
-    gain = seconds["fp32"] / seconds["bf16"]
-    return "bf16" if gain >= WORTH else "fp32", f"a step in bf16 is {gain:.1f} times as fast as in fp32"
+    return ("bf16", "this CPU computes bf16") if cpu_computes_bf16() else ("fp32", "this CPU does not compute bf16")
 
 
 def cpu_computes_bf16() -> bool:
@@ -113,29 +99,6 @@ def cpu_computes_bf16() -> bool:
     if not info.exists():  # not Linux
         return False
     return bool({"avx512_bf16", "amx_bf16"} & set(info.read_text(encoding="utf-8", errors="replace").split()))
-
-
-def step_seconds(
-    model: Classifier, precisions: Sequence[str], device: torch.device, batch_size: int, rounds: int = 2
-) -> dict[str, float]:
-    """The shortest time of a forward and backward pass of a copy of the model on noise, after one to warm up.
-
-    The precisions take turns, so that other work on the machine slows all of them.
-    """
-    trial = copy.deepcopy(model).train()
-    images = torch.rand(batch_size, 3, model.image_size, model.image_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    shortest = dict.fromkeys(precisions, math.inf)
-    for turn in range(rounds + 1):
-        for name in precisions:
-            started = time.perf_counter()
-            with autocast(device, name):
-                logits = trial(images)
-            logits.float().square().mean().backward()
-            trial.zero_grad(set_to_none=True)
-            if turn:
-                shortest[name] = min(shortest[name], time.perf_counter() - started)
-    return shortest
 
 
 @contextlib.contextmanager

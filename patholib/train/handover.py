@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,6 @@ from patholib.train import checkpoints, launching, runs
 from patholib.train.runs import Run
 
 PROGRAM = ("-m", "patholib.train.training")  # what each process runs
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that `training.fit` needs."""
-
-    model: Classifier
-    images: ImageSet
-    run: Run
-    device: str
-    workers: int
-    max_hours: float | None
 
 
 def train(
@@ -90,37 +77,23 @@ def _cache(own: ImageSet, folder: Path) -> Path:
     return folder / "pixels.npy"
 
 
-@dataclass(frozen=True)
-class HandedOver:
-    """A training in the folder of a process that has started this one."""
+def opened(folder: Path, facts: dict, team: Team) -> tuple[Classifier, ImageSet, Run, dict]:
+    """What `training.fit` needs, from the folder of the process that has started this one.
 
-    folder: Path
-    facts: dict  # of job.json
-
-    @classmethod
-    def read(cls, folder: Path) -> HandedOver:
-        """What lies in the folder. Errors: missing_file, bad_json."""
-        return cls(folder, files.read_json(folder / "job.json"))
-
-    def opened(self, team: Team) -> Training:
-        """The training, from the folder alone. Errors: run_locked."""
-        facts, recipe = self.facts, recipes.from_json(self.facts["recipe"])
-        model = building.build(dataclasses.replace(recipe, weights="none"))
-        model.load_state_dict(checkpoints.unpacked(files.read_bytes(self.folder / "model.pt")))
-        model.weights_source = facts["weights_source"]
-        table = pd.read_csv(self.folder / "images.csv", dtype=str, keep_default_na=False)
-        pixels = np.load(facts["pixels"], mmap_mode="r").view(np.ndarray)
-        own = ImageSet(pixels, table.assign(row=table["row"].astype(np.int64)), tuple(facts["classes"]))
-        run = Run(
-            Path(facts["run"]), recipe, facts["demo"], facts["fingerprint"], leaks=facts["leaks"], writes=team.first
-        )
-        if team.first:  # run.lock stays with the process that has started this one
-            run.lock = locks.take(run.dir / runs.TRAINING)
-            if run.lock is None:
-                raise PathoError(
-                    "run_locked",
-                    run.dir.name,
-                    f"is in use by {locks.holder(run.dir / runs.TRAINING)}",
-                    "Wait until it ends, or end it",
-                )
-        return Training(model, own, run, facts["device"], facts["workers"], files.read_json(self.folder / "hours.json"))
+    facts: of its job.json. Errors: run_locked.
+    """
+    recipe = recipes.from_json(facts["recipe"])
+    model = building.build(dataclasses.replace(recipe, weights="none"))
+    model.load_state_dict(checkpoints.unpacked(files.read_bytes(folder / "model.pt")))
+    model.weights_source = facts["weights_source"]
+    table = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
+    pixels = np.load(facts["pixels"], mmap_mode="r").view(np.ndarray)
+    own = ImageSet(pixels, table.assign(row=table["row"].astype(np.int64)), tuple(facts["classes"]))
+    run = Run(Path(facts["run"]), recipe, facts["demo"], facts["fingerprint"], leaks=facts["leaks"], writes=team.first)
+    if team.first:  # run.lock stays with the process that has started this one
+        run.lock = locks.take(run.dir / runs.TRAINING)
+        if run.lock is None:
+            held = f"is in use by {locks.holder(run.dir / runs.TRAINING)}"
+            raise PathoError("run_locked", run.dir.name, held, "Wait until it ends, or end it")
+    hours = files.read_json(folder / "hours.json")
+    return model, own, run, {"device": facts["device"], "workers": facts["workers"], "max_hours": hours}

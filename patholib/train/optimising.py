@@ -76,11 +76,7 @@ def gradients(state: State, batch: Batch, skipped: int = 0) -> list[torch.Tensor
 
 
 def _add_up(state: State, sums: list[torch.Tensor], lacks_memory: bool) -> bool:
-    """Adds up gradients and sums over all processes; returns whether one of them lacks memory for the batch.
-
-    Requests to stop travel along. A plain sum of the gradients is exact, because each was divided by the weight of the
-    whole batch.
-    """
+    """Adds up gradients, sums and requests to stop over all processes; returns whether one of them lacks memory."""
     if state.team.count == 1:
         return lacks_memory
     total, _, right = sums
@@ -101,11 +97,7 @@ def _rest_of_failed_pass(state: State, batch: Batch) -> list[torch.Tensor]:
 
 
 def _use_less_memory(state: State, images: int, reason: str) -> None:
-    """Doubles the parts that a batch of so many images is computed in. Errors: out_of_memory.
-
-    Refused where a part would be too small, or where BatchNorm learns and micro_batches="exact": its statistics would
-    be those of a part.
-    """
+    """Doubles the parts of a batch. Errors: out_of_memory, where parts are too small or statistics have to be exact."""
     progress, share = state.progress, state.team.largest_share(images)
     learning = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in state.model.modules())
     fewest = 2 if learning else 1  # BatchNorm needs two images for a deviation

@@ -51,8 +51,7 @@ def changes(folder: Path, facts: dict, recipe: Recipe, checked: Checked, split) 
 
 
 def _changed_images(folder: Path, checked: Checked, split) -> list[str]:
-    """The images that were added, removed, changed or moved to another part of the split
-    since the run in `folder` was started."""
+    """The images that were added, removed, changed or moved to another part of the split since the run was started."""
     old = _by_path(csvfiles.read_csv(folder / "images.csv", ("path", "sha256")), "sha256")
     new = _by_path(checked.facts, "sha256")
     was = _by_path(csvfiles.read_csv(folder / "split.csv", ("path", "split")), "split")

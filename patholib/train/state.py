@@ -75,8 +75,7 @@ class State:
     @functools.cached_property
     def arithmetic(self) -> tuple[str, str]:
         """The precision and why it is used; chosen at the first use, because a resumed run keeps its own."""
-        chosen = devices.choose_precision(self.recipe.precision, self.device, self.model, self.recipe.batch_size)
-        return tuple(self.team.shared(lambda: chosen))  # each process has tried, as a trial may exchange something too
+        return tuple(self.team.shared(lambda: devices.choose_precision(self.recipe.precision, self.device)))
 
     @property
     def precision(self) -> str:

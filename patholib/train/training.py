@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from patholib.base import files
 from patholib.base.cpu import threads
 from patholib.base.errors import PathoError
 from patholib.base.progress import say
@@ -116,20 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path, team = Path(given[0]), myself()
     launching.hold_lifeline()
     try:
-        handed = handover.HandedOver.read(path)
-        with joined(devices.choose_device(handed.facts["device"]).type == "cuda") as team:
-            work = handed.opened(team)
-            check_processes(team.count, work.device, work.run.recipe)
-            fit(
-                work.model,
-                work.images,
-                work.run,
-                device=work.device,
-                workers=work.workers,
-                max_hours=work.max_hours,
-                team=team,
-            )
-            work.run.close()
+        facts = files.read_json(path / "job.json")
+        with joined(devices.choose_device(facts["device"]).type == "cuda") as team:
+            model, images, run, how = handover.opened(path, facts, team)
+            check_processes(team.count, facts["device"], run.recipe)
+            fit(model, images, run, **how, team=team)
+            run.close()
     except (PathoError, KeyboardInterrupt, SystemExit) as error:
         return launching.leave(team, error, path if path.is_dir() else None)
     return 0

@@ -164,7 +164,7 @@ def test_a_gpu_computes_in_bf16_only_where_it_does_not_emulate_it(at, gpu, card,
     gpu(*card)
     device = devices.choose_device()
     assert device.type == "cuda"
-    assert devices.choose_precision("auto", device, None, 8)[0] == precision
+    assert devices.choose_precision("auto", device)[0] == precision
 
 
 @pytest.mark.parametrize("host", ["Kaggle", "Colab"])

@@ -454,17 +454,17 @@ def test_the_lock_of_whoever_has_started_it_is_no_hindrance_and_that_of_another_
     with tiny.network():
         handover._hand_over(tmp_path, tiny.build(TINY), tiny.image_set(), run, {"device": "cpu", "workers": 1})
         files.write_json(tmp_path / "hours.json", None)
-        given = handover.HandedOver.read(tmp_path)
-        found = given.opened(ALONE)
+        facts = files.read_json(tmp_path / "job.json")
+        _, images, found, _ = handover.opened(tmp_path, facts, ALONE)
         with pytest.raises(PathoError, match="is in use by process"):
-            given.opened(ALONE)
+            handover.opened(tmp_path, facts, ALONE)
         run.close()
         assert runs._lock(run.dir) is None  # whoever had started it may be gone; it still trains
-        found.run.close()
+        found.close()
         assert runs._lock(run.dir) is not None
         own = tiny.image_set()
-        assert np.array_equal(found.images.part("val").pictures, own.part("val").pictures)
-        assert set(found.images.table["split"]) == {"train", "val"}
+        assert np.array_equal(images.part("val").pictures, own.part("val").pictures)
+        assert set(images.table["split"]) == {"train", "val"}
 
 
 def test_a_cache_that_is_mapped_is_not_copied(tmp_path):

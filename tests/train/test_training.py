@@ -350,32 +350,20 @@ def test_a_sampler_draws_every_class_equally_often():
     assert len(drawn) == 1000 and abs(drawn.mean() - 0.5) < 0.05  # three standard errors
 
 
-@pytest.mark.parametrize(
-    ("computes", "bf16", "chosen"), [(True, 0.5, "bf16"), (True, 0.9, "fp32"), (False, 0.1, "fp32")]
-)
-def test_a_cpu_takes_bf16_only_where_it_is_real_and_quicker(monkeypatch, computes, bf16, chosen):
+@pytest.mark.parametrize(("computes", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_takes_bf16_only_where_it_is_real(monkeypatch, computes, chosen):
     monkeypatch.setattr(devices, "cpu_computes_bf16", lambda: computes)
-    monkeypatch.setattr(devices, "step_seconds", lambda *_: {"fp32": 1.0, "bf16": bf16})
-    precision, reason = devices.choose_precision("auto", torch.device("cpu"), None, 8)
-    assert precision == chosen and ("times as fast" in reason) == computes
-    assert devices.choose_precision("fp16", torch.device("cpu"), None, 8)[0] == "fp16"
+    assert devices.choose_precision("auto", torch.device("cpu"))[0] == chosen
+    assert devices.choose_precision("fp16", torch.device("cpu"))[0] == "fp16"
 
 
-def test_a_trial_of_the_precisions_leaves_the_model_as_it_is():
-    model = build(TINY)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    seconds = devices.step_seconds(model, ("fp32", "bf16"), torch.device("cpu"), 4)
-    assert set(seconds) == {"fp32", "bf16"} and all(0 < s < 60 for s in seconds.values())
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_a_resumed_run_keeps_the_precision_it_began_with_whatever_the_clock_says(tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_the_precision_it_began_with_on_another_machine(tmp_path, monkeypatch):
     recipe = replace(TINY, precision="auto")
-    monkeypatch.setattr(devices, "choose_precision", lambda *_: ("bf16", "as the clock says"))
+    monkeypatch.setattr(devices, "choose_precision", lambda *_: ("bf16", "as this machine says"))
     straight, _ = train(tmp_path / "straight", recipe)
     with pytest.raises(PathoError, match="time_is_up"):
         train(tmp_path / "broken", recipe, max_hours=1e-9)
-    monkeypatch.setattr(devices, "choose_precision", lambda *_: ("fp32", "as the clock says now"))
+    monkeypatch.setattr(devices, "choose_precision", lambda *_: ("fp32", "as that machine says"))
     resumed, _ = train(tmp_path / "broken", recipe)
     assert same_bits(straight, resumed)
 

@@ -14,8 +14,7 @@ from tiny import TINY
 
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
-from patholib.data import checking, splitting
-from patholib.data.readers import table
+from patholib.data import checking, readers, splitting
 from patholib.deploy import export, inference
 from patholib.judge import calibration, decisions, doubts, metric_table, metrics, predicting, validation
 from patholib.model.recipes import BREAKHIS
@@ -41,7 +40,7 @@ def checked(tmp_path_factory) -> checking.Checked:
         rows.append({"path": f"{i:02}.png", "label": BREAKHIS.classes[label], "group": f"p{i // 3:02}"})
     files.write_table(folder / "mine.csv", pd.DataFrame(rows))
     return checking.check(
-        table.read(folder / "mine.csv", positive="malignant"),
+        readers.load("breakhis", folder / "mine.csv", positive="malignant"),
         37,
         progress=False,
         cache_dir=tmp_path_factory.mktemp("cache"),
