@@ -66,7 +66,7 @@ def model_card(run: Record) -> dict:
         "training": _training(run),
         "profile": said,
         "changed": None if said else _changed(run),
-        "other_predictions": _other_predictions(run),
+        "other_predictions": run.differs("predictions_val.csv", (run.decision or {}).get("predictions_val_sha256")),
         "keys": NUMBERS,
         "alert": alert,
         "calibration": sections.calibration(run),
@@ -77,7 +77,10 @@ def model_card(run: Record) -> dict:
 
 
 def _model(run: Record) -> dict:
-    recipe, code = run.recipe, run.run.get("code") or {}
+    recipe, code, training = run.recipe, run.run.get("code") or {}, run.run.get("training") or {}
+    chosen = {"best epoch": training.get("best_epoch", "not recorded")}
+    if "strength" in training:
+        chosen = {"strength of the head": f"C = {training['strength']:g}"}
     exported = files.read_json(run.folder / "model.json") if run.has("model.json") else None
     weights = (
         "none (model.json is missing)"
@@ -89,18 +92,12 @@ def _model(run: Record) -> dict:
         "classes": ", ".join(recipe.classes),
         "positive class": recipe.positive or "none",
         "initial weights": run.weights,
-        **_chosen(run.run.get("training") or {}),
+        **chosen,
         "exported weights": weights,
         "created": run.run.get("created", "not recorded"),
         "made with": f"patholib {code.get('version', '(version not recorded)')}, commit "
         f"{code.get('commit') or 'not recorded'}",
     }
-
-
-def _chosen(training: Mapping) -> dict:
-    if "strength" in training:
-        return {"strength of the head": f"C = {training['strength']:g}"}
-    return {"best epoch": training.get("best_epoch", "not recorded")}
 
 
 def _training(run: Record) -> dict:
@@ -132,12 +129,6 @@ def _changed(run: Record) -> Markup | None:
         return None
     fields = recipes.diff(recipes.get(run.recipe.name), run.recipe)
     return Markup(", ".join(f"`{field}`" for field in fields) + ("." if fields else ""))
-
-
-def _other_predictions(run: Record) -> bool:
-    """Whether predictions_val.csv is not the file that the decision was made on."""
-    digest, path = (run.decision or {}).get("predictions_val_sha256"), run.folder / "predictions_val.csv"
-    return bool(digest) and path.is_file() and files.sha256(path) != digest
 
 
 def _limits(run: Record) -> list[str]:
@@ -172,6 +163,5 @@ def data_card(run: Record) -> Mapping:
         "by_authors": not terms(run).stated,
         "counts": (run.data_report or {}).get("counts", {}),
         "fractions": settings.in_words(run.recipe, "fractions", run.recipe.fractions),
-        "split_changed": dataparts.split_changed(run),
         "split_digest": (run.run.get("split") or {}).get("sha256", "not recorded"),
     }

@@ -129,7 +129,7 @@ class Comparison:
                 {
                     "number": words(number) + (" (lower is better)" if lower_is_better(number) else ""),
                     "run": f"{run.name} - {first.name}",
-                    **_ends(found[number]),
+                    **{end: found[number].get(end) for end in ("value", "low", "high")},
                     "difference": metrics.readable(found[number], sign="+"),
                 }
                 for number in ordered(found, len(run.task[0]) == 2)
@@ -293,10 +293,7 @@ def _place(name: str, output: Path) -> Path:
 
 
 def _named(folders: list[Path]) -> tuple[Finished, ...]:
-    """The runs in these folders; where two have the same name, the folder above is part of it.
-
-    A run of a sweep has the name of the folder that the sweep made for it, which says what was set.
-    """
+    """The runs in these folders, those of a sweep called as their folder there; twins with the folder above."""
     above = [folder.resolve().parent for folder in folders]
     names = [
         parent.name if (parent / places.OUTCOME).exists() and above.count(parent) == 1 else folder.name
@@ -328,7 +325,3 @@ def _letters(values: list) -> list[str]:
     names = (a + b for a, b in itertools.product(["", *LETTERS], LETTERS))
     known: dict = {}
     return [known[value] if value in known else known.setdefault(value, next(names)) for value in values]
-
-
-def _ends(found: dict) -> dict:
-    return {name: np.nan if found.get(name) is None else found[name] for name in ("value", "low", "high")}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import pandas as pd
 from markupsafe import Markup
 
-from patholib.base import files
 from patholib.data.columns import IDS
 from patholib.data.leakage import WAYS
 from patholib.data.splitting import SPLITS, all_of, leaked
@@ -143,12 +142,6 @@ def unlisted(run: Record) -> list[str]:
     """Sentences on table rows without a file and files without a row."""
     found = {name: ((run.data.get("found") or {}).get(name) or {}).get("count", 0) for name in LISTED}
     return [f"{number:,} {LISTED[name]}." for name, number in found.items() if number]
-
-
-def split_changed(run: Record) -> bool:
-    """Whether split.csv is not the file that the run was made with."""
-    recorded, path = (run.run.get("split") or {}).get("sha256"), run.folder / "split.csv"
-    return bool(recorded) and path.is_file() and files.sha256(path) != recorded
 
 
 def shared(run: Record) -> tuple[Markup, bool]:

@@ -104,28 +104,24 @@ def _calibration(found: External) -> Markup:
     after = found.judged.metrics["calibration"]["test"]["after"]
     large = found.judged.metrics["in_the_large"]
     rows = [
-        (metric_table.words(name), readable(large[name]) if name in large else _plain(after.get(name)))
+        (metric_table.words(name), readable(large[name]) if name in large else sections.plain(after.get(name), ".3f"))
         for name in metric_table.of_calibration(len(found.judged.recipe.classes))
     ]
     return markdown.table(("calibration on the external images", ""), rows)
-
-
-def _plain(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.3f}"
 
 
 def _data(found: External) -> Markup:
     """What the set is, how its labels were read, and what was left out and compared."""
     facts, data, classes = found.facts, found.facts["data"], found.facts["classes"]
     units = UNITS.get(data["group_by"], "groups")
-    mapped = {a: b for a, b in classes["map"].items() if b}
+    mapped = ", ".join(f"{a} = {b}" for a, b in classes["map"].items() if b)
     without = data["without_group"]
     return markdown.facts(
         {
             "images": f"{count(data['images'])} of {count(data['groups'])} {units}",
             "images without a group": f"{count(without)}, each counts as a group of its own" if without else "none",
             **({"chosen by": spoken(facts["chosen"])} if "chosen" in facts else {}),
-            "labels": "taken by their names, which are those of the run" if classes["by_name"] else _arrows(mapped),
+            "labels": "taken by their names, which are those of the run" if classes["by_name"] else mapped,
             "classes that are lacking": spoken(classes["lacking"]),
             "left out by the map": spoken(classes["left_out"]),
             "left out by the data check": spoken(facts["left_out"]["by_check"]),
@@ -135,7 +131,3 @@ def _data(found: External) -> Markup:
             "digest of the set": data["digest"],
         }
     )
-
-
-def _arrows(mapped: dict[str, str]) -> str:
-    return ", ".join(f"{a} = {b}" for a, b in mapped.items())

@@ -36,7 +36,7 @@ def write(
     files.write_text(folder / f"{name}.html", page(found, note, one_scale, facts))
     for i, row in enumerate(found.table.itertuples(), 1):
         single = f"{i:02}-{_slug(row.section)}-{_slug(Path(row.path).stem)}.png"
-        files.write_bytes(folder / name / single, _encoded(_triple(found, i - 1, one_scale), ".png"))
+        files.write_bytes(folder / name / single, _encoded(np.hstack(_triple(found, i - 1, one_scale)), ".png"))
     return style.save(heatmaps.heat_sheet(found, one_scale, note=note, facts=facts), folder / f"{name}.png")
 
 
@@ -60,10 +60,10 @@ def page(found: Gallery, note: str = "", one_scale: bool = False, facts: Mapping
 
 
 def _picture(found: Gallery, row: int, one_scale: bool) -> dict:
-    image, _, overlay = np.split(_triple(found, row, one_scale), 3, axis=1)
+    image, _, overlay = _triple(found, row, one_scale)
     side, path = max(SIDE, len(image)), found.table["path"].iloc[row]
     both = {
-        name: pages.data_url(_encoded(_enlarged(part, side), ".jpg"), "jpeg")
+        name: pages.data_url(_encoded(part, ".jpg", side), "jpeg")
         for name, part in (("image", image), ("overlay", overlay))
     }
     return both | {
@@ -82,20 +82,15 @@ def _bar() -> str:
     )
 
 
-def _triple(found: Gallery, row: int, one_scale: bool) -> np.ndarray:
-    """Picture, heat and overlay side by side, (H, 3 W, 3) uint8."""
-    picture, raw = found.pictures[row], found.heat[row]
-    peak = found.heat.max() if one_scale else raw.max()
-    share = np.clip(raw / peak, 0, 1) if peak > 0 else raw
-    alone = heatmaps.overlay(np.full_like(picture, 240), share, opacity=1)
-    return np.hstack([picture, alone, heatmaps.overlay(picture, share)])
+def _triple(found: Gallery, row: int, one_scale: bool) -> tuple[np.ndarray, ...]:
+    """Picture, heat and overlay."""
+    raw = found.heat[row]
+    return heatmaps.three(found.pictures[row], raw, found.heat.max() if one_scale else raw.max(), 0.45, "jet")
 
 
-def _enlarged(picture: np.ndarray, side: int) -> np.ndarray:
-    return picture if len(picture) >= side else cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC)
-
-
-def _encoded(picture: np.ndarray, suffix: str) -> bytes:
+def _encoded(picture: np.ndarray, suffix: str, least: int = 0) -> bytes:
+    if len(picture) < least:
+        picture = cv2.resize(picture, (least, least), interpolation=cv2.INTER_CUBIC)
     return cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
 
 

@@ -106,6 +106,11 @@ class Record:
         return (self.run.get("split") or {}).get("origin", "")
 
     @property
+    def split_changed(self) -> bool:
+        """Whether split.csv is not the file that the run was made with."""
+        return self.differs("split.csv", (self.run.get("split") or {}).get("sha256"))
+
+    @property
     def units(self) -> str:
         """What the split keeps together, in the plural: patients, lesions, slides, images or groups."""
         return UNITS.get(self.recipe.group_by, "groups")
@@ -159,6 +164,11 @@ class Record:
         """Whether there is a file or folder of this name, and something in it."""
         path = self.folder / name
         return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+    def differs(self, name: str, digest: str | None) -> bool:
+        """Whether a file is there, and is not the one whose SHA-256 was recorded."""
+        path = self.folder / name
+        return bool(digest) and path.is_file() and files.sha256(path) != digest
 
     def groups_in_two_splits(self) -> int | None:
         """Counted in split.csv; None without it."""

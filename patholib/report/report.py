@@ -50,6 +50,7 @@ def write(run_dir: Path) -> Path:
     bad_recipe.
     """
     run = Record(run_dir)
+    checked = run.data_report or {}
     text = markdown.render(
         "report.md",
         run=run,
@@ -61,8 +62,7 @@ def write(run_dir: Path) -> Path:
         chart=verdict.chart(run),
         examples=verdict.examples(run),
         kept_apart=dataparts.kept_apart(run),
-        split_changed=dataparts.split_changed(run),
-        conflicts=_conflicts(run),
+        conflicts=[(len(found), what) for key, what in CONFLICTS.items() if (found := checked.get(key))],
         externals=externals.parts(run),
         **_results(run),
         **_pictures(run),
@@ -149,11 +149,6 @@ def _pictures(run: Record) -> dict:
             for *row, result in trust.rows(run.trust)
         ],
     }
-
-
-def _conflicts(run: Record) -> list[tuple[int, str]]:
-    report = run.data_report or {}
-    return [(len(report[key]), what) for key, what in CONFLICTS.items() if report.get(key)]
 
 
 def _training(run: Record) -> dict:

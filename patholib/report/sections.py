@@ -129,15 +129,16 @@ def calibration(run: Record) -> Markup | None:
     sides = [(key, when) for key in SETS if key in found for when in ("before", "after") if when in found[key]]
     if not sides:
         return None
-    rows = [("temperature", *(_plain(found[key][when].get("temperature")) for key, when in sides))]
+    rows = [("temperature", *(plain(found[key][when].get("temperature")) for key, when in sides))]
     rows += [
-        (words(name), *(_plain(found[key][when].get(name), ".3f") for key, when in sides))
+        (words(name), *(plain(found[key][when].get(name), ".3f") for key, when in sides))
         for name in of_calibration(len(run.recipe.classes))
     ]
     return table(("", *(f"{SETS[key]}, {when}" for key, when in sides)), rows)
 
 
-def _plain(value, form: str = ".3g") -> str:
+def plain(value, form: str = ".3g") -> str:
+    """A number as text, or that there is none."""
     return "absent" if value is None else f"{value:{form}}"
 
 

@@ -282,8 +282,7 @@ def test_a_sheet_of_many_sections_stays_short_and_says_what_it_left_out():
     assert figure.get_figheight() < 50 and any("of 50 sections" in text for text in texts(figure))
 
 
-def test_the_epoch_that_was_kept_is_marked_and_else_the_first_of_the_best():
-    assert "best: epoch 2" in texts(learning.curves(history()))
+def test_the_epoch_that_was_kept_is_marked():
     for kept in (2, 5):  # the best one may have been kept because it is the last
         assert f"kept: epoch {kept}" in texts(learning.curves(history(), kept=kept))
 
@@ -461,8 +460,6 @@ def test_a_forest_plot_says_every_number_and_what_has_none():
     )
     found = texts(performance.forest(table, 0.7, "truth"))
     assert {"0.900 (0.850 to 0.950)", "0.600 (no interval)", "undefined", "truth 0.700", "a", "b", "c"} <= set(found)
-    with pytest.raises(PathoError, match="no_estimates"):
-        performance.forest(table.head(0))
 
 
 def test_several_runs_are_told_apart_and_their_undefined_numbers_said():
@@ -509,17 +506,3 @@ def test_a_run_whose_loss_is_broken_or_whose_monitor_is_unknown_is_drawn_as_far_
                 "c": history().drop(columns="val_auc"),
             }
         ).draw_without_rendering()
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        several.histories,
-        several.reliability_overlay,
-        several.differences,
-        lambda nothing: several.roc_overlay(nothing, TWO),
-    ],
-)
-def test_nothing_to_compare_is_refused(draw):
-    with pytest.raises(PathoError, match="shape_mismatch"):
-        draw({})

@@ -71,7 +71,7 @@ def test_the_sheet_says_names_classes_probabilities_and_which_maps_are_blank(fou
 
 
 def test_on_one_scale_a_faint_map_looks_faint_and_on_its_own_it_does_not(found):
-    own, shared = (galleries._triple(found, 1, one_scale)[:, 32:64] for one_scale in (False, True))
+    own, shared = (galleries._triple(found, 1, one_scale)[1] for one_scale in (False, True))
     red = own[24, 24].astype(int)
     assert red[0] > 100 and red[2] < 50 and shared[24, 24][2] > 100  # red; blue
     assert np.array_equal(galleries._triple(found, 0, False), galleries._triple(found, 0, True))

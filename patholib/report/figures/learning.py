@@ -56,31 +56,22 @@ def unfreezing(history, blocks: int | None = None, note: str = "") -> Figure:
 def curves(history, kept: int | None = None, monitor: str = "auc", note: str = "") -> Figure:
     """Loss and metrics by epoch, or by strength of a fitted head; the one whose weights are kept is marked.
 
-    kept: its number, from 1 (`schedules.kept`); otherwise the first epoch with the highest validation `monitor`.
+    kept: its number, from 1 (`schedules.kept`).
     """
     table = style.frame(history)
     figure = style.open(9.5, 3.5, "Training and validation", note)
     left, right = figure.subplots(1, 2)
-    marked = kept_epoch(table, monitor, kept)
+    marked = kept_epoch(table, kept)
     draw_losses(left, table, marked)
     draw_scores(right, table, marked, monitor)
     return figure
 
 
-def kept_epoch(table: pd.DataFrame, monitor: str, kept: int | None) -> tuple[int, str] | None:
+def kept_epoch(table: pd.DataFrame, kept: int | None) -> tuple[int, str] | None:
     """The number of the epoch that is marked, and the words beside it."""
     if kept is not None and "strength" in table:
         return kept, f"kept: C = {table.set_index('epoch')['strength'][kept]:g}"
-    if kept is not None:
-        return kept, f"kept: epoch {kept}"
-    best = best_epoch(table, monitor)
-    return None if best is None else (best, f"best: epoch {best}")
-
-
-def best_epoch(table: pd.DataFrame, monitor: str) -> int | None:
-    """The first epoch with the highest validation `monitor`; None where it is undefined."""
-    scores = table.get(f"val_{monitor}")
-    return None if scores is None or not scores.notna().any() else int(table["epoch"][scores.idxmax()])
+    return None if kept is None else (kept, f"kept: epoch {kept}")
 
 
 def draw_rate(axes, table) -> None:

@@ -30,8 +30,8 @@ def training_metrics(
     summary: of `metrics.summary`. kept: see `learning.curves`. labels (N,), probs (N, C): of the images that are
     counted in the matrix; without them the page has no ROC curve.
     """
-    table, matrix = style.frame(history), style.square(matrix)
-    marked = learning.kept_epoch(table, monitor, kept)
+    table, matrix = style.frame(history), np.asarray(matrix)
+    marked = learning.kept_epoch(table, kept)
     grow = min(0.34 * max(len(matrix) - 4, 0), 3)
     figure = style.open(15, 8.2 + grow, "Training and results", note)
     upper, lower = cast(

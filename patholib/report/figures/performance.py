@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from patholib.base.errors import PathoError
 from patholib.judge import metric_table, ranking
 from patholib.report.figures import style
 
@@ -27,7 +26,7 @@ def confusion(matrix, classes: Sequence[str], note: str = "") -> Figure:
 
     Of more than 20 classes the cells have no numbers, and the figure stops growing at 12 inches.
     """
-    matrix = style.square(matrix)
+    matrix = np.asarray(matrix)
     number = len(matrix)
     side = min(max(0.1 * number, 8), 12) if number > NUMBERED else number * (0.78 if number <= 8 else 0.6)
     figure = style.open(max(side + 2.9, 4.6), max(side + 1.4, 3), "Confusion matrix", note)
@@ -39,7 +38,7 @@ def draw_confusion(axes, matrix, classes, side: float) -> None:
     """The matrix in about `side` inches."""
     import seaborn
 
-    classes = style.checked_classes(classes, len(matrix), "confusion matrix")
+    classes = [str(c) for c in classes]
     total = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
     cell = side / len(classes)
@@ -135,7 +134,7 @@ def roc_pr(
 def by_class(labels, probs, classes, positive) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(class, truth (N,) bool, score (N,)): of two classes `positive` or the second, of more each against the rest."""
     labels, probs = np.asarray(labels), np.asarray(probs, float)
-    classes = style.checked_classes(classes, probs.shape[1], "probabilities")
+    classes = [str(c) for c in classes]
     drawn = classes if len(classes) > 2 else [positive] if positive is not None else classes[1:]
     return [(name, labels == classes.index(name), probs[:, classes.index(name)]) for name in drawn]
 
@@ -233,8 +232,6 @@ def forest(
     table: columns name, value, low, high (None: no interval), and perhaps kind, whose values have colours of their own.
     reference: a value to compare with, as a dashed line.
     """
-    if not len(table):
-        raise PathoError("no_estimates", "forest plot", "has no row to draw", "Give at least one estimate")
     kinds = list(dict.fromkeys(table["kind"])) if "kind" in table else [""]
     figure = style.open(8.5, 0.95 + 0.36 * len(table), title, note)
     axes = figure.subplots()

@@ -14,15 +14,13 @@ from patholib.report.figures import performance, style
 
 
 @style.styled
-def reliability(
-    found: Mapping, title: str = "Calibration: observed share against predicted probability", note: str = ""
-) -> Figure:
+def reliability(found: Mapping, note: str = "") -> Figure:
     """Reliability diagrams before and after calibration, and how many images have which probability.
 
     found: of `decisions.calibration_of`. On the dotted line probabilities are right. The dots stand for bins of as many
     images each, unless equal values had to stay together: larger dots for more.
     """
-    figure = style.open(9, 4.9, title, note)
+    figure = style.open(9, 4.9, "Calibration: observed share against predicted probability", note)
     panels = figure.subplots(2, 2, sharex=True, height_ratios=(3.6, 1))
     for column, (when, colour) in zip(panels.T, (("before", style.ORANGE), ("after", style.BLUE)), strict=True):
         axes, counts = column
@@ -62,14 +60,13 @@ def thresholds(
     positive: str | None,
     threshold: float | None,
     target: float | None = None,
-    title: str = "Sensitivity and specificity by threshold (validation images)",
     note: str = "",
 ) -> Figure:
     """Sensitivity and specificity of `positive` against the threshold, the locked one marked.
 
     labels: (N,) class indices; probs: (N, C) of the images it was chosen on. target: the sensitivity asked for.
     """
-    figure = style.open(6.5, 3.6, title, note)
+    figure = style.open(6.5, 3.6, "Sensitivity and specificity by threshold (validation images)", note)
     axes = figure.subplots()
     if positive is None:
         return _without_positive(figure, axes)
@@ -122,14 +119,12 @@ def _without_positive(figure: Figure, axes) -> Figure:
 
 
 @style.styled
-def decision_curve(
-    found: Mapping | None, threshold: float | None = None, title: str = "Decision curve: net benefit", note: str = ""
-) -> Figure:
+def decision_curve(found: Mapping | None, threshold: float | None = None, note: str = "") -> Figure:
     """Net benefit of acting on the model, on all and on none, against the threshold (Vickers & Elkin 2006).
 
     found: of `ranking.decision_curve`; None without a positive class. threshold: the locked one.
     """
-    figure = style.open(6.5, 3.6, title, note)
+    figure = style.open(6.5, 3.6, "Decision curve: net benefit", note)
     axes = figure.subplots()
     if found is None:
         return _without_positive(figure, axes)
@@ -150,15 +145,13 @@ def decision_curve(
 
 
 @style.styled
-def abstention(
-    found: Mapping, title: str = "Error rate when the least certain images are left to a person", note: str = ""
-) -> Figure:
+def abstention(found: Mapping, note: str = "") -> Figure:
     """The share of wrong predictions against the share of images that are predicted, most certain first.
 
     found: of `ranking.abstention`.
     """
     coverage, risk = np.array(found["coverage"]), np.array(found["risk"])
-    figure = style.open(6.5, 3.4, title, note)
+    figure = style.open(6.5, 3.4, "Error rate when the least certain images are left to a person", note)
     axes = figure.subplots()
     axes.plot(
         100 * coverage,

@@ -10,9 +10,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from patholib.base.errors import PathoError
 from patholib.judge import ranking
-from patholib.report.figures import learning, performance, style
+from patholib.report.figures import performance, style
 
 MOST = 12  # classes that have a plot each
 
@@ -20,11 +19,6 @@ MOST = 12  # classes that have a plot each
 def _looks(i: int) -> dict:
     """The line of the i-th of several runs: no two of the first 32 are alike."""
     return {"color": style.COLOURS[i % 8], "linestyle": style.DASHES[(i + i // 8) % 4]}
-
-
-def _some_runs(runs: Mapping, what: str) -> None:
-    if not runs:
-        raise PathoError("shape_mismatch", what, "has no run to draw", "Give at least one run by its name")
 
 
 def _named_below(figure, handles: Mapping[str, plt.Line2D], columns: int = 2, width: int = 44) -> None:
@@ -42,15 +36,14 @@ def histories(
 ) -> Figure:
     """Validation loss and the validation `monitor` of several runs by epoch; a dot marks the epoch that was kept.
 
-    kept: its number, by run; otherwise the first epoch with the highest `monitor`.
+    kept: its number, by run.
     """
-    _some_runs(runs, "histories")
     tables = {name: style.frame(history) for name, history in runs.items()}
     figure = style.open(9.5, 3.4 + 0.22 * math.ceil(len(runs) / 2), "Training of each run", note)
     left, right = figure.subplots(1, 2)
     lines = {}
     for i, (name, table) in enumerate(tables.items()):
-        best = (kept or {}).get(name) or learning.best_epoch(table, monitor)
+        best = (kept or {}).get(name)
         for axes, column in ((left, "val_loss"), (right, f"val_{monitor}")):
             if column not in table:
                 continue
@@ -75,7 +68,6 @@ def roc_overlay(
 
     runs: {name: (labels (N,), probs (N, C))}; the number of images may differ.
     """
-    _some_runs(runs, "ROC curves")
     ranked = {name: performance.by_class(labels, probs, classes, positive) for name, (labels, probs) in runs.items()}
     first = next(iter(ranked.values()))
     largest = sorted(range(len(first)), key=lambda k: -first[k][1].sum())[:MOST]
@@ -120,7 +112,6 @@ def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the predict
     runs: {name: table of `calibration.reliability`}, columns confidence, accuracy, n. of: the class of the
     probabilities.
     """
-    _some_runs(runs, "reliability")
     figure = style.open(5.6, 4.6 + 0.22 * math.ceil(len(runs) / 2), "Calibration of each run", note)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], **performance.CHANCE)
@@ -141,8 +132,6 @@ def differences(table: pd.DataFrame, title: str = "Differences with 95 % interva
 
     table: columns number (the metric), run (which difference), value, low, high; None or NaN where there is none.
     """
-    if not len(table):
-        raise PathoError("shape_mismatch", "plot of differences", "has no difference to draw", "Give at least one row")
     numbers, runs = list(dict.fromkeys(table["number"])), list(dict.fromkeys(table["run"]))
     height = 0.9 + 0.24 * len(table) + 0.16 * len(numbers) + 0.22 * math.ceil(len(runs) / 2)
     figure = style.open(8.2, height, title, note)

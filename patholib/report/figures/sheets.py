@@ -113,13 +113,6 @@ def augmented(
 
     images: N pictures; views: (V, N, ...) as `augment.tta_views` gives them, or a list of V batches of N.
     """
-    if not len(images) or not len(views) or any(len(batch) != len(images) for batch in views):
-        raise PathoError(
-            "shape_mismatch",
-            "views",
-            f"do not match {len(images)} images",
-            "Give a list of batches, each with one view per image",
-        )
     columns = 1 + len(views)
     side = min(1.7, 11 / columns)
     figure = style.open(max(side * columns, 4), (side + 0.1) * len(images) + 0.25, title, note)

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageFont
+from PIL import ImageFont
 
 from patholib.base import files
 from patholib.base.errors import PathoError, shown
@@ -192,17 +192,6 @@ def class_ticks(axis, classes, width: int = 22, rotate: bool = False) -> None:
         axis.set_ticks(axis.get_ticklocs(), names)
 
 
-def checked_classes(classes, size: int, subject: str) -> list[str]:
-    if len(classes) != size:
-        raise PathoError(
-            "shape_mismatch",
-            subject,
-            f"has {size} classes, but {len(classes)} names are given",
-            "Give one name per class, in the order of the model's outputs",
-        )
-    return [str(c) for c in classes]
-
-
 def edges(epochs) -> np.ndarray:
     """Epoch n lasts from n - 0.5 to n + 0.5 in a plot of steps."""
     return np.append(np.asarray(epochs, float) - 0.5, float(np.max(epochs)) + 0.5)
@@ -210,13 +199,6 @@ def edges(epochs) -> np.ndarray:
 
 def stairs(epochs, values) -> tuple[np.ndarray, np.ndarray]:
     return edges(epochs), np.append(values, np.asarray(values)[-1])
-
-
-def square(matrix) -> np.ndarray:
-    matrix = np.asarray(matrix)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise PathoError("shape_mismatch", "confusion matrix", f"has shape {matrix.shape}", "Give one row per class")
-    return matrix
 
 
 def mark(axes, at: float, text: str, colour: str = INK) -> None:
@@ -234,12 +216,6 @@ def mark_threshold(axes, threshold: float | None) -> None:
 def font(size: int):
     """The typeface of the figures, for Pillow."""
     return ImageFont.truetype(matplotlib.font_manager.findfont(FAMILY), size)
-
-
-def encoded(sheet: Image.Image) -> bytes:
-    content = io.BytesIO()
-    sheet.save(content, "PNG", compress_level=2)
-    return content.getvalue()
 
 
 def save(figure: Figure, path: Path) -> Figure:
