@@ -59,8 +59,8 @@ CODES: dict[type[PathoError], str] = {
     DataError: """
         bad_archive bad_id bad_images bad_json bad_label bad_manifest bad_order bad_probabilities blank broken_link
         changed_file class_mismatch corrupt csv_format data_differ data_root download_changed download_damaged duplicate
-        empty empty_class external_leak folder_not_demo history_short io_error label_conflict label_mismatch
-        link_outside_root listed_twice missing_column missing_file multi_frame name_collision name_pattern no_estimates
+        empty empty_class external_leak folder_not_demo io_error label_conflict label_mismatch
+        link_outside_root listed_twice missing_column missing_file multi_frame name_collision name_pattern
         no_groups no_images no_masks no_predictions no_split no_truth none_left not_a_picture not_an_image not_paired
         nothing_to_check one_class other_images rows_without_files shape_mismatch single_class split_changed
         split_infeasible split_leakage split_mismatch too_many_bad too_many_bytes too_many_pixels too_small

@@ -13,15 +13,10 @@ from patholib.base.errors import shown
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
 
-def _literal(value):
-    """Any value on one line, for jinja2 to escape; Markup is HTML already."""
-    return value if isinstance(value, Markup) else shown(value)
-
-
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("patholib"),
     autoescape=True,
-    finalize=_literal,
+    finalize=lambda value: value if isinstance(value, Markup) else shown(value),  # any value on one line, escaped
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

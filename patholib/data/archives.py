@@ -104,10 +104,7 @@ def _appear(part: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turns what zipfile and tarfile raise into a refusal.
-
-    A failing disk has another error number than none (gzip's own error) or EINVAL (a place that no file can have).
-    """
+    """Turns what zipfile and tarfile raise into a refusal; no errno (gzip) and EINVAL are damage, not the disk."""
     try:
         yield
     except (*BROKEN, OSError) as error:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 
-from patholib.base import files
-from patholib.base.errors import shown
-from patholib.data import leakpage
+from patholib.base import files, pages
+from patholib.base.errors import PathoError, shown
+from patholib.data import decoding, signatures
 from patholib.data.manifest import DEMO_NOTE
 
 WAYS = (("train", "test"), ("train", "val"), ("val", "test"))  # what the first has, is not new in the second
@@ -22,6 +23,7 @@ SAYS = {
     "same pixels": "equal an image of {}",
     "near-duplicate": "nearly equal an image of {}",
 }
+PAIRS_SHOWN, THUMBNAILS, SIDE = 200, 30, 144  # on the page: rows, pairs of pictures, pixels
 PAIR = ["kind", "similarity", "path", "label", "split", "other path", "other label", "other split"]
 
 
@@ -94,7 +96,7 @@ class Audit:
     def write(self, folder: Path) -> Path:
         """Writes audit.json and audit.html, which holds its pictures, into the folder; returns the path of the page."""
         files.write_json(Path(folder) / "audit.json", self.summary)
-        return files.write_text(Path(folder) / "audit.html", leakpage.page(self, NEAR))
+        return files.write_text(Path(folder) / "audit.html", page(self))
 
     def __repr__(self) -> str:
         return "\n".join(
@@ -102,7 +104,7 @@ class Audit:
         )
 
     def _repr_html_(self) -> str:
-        return leakpage.short(self)
+        return pages.render("audit_short.html", audit=self, table=table(self.levels()), notes=self.notes())
 
     @property
     def _classes(self) -> list[str]:
@@ -142,3 +144,68 @@ class Audit:
 def says(row: Mapping) -> str:
     """What the images of one row of the table share, as the end of a sentence."""
     return SAYS.get(row["level"], f"have their {shown(row['level'])} in {{}}").format(row["seen in"])
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(audit: Audit) -> str:
+    """The audit as one HTML page."""
+    parts = [
+        {
+            "title": title,
+            "pictures": _pictures(pairs[pairs["kind"] == NEAR], audit.places),
+            "table": table(pairs.head(PAIRS_SHOWN)),
+            "more": max(len(pairs) - PAIRS_SHOWN, 0),
+        }
+        for title, pairs in (("Pictures in two splits", audit.pairs), ("Pictures with two labels", audit.conflicts))
+        if len(pairs)
+    ]
+    return pages.render(
+        "audit.html",
+        title=f"Leak audit: {audit.name}",
+        audit=audit,
+        table=table(audit.table),
+        parts=parts,
+        notes=audit.notes(),
+        same=f"{signatures.SAME:g}",
+    )
+
+
+def table(frame: pd.DataFrame) -> Markup:
+    """A table in which every cell is escaped text and every share a percentage."""
+
+    def cell(value, name: str) -> str:
+        if isinstance(value, float):
+            return f"{value:.3f}" if name == "similarity" else "" if pd.isna(value) else f"{value:.1%}"
+        return f"{value:,}" if isinstance(value, int) else value
+
+    rows = [[cell(value, name) for name, value in row.items()] for row in frame.to_dict("records")]
+    return pages.table(frame.columns, rows)
+
+
+def _pictures(pairs: pd.DataFrame, places: Mapping[str, Path]) -> list[dict]:
+    """The first pairs whose files are both at hand: pictures and captions."""
+    found = []
+    for row in pairs.head(THUMBNAILS).to_dict("records"):
+        both = [_thumbnail(places.get(row[name])) for name in ("path", "other path")]
+        if all(both):
+            found.append(
+                {
+                    "images": both,
+                    "lines": (
+                        f"similarity {row['similarity']:.3f}",
+                        f"{row['split']}: {row['path']} {row['label']}",
+                        f"{row['other split']}: {row['other path']} {row['other label']}",
+                    ),
+                }
+            )
+    return found
+
+
+def _thumbnail(place: Path | None) -> str:
+    """A small JPEG as the `src` of an image; "" for a file that is not there any more."""
+    try:
+        return "" if place is None else pages.data_url(decoding.thumbnail(decoding.read(place), SIDE), "jpeg")
+    except PathoError:
+        return ""

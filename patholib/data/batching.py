@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patholib.base import cpu
-from patholib.base.errors import PathoError
 
 if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
@@ -53,8 +52,6 @@ def batches(
     import torch  # only here: a server that decodes images needs no torch
 
     order = np.asarray(order, dtype=np.int64)
-    if order.size and not (0 <= order.min() and order.max() < len(images)):
-        raise PathoError("bad_order", "order", f"names image {order.max()} of {len(images)}", "Draw it for this set")
     labels, rows = torch.tensor(images.labels), images.table["row"].to_numpy()
     stop = len(order) - len(order) % size if drop_last else len(order)
 

@@ -118,10 +118,7 @@ def short(path: Path) -> str:
 def _fill(
     part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int, progress: bool, say: Callable
 ) -> list[dict]:
-    """Decodes every file into the array at `part`, on disk when it returns; the facts of all, in order.
-
-    What is done is saved every few seconds, and a build that was killed resumes from there.
-    """
+    """Decodes every file into the array at `part`, saved every few seconds to resume from; all facts, in order."""
     done = _done_before(part, shape, workers)
     if done:
         say(f"Resuming an interrupted check: {len(done):,} of {len(facts):,} images are done")

@@ -75,7 +75,8 @@ def check(
     report |= {"on_bad": on_bad, "size": size, "fit": fit} | judged
     report["cache"] = {"file": cache.name, "bytes": cache.stat().st_size, "reused": known is not None}
     report["seconds"] = round(time.perf_counter() - start, 3)
-    folder = Path(report_dir or _usual_folder(manifest))
+    usual = f"{manifest.source}-demo" if manifest.demo else manifest.source
+    folder = Path(report_dir or files.outputs() / "data-check" / usual)
     pictures = imagesets.pictures(findings.worth_a_picture(report), facts, pixels, root)
     _finish(report, folder, pictures, say)
     return _checked(manifest, facts, keep, pixels, report, pictures)
@@ -101,11 +102,6 @@ def _check_settings(manifest, size: int, fit: str, on_bad: str) -> None:
     if len(manifest.table) == 0:
         raise PathoError("no_images", str(manifest.root), "has no image in its manifest", "Choose another data folder")
     decoding.to_square(Image.new("RGB", (1, 1)), size, fit)  # a wrong fit stops here, not at the first file
-
-
-def _usual_folder(manifest) -> Path:
-    """Where the report of these images goes, unless another folder is named."""
-    return files.outputs() / "data-check" / (f"{manifest.source}-demo" if manifest.demo else manifest.source)
 
 
 def _checked(

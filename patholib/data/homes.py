@@ -9,7 +9,6 @@ import pandas as pd
 from patholib.data import columns, csvfiles, readers
 from patholib.data.manifest import Manifest
 from patholib.data.readers.sources import TABLE
-from patholib.data.readers.table import standard
 
 
 def find(source: Manifest, how: str = "given", hold_out: str | None = None) -> tuple[pd.Series | None, str]:
@@ -39,13 +38,14 @@ def find(source: Manifest, how: str = "given", hold_out: str | None = None) -> t
 
 
 def _listed_in(path: Path, manifest: Manifest) -> pd.Series:
-    """The part of every image of the manifest, by path, as a table made elsewhere says, of a run or a paper.
-
-    Its rows are matched by path, else by the name of the file. Raises PathoError: `split_mismatch`, `csv_format`, ...
-    """
-    table, _ = standard(csvfiles.read_csv(path), path.name, split=True)
-    parts = columns.split_words(f"{path.name} line", table["given_split"], "")
-    paths = table["path"].str.strip().str.replace("\\", "/")
+    """The part of every image, by path, as another table says: matched by path, else by the name of the file."""
+    table = csvfiles.read_csv(path)
+    names, given = columns.meant(table, columns.PATH), columns.split_column(table, path.name)
+    if not names or given is None:
+        what = "path" if not names else "split"
+        raise columns.missing(table, path.name, what, "Give a table with the columns path and split")
+    parts = columns.split_words(f"{path.name} line", table[given], "")
+    paths = table[names[0]].str.strip().str.replace("\\", "/")
     by_path = dict(zip(paths, parts, strict=True))
     by_name = pd.DataFrame({"stem": paths.map(columns.stem), "part": parts})
     unsure = set(by_name.drop_duplicates().loc[lambda t: t["stem"].duplicated(), "stem"])

@@ -46,12 +46,7 @@ class ImageSet:
     def part(self, split: str) -> ImageSet:
         """The images of one split."""
         if "split" not in self.table:
-            raise PathoError(
-                "no_split",
-                split,
-                "is asked for, but these images are not split yet",
-                "Call with_split(table) with the table of splitting.split first",
-            )
+            raise PathoError("no_split", split, "is asked for of images that are not split", "Call with_split first")
         known = sorted(set(self.table["split"]))
         if split not in known:
             raise PathoError("unknown_split", split, "is not a split of these images", nearest(split, known))

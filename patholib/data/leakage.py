@@ -229,10 +229,7 @@ def cached_signatures(images: ImageSet, progress: bool = False) -> np.ndarray:
 
 
 def _listed_checked(checked: checking.Checked, split: pd.DataFrame) -> tuple[Listed, dict[str, pd.Series], list[str]]:
-    """The rows of the split with all that the manifest knows of them, their ids, and what is not known of these.
-
-    Where both have a column the manifest's counts: a table made elsewhere may call every image a group of its own.
-    """
+    """The rows of the split with what the manifest knows of them, whose columns count first, and their ids."""
     source = checked.manifest
     rows = split[["path", "split"]].join(source.table.set_index("path"), on="path")
     rows = rows.join(split[[name for name in split.columns if level_of(name) and name not in rows]])
@@ -315,12 +312,16 @@ def public_sets(
     set. One that is not at hand has a row that says so.
     """
     rows = []
-    for kind, given, read in (("breakhis", breakhis_names, _breakhis_names), ("isic2019", isic_tables, _isic_tables)):
+    for kind, given in (("breakhis", breakhis_names), ("isic2019", isic_tables)):
         place = readers.find(kind).path if given is None else Path(given)
         if place is None:
             rows.append({"data set": kind, "images": "not at hand"})
             continue
-        source = read(place)
+        if kind == "isic2019":
+            source = _isic_tables(place)
+        else:
+            names = None if place.is_dir() else read_csv(place, ("image",))["image"]
+            source = breakhis.read(place) if names is None else breakhis.from_names(names)
         for group_by in ("image", source.group_by):
             split = splitting.split(source, seed=seed, group_by=group_by).drop(columns="group")
             found = audit(split, pixels=False)
@@ -340,12 +341,6 @@ def public_sets(
                     }
                 )
     return pd.DataFrame(rows).fillna("")
-
-
-def _breakhis_names(place: Path) -> manifest.Manifest:
-    if place.is_dir():
-        return breakhis.read(place)
-    return breakhis.from_names(read_csv(place, ("image",))["image"])
 
 
 def _isic_tables(place: Path) -> manifest.Manifest:

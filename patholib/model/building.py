@@ -36,11 +36,7 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
 
 
 def _begin_as_identity(model: Classifier) -> None:
-    """Lets every residual block begin as the identity: its last BatchNorm starts at 0 (Goyal et al. 2017, section 5.1).
-
-    A deep random network then learns from the first steps on instead of the hundredth. Networks without a `last_norm`
-    in their entry stay as they are.
-    """
+    """Lets residual blocks begin as the identity: their last BatchNorm starts at 0 (Goyal et al. 2017, section 5.1)."""
     last = model.architecture.last_norm
     for module in model.modules():
         if last and hasattr(module, last):

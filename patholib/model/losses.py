@@ -17,30 +17,26 @@ WEIGHTED = ("weights", "sampler_and_weights")  # kinds of balance with class wei
 
 def class_weights(counts) -> torch.Tensor:
     """Weights (C,) in inverse proportion to the images of each class, summing to C. Errors: empty_class."""
-    counts = torch.as_tensor([float(n) for n in counts], dtype=torch.float64)
-    if not (counts > 0).all():
-        empty = [i for i, n in enumerate(counts.tolist()) if not n > 0]
-        raise PathoError(
-            "empty_class",
-            f"class number {empty[0]}",
-            "has no training image, so its weight is infinite",
-            "Split again, drop the class, or balance by nothing",
-        )
-    inverse = 1 / counts
-    return (inverse * len(counts) / inverse.sum()).float()
+    inverse = 1 / _counted(counts)
+    return (inverse * len(inverse) / inverse.sum()).float()
 
 
 def log_prior(counts) -> torch.Tensor:
     """The log share of each class among the training images, (C,). Errors: empty_class."""
+    counts = _counted(counts)
+    return (counts / counts.sum()).log().float()
+
+
+def _counted(counts) -> torch.Tensor:
     counts = torch.as_tensor([float(n) for n in counts], dtype=torch.float64)
     if not (counts > 0).all():
         raise PathoError(
             "empty_class",
-            f"class number {counts.argmin()}",
-            "has no training image, so the logarithm of its share is infinite",
+            f"class number {int((counts > 0).int().argmin())}",
+            "has no training image, so neither its weight nor the logarithm of its share is finite",
             "Split again, drop the class, or balance by nothing",
         )
-    return (counts / counts.sum()).log().float()
+    return counts
 
 
 def effective_prior(recipe, counts) -> pd.Series:

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from patholib.base.errors import PathoError, nearest
 from patholib.model import architectures, colour
-from patholib.model.fields import CHOICES
 from patholib.model.recipes import Recipe
 
 Block = tuple[nn.Module, ...]
@@ -107,13 +106,6 @@ class Classifier(nn.Module):
                 "frozen",
                 f"is {frozen!r}, not a number of blocks",
                 f"Give 0 to {len(self.block_names)} blocks",
-            )
-        if batchnorm not in CHOICES["batchnorm"]:
-            raise PathoError(
-                "bad_freeze",
-                "batchnorm",
-                f"is {batchnorm!r}, which is not known",
-                nearest(batchnorm, CHOICES["batchnorm"]),
             )
         self.frozen, self.batchnorm = frozen, batchnorm
         self.requires_grad_(True)

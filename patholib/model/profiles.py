@@ -59,12 +59,7 @@ def recipe_for(
 
 
 def _cut_down(recipe: Recipe, weights: str | None, arch: str | None, train: str | None) -> Recipe:
-    """The recipe cut down to demo images, or to a first look at others: minutes on two cores.
-
-    It begins with the weights of `recipes.FIRST_LOOK`, which a package brings; without that package, with
-    weights="none" or for another network with random ones; a fitted head never with random ones.
-    Errors: bad_parameter for other weights.
-    """
+    """The recipe for demo images or a first look, with the weights of `recipes.FIRST_LOOK` where they are at hand."""
     if weights not in (None, "none", "imagenet"):
         raise PathoError(
             "bad_parameter", "weights", f"is {weights!r}, which a first look does not use", "Leave out small"

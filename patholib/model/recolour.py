@@ -80,10 +80,7 @@ def colour_matrices(draws: dict, a: Augmentation, means: torch.Tensor, probes: t
 
 
 def _nearest_map(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """The affine map (B, 3, 4) that takes `before` nearest to `after`, both (B, P, 3): least squares.
-
-    A small pull towards the identity decides where the pixels leave it open, as in a picture of one colour.
-    """
+    """The affine map (B, 3, 4) that takes `before` nearest to `after`, both (B, P, 3), with a pull to the identity."""
     design = torch.cat([before, torch.ones_like(before[..., :1])], dim=2)  # (B, P, 4)
     pull = 1e-5 * before.shape[1] * torch.eye(4, dtype=before.dtype, device=before.device)
     gram = design.transpose(1, 2) @ design + pull

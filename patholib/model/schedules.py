@@ -77,28 +77,18 @@ def plateau(scores, lr: float, factor: float, patience: int, eta_min: float) -> 
 def rate(recipe, epoch: int, scores=()) -> float:
     """The learning rate of `epoch`: the base rule, warmed up, times the stage's factor; eta_min is the base's floor.
 
-    Only plateau looks at `scores`, of which those before `epoch` count. Errors: history_short.
+    Only plateau looks at `scores`, of which those before `epoch` count.
     """
-    if recipe.schedule == "plateau" and len(scores) < epoch:
-        raise PathoError(
-            "history_short",
-            "scores",
-            f"are {len(scores)}, but epoch {epoch} follows {epoch} of them",
-            "Give the score of every epoch before it",
-        )
     return _base(recipe, epoch, scores[:epoch]) * recipe.stage_at(epoch).lr_scale
 
 
 def _base(recipe, epoch: int, scores) -> float:
-    return _rule(recipe, epoch, scores) * min(1.0, (epoch + 1) / (recipe.warm_up + 1))
-
-
-def _rule(recipe, epoch: int, scores) -> float:
+    lr = recipe.lr
     if recipe.schedule == "sgdr":
-        return sgdr(epoch, recipe.t_0 or recipe.epochs, recipe.t_mult, recipe.lr, recipe.eta_min)
+        lr = sgdr(epoch, recipe.t_0 or recipe.epochs, recipe.t_mult, lr, recipe.eta_min)
     if recipe.schedule == "plateau":
-        return plateau(scores, recipe.lr, recipe.plateau_factor, recipe.plateau_patience, recipe.eta_min)
-    return recipe.lr
+        lr = plateau(scores, lr, recipe.plateau_factor, recipe.plateau_patience, recipe.eta_min)
+    return lr * min(1.0, (epoch + 1) / (recipe.warm_up + 1))
 
 
 def table(recipe) -> list[dict]:

@@ -213,9 +213,9 @@ def test_metadata_are_needed_because_they_hold_the_lesions(tmp_path):
 
 
 def test_the_idc_patches_are_read():
-    data = table.read(real("idc/labels.csv"), positive="idc")
+    data = table.read(real("idc/labels.csv"))
     assert len(data.table) == 616 and data.found["groups"] == 150 and data.found["groups_in_two_classes"]["count"] == 73
-    assert data.classes == ("idc", "normal") and data.positive == "idc"
+    assert data.classes == ("idc", "normal") and data.positive is None
     assert data.found["columns"] == {"file": "path", "patient": "group"}
 
 
@@ -249,11 +249,6 @@ def test_a_given_split_is_kept_counted_and_not_used(tmp_path):
     assert data.found["given_split"] == {"test": 2, "train": 1, "groups_in_two": 1}
     assert data.table["given_split"].tolist() == ["train", "test", "test"] and "split" not in data.table
     assert data.subgroups == ()
-
-
-def test_the_positive_class_must_be_a_label(tmp_path):
-    path = own(tmp_path, "path,label,group\na.png,tumour,1\nb.png,normal,2\n")
-    assert "'tumour'" in refusal("unknown_class", table.read, path, positive="tumor").remedy
 
 
 # --- finding and reading ----------------------------------------------------------------------------------------------

@@ -522,12 +522,6 @@ def test_leaving_early_ends_the_threads_and_little_is_prepared_in_vain():
     assert threading.active_count() == before
 
 
-def test_an_order_for_another_set_is_refused():
-    with pytest.raises(PathoError) as caught:
-        list(batching.batches(some_images(), np.array([3, 23]), 2))
-    assert caught.value.code == "bad_order"
-
-
 def test_reading_needs_no_torch():
     import subprocess
     import sys

@@ -83,10 +83,7 @@ def _depth(form, u, v, irregular) -> np.ndarray:
 
 
 def _bare_skin(form, u, v, patient_effect) -> tuple[np.ndarray, np.ndarray]:
-    """The skin without the lesion, and the cast of the light (3,).
-
-    Tone and light belong to the lesion (its patient and camera), mottling and creases to the place.
-    """
+    """The skin without the lesion, whose tone belongs to the patient, and the cast of the light (3,)."""
     tone = np.array([0.87, 0.69, 0.64]) * np.exp(patient_effect * form.normal(0, 0.09))
     redness, warmth = patient_effect * form.uniform([-0.03, -0.14], [0.13, 0.14])
     cast = np.exp([0.2 * redness, -redness, -0.4 * redness - warmth])

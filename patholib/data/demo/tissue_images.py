@@ -41,10 +41,7 @@ def tissue(rng: np.random.Generator, size: tuple[int, int], z: float) -> tuple[n
 
 
 def _stroma(rng, x, y, unit) -> tuple:
-    """Wavy collagen along one direction, with pale clefts and pinker bands.
-
-    Its dyes (haematoxylin, eosin), where it is empty (fat, tears, vessels), its direction, and the slope of its waves.
-    """
+    """Wavy collagen: its dyes (haematoxylin, eosin), where it is empty, its direction, and the slope of its waves."""
     turn = rng.uniform(0, np.pi)
     bend = [
         drawing.field(rng, x, y, 75 * unit) * 26 * unit + drawing.field(rng, x, y, 22 * unit) * 3 * unit
@@ -95,10 +92,7 @@ def _dyed(rng, stroma, epithelium, keep, grain, dots) -> np.ndarray:
 
 
 def _nest(rng, canvas, outline, centre, radius, unit, z) -> None:
-    """The cue: from a few large, long, uneven nuclei (z = -4) to crowded small round ones (z = +4).
-
-    What they cover, how dark they are and how wide the nest is does not depend on z, so that colours tell little.
-    """
+    """The cue: from a few large, uneven nuclei (z = -4) to crowded small round ones (4), of one area and colour."""
     z = float(np.clip(z, -4, 4))
     dark, covered = rng.uniform(75, 135), rng.uniform(0.30, 0.50)
     step = 11 * np.exp(-0.10 * z) * unit  # between neighbours

@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 import pandas as pd
 
-from patholib.base.errors import PathoError, nearest
+from patholib.base.errors import PathoError
 from patholib.data import columns
 from patholib.data.csvfiles import read_csv, stop_on
 from patholib.data.manifest import Manifest, first, in_several
@@ -27,7 +27,6 @@ GROUPS = (
 
 def read(
     path: Path,
-    positive: str | None = None,
     missing: str = "error",
     *,
     label: str | None = None,
@@ -40,11 +39,11 @@ def read(
     What its columns mean, `columns` says. Image paths count from the folder of the table and do not leave it, unless
     they are absolute; a file that is not there is looked for by its name below. A column that splits the images is kept
     as `given_split`; a column `sha256` is held against the files by `checking.check`.
-    positive: the class whose sensitivity is reported; no class is singled out unless it is named. missing: "error", or
-    "skip" to leave out rows without a file. label: the column of the classes. only: the rows that count, "fold=1".
-    group: the column that must not be shared between splits, or "image". names: "path=file_name, split=fold".
+    No class is singled out as the positive one. missing: "error", or "skip" to leave out rows without a file. label:
+    the column of the classes. only: the rows that count, "fold=1". group: the column that must not be shared between
+    splits, or "image". names: "path=file_name, split=fold".
     Raises PathoError: `missing_file`, `csv_format`, `bad_label`, `bad_id`, `two_spellings`, `listed_twice`,
-    `label_conflict`, `path_outside_root`, `rows_without_files`, `no_groups`, `single_class`, `unknown_class`, ...
+    `label_conflict`, `path_outside_root`, `rows_without_files`, `no_groups`, `single_class`, ...
     """
     if missing not in ("error", "skip"):
         raise PathoError("bad_parameter", f"missing={missing!r}", "is not known", "Use 'error' or 'skip'")
@@ -62,7 +61,10 @@ def read(
     table, levels, of_groups = _grouped(name, table, group)
     group_by = "image" if group == "image" else "group"
     _refuse_twice(name, table, group_by)
-    classes = _classes(name, table["label"], positive)
+    classes = tuple(sorted(set(table["label"])))
+    if len(classes) < 2:
+        reason = f"holds {len(classes)} class, and a classifier needs two"
+        raise PathoError("single_class", name, reason, "Add images of another class")
     said |= {"only": only} if only else {}
     found |= {} if group == "image" else {"group": of_groups["grouped_by"]}
     said |= of_groups | {"columns": {theirs: ours for ours, theirs in found.items() if ours != theirs}}
@@ -73,7 +75,7 @@ def read(
         table=table[["path", "label", *reversed(levels), *further]],
         root=root,
         classes=classes,
-        positive=positive,
+        positive=None,
         group_by=group_by,
         levels=levels,
         subgroups=tuple(column for column in plain if low <= table[column].nunique() <= high),
@@ -370,21 +372,6 @@ def _labels(name: str, column: str, labels: pd.Series) -> pd.Series:
     empty = labels.index[labels.str.strip() == ""]
     stop_on([("bad_label", f"{name} line {line}", "has no label") for line in empty], "Write a class in every row")
     return labels.str.strip()
-
-
-def _classes(name: str, labels: pd.Series, positive: str | None) -> tuple[str, ...]:
-    """The classes in alphabetical order. Errors: single_class, unknown_class."""
-    classes = tuple(sorted(set(labels)))
-    if len(classes) < 2:
-        raise PathoError(
-            "single_class",
-            name,
-            f"holds {len(classes)} class, and a classifier needs two",
-            "Add images of another class",
-        )
-    if positive is not None and positive not in classes:
-        raise PathoError("unknown_class", f"positive={positive!r}", "is not a label", nearest(positive, classes))
-    return classes
 
 
 def _counts(table: pd.DataFrame, ids: str) -> dict:

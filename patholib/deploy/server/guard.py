@@ -68,6 +68,12 @@ class Refusal(Exception):
         self.body = {"code": code, "reason": reason, "remedy": remedy}
 
 
+def unforeseen() -> Refusal:
+    """The answer to an error of the server's own."""
+    remedy = "Tell who runs the server the X-Request-ID of this answer"
+    return Refusal(500, "internal", "failed in an unforeseen way", remedy)
+
+
 class Gone(Exception):
     """The client has closed the connection: nobody is there to answer."""
 
@@ -115,14 +121,7 @@ class Guard:
         except Exception as error:
             log.error("failed", exc_info=error, extra={"fields": {"id": call.id}})
             if call.status is None:
-                await call.refuse(
-                    Refusal(
-                        500,
-                        "internal",
-                        "failed in an unforeseen way",
-                        "Tell who runs the server the X-Request-ID of this answer",
-                    )
-                )
+                await call.refuse(unforeseen())
         finally:
             self.held -= call.size
             self._note(call)

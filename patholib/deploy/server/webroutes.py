@@ -19,7 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from patholib import __version__
 from patholib.base import pages
 from patholib.base.errors import PathoError
-from patholib.deploy.server.guard import Refusal
+from patholib.deploy.server.guard import Refusal, unforeseen
 from patholib.deploy.server.webservice import Service, Settings
 
 FIELD = "file"  # of the form
@@ -274,14 +274,7 @@ def _add_refusals(api: FastAPI) -> None:
 
     @api.exception_handler(Exception)
     async def failed(_request, _error: Exception):  # raised again behind this answer: the guard writes it down
-        return JSONResponse(
-            {
-                "code": "internal",
-                "reason": "failed in an unforeseen way",
-                "remedy": "Tell who runs the server the X-Request-ID of this answer",
-            },
-            500,
-        )
+        return JSONResponse(unforeseen().body, 500)
 
     @api.exception_handler(PathoError)
     async def refused(_request, error: PathoError):
