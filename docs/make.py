@@ -311,12 +311,35 @@ def of_options() -> str:
     return "\n".join([*lines, "", ""])
 
 
+def of_networks() -> str:
+    """Markdown: the table of networks."""
+    lines = ["| network | blocks | first block ... last block | maps | ImageNet weights |", "|---|---|---|---|---|"]
+    for arch, entry in architectures.NETWORKS.items():
+        first, *_, last = entry.blocks
+        packaged = f"{entry.weights_file}, in `patholib[weights]`"
+        weights = packaged if entry.packaged else f"[{entry.weights_file}]({entry.weights})"
+        lines.append(
+            f"| `{arch}` | {len(entry.blocks)} | `{first}` ... `{last}` | {entry.channels} channels | {weights} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def of_sources() -> str:
+    """Markdown: the table of data sets."""
+    lines = ["| name | data set | images | licence | cite |", "|---|---|---|---|---|"]
+    for name, source in sources.SOURCES.items():
+        title = f"[{source.title}]({source.page})" if source.page else source.title
+        images = "" if source.images is None else f"{source.images:,}"
+        lines.append(f"| `{name}` | {title} | {images} | {source.licence} | {source.cite_short} |")
+    return "\n".join(lines) + "\n"
+
+
 # What is written between marks, by page and name of the marks.
 TABLES = {
     "README.md": {"quality": rivals},
-    "docs/recipes.md": {"recipes": table, "networks": architectures.as_markdown},
+    "docs/recipes.md": {"recipes": table, "networks": of_networks},
     "docs/promises.md": {"metrics": metric_table.markdown},
-    "data/README.md": {"sources": sources.as_markdown},
+    "data/README.md": {"sources": of_sources},
     "docs/parameters.md": {"parameters": of_options},
 }
 

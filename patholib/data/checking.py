@@ -204,11 +204,9 @@ def _equal_pictures(manifest, facts: list[dict], problems: dict[int, dict]) -> _
             equal.conflicts.append({"paths": paths, "labels": list(labels[same])})
             for i in same:
                 others = ", ".join(f"{shown(facts[j]['path'])} ({labels[j]})" for j in same if j != i)
-                equal.problems[i] = {
-                    "code": "label_conflict",
-                    "reason": f"is labelled {labels[i]}, but equals {others}",
-                    "remedy": "Correct the label, or let on_bad='skip' exclude them all",
-                }
+                reason = f"is labelled {labels[i]}, but equals {others}"
+                remedy = "Correct the label, or let on_bad='skip' exclude them all"
+                equal.problems[i] = _problem("label_conflict", reason, remedy)
             continue
         values = {
             column: sorted(set(table[column].to_numpy()[same]))
@@ -225,6 +223,10 @@ def _equal_pictures(manifest, facts: list[dict], problems: dict[int, dict]) -> _
     return equal
 
 
+def _problem(code: str, reason: str, remedy: str) -> dict:
+    return {"code": code, "reason": reason, "remedy": remedy}
+
+
 def _allowed(count: int) -> int:
     """How many of a class's `count` files may be bad: 1 %, but at least one and never all."""
     return max(0, min(max(1, count // 100), count - 1))
@@ -235,12 +237,11 @@ def _too_blank(facts: list[dict], labels: np.ndarray) -> dict[int, dict]:
     blank = [i for i, fact in enumerate(facts) if "blank" in (code for code, _ in fact["warnings"])]
     sizes, found = Counter(labels), Counter(labels[i] for i in blank)
     return {
-        i: {
-            "code": "blank",
-            "reason": f"shows one single colour, as {found[labels[i]]} of {sizes[labels[i]]} "
-            f"pictures of class {labels[i]} do",
-            "remedy": "Look at them; remove them if they are failed exports",
-        }
+        i: _problem(
+            "blank",
+            f"shows one single colour, as {found[labels[i]]} of {sizes[labels[i]]} pictures of class {labels[i]} do",
+            "Look at them; remove them if they are failed exports",
+        )
         for i in blank
         if found[labels[i]] > _allowed(sizes[labels[i]])
     }
@@ -250,11 +251,11 @@ def _not_as_listed(table: pd.DataFrame, facts: list[dict]) -> dict[int, dict]:
     """Files whose digest is not the one in the manifest's column sha256, by index, where it has one."""
     listed = table["sha256"] if "sha256" in table else ()
     return {
-        i: {
-            "code": "changed_file",
-            "reason": "is not the file whose SHA-256 the table lists",
-            "remedy": "Restore the file, or correct the column sha256 if the change was meant",
-        }
+        i: _problem(
+            "changed_file",
+            "is not the file whose SHA-256 the table lists",
+            "Restore the file, or correct the column sha256 if the change was meant",
+        )
         for i, digest in enumerate(listed)
         if digest and facts[i].get("sha256", digest.lower()) != digest.lower()
     }

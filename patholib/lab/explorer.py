@@ -26,15 +26,8 @@ class Face:
     def __init__(self, explorer: State):
         self.explorer, self.still = explorer, False
         self.parts: dict[str, widgets.Widget] = {}
-        self.root = self._named(
-            "explorer",
-            widgets.VBox(
-                [
-                    self._html("header"),
-                    widgets.HBox([self._choosing(), self._looking()], layout=_layout(flex_flow="row wrap")),
-                ]
-            ),
-        )
+        columns = widgets.HBox([self._choosing(), self._looking()], layout=_layout(flex_flow="row wrap"))
+        self.root = self._add("explorer", widgets.VBox, children=[self._add("header", widgets.HTML), columns])
         self._show_header()
         self._show_options()
         self._show_look()
@@ -47,121 +40,80 @@ class Face:
 
     def _choosing(self) -> widgets.Widget:
         """The left column: filters, the list of images, a file of your own."""
-        chosen = self._named("image", widgets.Select(rows=10, description="image", **_wide()))
+        chosen = self._add("image", widgets.Select, "image", rows=10)
         chosen.observe(lambda change: self._choose(change["new"]), "value")
         steps = [
             self._button("previous", "◀ previous", lambda: self.explorer.step(-1)),
             self._button("next", "next ▶", lambda: self.explorer.step(1)),
-            self._html("place"),
+            self._add("place", widgets.HTML),
         ]
         # JupyterLab keeps the arrow keys up and down for its cells, also on a list; a slider takes left and right.
-        number = self._named(
-            "number",
-            widgets.IntSlider(min=1, max=2, description="number", readout=False, continuous_update=False, **_wide()),
-        )
+        number = self._add("number", widgets.IntSlider, "number", min=1, max=2, readout=False, continuous_update=False)
         number.observe(lambda change: self._go(change["new"]), "value")
-        upload = self._named(
-            "upload",
-            widgets.FileUpload(
-                accept=",".join(sorted(set().union(*(endings for _, endings in FORMATS.values())))),
-                description="open your own image",
-                layout=_layout(),
-            ),
-        )
+        accepted = ",".join(sorted(set().union(*(endings for _, endings in FORMATS.values()))))
+        upload = self._add("upload", widgets.FileUpload, accept=accepted, description="open your own image")
         upload.observe(lambda change: self._take(change["new"]), "value")
-        path = self._named(
-            "path",
-            widgets.Text(
-                description="or its path", continuous_update=False, **_wide(), placeholder="for files above 10 MB"
-            ),
+        path = self._add(
+            "path", widgets.Text, "or its path", continuous_update=False, placeholder="for files above 10 MB"
         )
         path.observe(lambda change: self._open(change["new"]), "value")
-        filters = [
-            self._dropdown(trait, text)
-            for trait, text in (
-                ("outcome", "outcome"),
-                ("label", "true class"),
-                ("patient", "patient"),
-                ("order", "order"),
-            )
-        ]
+        texts = {"outcome": "outcome", "label": "true class", "patient": "patient", "order": "order"}
+        filters = [self._dropdown(trait, text) for trait, text in texts.items()]
         for widget in filters:
             widget.layout.flex = "1 1 200px"
-        return widgets.VBox(
-            [
-                widgets.HBox(filters, layout=_layout(flex_flow="row wrap")),
-                chosen,
-                number,
-                widgets.HBox(steps, layout=_layout(align_items="center")),
-                upload,
-                path,
-            ],
-            layout=_layout(flex="1 1 300px"),
-        )
+        parts = [
+            widgets.HBox(filters, layout=_layout(flex_flow="row wrap")),
+            *(chosen, number, widgets.HBox(steps, layout=_layout(align_items="center")), upload, path),
+        ]
+        return widgets.VBox(parts, layout=_layout(flex="1 1 300px"))
 
     def _looking(self) -> widgets.Widget:
         """The right column: settings of the heatmap, prediction and heatmap, notes."""
-        alpha = self._named(
-            "alpha",
-            widgets.FloatSlider(
-                min=0, max=1, step=0.05, description="opacity", continuous_update=False, readout_format=".2f", **_wide()
-            ),
-        )
+        how = {"min": 0, "max": 1, "step": 0.05, "continuous_update": False, "readout_format": ".2f"}
+        alpha = self._add("alpha", widgets.FloatSlider, "opacity", **how)
         traitlets.link((self.explorer, "alpha"), (alpha, "value"))
-        asked = [
-            self._dropdown("target", "heatmap for"),
-            self._dropdown("block", "after block"),
-            self._dropdown("method", "method"),
-            self._dropdown("colours", "colours"),
-            alpha,
-        ]
+        texts = {"target": "heatmap for", "block": "after block", "method": "method", "colours": "colours"}
+        asked = [*(self._dropdown(trait, text) for trait, text in texts.items()), alpha]
         for widget in asked:
             widget.layout.flex, widget.style.description_width = "1 1 220px", "84px"
-        picture = self._named(
-            "picture",
-            widgets.Image(format="png", layout=_layout(width="calc(100% - 4px)", max_width="1200px", height="auto")),
-        )
+        layout = _layout(width="calc(100% - 4px)", max_width="1200px", height="auto")
+        picture = self._add("picture", widgets.Image, format="png", layout=layout)
         traitlets.link((self.explorer, "png"), (picture, "value"))
-        note = self._named("note", widgets.Textarea(description="note", continuous_update=False, rows=2, **_wide()))
+        note = self._add("note", widgets.Textarea, "note", continuous_update=False, rows=2)
         traitlets.link((self.explorer, "note"), (note, "value"))
-        save = self._button("save", "save notes", self.explorer.save)
-        notes = widgets.VBox(
-            [note, widgets.HBox([save, self._html("message")]), self._html("history")], layout=_layout(flex="1 1 280px")
+        save = widgets.HBox(
+            [self._button("save", "save notes", self.explorer.save), self._add("message", widgets.HTML)]
         )
-        probs = self._html("probs")
-        probs.layout.flex = "1 1 240px"
-        return widgets.VBox(
-            [
-                widgets.HBox(asked, layout=_layout(flex_flow="row wrap")),
-                self._html("error"),
-                self._html("headline"),
-                self._html("verdict"),
-                self._button("check", "check such heatmaps", self.explorer.check),
-                picture,
-                widgets.HBox([probs, notes], layout=_layout(flex_flow="row wrap")),
-            ],
-            layout=_layout(flex="3 1 520px"),
-        )
+        notes = widgets.VBox([note, save, self._add("history", widgets.HTML)], layout=_layout(flex="1 1 280px"))
+        probs = self._add("probs", widgets.HTML, layout=_layout(flex="1 1 240px"))
+        parts = [
+            widgets.HBox(asked, layout=_layout(flex_flow="row wrap")),
+            *(self._add(name, widgets.HTML) for name in ("error", "headline", "verdict")),
+            self._button("check", "check such heatmaps", self.explorer.check),
+            picture,
+            widgets.HBox([probs, notes], layout=_layout(flex_flow="row wrap")),
+        ]
+        return widgets.VBox(parts, layout=_layout(flex="3 1 520px"))
 
-    def _named(self, name: str, widget):
-        self.parts[name] = widget
+    def _add(self, name: str, kind: Callable, text: str = "", **values) -> widgets.Widget:
+        """A widget with a handle, as wide as its column; text: what stands before it."""
+        if text:
+            values |= {"description": text, "style": {"description_width": "76px"}}
+        widget = self.parts[name] = kind(**{"layout": _layout()} | values)
         widget.add_class(f"patho-{name}")
         return widget
-
-    def _html(self, name: str) -> widgets.Widget:
-        return self._named(name, widgets.HTML(layout=_layout()))
 
     def _tell(self, name: str, text: str) -> None:
         """Shows HTML, its lines as close as those of a page."""
         self.parts[name].value = f'<div style="line-height:1.45;overflow-wrap:break-word">{text}</div>' if text else ""
 
     def _button(self, name: str, text: str, press: Callable) -> widgets.Widget:
-        button = self._named(name, widgets.Button(description=text, layout=_layout(flex="0 0 auto")))
+        button = self._add(name, widgets.Button, description=text, layout=_layout(flex="0 0 auto"))
         button.on_click(lambda _: self.explorer.attempt(press))
         return button
 
     def _dropdown(self, trait: str, text: str) -> widgets.Widget:
-        dropdown = self._named(trait, widgets.Dropdown(options=self._choices(trait), description=text, **_wide()))
+        dropdown = self._add(trait, widgets.Dropdown, text, options=self._choices(trait))
         traitlets.link((self.explorer, trait), (dropdown, "value"))
         return dropdown
 
@@ -340,10 +292,6 @@ def _bar(name: str, p: float, row, threshold: float | None, held: bool) -> str:
 def _layout(**values) -> widgets.Layout:
     """As wide as its column, and never wider."""
     return widgets.Layout(**{"width": "auto", "min_width": "0"} | values)
-
-
-def _wide() -> dict:
-    return {"layout": _layout(), "style": {"description_width": "76px"}}
 
 
 def uploaded(value) -> list[tuple[str, bytes]]:

@@ -183,21 +183,3 @@ def imported(function: str) -> Callable:
 def construct(arch: str) -> nn.Module:
     """The network itself with random weights and its own head."""
     return imported(NETWORKS[arch].constructor)(weights=None)
-
-
-def _source(entry: Architecture) -> str:
-    if entry.packaged:
-        return f"{entry.weights_file}, in `patholib[weights]`"
-    return f"[{entry.weights_file}]({entry.weights})"
-
-
-def as_markdown() -> str:
-    """The table of networks for the documentation, in Markdown."""
-    lines = ["| network | blocks | first block ... last block | maps | ImageNet weights |", "|---|---|---|---|---|"]
-    for arch, entry in NETWORKS.items():
-        names = list(entry.blocks)
-        lines.append(
-            f"| `{arch}` | {len(names)} | `{names[0]}` ... `{names[-1]}` | {entry.channels} channels "
-            f"| {_source(entry)} |"
-        )
-    return "\n".join(lines) + "\n"

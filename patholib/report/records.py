@@ -181,33 +181,26 @@ class Record:
         found = [DEMO] if self.demo else []
         if self.run.get("published", self.recipe.published):
             found.append(PUBLISHED)
+        said = []
         if leaks := [row["says"] for rows in self.run.get("leaks", {}).values() for row in rows]:
-            found.append(
-                Markup(
-                    f"**The split leaks:** {text('; '.join(leaks))}. The model has seen these images or "
-                    "patients in training, so the numbers below are too high by an unknown amount."
-                )
+            said.append(
+                f"**The split leaks:** {text('; '.join(leaks))}. The model has seen these images or patients in "
+                "training, so the numbers below are too high by an unknown amount."
             )
         for one in self.externals:
             if one.facts["demo"] and not self.demo:
-                found.append(Markup(f"**The external images {text(one.name)} are demo images: not a result.**"))
+                said.append(f"**The external images {text(one.name)} are demo images: not a result.**")
             if one.leaks:
-                found.append(
-                    Markup(
-                        f"**The external images {text(one.name)} leak:** {text(one.leaks)}. The numbers of their "
-                        "external validation are too good by an unknown amount."
-                    )
+                said.append(
+                    f"**The external images {text(one.name)} leak:** {text(one.leaks)}. The numbers of their external "
+                    "validation are too good by an unknown amount."
                 )
-        if self.run.get("status") not in ("trained", "finished"):  # "finished" is written after the report
-            found.append(
-                Markup(
-                    f"**This run is not finished:** training has not ended (status: "
-                    f"{text(self.run.get('status', 'not recorded'))})."
-                )
-            )
+        status = self.run.get("status", "not recorded")
+        if status not in ("trained", "finished"):  # "finished" is written after the report
+            said.append(f"**This run is not finished:** training has not ended (status: {text(status)}).")
         elif "test" not in self.metrics:
-            found.append(Markup("**This run is not finished:** the test images have not been judged."))
-        return found
+            said.append("**This run is not finished:** the test images have not been judged.")
+        return found + list(map(Markup, said))
 
     def _json(self, name: str, missing: str):
         found = self._optional(name)

@@ -102,7 +102,3 @@ def test_a_data_set_without_facts_is_called_by_its_name_and_its_licence_is_not_s
     unknown = sources.of("another")
     assert unknown.title == "another" and not unknown.stated and "Ask" in unknown.licence
     assert sources.of("table").title == "Your own table of images"
-
-
-def test_the_table_of_data_sets_names_every_one():
-    assert all(f"| `{name}` |" in sources.as_markdown() for name in sources.SOURCES)

@@ -139,13 +139,3 @@ def of(name: str | None, demo: bool = False) -> Source:
 def downloadable() -> tuple[str, ...]:
     """The names of the data sets that can be fetched from their makers."""
     return tuple(name for name, source in SOURCES.items() if source.files)
-
-
-def as_markdown() -> str:
-    """The table of data sets for the documentation, in Markdown."""
-    lines = ["| name | data set | images | licence | cite |", "|---|---|---|---|---|"]
-    for name, source in SOURCES.items():
-        title = f"[{source.title}]({source.page})" if source.page else source.title
-        images = "" if source.images is None else f"{source.images:,}"
-        lines.append(f"| `{name}` | {title} | {images} | {source.licence} | {source.cite_short} |")
-    return "\n".join(lines) + "\n"

@@ -34,9 +34,7 @@ def no_epochs(note: str = "") -> Figure:
 
 def say_fitted(axes) -> None:
     """Words in place of a plot by epoch."""
-    axes.set_axis_off()
-    words = "All blocks are frozen and the head is fitted:\nthere are no epochs and no learning rate."
-    axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, color=style.FAINT)
+    style.words(axes, "All blocks are frozen and the head is fitted:\nthere are no epochs and no learning rate.")
 
 
 @style.styled
@@ -128,16 +126,8 @@ def draw_losses(axes, table, kept) -> None:
     axes.legend(loc="best")
     broken = table[~np.isfinite(table[["train_loss", "val_loss"]]).all(axis=1)]["epoch"]
     if len(broken):
-        axes.text(
-            0.5,
-            0.5,
-            f"loss is NaN or infinite from epoch {int(broken.iloc[0])}",
-            transform=axes.transAxes,
-            ha="center",
-            color=style.WARNING,
-            fontsize=9,
-            weight="bold",
-        )
+        said = f"loss is NaN or infinite from epoch {int(broken.iloc[0])}"
+        axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", color=style.WARNING, weight="bold")
 
 
 def draw_scores(axes, table, kept, monitor: str) -> None:

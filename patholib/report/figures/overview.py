@@ -47,19 +47,13 @@ def training_metrics(
     performance.draw_intervals(bars, performance.headline(summary))
     performance.draw_confusion(heat, matrix, classes, side=4)
     if labels is None:
-        roc.set_axis_off()
-        roc.text(0.5, 0.5, "no predictions, so no ROC curve", ha="center", color=style.FAINT)
+        style.words(roc, "no predictions, so no ROC curve")
     else:
         performance.draw_roc(roc, performance.ranked_classes(labels, probs, classes, positive))
-    for axes, text in (
-        (losses, "Loss"),
-        (scores, "Metrics"),
-        (middle, "Learning rate"),
-        (bars, "Results"),
-        (heat, "Confusion matrix"),
-        (roc, "ROC"),
-    ):
-        axes.set_title(text, pad=16 if axes in (losses, scores, middle) else 8)
+    for axes, text in zip((losses, scores, middle), ("Loss", "Metrics", "Learning rate"), strict=True):
+        axes.set_title(text, pad=16)
+    for axes, text in zip((bars, heat, roc), ("Results", "Confusion matrix", "ROC"), strict=True):
+        axes.set_title(text, pad=8)
     return figure
 
 

@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from patholib.judge import ranking
 from patholib.report.figures import performance, style
 
+NO_POSITIVE = "no positive class is set: the class with the largest probability is predicted"
+
 
 @style.styled
 def reliability(found: Mapping, note: str = "") -> Figure:
@@ -69,7 +71,8 @@ def thresholds(
     figure = style.open(6.5, 3.6, "Sensitivity and specificity by threshold (validation images)", note)
     axes = figure.subplots()
     if positive is None:
-        return _without_positive(figure, axes)
+        style.words(axes, NO_POSITIVE)
+        return figure
     name, truth, score = next(
         row for row in performance.by_class(labels, probs, classes, positive) if row[0] == positive
     )
@@ -77,19 +80,9 @@ def thresholds(
         axes.text(0.5, 0.5, f"undefined: no image is {'negative' if truth.all() else style.plain(name)}", ha="center")
     else:
         sensitivity, specificity, at = ranking.operating_points(truth, score)
-        dashed = {"color": style.ORANGE, "linestyle": style.DASHES[1]}
-        for values, label, look in (
-            (sensitivity, "sensitivity", {"color": style.BLUE}),
-            (specificity, "specificity", dashed),
-        ):
-            edge = 1.0 if label == "sensitivity" else 0.0  # what a threshold of 0 gives, above all scores the opposite
-            axes.step(
-                np.concatenate([[0], at, [1]]),
-                np.concatenate([[edge], values, [1 - edge]]),
-                where="pre",
-                label=label,
-                **look,
-            )
+        at, sensitivity, specificity = np.r_[0, at, 1], np.r_[1, sensitivity, 0], np.r_[0, specificity, 1]
+        axes.step(at, sensitivity, where="pre", label="sensitivity", color=style.BLUE)
+        axes.step(at, specificity, where="pre", label="specificity", color=style.ORANGE, linestyle=style.DASHES[1])
     if target is not None:
         axes.axhline(
             target, color=style.FAINT, linewidth=1, linestyle=(0, (1, 2)), label=f"target sensitivity {target:g}"
@@ -105,19 +98,6 @@ def thresholds(
     return figure
 
 
-def _without_positive(figure: Figure, axes) -> Figure:
-    axes.set_axis_off()
-    axes.text(
-        0.5,
-        0.5,
-        "no positive class is set: the class with the largest probability is predicted",
-        ha="center",
-        va="center",
-        color=style.FAINT,
-    )
-    return figure
-
-
 @style.styled
 def decision_curve(found: Mapping | None, threshold: float | None = None, note: str = "") -> Figure:
     """Net benefit of acting on the model, on all and on none, against the threshold (Vickers & Elkin 2006).
@@ -127,7 +107,8 @@ def decision_curve(found: Mapping | None, threshold: float | None = None, note: 
     figure = style.open(6.5, 3.6, "Decision curve: net benefit", note)
     axes = figure.subplots()
     if found is None:
-        return _without_positive(figure, axes)
+        style.words(axes, NO_POSITIVE)
+        return figure
     at, model, everybody = (np.array(found[name]) for name in ("threshold", "model", "everybody"))
     axes.axhline(0, color=style.FAINT, linewidth=1.2, label="act on none")
     axes.plot(at, everybody, color=style.ORANGE, linestyle=style.DASHES[1], label="act on all")

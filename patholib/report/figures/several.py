@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from patholib.judge import ranking
 from patholib.report.figures import performance, style
 
 MOST = 12  # classes that have a plot each
@@ -81,28 +80,14 @@ def roc_overlay(
     figure = style.open(max(side * columns, 5.2), side * rows + 0.22 * math.ceil(len(runs) / 2), title, note)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for k, axes in zip(drawn, grid, strict=False):
-        _draw_roc_of_runs(axes, {name: curves[k][1:] for name, curves in ranked.items()}, first[k][0], columns == 1)
+        of_runs = enumerate((name if columns == 1 else "", *curves[k][1:]) for name, curves in ranked.items())
+        performance.draw_roc(axes, [performance.Ranked(*run, _looks(i)) for i, run in of_runs])
+        axes.set_title(style.plain(first[k][0], 28))
     for axes in grid[len(drawn) :]:
         axes.set_axis_off()
     if columns > 1:
         _named_below(figure, {name: plt.Line2D([], [], **_looks(i)) for i, name in enumerate(runs)})
     return figure
-
-
-def _draw_roc_of_runs(axes, curves: Mapping[str, tuple], title: str, named: bool) -> None:
-    axes.plot([0, 1], [0, 1], **performance.CHANCE)
-    for i, (name, (truth, score)) in enumerate(curves.items()):
-        ending = f"  {style.plain(name, 30)}" if named else ""
-        if truth.all() or not truth.any():
-            axes.plot([], [], label=f"undefined{ending}", **_looks(i))
-            continue
-        alarm, sensitivity, _ = ranking.roc_curve(truth, score)
-        area = np.trapezoid(sensitivity, alarm)
-        axes.plot(alarm, sensitivity, label=f"AUC {area:.3f}{ending}", **_looks(i))
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-    axes.set_title(style.plain(title, 28))
-    axes.set_box_aspect(1)
-    axes.legend(loc="lower right", fontsize=7.5)
 
 
 @style.styled

@@ -76,33 +76,16 @@ def _draw_bars(axes, places: np.ndarray, values: dict[str, np.ndarray], lanes: i
     total = np.sum(list(values.values()), axis=0)
     largest = max((total if lanes == 1 else np.array(list(values.values()))).max(), 1)
     for i, (name, numbers) in enumerate(values.items()):
-        at = places + (0 if lanes == 1 else i)
-        axes.barh(
-            at,
-            numbers,
-            left=ends if lanes == 1 else 0,
-            height=0.86,
-            color=style.SPLITS[name],
-            label=style.SPLIT_NAMES[name],
-        )
-        ends += numbers
-        if lanes > 1:
-            _write_counts(axes, at, numbers, largest)
-    if lanes == 1:
-        _write_counts(axes, places, total, largest)
+        at, left = (places, ends) if lanes == 1 else (places + i, 0)
+        look = {"height": 0.86, "color": style.SPLITS[name], "label": style.SPLIT_NAMES[name]}
+        bars = axes.barh(at, numbers, left=left, **look)
+        ends = ends + numbers
+        if lanes > 1 or i == len(values) - 1:
+            told = total if lanes == 1 else numbers
+            texts = axes.bar_label(bars, [f"{n:,}" for n in told], fontsize=7.5, padding=2)
+            for text, number in zip(texts, told, strict=True):
+                text.set_color(style.INK if number else style.WARNING)
     axes.set_xlim(0, 1.16 * largest)
-
-
-def _write_counts(axes, places, numbers, largest: int) -> None:
-    for place, number in zip(places, numbers, strict=True):
-        axes.text(
-            number + 0.012 * largest,
-            place,
-            f"{number:,}",
-            va="center",
-            fontsize=7.5,
-            color=style.INK if number else style.WARNING,
-        )
 
 
 @style.styled

@@ -166,6 +166,12 @@ def show(axes, image, caption: str = "", width: int = 24, **look) -> None:
         axes.set_xlabel(wrapped(caption, width), fontsize=8, labelpad=3)
 
 
+def words(axes, text: str) -> None:
+    """Words in place of a plot."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=FAINT)
+
+
 def by_epoch(axes, epochs) -> None:
     """An x axis of whole epochs, with room for a single one."""
     axes.set_xlabel("epoch")
