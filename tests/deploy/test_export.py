@@ -118,14 +118,3 @@ def test_a_published_checkpoint_of_more_than_plain_values_is_refused(tmp_path):
     with pytest.raises(PathoError, match="not_plain"):
         published.write(tmp_path / "m.pt", small_state(), RECIPE, epoch=1, best_auc=None, validation={"x": tmp_path})
     assert not (tmp_path / "m.pt").exists()
-
-
-def test_a_classifier_is_rebuilt_with_the_same_answers(tmp_path):
-    building = pytest.importorskip("patholib.model.building")
-    model = building.build(RECIPE).eval()
-    export.save_model(tmp_path, model.state_dict(), RECIPE)
-    again, manifest = loading.classifier(tmp_path)
-    images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(again(images), model(images))
-    assert manifest["classes"] == list(again.classes) and not again.training

@@ -91,7 +91,8 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(catalogue, cls, value
 
 def test_P01_an_unknown_parameter_of_a_notebook_is_refused_with_the_nearest_name(catalogue):
     error = refused("unknown_parameter", checked, "epoch = 3")
-    assert "'epochs'" in error.reason
+    assert error.subject == "epoch" and "did you mean 'epochs'?" in error.reason
+    assert "data, weights, image_size, epochs" in str(error) and "\n" not in str(error)
     catalogue("P01", "-p epoch 3", error)
 
 
@@ -720,6 +721,7 @@ def test_P23_a_class_without_training_images_is_refused_by_name(catalogue, tmp_p
     error = refused("empty_class", train, tmp_path, TINY, relabelled("train", "benign"))
     assert error.subject == "training split" and "malignant" in error.reason
     catalogue("P23", "training split without a class", error)
+    catalogue("T20", "a class without training images, whose weight would be infinite", error)
 
 
 def test_P23_a_class_missing_from_the_test_images_is_named_beside_the_number(catalogue):
@@ -792,7 +794,7 @@ def test_P26_one_patient_with_all_images_of_a_class_is_refused_with_the_table(ca
 
 def test_P28_fewer_patients_of_a_class_than_folds_are_refused_with_the_table(catalogue):
     error = refused("split_infeasible", splitting.folds, make(list("aaabbbbb"), list("stuvwxyz")), 5)
-    assert "a: 3 groups, 3 images" in error.reason
+    assert "at least 5 groups per class" in error.reason and "a: 3 groups, 3 images" in error.reason
     catalogue("P28", "5 folds for a class of 3 patients", error)
 
 

@@ -61,14 +61,6 @@ def test_a_sensitivity_that_no_threshold_can_be_chosen_for_is_refused_before_any
     assert (error.code, error.subject) == ("bad_parameter", "target_sensitivity") and "between 0 and 1" in error.reason
 
 
-def test_a_misspelt_parameter_names_the_nearest_and_the_whole_list():
-    error = refused("# Parameters\nepoch = 35\n")
-    assert (error.code, error.subject) == ("unknown_parameter", "epoch")
-    assert "did you mean 'epochs'?" in error.reason
-    assert "data, epochs, lr, mixed, on_bad" in str(error)
-    assert "\n" not in str(error)
-
-
 @pytest.mark.parametrize(
     ("given", "fits"),
     [
@@ -106,22 +98,7 @@ def test_all_problems_are_told_at_once():
 
 @pytest.mark.parametrize(
     "assignment",
-    [
-        "epochs = True",
-        "epochs = 'ten'",
-        "epochs = [3]",
-        "epochs = 1e400",
-        "lr = float('nan')",
-        "lr = 'inf'",
-        "lr = True",
-        "mixed = 1",
-        "mixed = 'true'",
-        "mixed = 'True'",
-        "mixed = None",
-        "data = 12",
-        "data = None",
-        "on_bad = 'ERROR'",
-    ],
+    ["epochs = 1e400", "lr = 'inf'", "lr = True", "mixed = 'True'", "mixed = None", "data = None", "on_bad = 'ERROR'"],
 )
 def test_a_wrong_type_is_refused(assignment):
     assert refused(f"# Parameters\n{assignment}\n").code == "bad_parameter"

@@ -581,14 +581,6 @@ def test_T18_order_and_names_do_not_depend_on_the_clock(own_data, tmp_path, monk
     catalogue("T18", "the clock jumps back, two runs in one second", "the newest is known by its step; two folders")
 
 
-def test_T20_a_class_without_training_images_is_refused_at_the_start(tmp_path, catalogue):
-    own = image_set()
-    labels = np.where(own.table["split"] == "train", "benign", own.table["label"])
-    error = refusal(train, tmp_path, TINY, replace(own, table=own.table.assign(label=labels)))
-    assert error.code == "empty_class"
-    catalogue("T20", "a class without training images, whose weight would be infinite", error)
-
-
 def test_T20_with_every_block_frozen_the_head_still_learns(tmp_path, catalogue):
     frozen = replace(TINY, stages=(recipes.Stage(0, len(architectures.NETWORKS["resnet18"].blocks), 1.0),))
     before = build(frozen)

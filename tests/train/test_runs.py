@@ -1,9 +1,5 @@
 """A run folder says what made it, can be resumed, and belongs to one process at a time."""
 
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,7 +136,6 @@ def test_an_unfinished_run_is_resumed_and_a_finished_one_is_not(prepared, tmp_pa
     again.finish()
     assert files.read_json(again.dir / "run.json")["status"] == "finished"
     assert start(prepared, tmp_path).dir != first.dir
-    assert refusal(prepared, tmp_path / "elsewhere", resume="must").code == "nothing_to_resume"
 
 
 def test_the_newest_unfinished_run_is_resumed(prepared, tmp_path):
@@ -149,15 +144,6 @@ def test_the_newest_unfinished_run_is_resumed(prepared, tmp_path):
     older.close()
     newer.close()
     assert start(prepared, tmp_path).dir == newer.dir
-
-
-def test_another_recipe_data_or_split_gets_a_folder_of_its_own(prepared, tmp_path):
-    first = start(prepared, tmp_path)
-    first.close()
-    other = start(prepared, tmp_path, replace(RECIPE, lr=5e-4))
-    assert other.dir != first.dir
-    other.close()
-    assert refusal(prepared, tmp_path, replace(RECIPE, lr=1e-4), resume="must").code == "resume_changed"
 
 
 def test_a_run_of_an_earlier_version_is_refused_with_its_file_the_fields_it_lacks_and_who_can_go_on(
@@ -175,48 +161,6 @@ def test_a_run_of_an_earlier_version_is_refused_with_its_file_the_fields_it_lack
     assert runs.open_run(run.dir).recipe == RECIPE, "to look at it, what is absent has its default"
     assert start(prepared, tmp_path).dir != run.dir
     assert "lacks ema, augmentation.noise" in capsys.readouterr().out
-
-
-def test_never_starts_anew_and_auto_leaves_a_busy_folder_alone(prepared, tmp_path):
-    first = start(prepared, tmp_path)
-    assert start(prepared, tmp_path).dir != first.dir  # the first is open
-    first.close()
-    assert start(prepared, tmp_path, resume="never").dir != first.dir
-
-
-CHILD = """
-import sys
-from pathlib import Path
-from test_runs import RECIPE, prepare, runs
-run = runs.start(RECIPE, *prepare(Path(sys.argv[1])), output=Path(sys.argv[2]))
-print(run.dir.name, flush=True)
-sys.stdin.read()
-"""
-
-
-def test_two_processes_cannot_hold_one_folder_and_a_killed_one_lets_go(prepared, data, tmp_path):
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests", Path(__file__).parent)))}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, data, tmp_path],
-        cwd=root,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
-    try:
-        held = process.stdout.readline().strip()
-        assert (tmp_path / held / "run.json").is_file()
-        error = refusal(prepared, tmp_path, resume="must")
-        assert error.code == "run_locked" and error.subject == held
-        other = start(prepared, tmp_path)
-        assert other.dir.name != held
-        other.finish()
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert start(prepared, tmp_path, resume="must").dir.name == held
 
 
 def test_a_folder_whose_name_merely_begins_as_the_datas_may_hold_runs(prepared, data):

@@ -248,14 +248,6 @@ def test_the_weights_that_are_judged_are_the_mean_of_those_of_every_step(tmp_pat
     assert all(torch.equal(v, last[k]) for k, v in seen[4].items())  # after the same four steps
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
-    model, history = train(tmp_path)
-    monkeypatch.setattr(optimising, "step", lambda *_: pytest.fail("trained again"))
-    again, same = train(tmp_path)
-    assert same_bits(model, again)
-    pd.testing.assert_frame_equal(history, same)
-
-
 def test_more_epochs_resume_where_a_finished_run_ended(tmp_path):
     recipe = replace(TINY, schedule="constant")
     train(tmp_path, replace(recipe, epochs=1))
