@@ -1,7 +1,7 @@
 """Novelty: whether the colours and the sharpness of an image are like those of the training images.
 
 `learn` measures the training images and sets the limit on the validation images, so that of new patients of each class
-at most 5 % are beyond it (conformal, as `thresholds`). One limit for all patients would call most of a rare class that
+at most 10 % are beyond it (conformal, as `thresholds`). One limit for all patients would call most of a rare class that
 looks different none of the classes, although it was trained on. It is locked with the decision and part of the export.
 An image beyond the limit is of none of the classes, or given by mistake: `Familiar.reasons` says why. It catches a
 photo, another kind of image, one that is too dark, too noisy or without colour, and of unknown diseases those that look
@@ -27,7 +27,7 @@ from patholib.judge import intervals, thresholds
 if TYPE_CHECKING:
     from patholib.data.imagesets import ImageSet
 
-KEPT = 0.95  # share of new patients within the limit, of each class
+KEPT = 0.9  # share of new patients within the limit, of each class
 ALWAYS_COLOUR = 0.01  # largest share of training images without colour where one is reported
 STEPS = (1, 2, 4, 8)  # pixels between the grey values whose difference is sharpness
 NOISE = 0.001  # added to each variance, as a share of it
@@ -145,7 +145,7 @@ class Familiar:
 def learn(images: ImageSet, units: str = "groups") -> Familiar:
     """Measures the train rows of a set with `split`, and sets the limit on its val rows: the largest one of any class.
 
-    With fewer than 19 groups n of a class n / (n + 1) of KEPT is promised (`thresholds.promised`). units: what the
+    With fewer than 9 groups n of a class n / (n + 1) of KEPT is promised (`thresholds.promised`). units: what the
     groups are, in the plural. Errors: no_split, unknown_split.
     """
     train, val = images.part("train"), images.part("val")
