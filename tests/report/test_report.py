@@ -579,3 +579,18 @@ def test_what_breakhis_calls_a_case_is_told_as_an_assumption_with_both_counts(tm
     text, _ = written(tmp_path)
     assert "81 slide ids, 70 cases" in text and "is an assumption" in text
     assert "81 slide ids, 70 cases" in (tmp_path / "data_card.md").read_text()
+
+
+def test_prediction_sets_and_what_is_none_of_the_classes_stand_in_the_report_with_their_promise(tmp_path):
+    full_run(tmp_path)
+    at = {"thresholds": {"benign": 0.41, "malignant": 0}, "groups": {"benign": 12, "malignant": 5}}
+    at |= {"words": "the set holds the true class in at least 90 % of patients"}
+    coverage = {"benign": {"groups": 7, **number(0.93)}, "malignant": {"groups": 14, **number(1.0)}}
+    sets = {"coverage": coverage, "size": number(1.4), "single": number(0.6)}
+    test = files.read_json(tmp_path / "metrics.json")["test"] | {"sets": sets, "novelty": {"share": number(0.03)}}
+    change(tmp_path, "metrics.json", test=test)
+    change(tmp_path, "decision.json", sets=at)
+    text = written(tmp_path)[0]
+    assert at["words"] in text and "| benign | 0.41 | 12 | 7 | 0.930 (0.910 to 0.950) |" in text
+    assert "| malignant | always | 5 | 14 |" in text and "none of the classes: 0.03" in text
+    assert "in every set" in text and "malignant (5): the promise takes 9" in text
