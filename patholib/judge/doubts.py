@@ -1,8 +1,8 @@
 """Labels that the predictions out of fold doubt, ranked for a person to look at; nothing is edited.
 
 The order is by self-confidence, the probability of the label that is given (Northcutt, Jiang & Chuang 2021). Of labels
-that were turned on purpose its first tenth held as many as that of margins and of the class thresholds of confident
-learning on breast tissue, and more on skin lesions (benchmarks/folds.py).
+that were turned on purpose its first tenth held more on skin lesions than that of margins or of confident learning; on
+breast tissue the ways to rank cannot be told apart (benchmarks/folds.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Several trained networks as one, which answers with the mean of their probabilities: the folds of a cross-validation.
 
 The mean of probabilities is the prediction of a mixture that weighs its members alike (Lakshminarayanan et al. 2017,
-section 2.4). Its log loss is never above the mean of the members' own, because the logarithm is concave.
+section 2.4). Its log loss is never above the mean of the members' own, because the logarithm is concave. It is taken
+before the calibration: one calibration is then left to fit, and the other order gave the same log loss
+(benchmarks/folds.py).
 """
 
 from __future__ import annotations
