@@ -44,7 +44,7 @@ def refuse_writing(event: str, arguments: tuple) -> None:
 
 
 def slowly(probabilities, seconds: float):
-    def slow(self, pixels, tta=False):
+    def slow(self, pixels, tta=False, patient=None):
         time.sleep(seconds * len(pixels))
         return probabilities(self, pixels, tta)
 

@@ -87,7 +87,7 @@ def slow(monkeypatch):
     def make(server, seconds):
         quick = server.predictor.probabilities
 
-        def probabilities(pixels, tta=False):
+        def probabilities(pixels, tta=False, patient=None):
             time.sleep(seconds)
             return quick(pixels, tta)
 
