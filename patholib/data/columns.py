@@ -242,14 +242,16 @@ def one_hot(table: pd.DataFrame, name: str, but: Iterable[str]) -> tuple[pd.Seri
     wrong = (ones.sum(axis=1) != 1) | ~(ones | np.isin(cells, ["0", "0.0"])).all(axis=1)
     if len(known) < 3 and wrong.any():
         return None
+
+    def told(values: np.ndarray) -> str:
+        odd = [f"{c}={v!r}" for c, v in zip(columns, values, strict=True) if v not in ("0", "0.0", "1", "1.0")]
+        of = [c for c, v in zip(columns, values, strict=True) if v in ("1", "1.0")]
+        return f"holds {', '.join(odd)}" if odd else f"is 1 for {' and '.join(of) or 'no class'}"
+
     stop_on(
         [
-            (
-                "bad_label",
-                f"{name} line {line}",
-                "is of " + (" and ".join(np.array(columns)[row]) or "no class with 1, or holds other than 0 and 1"),
-            )
-            for line, row in zip(table.index[wrong], ones[wrong], strict=True)
+            ("bad_label", f"{name} line {line}", told(values))
+            for line, values in zip(table.index[wrong], cells[wrong], strict=True)
         ],
         "Exactly one class of a row is 1, all others 0",
     )

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,35 +137,13 @@ def lock(
     Once test images were judged, nothing of it can be changed: the same decision again changes no file, another one is
     refused. Errors: test_seen; those of `predict` and `choose`.
     """
-    from patholib.model import losses
-
     run_dir, recipe, part = Path(run_dir), recipe_of(run_dir), images.part("val")
+    patients.check(images.table[images.table["split"] != "test"], patient)
     views = predicting.probabilities_of(predicting.forward(model, part, recipe, recipe.tta_views > 1))  # (views, N, C)
     val = predicting.as_predictions(part, views[0])
     counts = np.bincount(images.part("train").labels, minlength=len(recipe.classes))
-    even = losses.shares(recipe, counts) is not None
-
-    units = groupwise.UNITS.get(recipe.group_by, "groups")
-
-    patients.check(images.table[images.table["split"] != "test"], patient)
-
-    def chosen_on(table: pd.DataFrame, patient: Sequence[str]) -> dict:
-        found = choose(
-            table,
-            recipe.classes,
-            recipe.positive,
-            target_sensitivity,
-            cost_ratio,
-            recipe.seed,
-            dict(zip(recipe.classes, (counts / counts.sum()).tolist(), strict=True)) if even else None,
-            losses.prior_correction(recipe, counts).tolist(),
-            patient,
-        )
-        unseen = _unseen(table, recipe.classes, found, recipe.seed)
-        found["sets"] = sets.chosen(unseen, recipe.classes, units)
-        return found | ({"image_alone": chosen_on(table, ())} if patient else {})
-
-    chosen = chosen_on(val, patient)
+    of = partial(_with_sets, recipe=recipe, counts=counts, target_sensitivity=target_sensitivity, cost_ratio=cost_ratio)
+    chosen = of(val, patient)
     before = _as_before(run_dir, val, chosen, recipe)
     if before is not None:
         return before
@@ -173,16 +152,46 @@ def lock(
     if len(views) > 1:  # an older run without them is judged by the lock of single views
         mean = predicting.as_predictions(part, views.mean(axis=0))
         written["val_tta"] = predicting.write_predictions(mean, run_dir / "predictions_val_tta.csv")
-        chosen["averaged"] = chosen_on(mean, patient)
+        chosen["averaged"] = of(mean, patient)
     decision = {
         "format": FORMAT,
         **chosen,
-        NOVELTY: novelty.learn(images, units).to_json(),
+        NOVELTY: novelty.learn(images, groupwise.UNITS.get(recipe.group_by, "groups")).to_json(),
         **{f"predictions_{name}_sha256": files.sha256(path) for name, path in written.items()},
         "locked": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
     files.write_json(run_dir / DECISION, decision)
     return Locked(decision, val, recipe)
+
+
+def _with_sets(
+    table: pd.DataFrame,
+    patient: Sequence[str],
+    recipe: Recipe,
+    counts: np.ndarray,
+    target_sensitivity: float,
+    cost_ratio: float | None,
+) -> dict:
+    """`choose` with prediction sets, and the same of the image alone beside it; counts (C,): train images by class."""
+    from patholib.model import losses
+
+    even = losses.shares(recipe, counts) is not None
+    found = choose(
+        table,
+        recipe.classes,
+        recipe.positive,
+        target_sensitivity,
+        cost_ratio,
+        recipe.seed,
+        dict(zip(recipe.classes, (counts / counts.sum()).tolist(), strict=True)) if even else None,
+        losses.prior_correction(recipe, counts).tolist(),
+        patient,
+    )
+    unseen = _unseen(table, recipe.classes, found, recipe.seed)
+    found["sets"] = sets.chosen(unseen, recipe.classes, groupwise.UNITS.get(recipe.group_by, "groups"))
+    return found | (
+        {"image_alone": _with_sets(table, (), recipe, counts, target_sensitivity, cost_ratio)} if patient else {}
+    )
 
 
 def _refuse_after_test(run_dir: Path) -> None:

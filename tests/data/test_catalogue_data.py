@@ -713,7 +713,7 @@ def test_D33_text_stays_as_it_is_written(tmp_path, catalogue):
 def test_a_row_that_is_not_one_hot_is_told(tmp_path, given, cells, told, catalogue):
     truth = samples.ISIC_HEAD + one_hot("ISIC_1", "NV") + f"ISIC_2,{cells}\n"
     error = refusal("bad_label", isic2019.read, isic(tmp_path / "set", truth=truth))
-    assert told in error.reason and error.subject.endswith("row 3")
+    assert told in error.reason and error.subject.endswith("line 3")
     catalogue("D34", f"ISIC row in which {given}" if "class" in given else f"ISIC row with {given}", error)
 
 
@@ -728,7 +728,7 @@ def test_D34_every_such_row_is_told_at_once_and_an_empty_label_too(tmp_path, cat
 def test_D35_class_unk_is_refused_and_a_class_without_images_is_left_out(tmp_path, catalogue):
     unknown = isic(tmp_path / "unk", [*ISIC_ROWS, ("ISIC_9", "UNK", *[""] * 4)])
     error = refusal("unknown_class_in_training", isic2019.read, unknown)
-    assert "row 8" in error.subject
+    assert "line 8" in error.subject
     catalogue("D35", "ISIC row of class UNK", error)
     data = isic2019.read(isic(tmp_path / "few"))
     assert data.classes == ("MEL", "NV") and len(data.found["classes_without_images"]) == 6

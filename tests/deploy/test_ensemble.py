@@ -142,11 +142,11 @@ def test_table_and_server_hold_the_spread(exported, tmp_path):
 
 
 def test_the_explorer_says_how_far_the_members_are_apart(exported):
-    from patholib.lab import explorer_face, explorer_state
+    from patholib.lab import explorer, explorer_state
 
     state = explorer_state.State(exported, image_set(train=0, val=3).part("val"), split="val")
     assert state.spread == pytest.approx(inference.Predictor(exported).answer(PICTURES[0]).spread, abs=1e-4)
-    assert f"spread over the 3 networks: {state.spread:.2f}" in explorer_face.probability_bars(state)
+    assert f"spread over the 3 networks: {state.spread:.2f}" in explorer.probability_bars(state)
 
 
 def test_an_export_of_other_members_than_it_says_is_refused(models, tmp_path):

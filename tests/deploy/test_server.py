@@ -85,13 +85,13 @@ def slow(monkeypatch):
     """`slow(server, seconds)`: every prediction takes so much longer."""
 
     def make(server, seconds):
-        quick = server.predictor.probabilities
+        quick = server.predictor.answer
 
-        def probabilities(pixels, tta=False, patient=None):
+        def answer(*given):
             time.sleep(seconds)
-            return quick(pixels, tta)
+            return quick(*given)
 
-        monkeypatch.setattr(server.predictor, "probabilities", probabilities)
+        monkeypatch.setattr(server.predictor, "answer", answer)
 
     return make
 
