@@ -52,15 +52,16 @@ def features(pixels: np.ndarray) -> np.ndarray:
 
     Computed from sums of whole numbers, so that every processor and number of threads gives the same bits.
     """
-    flat = np.ascontiguousarray(pixels[::2, ::2].reshape(-1, 3)).astype(np.int64)  # a quarter of the pixels is enough
-    count = len(flat)
-    mean = flat.sum(axis=0) / count  # (3,)
-    pairs = np.array([[int((flat[:, i] * flat[:, j]).sum()) for j in range(3)] for i in range(3)])
+    channels = pixels.transpose(2, 0, 1).astype(np.int32, order="C")  # (3, S, S)
+    flat = channels[:, ::2, ::2].reshape(3, -1).astype(np.int64)  # (3, N); a quarter of the pixels is enough
+    count = flat.shape[1]
+    mean = flat.sum(axis=1) / count  # (3,)
+    pairs = np.array([[int(np.dot(one, other)) for other in flat] for one in flat])
     covariance = pairs / count - np.outer(mean, mean)
     red, green, blue = np.diag(covariance)
     apart = [red + green - 2 * covariance[0, 1], green + blue - 2 * covariance[1, 2], red + blue - 2 * covariance[0, 2]]
     spreads = np.log1p(np.sqrt(np.maximum([red, green, blue, *apart], 0)))  # of the channels and of their differences
-    grey = pixels @ np.array([77, 150, 29], np.int32)  # (S, S), 256 times the grey value
+    grey = 77 * channels[0] + 150 * channels[1] + 29 * channels[2]  # (S, S), 256 times the grey value
     quarter = len(grey) // 4
     centre = grey[quarter : len(grey) - quarter, quarter : len(grey) - quarter]
     inside, whole = int(centre.sum(dtype=np.int64)), int(grey.sum(dtype=np.int64))
@@ -72,10 +73,15 @@ def _sharpness(grey: np.ndarray) -> list[float]:
     """The logarithm of the mean difference of grey values at each of STEPS; -3 for a blank image."""
     found = []
     for step in STEPS:
-        across, down = np.abs(grey[:, step:] - grey[:, :-step]), np.abs(grey[step:] - grey[:-step])
-        mean = (int(across.sum(dtype=np.int64)) + int(down.sum(dtype=np.int64))) / (2 * across.size * 256)
+        across, down = grey[:, step:] - grey[:, :-step], grey[step:] - grey[:-step]
+        mean = (_total(across) + _total(down)) / (2 * across.size * 256)
         found.append(math.log(mean + 0.05))
     return found
+
+
+def _total(apart: np.ndarray) -> int:
+    """The sum of absolute differences (H, W) int32; of a column it fits into 32 bits, which is twice as fast."""
+    return int(np.abs(apart, out=apart).sum(axis=0, dtype=np.int32).sum(dtype=np.int64))
 
 
 def colourless(pixels: np.ndarray) -> bool:
