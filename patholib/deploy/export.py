@@ -113,8 +113,7 @@ def write(run_dir: Path, images: ImageSet | None = None, *, onnx: bool = False, 
     recipe, best = recipes.from_json(facts["recipe"]), facts["training"]["best_epoch"]
     kept = _kept(run_dir, facts, "Restore the folder from a copy, or train again")
     row, data, earlier = kept["row"], facts["data"], _earlier(run_dir, facts)
-    decision = _decision(run_dir)
-    own = (decision or {}).pop(decisions.NOVELTY, None)
+    decision, own = _decision(run_dir)
     familiar = own or (novelty.learn(images).to_json() if images is not None else earlier.get("novelty"))
     save_model(
         run_dir,
@@ -207,14 +206,15 @@ def _earlier(run_dir: Path, facts: dict) -> dict:
 def _is_outdated(run_dir: Path) -> bool:
     """Whether a run folder holds no export, one of another format, or one from before its decision was locked."""
     earlier = _earlier(run_dir, files.read_json(run_dir / "run.json"))
-    decision = _decision(run_dir)
-    (decision or {}).pop(decisions.NOVELTY, None)  # which the manifest has apart
-    return not earlier or earlier["decision"] != decision
+    return not earlier or earlier["decision"] != _decision(run_dir)[0]
 
 
-def _decision(run_dir: Path) -> dict | None:
-    """What was locked on the validation images, None where nothing was."""
-    return decisions.locked(run_dir) if (run_dir / decisions.DECISION).exists() else None
+def _decision(run_dir: Path) -> tuple[dict | None, dict | None]:
+    """What was locked on the validation images, and its novelty, which a manifest has apart; None where nothing was."""
+    if not (run_dir / decisions.DECISION).exists():
+        return None, None
+    decision = decisions.locked(run_dir)
+    return decision, decision.pop(decisions.NOVELTY, None)
 
 
 def _origin(facts: dict) -> dict[str, str]:

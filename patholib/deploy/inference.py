@@ -164,7 +164,7 @@ class Predictor:
         """What was locked for these views, with or without data of the patient. Errors: bad_parameter."""
         decision = self._decisions[tta]
         if patient is None:
-            return decision.get("image_alone", decision)
+            return decision.get(decisions.ALONE, decision)
         known = decision.get("patient") or {}
         if patient.keys() != known.keys():
             remedy = f"Give a value of each of {', '.join(known)}" if known else "Leave it out: the lock had none"

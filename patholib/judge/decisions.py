@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from patholib.data.imagesets import ImageSet
 
+ALONE = "image_alone"  # the part of the decision for a patient of whom nothing is known
 NOVELTY = "novelty"  # the part of the decision that says which images are none of the classes
 DECISION, FORMAT = "decision.json", 2  # 2: prior correction, biases, averaged views
 READABLE = (1, FORMAT)
@@ -156,7 +157,7 @@ def lock(
     decision = {
         "format": FORMAT,
         **chosen,
-        NOVELTY: novelty.learn(images, groupwise.UNITS.get(recipe.group_by, "groups")).to_json(),
+        NOVELTY: novelty.learn(images, groupwise.units(recipe.group_by)).to_json(),
         **{f"predictions_{name}_sha256": files.sha256(path) for name, path in written.items()},
         "locked": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
@@ -188,10 +189,10 @@ def _with_sets(
         patient,
     )
     unseen = _unseen(table, recipe.classes, found, recipe.seed)
-    found["sets"] = sets.chosen(unseen, recipe.classes, groupwise.UNITS.get(recipe.group_by, "groups"))
-    return found | (
-        {"image_alone": _with_sets(table, (), recipe, counts, target_sensitivity, cost_ratio)} if patient else {}
-    )
+    found["sets"] = sets.chosen(unseen, recipe.classes, groupwise.units(recipe.group_by))
+    if patient:
+        found[ALONE] = _with_sets(table, (), recipe, counts, target_sensitivity, cost_ratio)
+    return found
 
 
 def _refuse_after_test(run_dir: Path) -> None:

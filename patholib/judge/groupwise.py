@@ -21,7 +21,14 @@ UNITS = {
     "slide": "slides",
     "specimen": "specimens",
     "image": "images",
-}  # what the values of an id column are; others: groups
+}
+
+
+def units(column: str) -> str:
+    """What the values of an id column are, in the plural; of a column that is not known, groups."""
+    return UNITS.get(column, "groups")
+
+
 ONE_BY_ONE = 500  # patients up to which the range without one is given; of more, one hardly changes a number
 
 

@@ -39,7 +39,6 @@ def read_judged(run_dir: Path) -> Judged:
     return Judged(found, decisions.calibrated(run_dir, "test"), decisions.recipe_of(run_dir))
 
 
-ALONE = "image_alone"  # what the same network says without data of the patient
 LEVELS = ("slide", "case", "lesion")  # by which images are grouped, where a data set knows it
 
 
@@ -84,7 +83,7 @@ class Judged:
             "test, TTA": "test_tta",
             "colour baseline": "baseline",
             "linear probe": "probe",
-            "image alone": ALONE,
+            "image alone": decisions.ALONE,
         }
         columns = {title: self.metrics[key]["metrics"] for title, key in shown.items() if key in self.metrics}
         return self._readable(columns)
@@ -224,7 +223,7 @@ def judge(
     if decisions.NOVELTY in decision:
         found["test"][decisions.NOVELTY] = novelty.judged(novelty.from_json(decision[decisions.NOVELTY]), test)[1]
     for name, table in (tables | raw).items():
-        if name not in ("val", ALONE):
+        if name not in ("val", decisions.ALONE):
             predicting.write_predictions(table, run_dir / f"predictions_{name}.csv")
     files.write_json(run_dir / "metrics.json", found)
     return Judged(found, tables["test"], recipe)
@@ -261,9 +260,9 @@ def numbers(
     thresholds = {name: decisions.deciding(decided[name], classes) for name in raw}
     for name, rival in (beside or {}).items():
         tables[name], thresholds[name] = _of_its_own(rival, recipe, decision)
-    if ALONE in decision:
-        tables[ALONE] = decisions.with_calibration(raw["test"], classes, decision[ALONE])
-        thresholds[ALONE] = decisions.deciding(decision[ALONE], classes)
+    if decisions.ALONE in decision:
+        tables[decisions.ALONE] = decisions.with_calibration(raw["test"], classes, decision[decisions.ALONE])
+        thresholds[decisions.ALONE] = decisions.deciding(decision[decisions.ALONE], classes)
     found: dict = {name: metrics.summary(table, classes, positive, thresholds[name]) for name, table in tables.items()}
     found["test"] |= _details(tables["test"], recipe, decision, subgroups)
     found["calibration"] = {
@@ -277,7 +276,7 @@ def numbers(
             found["test_tta"]["notes"].append(decisions.PLAIN_LOCK)
     found["gain_over"] = {
         name: metrics.paired(tables["test"], tables[name], classes, positive, (thresholds["test"], thresholds[name]))
-        for name in (*(beside or {}), ALONE)
+        for name in (*(beside or {}), decisions.ALONE)
         if name in tables
     }
     # Without the time, so that the same training gives the same bytes.

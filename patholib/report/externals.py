@@ -9,9 +9,8 @@ from urllib.parse import quote
 import pandas as pd
 from markupsafe import Markup
 
-from patholib.judge import external, metric_table
+from patholib.judge import external, groupwise, metric_table
 from patholib.judge.external import External
-from patholib.judge.groupwise import UNITS
 from patholib.judge.metrics import readable
 from patholib.report import markdown, sections
 from patholib.report.markdown import count, spoken
@@ -113,7 +112,7 @@ def _calibration(found: External) -> Markup:
 def _data(found: External) -> Markup:
     """What the set is, how its labels were read, and what was left out and compared."""
     facts, data, classes = found.facts, found.facts["data"], found.facts["classes"]
-    units = UNITS.get(data["group_by"], "groups")
+    units = groupwise.units(data["group_by"])
     mapped = ", ".join(f"{a} = {b}" for a, b in classes["map"].items() if b)
     without = data["without_group"]
     return markdown.facts(

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from patholib.base import files
 from patholib.judge import external
 from patholib.judge.external import External
-from patholib.judge.groupwise import UNITS
+from patholib.judge.groupwise import units
 from patholib.model import recipes
 from patholib.report.markdown import count, text
 
@@ -113,7 +113,7 @@ class Record:
     @property
     def units(self) -> str:
         """What the split keeps together, in the plural: patients, lesions, slides, images or groups."""
-        return UNITS.get(self.recipe.group_by, "groups")
+        return units(self.recipe.group_by)
 
     def so_many(self, number: int | str) -> str:
         """A number of `units`: `1 patient`, `12 patients`."""

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from patholib.base import files
 from patholib.judge import doubts, trust, validation
-from patholib.judge.groupwise import UNITS
+from patholib.judge.groupwise import units
 from patholib.judge.metrics import readable
 from patholib.judge.validation import CrossValidated
 from patholib.model import profiles
@@ -126,7 +126,7 @@ def _results(run: Record) -> dict:
         "alert": test.get("alert"),
         "abstention": test.get("abstention"),
         "patients": patients,
-        "unit": UNITS.get(patients.get("column", ""), "groups")[:-1],
+        "unit": units(patients.get("column", ""))[:-1],
         "two_labels": (patients.get("two_labels") or {}).get("patients", 0),
         "rate": readable(patients.get("recognition_rate")),
         "one_patient": patients.get("one_patient"),
