@@ -99,9 +99,10 @@ class State(traitlets.HasTraits):
             (("outcome", "label", "patient", "order"), self._choose),
             (("image", "target", "block", "method"), self._look),
             (("alpha", "colours"), self._draw),
-            (("note",), self._keep_note),
         ):
             self.observe(lambda _, step=step: self.attempt(step), names)
+        # Not an attempt: an error that went away would move the button below a pointer that is just pressing it.
+        self.observe(lambda _: self._keep_note(), "note")
 
     @property
     def paths(self) -> list[str]:

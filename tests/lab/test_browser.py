@@ -226,7 +226,7 @@ def test_a_person_explores_a_run_with_clicks_and_keys_and_is_told_what_goes_wron
     photograph(page, "error")
 
     page.fill(".patho-note textarea", "only noise")
-    page.click(".patho-save")
+    page.click(".patho-save", delay=1000)  # the note is kept when the button goes down; nothing moves below the pointer
     page.wait_for_function("() => document.querySelector('.patho-message').innerText.includes('explored.csv')")
     assert page.inner_text(".patho-error") == ""
     (written,) = (place / "runs").glob("*/explored.csv")
