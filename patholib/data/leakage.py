@@ -16,14 +16,12 @@ from PIL import Image
 from patholib.base import cpu, files
 from patholib.base.errors import PathoError, shown
 from patholib.base.progress import bar
-from patholib.data import audits, caching, checking, decoding, foreign, manifest, readers, signatures, splitting
+from patholib.data import audits, caching, checking, decoding, foreign, signatures
 from patholib.data.audits import KINDS, NEAR, PAIR, WAYS, Audit
 from patholib.data.columns import level_of
-from patholib.data.csvfiles import read_csv
 from patholib.data.foreign import Listed
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import first, in_several
-from patholib.data.readers import breakhis, isic2019
 from patholib.data.splitting import SPLITS, leaked
 
 WRONG = {"missing_file": "are not at hand", "flat": "are too plain for near-duplicates to be recognised"}
@@ -300,63 +298,6 @@ def _shares(listed: pd.DataFrame, keys: dict, links: pd.DataFrame | None, way: t
             }
         )
     return pd.DataFrame(found)
-
-
-def public_sets(
-    breakhis_names: Path | str | None = None, isic_tables: Path | str | None = None, seed: int = 0
-) -> pd.DataFrame:
-    """How many test images of the public sets are not new, split 70/15/15 by label alone and by patient or lesion.
-
-    From names and tables alone, so no image is needed. breakhis_names: a CSV whose column image lists BreakHis names,
-    or the folder of the set; isic_tables: the folder of the two official CSVs. None: where `readers.find` finds the
-    set. One that is not at hand has a row that says so.
-    """
-    rows = []
-    for kind, given in (("breakhis", breakhis_names), ("isic2019", isic_tables)):
-        place = readers.find(kind).path if given is None else Path(given)
-        if place is None:
-            rows.append({"data set": kind, "images": "not at hand"})
-            continue
-        if kind == "isic2019":
-            source = _isic_tables(place)
-        else:
-            names = None if place.is_dir() else read_csv(place, ("image",))["image"]
-            source = breakhis.read(place) if names is None else breakhis.from_names(names)
-        for group_by in ("image", source.group_by):
-            split = splitting.split(source, seed=seed, group_by=group_by).drop(columns="group")
-            found = audit(split, pixels=False)
-            for row in found.table[
-                (found.table["found in"] == "test")
-                & (found.table["seen in"] == "train")
-                & (found.table["level"] != "any")
-            ].to_dict("records"):
-                rows.append(
-                    {
-                        "data set": kind,
-                        "images": f"{len(split):,}",
-                        "split by": group_by,
-                        "test images seen in training by": row["level"],
-                        "share": f"{row['share']:.1%}",
-                        "of malignant or MEL": f"{row[f'{source.positive or isic2019.CLASSES[0]} share']:.1%}",
-                    }
-                )
-    return pd.DataFrame(rows).fillna("")
-
-
-def _isic_tables(place: Path) -> manifest.Manifest:
-    rows = isic2019.list_rows(place).rename(columns={"image": "path"})[["path", "label", "lesion"]]
-    return manifest.Manifest(
-        table=rows,
-        root=place,
-        classes=isic2019.CLASSES,
-        positive=None,
-        group_by="lesion",
-        levels=("lesion",),
-        subgroups=(),
-        source="isic2019",
-        demo=False,
-        found={},
-    )
 
 
 def refuse(found: Audit, otherwise: str = "") -> None:

@@ -209,16 +209,6 @@ def for_sensitivity(scores: np.ndarray, groups: np.ndarray, promise: float) -> f
     return float(_sensitive(scores, codes, promise)(np.ones((1, codes.max() + 1)))[0])
 
 
-def cheapest(labels: np.ndarray, scores: np.ndarray, cost_ratio: float) -> float:
-    """The threshold of the lowest cost; of several the lowest one, which misses fewer positives.
-
-    labels (N,): True where positive. cost_ratio: the cost of a missed positive in false alarms. Errors: one_class,
-    bad_scores.
-    """
-    labels, scores, codes = _checked(labels, scores, np.zeros(len(scores)))
-    return float(_cheapest(labels, scores, codes, cost_ratio)(np.ones((1, 1)))[0])
-
-
 Rule = Callable[[np.ndarray], np.ndarray]  # the thresholds (R,) if group g is drawn counts[r, g] times, counts (R, G)
 
 

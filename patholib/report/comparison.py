@@ -18,7 +18,7 @@ import pandas as pd
 from patholib.base import files, places
 from patholib.base.errors import PathoError, nearest
 from patholib.data import csvfiles, manifest
-from patholib.judge import calibration, decisions, metrics, rules, validation
+from patholib.judge import decisions, metrics, rules, validation
 from patholib.judge.metric_table import lower_is_better, ordered, words
 from patholib.model import profiles, recipes
 from patholib.report.records import Record
@@ -206,14 +206,6 @@ class Comparison:
             )
             for run in self.runs
             if run.task == self.runs[0].task
-        }
-
-    @property
-    def reliability(self) -> dict[str, pd.DataFrame]:
-        """{name: `calibration.reliability`} of the same runs, in ten bins: of the positive or the predicted class."""
-        of = self.classes.index(self.positive) if self.positive is not None and len(self.classes) == 2 else None
-        return {
-            name: calibration.reliability(labels, probs, bins=10, of=of) for name, (labels, probs) in self.drawn.items()
         }
 
     @property

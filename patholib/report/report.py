@@ -19,7 +19,6 @@ from patholib.judge.metrics import readable
 from patholib.judge.validation import CrossValidated
 from patholib.model import profiles
 from patholib.report import cards, dataparts, externals, markdown, sections, settings, verdict
-from patholib.report.hints import hints
 from patholib.report.records import NOTICE, Record
 
 HEATMAPS_SHOWN = 12
@@ -158,7 +157,6 @@ def _training(run: Record) -> dict:
         "changed": settings.changed(run.recipe),
         "minutes": f"{table['seconds'].sum() / 60:.1f} minutes" if "seconds" in table else "an unknown time",
         "best": None if table.empty else int(table["epoch"][settings.best_row(run)]),
-        "hints": [markdown.marked(hint) for hint in hints(table, run.recipe)],
     }
 
 

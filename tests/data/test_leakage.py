@@ -401,17 +401,6 @@ def test_a_stratified_split_of_isic_shows_most_lesions_and_melanomas_above_all(i
     assert "lesion_id: unknown for 2,084 of 25,331 images" in audit.unchecked
 
 
-def test_the_public_sets_are_counted_from_names_alone_and_what_is_not_at_hand_is_said(monkeypatch):
-    monkeypatch.setenv("PATHOLIB_DATA", "demo")
-    assert leakage.public_sets()["images"].tolist() == ["not at hand"] * 2
-    names = real("breakhis/names_40x.csv")
-    found = leakage.public_sets(breakhis_names=names)
-    leaky = found[found["split by"] == "image"].set_index("test images seen in training by")["share"]
-    assert set(leaky.index) == {"slide", "case"} and (leaky.str.rstrip("%").astype(float) >= 99.5).all()
-    assert set(found.loc[found["split by"] == "case", "share"]) == {"0.0%"}
-    assert found["images"].tolist()[-1] == "not at hand"
-
-
 def assert_no_picture_twice(source: manifest.Manifest, unread: list[str]) -> None:
     audit = quiet(splitting.split(source), root=source.root)
     assert audit.ok and audit.pairs.empty and audit.conflicts.empty

@@ -136,7 +136,6 @@ def every_figure(classes, note=""):
     yield overview.training_metrics(history(), summary(), matrix, classes, labels, probs, note=note)
     yield several.histories({name: history() for name in classes}, note=note)
     yield several.roc_overlay(dict.fromkeys(classes, (labels, probs)), classes, note=note)
-    yield several.reliability_overlay({name: reliability() for name in classes}, classes[0], note=note)
     yield several.differences(differences(classes), note=note)
 
 
@@ -474,11 +473,10 @@ def test_several_runs_are_told_apart_and_their_undefined_numbers_said():
     "draw",
     [
         lambda names: several.histories({name: history() for name in names}),
-        lambda names: several.reliability_overlay({name: reliability() for name in names}),
         lambda names: several.differences(differences(names)),
         lambda names: several.roc_overlay(dict.fromkeys(names, predictions(EIGHT)), EIGHT),
     ],
-    ids=["histories", "reliability", "differences", "roc"],
+    ids=["histories", "differences", "roc"],
 )
 def test_every_run_stands_in_the_legend_also_one_whose_name_begins_with_an_underscore(draw):
     names = ["_first", "second", "_child2"]

@@ -21,7 +21,7 @@ from patholib.judge import gains, metric_table, thresholds
 from patholib.judge.metrics import readable
 from patholib.model import profiles, recipes
 from patholib.options import Options
-from patholib.report import hints, report, settings
+from patholib.report import report, settings
 
 pytestmark = pytest.mark.heavy
 
@@ -521,39 +521,6 @@ def test_C21_the_core_install_writes_every_page(tmp_path, catalogue):
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     assert all((tmp_path / f"{stem}.html").is_file() for stem in CARDS)
     catalogue("C21", "report without the packages of the notebooks", "every page is written")
-
-
-# --- hints ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_sound_run_gives_no_hint():
-    assert hints.hints(history(), RECIPE) == []
-
-
-TROUBLE = {
-    "NaN loss in epoch 5": {"train_loss": [1.0] * 4 + [np.nan] * 16},
-    "Overfitting: in epoch 17": {"train_accuracy": 0.99},
-    "rose by 20 %": {"val_loss": [1.0] * 10 + [1.2] * 10},
-    "The best epoch was 2 of 20": {"val_auc": [0.8, 0.9] + [0.85] * 18},
-    "The last epoch (20) was the best": {"val_auc": np.linspace(0.6, 0.9, 20)},
-    "Slow convergence": {"val_auc": [*np.linspace(0.6, 0.9, 19), 0.89]},
-    "jumped by more than 30 % in epoch 8": {"train_loss": [0.5] * 7 + [0.9] * 13},
-    "undefined in every epoch": {"val_auc": np.nan},
-}
-
-
-@pytest.mark.parametrize("words", TROUBLE)
-def test_each_trouble_is_named_with_its_numbers_and_a_field_to_change(words):
-    found = hints.hints(history(**TROUBLE[words]), RECIPE)
-    hint = next(h for h in found if words in h)
-    fields = {f.split("=")[0] for f in re.findall(r"`([^`]+)`", hint)}
-    assert fields and fields <= {*RECIPE.to_json(), *Options().to_json()}
-
-
-def test_a_restart_of_the_rate_is_no_instability():
-    loss = [0.5] * 7 + [0.9] * 13
-    found = hints.hints(history(train_loss=loss, lr=[1e-6] * 7 + [1e-3] * 13), RECIPE)
-    assert not any("Unstable" in h for h in found)
 
 
 @pytest.mark.parametrize("key", gains.RIVALS)

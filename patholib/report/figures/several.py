@@ -91,27 +91,6 @@ def roc_overlay(
 
 
 @style.styled
-def reliability_overlay(runs: Mapping[str, pd.DataFrame], of: str = "the predicted class", note: str = "") -> Figure:
-    """The observed share of images with about the same probability, for each run; on the diagonal they agree.
-
-    runs: {name: table of `calibration.reliability`}, columns confidence, accuracy, n. of: the class of the
-    probabilities.
-    """
-    figure = style.open(5.6, 4.6 + 0.22 * math.ceil(len(runs) / 2), "Calibration of each run", note)
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], **performance.CHANCE)
-    lines = {}
-    for i, (name, table) in enumerate(runs.items()):
-        (lines[name],) = axes.plot(table["confidence"], table["accuracy"], marker="o", **_looks(i))
-    axes.set(
-        xlabel=f"probability of {style.plain(of, 28)}", ylabel="observed share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
-    )
-    axes.set_box_aspect(1)
-    _named_below(figure, lines)
-    return figure
-
-
-@style.styled
 def differences(table: pd.DataFrame, title: str = "Differences with 95 % intervals", note: str = "") -> Figure:
     """Differences between runs, each a dot with its interval, grouped by metric; on the line there is no difference.
 
