@@ -97,10 +97,7 @@ def test_the_interval_is_what_resampling_whole_groups_within_their_class_gives()
             found.append(choose(labels[rows], scores[rows], names))
         return np.quantile(found, [0.025, 0.975])
 
-    for ratio, rule in (
-        (None, lambda y, s, g: thresholds.for_sensitivity(s[y], g[y], 0.9)),
-        (1, cheapest),
-    ):
+    for ratio, rule in ((None, lambda y, s, g: thresholds.for_sensitivity(s[y], g[y], 0.9)), (1, cheapest)):
         interval = thresholds.choose(labels, scores, groups, "malignant", 0.9, ratio).interval
         assert [interval.low, interval.high] == pytest.approx(again(rule), abs=0.08)
         assert interval.low < interval.value < interval.high

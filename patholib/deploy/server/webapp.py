@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import QueryParams
 from starlette.middleware.cors import CORSMiddleware
 
 from patholib.deploy.inference import Predictor
 from patholib.deploy.server.guard import App, Guard, Message
-from patholib.deploy.server.webroutes import answers, routes
+from patholib.deploy.server.webroutes import routes
 from patholib.deploy.server.webservice import Service, Settings
 
 COSTS = {"/predict": 1, "/predict/batch": 8, "/explain": 4}  # units of work, see `Limits.units`
@@ -53,16 +53,10 @@ class Guarded:
         )
         self._add_gauges(registry)
 
-        @api.get(
-            "/metrics",
-            response_class=Response,
-            responses=answers(
-                {"description": "Counts, in the text format of Prometheus", "content": {"text/plain": {}}}, 401
-            ),
-        )
+        @api.get("/metrics", response_class=PlainTextResponse)
         async def metrics():
-            """What was answered and how quickly."""
-            return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+            """What was answered and how quickly, in the text format of Prometheus."""
+            return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
         self.app: App = (
             self.guard

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -34,80 +34,11 @@ PARSER_SAYS = {  # what the beginning of its messages means
 
 
 class Problem(BaseModel):
-    """Why there is no result."""
+    """Why there is no result; the code is stable, for programs."""
 
-    code: str = Field(description="stable, for programs", examples=["not_an_image"])
+    code: str
     reason: str
     remedy: str
-
-
-class Model(BaseModel):
-    sha256: str = Field(description="of the weights")
-    run: str
-
-
-class Heatmap(BaseModel):
-    png: str = Field(description="the picture under its heat, as a data URL")
-    of: str = Field(description="the class that the heat argues for")
-    blank: bool = Field(description="nothing argues for it: the picture is shown as it is")
-    verdict: str = Field(description="whether the checks of the run support such heatmaps")
-
-
-class Reply(BaseModel):
-    """What the model says of one picture."""
-
-    decision: str = Field(description="by the threshold, or the largest probability, or that over a locked share")
-    probabilities: dict[str, float] = Field(description="calibrated, of every class; they sum to 1")
-    prediction_set: list[str] | None = Field(description="classes it may be of; null: no sets were locked")
-    none_of_these: bool | None = Field(description="unlike the training images; null: the model does not know them")
-    promises: list[str] = Field(description="what threshold and prediction set promise for new patients")
-    threshold: float | None = Field(description="of the positive class, locked on validation images")
-    alert: bool | None = Field(description="more than two classes: the positive one reaches its threshold")
-    warnings: list[str] = Field(description="why to distrust this answer")
-    tta: bool = Field(description="averaged over fixed views of the picture")
-    spread: float | None = Field(description="several networks: standard deviation of their probabilities, 0 to 0.5")
-    model: Model
-    demo: bool = Field(description="the model has seen nothing but generated images")
-    notice: str
-    heatmap: Heatmap | None = None
-
-
-class Batch(BaseModel):
-    """One entry for every picture, in their order."""
-
-    answers: list[Reply | Problem]
-
-
-class Health(BaseModel):
-    status: str
-    model_loaded: bool
-    device: str
-
-
-EXAMPLE = {
-    "decision": "benign",
-    "probabilities": {"benign": 0.83, "malignant": 0.17},
-    "prediction_set": ["benign"],
-    "none_of_these": False,
-    "promises": ["the set holds the true class in at least 90 % of patients like those of the validation set"],
-    "threshold": 0.31,
-    "alert": None,
-    "warnings": [],
-    "tta": False,
-    "spread": None,
-    "model": {"sha256": "9f86d081884c7d65...", "run": "20260101-120000-breakhis"},
-    "demo": False,
-    "notice": "For research use only.",
-}
-PROBLEMS = {
-    401: "The token is missing or wrong",
-    408: "The upload took too long",
-    413: "The upload is too large",
-    415: "No multipart form",
-    422: "No picture that can be used, or a bad query",
-    500: "The model gave no finite numbers",
-    503: "Busy: send it again after Retry-After seconds",
-}
 
 
 def form(several: bool = False) -> dict:
@@ -131,10 +62,6 @@ def form(several: bool = False) -> dict:
     }
 
 
-def answers(ok: dict, *codes: int) -> dict:
-    return {200: ok} | {code: {"model": Problem, "description": PROBLEMS[code]} for code in codes or PROBLEMS}
-
-
 def routes(service: Service, settings: Settings) -> FastAPI:
     """The app without its guard."""
     api = FastAPI(
@@ -146,6 +73,7 @@ def routes(service: Service, settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs else None,
         redirect_slashes=False,
         description=service.predictor.manifest["notice"],
+        responses={"default": {"model": Problem, "description": "Why there is no result"}},
     )
     _add_pictures(api, service, settings.limits.body)
     _add_batch(api, service, settings.limits.body)
@@ -156,31 +84,18 @@ def routes(service: Service, settings: Settings) -> FastAPI:
 
 
 def _add_pictures(api: FastAPI, service: Service, body: int) -> None:
-    @api.post(
-        "/predict",
-        openapi_extra=form(),
-        responses=answers({"model": Reply, "content": {"application/json": {"example": EXAMPLE}}}),
-    )
+    @api.post("/predict", openapi_extra=form())
     async def predict(request: Request, tta: bool = False, explain: bool = False):
         """What the model says of one picture; tta: averaged over fixed views; explain: with a heatmap."""
         _stop_on_unknown(request, "tta", "explain")
         (content,) = await uploads(request, 1, body)
         return JSONResponse(await service.answer(content, tta, explain, _caller(request)))
 
-    @api.post(
-        "/explain",
-        openapi_extra=form(),
-        response_class=Response,
-        responses=answers(
-            {
-                "content": {"image/png": {}},
-                "description": "The picture under its heat; X-Class names the class, "
-                "X-Verdict says whether the checks of the run support such heatmaps",
-            }
-        ),
-    )
+    drawn = {"content": {"image/png": {}}}
+
+    @api.post("/explain", openapi_extra=form(), response_class=Response, responses={200: drawn})
     async def explain(request: Request):
-        """Where in the picture the evidence for the decision lies (Grad-CAM)."""
+        """The picture under its heat (Grad-CAM); X-Class names the class, X-Verdict says what the checks have shown."""
         _stop_on_unknown(request)
         (content,) = await uploads(request, 1, body)
         png, of, blank = await service.heatmap(content, _caller(request))
@@ -190,11 +105,7 @@ def _add_pictures(api: FastAPI, service: Service, body: int) -> None:
 
 
 def _add_batch(api: FastAPI, service: Service, body: int) -> None:
-    @api.post(
-        "/predict/batch",
-        openapi_extra=form(several=True),
-        responses=answers({"model": Batch, "content": {"application/json": {"example": {"answers": [EXAMPLE]}}}}),
-    )
+    @api.post("/predict/batch", openapi_extra=form(several=True))
     async def batch(request: Request, tta: bool = False):
         """What the model says of each picture, or why that one cannot be used."""
         _stop_on_unknown(request, "tta")
@@ -210,7 +121,7 @@ def _add_batch(api: FastAPI, service: Service, body: int) -> None:
 
 
 def _add_state(api: FastAPI, service: Service, settings: Settings) -> None:
-    @api.get("/health", responses={200: {"model": Health}})
+    @api.get("/health")
     async def health():
         """Is the model loaded, and on what does it compute?"""
         return JSONResponse(
@@ -222,31 +133,15 @@ def _add_state(api: FastAPI, service: Service, settings: Settings) -> None:
         """The server answers."""
         return PlainTextResponse("ok")
 
-    @api.get(
-        "/readyz",
-        response_class=PlainTextResponse,
-        responses={
-            503: {
-                "description": "Starting, stopping, or its model is broken",
-                "content": {"text/plain": {"schema": {"type": "string"}}},
-            }
-        },
-    )
+    not_ready = {"description": "Starting, stopping, or its model is broken", "content": {"text/plain": {}}}
+
+    @api.get("/readyz", response_class=PlainTextResponse, responses={503: not_ready})
     async def readyz():
         """The server takes on work."""
         reason = "is stopping" if service.draining else service.reason
         return PlainTextResponse(reason or "ok", 503 if reason else 200)
 
-    @api.get(
-        "/model",
-        responses=answers(
-            {
-                "description": "The manifest of the model, and what this server allows",
-                "content": {"application/json": {}},
-            },
-            401,
-        ),
-    )
+    @api.get("/model")
     async def model():
         """The model card: what the model is, and what this server takes."""
         limits = {"mib": settings.limits.body / 2**20, "megapixels": settings.max_pixels / 1e6, "batch": BATCH}

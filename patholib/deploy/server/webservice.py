@@ -133,7 +133,7 @@ class Service:
         return not self.draining and not self.reason
 
     async def answer(self, content: bytes, tta: bool, explain: bool, caller: str = "") -> dict:
-        """The `Reply` to one uploaded picture."""
+        """The answer to one uploaded picture, as JSON values."""
         picture = await self._decode(content, caller)
         return await self._compute(self._answer, picture, tta, explain)
 
