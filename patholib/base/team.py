@@ -33,8 +33,6 @@ class Team:
     count: int = 1
     local: int = 0  # its place among those of this machine
     messages: Any = None  # the group that text and bytes go through; gradients take the default one
-    passed: int = 0  # gathers of the pass over a batch that have been done
-    skipped: int = 0  # so many gathers of this pass were done by one that broke off
 
     def __deepcopy__(self, _) -> Team:
         return self  # a copy of a network still belongs to these processes
@@ -48,21 +46,14 @@ class Team:
         """The most that one process gets of so many things."""
         return -(-number // self.count)
 
-    def begin_pass(self, skipped: int = 0) -> None:
-        """From here on gathers are counted; the first `skipped` are not done and return this process's own part."""
-        self.passed, self.skipped = 0, skipped
-
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensors of all processes, (processes, ...), in their order and so the same bits everywhere."""
-        if self.count == 1 or self.passed < self.skipped:
-            found = tensor[None]
-        else:
-            from accelerate.utils import gather
+        if self.count == 1:
+            return tensor[None]
+        from accelerate.utils import gather
 
-            with connected(self.rank):
-                found = gather(tensor[None])
-        self.passed += 1
-        return found
+        with connected(self.rank):
+            return gather(tensor[None])
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces each tensor by its sum over the processes, in one exchange for all of them."""

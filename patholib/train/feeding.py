@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,13 +90,6 @@ class Feed:
         here.wait_event(ready)
         made.record_stream(here)  # or its memory would be given away while this stream still reads it
         return made
-
-    def emptied(self, batch: Batch) -> Batch:
-        """This process's share of the batch without any image."""
-        none: Any = self.views(batch)[:0]
-        if self.device.type == "cuda":
-            none = none, torch.cuda.current_stream(self.device).record_event()
-        return replace(batch, images=none, labels=batch.labels[:0], every_label=batch.whole)
 
 
 def check_classes(train: ImageSet, val: ImageSet) -> None:

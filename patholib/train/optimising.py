@@ -17,7 +17,7 @@ DROPOUT = 2  # the purpose of this draw, so that it shares no stream with anothe
 
 
 def step(state: State, batch: Batch) -> None:
-    """Forward, backward, clip, update; in smaller parts where GPU memory does not suffice.
+    """Forward, backward, clip, update; in smaller parts where GPU memory does not suffice for one process alone.
 
     Errors: nonfinite_loss (before any weight is changed), out_of_memory.
     """
@@ -30,11 +30,10 @@ def step(state: State, batch: Batch) -> None:
             sums = gradients(state, batch)
         except torch.OutOfMemoryError as lacking:
             error = str(lacking)
-        if error:  # out here the failed pass no longer holds memory
-            sums = _rest_of_failed_pass(state, batch)
-        if not _add_up(state, sums, lacks_memory=bool(error)):
+        if not error:
             break
-        _use_less_memory(state, len(batch.whole), error or "in another process")
+        _use_less_memory(state, len(batch.labels), error)  # out here the failed pass no longer holds memory
+    _add_up(state, sums)
     scaler.unscale_(state.optimizer)  # clipping is about the true gradient
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm or math.inf)
     loss, weight, right, norm = torch.stack([*sums, norm]).tolist()  # the one wait for the device in a step
@@ -49,14 +48,12 @@ def step(state: State, batch: Batch) -> None:
     _update_average(state)
 
 
-def gradients(state: State, batch: Batch, skipped: int = 0) -> list[torch.Tensor]:
+def gradients(state: State, batch: Batch) -> list[torch.Tensor]:
     """Sets the gradients of the batch's loss; returns [sum of the loss, its weight, number of right predictions].
 
     Computed in `progress.parts` parts. Each part's loss is divided by the weight of the whole batch, so that the
     gradients of all parts, and of all processes, add up to the gradient of the whole batch.
-    skipped: exchanges between processes that an earlier pass over this batch has already done.
     """
-    state.team.begin_pass(skipped)
     state.optimizer.zero_grad(set_to_none=True)
     views = state.feed.views(batch)  # (n, 3, H, W)
     labels = batch.labels.to(state.device, non_blocking=True)  # (n,)
@@ -75,37 +72,32 @@ def gradients(state: State, batch: Batch, skipped: int = 0) -> list[torch.Tensor
     return [total, weight, right]
 
 
-def _add_up(state: State, sums: list[torch.Tensor], lacks_memory: bool) -> bool:
-    """Adds up gradients, sums and requests to stop over all processes; returns whether one of them lacks memory."""
+def _add_up(state: State, sums: list[torch.Tensor]) -> None:
+    """Adds up gradients, sums and requests to stop over all processes."""
     if state.team.count == 1:
-        return lacks_memory
+        return
     total, _, right = sums
-    flags = torch.tensor([float(lacks_memory), *state.stop.requests()], device=state.device)
+    flags = torch.tensor(state.stop.requests(), device=state.device)
     of_weights = [p.grad for p in state.model.parameters() if p.grad is not None]
     state.team.add_up([*of_weights, total, right, flags])
-    lacking, *state.stop.agreed = flags.tolist()
-    return lacking > 0
-
-
-def _rest_of_failed_pass(state: State, batch: Batch) -> list[torch.Tensor]:
-    """After running out of memory: a pass without images, as the other processes wait for this one's exchanges."""
-    if state.team.count == 1:
-        return [torch.zeros((), device=state.device)] * 3
-    state.optimizer.zero_grad(set_to_none=True)
-    _empty_cache(state)
-    return gradients(state, state.feed.emptied(batch), skipped=state.team.passed)
+    state.stop.agreed = flags.tolist()
 
 
 def _use_less_memory(state: State, images: int, reason: str) -> None:
-    """Doubles the parts of a batch. Errors: out_of_memory, where parts are too small or statistics have to be exact."""
-    progress, share = state.progress, state.team.largest_share(images)
+    """Doubles the parts of a batch.
+
+    Errors: out_of_memory, where parts are too small or statistics have to be exact, and for one of several processes,
+    as the others wait for its share of this batch.
+    """
+    progress = state.progress
     learning = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in state.model.modules())
     fewest = 2 if learning else 1  # BatchNorm needs two images for a deviation
-    refused = learning and state.recipe.micro_batches == "exact"
-    if refused or share // (2 * progress.parts) < fewest:
+    several = state.team.count > 1
+    refused = learning and state.recipe.micro_batches == "exact" and not several
+    if refused or several or images // (2 * progress.parts) < fewest:
         raise PathoError(
             "out_of_memory",
-            f"batch of {share} images",
+            f"batch of {images} images",
             "does not fit into the GPU's memory"
             + (", and in parts BatchNorm would compute other statistics" if refused else ""),
             "Lower batch_size or image_size" + (', or allow parts with micro_batches="always"' if refused else ""),

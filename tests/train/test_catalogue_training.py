@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from tiny import TINY, image_set, open_run, pictures, prepare, same_bits, train,
 
 from patholib.base import files, locks
 from patholib.base.errors import PathoError
+from patholib.base.team import Team
 from patholib.data import batching
 from patholib.model import architectures, augment, losses, networks, recipes
 from patholib.model.building import build
@@ -216,6 +218,19 @@ def test_T03_a_batch_that_cannot_be_made_smaller_stops(tmp_path, monkeypatch, ca
     error = refusal(train, tmp_path, replace(TINY, micro_batches="always"))
     assert error.code == "out_of_memory"
     catalogue("T03", "not even two images fit", error)
+
+
+def test_T03_where_one_of_several_processes_lacks_memory_the_run_ends(monkeypatch, catalogue):
+    state = SimpleNamespace(model=build(TINY), recipe=replace(TINY, micro_batches="always"), team=Team(count=2))
+    state.progress, state.scaler = SimpleNamespace(epoch=0, step=0, parts=1), None
+
+    def lacking(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(optimising, "gradients", lacking)
+    error = refusal(optimising.step, state, SimpleNamespace(labels=torch.zeros(16)))
+    assert error.code == "out_of_memory" and "batch_size" in error.remedy
+    catalogue("T03", "out of GPU memory in one of several processes", error)
 
 
 # --- T05, T21: asked to stop ------------------------------------------------------------------------------------------

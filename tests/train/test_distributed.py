@@ -32,7 +32,7 @@ from patholib.base import files, locks
 from patholib.base.errors import PathoError
 from patholib.base.team import ALONE, Team, check_gpus
 from patholib.judge import predicting
-from patholib.model import batchnorms, colour, networks, recipes
+from patholib.model import batchnorms, colour, recipes
 from patholib.model.recipes import Stage
 from patholib.train import checkpoints, handover, launching, optimising, runs, saving, training
 from patholib.train.state import State
@@ -271,51 +271,6 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 
 # --- what goes wrong in one of them ---
-
-
-def lacking_memory(rank):
-    """Lets that process have memory for two images at once, in the middle of the network."""
-
-    def prepare(patch, own):
-        def limited(module, given, _output):
-            if own.rank == rank and torch.is_grad_enabled() and len(given[0]) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-
-        build = networks.Classifier.train
-
-        def hooked(self, mode=True):
-            if not getattr(self, "limited", False):
-                self.limited = self.net.layer2[0].register_forward_hook(limited)
-            return build(self, mode)
-
-        patch.setattr(networks.Classifier, "train", hooked)
-
-    return prepare
-
-
-class Lacking:
-    """`lacking_memory` as something that can be sent to another process."""
-
-    def __init__(self, rank):
-        self.rank = rank
-
-    def __call__(self, patch, own):
-        lacking_memory(self.rank)(patch, own)
-
-
-def test_where_one_lacks_memory_all_compute_in_parts(tmp_path):
-    recipe = replace(STILL, micro_batches="always")
-    found = team(2, tmp_path / "results", several.train, tmp_path / "run", recipe, (32, 16), Lacking(1))
-    assert same(*found) and found[0]["history"]["micro_batch"] == [2, 2]
-    logged = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
-    assert [(event["event"], event["parts"]) for event in logged] == [("out_of_memory", 2)]
-    state = found[0]["model"]
-    assert all(torch.isfinite(value).all() for value in state.values())
-
-
-def test_where_one_lacks_memory_and_batchnorm_learns_all_are_refused(tmp_path):
-    found = team(2, tmp_path / "results", several.train, tmp_path / "run", STILL, (32, 16), Lacking(0))
-    assert [one["error"] for one in found] == ["out_of_memory"] * 2
 
 
 class Poison:
