@@ -124,7 +124,6 @@ def norms(own, maps, slopes, shares):
         "slope": mine.grad,
         "gradients": gradients,
         "state": dict(norm.state_dict()),
-        "exchanges": own.passed,
     }
 
 
