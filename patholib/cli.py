@@ -307,8 +307,6 @@ def download(parser: argparse.ArgumentParser) -> Run:
         "data/weights; on Kaggle temp instead of data)"
     )
     _add(parser, "--to", text, "FOLDER")
-    text = "official, or kaggle: a copy there, with the package kagglehub (default: official)"
-    _add(parser, "--from", text, "ORIGIN", dest="origin", default="official", choices=("official", "kaggle"))
     _add(parser, "--accept-licence", "accept the licence, which is printed first, without being asked")
     _add(parser, "--remove-archive", "delete an archive once it is unpacked")
 
@@ -324,7 +322,7 @@ def download(parser: argparse.ArgumentParser) -> Run:
     def run(given: argparse.Namespace) -> int:
         from patholib.model.downloading import fetch_by_name
 
-        fetch_by_name(given.what, lambda terms: agree(given, terms), given.to, given.origin, given.remove_archive)
+        fetch_by_name(given.what, lambda terms: agree(given, terms), given.to, given.remove_archive)
         return OK
 
     return run

@@ -80,7 +80,6 @@ def summary(auc=0.95, sensitivity=0.95, support=(100, 200), classes=RECIPE.class
         "patients": {
             "column": "case",
             "patients": 21,
-            "one_patient": {"share": 1 / 21, "auc": {"low": 0.93, "high": 0.96}},
             "two_labels": {"patients": 1, "names": ["14-13412"]},
             "recognition_rate": number(0.876),
             "summary": None,

@@ -10,24 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patholib.base import files, places
-from patholib.base.errors import PathoError, shown
+from patholib.base.errors import PathoError
 from patholib.data import archives, fetch, readers
 from patholib.data.readers.sources import SOURCES, Source, SourceFile
 
 
-def dataset(
-    kind: str,
-    agree: Callable[[str], bool],
-    folder: str | Path | None = None,
-    origin: str = "official",
-    remove: bool = False,
-) -> Path:
+def dataset(kind: str, agree: Callable[[str], bool], folder: str | Path | None = None, remove: bool = False) -> Path:
     """The folder of a whole data set: what is missing is fetched, unpacked and read once.
 
     agree: gets the licence and the citation and returns whether they are accepted; nothing is fetched before.
-    folder: by default <kind> in `files.remade`, where `readers.load` finds it. origin: "official" or "kaggle".
+    folder: by default <kind> in `files.remade`, where `readers.load` finds it.
     remove: deletes an archive once it is unpacked.
-    Errors: licence_not_accepted, folder_exists, extra_missing (kagglehub), those of `fetch.fetch`, `archives.extract`
+    Errors: licence_not_accepted, folder_exists, those of `fetch.fetch`, `archives.extract`
     and of the reader.
     """
     source = SOURCES[kind]
@@ -38,18 +32,15 @@ def dataset(
     if place and (place != folder or not missing or source.files[-1] in missing):  # and so not half fetched by this
         print(f"{source.title}: is there already" + ("; --to FOLDER fetches it a second time" if usual else ""))
         return _read(source, place)
-    if origin == "official":
-        _refuse_foreign(missing, folder)
-        _check_space(missing, folder)
-    if not agree(terms(kind, folder, origin)):
+    _refuse_foreign(missing, folder)
+    _check_space(missing, folder)
+    if not agree(terms(kind, folder)):
         raise PathoError(
             "licence_not_accepted",
             source.title,
             "is not fetched before its licence is accepted",
             "Read it above, and call again with --accept-licence",
         )
-    if origin == "kaggle":
-        return _read(source, _from_kaggle(kind))
     _fetch_and_unpack(missing, folder, remove)
     return _read(source, folder)
 
@@ -80,7 +71,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise PathoError(error.code, archive.name, reason, "Call again to have it fetched anew") from error
 
 
-def terms(kind: str, folder: Path, origin: str = "official") -> str:
+def terms(kind: str, folder: Path) -> str:
     """What to know before a data set is fetched: licence, citation, sources and sizes."""
     source = SOURCES[kind]
     lines = [
@@ -88,14 +79,11 @@ def terms(kind: str, folder: Path, origin: str = "official") -> str:
         f"Licence: {source.licence} {source.licence_page}",
         *[f"Cite: {text}" for text in source.cite],
         f"Its makers' page: {source.page}",
-    ]
-    if origin == "kaggle":
-        lines.append(f"From a copy that somebody made: https://www.kaggle.com/datasets/{source.kaggle}")
-    else:
-        lines += [
+        *[
             f"From {file.url}, about {file.about / 1e6:,.0f} MB" + ("" if file.sha256 else ", no checksum published")
             for file in source.files
-        ]
+        ],
+    ]
     passing = places.host() == "Kaggle" and folder.is_relative_to(files.remade())
     return "\n".join(
         [*lines, f"To {folder}" + (", which ends with this session: attached data stay" if passing else "")]
@@ -144,29 +132,3 @@ def _read(source: Source, folder: Path) -> Path:
     odd = "" if source.images in (None, images) else f", although {source.images:,} were published"
     print(f"{source.title}: {images:,} images in {folder}{odd}. Train on them: -p data {folder}")
     return folder
-
-
-def _from_kaggle(kind: str) -> Path:
-    """The folder of a copy on Kaggle: attached in a Kaggle notebook, else in the cache of kagglehub."""
-    handle = SOURCES[kind].kaggle
-    try:
-        import kagglehub
-    except ImportError:
-        raise PathoError(
-            "extra_missing",
-            "kagglehub",
-            "is needed for data sets from Kaggle and is not installed",
-            "pip install kagglehub, or leave out --from kaggle",
-        ) from None
-    try:
-        where = Path(kagglehub.dataset_download(handle))
-    except Exception as error:  # it has errors of its own, and those of what it uses
-        raise PathoError(
-            "download_failed",
-            f"https://www.kaggle.com/datasets/{handle}",
-            shown(error),
-            "Call again; where Kaggle wants to know who you are, see kagglehub.login()",
-        ) from error
-    found = readers.find(kind, where).path
-    assert found is not None, "a folder that is named is found, or refused"
-    return found

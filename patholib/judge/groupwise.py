@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from patholib.judge import intervals, metric_table, metrics, resampled, rules
@@ -27,9 +26,6 @@ UNITS = {
 def units(column: str) -> str:
     """What the values of an id column are, in the plural; of a column that is not known, groups."""
     return UNITS.get(column, "groups")
-
-
-ONE_BY_ONE = 500  # patients up to which the range without one is given; of more, one hardly changes a number
 
 
 def of_subgroup(row: Mapping, name: str) -> dict:
@@ -143,30 +139,4 @@ def patient_summary(
         rate = intervals.Estimate(None, missing="every patient has two labels")
         return {**found, "recognition_rate": rate.to_json(), "summary": None}
     rate = intervals.mean_of(patients["score"], patients["group"], "share")
-    return {
-        **found,
-        "recognition_rate": rate.to_json(),
-        "summary": metrics.summary(patients, classes, positive, at),
-        "one_patient": _without_one(predictions, patients, classes, positive, column, threshold),
-    }
-
-
-def _without_one(predictions, patients, classes, positive, column, threshold) -> dict:
-    """How much one patient matters: its `share` of the recognition rate, and the range of the numbers without one.
-
-    `low` and `high` of the rate and of the headline metrics, each patient being left out once; not of many patients.
-    """
-    found = {"share": 1 / len(patients)}
-    if not 2 < len(patients) <= ONE_BY_ONE:
-        return found
-    scores = patients["score"].to_numpy()
-    ranges = {"recognition_rate": (scores.sum() - scores) / (len(scores) - 1)}
-    of_patients = predictions.assign(group=patient_of_each(predictions, column))
-    counted = resampled.tally(of_patients, classes, positive, threshold)
-    overall, _ = resampled.values(counted)
-    ranges |= {name: overall[name][1:] for name in metric_table.headline(by_threshold=False)}
-    return found | {
-        name: {"low": float(np.nanmin(values)), "high": float(np.nanmax(values))}
-        for name, values in ranges.items()
-        if not np.isnan(values).all()
-    }
+    return {**found, "recognition_rate": rate.to_json(), "summary": metrics.summary(patients, classes, positive, at)}

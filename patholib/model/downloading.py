@@ -18,15 +18,11 @@ WEIGHTS = {"weights": OF_RECIPES} | {f"weights-{arch}": (arch,) for arch in arch
 
 
 def fetch_by_name(
-    what: str,
-    agree: Callable[[str], bool],
-    folder: str | Path | None = None,
-    origin: str = "official",
-    remove: bool = False,
+    what: str, agree: Callable[[str], bool], folder: str | Path | None = None, remove: bool = False
 ) -> list[Path]:
     """Fetches "breakhis", "isic2019", "weights" or "weights-<network>": see `downloads.dataset` and `fetch_weights`."""
     if what in sources.downloadable():
-        return [downloads.dataset(what, agree, folder, origin, remove)]
+        return [downloads.dataset(what, agree, folder, remove)]
     if what not in WEIGHTS:
         known = (*sources.downloadable(), *WEIGHTS)
         raise PathoError("unknown_source", what, "cannot be fetched", nearest(what, known))

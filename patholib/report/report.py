@@ -128,7 +128,6 @@ def _results(run: Record) -> dict:
         "unit": units(patients.get("column", ""))[:-1],
         "two_labels": (patients.get("two_labels") or {}).get("patients", 0),
         "rate": readable(patients.get("recognition_rate")),
-        "one_patient": patients.get("one_patient"),
     }
 
 

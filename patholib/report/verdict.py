@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +10,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from patholib.base import files, pages
-from patholib.base.errors import shown
 from patholib.data import manifest
 from patholib.judge import gains, gradcam, trust
 from patholib.judge.intervals import FEWEST_GROUPS
 from patholib.judge.metric_table import words
 from patholib.judge.metrics import readable
-from patholib.model import recipes
 from patholib.report import markdown
 from patholib.report.markdown import count, text
 from patholib.report.records import Record
@@ -107,27 +104,16 @@ def _rarer(run: Record) -> Markup | str:
 
 
 def _all_tested(run: Record) -> str:
-    """Advice to cross-validate, with the command; "" where a class has fewer groups than three folds need."""
+    """Advice to cross-validate; "" where a class has fewer groups than three folds need."""
     if run.split is None or run.fold:
         return ""
     folds = min(FOLDS, int(run.split.groupby("label")["group"].nunique().min()))
     if folds < 3:
         return ""
-    said = f" Repeated cross-validation tests all {run.units} and shows how much the result depends on the split"
-    command = _command(run, folds)
-    notes = [] if run.demo else ["DATA: the images of this run"]
-    notes += [] if "options" in run.run else ["with the parameters of this run, which it has not noted"]
-    return f"{said}: `{command}`" + (f" ({'; '.join(notes)})" if notes else "") if command else f"{said}."
-
-
-def _command(run: Record, folds: int) -> str:
-    """What trains this recipe in folds; "" for a recipe that no parameters of `patholib train` give."""
-    given = run.run.get("options", {"recipe": run.recipe.name})  # an older run has not noted its parameters
-    if given.get("recipe") not in recipes.RECIPES:
-        return ""
-    given = given | {"data": "demo" if run.demo else "DATA", "folds": folds, "repeats": REPEATS}
-    words = " ".join(f"-p {name} {shlex.quote(shown(value))}" for name, value in given.items() if name != "recipe")
-    return "" if "`" in words else f"patholib train {given['recipe']} {words}"
+    return (
+        f" Repeated cross-validation tests all {run.units} and shows how much the result depends on the split "
+        f"(`-p folds {folds} -p repeats {REPEATS}`)."
+    )
 
 
 def _heatmaps(facts: Mapping | None) -> tuple[Markup, bool]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 import time
-import types
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from PIL import Image
 from patholib import cli
 from patholib.base import files
 from patholib.base.errors import PathoError
-from patholib.data import archives, demo, downloads, fetch, readers
+from patholib.data import demo, downloads, fetch, readers
 from patholib.data.readers import isic2019
 from patholib.data.readers.sources import SOURCES, downloadable
 from patholib.model import downloading
@@ -210,7 +209,6 @@ def test_the_terms_say_licence_citation_addresses_and_sizes():
             *(file.url for file in SOURCES[kind].files),
         ):
             assert text in terms
-    assert "www.kaggle.com/datasets/andrewmvd/isic-2019" in downloads.terms("isic2019", Path(), "kaggle")
 
 
 def test_the_table_of_sources_fits_the_readers():
@@ -328,63 +326,6 @@ def test_the_refusal_of_an_absent_data_set_names_the_command(kind, project):
 
 
 # -------------------------------------------------------------------------------------------------------------- Kaggle
-
-
-@pytest.fixture
-def kagglehub(tmp_path, monkeypatch):
-    """Stands for the package: hands out a cache that looks like Kaggle's copies."""
-    cache, asked = tmp_path / "cache", []
-
-    def dataset_download(handle):
-        asked.append(handle)
-        where = cache / handle / "versions" / "4"
-        if not where.exists() and "breakhis" in handle:
-            archive = tmp_path / "kaggle.tar.gz"
-            archive.write_bytes(breakhis_archive())
-            archives.extract(archive, where / "BreaKHis_v1")
-        elif not where.exists():
-            given = isic_files()
-            (tmp_path / "kaggle.zip").write_bytes(given.pop("ISIC_2019_Training_Input.zip"))
-            archives.extract(tmp_path / "kaggle.zip", where / "ISIC_2019_Training_Input")
-            for name, content in given.items():
-                (where / name).write_bytes(content)
-        return str(where)
-
-    module = types.ModuleType("kagglehub")
-    module.dataset_download = dataset_download
-    module.asked, module.cache = asked, cache
-    monkeypatch.setitem(sys.modules, "kagglehub", module)
-    return module
-
-
-@pytest.mark.parametrize(("kind", "handle"), [("breakhis", "ambarish/breakhis"), ("isic2019", "andrewmvd/isic-2019")])
-def test_a_copy_on_kaggle_is_fetched_and_its_folder_named(kagglehub, capsys, kind, handle):
-    assert cli.main(["download", kind, "--from", "kaggle", "--accept-licence"]) == 0
-    out = capsys.readouterr().out
-    assert f"https://www.kaggle.com/datasets/{handle}" in out and kagglehub.asked == [handle]
-    folder = Path(out.strip().rpartition("-p data ")[2])
-    assert folder.is_relative_to(kagglehub.cache) and len(readers.load(kind, folder).table) == 2
-
-
-def test_in_a_kaggle_notebook_the_data_stay_where_they_are(kagglehub, project, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATHOLIB_MOUNTS", str(kagglehub.cache))
-    assert downloading.fetch_by_name("breakhis", yes, origin="kaggle")[0].is_relative_to(kagglehub.cache)
-    assert not (project / "data").exists()
-
-
-def test_without_kagglehub_the_remedy_is_said(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "kagglehub", None)
-    assert cli.main(["download", "breakhis", "--from", "kaggle", "--accept-licence"]) == 2
-    assert "pip install kagglehub, or leave out --from kaggle" in capsys.readouterr().err
-
-
-def test_a_refusal_of_kaggle_is_handed_on(kagglehub, monkeypatch):
-    def forbidden(handle):
-        raise RuntimeError("403 Client Error.\nYou don't have permission")
-
-    monkeypatch.setattr(kagglehub, "dataset_download", forbidden)
-    error = refusal("download_failed", "breakhis", yes, origin="kaggle")
-    assert "403 Client Error." in error.reason and "\n" not in str(error) and "kagglehub.login()" in error.remedy
 
 
 @pytest.fixture

@@ -515,21 +515,6 @@ def test_the_recognition_rate_is_the_mean_of_the_patient_scores():
     assert at_high == pytest.approx((0.5 + 1) / 2)
 
 
-def test_how_far_one_patient_moves_the_numbers():
-    predictions = random_table(40, n=200, classes=BINARY, n_groups=12).assign(label="benign")
-    predictions.loc[predictions["group"] < "g2", "label"] = "malignant"
-    predictions["case"] = predictions["group"]
-    found = groupwise.patient_summary(predictions, BINARY, "malignant")["one_patient"]
-    without = {name: predictions[predictions["case"] != name] for name in predictions["case"].unique()}
-    assert found["share"] == 1 / len(without)
-    rates = [recognition_rate(rows, BINARY, "malignant") for rows in without.values()]
-    aucs = [metrics.summary(rows, BINARY, "malignant")["metrics"]["auc"]["value"] for rows in without.values()]
-    assert list(found["recognition_rate"].values()) == pytest.approx([min(rates), max(rates)])
-    assert list(found["auc"].values()) == pytest.approx([min(aucs), max(aucs)])
-    many = random_table(41, n=1200, classes=BINARY, n_groups=700).assign(label="benign")
-    assert list(groupwise.patient_summary(many, BINARY, "malignant", "group")["one_patient"]) == ["share"]
-
-
 def test_a_patient_with_two_labels_is_counted_and_left_out():
     assert groupwise.with_two_labels(patients()) == ["c"]
     found = groupwise.patient_summary(patients(), BINARY, "malignant")

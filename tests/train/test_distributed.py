@@ -119,12 +119,7 @@ def norms(own, maps, slopes, shares):
     (given * slopes[rows]).sum().backward()
     gradients = [p.grad for p in norm.parameters()]
     own.add_up(gradients)
-    return {
-        "maps": given.detach(),
-        "slope": mine.grad,
-        "gradients": gradients,
-        "state": dict(norm.state_dict()),
-    }
+    return {"maps": given.detach(), "slope": mine.grad, "gradients": gradients, "state": dict(norm.state_dict())}
 
 
 def coloured(own, images):
