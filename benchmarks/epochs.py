@@ -18,10 +18,11 @@ from unittest import mock
 
 import numpy as np
 from harness import markdown
+from sklearn.metrics import roc_auc_score
 
 from patholib.base.errors import PathoError
 from patholib.data import checking, readers
-from patholib.judge import calibration, ranking
+from patholib.judge import calibration
 from patholib.model import profiles, recipes, schedules
 from patholib.study import Study
 from patholib.train import loop
@@ -86,10 +87,10 @@ def judged(one: dict, k: int) -> np.ndarray:
         val = np.isin(groups, rng.choice(names, k, replace=False))
         if labels[val].all() or not labels[val].any():
             continue
-        scores = [ranking.auc(labels[val], p[val]) for p in probs]
+        scores = [roc_auc_score(labels[val], p[val]) for p in probs]
         best, last = schedules.best_epoch(recipes.BREAKHIS, scores), len(scores) - 1
         ends = [n for n in range(last + 1) if schedules.should_stop(recipes.BREAKHIS, scores[: n + 1])]
-        aucs = [ranking.auc(labels[~val], probs[epoch][~val]) for epoch in (best, last, (*ends, last)[0])]
+        aucs = [roc_auc_score(labels[~val], probs[epoch][~val]) for epoch in (best, last, (*ends, last)[0])]
         losses = [log_loss(probs[epoch], labels, val) for epoch in (best, last)]
         rows.append([*aucs, *losses, aucs[0] < aucs[1]])
     return np.mean(rows, axis=0)

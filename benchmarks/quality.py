@@ -39,11 +39,12 @@ import harness
 import numpy as np
 import pandas as pd
 from harness import Mark, markdown
+from sklearn.metrics import roc_curve
 
 from patholib.base import cpu, files
 from patholib.base.errors import PathoError
 from patholib.data import checking, demo, manifest, readers, splitting
-from patholib.judge import calibration, metrics, predicting, ranking, rules
+from patholib.judge import calibration, metrics, predicting, rules
 from patholib.model import profiles, recipes
 from patholib.train import origin
 
@@ -690,8 +691,8 @@ def sensitivity_at(labels: np.ndarray, scores: np.ndarray, specificity: float = 
     """
     if labels.all() or not labels.any():
         return float("nan")
-    sensitivity, reached, _ = ranking.operating_points(labels, scores)
-    return float(sensitivity[reached >= specificity].max(initial=0.0))
+    alarm, sensitivity, _ = roc_curve(labels, scores, drop_intermediate=False)
+    return float(sensitivity[1 - alarm >= specificity].max())
 
 
 # --- the sections ---

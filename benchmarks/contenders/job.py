@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also without an 
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from patholib.base import files
-from patholib.judge import ranking
 from patholib.model import architectures, recipes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as every rival with random weights normalises
@@ -121,8 +121,8 @@ def point(job: Job, epoch: int, seconds: float, probs: np.ndarray) -> dict:
     return {
         "epoch": epoch,
         "seconds": round(seconds, 2),
-        "val_auc": ranking.auc(place, probs if probs.shape[1] > 2 else probs[:, 1]),
-        "val_balanced_accuracy": ranking.balanced_accuracy(place, probs.argmax(axis=1)),
+        "val_auc": roc_auc_score(place, probs if probs.shape[1] > 2 else probs[:, 1], multi_class="ovr"),
+        "val_balanced_accuracy": balanced_accuracy_score(place, probs.argmax(axis=1)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Curves over all thresholds: ROC, precision-recall, net benefit, abstention."""
+"""Curves over all thresholds that metrics.json keeps: net benefit, abstention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from patholib.base.errors import PathoError
 from patholib.judge import resampled, rules
 
 if TYPE_CHECKING:
@@ -69,83 +68,3 @@ def abstention(
 def _log_odds(p):
     p = np.clip(p, np.finfo(float).eps, 1 - np.finfo(float).eps)
     return np.log(p) - np.log1p(-p)
-
-
-def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(1 - specificity, sensitivity, thresholds), thresholds falling, the first of them infinite.
-
-    labels (N,): True where positive. One point per distinct score, so ties are one straight step. Errors: one_class,
-    bad_scores.
-    """
-    true, false, thresholds = _above(labels, scores)
-    if true[-1] == 0 or false[-1] == 0:
-        raise PathoError("one_class", "ROC curve", "needs positive and negative labels", "Leave this curve out")
-    start = np.zeros(1)
-    return (
-        np.concatenate([start, false / false[-1]]),
-        np.concatenate([start, true / true[-1]]),
-        np.concatenate([[np.inf], thresholds]),
-    )
-
-
-def pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(precision, sensitivity, thresholds), thresholds rising; a last point (1, 0) has no threshold.
-
-    labels (N,): True where positive. Errors: one_class, bad_scores.
-    """
-    true, false, thresholds = _above(labels, scores)
-    _need_positive(true, "precision curve")
-    precision, sensitivity = true / (true + false), true / true[-1]
-    return np.append(precision[::-1], 1.0), np.append(sensitivity[::-1], 0.0), thresholds[::-1]
-
-
-def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """The area under the ROC curve; None if only one class occurs.
-
-    labels (N,): class indices. scores: of class 1 (N,), or probabilities (N, C). Ties count half. Of more than two
-    classes the mean of each class against the rest, over the classes that occur.
-    """
-    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
-    of_class = dict(enumerate(scores.T if scores.ndim == 2 else np.stack([-scores, scores])))
-    if len(of_class) == 2:
-        of_class = {1: of_class[1]}  # class 0 against the rest is the same number
-    one_group = np.zeros(len(labels), int)
-    aucs = [resampled.aucs(labels == k, column, one_group)[0] for k, column in of_class.items() if (labels == k).any()]
-    return float(np.mean(aucs)) if len(np.unique(labels)) > 1 else None
-
-
-def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float | None:
-    """The mean sensitivity of the classes that occur, from class indices (N,); None if only one occurs."""
-    labels, predicted = np.asarray(labels), np.asarray(predicted)
-    sensitivities = [(predicted[labels == k] == k).mean() for k in np.unique(labels)]
-    return float(np.mean(sensitivities)) if len(sensitivities) > 1 else None
-
-
-def operating_points(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(sensitivity, specificity, thresholds), thresholds rising, one per distinct score; labels (N,): True if positive.
-
-    Predicted positive is what reaches the threshold. Errors: one_class, bad_scores.
-    """
-    alarm, sensitivity, thresholds = roc_curve(labels, scores)
-    return sensitivity[:0:-1], 1 - alarm[:0:-1], thresholds[:0:-1]
-
-
-def _need_positive(true: np.ndarray, subject: str) -> None:
-    if true[-1] == 0:
-        raise PathoError("one_class", subject, "needs a positive label", "Split again, or name another positive class")
-
-
-def _above(labels, scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positives and negatives at or above each distinct score, highest score first."""
-    labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
-    if not len(scores) or len(labels) != len(scores) or not np.isfinite(scores).all():
-        raise PathoError(
-            "bad_scores",
-            "curve",
-            "needs as many finite scores as labels, and at least one",
-            "Pass one label and one score per image",
-        )
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of each run of equal scores
-    true = np.cumsum(labels[order])[last].astype(float)
-    return true, last + 1 - true, scores[order][last]

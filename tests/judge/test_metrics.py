@@ -19,18 +19,6 @@ def values(found):
 # ---- against scikit-learn -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decimals", [None, 1])
-@pytest.mark.parametrize("classes", [BINARY, THREE])
-def test_the_numbers_of_bare_arrays_are_those_of_the_summary(classes, decimals):
-    predictions = random_table(3, classes=classes, decimals=decimals)
-    labels = np.array([classes.index(name) for name in predictions["label"]])
-    probs = predictions[[f"p_{c}" for c in classes]].to_numpy()
-    found = values(metrics.summary(predictions, classes))
-    assert ranking.auc(labels, probs) == pytest.approx(found["auc"], abs=1e-15)
-    assert ranking.balanced_accuracy(labels, probs.argmax(axis=1)) == pytest.approx(found["balanced_accuracy"])
-    assert ranking.auc(labels, probs[:, 1]) == pytest.approx(reference.roc_auc_score(labels == 1, probs[:, 1]))
-
-
 @pytest.mark.parametrize("classes", [BINARY, THREE])
 def test_the_numbers_without_a_group_are_the_summary_of_the_other_rows(classes):
     """With ties, and with groups that have images of several classes."""
@@ -46,22 +34,6 @@ def test_the_numbers_without_a_group_are_the_summary_of_the_other_rows(classes):
         for metric in found["per_class"][classes[0]].keys() & of_classes.keys():
             theirs = [found["per_class"][c][metric]["value"] for c in classes]
             assert of_classes[metric][g].tolist() == pytest.approx(theirs), metric
-
-
-@pytest.mark.parametrize("decimals", [None, 1])
-def test_curves_equal_scikit_learn(decimals):
-    predictions = random_table(5, classes=BINARY, decimals=decimals)
-    true, scores = predictions["label"] == "malignant", predictions["p_malignant"]
-    for ours, theirs in zip(
-        ranking.roc_curve(true, scores), reference.roc_curve(true, scores, drop_intermediate=False), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-    for ours, theirs in zip(
-        ranking.pr_curve(true, scores), reference.precision_recall_curve(true, scores), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-    false_rate, sensitivity, _ = ranking.roc_curve(true, scores)
-    assert np.trapezoid(sensitivity, false_rate) == pytest.approx(ranking.auc(true, scores), abs=1e-14)
 
 
 SHARES = {"MEL": 0.1, "NV": 0.7, "BCC": 0.2}
@@ -107,7 +79,7 @@ def test_of_true_probabilities_the_shares_give_the_highest_balanced_accuracy():
     probs = likely / likely.sum(axis=1, keepdims=True)
 
     def balanced(bars) -> float:
-        return ranking.balanced_accuracy(
+        return reference.balanced_accuracy_score(
             labels, rules.predicted(probs, THREE, threshold=dict(zip(THREE, bars, strict=True)))
         )
 
@@ -193,9 +165,12 @@ def test_a_small_case_worked_by_hand():
 
 
 def test_a_tie_counts_half():
-    assert ranking.auc([1, 0], [0.5, 0.5]) == 0.5
-    assert ranking.auc([1, 1, 0, 0], [0.5, 0.9, 0.5, 0.1]) == pytest.approx(3.5 / 4)
-    assert ranking.auc([1, 1, 0], [0.3, 0.3, 0.3]) == 0.5
+    for labels, scores, auc in (
+        ([1, 0], [0.5, 0.5], 0.5),
+        ([1, 1, 0, 0], [0.5, 0.9, 0.5, 0.1], 3.5 / 4),
+        ([1, 1, 0], [0.3, 0.3, 0.3], 0.5),
+    ):
+        assert values(metrics.summary(binary(labels, scores), BINARY, "malignant"))["auc"] == pytest.approx(auc)
 
 
 def test_an_image_at_the_threshold_is_called_positive():
@@ -319,14 +294,6 @@ def test_only_predictions_of_the_same_images_are_compared():
 # ---- thresholds -----------------------------------------------------------------------------------------------------
 
 
-def test_the_working_points_are_those_of_the_curve():
-    predictions = random_table(33, classes=BINARY, decimals=1)
-    true, scores = (predictions["label"] == "malignant").to_numpy(), predictions["p_malignant"].to_numpy()
-    for sensitivity, specificity, at in zip(*ranking.operating_points(true, scores), strict=True):
-        assert sensitivity == pytest.approx((scores[true] >= at).mean())
-        assert specificity == pytest.approx((scores[~true] < at).mean())
-
-
 def test_net_benefit_worked_by_hand():
     # At 0.5 an alarm costs as much as a find is worth: (2 - 1) / 4; at 0.8 four times as much: (1 - 0) / 4.
     found = ranking.decision_curve(binary([1, 1, 0, 0], [0.9, 0.6, 0.7, 0.2]), "malignant")
@@ -372,8 +339,6 @@ def test_one_class_leaves_auc_undefined_and_says_so():
     assert found["metrics"]["specificity"]["undefined"] == "every image is of this class"
     assert found["metrics"]["sensitivity"]["value"] == pytest.approx(2 / 3)
     assert found["per_class"]["benign"]["sensitivity"]["undefined"] == "no image is of this class"
-    assert ranking.auc([1, 1], [0.1, 0.2]) is None
-    assert ranking.balanced_accuracy([1, 1], [0, 1]) is None
     json.dumps(found, allow_nan=False)
 
 
@@ -435,11 +400,6 @@ def test_what_cannot_be_judged_is_refused_by_name():
         with pytest.raises(PathoError) as refusal:
             metrics.summary(*arguments)
         assert refusal.value.code == code
-    for curve in (ranking.roc_curve, ranking.pr_curve):
-        with pytest.raises(PathoError, match="label"):
-            curve(np.array([False, False]), np.array([0.1, 0.2]))
-        with pytest.raises(PathoError, match="finite"):
-            curve(np.array([True, False]), np.array([np.nan, 0.2]))
 
 
 # ---- subgroups ------------------------------------------------------------------------------------------------------

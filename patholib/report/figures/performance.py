@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from patholib.judge import metric_table, ranking
+from patholib.judge import metric_table
 from patholib.report.figures import style
 
 NUMBERED = 20  # most classes whose confusion matrix has numbers in its cells
@@ -153,10 +154,7 @@ def ranked_classes(labels, probs, classes, positive) -> list[Ranked]:
 
 def _auc(one: Ranked) -> float:
     """Infinite where it is undefined."""
-    if not one.defined:
-        return math.inf
-    alarm, sensitivity, _ = ranking.roc_curve(one.truth, one.score)
-    return float(np.trapezoid(sensitivity, alarm))
+    return roc_auc_score(one.truth, one.score) if one.defined else math.inf
 
 
 def draw_roc(axes, ranked: Sequence[Ranked], threshold: float | None = None) -> None:
@@ -166,8 +164,8 @@ def draw_roc(axes, ranked: Sequence[Ranked], threshold: float | None = None) -> 
         if not one.defined:
             axes.plot([], [], label=one.label("AUC", None), **one.look)
             continue
-        alarm, sensitivity, scores = ranking.roc_curve(one.truth, one.score)
-        axes.plot(alarm, sensitivity, label=one.label("AUC", np.trapezoid(sensitivity, alarm)), **one.look)
+        alarm, sensitivity, scores = roc_curve(one.truth, one.score, drop_intermediate=False)
+        axes.plot(alarm, sensitivity, label=one.label("AUC", roc_auc_score(one.truth, one.score)), **one.look)
         if threshold is not None:
             at = np.searchsorted(-scores, -threshold, side="right") - 1  # the last that reaches it
             _mark(axes, alarm[at], sensitivity[at], threshold)
@@ -182,8 +180,8 @@ def _draw_pr(axes, ranked: Sequence[Ranked], threshold: float | None = None) -> 
         if not one.truth.any():
             axes.plot([], [], label=one.label("AP", None), **one.look)
             continue
-        precision, recall, scores = ranking.pr_curve(one.truth, one.score)  # recall falls to 0
-        average = -np.sum(np.diff(recall) * precision[:-1])  # step-wise, no interpolation
+        precision, recall, scores = precision_recall_curve(one.truth, one.score)  # recall falls to 0
+        average = average_precision_score(one.truth, one.score)  # step-wise, no interpolation
         axes.step(
             recall, np.append(precision[:-1], precision[-2]), where="post", label=one.label("AP", average), **one.look
         )

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import roc_curve
 
-from patholib.judge import ranking
 from patholib.report.figures import performance, style
 
 NO_POSITIVE = "no positive class is set: the class with the largest probability is predicted"
@@ -79,8 +79,9 @@ def thresholds(
     if truth.all() or not truth.any():
         axes.text(0.5, 0.5, f"undefined: no image is {'negative' if truth.all() else style.plain(name)}", ha="center")
     else:
-        sensitivity, specificity, at = ranking.operating_points(truth, score)
-        at, sensitivity, specificity = np.r_[0, at, 1], np.r_[1, sensitivity, 0], np.r_[0, specificity, 1]
+        alarm, sensitivity, at = roc_curve(truth, score, drop_intermediate=False)  # thresholds fall from infinity
+        at, sensitivity = np.r_[0, at[:0:-1], 1], np.r_[1, sensitivity[::-1]]
+        specificity = np.r_[0, 1 - alarm[::-1]]
         axes.step(at, sensitivity, where="pre", label="sensitivity", color=style.BLUE)
         axes.step(at, specificity, where="pre", label="specificity", color=style.ORANGE, linestyle=style.DASHES[1])
     if target is not None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patholib.judge import calibration, decisions, predicting, ranking
+from patholib.judge import calibration, decisions, predicting, resampled
 
 CLASSES, VIEWS, VAL, TEST = ("benign", "malignant"), 8, 2000, 20_000
 
@@ -41,7 +41,7 @@ def found() -> dict[str, dict[str, float]]:
             "error": calibration.ece(true, scores, of=1),
             "sensitivity": alarms[true == 1].mean(),
             "specificity": (~alarms[true == 0]).mean(),
-            "auc": ranking.auc(true, scores),
+            "auc": resampled.aucs(true == 1, scores[:, 1], np.zeros(len(true), int))[0],
         }
     return result
 
