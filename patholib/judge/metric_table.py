@@ -76,7 +76,7 @@ class Metric:
     same_as: str = ""  # the metric that always has the same value: this one is in metrics.json but in no table
 
 
-PLACES = {
+PLACES = {  # in words
     "classes": "per class",
     "positive": "positive class of two, at the threshold",
     "alert": "alert",
@@ -414,24 +414,3 @@ def headline(by_threshold: bool = True) -> tuple[str, ...]:
 def from_probabilities() -> tuple[str, ...]:
     """The names of a summary's metrics that no threshold changes."""
     return tuple(m.name for m in of_summary(by_threshold=True) if m.from_probabilities)
-
-
-def markdown() -> str:
-    """The table of metrics for the documentation, as Markdown."""
-    rows: list[tuple[str, ...]] = [
-        (f"`{m.name}`", m.words, m.meaning, m.better, _shown_in(m), m.undefined or "always defined") for m in METRICS
-    ]
-    rows += [
-        (f"`{one.name}`", one.words, one.meaning, "", "before and after calibration", "")
-        for one in CALIBRATION
-        if one.name not in {m.name for m in METRICS}
-    ]
-    head = ("in metrics.json", "name", "what it is", "better", "given for", "undefined where")
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)) + "\n"
-
-
-def _shown_in(metric: Metric) -> str:
-    if metric.kind == "class":
-        return ", ".join(PLACES[place] for place in metric.places)
-    interval = ", without interval" if metric.no_interval else ""
-    return ("all classes" if metric.kind == "mean" else "all images") + interval

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError, nearest
 from patholib.base.progress import bar
 from patholib.base.team import ALONE, Team
+from patholib.data import csvfiles
 from patholib.model.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -207,21 +207,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
     Errors: missing_file, csv_format, unknown_class, bad_probabilities.
     """
     path, columns = Path(path), [f"p_{c}" for c in classes]
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise PathoError("missing_file", str(path), "does not exist", "Predict first, or name another run") from None
-    except UnicodeDecodeError as error:
-        raise PathoError("csv_format", str(path), f"is not UTF-8 ({error})", "Restore it or predict again") from error
-    try:  # index_col=False: else a row with one value too many shifts all columns
-        table = pd.read_csv(
-            io.StringIO(text, newline=""), dtype=str, keep_default_na=False, index_col=False, lineterminator="\n"
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise PathoError("csv_format", str(path), str(error).strip(), "Restore it or predict again") from error
-    for column in ("label", "group", *columns):
-        if column not in table:
-            raise PathoError("csv_format", f"{path}, column {column}", "is missing", nearest(column, table.columns))
+    table = csvfiles.read_csv(path, ("label", "group", *columns)).reset_index(drop=True)
     other = [c for c in table if c.startswith("p_") and c not in columns]
     if other:
         raise PathoError(

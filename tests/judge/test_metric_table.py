@@ -147,12 +147,3 @@ def test_tables_of_two_classes_leave_out_means_over_both():
     left_out = set(metric_table.order()) - set(metric_table.order(2))
     assert left_out == {"macro_precision", "macro_specificity", "macro_f1"}
     assert metric_table.order(3) == metric_table.order()
-
-
-def test_the_table_for_the_documentation_has_a_row_for_every_metric():
-    head, line, *rows = metric_table.markdown().splitlines()
-    assert line.count("---") == head.count("|") - 1
-    beside = {one.name for one in metric_table.CALIBRATION} - {m.name for m in metric_table.METRICS}
-    assert len(rows) == len(metric_table.METRICS) + len(beside)
-    for metric, row in zip(metric_table.METRICS, rows, strict=False):
-        assert row.count("|") == head.count("|") and f"`{metric.name}`" in row and metric.meaning in row

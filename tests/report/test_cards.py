@@ -345,16 +345,17 @@ def test_names_are_shown_and_never_run(tmp_path):
 
 
 def test_every_item_of_the_checklists_is_there_once():
-    assert [item.number for item in checklists.CLAIM] == [str(n) for n in range(1, 45)]
-    numbers = [item.number for item in checklists.TRIPOD]
+    assert [item.number for item in checklists.items("CLAIM 2024")] == [str(n) for n in range(1, 45)]
+    numbers = [item.number for item in checklists.items("TRIPOD+AI")]
     assert len(numbers) == len(set(numbers)) == 52
     assert sorted({int(re.match(r"\d+", n)[0]) for n in numbers}) == list(range(1, 28))
-    assert all(item.where or item.left for item in (*checklists.CLAIM, *checklists.TRIPOD))
+    assert all(item.where or item.left for title in checklists.SOURCES for item in checklists.items(title))
 
 
 def test_the_checklists_look_for_files_that_a_run_folder_has():
     known = (ROOT / "outputs" / "README.md").read_text(encoding="utf-8")
-    named = {name for item in (*checklists.CLAIM, *checklists.TRIPOD) for name in re.findall(r"`([^`]+)`", item.where)}
+    every = [item for title in checklists.SOURCES for item in checklists.items(title)]
+    named = {name for item in every for name in re.findall(r"`([^`]+)`", item.where)}
     assert [name for name in sorted(named) if f"`{name}`" not in known] == []
 
 
@@ -364,8 +365,8 @@ def test_an_item_is_open_where_its_file_is_absent(folder):
     files.write_text(folder / "report.md", "")
     assert "ef" * 32 in written(folder)["model_card"]
 
-    def state(number, items=checklists.TRIPOD):
-        item = next(item for item in items if item.number == number)
+    def state(number):
+        item = next(item for item in checklists.items("TRIPOD+AI") if item.number == number)
         return checklists.row(Record(folder), item)[2:]
 
     assert state("15") == ("filled", "`decision.json`; `model_card.md`, Decision")
