@@ -30,7 +30,6 @@ FIGURES = {
     "training_metrics": "Training and results on one page",
     "roc_pr": "ROC and precision-recall curves",
     "curves": "Losses and metrics by epoch",
-    "classes": "Images by class and split",
     "confusion": "Confusion matrix",
     "intervals": "Results with intervals",
     "patients": "Every patient of the test set",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 from markupsafe import Markup
 
 from patholib.judge import calibration as calibrating
@@ -140,18 +139,6 @@ def calibration(run: Record) -> Markup | None:
 def plain(value, form: str = ".3g") -> str:
     """A number as text, or that there is none."""
     return "absent" if value is None else f"{value:{form}}"
-
-
-def abstention(run: Record) -> Markup | None:
-    """How many errors are left if only the most certain images are answered; None where it was not measured."""
-    found = run.metrics.get("test", {}).get("abstention")
-    if not found:
-        return None
-    places = sorted({int(np.searchsorted(found["coverage"], share - 1e-9)) for share in (0.5, 0.7, 0.8, 0.9, 1)})
-    return table(
-        ("images answered", "wrong among these"),
-        [(f"{100 * found['coverage'][i]:.0f} %", f"{100 * found['risk'][i]:.1f} %") for i in places],
-    )
 
 
 def sets(run: Record) -> Markup | None:

@@ -23,11 +23,6 @@ class Figures:
     def __init__(self, study: Study):
         self._study = study
 
-    def classes(self) -> Figure:
-        """Images and groups of each class in each part of the split."""
-        s = self._study
-        return self._saved("classes", sheets.class_counts(s.split, s.recipe.classes, s.recipe.group_by, note=s.note))
-
     def augmented(self) -> Figure:
         """A few images as training varies them."""
         s = self._study
@@ -154,7 +149,6 @@ class Figures:
     def complete(self) -> None:
         """Draws what a report shows and is not in the run folder yet; of an opened run only what its files tell."""
         drawn = {
-            "classes": self.classes,
             "augmented": self.augmented,
             "curves": self.curves,
             "unfreezing": self.unfreezing,

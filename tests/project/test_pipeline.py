@@ -72,7 +72,6 @@ FILES = {
 }
 FIGURES = {
     "results",
-    "classes",
     "augmented",
     "curves",
     "unfreezing",

@@ -76,13 +76,6 @@ def predictions(classes, n=80):
     return labels, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def split_table(classes):
-    return pd.DataFrame(
-        [(c, f"{c}{i % 7}", s) for c in classes for i, s in enumerate(["train"] * 7 + ["val", "test"])],
-        columns=["label", "group", "split"],
-    )
-
-
 def every_figure(classes, note=""):
     labels, probs = predictions(classes)
     matrix = np.diag(np.arange(len(classes)) * 100)
@@ -95,7 +88,6 @@ def every_figure(classes, note=""):
         }
     )
     yield sheets.contact_sheet(pictures(len(classes)), classes, note=note)
-    yield sheets.class_counts(split_table(classes), classes, note=note)
     yield sheets.augmented(pictures(2), [pictures(2), np.ones((2, 3, 24, 24)) / 2], classes[:2], note=note)
     yield learning.schedule(history()[["epoch", "lr", "frozen"]], blocks=17, note=note)
     yield learning.curves(history(), note=note)
@@ -267,13 +259,6 @@ def test_of_many_classes_those_that_are_ranked_worst_are_named():
     named = [t for t in texts(figure.axes[0]) if t.startswith("AUC ")]
     assert len(named) == performance.WORST and any(t.endswith("class 07") for t in named)
     assert sum(len(line.get_xdata()) > 2 for line in figure.axes[0].lines) == 30
-
-
-def test_counts_of_many_classes_share_one_bar_and_add_up():
-    classes = [f"c{i}" for i in range(30)]
-    axes = sheets.class_counts(split_table(classes), classes).axes[0]
-    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    assert len(axes.patches) == 3 * 30 and max(ends) == 9 and sum(bar.get_width() for bar in axes.patches) == 9 * 30
 
 
 def test_a_sheet_of_many_sections_stays_short_and_says_what_it_left_out():
