@@ -61,8 +61,8 @@ CODES: dict[type[PathoError], str] = {
         changed_file class_mismatch corrupt csv_format data_differ data_root download_changed download_damaged duplicate
         empty empty_class external_leak folder_not_demo io_error label_conflict label_mismatch
         link_outside_root listed_twice missing_column missing_file multi_frame name_collision name_pattern
-        no_groups no_images no_masks no_predictions no_split no_truth none_left not_a_picture not_an_image not_paired
-        nothing_to_check one_class other_images rows_without_files shape_mismatch single_class split_changed
+        no_groups no_images no_masks no_predictions no_split no_truth none_left not_an_image not_paired
+        nothing_to_check one_class other_images rows_without_files single_class split_changed
         split_infeasible split_leakage split_mismatch too_many_bad too_many_bytes too_many_pixels too_small
         two_spellings unknown_class unknown_column unknown_extension unknown_group unknown_layout unknown_split
         unknown_value unreadable unsafe_archive unsupported_format unsupported_mode""",

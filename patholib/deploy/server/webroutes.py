@@ -91,9 +91,9 @@ def _add_pictures(api: FastAPI, service: Service, body: int) -> None:
         (content,) = await uploads(request, 1, body)
         return JSONResponse(await service.answer(content, tta, explain, _caller(request)))
 
-    drawn = {"content": {"image/png": {}}}
-
-    @api.post("/explain", openapi_extra=form(), response_class=Response, responses={200: drawn})
+    @api.post(
+        "/explain", openapi_extra=form(), response_class=Response, responses={200: {"content": {"image/png": {}}}}
+    )
     async def explain(request: Request):
         """The picture under its heat (Grad-CAM); X-Class names the class, X-Verdict says what the checks have shown."""
         _stop_on_unknown(request)
@@ -133,9 +133,11 @@ def _add_state(api: FastAPI, service: Service, settings: Settings) -> None:
         """The server answers."""
         return PlainTextResponse("ok")
 
-    not_ready = {"description": "Starting, stopping, or its model is broken", "content": {"text/plain": {}}}
-
-    @api.get("/readyz", response_class=PlainTextResponse, responses={503: not_ready})
+    @api.get(
+        "/readyz",
+        response_class=PlainTextResponse,
+        responses={503: {"description": "Starting, stopping, or its model is broken", "content": {"text/plain": {}}}},
+    )
     async def readyz():
         """The server takes on work."""
         reason = "is stopping" if service.draining else service.reason

@@ -27,13 +27,6 @@ def overlay(image: np.ndarray, heat: np.ndarray, opacity: float = 0.45, cmap: st
     A blank map (zero everywhere) leaves the picture as it is: a tint would look like an explanation.
     """
     image, heat = style.picture(image), np.asarray(heat, float)
-    if heat.shape != image.shape[:2]:
-        raise PathoError(
-            "shape_mismatch",
-            "heat",
-            f"is {heat.shape} on a picture of {image.shape[:2]}",
-            "Bring the map to the size of the picture first (gradcam.upsample)",
-        )
     if not np.isfinite(heat).all() or heat.min() < 0 or heat.max() > 1:
         raise PathoError("bad_heat", "heat", "has values outside [0, 1] or not finite", "Divide by the scale first")
     if not heat.any():

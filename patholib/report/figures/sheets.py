@@ -7,26 +7,18 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from patholib.base.errors import PathoError
 from patholib.report.figures import style
 
 
 @style.styled
 def contact_sheet(images, captions: Sequence[str], columns: int = 6, title: str = "Images", note: str = "") -> Figure:
     """Images in rows of `columns`, each with its caption; sizes may differ."""
-    if len(images) == 0 or len(images) != len(captions):
-        raise PathoError(
-            "shape_mismatch",
-            "contact sheet",
-            f"has {len(images)} images and {len(captions)} captions",
-            "Give at least one image and one caption each",
-        )
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     side = min(1.75, 10.5 / columns)
     figure = style.open(max(side * columns, 3.5), (side + 0.35) * rows, title, note)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, image, caption in zip(grid, images, captions, strict=False):
+    for axes, (image, caption) in zip(grid, zip(images, captions, strict=True), strict=False):
         style.show(axes, style.picture(image), caption, width=int(side * 13))
     for axes in grid[len(images) :]:
         axes.set_axis_off()

@@ -25,8 +25,6 @@ BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, "#56b4e9", "#e69f00", "#4d4d4d", "#7a5195")  # Okabe & Ito, yellow left out
 MARKERS = "osD^v<>P"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-SPLITS = {"train": BLUE, "val": ORANGE, "test": GREEN}
-SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 SCREEN_DPI, FILE_DPI = 100, 160
 FAMILY = "DejaVu Sans"
 TALLEST = 40  # inches; what would be taller is squeezed, since memory grows with the area
@@ -151,8 +149,6 @@ def picture(image) -> np.ndarray:
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
         image = image.transpose(1, 2, 0)
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise PathoError("not_a_picture", "image", f"has shape {image.shape}", "Give (H, W, 3) or (3, H, W)")
     return image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
