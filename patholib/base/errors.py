@@ -83,7 +83,7 @@ CODES: dict[type[PathoError], str] = {
         decoder_stopped download_failed download_locked download_refused folder_exists folder_locked
         licence_not_accepted loader_timeout no_space not_shared out_of_memory output_exists output_locked
         output_unwritable port_taken run_locked unsafe_address""",
-    SetupError: "extra_missing missing_module no_cluster no_engine no_gpu not_installed not_started",
+    SetupError: "missing_module no_cluster no_engine no_gpu not_installed not_started",
 }
 CLASS_OF = {code: kind for kind, codes in CODES.items() for code in codes.split()}
 

@@ -10,15 +10,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from patholib.base import cpu, files
+from patholib.base import cpu, files, locks
 from patholib.base.errors import PathoError
 from patholib.base.progress import bar
 from patholib.data import decoding
 
 ALWAYS = 2**31  # bytes of pixels that are compared with their digests in a second or two
+SAVE_EVERY = 5.0  # seconds of work that are lost at most when a check is killed
 
 # Problems that may be gone at the next check, which therefore looks again.
 TEMPORARY = {"unreadable", "io_error", "changed_file", "missing_file"}
@@ -84,15 +86,26 @@ def build(
             f"has {free / 1e9:.2f} GB free, but the cache takes {need / 1e9:.2f}",
             "Free some space, or name another folder in PATHOLIB_CACHE",
         )
-    part = cache.with_name(f".{cache.stem}.{os.getpid()}.part")  # who builds the same one has a file of its own
+    held = cache.with_name(f".{cache.stem}.lock")
+    lock = locks.take(held)
+    alone = "" if lock else f".{os.getpid()}"  # two processes that build the same cache do not share a file
+    part = cache.with_name(f".{cache.stem}{alone}.part")
     try:
-        facts = _fill(part, root, facts, shape, fit, workers, progress)
+        facts = _fill(part, root, facts, shape, fit, workers, progress, say)
         with _writable(cache):
             files.into_place(part, cache)
         _note(cache, facts)
-    finally:
-        with contextlib.suppress(OSError):  # Windows: after an error it is still mapped, and goes a day later
+        _journal(part).unlink(missing_ok=True)
+    except PathoError as error:
+        if error.code in ("no_space", "output_unwritable"):  # give the space back; after other errors it can resume
             part.unlink(missing_ok=True)
+            _journal(part).unlink(missing_ok=True)
+        raise
+    finally:
+        if lock:
+            lock.close()
+            with contextlib.suppress(OSError):  # Windows: another process has just opened it to see whether it is held
+                held.unlink(missing_ok=True)
     return facts
 
 
@@ -103,10 +116,13 @@ def short(path: Path) -> str:
 
 
 def _fill(
-    part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int, progress: bool
+    part: Path, root: Path, facts: list[dict], shape: tuple, fit: str, workers: int, progress: bool, say: Callable
 ) -> list[dict]:
-    """Decodes every file into the array at `part`; all facts, in order."""
-    pixels = _allocated(part, shape)
+    """Decodes every file into the array at `part`, saved every few seconds to resume from; all facts, in order."""
+    done = _done_before(part, shape, workers)
+    if done:
+        say(f"Resuming an interrupted check: {len(done):,} of {len(facts):,} images are done")
+    pixels = _allocated(part, shape, resume=bool(done))
 
     def work(i: int) -> dict:
         fact, square = _examine(root / facts[i]["path"], facts[i], shape[1], fit)
@@ -115,22 +131,62 @@ def _fill(
         return fact
 
     names = [fact["path"] for fact in facts]
-    results = cpu.in_order(work, range(len(facts)), workers, 16 * workers, names.__getitem__)
-    with contextlib.closing(results):
-        found = list(bar(results, progress, total=len(facts), desc="Checking images", unit="img", leave=False))
+    todo = [i for i in range(len(facts)) if i not in done]
+    meter = bar(shown=progress, total=len(facts), initial=len(done), desc="Checking images", unit="img", leave=False)
     with _writable(part):
-        pixels.flush()
-    return found
+        journal = _journal(part).open("a" if done else "w", encoding="utf-8")
+    results = cpu.in_order(work, todo, workers, 16 * workers, names.__getitem__)
+    with meter, journal, contextlib.closing(results):
+        fresh: dict[int, dict] = {}
+        saved = time.monotonic()
+        try:
+            for i, fact in zip(todo, results, strict=True):
+                fresh[i] = fact
+                meter.update()
+                if time.monotonic() - saved > SAVE_EVERY:
+                    _save(part, pixels, journal, fresh)
+                    done, fresh, saved = done | fresh, {}, time.monotonic()
+        finally:
+            _save(part, pixels, journal, fresh)
+    done |= fresh
+    return [done[i] for i in range(len(facts))]
 
 
-def _allocated(part: Path, shape: tuple) -> np.memmap:
-    """A new array in the file `part`, whose place on the disk is taken at once."""
+def _allocated(part: Path, shape: tuple, resume: bool) -> np.memmap:
+    """The array in the file `part`, whose place on the disk is taken at once."""
     with _writable(part):
-        pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        pixels = np.lib.format.open_memmap(part, "r+" if resume else "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a bus error in the mapping
             with part.open("r+b") as stream:
                 os.posix_fallocate(stream.fileno(), 0, part.stat().st_size)
     return pixels
+
+
+def _save(part: Path, pixels: np.memmap, journal: IO[str], fresh: dict[int, dict]) -> None:
+    """Writes pixels and then the facts of the files that are newly done, so that a killed build can resume."""
+    with _writable(part):
+        pixels.flush()  # first, or a power cut would leave a line about pixels that are not there
+        journal.writelines(json.dumps([i, fact]) + "\n" for i, fact in fresh.items())
+        journal.flush()
+
+
+def _journal(part: Path) -> Path:
+    return part.with_suffix(".jsonl")
+
+
+def _done_before(part: Path, shape: tuple, workers: int) -> dict[int, dict]:
+    """The facts of the files that an interrupted build has saved, by index; temporary problems do not count."""
+    done: dict[int, dict] = {}
+    with contextlib.suppress(OSError, ValueError, EOFError):  # none, or cut off in its last line: the rest counts
+        pixels = np.load(part, mmap_mode="r")
+        if pixels.shape != shape:
+            return done
+        for line in _journal(part).read_text(encoding="utf-8").splitlines():
+            i, fact = json.loads(line)
+            if fact.get("problem", {}).get("code") not in TEMPORARY:
+                done[i] = fact
+    damaged = _damaged(pixels, done, workers) if done else set()
+    return {i: fact for i, fact in done.items() if i not in damaged}
 
 
 def known_facts(cache: Path, now: list[dict], size: int, workers: int, say: Callable) -> list[dict] | None:
@@ -150,7 +206,7 @@ def known_facts(cache: Path, now: list[dict], size: int, workers: int, say: Call
         if pixels.shape != (len(now), size, size, 3):
             return None
         trusted = pixels.nbytes > ALWAYS and noted.get("stamp") == stamp
-        damaged = set() if trusted else _damaged(pixels, known, workers)
+        damaged = set() if trusted else _damaged(pixels, dict(enumerate(known)), workers)
         if not damaged and noted.get("stamp") != stamp:
             with contextlib.suppress(PathoError):  # a folder that is read-only
                 _note(cache, known)
@@ -167,13 +223,14 @@ def _note(cache: Path, facts: list[dict]) -> None:
     files.write_text(cache.with_suffix(".json"), json.dumps({"stamp": files.stamp(cache.stat()), "files": facts}))
 
 
-def _damaged(pixels: np.ndarray, facts: list[dict], workers: int) -> set[int]:
+def _damaged(pixels: np.ndarray, facts: dict[int, dict], workers: int) -> set[int]:
     """The images whose pixels are not those that their facts are of."""
 
-    def work(some: range) -> set[int]:
+    def work(some: list[int]) -> set[int]:
         return {i for i in some if "problem" not in facts[i] and _digest(pixels[i]) != facts[i]["pixels"]}
 
-    blocks = [range(at, min(at + 64, len(facts))) for at in range(0, len(facts), 64)]
+    indices = list(facts)
+    blocks = [indices[at : at + 64] for at in range(0, len(indices), 64)]
     return set().union(*cpu.in_order(work, blocks, workers, 2 * workers))
 
 
@@ -192,6 +249,6 @@ def _writable(cache: Path) -> Iterator[None]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Deletes what a killed build left behind; a day is longer than any build that is still running."""
-    for part in folder.glob(".*.part"):
+    for part in (*folder.glob(".*.part"), *folder.glob(".*.jsonl"), *folder.glob(".*.lock")):
         if time.time() - part.stat().st_mtime > 86_400:
             part.unlink(missing_ok=True)

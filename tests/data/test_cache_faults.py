@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -64,10 +65,25 @@ def test_c50_an_empty_part_of_an_unfinished_cache_is_begun_anew(source, tmp_path
     whole = check(source, tmp_path / "cache")
     (path,) = (tmp_path / "cache").glob("*.npy")
     part = path.with_name(f".{path.stem}.part")
-    part.write_bytes(content)
+    shutil.copy(path, part)
+    part.with_suffix(".jsonl").write_text('[0, {"path": "a00.png", "pixels": "0", "warnings": []}]\n')
+    part.write_bytes(content or b"")
     path.unlink()
     assert np.array_equal(check(source, tmp_path / "cache").images.pictures, whole.images.pictures)
     catalogue("C50", "an empty part of an unfinished cache", "begun anew")
+
+
+def test_c51_a_resumed_check_trusts_no_damaged_pixels(source, tmp_path):
+    whole = check(source, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    facts = checking.files.read_json(path.with_suffix(".json"))["files"]
+    part = path.with_name(f".{path.stem}.part")
+    content = path.read_bytes()
+    part.write_bytes(content[:2000] + bytes(2000) + content[4000:])
+    lines = (checking.caching.json.dumps([i, fact]) + "\n" for i, fact in enumerate(facts))
+    part.with_suffix(".jsonl").write_text("".join(lines))
+    path.unlink()
+    assert np.array_equal(check(source, tmp_path / "cache").images.pictures, whole.images.pictures)
 
 
 def test_c60_a_file_replaced_by_one_of_the_same_size_and_time_is_read_again(source, tmp_path, catalogue):

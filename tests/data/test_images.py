@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from samples import JPEG, PNG, encoded, picture
 
+from patholib.base import cpu
 from patholib.base.errors import PathoError
 from patholib.data import batching, checking, decoding, imagesets
 from patholib.model import augment
@@ -255,27 +256,41 @@ def test_a_damaged_cache_is_built_anew(data, cache, damage):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_build_leaves_nothing_and_the_next_one_gives_what_an_unbroken_one_gives(
+def test_an_interrupted_build_is_gone_on_with_and_gives_what_an_unbroken_one_gives(
     data, cache, monkeypatch, tmp_path, error
 ):
-    manifest, decode = folder_of(data, sound(12)), decoding.decode
+    manifest, decode, seen = folder_of(data, sound(12)), decoding.decode, []
     whole = checked(manifest, tmp_path / "other")
 
     def stops(content, name, max_pixels):
         if name == "m07.png" and error is not None:
             raise error
+        seen.append(name)
         return decode(content, name, max_pixels)
 
     monkeypatch.setattr(decoding, "decode", stops)
     before = threading.active_count()
     with pytest.raises(error):
         checked(manifest, cache, workers=1)
-    assert threading.active_count() == before and not list(cache.iterdir())
-    error = None
+    assert threading.active_count() == before and not list(cache.glob("*.npy"))
+    first, seen[:], error = list(seen), [], None
     again = checked(manifest, cache, workers=3)
+    assert {"b00.png", "b06.png"} <= set(first) and not {"b00.png", "b06.png"} & set(seen) and "m07.png" in seen
     assert (np.asarray(again.images.pixels) == np.asarray(whole.images.pixels)).all()
     pd.testing.assert_frame_equal(again.facts, whole.facts)
     assert {path.suffix for path in cache.iterdir()} == {".npy", ".json"}
+
+
+def test_a_journal_that_was_cut_off_counts_up_to_there(data, cache, monkeypatch):
+    manifest = folder_of(data, sound(6))
+    monkeypatch.setattr(cpu, "in_order", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        checked(manifest, cache)
+    monkeypatch.undo()
+    journal = next(cache.glob(".*.jsonl"))
+    journal.write_text('[0, {"path": "m00.p')
+    whole = checked(manifest, cache)
+    assert whole.report["counts"]["kept"] == 6 and (np.asarray(whole.images.pixels).std(axis=(1, 2, 3)) > 0).all()
 
 
 def test_what_a_killed_build_left_is_removed_a_day_later(data, cache):
