@@ -47,8 +47,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 VENV, LOWEST = ROOT / ".venv", ROOT / ".venv-lowest"
-EXTRAS = "notebooks,onnx,serve,cluster,browser,test,docs,dev,weights"
-LOWEST_EXTRAS = "notebooks,onnx,serve,test,weights"  # what a user runs, and what tests it
+EXTRAS = "notebooks,onnx,serve,cluster,browser,test,docs,dev,weights,encoders"
+LOWEST_EXTRAS = "notebooks,onnx,serve,test,weights,encoders"  # what a user runs, and what tests it
 NAMED_ONLY = ("gpu", "quality")  # benchmarks that need a GPU, or real images and hours
 
 # What papermill and the kernel log around the notebook's own output, progress bars, and objects that have no text.

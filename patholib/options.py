@@ -16,7 +16,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError, nearest
 from patholib.lab import notebook
 from patholib.lab.notebook import Parameter, Settings
-from patholib.model import fields, recipes
+from patholib.model import architectures, fields, recipes
 
 # The parameters that a notebook, or `patholib train NAME`, sets before the user does.
 PRESETS: dict[str, dict] = {
@@ -75,9 +75,14 @@ class Options:
     on_bad: str = _of("images", "error", "images that cannot be used", "error", "skip")
     published: bool = _of("recipe", False, "train the recipe exactly as published, mistakes included")
     small: bool = _of("recipe", False, "a small network, small images and few epochs, for a first look")
-    arch: str | None = _of("recipe", None, "network", *fields.CHOICES["arch"], none=RECIPE)
+    arch: str | None = _of(
+        "recipe", None, f'network: {", ".join(fields.CHOICES["arch"])}, or "timm:NAME" (docs/encoders.md)', none=RECIPE
+    )
     weights: str | None = _of(
-        "recipe", None, 'weights to start from: "imagenet", "none" (random) or a file', none="imagenet"
+        "recipe",
+        None,
+        'weights to start from: "imagenet", "none" (random), a file, or of a network of timm "hub"',
+        none="imagenet",
     )
     train: str = _of(
         "recipe",
@@ -189,7 +194,8 @@ class Options:
         """
         of = {f.name for f in dataclasses.fields(self) if f.metadata["group"] in STUDY} | {"precision"}
         changed = {p.name: vars(self)[p.name] for p in parameters() if p.name in of and vars(self)[p.name] != p.default}
-        names = {name: Path(changed[name]).name for name in ("data", "weights", "split") if name in changed}
+        kept = {"weights"} if not architectures.is_file(self.weights) else set()
+        names = {name: Path(changed[name]).name for name in {"data", "weights", "split"} - kept if name in changed}
         return {"recipe": self.recipe} | changed | names
 
     def to_json(self) -> dict:

@@ -11,8 +11,8 @@ from typing import Any
 from patholib.base import files
 from patholib.base.errors import PathoError, nearest, shown
 from patholib.judge import novelty
-from patholib.model import recipes
-from patholib.model.architectures import NETWORKS
+from patholib.model import architectures, recipes
+from patholib.model.architectures import NETWORKS, TIMM
 from patholib.model.recipes import Recipe
 
 # 2: the weights hold a digest of the manifest; 3: decision, origin, novelty; 4: a decision may hold a prior correction,
@@ -68,7 +68,7 @@ def of_recipe(recipe: Recipe) -> dict:
         "positive": recipe.positive,
         "image_size": recipe.image_size,
         "fit": recipe.fit,
-        "normalization": NETWORKS[recipe.arch].normalization,
+        "normalization": architectures.of(recipe.arch).normalization,
         "head": {"width": recipe.head_width, "order": recipe.head_order, "dropout": list(recipe.head_dropout)},
     }
 
@@ -92,7 +92,7 @@ def check_manifest(manifest, path: Path) -> None:
             "Restore the file from the run; to change a setting, export once more",
         )
     stop_on(_wrong_fields(manifest), path)
-    if manifest["arch"] not in NETWORKS:
+    if manifest["arch"] not in NETWORKS and not manifest["arch"].startswith(TIMM):
         raise PathoError(
             "unknown_arch",
             str(path),

@@ -192,7 +192,7 @@ def check_weights(state: Mapping[str, torch.Tensor], manifest: dict, path: Path)
 
 
 def _check_network(state: Mapping[str, torch.Tensor], manifest: dict, path: Path) -> None:
-    network = architectures.NETWORKS[manifest["arch"]]
+    network = architectures.of(manifest["arch"])
     layers = {
         int(match[1] or 0): tensor
         for name, tensor in state.items()

@@ -12,8 +12,7 @@ import torch
 
 from patholib.base import files
 from patholib.base.errors import PathoError, shown
-from patholib.model import recipes
-from patholib.model.architectures import NETWORKS
+from patholib.model import architectures, recipes
 from patholib.model.recipes import Recipe
 
 
@@ -51,7 +50,7 @@ def write(
         "best_auc": best_auc,
         "class_names": dict(enumerate(recipe.classes)),
         "image_size": recipe.image_size,
-        "normalization": NETWORKS[recipe.arch].normalization,
+        "normalization": architectures.of(recipe.arch).normalization,
         "optimizer_state": optimizer_state,
         "validation": dict(validation) if validation is not None else None,
         "frozen_blocks": frozen_blocks,

@@ -44,7 +44,7 @@ def heat(
     """The heatmap of each image by one of METHODS.
 
     images (N, 3, H, W) in [0, 1]; classes (N,), by default the most probable; block: one of model.block_names, by
-    default the last. Errors: unknown_method, bad_images, unknown_block, bad_classes, model_output (values that are
+    default the last that gives maps. Errors: unknown_method, bad_images, unknown_block, bad_classes, model_output (values that are
     not finite).
     """
     if method not in METHODS:
@@ -154,17 +154,18 @@ def _own_gradient(maps: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _heat(model: Classifier, images: torch.Tensor, classes, block: str | None, method: Method) -> Heat:
-    still = evaluating(model)
+    still, block = evaluating(model), block or model.last_maps
     # The caller may have switched gradients off; here the graph reaches from the maps to the logits and no further.
     with torch.inference_mode(False), torch.enable_grad():
         with torch.no_grad():
-            maps = still.features(images, block).detach()  # (N, K, h, w); never the tensor of the images itself
+            maps = still.features(images, block).detach()  # (N, K, h, w) or tokens; never the images themselves
         maps.requires_grad_()
         logits = still.classify(maps, block, images)  # (N, C)
         classes = _classes(classes, logits)
         chosen = logits.gather(1, classes[:, None]).sum()  # no image's logit depends on another's maps in eval mode
-        (gradient,) = torch.autograd.grad(chosen, maps)  # (N, K, h, w)
-    return _result(method(maps.detach().float(), gradient.float()), classes, logits)
+        (gradient,) = torch.autograd.grad(chosen, maps)  # as the maps
+    maps, gradient = (still.on_grid(tensor.detach().float()) for tensor in (maps, gradient))  # (N, K, h, w)
+    return _result(method(maps, gradient), classes, logits)
 
 
 def _result(maps: torch.Tensor, classes: torch.Tensor, logits: torch.Tensor) -> Heat:
@@ -215,10 +216,11 @@ def normalise(maps: torch.Tensor, scale: str = "image") -> torch.Tensor:
 def default_block(model: Classifier) -> str:
     """The last block whose maps have at least 6 x 6 cells: the deepest that can still tell where.
 
-    At 224 pixels that is the last block, as usual; at 64 its maps would be 2 x 2.
+    At 224 pixels that is the last block, as usual; at 64 its maps would be 2 x 2. Where no block has so many, as with
+    the patches of a small image, it is the last one that gives maps.
     """
-    # Never empty: first blocks leave 8 cells of 32 pixels, the smallest images there are.
-    return [name for name, maps in describing.block_maps(model) if min(maps.shape[2:]) >= CELLS][-1]
+    fine = [name for name, maps in describing.block_maps(model) if min(maps.shape[2:]) >= CELLS]
+    return fine[-1] if fine else model.last_maps
 
 
 def caption(label: str, decision: str, p: float, positive: str | None = None, threshold: float | None = None) -> str:

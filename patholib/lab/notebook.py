@@ -16,7 +16,7 @@ from typing import Any
 
 from patholib.base import files, places
 from patholib.base.errors import PathoError, nearest, nearest_setting
-from patholib.model import fields, recipes
+from patholib.model import architectures, fields, recipes
 
 KINDS = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "True or False"}
 RECIPE_NUMBERS = fields.RANGES.keys() & {f.name for f in dataclasses.fields(recipes.Recipe)}
@@ -283,6 +283,9 @@ def _ask_the_library(name: str, value, values: dict) -> None:
 
         (columns.parsed if name == "columns" else columns.conditions)(value)
         return
+    if name == "arch" and value is not None:
+        architectures.of(value)
+        return
     if name == "frozen" and value is not None:
         recipes.Stage(0, value, 1.0)
         return
@@ -293,7 +296,7 @@ def _ask_the_library(name: str, value, values: dict) -> None:
     from patholib.model import schedules
     from patholib.train import runs  # help needs none of them
 
-    if name in ("data", "output", "split", "weights") and value is not None:
+    if name in ("data", "output", "split") and value is not None:
         files.given(value)
     if name == "workers":
         cpu.threads(value)
@@ -313,7 +316,7 @@ def _ask_the_library(name: str, value, values: dict) -> None:
         from patholib.train import devices  # with it comes torch, for which a plain first cell need not wait
 
         devices.choose_device(value)
-    elif name == "weights" and value not in (None, "none", "imagenet"):
+    elif name == "weights" and architectures.is_file(value):
         from patholib.model import weights
 
         weights.given_file(value)

@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from patholib.base.errors import PathoError, nearest
+
 if TYPE_CHECKING:
     from torch import nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
+TIMM = "timm:"  # how the names of networks begin that `encoders` knows
 WEIGHTS = "https://download.pytorch.org/models/"  # where torchvision publishes its weights
 
 
@@ -34,6 +37,9 @@ class Architecture:
     sha256: str = ""  # of that file, all 64 digits, where they are known
     names: str = ""  # "module:function" that gives the file's tensors the network's names, where they differ
     terms: str = "https://github.com/pytorch/vision#pre-trained-model-license"  # of the weights
+    pools: bool = False  # whether the last block pools: what it gives is (N, K, 1, 1) and no map
+    prefix_tokens: int = 0  # class and register tokens, before those of patches
+    fixed_size: bool = False  # whether all images must be squares of the recipe's size
     last_norm: str = ""  # the last BatchNorm of a residual block, which starts at 0 where weights are random
 
     @property
@@ -174,12 +180,55 @@ NETWORKS = {
 }
 
 
+def is_file(weights: str | None) -> bool:
+    """Whether a recipe's weights are the path of a file; of a hub they are "hub" or "hub:OWNER/NAME"."""
+    return weights not in (None, "none", "imagenet", "hub") and not str(weights).startswith("hub:")
+
+
+def check(arch: str, weights: str, image_size: int) -> None:
+    """Stops at weights or images that this network cannot have. Errors: bad_parameter."""
+    of_timm = arch.startswith(TIMM)
+    if of_timm:
+        from patholib.model import encoders
+
+        encoders.planned(arch, image_size)
+    if of_timm and weights == "imagenet":
+        raise PathoError(
+            "bad_parameter",
+            "weights",
+            f"are 'imagenet', which the library has for its own networks, not for {arch}",
+            "Give weights='hub' to download those that timm names, the path of a file, or 'none' for random ones",
+        )
+    if not of_timm and weights.startswith("hub") and not is_file(weights):
+        raise PathoError(
+            "bad_parameter",
+            "weights",
+            f"are {weights!r}, which is for networks of timm, not for {arch}",
+            "Give weights='imagenet', the path of a file, or arch='timm:NAME'",
+        )
+
+
 def imported(function: str) -> Callable:
     """The function that "module:function" names."""
     module, name = function.split(":")
     return getattr(importlib.import_module(module), name)
 
 
-def construct(arch: str) -> nn.Module:
-    """The network itself with random weights and its own head."""
-    return imported(NETWORKS[arch].constructor)(weights=None)
+def of(arch: str) -> Architecture:
+    """What is known of a network. Errors: unknown_arch; of one of timm those of `encoders.entry`."""
+    if arch.startswith(TIMM):
+        from patholib.model import encoders  # with it come torch and timm
+
+        return encoders.entry(arch)
+    if arch not in NETWORKS:
+        raise PathoError("unknown_arch", arch, "is not a network of this library", nearest(arch, NETWORKS))
+    return NETWORKS[arch]
+
+
+def construct(arch: str, image_size: int = 224) -> nn.Module:
+    """The network itself with random weights and its own head; of timm's, for images of this size and without one."""
+    if arch.startswith(TIMM):
+        from patholib.model import encoders
+
+        return encoders.Net(arch, image_size)
+    return imported(of(arch).constructor)(weights=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from patholib.model import weights
+from patholib.model import architectures, encoders, weights
 from patholib.model.networks import Classifier
 from patholib.model.recipes import Recipe
 
@@ -18,8 +18,8 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
     dict (.pth or .safetensors; its head is passed over), held against `<path>.sha256` where that exists; or "imagenet":
     the published file, looked for in PATHOLIB_WEIGHTS (the file or its folder), in what is attached (`places`), in
     `data/weights` of the project, torch.hub's folder and the package that holds it, then downloaded, which is said
-    first. Its SHA-256 must begin as its name says.
-    Errors: weights_missing, weights_damaged, weights_unreadable, weights_mismatch, bad_network.
+    first. Its SHA-256 must begin as its name says. Of a network of timm also "hub": see `encoders.from_hub`.
+    Errors: bad_parameter, weights_missing, weights_damaged, weights_unreadable, weights_mismatch, bad_network.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # The CPU generator alone: torch.manual_seed would seed the GPUs too, which fork_rng does not restore here.
@@ -27,11 +27,14 @@ def build(recipe: Recipe, generator_seed: int | None = None) -> Classifier:
         model = Classifier(recipe)
         if recipe.weights == "none":
             _begin_as_identity(model)
+    architectures.check(recipe.arch, recipe.weights, recipe.image_size)
     if recipe.weights == "imagenet":
         weights.load_backbone(model, "imagenet", *weights.find_or_fetch(recipe.arch))
-    elif recipe.weights != "none":
+    elif architectures.is_file(recipe.weights):
         path = weights.given_file(recipe.weights)
         weights.load_backbone(model, "file", path, weights.expected_digest(path, recipe.arch))
+    elif recipe.weights != "none":
+        weights.load_backbone(model, "hub", encoders.from_hub(recipe.arch, recipe.weights))
     return model.freeze(recipe.stages[0].frozen, recipe.batchnorm)
 
 

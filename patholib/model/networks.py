@@ -1,4 +1,4 @@
-"""The classifier: a torchvision network with the recipe's head, split into `features` and `classify` over named blocks.
+"""The classifier: a network of torchvision or timm with the recipe's head, split into `features` and `classify` over named blocks.
 
 Freezing counts blocks, Grad-CAM stops between two of them, and the state dict is torchvision's own behind "net.".
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -26,7 +27,8 @@ class Classifier(nn.Module):
     """Images (N, 3, H, W) in [0, 1] to logits (N, C); it subtracts the mean its weights expect, and divides, itself.
 
     arch, classes (in the order of the logits) and image_size are the recipe's. frozen and batchnorm are what `freeze`
-    was last told. weights_source says where the backbone came from: kind ("none", "file", "imagenet"), file, sha256.
+    was last told. weights_source says where the backbone came from: kind ("none", "file", "imagenet", "hub"), file,
+    sha256.
     """
 
     mean: torch.Tensor  # (1, 3, 1, 1), as std
@@ -35,8 +37,8 @@ class Classifier(nn.Module):
     def __init__(self, recipe: Recipe):
         super().__init__()
         self.arch, self.classes, self.image_size = recipe.arch, tuple(recipe.classes), recipe.image_size
-        self.architecture = architectures.NETWORKS[recipe.arch]
-        self.net = architectures.construct(recipe.arch)
+        self.architecture = architectures.of(recipe.arch)
+        self.net = architectures.construct(recipe.arch, recipe.image_size)
         _check_entry(recipe.arch, self.net)
         self.net.set_submodule(self.architecture.head, _head(recipe, self.architecture.channels))
         if recipe.colour:  # within the network, so that whoever keeps its state keeps all of it
@@ -58,6 +60,11 @@ class Classifier(nn.Module):
         return tuple(self.architecture.blocks)
 
     @property
+    def last_maps(self) -> str:
+        """The last block that gives maps: the last one, or where that one pools the one before it."""
+        return self.block_names[-2 if self.architecture.pools else -1]
+
+    @property
     def sees_colour(self) -> bool:
         """Whether statistics of the image's colours add to the logits, beside the maps."""
         return hasattr(self.net, "colour")
@@ -73,10 +80,20 @@ class Classifier(nn.Module):
         return self.net.get_submodule(self.architecture.head)
 
     def features(self, images: torch.Tensor, until: str | None = None) -> torch.Tensor:
-        """The maps (N, K, h, w) after block `until`, the last one by default. Errors: bad_images, unknown_block."""
-        _check_images(images)
+        """The maps (N, K, h, w) after block `until`, the last one by default, or tokens (N, K, T): see `on_grid`.
+
+        Errors: bad_images, unknown_block.
+        """
+        _check_images(images, self.image_size if self.architecture.fixed_size else None)
         maps = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W)
         return self._run(maps, stop=self._position(until) + 1)
+
+    def on_grid(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps (N, K, h, w) as they are; tokens (N, K, T) without class and register tokens, where their patches lie."""
+        if maps.ndim == 4:
+            return maps
+        patches = maps[:, :, self.architecture.prefix_tokens :]  # (N, K, h w), row after row
+        return patches.unflatten(2, (math.isqrt(patches.shape[2]), -1))
 
     def classify(
         self, maps: torch.Tensor, after: str | None = None, images: torch.Tensor | None = None
@@ -186,7 +203,7 @@ def _head(recipe: Recipe, channels: int) -> nn.Module:
 
 def _check_entry(arch: str, net: nn.Module) -> None:
     """Stops at an entry of NETWORKS that is not of this network. Errors: bad_network, with the field as its subject."""
-    entry, known = architectures.NETWORKS[arch], [name for name, _ in net.named_modules()]
+    entry, known = architectures.of(arch), [name for name, _ in net.named_modules()]
 
     def refuse(field: str, reason: str, remedy: str = "Compare the entry with the network's named_modules()"):
         raise PathoError("bad_network", f"{field} of {arch!r} in NETWORKS", reason, remedy)
@@ -208,7 +225,7 @@ def _check_entry(arch: str, net: nn.Module) -> None:
         refuse("channels", f"is {entry.channels}, but the network's own head takes {width}", f"Write {width}")
 
 
-def _check_images(images: torch.Tensor) -> None:
+def _check_images(images: torch.Tensor, size: int | None) -> None:
     # Type and shape only: a look at the values would make a GPU wait.
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
@@ -217,6 +234,13 @@ def _check_images(images: torch.Tensor) -> None:
             "images",
             f"are {kind}, not floats in [0, 1] of shape (N, 3, H, W)",
             "Make them with augment.plain_views or training_views",
+        )
+    if size and images.shape[2:] != (size, size):
+        raise PathoError(
+            "bad_images",
+            "images",
+            f"are {images.shape[2]} x {images.shape[3]}, and this network takes {size} x {size} pixels alone",
+            "Make them of the model's image_size",
         )
 
 

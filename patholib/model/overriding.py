@@ -21,7 +21,7 @@ def fitted_head(arch: str) -> dict[str, Any]:
     return {
         "train": "head",
         "head_width": 0,
-        "stages": (Stage(0, len(architectures.NETWORKS[arch].blocks), 1.0),),
+        "stages": (Stage(0, len(architectures.of(arch).blocks), 1.0),),
         "batchnorm": "frozen",
         "colour": 0,
         "augmentation": Augmentation(),
@@ -44,7 +44,7 @@ def overridden(recipe: Recipe, frozen: int | None = None, **given) -> Recipe:
     arch, head = given.get("arch", recipe.arch), given.get("train", recipe.train) == "head"
     if frozen is not None:
         given["stages"] = (Stage(0, frozen, 1.0),)
-    elif arch != recipe.arch and arch in architectures.NETWORKS and not head:  # one that is unknown is refused below
+    elif arch != recipe.arch and _known(arch) and not head:  # one that is unknown is refused below
         given.setdefault("stages", _same_share(recipe, arch))
     if given.get("loss", "cross_entropy") != "cross_entropy":
         given.setdefault("label_smoothing", 0.0)
@@ -53,6 +53,7 @@ def overridden(recipe: Recipe, frozen: int | None = None, **given) -> Recipe:
         _refuse_idle([name for name, value in given.items() if name not in OF_HEAD and fitted.get(name) != value])
         given |= fitted
     recipe = replace(recipe, **given)
+    architectures.check(recipe.arch, recipe.weights, recipe.image_size)
     if head and recipe.published:
         raise PathoError("bad_parameter", "train", "is 'head', which is not in the published descriptions", REMEDY)
     if recipe.weights == "none" and (head or frozen):
@@ -65,9 +66,13 @@ def overridden(recipe: Recipe, frozen: int | None = None, **given) -> Recipe:
     return recipe
 
 
+def _known(arch: str) -> bool:
+    return arch in architectures.NETWORKS or arch.startswith(architectures.TIMM)
+
+
 def _same_share(recipe: Recipe, arch: str) -> tuple[Stage, ...]:
     """The stages of the recipe for another network, with the nearest number of its blocks."""
-    here, there = (len(architectures.NETWORKS[name].blocks) for name in (recipe.arch, arch))
+    here, there = (len(architectures.of(name).blocks) for name in (recipe.arch, arch))
     return tuple(replace(stage, frozen=round(stage.frozen * there / here)) for stage in recipe.stages)
 
 

@@ -64,6 +64,13 @@ def _cut_down(recipe: Recipe, weights: str | None, arch: str | None, train: str 
         raise PathoError(
             "bad_parameter", "weights", f"is {weights!r}, which a first look does not use", "Leave out small"
         )
+    if weights == "imagenet" and arch not in (None, recipes.FIRST_LOOK):
+        raise PathoError(
+            "bad_parameter",
+            "weights",
+            f"are 'imagenet', but a first look begins with random ones unless it is of {recipes.FIRST_LOOK}",
+            "Leave out small, arch or weights",
+        )
     if weights == "none" or arch not in (None, recipes.FIRST_LOOK):
         return recipes.for_demo(recipe)
     if train == "head" or starting.at_hand(recipes.FIRST_LOOK):

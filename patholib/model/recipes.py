@@ -91,7 +91,7 @@ class Recipe:
 
     # Model
     arch: str = "resnet50"
-    weights: str = "imagenet"  # "imagenet", "none" (from scratch) or the path of a torchvision state dict
+    weights: str = "imagenet"  # "imagenet", "none" (from scratch), the path of a state dict, or "hub" (of timm's)
     train: str = "fine_tuning"  # or "head": no block learns, a linear head is fitted (`overriding`)
     head_width: int = 512  # 0: one linear layer, without dropout
     head_order: str = "batchnorm_relu"
@@ -177,7 +177,7 @@ class Recipe:
         wrong: list[str] = []
         if starts != sorted(set(starts)) or len({0 < s < 1 for s in starts[1:]}) > 1:
             wrong.append(f"stages start at {starts}: give rising epochs, or rising shares of the run")
-        blocks = len(architectures.NETWORKS[self.arch].blocks)
+        blocks = len(architectures.of(self.arch).blocks)
         too_many = [s.frozen for s in self.stages if s.frozen > blocks]
         if too_many:
             wrong.append(f"stages freeze {max(too_many)} blocks, but {self.arch} has {blocks}")
@@ -374,7 +374,7 @@ def for_few_images(recipe: Recipe) -> Recipe:
     The first five of nine blocks, or the same share of other networks, keep what they know. The rest and a linear head
     learn in one cosine cycle.
     """
-    frozen = round(len(architectures.NETWORKS[recipe.arch].blocks) * 5 / 9)
+    frozen = round(len(architectures.of(recipe.arch).blocks) * 5 / 9)
     return replace(
         recipe,
         **_FEW,
@@ -412,7 +412,7 @@ def for_demo(recipe: Recipe) -> Recipe:
 
 def without_folders(recipe: Recipe) -> Recipe:
     """The recipe with the name alone of a weights file: where it lay is nobody else's business."""
-    return recipe if recipe.weights in ("none", "imagenet") else replace(recipe, weights=Path(recipe.weights).name)
+    return replace(recipe, weights=Path(recipe.weights).name) if architectures.is_file(recipe.weights) else recipe
 
 
 def diff(a: Recipe | Augmentation, b: Recipe | Augmentation) -> dict[str, tuple]:

@@ -15,7 +15,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError
 from patholib.base.places import attached
 from patholib.data import fetch
-from patholib.model import architectures, downloading
+from patholib.model import architectures, downloading, encoders
 
 if TYPE_CHECKING:
     from patholib.model.networks import Classifier
@@ -101,9 +101,12 @@ def _installed(packaged: str) -> list[Path]:
 
 def expected_digest(path: Path, arch: str) -> str:
     """How the SHA-256 of a given file must begin: as `<path>.sha256` says (sha256sum's), or a name of torchvision's."""
-    beside, official = path.with_name(f"{path.name}.sha256"), downloading.imagenet_file(arch)
+    beside = path.with_name(f"{path.name}.sha256")
     if beside.is_file():
         return beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0].strip().lower()
+    if arch not in architectures.NETWORKS:  # of timm: its files all have the same name
+        return ""
+    official = downloading.imagenet_file(arch)
     return official.sha256 if path.name == official.name else ""
 
 
@@ -122,7 +125,9 @@ def load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") ->
         )
     wanted = {k: v for k, v in model.net.state_dict().items() if not k.startswith(model.added)}
     given = _state_dict(content, path.name)
-    if names := model.architecture.names:
+    if isinstance(model.net, encoders.Net):
+        given = model.net.named(given)
+    elif names := model.architecture.names:
         given = architectures.imported(names)(given, wanted)
     given = {k: v for k, v in given.items() if not k.startswith(model.added)}
     differences = [f"{k} is missing" for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")]
@@ -138,7 +143,7 @@ def load_backbone(model: Classifier, kind: str, path: Path, digest: str = "") ->
             "weights_mismatch",
             path.name,
             f"does not fit {model.arch}: " + "; ".join(sorted(differences)[:8]) + more,
-            "Give torchvision's state dict of this network",
+            "Give the state dict of this network, by torchvision's or timm's names",
         )
     model.net.load_state_dict(model.net.state_dict() | given)
     model.weights_source = {"kind": kind, "file": path.name, "sha256": sha256}

@@ -51,8 +51,7 @@ HISTORY = {
 
 def stages(recipe: Recipe, which: tuple[Stage, ...] | None = None) -> str:
     """The unfreezing in words: `13 of 17 blocks frozen`, of several stages with their first epochs."""
-    known = architectures.NETWORKS.get(recipe.arch)
-    blocks, which = len(known.blocks) if known else "?", recipe.stages if which is None else which
+    blocks, which = len(architectures.of(recipe.arch).blocks), recipe.stages if which is None else which
     parts = []
     for stage in which:
         frozen = f"{stage.frozen} of {blocks} blocks frozen" if stage.frozen else "no block frozen"
@@ -66,11 +65,13 @@ def in_words(recipe: Recipe, field: str, value) -> str:
     """The value of one field of a recipe as people say it."""
     if field == "stages":
         return stages(recipe, value)
+    if field == "arch":
+        return VALUES.get(value, value)
     if field == "fractions":
         return ", ".join(f"{100 * share:g} %" for share in value)
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, str) and field not in ("name", "positive", "group_by"):
+    if isinstance(value, str) and field not in ("name", "positive", "group_by", "arch"):
         return words(value) if field == "monitor" else VALUES.get(value, value.replace("_", " "))
     return spoken(value)
 

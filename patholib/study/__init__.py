@@ -243,7 +243,7 @@ class Study:
         length = "a fitted head" if recipe.train == "head" else f"{recipe.epochs} epochs"
         by = f"split {self._origin or f'by {recipe.group_by}'}"
         return (
-            f"{self.source!r}\nrecipe {recipe.name}: {recipe.arch}, weights {Path(recipe.weights).name}, "
+            f"{self.source!r}\nrecipe {recipe.name}: {recipe.arch}, weights {recipes.without_folders(recipe).weights}, "
             f"{recipe.image_size} pixels, {length}\n{by}: {parts} images"
         )
 

@@ -57,7 +57,7 @@ class Figures:
         if s.recipe.train == "head":
             return learning.no_epochs(note=s.note)
         return self._saved(
-            "unfreezing", learning.unfreezing(s.history, len(architectures.NETWORKS[s.recipe.arch].blocks), note=s.note)
+            "unfreezing", learning.unfreezing(s.history, len(architectures.of(s.recipe.arch).blocks), note=s.note)
         )
 
     def threshold(self) -> Figure:
