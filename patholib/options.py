@@ -28,7 +28,8 @@ STUDY = ("images", "recipe", "judging")  # groups of parameters that say what is
 RECIPE = "as the recipe says"
 OF_IMAGES = ("label", "only", "group", "columns")  # for `readers.load`
 OF_RECIPE = (  # its fields
-    *("arch", "train", "image_size", "epochs", "batch_size", "micro_batches", "lr", "loss", "seed", "precision"),
+    *("arch", "train", "image_size", "epochs", "batch_size", "micro_batches", "lr", "loss", "augmentation_strength"),
+    *("seed", "precision"),
 )
 
 
@@ -76,12 +77,15 @@ class Options:
     published: bool = _of("recipe", False, "train the recipe exactly as published, mistakes included")
     small: bool = _of("recipe", False, "a small network, small images and few epochs, for a first look")
     arch: str | None = _of(
-        "recipe", None, f'network: {", ".join(fields.CHOICES["arch"])}, or "timm:NAME" (docs/encoders.md)', none=RECIPE
+        "recipe",
+        None,
+        f'network: {", ".join(fields.CHOICES["arch"])}, or any of timm as "timm:NAME" (docs/encoders.md)',
+        none=RECIPE,
     )
     weights: str | None = _of(
         "recipe",
         None,
-        'weights to start from: "imagenet", "none" (random), a file, or of a network of timm "hub"',
+        'weights to start from: "imagenet", "none" (random), a file, or "hub" for a network of timm',
         none="imagenet",
     )
     train: str = _of(
@@ -101,6 +105,9 @@ class Options:
     )
     lr: float | None = _of("recipe", None, "highest learning rate", none=RECIPE)
     loss: str | None = _of("recipe", None, "loss", *fields.CHOICES["loss"], none=RECIPE)
+    augmentation_strength: float | None = _of(
+        "recipe", None, "how far training views vary, 0 (not at all) to 2 (twice the ranges of the recipe)", none=RECIPE
+    )
     seed: int = _of("recipe", 0, "seed of the split, the first weights and every random draw")
     device: str = _of("computing", "auto", 'where to compute: "auto", "cpu" or "cuda"')
     precision: str | None = _of("computing", None, "number format", *fields.CHOICES["precision"], none=RECIPE)

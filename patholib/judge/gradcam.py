@@ -19,7 +19,7 @@ from patholib.base.errors import PathoError, nearest
 from patholib.data.imagesets import ImageSet
 from patholib.judge import predicting, resampled, rules
 from patholib.model import augment, describing
-from patholib.model.networks import Classifier, evaluating
+from patholib.model.networks import Classifier, evaluating, on_grid
 
 CELLS = 6  # fewest cells on a side of a map that is shown as a place
 BATCH = 8  # images at once: larger batches leave the processor's cache
@@ -44,8 +44,8 @@ def heat(
     """The heatmap of each image by one of METHODS.
 
     images (N, 3, H, W) in [0, 1]; classes (N,), by default the most probable; block: one of model.block_names, by
-    default the last that gives maps. Errors: unknown_method, bad_images, unknown_block, bad_classes, model_output (values that are
-    not finite).
+    default the last that gives maps. Errors: unknown_method, bad_images, unknown_block, bad_classes, model_output
+    (values that are not finite).
     """
     if method not in METHODS:
         raise PathoError("unknown_method", str(method), "is no method for heatmaps", nearest(method, METHODS))
@@ -154,7 +154,7 @@ def _own_gradient(maps: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _heat(model: Classifier, images: torch.Tensor, classes, block: str | None, method: Method) -> Heat:
-    still, block = evaluating(model), block or model.last_maps
+    still = evaluating(model)
     # The caller may have switched gradients off; here the graph reaches from the maps to the logits and no further.
     with torch.inference_mode(False), torch.enable_grad():
         with torch.no_grad():
@@ -164,7 +164,7 @@ def _heat(model: Classifier, images: torch.Tensor, classes, block: str | None, m
         classes = _classes(classes, logits)
         chosen = logits.gather(1, classes[:, None]).sum()  # no image's logit depends on another's maps in eval mode
         (gradient,) = torch.autograd.grad(chosen, maps)  # as the maps
-    maps, gradient = (still.on_grid(tensor.detach().float()) for tensor in (maps, gradient))  # (N, K, h, w)
+    maps, gradient = (on_grid(still, tensor.detach().float()) for tensor in (maps, gradient))  # (N, K, h, w)
     return _result(method(maps, gradient), classes, logits)
 
 
@@ -217,10 +217,11 @@ def default_block(model: Classifier) -> str:
     """The last block whose maps have at least 6 x 6 cells: the deepest that can still tell where.
 
     At 224 pixels that is the last block, as usual; at 64 its maps would be 2 x 2. Where no block has so many, as with
-    the patches of a small image, it is the last one that gives maps.
+    the patches of a small image, it is the last of those with the most.
     """
-    fine = [name for name, maps in describing.block_maps(model) if min(maps.shape[2:]) >= CELLS]
-    return fine[-1] if fine else model.last_maps
+    sides = {name: min(maps.shape[2:]) for name, maps in describing.block_maps(model)}
+    enough = min(CELLS, max(sides.values()))
+    return [name for name, side in sides.items() if side >= enough][-1]
 
 
 def caption(label: str, decision: str, p: float, positive: str | None = None, threshold: float | None = None) -> str:

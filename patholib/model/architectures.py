@@ -189,9 +189,7 @@ def check(arch: str, weights: str, image_size: int) -> None:
     """Stops at weights or images that this network cannot have. Errors: bad_parameter."""
     of_timm = arch.startswith(TIMM)
     if of_timm:
-        from patholib.model import encoders
-
-        encoders.planned(arch, image_size)
+        imported("patholib.model.encoders:planned")(arch, image_size)
     if of_timm and weights == "imagenet":
         raise PathoError(
             "bad_parameter",
@@ -217,9 +215,7 @@ def imported(function: str) -> Callable:
 def of(arch: str) -> Architecture:
     """What is known of a network. Errors: unknown_arch; of one of timm those of `encoders.entry`."""
     if arch.startswith(TIMM):
-        from patholib.model import encoders  # with it come torch and timm
-
-        return encoders.entry(arch)
+        return imported("patholib.model.encoders:entry")(arch)  # with it come torch and timm
     if arch not in NETWORKS:
         raise PathoError("unknown_arch", arch, "is not a network of this library", nearest(arch, NETWORKS))
     return NETWORKS[arch]
@@ -228,7 +224,5 @@ def of(arch: str) -> Architecture:
 def construct(arch: str, image_size: int = 224) -> nn.Module:
     """The network itself with random weights and its own head; of timm's, for images of this size and without one."""
     if arch.startswith(TIMM):
-        from patholib.model import encoders
-
-        return encoders.Net(arch, image_size)
+        return imported("patholib.model.encoders:Net")(arch, image_size)
     return imported(of(arch).constructor)(weights=None)

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from patholib.base.errors import PathoError
-from patholib.model import recolour
+from patholib.model import fields, recolour
 from patholib.model.recipes import Augmentation
 
 # One uniform number each, always in this place: turning one augmentation off leaves the draws of all others alone.
@@ -52,6 +52,11 @@ DRAWS = (
     "hue",
     "noise",
 )
+WIDTHS = (  # the ranges of an Augmentation around 0
+    *("affine_degrees", "rotation", "shift", "shear", "perspective"),
+    *("brightness", "contrast", "saturation", "hue", "noise"),
+)
+CHANCES = ("flip_horizontal", "flip_vertical", "perspective_p")  # its probabilities
 TTA_EPOCH = -1  # an epoch that training never reaches: test-time draws are no training draws
 # The eight ways to lay a square on itself, for tensors (B, K, S, S). Each undoes itself, the quarter turns each other.
 SYMMETRIES = (
@@ -125,32 +130,38 @@ def preview(images, recipe, count: int = 3, views: int = 6) -> tuple[np.ndarray,
     """
     part = images.part("train").examples(-(-count // len(images.classes)), "group")
     pixels, rows = part.pictures[:count], np.arange(count)
+    varied = scaled(recipe.augmentation, recipe.augmentation_strength)
     shown = [
-        training_views(pixels, recipe.image_size, recipe.augmentation, recipe.seed, epoch, rows, rows)
-        for epoch in range(views)
+        training_views(pixels, recipe.image_size, varied, recipe.seed, epoch, rows, rows) for epoch in range(views)
     ]
     return pixels, torch.stack(shown)
 
 
 def half_strength(a: Augmentation) -> Augmentation:
     """The same augmentation with every range halved, probabilities kept, and no noise."""
-    names = (
-        "affine_degrees",
-        "rotation",
-        "shift",
-        "shear",
-        "perspective",
-        "brightness",
-        "contrast",
-        "saturation",
-        "hue",
-    )
-    towards_one: dict[str, Any] = {
-        name: tuple((1 + end) / 2 for end in pair)
-        for name in ("zoom", "crop_scale")
-        if (pair := getattr(a, name)) is not None
+    kept = {name: getattr(a, name) for name in CHANCES}
+    return replace(scaled(a, 0.5), **kept, noise=0.0)
+
+
+def scaled(a: Augmentation, strength: float) -> Augmentation:
+    """The same augmentation with every range so many times as wide: 0 leaves an image as it is, 1 is this one.
+
+    Factors (zoom, crop) go away from 1; probabilities become smaller below 1 and no larger above. No range leaves what
+    its field may be.
+    """
+    if strength == 1:
+        return a
+    most = {name: float(fields.RANGES[name][1:-1].partition(", ")[2]) for name in WIDTHS} | {"shear": 80.0}
+    wider = {name: min(strength * getattr(a, name), top) for name, top in most.items()}
+    likely = {name: min(strength, 1) * getattr(a, name) for name in CHANCES}
+    factors: dict[str, Any] = {
+        name: tuple(min(max(least, 1 - strength + strength * end), top) for end in pair)
+        for name, pair, least, top in (("zoom", a.zoom, 0.1, 10.0), ("crop_scale", a.crop_scale, 0.01, 1.0))
+        if pair is not None
     }
-    return replace(a, **{name: getattr(a, name) / 2 for name in names}, **towards_one, noise=0.0)
+    if not strength:
+        factors["crop_scale"] = None
+    return replace(a, **wider, **likely, **factors)
 
 
 def uniform(seed: int, epoch: int, positions, rows) -> dict[str, np.ndarray]:

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 
 def block_maps(model: Classifier) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each block's name and its maps (1, K, h, w), tokens on their grid, of one black image of model.image_size; the model stays as it is."""
+    """Each block's name and its maps (1, K, h, w) of one black image of model.image_size, tokens on their grid.
+
+    The model stays as it is.
+    """
     still = networks.evaluating(model)
     maps = still.mean.new_zeros(1, 3, model.image_size, model.image_size)
     for name, block in still.blocks.items():
         with torch.no_grad():
             for module in block:
                 maps = module(maps)
-        yield name, still.on_grid(maps)
+        yield name, networks.on_grid(still, maps)
 
 
 def describe(model: Classifier) -> pd.DataFrame:
@@ -51,7 +54,7 @@ def describe(model: Classifier) -> pd.DataFrame:
     for name, maps in block_maps(still):
         add(name, itertools.chain(*(module.parameters() for module in still.blocks[name])), maps)
     with torch.no_grad():
-        logits = still.classify(maps)  # of the last block, whose maps are no tokens
+        logits = still.classify(maps, name)
     add("backbone", [p for k, p in still.net.named_parameters() if not k.startswith(still.added)], maps)
     add("head", still.head.parameters(), logits)
     if still.sees_colour:

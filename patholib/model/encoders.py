@@ -14,11 +14,13 @@ import functools
 import math
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,6 +50,9 @@ class Plan:
     layouts: dict[str, tuple[str, str]]  # in which it takes its maps, and gives them: NCHW, NHWC, NLC or NC
     late: frozenset[str]  # modules that pool
     channels: int  # of the pooled features
+
+
+Call = tuple[str, Any, torch.Tensor]  # of a module: its path, the tensor that it took, None if more, what it gave
 
 
 class Pass(nn.Module):
@@ -124,7 +129,8 @@ class Net(nn.Module):
 
         The table of positions is interpolated to the size of the images. Errors: weights_mismatch.
         """
-        plan, names = planned(*self.asked), {}
+        plan = planned(*self.asked)
+        names: dict[str, str] = {}
         for name, paths in plan.steps.items():
             for i, path in enumerate(paths):
                 wrapped = isinstance(self.steps[name].parts[i], Part | Told)  # type: ignore[union-attr,index]
@@ -141,16 +147,17 @@ class Net(nn.Module):
                 f"is not the network of this file ({type(error).__name__}: {error})",
                 "Give the weights of this network, or name the network of these weights",
             ) from error
-        heads = plan.template.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
+        heads = _facts(plan.template).get("classifier") or ()
         heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
         return {names.get(k, k): v for k, v in state.items() if not k.startswith(heads)}
 
 
+@functools.cache
 def entry(arch: str) -> Architecture:
     """What is known of "timm:NAME". Errors: not_installed; unknown_arch, with the nearest names; bad_parameter."""
     name, _, normalisation = _parsed(arch)
     net, plan = _template(arch), planned(arch)
-    facts = net.pretrained_cfg
+    facts = _facts(net)
     mean, std = NORMALISATIONS.get(normalisation) or (tuple(facts["mean"]), tuple(facts["std"]))
     return Architecture(
         words=f"{name} (timm)",
@@ -175,15 +182,15 @@ def from_hub(arch: str, weights: str) -> Path:
     """
     from huggingface_hub import errors, hf_hub_download
 
-    facts = _template(arch).pretrained_cfg  # type: ignore[union-attr]
-    repository = weights.partition(":")[2] or facts.get("hf_hub_id") or ""  # type: ignore[union-attr]
+    facts = _facts(_template(arch))
+    repository = weights.partition(":")[2] or facts.get("hf_hub_id") or ""
 
     def missing(reason: str, remedy: str) -> PathoError:
         return PathoError("weights_missing", repository or arch, reason, remedy)
 
     if not repository:
         raise missing("has no weights of a name", 'Give weights="hub:OWNER/NAME", the path of a file, or "none"')
-    names = dict.fromkeys((facts.get("hf_hub_filename") or FILES[0], *FILES))  # type: ignore[union-attr]
+    names = dict.fromkeys((facts.get("hf_hub_filename") or FILES[0], *FILES))
     print(f"weights of {repository} from the hub, under terms of their own: https://huggingface.co/{repository}")
     for name in names:
         by_hand = f"Elsewhere: `hf download {repository} {name}`; then give the path of that file as weights"
@@ -224,10 +231,11 @@ def _parsed(arch: str) -> tuple[str, dict, str]:
     # Known names alone: timm itself would also take an address on the hub, or a folder, for a name.
     known = set(library.list_models()) | set(library.list_models(pretrained=True))
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         meant = f"did you mean {', '.join(map(repr, close))}?" if close else "timm.list_models() lists them"
         raise PathoError("unknown_arch", arch, "is not a network of timm", meant)
-    arguments, normalisation = {}, ""
+    arguments: dict[str, int | float] = {}
+    normalisation = ""
     for one in rest:
         key, _, value = one.partition("=")
         if key == "norm" and value in NORMALISATIONS:
@@ -236,9 +244,9 @@ def _parsed(arch: str) -> tuple[str, dict, str]:
             number = float(value)
             arguments[key] = number if isinstance(ARGUMENTS[key], float) else int(number)
         else:
-            known = ", ".join(f"{name} (up to {most})" for name, most in ARGUMENTS.items())
+            numbers = ", ".join(f"{name} (up to {most})" for name, most in ARGUMENTS.items())
             raise PathoError(
-                "bad_parameter", arch, f"has {one!r}", f"Known are {known} and norm ({', '.join(NORMALISATIONS)})"
+                "bad_parameter", arch, f"has {one!r}", f"Known are {numbers} and norm ({', '.join(NORMALISATIONS)})"
             )
     return name, arguments, normalisation
 
@@ -254,6 +262,11 @@ def _created(arch: str) -> nn.Module:
         ) from error
 
 
+def _facts(net: Any) -> dict[str, Any]:
+    """What timm knows of a network's pretrained weights."""
+    return net.pretrained_cfg
+
+
 @functools.cache
 def _template(arch: str) -> nn.Module:
     """The same without values, at the size that it was made for."""
@@ -263,7 +276,7 @@ def _template(arch: str) -> nn.Module:
 
 def _sized(arch: str, image_size: int) -> nn.Module:
     """The network for images of this size. Errors: bad_parameter."""
-    net = _created(arch)
+    net: Any = _created(arch)
     if hasattr(net, "set_input_size"):
         patch = getattr(getattr(net, "patch_embed", None), "patch_size", None) or 1
         patch = patch if isinstance(patch, int) else patch[0]
@@ -275,7 +288,9 @@ def _sized(arch: str, image_size: int) -> nn.Module:
                 f"is not a multiple of {patch}, the side of a patch of {arch}",
                 f"Use {low or patch} or {low + patch}" if low else f"Use {patch}",
             )
-        net.set_input_size(img_size=(image_size, image_size))
+        with warnings.catch_warnings():  # of timm's own code
+            warnings.simplefilter("ignore", UserWarning)
+            net.set_input_size(img_size=(image_size, image_size))
     return net
 
 
@@ -286,15 +301,16 @@ def _sized(arch: str, image_size: int) -> nn.Module:
 def planned(arch: str, image_size: int | None = None) -> Plan:
     """The plan for images of this size; None: of the size that the network was made for, which changes no name.
 
-    Errors: bad_parameter, where it does not take such images.
+    Errors: bad_parameter, where it does not take such images; bad_network, where it gives no maps.
     """
     with torch.device("meta"), torch.no_grad():
         net = _template(arch) if image_size is None else _sized(arch, image_size).eval()
-        side = image_size or net.pretrained_cfg["input_size"][-1]
+        side = image_size or _facts(net)["input_size"][-1]
         image = torch.zeros(1, 3, side, side)
         try:
-            maps, features = _traced(net, "forward_features", image)
+            maps, calls = _traced(net, "forward_features", image)
             pooled, late = _traced(net, "forward_head", maps)
+            steps, cuts = _blocks(net, calls, image, maps)
         except Exception as error:  # whatever it stumbles over
             raise PathoError(
                 "bad_parameter",
@@ -302,33 +318,38 @@ def planned(arch: str, image_size: int | None = None) -> Plan:
                 f"is none that {arch} takes ({type(error).__name__}: {error})",
                 "Use the size that it was made for, or another network",
             ) from error
-    chain, begins = _chain(features, image, maps)
-    steps: dict[str, list[str]] = {} if begins else {"stem": [BEFORE]}
-    cuts = {} if begins else {"stem": chain[0][1] if chain else maps}
-    last = "stem"
-    for path, given, made in chain:
-        if not steps or (_has_parts(net.get_submodule(path)) and _layout(net, given)):
-            last = (
-                re.sub(r"\.(\d+)$", r"[\1]", path).rpartition(".")[2] if _has_parts(net.get_submodule(path)) else "stem"
-            )
-            steps[last] = []
-        steps[last].append(path)
-        cuts[last] = made
+    if pooled.ndim != 2 or not all(cuts.values()):
+        raise PathoError("bad_network", arch, "gives neither maps nor tokens of a square", "Use another network")
     # Tokens may end in one of them that stands for all; what is seen of the others is then what it took from them in
     # the last block. So that the last maps are those before it, that block pools as well.
     if maps.ndim == 4 or len(steps) == 1:
         steps["pool"] = []
     last = list(steps)[-1]
     steps[last].append(AFTER)
-    gives = {name: _layout(net, cuts[name]) for name in steps if name != last} | {last: "NC"}
-    takes = dict(zip(steps, ["NCHW", *gives.values()], strict=False))
+    gives = {**cuts, last: "NC"}
     return Plan(
         template=net,
         steps=steps,
-        layouts={name: (takes[name], gives[name]) for name in steps},
+        layouts=dict(zip(steps, zip(["NCHW", *gives.values()], gives.values(), strict=False), strict=True)),
         late=frozenset(path.partition(".")[0] for path, *_ in late),
         channels=pooled.shape[1],
     )
+
+
+def _blocks(net: nn.Module, calls: list[Call], image, maps) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The paths of the modules of each block, and the layout of what it gives."""
+    chain, begins = _chain(calls, image, maps)
+    steps: dict[str, list[str]] = {} if begins else {"stem": [BEFORE]}
+    cuts = {} if begins else {"stem": _layout(net, chain[0][1] if chain else maps)}
+    name = "stem"
+    for path, given, made in chain:
+        parts = _has_parts(net.get_submodule(path))  # layers join the block before them
+        if not steps or (parts and _layout(net, given)):
+            name = re.sub(r"\.(\d+)$", r"[\1]", path).rpartition(".")[2] if parts else "stem"
+            steps[name] = []
+        steps[name].append(path)
+        cuts[name] = _layout(net, made)
+    return steps, cuts
 
 
 def _told(net: nn.Module, paths: Iterable[str], image_size: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -352,9 +373,6 @@ def _told(net: nn.Module, paths: Iterable[str], image_size: int) -> dict[str, di
             "bad_network", type(net).__name__, "tells its blocks something of each image", "Use another network"
         )
     return black
-
-
-Call = tuple[str, torch.Tensor | None, torch.Tensor]  # path, the tensor that it took if that was all, what it gave
 
 
 def _traced(net: nn.Module, method: str, given: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:

@@ -29,7 +29,7 @@ class Ensemble(nn.Module):
         self.members: Sequence[Classifier] = nn.ModuleList(members)  # type: ignore[assignment]  # and so it behaves
         first = members[0]
         self.arch, self.classes, self.image_size = first.arch, first.classes, first.image_size
-        self.block_names, self.last_maps, self.on_grid = first.block_names, first.last_maps, first.on_grid
+        self.block_names, self.architecture = first.block_names, first.architecture
 
     @property
     def mean(self) -> torch.Tensor:

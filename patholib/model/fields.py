@@ -49,6 +49,7 @@ RANGES = {
     "saturation": "[0, 1]",
     "hue": "[0, 0.5]",
     "noise": "[0, 1]",
+    "augmentation_strength": "[0, 2]",
     "start": "[0, 10000]",
     "frozen": "[0, 1000]",
     "lr_scale": "(0, 1000]",

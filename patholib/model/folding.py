@@ -16,7 +16,8 @@ from patholib.model.networks import Network
 def folded(model: Network) -> Network:
     """A copy in eval mode that computes the same with every BatchNorm multiplied into the convolution before it.
 
-    For inference alone, and not of networks of timm: it has no BatchNorm to train. A third fewer passes over the maps on a CPU.
+    For inference alone: it has no BatchNorm to train. A third fewer passes over the maps on a CPU. A network of timm is
+    copied as it is.
     """
     copied = copy.deepcopy(model).eval()
     if any(isinstance(module, encoders.Net) for module in copied.modules()):

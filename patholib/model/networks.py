@@ -1,6 +1,7 @@
-"""The classifier: a network of torchvision or timm with the recipe's head, split into `features` and `classify` over named blocks.
+"""The classifier: a network with the recipe's head, split into `features` and `classify` over named blocks.
 
-Freezing counts blocks, Grad-CAM stops between two of them, and the state dict is torchvision's own behind "net.".
+Freezing counts blocks, Grad-CAM stops between two of them, and the state dict of a network of torchvision is
+torchvision's own behind "net.".
 """
 
 from __future__ import annotations
@@ -60,11 +61,6 @@ class Classifier(nn.Module):
         return tuple(self.architecture.blocks)
 
     @property
-    def last_maps(self) -> str:
-        """The last block that gives maps: the last one, or where that one pools the one before it."""
-        return self.block_names[-2 if self.architecture.pools else -1]
-
-    @property
     def sees_colour(self) -> bool:
         """Whether statistics of the image's colours add to the logits, beside the maps."""
         return hasattr(self.net, "colour")
@@ -80,7 +76,8 @@ class Classifier(nn.Module):
         return self.net.get_submodule(self.architecture.head)
 
     def features(self, images: torch.Tensor, until: str | None = None) -> torch.Tensor:
-        """The maps (N, K, h, w) after block `until`, the last one by default, or tokens (N, K, T): see `on_grid`.
+        """The maps (N, K, h, w) after block `until`, or tokens (N, K, T): see `on_grid`. By default of the last block,
+        where that one pools of the one before it.
 
         Errors: bad_images, unknown_block.
         """
@@ -88,17 +85,10 @@ class Classifier(nn.Module):
         maps = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W)
         return self._run(maps, stop=self._position(until) + 1)
 
-    def on_grid(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps (N, K, h, w) as they are; tokens (N, K, T) without class and register tokens, where their patches lie."""
-        if maps.ndim == 4:
-            return maps
-        patches = maps[:, :, self.architecture.prefix_tokens :]  # (N, K, h w), row after row
-        return patches.unflatten(2, (math.isqrt(patches.shape[2]), -1))
-
     def classify(
         self, maps: torch.Tensor, after: str | None = None, images: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (N, C) from the maps of block `after`, the last one by default. Errors: unknown_block.
+        """Logits (N, C) from the maps or tokens of block `after`, by default as of `features`. Errors: unknown_block.
 
         With the images too, of which the maps are: what their colours add is then in it, where the recipe has that.
         It depends on no map, so that the gradient of a logit with respect to the maps is the same with it and without.
@@ -161,7 +151,7 @@ class Classifier(nn.Module):
     def _position(self, block: str | None) -> int:
         names = self.block_names
         if block is None:
-            return len(names) - 1
+            return len(names) - (2 if self.architecture.pools else 1)
         if block not in names:
             raise PathoError("unknown_block", block, f"is not a block of {self.arch}", nearest(block, names))
         return names.index(block)
@@ -178,7 +168,15 @@ class Encoder(nn.Module):
         self.model, self.turn = model, turn
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return _pooled(self.model.features(self.turn(images)))
+        return _pooled(self.model.features(self.turn(images), self.model.block_names[-1]))
+
+
+def on_grid(model, maps: torch.Tensor) -> torch.Tensor:
+    """Maps (N, K, h, w) as they are; tokens (N, K, T) of patches where these lie, those before them left out."""
+    if maps.ndim == 4:
+        return maps
+    patches = maps[:, :, model.architecture.prefix_tokens :]  # (N, K, h w), row after row of a square
+    return patches.unflatten(2, (math.isqrt(patches.shape[2]), -1))
 
 
 def _pooled(maps: torch.Tensor) -> torch.Tensor:

@@ -88,6 +88,7 @@ class Recipe:
     image_size: int = 224  # pixels, side of the square the model sees
     fit: str = "crop"  # to a square: centre crop, pad, or squeeze as published (stretches nuclei 1.52 times)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation_strength: float = 1.0  # of training views: times its ranges (`augment.scaled`)
 
     # Model
     arch: str = "resnet50"

@@ -79,7 +79,9 @@ class Feed:
         images: Any = pixels
         if self.device.type != "cpu":
             images = torch.from_numpy(pixels).pin_memory().to(self.device, non_blocking=True)
-        return augment.training_views(images, size, self.recipe.augmentation, self.recipe.seed, epoch, positions, rows)
+        recipe = self.recipe
+        varied = augment.scaled(recipe.augmentation, recipe.augmentation_strength)
+        return augment.training_views(images, size, varied, recipe.seed, epoch, positions, rows)
 
     def views(self, batch: Batch) -> torch.Tensor:
         """The batch's views (n, 3, H, W) on the device, once they are made."""
