@@ -79,7 +79,7 @@ class Options:
     arch: str | None = _of(
         "recipe",
         None,
-        f'network: {", ".join(fields.CHOICES["arch"])}, or any of timm as "timm:NAME" (docs/encoders.md)',
+        f'network: {", ".join(fields.CHOICES["arch"])}, or any of timm as "timm:NAME" (docs/recipes.md)',
         none=RECIPE,
     )
     weights: str | None = _of(

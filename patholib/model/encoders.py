@@ -1,9 +1,8 @@
 """Any network of timm (Wightman 2019) as one of the library's: arch="timm:NAME", or "timm:NAME,depth=4".
 
-timm runs a network by two methods: `forward_features`, and `forward_head`, which pools. `_chain` follows one image
-through the first, and finds the modules of which each takes what the one before it gave, and nothing else. They become
-the blocks. What runs before them, such as adding the positions of patches, joins the first one. Needs the extra
-`encoders`.
+timm runs a network by two methods: `forward_features`, and `forward_head`, which pools. `tracing` finds the modules
+that the first one runs in turn, which become the blocks. What runs before them, such as adding the positions of
+patches, joins the first block. Needs the extra `encoders`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-import math
 import re
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +23,9 @@ import torch
 from torch import nn
 
 from patholib.base.errors import PathoError
+from patholib.model import tracing
 from patholib.model.architectures import IMAGENET_MEAN, IMAGENET_STD, TIMM, Architecture
+from patholib.model.tracing import BEFORE
 
 # What may follow a name, with its largest value: in these, published encoders differ from networks that timm has names
 # for. Numbers within bounds alone, because a name may come with somebody else's export.
@@ -36,7 +35,7 @@ ARGUMENTS = {"depth": 64, "embed_dim": 4096, "num_heads": 64, "patch_size": 64, 
     "no_embed_class": 1,
 }
 NORMALISATIONS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
-BEFORE, AFTER = "(before)", "(after)"  # in the place of a path: what runs before the chain, and what pools
+AFTER = "(after)"  # in the place of a path, as BEFORE: what pools
 FILES = ("model.safetensors", "pytorch_model.bin")  # of weights on the hub, in the order in which they are looked for
 METHODS = {BEFORE: "forward_features", AFTER: "forward_head"}
 
@@ -50,9 +49,6 @@ class Plan:
     layouts: dict[str, tuple[str, str]]  # in which it takes its maps, and gives them: NCHW, NHWC, NLC or NC
     late: frozenset[str]  # modules that pool
     channels: int  # of the pooled features
-
-
-Call = tuple[str, Any, torch.Tensor]  # of a module: its path, the tensor that it took, None if more, what it gave
 
 
 class Pass(nn.Module):
@@ -308,9 +304,9 @@ def planned(arch: str, image_size: int | None = None) -> Plan:
         side = image_size or _facts(net)["input_size"][-1]
         image = torch.zeros(1, 3, side, side)
         try:
-            maps, calls = _traced(net, "forward_features", image)
-            pooled, late = _traced(net, "forward_head", maps)
-            steps, cuts = _blocks(net, calls, image, maps)
+            maps, calls = tracing.traced(net, "forward_features", image)
+            pooled, late = tracing.traced(net, "forward_head", maps)
+            steps, cuts = tracing.blocks(net, calls, image, maps)
         except Exception as error:  # whatever it stumbles over
             raise PathoError(
                 "bad_parameter",
@@ -319,7 +315,7 @@ def planned(arch: str, image_size: int | None = None) -> Plan:
                 "Use the size that it was made for, or another network",
             ) from error
     if pooled.ndim != 2 or not all(cuts.values()):
-        raise PathoError("bad_network", arch, "gives neither maps nor tokens of a square", "Use another network")
+        raise PathoError("bad_network", arch, "gives no maps of its images, nor tokens", "Use another network")
     # Tokens may end in one of them that stands for all; what is seen of the others is then what it took from them in
     # the last block. So that the last maps are those before it, that block pools as well.
     if maps.ndim == 4 or len(steps) == 1:
@@ -334,22 +330,6 @@ def planned(arch: str, image_size: int | None = None) -> Plan:
         late=frozenset(path.partition(".")[0] for path, *_ in late),
         channels=pooled.shape[1],
     )
-
-
-def _blocks(net: nn.Module, calls: list[Call], image, maps) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """The paths of the modules of each block, and the layout of what it gives."""
-    chain, begins = _chain(calls, image, maps)
-    steps: dict[str, list[str]] = {} if begins else {"stem": [BEFORE]}
-    cuts = {} if begins else {"stem": _layout(net, chain[0][1] if chain else maps)}
-    name = "stem"
-    for path, given, made in chain:
-        parts = _has_parts(net.get_submodule(path))  # layers join the block before them
-        if not steps or (parts and _layout(net, given)):
-            name = re.sub(r"\.(\d+)$", r"[\1]", path).rpartition(".")[2] if parts else "stem"
-            steps[name] = []
-        steps[name].append(path)
-        cuts[name] = _layout(net, made)
-    return steps, cuts
 
 
 def _told(net: nn.Module, paths: Iterable[str], image_size: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -373,61 +353,3 @@ def _told(net: nn.Module, paths: Iterable[str], image_size: int) -> dict[str, di
             "bad_network", type(net).__name__, "tells its blocks something of each image", "Use another network"
         )
     return black
-
-
-def _traced(net: nn.Module, method: str, given: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
-    """What a method gives, and the calls of the network's modules and of members of its lists, in order."""
-    calls: list[Call] = []
-
-    def note(path: str):
-        def hook(_, args, kwargs, made):
-            alone = len(args) == 1 and all(
-                v is None or v is False or isinstance(v, torch.Tensor) for v in kwargs.values()
-            )
-            calls.append((path, args[0] if alone else None, made))
-
-        return hook
-
-    handles = [one.register_forward_hook(note(path), with_kwargs=True) for path, one in _candidates(net)]
-    try:
-        return getattr(net, method)(given), calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _candidates(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that may be blocks: the network's own, and instead of a list of modules with parts its members."""
-    for name, child in net.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList) and any(map(_has_parts, child)):
-            yield from ((f"{name}.{key}", one) for key, one in child.named_children())
-        else:
-            yield name, child
-
-
-def _has_parts(module: nn.Module) -> bool:
-    """Whether it is more than a layer: modules within it have weights."""
-    return any(True for child in module.children() for _ in child.parameters())
-
-
-def _chain(calls: list[Call], image: torch.Tensor, maps: torch.Tensor) -> tuple[list[Call], bool]:
-    """The longest row of calls that ends in `maps`, and whether it begins with the image."""
-    row: list[Call] = []
-    wanted: torch.Tensor = maps
-    often = Counter(path for path, *_ in calls)
-    for path, given, made in reversed(calls):
-        if made is wanted and given is not None and often[path] == 1:
-            row.insert(0, (path, given, made))
-            wanted = given
-    return row, wanted is image
-
-
-def _layout(net: nn.Module, maps: torch.Tensor) -> str:
-    """Where a network has its channels; "" for what cannot stand between two blocks."""
-    if maps.ndim == 4:
-        _, first, second, last = maps.shape  # of a square image, so that two of them are alike
-        if first == second == last:
-            return str(getattr(net, "output_fmt", "NCHW")).rpartition(".")[2]
-        return "NCHW" if second == last else "NHWC" if first == second else ""
-    patches = maps.shape[1] - getattr(net, "num_prefix_tokens", 0) if maps.ndim == 3 else 0
-    return "NLC" if patches > 0 and math.isqrt(patches) ** 2 == patches else ""

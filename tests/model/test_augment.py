@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from patholib.data.decoding import read, to_square
 from patholib.data.imagesets import ImageSet
 from patholib.model import augment, recolour
 from patholib.model.recipes import BREAKHIS, ISIC2019, Augmentation, as_published
+from patholib.train import feeding
 
 SIZE, SIDE = 56, 64
 ROWS = np.arange(6)
@@ -465,6 +467,43 @@ def test_half_strength_is_half_of_every_range():
     light = augment.half_strength(BREAKHIS.augmentation)
     assert light.rotation == 10 and light.zoom == (0.925, 1.075) and light.flip_horizontal == 0.5
     assert augment.half_strength(ISIC2019.augmentation).crop_scale == (0.96, 1.0)
+
+
+@pytest.mark.parametrize("recipe", [BREAKHIS, ISIC2019])
+def test_strength_0_shows_the_image_itself_and_strength_1_changes_no_bit(recipe):
+    images, a = noise_pictures(), recipe.augmentation
+
+    def views(some):
+        return augment.training_views(images, SIZE, some, 3, 1, np.arange(len(images)), ROWS)
+
+    assert torch.equal(views(augment.scaled(a, 0)), augment.plain_views(images, SIZE))
+    assert augment.scaled(a, 1) is a
+    weak, own, strong = (
+        (views(augment.scaled(a, s)) - augment.plain_views(images, SIZE)).abs().mean() for s in (0.25, 1, 2)
+    )
+    assert weak < own < strong
+
+
+def test_strength_2_is_twice_every_range_and_no_more_than_a_field_may_be():
+    a = augment.scaled(BREAKHIS.augmentation, 2)
+    assert (a.rotation, a.shift, a.brightness, a.perspective) == (40, 0.2, 0.4, 0.4)
+    assert a.zoom == pytest.approx((0.7, 1.3)) and a.flip_horizontal == 0.5 and a.perspective_p == 0.3
+    half = augment.scaled(BREAKHIS.augmentation, 0.5)
+    assert half.rotation == 10 and half.flip_horizontal == 0.25 and half.zoom == (0.925, 1.075)
+    widest = augment.scaled(replace(BREAKHIS.augmentation, rotation=180, shear=70, hue=0.4, zoom=(0.2, 8)), 2)
+    assert (widest.rotation, widest.shear, widest.hue, widest.zoom) == (180, 80, 0.5, (0.1, 10.0))
+    assert augment.scaled(ISIC2019.augmentation, 2).crop_scale == pytest.approx((0.84, 1.0))
+
+
+def test_training_sees_views_of_the_strength_of_the_recipe():
+    images = noise_pictures()
+    for strength in (0.0, 0.5):
+        recipe = replace(BREAKHIS, image_size=SIZE, augmentation_strength=strength)
+        made = feeding.Feed._augmented(
+            SimpleNamespace(recipe=recipe, device=torch.device("cpu")), images, ROWS, ROWS, 2
+        )
+        scaled = augment.scaled(recipe.augmentation, strength)
+        assert torch.equal(made, augment.training_views(images, SIZE, scaled, recipe.seed, 2, ROWS, ROWS))
 
 
 # ------------------------------------------------------------------------------------------------------- refusal

@@ -54,6 +54,25 @@ def test_a_first_look_without_the_installed_weights_begins_with_random_ones_and_
         profiles.recipe_for("breakhis", sources["real"], small=True, weights="my.pth")
 
 
+def test_a_first_look_of_another_network_does_not_take_random_weights_for_those_of_imagenet(sources):
+    for source in sources.values():
+        with pytest.raises(PathoError, match="begins with random ones") as error:
+            profiles.recipe_for("breakhis", source, small=True, weights="imagenet", arch="resnet18")
+        assert error.value.code == "bad_parameter" and "Leave out" in error.value.remedy
+        first = profiles.recipe_for("breakhis", source, small=True, weights="imagenet", arch=recipes.FIRST_LOOK)
+        assert first.weights == "imagenet"
+    assert profiles.recipe_for("breakhis", sources["demo"], weights="imagenet", arch="resnet18").weights == "imagenet"
+
+
+def test_the_strength_of_augmentation_is_a_field_that_a_fitted_head_refuses(sources, many):
+    recipe = profiles.recipe_for("breakhis", sources["real"], augmentation_strength=0.5)
+    assert recipes.diff(BREAKHIS, recipe)["augmentation_strength"] == (1.0, 0.5)
+    with pytest.raises(PathoError, match="augmentation_strength"):
+        profiles.recipe_for("breakhis", sources["real"], augmentation_strength=0.5, train="head")
+    with pytest.raises(PathoError, match=r"augmentation_strength=2.5 is outside \[0, 2\]"):
+        replace(BREAKHIS, augmentation_strength=2.5)
+
+
 @pytest.mark.parametrize("arch, frozen", [("resnet50", 9), ("efficientnet_b0", 5), ("efficientnet_lite0", 5)])
 @pytest.mark.parametrize("name", ["breakhis", "isic2019"])
 def test_few_real_images_get_a_recipe_for_few_whatever_the_network(sources, capsys, name, arch, frozen):
