@@ -337,7 +337,7 @@ def test_where_timm_is_missing_it_is_told_how_to_get_it(monkeypatch):
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_head_is_fitted_and_blocks_are_tuned_and_a_resumed_training_is_the_same(tmp_path, monkeypatch):
+def test_a_head_is_fitted_and_blocks_are_tuned_and_a_training_that_was_stopped_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("PATHOLIB_CACHE", str(tmp_path / "cache"))
     encoder = timm.create_model("test_vit", num_classes=0, depth=3)
     safetensors.torch.save_file(encoder.state_dict(), tmp_path / "mine.safetensors")
@@ -352,3 +352,7 @@ def test_a_head_is_fitted_and_blocks_are_tuned_and_a_resumed_training_is_the_sam
     model, _ = tiny.train(tmp_path / "tuned", tuned)
     moved = {k.split(".")[2] for k, v in model.state_dict().items() if not torch.equal(v, before.state_dict()[k])}
     assert {"blocks[1]", "blocks[2]"} <= moved and not moved & {"stem", "blocks[0]"}
+    with pytest.raises(PathoError, match="resume"):
+        tiny.train(tmp_path / "stopped", tuned, max_hours=1e-9)
+    again, _ = tiny.train(tmp_path / "stopped", tuned)
+    assert tiny.same_bits(again, model)
