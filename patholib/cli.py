@@ -122,7 +122,10 @@ def predict(parser: argparse.ArgumentParser) -> Run:
     interrupted call goes on where it stopped when it is given again. For research use only.
     """
     _add(parser, "model", "the folder of an export or of a finished run", "MODEL")
-    text = "files, and folders that are walked to the end; or one CSV path,label,group, which is judged too"
+    text = (
+        "files, and folders that are walked to the end; or one CSV path,label,group, which is judged too, or of path "
+        "alone; with the columns of patients that the lock was given, they join the images"
+    )
     _add(parser, "pictures", text, "PICTURES", nargs="+")
     text = (
         "the table to write: path, the probability of each class, decision, alert, warnings, the model's SHA-256; - is "
@@ -159,15 +162,18 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
     predictor = Predictor(given.model, (engine or "auto") if on else given.engine, sha256=given.sha256)
     name, notice = predictor.manifest["run"] or "model", predictor.manifest["notice"]
     print(f"{name} by {predictor.engine}. {notice}", file=sys.stderr)
-    for text in predictor.promises(predictor.decision(given.tta)):
-        print(f"Promised: {text}.", file=sys.stderr)
     if given.heatmaps:
         print(trust.summary(predictor.checks), file=sys.stderr)
-    options = {"tta": given.tta, "heatmaps": given.heatmaps, "workers": given.workers, "on": on}
     tables = [place for place in given.pictures if place.lower().endswith(".csv")]
     if tables and len(given.pictures) > 1:
         parser.error("a CSV stands alone: it lists all its pictures")
-    pictures = _listed(tables[0]) if tables else given.pictures
+    pictures, patients, why = _listed(tables[0], predictor.patient) if tables else (given.pictures, None, "")
+    if predictor.patient and patients is None:
+        print(f"By the image alone: no table with {', '.join(predictor.patient)} was given.", file=sys.stderr)
+    known = dict.fromkeys(predictor.patient, "") if patients else None
+    for text in predictor.promises(predictor.decision(given.tta, known)):
+        print(f"Promised: {text}.", file=sys.stderr)
+    options = {"tta": given.tta, "heatmaps": given.heatmaps, "workers": given.workers, "on": on, "patients": patients}
     with tempfile.TemporaryDirectory(prefix="patholib-") if given.out == "-" else contextlib.nullcontext() as spare:
         out = Path(spare, "answers.csv") if spare else given.out
         written = predictions.write(predictor, pictures, out, **options)
@@ -176,17 +182,29 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
                 print(path.read_text(encoding="utf-8") if path.exists() else "", end="", file=stream)
         else:
             print(written)
-    if tables:
+    if why:
+        print(f"No numbers: {why}", file=sys.stderr)
+    elif tables:
         _judged(given.model, tables[0])
     return FOUND if written.bad else OK
 
 
-def _listed(table: str) -> list[str]:
-    """The pictures of a labelled table."""
+def _listed(table: str, columns: Sequence[str]) -> tuple[list[str], dict | None, str]:
+    """The pictures of a table, what it says of their patients if it has all these columns, and why it has no labels."""
+    from patholib.data import csvfiles
     from patholib.data.readers import read
 
-    source = read(table)
-    return [str(Path(source.root, path)) for path in source.table["path"]]
+    try:
+        source, why = read(table), ""
+        rows, root = source.table, source.root
+    except PathoError as error:  # of new patients no class is known
+        rows, root, why = csvfiles.read_csv(Path(table)), Path(table).parent, str(error)
+        if "path" not in rows or "label" in rows or rows["path"].duplicated().any():
+            raise
+    pictures = [str(Path(root, path)) for path in rows["path"]]
+    if not columns or not set(columns) <= set(rows):
+        return pictures, None, why
+    return pictures, dict(zip(pictures, rows[list(columns)].to_dict("records"), strict=True)), why
 
 
 def _judged(model: str, table: str) -> None:

@@ -114,6 +114,12 @@ class Options:
     workers: int = _of("computing", 2, "threads that prepare images")
     processes: int = _of("computing", 1, "number of GPU processes that share each batch")
     target_sensitivity: float = _of("judging", 0.95, "sensitivity wanted for new patients")
+    patient: str | None = _of(
+        "judging",
+        None,
+        'columns with data of the patient that join the image, "age_band, sex, site"',
+        none="the image alone",
+    )
     probe: bool = _of("judging", False, "also judge a linear probe of the network before training")
     folds: int = _of("judging", 0, "number of cross-validation folds (0: no cross-validation)")
     repeats: int = _of("judging", 1, "number of cross-validations, each with other folds")
@@ -192,6 +198,11 @@ class Options:
     def of_images(self) -> dict:
         """{name: value} of the parameters that say how a table is read."""
         return {name: getattr(self, name) for name in OF_IMAGES}
+
+    @property
+    def patient_columns(self) -> list[str]:
+        """The columns that `patient` names."""
+        return [name.strip() for name in (self.patient or "").split(",") if name.strip()]
 
     @property
     def of_study(self) -> dict:

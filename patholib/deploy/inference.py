@@ -98,6 +98,7 @@ class Predictor:
         self.temperature, self.threshold = self.manifest["temperature"], self.manifest["threshold"]
         decision = self.manifest["decision"] or {"temperature": self.temperature, "threshold": self.threshold}
         self._decisions = {averaged: decisions.for_views(decision, averaged) for averaged in (False, True)}
+        self.patient = tuple(decision.get("patient") or ())  # the columns with data of the patient that were locked
         self.deciding = decisions.deciding(decision, self.classes)  # of one view, what `rules.predicted` takes
         self.sha256, self.demo = self.manifest["weights"]["sha256"], self.manifest["demo"]
         self.familiar = self.manifest["novelty"] and novelty.from_json(self.manifest["novelty"])
@@ -248,7 +249,9 @@ class Predictor:
         alerts = len(self.classes) > 2 and self.positive is not None and threshold is not None
         unlocked = tta and self.manifest["decision"] and self.recipe.tta_views > 1
         unlocked = unlocked and self._decisions[True] is self._decisions[False]
-        older = [f"plain_lock: {decisions.PLAIN_LOCK}"] if unlocked else []
+        lacking = [f"plain_lock: {decisions.PLAIN_LOCK}"] if unlocked else []
+        if self.patient and patient is None:
+            lacking.append(f"image_alone: the model also takes {', '.join(self.patient)}, which were not given")
         promises = self.promises(decision)
         answers = []
         warnings, those = warnings or [()] * len(pixels), self.prediction_sets(probs, decision)
@@ -259,7 +262,7 @@ class Predictor:
             named = dict(zip(self.classes, row, strict=True))
             alert = named[self.positive] >= threshold if alerts else None
             reasons = self._unfamiliar(picture)
-            none, why = bool(reasons) if self.familiar else None, (*reasons, *known, *older)
+            none, why = bool(reasons) if self.familiar else None, (*reasons, *known, *lacking)
             answers.append(
                 Answer(named, self.classes[k], threshold, alert, none, why, tta, own, promises, spread=spread)
             )

@@ -15,7 +15,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,14 +117,16 @@ def write(
     workers: int | None = None,
     progress: bool = True,
     on: Ray | None = None,
+    patients: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Table:
     """Writes the table of the answers to all pictures in `places`: path, p_<class>, decision, prediction_set, ...
 
     Of a model of several networks with the column spread, see `Answer.spread`.
     Files that cannot be used are listed beside it, in `<name>_bad.csv`, with the reason and the remedy. heatmaps: the
     folder for one PNG a picture, of what argues for its decision, named in a column of its own. workers: threads that
-    decode ahead of the model; on a cluster, processes that do all of it. After an interruption the same call goes on,
-    here or there; a file that has changed since is computed again.
+    decode ahead of the model; on a cluster, processes that do all of it. patients: of each path, data of the patient as
+    `Predictor` takes them; None: the image alone. After an interruption the same call goes on, here or there; a file
+    that has changed since is computed again.
     Errors: as `gather`; output_exists, other_model, output_locked, output_in_data, loader_timeout, model_output; on a
     cluster no_engine, no_cluster, not_shared, cluster_failed.
     """
@@ -137,13 +139,14 @@ def write(
         for path in (out, bad):
             if files.is_there(path) and not journal.exists():
                 raise PathoError("output_exists", str(path), "is there already", "Name another file, or move it away")
-        done = journals.taken_up(journal, _settings(predictor, tta, heatmaps))
+        settings = _settings(predictor, tta, heatmaps) | ({"patients": files.digest(patients)} if patients else {})
+        done = journals.taken_up(journal, settings)
         todo = [path for path in listed if path not in done or journals.facts_of(path) != done[path][1]]
         before = len(listed) - len(todo)
         entries = (
-            _here(predictor, todo, tta, heatmaps, cpu.threads(workers))
+            _here(predictor, todo, tta, heatmaps, cpu.threads(workers), patients or {})
             if on is None
-            else _on_ray(on, predictor, todo, tta, heatmaps, workers)
+            else _on_ray(on, predictor, todo, tta, heatmaps, workers, patients or {})
         )
         meter = bar(entries, progress, total=len(listed), initial=before, unit="image", desc="predicting")
         with contextlib.closing(entries), journals.appending(journal) as add:
@@ -187,7 +190,9 @@ def _settings(predictor: Predictor, tta: bool, heatmaps: Path | None) -> dict:
     }
 
 
-def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int) -> Generator[list]:
+def _here(
+    predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int, patients: Mapping
+) -> Generator[list]:
     """An entry for each path, in order, decoded ahead of the model."""
 
     def look(path: str) -> tuple[list[int], Picture | PathoError]:
@@ -207,12 +212,18 @@ def _here(predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | Non
             if isinstance(seen, PathoError):
                 problem = [seen.code, seen.reason, seen.remedy]
             else:
-                row = _row(predictor, path, seen, tta, heatmaps)
+                row = _row(predictor, path, seen, tta, heatmaps, patients.get(path))
             yield [path, facts, row, problem]
 
 
 def _on_ray(
-    on: Ray, predictor: Predictor, todo: list[str], tta: bool, heatmaps: Path | None, workers: int | None
+    on: Ray,
+    predictor: Predictor,
+    todo: list[str],
+    tta: bool,
+    heatmaps: Path | None,
+    workers: int | None,
+    patients: Mapping,
 ) -> Generator[list]:
     """The same from the workers of a cluster, in whatever order."""
     cpu.threads(workers)  # refuses what is no number of workers
@@ -227,7 +238,9 @@ def _on_ray(
         str(Path.cwd()),
     )
     with cluster.joined(on.address) as ray:
-        for line in cluster.mapped(ray, _worker, given, [json.dumps(path).encode() for path in todo], workers):
+        for line in cluster.mapped(
+            ray, _worker, given, [json.dumps([path, patients.get(path)]).encode() for path in todo], workers
+        ):
             entry = json.loads(line)
             if entry[3] is not None and entry[3][0] == "missing_file" and files.is_there(entry[0]):
                 raise _not_shared(entry[0])
@@ -245,7 +258,8 @@ def _worker(
     predictor = Predictor(Path(model), engine, threads=1, sha256=sha256)  # one picture is too small for several threads
 
     def answer(item: bytes) -> bytes:
-        (entry,) = _here(predictor, [json.loads(item)], tta, Path(heatmaps) if heatmaps else None, 1)
+        path, patient = json.loads(item)
+        (entry,) = _here(predictor, [path], tta, Path(heatmaps) if heatmaps else None, 1, {path: patient})
         return journals.as_line(entry)
 
     return answer
@@ -260,9 +274,11 @@ def _not_shared(place: str) -> PathoError:
     )
 
 
-def _row(predictor: Predictor, path: str, seen: Picture, tta: bool, heatmaps: Path | None) -> list:
+def _row(
+    predictor: Predictor, path: str, seen: Picture, tta: bool, heatmaps: Path | None, patient: Mapping | None
+) -> list:
     """[probabilities, decision, prediction set, none of these, alert, warnings, heatmap] and, of folds, the spread."""
-    answer = predictor.answer(seen.pixels, tta, seen.warnings)
+    answer = predictor.answer(seen.pixels, tta, seen.warnings, patient)
     name = None
     if heatmaps is not None:
         name = f"{Path(path).stem[:80]}-{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}.png"

@@ -33,6 +33,7 @@ from patholib.judge.intervals import Estimate
 
 RESAMPLES = 1000  # of the groups, for the interval of the threshold
 ALERT_OF_PATIENTS = ("sensitivity", "specificity")  # kept of the validation patients
+FEW = "validation groups with"  # how the note on a promise of few groups begins
 CLOSE = 1e-9  # rounding of sums of shares
 
 
@@ -185,7 +186,7 @@ def choose(
     }
     needed = math.ceil(target / (1 - target) - CLOSE)
     note = (
-        f"validation groups with {positive} {unit}s: {n}. So few cannot promise a sensitivity of {target:g} for new "
+        f"{FEW} {positive} {unit}s: {n}. So few cannot promise a sensitivity of {target:g} for new "
         f"groups, only a threshold of 0 could. The chosen one reaches it on the validation groups, and promises "
         f"{_floor(promise)}. A target of {_floor(n / (n + 1))} could be promised; {target:g} takes {needed} groups"
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from patholib.base import files, pages
-from patholib.judge import decisions, metric_table, metrics, predicting, resampled, rules
+from patholib.judge import decisions, metric_table, metrics, predicting, resampled, rules, thresholds
 from patholib.judge.calibration import Calibration
 from patholib.model import recipes
 from patholib.model.recipes import Recipe
@@ -255,22 +255,28 @@ def _raw(folder: Path, recipe: Recipe, name: str = "test") -> pd.DataFrame:
 
 
 def _chosen(tables: list[pd.DataFrame], recipe: Recipe, own: Mapping) -> dict:
-    """The decision from these predictions, for the target, the shares and the prior correction of a run's own.
+    """The decision from these predictions, for target, shares, prior correction and data of the patient of a run's own.
 
-    Without the promise of its threshold, which does not hold for the scores of several networks.
+    Its thresholds promise nothing, and no rule or note says so: the scores are those of several networks.
     """
+    target, patient = own["target"].get("sensitivity", decisions.TARGET), list(own.get("patient") or ())
     found = decisions.choose(
         pd.concat(tables, ignore_index=True),
         recipe.classes,
         recipe.positive,
-        own["target"].get("sensitivity", decisions.TARGET),
+        target,
         own["target"].get("cost_ratio"),
         recipe.seed,
         own.get("shares"),
         Calibration.of(own, recipe.classes).correction,
+        patient,
     )
     for part in (found, found.get("patients") or {}):
-        part.pop("promise", None)
+        if part.pop("promise", None):
+            part["rule"] = f"sensitivity >= {target:g} on predictions out of fold"
+    found["notes"] = [note for note in found["notes"] if not note.startswith(thresholds.FEW)]
+    if patient:
+        found[decisions.ALONE] = _chosen(tables, recipe, {**own, "patient": None})
     return found
 
 

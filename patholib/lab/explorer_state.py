@@ -86,6 +86,7 @@ class State(traitlets.HasTraits):
         self.table, self._pixels = self._known(images, split)
         self._warnings: dict[str, tuple[str, ...]] = {}  # by path, of one's own pictures
         self._heats: dict[tuple[str, str, str, str], torch.Tensor] = {}  # (1, h, w) as computed
+        self._spreads: dict[str, float | None] = {}  # by path
         self._history = {row["image"]: row for row in explored.notes(self.run)}
         self._checks = self.predictor.checks
         self.computed = 0  # number of heatmaps; none is computed twice
@@ -135,10 +136,12 @@ class State(traitlets.HasTraits):
 
     @property
     def spread(self) -> float | None:
-        """`Answer.spread` of the image viewed; None for a model of one network."""
+        """`Answer.spread` of the image viewed, computed once; None for a model of one network."""
         if self.predictor.members == 1 or not self.image:
             return None
-        return self.predictor.answer(self._pixels[self.image]).spread
+        if self.image not in self._spreads:
+            self._spreads[self.image] = self.predictor.answer(self._pixels[self.image]).spread
+        return self._spreads[self.image]
 
     @property
     def figure_note(self) -> str:
@@ -205,7 +208,7 @@ class State(traitlets.HasTraits):
             deciding = decisions.deciding(self.predictor.decision(), self.classes)
             rows = explored.listed(told, self.classes, self.positive, deciding)
             self.table = pd.concat([self.table, rows]) if len(self.table) else rows
-            self._pixels[path], self._warnings[path] = square, answer.warnings
+            self._pixels[path], self._warnings[path], self._spreads[path] = square, answer.warnings, answer.spread
         self.outcome = self.label = self.patient = explored.ALL
         self._list()
         self.image = path

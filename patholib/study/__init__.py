@@ -29,7 +29,7 @@ from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import Manifest
 from patholib.deploy import export, exportformat, loading
-from patholib.judge import decisions, judging, predicting, rivals, trust
+from patholib.judge import decisions, judging, patients, predicting, rivals, trust
 from patholib.judge.external import External
 from patholib.lab import notebook, sessions
 from patholib.model import building, overriding, profiles, recipes
@@ -105,6 +105,8 @@ class Study:
         if not isinstance(recipe, Recipe):
             self.recipe = profiles.for_split(self.recipe, self.split)
         self.images = self.checked.images.with_split(self.split)
+        table = self.images.table
+        patients.check(table[table["split"] != "test"], options.patient_columns)  # now, and not after the training
 
     def _check(self) -> Checked:
         """Checks and caches the images; of several processes the report of the first is enough."""
@@ -291,16 +293,17 @@ class Study:
         return history
 
     def lock(
-        self, sensitivity: float | None = None, cost_ratio: float | None = None, *, patient: Sequence[str] = ()
+        self, sensitivity: float | None = None, cost_ratio: float | None = None, *, patient: Sequence[str] | None = None
     ) -> decisions.Locked:
         """Chooses temperature and threshold on the validation images; returns what `decisions.lock` does.
 
-        sensitivity: None takes target_sensitivity of the options. patient: columns of the images, such as age_band, sex
-        and site, that join the probabilities of the network (`judge.patients`). Errors: those of `decisions.lock`.
+        patient: columns of the images, such as age_band, sex and site, that join the probabilities of the network
+        (`judge.patients`). None takes target_sensitivity and patient of the options. Errors: those of `decisions.lock`.
         """
         if not self.opened:
             target = self.options.target_sensitivity if sensitivity is None else sensitivity
-            self.locked = decisions.lock(self.model, self.images, self.dir, target, cost_ratio, patient)
+            columns = self.options.patient_columns if patient is None else patient
+            self.locked = decisions.lock(self.model, self.images, self.dir, target, cost_ratio, columns)
         return self.locked
 
     def judge(self, baselines: bool = True) -> judging.Judged:

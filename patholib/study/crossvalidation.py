@@ -95,6 +95,7 @@ def folder_of(study: Study) -> Path:
             options.folds,
             options.repeats,
             options.target_sensitivity,
+            *options.patient_columns,
         ]
     )
     images = f"{checked.manifest.source}{'-demo' if checked.manifest.demo else ''}"

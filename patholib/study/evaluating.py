@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,9 @@ def evaluate(
         raise PathoError("not_judged", study.dir.name, "has not judged its own test images", "Call judge first")
     source = data.chosen(**chosen) if isinstance(data, Manifest) else readers.read(data, missing, **chosen)
     name = _named(name, data, source)
-    mapped, said = relabelled(source, study.recipe.classes, study.recipe.positive, classes or {})
+    mapped, said = relabelled(
+        source, study.recipe.classes, study.recipe.positive, classes or {}, list(decision.get("patient") or ())
+    )
     checked = _checked(mapped, study, on_bad)
     facts: dict[str, Any] = {"name": name, "data": _described(checked), "classes": said}
     facts |= {"chosen": dict(chosen)} if chosen else {}
@@ -87,11 +89,16 @@ def _write(folder: Path, checked: Checked, found: dict, tables: Mapping[str, pd.
 
 
 def relabelled(
-    source: Manifest, ours: tuple[str, ...], positive: str | None, given: Mapping[str, str | None]
+    source: Manifest,
+    ours: tuple[str, ...],
+    positive: str | None,
+    given: Mapping[str, str | None],
+    further: Sequence[str] = (),
 ) -> tuple[Manifest, dict]:
     """A manifest with the classes of the run, and how its labels became them.
 
-    given: {theirs: ours}, None or "" leaves the images out; other labels are taken by their name.
+    given: {theirs: ours}, None or "" leaves the images out; other labels are taken by their name. further: columns to
+    keep where they are there.
     Errors: unknown_class, bad_parameter, single_class.
     """
     counts = {str(name): int(n) for name, n in source.table["label"].value_counts(sort=False).sort_index().items()}
@@ -124,6 +131,7 @@ def relabelled(
             "Add images of another class, or correct the map",
         )
     kept = [*dict.fromkeys(("path", "label", source.group_by, *source.levels, *source.subgroups))]
+    kept += [name for name in further if name in table and name not in kept]
     kept += ["sha256"] if "sha256" in table and "sha256" not in kept else []
     kept = [name for name in kept if not name.startswith("p_")]
     subgroups = tuple(name for name in source.subgroups if name in kept)

@@ -147,6 +147,8 @@ def test_the_explorer_says_how_far_the_members_are_apart(exported):
     state = explorer_state.State(exported, image_set(train=0, val=3).part("val"), split="val")
     assert state.spread == pytest.approx(inference.Predictor(exported).answer(PICTURES[0]).spread, abs=1e-4)
     assert f"spread over the 3 networks: {state.spread:.2f}" in explorer.probability_bars(state)
+    state.predictor.answer = None
+    assert state.spread > 0  # it is not computed again
 
 
 def test_an_export_of_other_members_than_it_says_is_refused(models, tmp_path):

@@ -219,6 +219,7 @@ def test_data_of_the_patient_join_the_answer_and_without_them_the_image_alone_de
     one, other, none = (predictor.answer(PICTURE, patient=of) for of in ({"sex": "female"}, {"sex": "x"}, None))
     assert one.probs["malignant"] == pytest.approx(1 / (1 + 4 * np.exp(-2))) and one.decision == "malignant"
     assert other.probs == pytest.approx(none.probs) and (other.threshold, none.threshold) == (0.6, 0.5)
+    assert [any(w.startswith("image_alone: ") for w in answer.warnings) for answer in (one, none)] == [False, True]
     for wrong in ({}, {"sex": "female", "age": "50"}):
         with pytest.raises(PathoError, match="bad_parameter"):
             predictor.answer(PICTURE, patient=wrong)

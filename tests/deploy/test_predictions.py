@@ -281,6 +281,27 @@ def test_the_exit_code_tells_all_from_some_and_from_a_refusal(model, pictures, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "some.csv", "some_bad.csv"]
 
 
+def test_a_table_of_new_patients_joins_their_data_and_one_without_them_says_so(tmp_path, pictures, capsys):
+    alone = {"temperature": 1.0, "threshold": 0.5, "positive": "malignant"}
+    biases = {"sex": {"female": {"benign": 0.0, "malignant": 2.0}, "male": {"benign": 0.0, "malignant": 0.0}}}
+    decision = alone | {"patient": biases, "image_alone": alone}
+    export.save_model(tmp_path, building.build(TINY).state_dict(), TINY, decision=decision)
+    picture = next(iter(sorted(Path(pictures, "folder 1").glob("*.png"))))
+    odds = []
+    for name, text in {
+        "female": 'path,sex\n"{}",female',
+        "male": 'path,sex\n"{}",male',
+        "alone": 'path,x\n"{}",1',
+    }.items():
+        (tmp_path / f"{name}.csv").write_text(text.format(picture))
+        out = tmp_path / f"{name}-answers.csv"
+        assert cli.main(["predict", str(tmp_path), str(tmp_path / f"{name}.csv"), "--out", str(out)]) == 0
+        said, (row,) = capsys.readouterr().err, rows(out)
+        assert ("By the image alone" in said) == ("image_alone" in row["warnings"]) == (name == "alone")
+        odds.append(float(row["p_malignant"]) / float(row["p_benign"]))
+    assert odds == pytest.approx([odds[1] * np.exp(2), odds[1], odds[1]])
+
+
 def test_an_interrupt_says_that_nothing_is_lost(monkeypatch, model, pictures, tmp_path, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -144,6 +144,18 @@ def test_the_folds_are_one_model_that_averages_them_with_the_pooled_decision(who
     assert validation.ONE_MODEL in predictor.manifest["decision"]["notes"]
 
 
+def test_the_pooled_decision_promises_nothing_and_keeps_data_of_the_patient(whole):
+    decision = whole.facts["decision"]
+    said = [decision["rule"], decision["patients"]["rule"], *decision["notes"]]
+    assert "promise" not in decision and [text for text in said if "promise" in text] == [validation.ONE_MODEL]
+    assert not any("new groups" in text for text in said)
+    table = whole.predictions.assign(side=np.where(whole.predictions["label"] == "benign", "left", "right"))
+    own = {"target": {"sensitivity": 0.9}, "patient": {"side": {}}}
+    found = validation._chosen([table], RECIPE, own)
+    assert found["patient"]["side"]["right"]["malignant"] > 0.1
+    assert found["image_alone"] == validation._chosen([table], RECIPE, {**own, "patient": None})
+
+
 def test_a_model_of_which_a_fold_is_missing_is_refused_and_the_remedy_makes_it(whole, checked, tmp_path):
     folder = tmp_path / whole.folder.name
     shutil.copytree(whole.folder, folder)
