@@ -211,9 +211,6 @@ def _judged(model: str, table: str) -> None:
     """Prints the numbers of a labelled table, as `patholib evaluate` does, or why there are none."""
     from patholib.study import evaluate as external
 
-    if not Path(model, "run.json").exists():
-        print("No numbers: an export has no test images to compare with. Name the folder of the run", file=sys.stderr)
-        return
     try:
         found = external(model, table, on_bad="skip")
         print(f"{found}\nWritten: {found.folder / 'external.html'}")
@@ -227,7 +224,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
     Exit code: 0 judged and written to RUN/external/NAME, 2 refused: images that the run has seen, labels that are no
     class of it. Nothing of the run is changed, and the same call again prints the same.
     """
-    _add(parser, "folder", "the folder of a finished run", "RUN")
+    _add(parser, "folder", "the folder of a finished run, or of a cross-validation", "RUN")
     _add(parser, "data", "a CSV path,label,group, or the folder of a known data set", "DATA")
     text = "labels that are called otherwise: --map carcinoma=malignant artefact= (left out)"
     _add(parser, "--map", text, "THEIRS=OURS", nargs="+", default=[], type=_pair)

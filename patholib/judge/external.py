@@ -154,7 +154,8 @@ class External:
     @property
     def sentences(self) -> list[str]:
         """What was found, in sentences."""
-        return [one for one in (self.headline, self.others, self.calibrated, self.familiar) if one]
+        said = (self.headline, self.facts.get("internal"), self.others, self.calibrated, self.familiar)
+        return [one for one in said if one]
 
     @property
     def recalibrated(self) -> pd.DataFrame:
@@ -195,12 +196,18 @@ class External:
 def read(folder: Path) -> External:
     """What external validation wrote into a folder of <run>/external. Errors: missing_file."""
     folder = Path(folder)
-    run_dir = folder.parent.parent
-    recipe = decisions.recipe_of(run_dir)
+    recipe, internal = _known(folder.parent.parent)
     table = predicting.read_predictions(folder / "predictions.csv", recipe.classes)
     judged = Judged(files.read_json(folder / "metrics.json"), table, recipe)
-    internal = files.read_json(run_dir / "metrics.json")["test"]
     return External(folder, files.read_json(folder / FACTS), judged, internal, recipe.monitor)
+
+
+def _known(home: Path) -> tuple[Recipe, dict]:
+    """Recipe and `metrics.summary` of the test images of a run; of the folds as one model, the pooled numbers."""
+    folds = validation.read(home)
+    if folds.facts:
+        return decisions.recipe_of(folds.first), folds.facts["pooled"]
+    return decisions.recipe_of(home), files.read_json(home / "metrics.json")["test"]
 
 
 def of_run(run_dir: Path) -> list[External]:
@@ -212,18 +219,19 @@ def of_run(run_dir: Path) -> list[External]:
 def judge(
     model: torch.nn.Module,
     images: ImageSet,
-    run_dir: Path,
+    home: Path,
+    decision: Mapping,
     familiar: novelty.Familiar | str,
     subgroups: Sequence[str] = (),
 ) -> tuple[dict, dict[str, pd.DataFrame]]:
     """The content of metrics.json and the calibrated predictions of a second set, {"test", "test_tta"}.
 
-    images: with the column group. familiar: the training images, or why they are not known.
-    Errors: those of `decisions.locked` and `predicting.forward`.
+    images: with the column group. home: a run folder, or that of a cross-validation. decision: what was locked there.
+    familiar: the training images, or why they are not known. Errors: those of `predicting.forward`.
     """
-    recipe, decision = decisions.recipe_of(run_dir), decisions.locked(run_dir)
+    recipe, internal = _known(home)
     raw = judging.predicted(model, images, recipe)
-    found, tables = numbers(raw, recipe, decision, judging.read_judged(run_dir).summary, subgroups)
+    found, tables = numbers(raw, recipe, decision, internal, subgroups)
     if isinstance(familiar, str):
         found["novelty"] = {"missing": familiar}
     else:

@@ -94,6 +94,11 @@ class CrossValidated:
         )
 
     @property
+    def first(self) -> Path:
+        """The run folder of the first fold; all have the same recipe and images."""
+        return Path(self.folder or "", self.facts["runs"][0]["run"])
+
+    @property
     def note(self) -> str:
         """What stands above its table and figure."""
         return self.facts.get("note", "")
@@ -157,6 +162,12 @@ class CrossValidated:
             + f"<p>{html.escape(NOTE)}</p>"
             + f'<img alt="The folds" style="max-width:100%" src="{picture}">'
         )
+
+
+def read(folder: Path | str) -> CrossValidated:
+    """What a cross-validation wrote into its folder, without the predictions; empty where there is none."""
+    path = Path(folder, RESULT)
+    return CrossValidated(Path(folder), files.read_json(path)) if path.exists() else CrossValidated()
 
 
 def pooled(folder: Path, runs: list[tuple[int, int, Path]], **facts) -> CrossValidated:

@@ -12,9 +12,12 @@ from markupsafe import Markup
 
 from patholib.base import files
 from patholib.data.readers import sources
+from patholib.judge import calibration as calibrating
+from patholib.judge import thresholds
 from patholib.judge.gains import RIVALS, not_beaten
+from patholib.judge.validation import CrossValidated
 from patholib.model import profiles, recipes
-from patholib.report import checklists, dataparts, externals, markdown, sections, settings, verdict
+from patholib.report import checklists, dataparts, externals, markdown, records, sections, settings, verdict
 from patholib.report.markdown import count
 from patholib.report.records import NOTICE, Record
 
@@ -74,6 +77,32 @@ def model_card(run: Record) -> dict:
         "limits": _limits(run),
         "externals": externals.parts(run),
     }
+
+
+def of_folds(found: CrossValidated) -> Path:
+    """Writes the model card of the folds as one model into the folder of the cross-validation; returns its page."""
+    folder, run = Path(found.folder or ""), records.of_folds(found)
+    exported, decision = files.read_json(folder / "model.json"), found.facts["decision"]
+    size = {"networks": exported["members"], "exported weights": f"SHA-256 {exported['weights']['sha256']}"}
+    without = ("best epoch", "strength of the head", "epochs")  # each network has its own
+    facts = {**_model(run), **size}, _training(run)
+    model, training = ({name: value for name, value in one.items() if name not in without} for one in facts)
+    text = markdown.render(
+        "folds_card.md",
+        run=run,
+        notice=NOTICE,
+        data=dataparts,
+        terms=terms(run),
+        found=found,
+        model=model,
+        training=training,
+        decision={"rule": decision["rule"], **calibrating.readable(decision), **thresholds.in_words(decision)},
+        headline=found.headline(run.units),
+        head=("", "pooled (95 % interval)"),
+        rows=found.table["pooled (95 % interval)"].items(),
+        externals=externals.parts(run),
+    )
+    return markdown.write(folder, "model_card", f"Model card: {run.name}", text)
 
 
 def _model(run: Record) -> dict:

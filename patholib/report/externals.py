@@ -9,12 +9,12 @@ from urllib.parse import quote
 import pandas as pd
 from markupsafe import Markup
 
-from patholib.judge import external, groupwise, metric_table
+from patholib.judge import external, groupwise, metric_table, validation
 from patholib.judge.external import External
 from patholib.judge.metrics import readable
 from patholib.report import markdown, sections
 from patholib.report.markdown import count, spoken
-from patholib.report.records import NOTICE, Record
+from patholib.report.records import NOTICE, Record, of_folds
 
 FIGURES = {
     "difference": "Internal minus external",
@@ -27,7 +27,9 @@ FIGURES = {
 
 def write(found: External) -> Path:
     """Writes external.md and external.html beside the numbers; returns the page."""
-    run = Record(found.folder.parent.parent)
+    home = found.folder.parent.parent
+    folds = validation.read(home)
+    run = of_folds(folds) if folds.facts else Record(home)
     if not any(one.name == found.name for one in run.externals):  # it is not in its place yet
         run.externals = [*run.externals, found]
     run.metrics, group_by = found.judged.metrics, found.facts["data"]["group_by"]

@@ -13,6 +13,7 @@ from patholib.base import files
 from patholib.judge import external
 from patholib.judge.external import External
 from patholib.judge.groupwise import units
+from patholib.judge.validation import CrossValidated
 from patholib.model import recipes
 from patholib.report.markdown import count, text
 
@@ -222,3 +223,11 @@ class Record:
             return pd.DataFrame(files.read_json(self.folder / "history.json"))
         self.absent.append("`history.csv`: the course of the training is unknown")
         return pd.DataFrame()
+
+
+def of_folds(found: CrossValidated) -> Record:
+    """The record of a cross-validation: that of its first fold, for recipe and images, with the pooled numbers."""
+    run = Record(found.first)
+    run.run = {**run.run, "name": found.facts["name"]}
+    run.metrics, run.externals = {"test": found.facts["pooled"]}, external.of_run(Path(found.folder or ""))
+    return run

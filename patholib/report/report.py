@@ -19,7 +19,7 @@ from patholib.judge.metrics import readable
 from patholib.judge.validation import CrossValidated
 from patholib.model import profiles
 from patholib.report import cards, dataparts, externals, markdown, sections, settings, verdict
-from patholib.report.records import NOTICE, Record
+from patholib.report.records import NOTICE, Record, of_folds
 
 HEATMAPS_SHOWN = 12
 CONFLICTS = {
@@ -78,8 +78,7 @@ def write_folds(found: CrossValidated, doubted: pd.DataFrame) -> Path:
     doubted: as of `doubts.ranked`, of which the folder holds the file and the pictures.
     """
     folder, facts = Path(found.folder or ""), found.facts
-    run = Record(folder / facts["runs"][0]["run"])  # all have the same recipe and images
-    run.metrics = {"test": facts["pooled"]}
+    run = of_folds(found)
     text = markdown.render(
         "folds.md",
         run=run,
@@ -98,6 +97,7 @@ def write_folds(found: CrossValidated, doubted: pd.DataFrame) -> Path:
         images=[[_short(cell) for cell in row] for row in doubted.head(doubts.SHOWN).to_numpy()],
         patients=[[_short(cell) for cell in row] for row in doubts.by_patient(doubted).head(doubts.SHOWN).to_numpy()],
     )
+    cards.of_folds(found)
     return markdown.write(folder, "report", f"Cross-validation: {folder.name}", text)
 
 

@@ -29,7 +29,7 @@ from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import Manifest
 from patholib.deploy import export, exportformat, loading
-from patholib.judge import decisions, judging, patients, predicting, rivals, trust
+from patholib.judge import decisions, judging, patients, predicting, rivals, trust, validation
 from patholib.judge.external import External
 from patholib.lab import notebook, sessions
 from patholib.model import building, overriding, profiles, recipes
@@ -203,6 +203,11 @@ class Study:
     def dir(self) -> Path:
         """The run folder."""
         return self.run.dir
+
+    @cached_property
+    def home(self) -> Path:
+        """Where the model is that `evaluate` judges: the run folder, or that of the cross-validation."""
+        return self.dir
 
     @property
     def demo(self) -> bool:
@@ -447,7 +452,15 @@ class Study:
 def evaluate(run: Path | str, data: str | Path | Manifest, *, images: str | Path = "auto", **how) -> External:
     """External validation of the locked model in a run folder on a second labelled data set.
 
-    images: where those of the run are, so that pictures can be compared; see `Study.open`. how: name, classes, columns
-    and what else `Study.evaluate` takes, which has the errors too.
+    run: may be the folder of a cross-validation, whose model is that of all folds. images: where those of the run are,
+    so that pictures can be compared; see `Study.open`. how: name, classes, columns and what else `Study.evaluate`
+    takes, which has the errors too. Errors: not_judged for an export, which has no test images to compare with.
     """
-    return Study.open(run, images).evaluate(data, **how)
+    folder, folds = Path(run), validation.read(run)
+    if not folds.facts and (folder / exportformat.MANIFEST).exists() and not (folder / "run.json").exists():
+        reason = "is an export, which has no test images to compare with"
+        raise PathoError("not_judged", str(run), reason, "Name the folder of the run or cross-validation")
+    study = Study.open(folds.first if folds.facts else folder, images)
+    if folds.facts:
+        study.model, study.home = loading.classifier(folder)[0], folder
+    return study.evaluate(data, **how)

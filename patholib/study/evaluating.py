@@ -19,14 +19,19 @@ from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import DEMO_NOTE, Manifest
 from patholib.deploy import exportformat
-from patholib.judge import decisions, external, metric_table, novelty
+from patholib.judge import decisions, external, metric_table, novelty, validation
 from patholib.judge.external import External
-from patholib.report import externals, report
+from patholib.report import cards, externals, report
 from patholib.report.figures import performance, probabilities, several, style
 from patholib.train import devices, origin
 
 if TYPE_CHECKING:  # it imports this module
     from patholib.study import Study
+
+OF_FOLDS = (
+    "Its own test images are those of the folds, each predicted by one network alone: calibration and threshold were "
+    "chosen on them, and the mean of the networks was never judged there"
+)
 
 
 def evaluate(
@@ -40,7 +45,8 @@ def evaluate(
     chosen: Mapping[str, str],
 ) -> External:
     """See `Study.evaluate`; chosen: columns, label, group and only, where given."""
-    decision = decisions.locked(study.dir)
+    folds = validation.read(study.home)
+    decision = folds.facts["decision"] if folds.facts else decisions.locked(study.dir)
     if not (study.dir / "metrics.json").exists():
         raise PathoError("not_judged", study.dir.name, "has not judged its own test images", "Call judge first")
     source = data.chosen(**chosen) if isinstance(data, Manifest) else readers.read(data, missing, **chosen)
@@ -52,7 +58,7 @@ def evaluate(
     facts: dict[str, Any] = {"name": name, "data": _described(checked), "classes": said}
     facts |= {"chosen": dict(chosen)} if chosen else {}
     facts["decision_sha256"] = files.digest(decision)
-    folder = study.dir / external.FOLDER / name
+    folder = study.home / external.FOLDER / name
     before = _as_before(folder, facts)
     images = "" if before else _own_images(study)
     facts["leaks"] = before.facts["leaks"] if before else _overlap(study, checked, images).to_json()
@@ -63,11 +69,14 @@ def evaluate(
     facts["left_out"] = {"by_map": said["left_out"], "by_check": checked.report["counts"]["by_code"]}
     facts |= {"demo": study.demo or source.demo, "versions": origin.versions(), "code": origin.code()}
     facts["note"] = _note(facts, study.note)
+    facts |= {"internal": OF_FOLDS} if folds.facts else {}
     model = study.model.to(devices.choose_device(study.options.device)) if study.opened else study.model
     held = replace(checked.images, table=checked.images.table.assign(group=lambda table: table[mapped.group_by]))
-    judged = external.judge(model, held, study.dir, _familiar(study, images), mapped.subgroups)
+    judged = external.judge(model, held, study.home, decision, _familiar(study, decision, images), mapped.subgroups)
     _write(folder, checked, *judged, facts)
-    if (study.dir / "report.html").exists():
+    if folds.facts:
+        cards.of_folds(folds)
+    elif (study.dir / "report.html").exists():
         report.write(study.dir)
     return external.read(folder)
 
@@ -202,21 +211,25 @@ def _as_before(folder: Path, facts: dict) -> External | None:
 def _own_images(study: Study) -> ImageSet | str:
     """The cached images of the run under its split, or why they are not at hand."""
     try:
-        return study.images
+        return replace(study.images, table=_as_seen(study, study.images.table))
     except PathoError as error:
         return f"the images of the run were not found ({error.code}; give their place with images=..., --images)"
+
+
+def _as_seen(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the part each image was in; of the folds as one model, every image has trained some network."""
+    return table if study.home == study.dir else table.assign(split="train")
 
 
 def _overlap(study: Study, checked: Checked, images: ImageSet | str) -> overlap.Overlap:
     table = csvfiles.read_csv(study.dir / "images.csv", ("path", "sha256"))
     sha256 = dict(zip(table["path"], table["sha256"], strict=True))
-    return overlap.overlap(study.split, sha256, checked, images, progress=len(table) > 5000)
+    return overlap.overlap(_as_seen(study, study.split), sha256, checked, images, progress=len(table) > 5000)
 
 
-def _familiar(study: Study, images: ImageSet | str) -> novelty.Familiar | str:
+def _familiar(study: Study, decision: Mapping, images: ImageSet | str) -> novelty.Familiar | str:
     """What the training images look like: of the decision or the export, else measured again."""
-    path = study.dir / exportformat.MANIFEST
-    known = decisions.locked(study.dir).get(decisions.NOVELTY)
+    path, known = study.home / exportformat.MANIFEST, decision.get(decisions.NOVELTY)
     known = known or (files.read_json(path).get("novelty") if path.exists() else None)
     if known:
         return novelty.from_json(known)

@@ -18,8 +18,9 @@ from patholib.data import checking, readers, splitting
 from patholib.deploy import export, inference
 from patholib.judge import calibration, decisions, doubts, metric_table, metrics, predicting, validation
 from patholib.model.recipes import BREAKHIS
+from patholib.report.figures import style
 from patholib.report.records import Record
-from patholib.study import Study, crossvalidation
+from patholib.study import Study, crossvalidation, evaluate
 from patholib.train import optimising, runs, saving, training
 
 RECIPE = replace(TINY, group_by="group", epochs=1, tta_views=1)
@@ -154,6 +155,38 @@ def test_the_pooled_decision_promises_nothing_and_keeps_data_of_the_patient(whol
     found = validation._chosen([table], RECIPE, own)
     assert found["patient"]["side"]["right"]["malignant"] > 0.1
     assert found["image_alone"] == validation._chosen([table], RECIPE, {**own, "patient": None})
+
+
+def test_the_folds_as_one_model_are_judged_on_other_images_and_their_card_says_so(
+    whole, checked, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(style, "FILE_DPI", 40)
+    folder = tmp_path / whole.folder.name
+    shutil.copytree(whole.folder, folder)
+    card = (folder / "model_card.md").read_text()
+    assert "| networks | 6 |" in card and "never judged" in card and "no sensitivity is promised" in card
+    with pytest.raises(PathoError, match="external_leak"):
+        evaluate(folder, checked.manifest, name="same")
+    leaks = evaluate(folder, checked.manifest, name="same", allow_leakage=True).facts["leaks"]
+    assert {link["seen_in"] for link in leaks["links"]} == {"train"}  # every image has trained some network
+    rows = checked.manifest.table.assign(group=lambda table: "h" + table["group"])
+    root = tmp_path / "hospital"
+    root.mkdir()
+    for path in rows["path"]:
+        pixels = np.array(Image.open(checked.manifest.root / path))
+        Image.fromarray(np.roll(pixels, 1, axis=0)[::-1]).save(root / f"h{path}")
+    files.write_table(root / "set.csv", rows.assign(path="h" + rows["path"])[["path", "label", "group"]])
+    found = evaluate(folder, root / "set.csv", name="there")
+    assert found.folder == folder / "external" / "there" and found.internal == whole.facts["pooled"]
+    predictor = inference.Predictor(folder)
+    expected = [list(predictor(root / path).probs.values()) for path in found.judged.test["path"]]
+    assert np.abs(found.judged.probs - expected).max() < 1e-6
+    assert "there" in (folder / "model_card.md").read_text() and "one network alone" in (found.folder / "external.md").read_text()
+    assert (folder / "report.md").read_bytes() == (whole.folder / "report.md").read_bytes()
+    export.copy(folder, tmp_path / "alone")
+    assert (tmp_path / "alone" / "model_card.html").exists()
+    with pytest.raises(PathoError, match="not_judged"):
+        evaluate(tmp_path / "alone", root / "set.csv")
 
 
 def test_a_model_of_which_a_fold_is_missing_is_refused_and_the_remedy_makes_it(whole, checked, tmp_path):
