@@ -81,6 +81,24 @@ def test_five_lines_end_with_a_whole_report(finished):
     assert (finished.dir / "heatmaps" / "gallery.png").exists()
 
 
+def test_data_of_the_patient_are_an_option_and_what_knows_the_label_is_refused_before_the_training(
+    table, tmp_path, monkeypatch
+):
+    rows = pd.read_csv(table)
+    rows = rows.assign(site=["arm", "leg"] * (len(rows) // 2), sex="", dx_type="histology")
+    files.write_table(table.parent / "sites.csv", rows)
+    given = {"recipe": "breakhis", "positive": "malignant", "quiet": True, **SMALL, "output": str(tmp_path)}
+    codes = [
+        refused(patholib.Study, table.parent / "sites.csv", patient=wrong, **given).code for wrong in ("age", "dx_type")
+    ]
+    assert codes == ["missing_column", "bad_parameter"] and not list(tmp_path.iterdir())
+    study = patholib.Study(table.parent / "sites.csv", patient="site,sex ", **given)
+    monkeypatch.setattr(decisions, "lock", lambda *of: of[-1])
+    assert study.lock() == ["site", "sex"] and study.lock(patient=["sex"]) == ["sex"]
+    assert study.options.of_study["patient"] == "site,sex "
+    study.close()
+
+
 def test_what_judge_returns_is_readable(finished):
     text = repr(finished.judged)
     assert "AUC" in text and "colour baseline" in text and len(text.splitlines()) < 40

@@ -181,7 +181,10 @@ def test_the_folds_as_one_model_are_judged_on_other_images_and_their_card_says_s
     predictor = inference.Predictor(folder)
     expected = [list(predictor(root / path).probs.values()) for path in found.judged.test["path"]]
     assert np.abs(found.judged.probs - expected).max() < 1e-6
-    assert "there" in (folder / "model_card.md").read_text() and "one network alone" in (found.folder / "external.md").read_text()
+    assert (
+        "there" in (folder / "model_card.md").read_text()
+        and "one network alone" in (found.folder / "external.md").read_text()
+    )
     assert (folder / "report.md").read_bytes() == (whole.folder / "report.md").read_bytes()
     export.copy(folder, tmp_path / "alone")
     assert (tmp_path / "alone" / "model_card.html").exists()
