@@ -167,7 +167,7 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
     tables = [place for place in given.pictures if place.lower().endswith(".csv")]
     if tables and len(given.pictures) > 1:
         parser.error("a CSV stands alone: it lists all its pictures")
-    pictures, patients, why = _listed(tables[0], predictor.patient) if tables else (given.pictures, None, "")
+    pictures, patients, why = predictions.listed(tables[0], predictor.patient) if tables else (given.pictures, None, "")
     if predictor.patient and patients is None:
         print(f"By the image alone: no table with {', '.join(predictor.patient)} was given.", file=sys.stderr)
     known = dict.fromkeys(predictor.patient, "") if patients else None
@@ -187,24 +187,6 @@ def _predicted(parser: argparse.ArgumentParser, given: argparse.Namespace) -> in
     elif tables:
         _judged(given.model, tables[0])
     return FOUND if written.bad else OK
-
-
-def _listed(table: str, columns: Sequence[str]) -> tuple[list[str], dict | None, str]:
-    """The pictures of a table, what it says of their patients if it has all these columns, and why it has no labels."""
-    from patholib.data import csvfiles
-    from patholib.data.readers import read
-
-    try:
-        source, why = read(table), ""
-        rows, root = source.table, source.root
-    except PathoError as error:  # of new patients no class is known
-        rows, root, why = csvfiles.read_csv(Path(table)), Path(table).parent, str(error)
-        if "path" not in rows or "label" in rows or rows["path"].duplicated().any():
-            raise
-    pictures = [str(Path(root, path)) for path in rows["path"]]
-    if not columns or not set(columns) <= set(rows):
-        return pictures, None, why
-    return pictures, dict(zip(pictures, rows[list(columns)].to_dict("records"), strict=True)), why
 
 
 def _judged(model: str, table: str) -> None:

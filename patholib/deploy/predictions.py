@@ -25,7 +25,7 @@ from PIL import Image
 from patholib.base import cluster, cpu, files, locks
 from patholib.base.errors import PathoError
 from patholib.base.progress import bar
-from patholib.data import decoding
+from patholib.data import csvfiles, decoding, readers
 from patholib.data.readers.folders import IMAGES, walk
 from patholib.deploy import journals
 from patholib.deploy.inference import Picture, Predictor
@@ -105,6 +105,24 @@ def _is_folder(place: str) -> bool:
         if error.reason == files.NOT_THERE or "\0" in place:  # which no table could hold
             raise
         return False
+
+
+def listed(table: str, columns: Sequence[str]) -> tuple[list[str], dict | None, str]:
+    """The pictures of a table, what it says of their patients, and why it has no labels, "" if it has.
+
+    Of the patients None, if it does not have all the columns. Errors: those of `readers.read`.
+    """
+    try:
+        source, why = readers.read(table), ""
+        rows, root = source.table, source.root
+    except PathoError as error:  # of new patients no class is known
+        rows, root, why = csvfiles.read_csv(Path(table)), Path(table).parent, str(error)
+        if "path" not in rows or "label" in rows or rows["path"].duplicated().any():
+            raise
+    pictures = [str(Path(root, path)) for path in rows["path"]]
+    if not columns or not set(columns) <= set(rows):
+        return pictures, None, why
+    return pictures, dict(zip(pictures, rows[list(columns)].to_dict("records"), strict=True)), why
 
 
 def write(

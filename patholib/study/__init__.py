@@ -29,7 +29,7 @@ from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import Manifest
 from patholib.deploy import export, exportformat, loading
-from patholib.judge import decisions, judging, patients, predicting, rivals, trust, validation
+from patholib.judge import decisions, judging, patients, predicting, rivals, trust
 from patholib.judge.external import External
 from patholib.lab import notebook, sessions
 from patholib.model import building, overriding, profiles, recipes
@@ -105,8 +105,7 @@ class Study:
         if not isinstance(recipe, Recipe):
             self.recipe = profiles.for_split(self.recipe, self.split)
         self.images = self.checked.images.with_split(self.split)
-        table = self.images.table
-        patients.check(table[table["split"] != "test"], options.patient_columns)  # now, and not after the training
+        patients.check(self.split[self.split["split"] != "test"], options.patient_columns)  # not after the training
 
     def _check(self) -> Checked:
         """Checks and caches the images; of several processes the report of the first is enough."""
@@ -152,6 +151,7 @@ class Study:
 
     recipe: Recipe
     options: Options
+    whole: Path | None = None  # the cross-validation of which this is a fold, if `evaluate` judges the model of all
 
     @cached_property
     def source(self) -> Manifest:
@@ -203,11 +203,6 @@ class Study:
     def dir(self) -> Path:
         """The run folder."""
         return self.run.dir
-
-    @cached_property
-    def home(self) -> Path:
-        """Where the model is that `evaluate` judges: the run folder, or that of the cross-validation."""
-        return self.dir
 
     @property
     def demo(self) -> bool:
@@ -263,12 +258,8 @@ class Study:
         """
         if self.opened:
             if "training" not in files.read_json(self.dir / "run.json"):
-                raise PathoError(
-                    "unfinished_run",
-                    self.dir.name,
-                    "was opened to be read, and is not trained",
-                    'Resume it: Study(..., resume="must") with the same parameters',
-                )
+                remedy = 'Resume it: Study(..., resume="must") with the same parameters'
+                raise PathoError("unfinished_run", self.dir.name, "was opened to be read, and is not trained", remedy)
             return self.history
         options, run = self.options, self.run
         if files.read_json(run.dir / "run.json").get("checkpoints") == resumable.DELETED:
@@ -320,13 +311,8 @@ class Study:
         if not self.opened:
             decisions.locked(self.dir)  # before anything is computed
             colour = rivals.colour_baseline(self.images) if baselines else None
-            probed = (
-                rivals.probe(
-                    building.build(self.recipe), self.images, device=devices.choose_device(self.options.device)
-                )
-                if baselines and self.options.probe
-                else None
-            )
+            wanted, device = baselines and self.options.probe, devices.choose_device(self.options.device)
+            probed = rivals.probe(building.build(self.recipe), self.images, device=device) if wanted else None
             self.judged = judging.judge(self.model, self.images, self.dir, colour, self.source.subgroups, probed)
         return self.judged
 
@@ -454,13 +440,8 @@ def evaluate(run: Path | str, data: str | Path | Manifest, *, images: str | Path
 
     run: may be the folder of a cross-validation, whose model is that of all folds. images: where those of the run are,
     so that pictures can be compared; see `Study.open`. how: name, classes, columns and what else `Study.evaluate`
-    takes, which has the errors too. Errors: not_judged for an export, which has no test images to compare with.
+    takes, which has the errors too.
     """
-    folder, folds = Path(run), validation.read(run)
-    if not folds.facts and (folder / exportformat.MANIFEST).exists() and not (folder / "run.json").exists():
-        reason = "is an export, which has no test images to compare with"
-        raise PathoError("not_judged", str(run), reason, "Name the folder of the run or cross-validation")
-    study = Study.open(folds.first if folds.facts else folder, images)
-    if folds.facts:
-        study.model, study.home = loading.classifier(folder)[0], folder
+    study = Study.open(evaluating.run_at(run), images)
+    study.whole = Path(run) if study.dir != Path(run) else None
     return study.evaluate(data, **how)

@@ -18,7 +18,7 @@ from patholib.data import checking, csvfiles, overlap, readers
 from patholib.data.checking import Checked
 from patholib.data.imagesets import ImageSet
 from patholib.data.manifest import DEMO_NOTE, Manifest
-from patholib.deploy import exportformat
+from patholib.deploy import exportformat, loading
 from patholib.judge import decisions, external, metric_table, novelty, validation
 from patholib.judge.external import External
 from patholib.report import cards, externals, report
@@ -34,6 +34,15 @@ OF_FOLDS = (
 )
 
 
+def run_at(folder: Path | str) -> Path:
+    """The run folder at a place: itself, or the first fold of a cross-validation. Errors: not_judged for an export."""
+    folder, folds = Path(folder), validation.read(folder)
+    if not folds.facts and (folder / exportformat.MANIFEST).exists() and not (folder / "run.json").exists():
+        reason = "is an export, which has no test images to compare with"
+        raise PathoError("not_judged", str(folder), reason, "Name the folder of the run or cross-validation")
+    return folds.first if folds.facts else folder
+
+
 def evaluate(
     study: Study,
     data: str | Path | Manifest,
@@ -45,7 +54,8 @@ def evaluate(
     chosen: Mapping[str, str],
 ) -> External:
     """See `Study.evaluate`; chosen: columns, label, group and only, where given."""
-    folds = validation.read(study.home)
+    home = study.whole or study.dir
+    folds = validation.read(home)
     decision = folds.facts["decision"] if folds.facts else decisions.locked(study.dir)
     if not (study.dir / "metrics.json").exists():
         raise PathoError("not_judged", study.dir.name, "has not judged its own test images", "Call judge first")
@@ -58,7 +68,7 @@ def evaluate(
     facts: dict[str, Any] = {"name": name, "data": _described(checked), "classes": said}
     facts |= {"chosen": dict(chosen)} if chosen else {}
     facts["decision_sha256"] = files.digest(decision)
-    folder = study.home / external.FOLDER / name
+    folder = home / external.FOLDER / name
     before = _as_before(folder, facts)
     images = "" if before else _own_images(study)
     facts["leaks"] = before.facts["leaks"] if before else _overlap(study, checked, images).to_json()
@@ -70,9 +80,10 @@ def evaluate(
     facts |= {"demo": study.demo or source.demo, "versions": origin.versions(), "code": origin.code()}
     facts["note"] = _note(facts, study.note)
     facts |= {"internal": OF_FOLDS} if folds.facts else {}
-    model = study.model.to(devices.choose_device(study.options.device)) if study.opened else study.model
+    model = loading.classifier(home)[0] if study.whole else study.model
+    model = model.to(devices.choose_device(study.options.device)) if study.opened else model
     held = replace(checked.images, table=checked.images.table.assign(group=lambda table: table[mapped.group_by]))
-    judged = external.judge(model, held, study.home, decision, _familiar(study, decision, images), mapped.subgroups)
+    judged = external.judge(model, held, home, decision, _familiar(home, decision, images), mapped.subgroups)
     _write(folder, checked, *judged, facts)
     if folds.facts:
         cards.of_folds(folds)
@@ -218,7 +229,7 @@ def _own_images(study: Study) -> ImageSet | str:
 
 def _as_seen(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """The table with the part each image was in; of the folds as one model, every image has trained some network."""
-    return table if study.home == study.dir else table.assign(split="train")
+    return table if study.whole is None else table.assign(split="train")
 
 
 def _overlap(study: Study, checked: Checked, images: ImageSet | str) -> overlap.Overlap:
@@ -227,9 +238,9 @@ def _overlap(study: Study, checked: Checked, images: ImageSet | str) -> overlap.
     return overlap.overlap(_as_seen(study, study.split), sha256, checked, images, progress=len(table) > 5000)
 
 
-def _familiar(study: Study, decision: Mapping, images: ImageSet | str) -> novelty.Familiar | str:
+def _familiar(home: Path, decision: Mapping, images: ImageSet | str) -> novelty.Familiar | str:
     """What the training images look like: of the decision or the export, else measured again."""
-    path, known = study.home / exportformat.MANIFEST, decision.get(decisions.NOVELTY)
+    path, known = home / exportformat.MANIFEST, decision.get(decisions.NOVELTY)
     known = known or (files.read_json(path).get("novelty") if path.exists() else None)
     if known:
         return novelty.from_json(known)
