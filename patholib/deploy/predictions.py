@@ -117,7 +117,7 @@ def listed(table: str, columns: Sequence[str]) -> tuple[list[str], dict | None, 
         rows, root = source.table, source.root
     except PathoError as error:  # of new patients no class is known
         rows, root, why = csvfiles.read_csv(Path(table)), Path(table).parent, str(error)
-        if "path" not in rows or "label" in rows or rows["path"].duplicated().any():
+        if "path" not in rows or "label" in rows or "" in set(rows["path"]) or rows["path"].duplicated().any():
             raise
     pictures = [str(Path(root, path)) for path in rows["path"]]
     if not columns or not set(columns) <= set(rows):

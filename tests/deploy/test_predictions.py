@@ -300,6 +300,9 @@ def test_a_table_of_new_patients_joins_their_data_and_one_without_them_says_so(t
         assert ("By the image alone" in said) == ("image_alone" in row["warnings"]) == (name == "alone")
         odds.append(float(row["p_malignant"]) / float(row["p_benign"]))
     assert odds == pytest.approx([odds[1] * np.exp(2), odds[1], odds[1]])
+    for wrong in ("path,sex\n,male", f'path,sex\n"{picture}",male\n"{picture}",female'):  # no path, and one twice
+        (tmp_path / "wrong.csv").write_text(wrong)
+        assert cli.main(["predict", str(tmp_path), str(tmp_path / "wrong.csv"), "--out", str(tmp_path / "w.csv")]) == 2
 
 
 def test_an_interrupt_says_that_nothing_is_lost(monkeypatch, model, pictures, tmp_path, capsys):
