@@ -96,7 +96,6 @@ class Contender:
 
 
 OURS, AVERAGED, HEAD = "ours", "ours with averaged views", "ours: head alone"
-COLOURED = "ours with colours beside"
 COLOURS = ("colour regression", "colour boosting", "colour trees")
 RIVALS = ("timm", "fastai", "lightning")
 MEAN_VIEWS = Contender(
@@ -114,9 +113,6 @@ FROM_COLOUR = {
 CONTENDERS = {
     OURS: Contender("the recipe as it is for few images, with EfficientNet-Lite0, plain views"),
     AVERAGED: MEAN_VIEWS,
-    COLOURED: Contender(
-        "ours, and statistics of the image's colours add to the logits (`colour`), plain views", overrides={"colour": 32}
-    ),
     HEAD: Contender('`train="head"`: a regression on what the frozen network gives, plain views', head=True),
     "timm": Contender(
         "the steps of timm's training script with `--pretrained`: AdamW at 3e-4, cosine, warm-up, RandAugment, "

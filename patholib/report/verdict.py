@@ -111,8 +111,8 @@ def _all_tested(run: Record) -> str:
     if folds < 3:
         return ""
     return (
-        f" Repeated cross-validation tests all {run.units} and shows how much the result depends on the split "
-        f"(`-p folds {folds} -p repeats {REPEATS}`)."
+        f" Repeated cross-validation tests all {run.units} and shows how much the result depends on the split: add "
+        f"`-p folds {folds} -p repeats {REPEATS}` to the command of this run."
     )
 
 

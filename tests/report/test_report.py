@@ -168,7 +168,7 @@ def test_the_report_of_one_fold_names_it_and_does_not_advise_folds(tmp_path, opt
     title = next(line for line in text.splitlines() if line.startswith("# "))
     assert title.endswith(said) and (", fold" in title) == bool(said)
     assert text.count(said) == 2 if said else "fold 1" not in text
-    assert ("(`-p folds 5 -p repeats 3`)" in text) == (not said)
+    assert ("add `-p folds 5 -p repeats 3` to the command of this run" in text) == (not said)
 
 
 def test_enough_patients_need_no_advice(tmp_path):

@@ -223,7 +223,7 @@ def test_a_whole_study_ends_with_report_export_and_predictor(finished):
 
 def test_the_report_speaks_of_strengths_and_not_of_epochs(finished):
     text = (finished.dir / "report.md").read_text(encoding="utf-8")
-    assert "5 strengths were tried" in text and "| strength C |" in text and "train head" in text
+    assert "5 strengths were tried" in text and "| strength C |" in text
     assert not any(word in text for word in ("epochs in", "Epoch used", "the epoch, ", "learning_rate", "| `lr` |"))
     training_facts = files.read_json(finished.dir / "run.json")["training"]
     card = (finished.dir / "model_card.md").read_text(encoding="utf-8")
