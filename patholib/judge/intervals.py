@@ -97,6 +97,7 @@ def estimate(
     """
     if np.isnan(value):
         return Estimate(None, missing=undefined)
+    assert scale != "share" or -1e-9 < value < 1 + 1e-9, f"a share lies between 0 and 1, and this is {value}"
     value, groups, counted = float(value), np.count_nonzero(strata, axis=1), len(left)
     if groups.min() < 2:
         return Estimate(value, missing="too few groups: fewer than two of a class say nothing about the spread")

@@ -57,6 +57,7 @@ class Metric:
     "class": Counts -> (R, C), one number of each class against the rest;
     "image": labels (N,), probabilities (N, C) -> (N,), of which the mean over all images is the metric;
     "once": labels (N,), probabilities (N, C), index of the positive class or None -> float, without interval.
+    The first three are shares, from 0 to 1: their intervals stay within.
     """
 
     name: str  # the key in metrics.json

@@ -11,7 +11,7 @@ from patholib.judge import gains, thresholds
 from patholib.judge import sets as prediction_sets
 from patholib.judge.groupwise import of_subgroup
 from patholib.judge.intervals import FEWEST_GROUPS
-from patholib.judge.metric_table import of_calibration, ordered, words
+from patholib.judge.metric_table import headline, of_calibration, of_classes, ordered, words
 from patholib.judge.metrics import ALERT, readable
 from patholib.judge.rules import RULES
 from patholib.report import markdown
@@ -26,8 +26,6 @@ COLUMNS = {
     "image_alone": "image alone",
     "val": "this model, validation images",
 }
-OF_A_CLASS = ("sensitivity", "specificity", "precision", "f1", "auc")
-OF_A_SUBGROUP = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity")
 NO_REASON = ("ece",)  # has no interval by its nature, which the text says once
 
 
@@ -75,9 +73,9 @@ def differences(run: Record) -> Markup | None:
     return Markup(f"{table(('difference (95 % interval)', *found), rows)}\n{_why(found.values(), names)}")
 
 
-def per_class(run: Record, names=OF_A_CLASS) -> Markup:
+def per_class(run: Record) -> Markup:
     """The numbers of every class."""
-    found = judged(run)[1].get("per_class", {})
+    found, names = judged(run)[1].get("per_class", {}), [metric.name for metric in of_classes("classes")]
     rows = [
         (name, count(row.get("support", "?")), count(row.get("groups", "?")), *(readable(row.get(n)) for n in names))
         for name, row in found.items()
@@ -102,7 +100,7 @@ def subgroups(run: Record) -> Markup | None:
     rows = judged(run)[1].get("subgroups") or []
     if not rows:
         return None
-    names = [name for name in OF_A_SUBGROUP if name in rows[0]]
+    names = [name for name in headline() if name in rows[0]]
     cells = [
         (
             Markup(f"{text(row['column'])}: {text(row['value'])}{FEW if row.get('few') else ''}"),

@@ -95,7 +95,8 @@ def test_the_parameters_cell_of_a_notebook_is_written_from_options(name):
     cells = code_cells(NOTEBOOKS[name])
     (cell,) = [source for source in cells if source.startswith("data: str")]
     settings = notebook.check_parameters([cell], {})
-    assert cell == options.cell(list(settings.values), settings.values)
+    as_declared = options.cell(list(settings.values), settings.values)
+    assert cell == as_declared, "python docs/make.py parameters writes it anew"
     (second,) = [source for source in cells if "from_notebook" in source]
     preset = re.search(r'from_notebook\(In, globals\(\)(?:, "(\w+)")?\)', second)[1] or "breakhis"
     assert preset == name

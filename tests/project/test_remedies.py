@@ -22,6 +22,7 @@ OTHERS = {
     "python3": {"-c"},
     "apt": set(),
     "ray": {"--head"},
+    "hf": set(),
 }
 
 
