@@ -399,7 +399,7 @@ def test(arguments):
         if arguments[:1] == ["--only"]:
             return judged(chosen(known, arguments[1:]))
         if arguments == ["--fast"]:
-            quick = [python, "-m", "pytest", *BESIDE, "-m", FAST, "tests"]
+            quick = [python, "-m", "pytest", *ONE_MORE, "-m", FAST, "tests"]
             known = chosen(known, ["ruff", "format", "types"]) | {"tests": ("tests", pytest_step, quick, ONE_THREAD)}
         elif arguments:
             known = {"tests": ("tests", pytest_step, [python, "-m", "pytest", *arguments], {})}
@@ -435,8 +435,10 @@ def judged(chosen):
     return 1 if total["failed"] else 0
 
 
-# Files beside each other, one thread each: small pictures keep no two threads busy.
-BESIDE = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]
+# Files beside each other, one thread each: small pictures keep no two threads busy. Notebooks compute all the time;
+# tests wait a third of theirs, for servers and other processes, so one more of them than there are cores is at work.
+CORES = os.cpu_count() or 1
+BESIDE, ONE_MORE = (["-n", str(min(count, 4)), "--dist", "loadfile"] for count in (CORES, CORES + 1))
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 FAST = "not slow and not alone and not heavy"
 NO_ADVICE = {"NO_MKDOCS_2_WARNING": "1"}  # mkdocs-material prints a page about a later version
@@ -459,7 +461,7 @@ def steps(python, folder):
         "tests": (
             "tests",
             pytest_step,
-            [python, "-m", "pytest", *BESIDE, "-m", "not slow and not alone", "tests"],
+            [python, "-m", "pytest", *ONE_MORE, "-m", "not slow and not alone", "tests"],
             ONE_THREAD,
         ),
         "alone": (
@@ -543,7 +545,7 @@ def lowest(arguments):
             "tests": (
                 "tests",
                 pytest_step,
-                [python, "-m", "pytest", *BESIDE, "-W", "default", "-m", "not slow and not alone", "tests"],
+                [python, "-m", "pytest", *ONE_MORE, "-W", "default", "-m", "not slow and not alone", "tests"],
                 ONE_THREAD,
             ),
         }
