@@ -128,7 +128,7 @@ def of(name: str | None, demo: bool = False) -> Source:
         return SOURCES[name]
     return Source(
         title="Your own table of images" if name in (TABLE, "", None) else name,
-        licence="**Not stated. Ask whoever gave you the images**, before you pass on images or weights.",
+        licence="Not stated. Ask whoever gave you the images before you pass on images or weights.",
         licence_short="not known: ask who gave you the images",
         weights="Not stated: as the images allow.",
         collected="Not recorded: to be written by the authors.",
