@@ -212,8 +212,8 @@ class Options:
         """
         of = {f.name for f in dataclasses.fields(self) if f.metadata["group"] in STUDY} | {"precision"}
         changed = {p.name: vars(self)[p.name] for p in parameters() if p.name in of and vars(self)[p.name] != p.default}
-        kept = {"weights"} if not architectures.is_file(self.weights) else set()
-        names = {name: Path(changed[name]).name for name in {"data", "weights", "split"} - kept if name in changed}
+        paths = ("data", "split", *(("weights",) if architectures.is_file(self.weights) else ()))
+        names = {name: Path(changed[name]).name for name in paths if name in changed}
         return {"recipe": self.recipe} | changed | names
 
     def to_json(self) -> dict:

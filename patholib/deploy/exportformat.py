@@ -12,7 +12,7 @@ from patholib.base import files
 from patholib.base.errors import PathoError, nearest, shown
 from patholib.judge import novelty
 from patholib.model import architectures, recipes
-from patholib.model.architectures import NETWORKS, TIMM
+from patholib.model.architectures import NETWORKS
 from patholib.model.recipes import Recipe
 
 # 2: the weights hold a digest of the manifest; 3: decision, origin, novelty; 4: a decision may hold a prior correction,
@@ -92,7 +92,7 @@ def check_manifest(manifest, path: Path) -> None:
             "Restore the file from the run; to change a setting, export once more",
         )
     stop_on(_wrong_fields(manifest), path)
-    if manifest["arch"] not in NETWORKS and not manifest["arch"].startswith(TIMM):
+    if not architectures.is_known(manifest["arch"]):
         raise PathoError(
             "unknown_arch",
             str(path),

@@ -180,9 +180,19 @@ NETWORKS = {
 }
 
 
+def is_known(arch: str) -> bool:
+    """Whether a name is that of a network of the library, or begins as those of timm do."""
+    return arch in NETWORKS or arch.startswith(TIMM)
+
+
+def of_hub(weights: str) -> bool:
+    """Whether a recipe's weights are those of a hub: "hub", or "hub:OWNER/NAME"."""
+    return weights == "hub" or weights.startswith("hub:")
+
+
 def is_file(weights: str | None) -> bool:
-    """Whether a recipe's weights are the path of a file; of a hub they are "hub" or "hub:OWNER/NAME"."""
-    return weights not in (None, "none", "imagenet", "hub") and not str(weights).startswith("hub:")
+    """Whether a recipe's weights are the path of a file."""
+    return weights not in (None, "none", "imagenet") and not of_hub(str(weights))
 
 
 def check(arch: str, weights: str, image_size: int) -> None:
@@ -197,7 +207,7 @@ def check(arch: str, weights: str, image_size: int) -> None:
             f"are 'imagenet', which the library has for its own networks, not for {arch}",
             "Give weights='hub' to download those that timm names, the path of a file, or 'none' for random ones",
         )
-    if not of_timm and weights.startswith("hub") and not is_file(weights):
+    if not of_timm and of_hub(weights):
         raise PathoError(
             "bad_parameter",
             "weights",

@@ -8,7 +8,6 @@ import math
 
 from patholib.base.errors import PathoError, nearest, nearest_setting
 from patholib.model import architectures
-from patholib.model.architectures import TIMM
 
 CHOICES = {
     "arch": tuple(architectures.NETWORKS),
@@ -138,7 +137,7 @@ def problems(obj, subject: str) -> list[str]:
     for name, kind, value in fields:
         if not _is(value, kind):
             wrong.append(f"{name}={value!r} is not " + " or ".join(WORDS.get(k, k) for k in kind.split(" | ")))
-        elif name in CHOICES and value not in CHOICES[name] and not (name == "arch" and value.startswith(TIMM)):
+        elif name in CHOICES and value not in CHOICES[name] and not (name == "arch" and architectures.is_known(value)):
             wrong.append(f"{name}={value!r} ({nearest(value, CHOICES[name])})")
     stop_on(wrong, subject)
     return [

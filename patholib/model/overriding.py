@@ -44,7 +44,7 @@ def overridden(recipe: Recipe, frozen: int | None = None, **given) -> Recipe:
     arch, head = given.get("arch", recipe.arch), given.get("train", recipe.train) == "head"
     if frozen is not None:
         given["stages"] = (Stage(0, frozen, 1.0),)
-    elif arch != recipe.arch and _known(arch) and not head:  # one that is unknown is refused below
+    elif arch != recipe.arch and architectures.is_known(arch) and not head:  # one that is unknown is refused below
         given.setdefault("stages", _same_share(recipe, arch))
     if given.get("loss", "cross_entropy") != "cross_entropy":
         given.setdefault("label_smoothing", 0.0)
@@ -64,10 +64,6 @@ def overridden(recipe: Recipe, frozen: int | None = None, **given) -> Recipe:
             f"Give weights='imagenet' or a file of pretrained weights; or {REMEDY[0].lower()}{REMEDY[1:]}, frozen=0",
         )
     return recipe
-
-
-def _known(arch: str) -> bool:
-    return arch in architectures.NETWORKS or arch.startswith(architectures.TIMM)
 
 
 def _same_share(recipe: Recipe, arch: str) -> tuple[Stage, ...]:

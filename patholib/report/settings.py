@@ -71,7 +71,7 @@ def in_words(recipe: Recipe, field: str, value) -> str:
         return ", ".join(f"{100 * share:g} %" for share in value)
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, str) and field not in ("name", "positive", "group_by", "arch"):
+    if isinstance(value, str) and field not in ("name", "positive", "group_by"):
         return words(value) if field == "monitor" else VALUES.get(value, value.replace("_", " "))
     return spoken(value)
 

@@ -311,8 +311,10 @@ class Study:
         if not self.opened:
             decisions.locked(self.dir)  # before anything is computed
             colour = rivals.colour_baseline(self.images) if baselines else None
-            wanted, device = baselines and self.options.probe, devices.choose_device(self.options.device)
-            probed = rivals.probe(building.build(self.recipe), self.images, device=device) if wanted else None
+            probed = None
+            if baselines and self.options.probe:
+                device = devices.choose_device(self.options.device)
+                probed = rivals.probe(building.build(self.recipe), self.images, device=device)
             self.judged = judging.judge(self.model, self.images, self.dir, colour, self.source.subgroups, probed)
         return self.judged
 

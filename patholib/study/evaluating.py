@@ -80,7 +80,7 @@ def evaluate(
     facts |= {"demo": study.demo or source.demo, "versions": origin.versions(), "code": origin.code()}
     facts["note"] = _note(facts, study.note)
     facts |= {"internal": OF_FOLDS} if folds.facts else {}
-    model = loading.classifier(home)[0] if study.whole else study.model
+    model = loading.classifier(home)[0] if folds.facts else study.model
     model = model.to(devices.choose_device(study.options.device)) if study.opened else model
     held = replace(checked.images, table=checked.images.table.assign(group=lambda table: table[mapped.group_by]))
     judged = external.judge(model, held, home, decision, _familiar(home, decision, images), mapped.subgroups)

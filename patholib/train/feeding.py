@@ -36,6 +36,7 @@ class Feed:
 
     def __init__(self, images: ImageSet, recipe: Recipe, device: torch.device, workers: int, team: Team):
         self.images, self.recipe, self.device, self.workers, self.team = images, recipe, device, workers, team
+        self.augmentation = augment.scaled(recipe.augmentation, recipe.augmentation_strength)
         self.side: Any = None
         if device.type == "cuda":
             # Where the views are made: small kernels that must not queue behind a step, or the next one would wait.
@@ -79,9 +80,7 @@ class Feed:
         images: Any = pixels
         if self.device.type != "cpu":
             images = torch.from_numpy(pixels).pin_memory().to(self.device, non_blocking=True)
-        recipe = self.recipe
-        varied = augment.scaled(recipe.augmentation, recipe.augmentation_strength)
-        return augment.training_views(images, size, varied, recipe.seed, epoch, positions, rows)
+        return augment.training_views(images, size, self.augmentation, self.recipe.seed, epoch, positions, rows)
 
     def views(self, batch: Batch) -> torch.Tensor:
         """The batch's views (n, 3, H, W) on the device, once they are made."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from patholib.base.errors import PathoError
+from patholib.base.team import ALONE
 from patholib.data.decoding import read, to_square
 from patholib.data.imagesets import ImageSet
 from patholib.model import augment, recolour
@@ -499,9 +499,8 @@ def test_training_sees_views_of_the_strength_of_the_recipe():
     images = noise_pictures()
     for strength in (0.0, 0.5):
         recipe = replace(BREAKHIS, image_size=SIZE, augmentation_strength=strength)
-        made = feeding.Feed._augmented(
-            SimpleNamespace(recipe=recipe, device=torch.device("cpu")), images, ROWS, ROWS, 2
-        )
+        feed = feeding.Feed(None, recipe, torch.device("cpu"), workers=1, team=ALONE)
+        made = feed._augmented(images, ROWS, ROWS, 2)
         scaled = augment.scaled(recipe.augmentation, strength)
         assert torch.equal(made, augment.training_views(images, SIZE, scaled, recipe.seed, 2, ROWS, ROWS))
 
